@@ -1,0 +1,49 @@
+"""The engine's exceptions.
+
+    FlashgridError
+    ├── SettingsError         a setting is unknown or has a bad value
+    ├── StackError            a private backing service can't be started or stopped
+    ├── InputError            a request from outside is malformed; names the field
+    ├── GateUnavailable       the purchase did not reach the gate: nothing is reserved
+    ├── OutcomeUnknown        the purchase was sent to the gate and its answer is lost
+    ├── LedgerUnavailable     PostgreSQL can't be reached or refuses to work
+    └── BusUnavailable        RabbitMQ can't be reached, or did not confirm
+"""
+
+
+class FlashgridError(Exception):
+    """Any error that the engine raises on purpose."""
+
+
+class SettingsError(FlashgridError):
+    """A setting is unknown or has a bad value."""
+
+
+class StackError(FlashgridError):
+    """A private backing service can't be started or stopped."""
+
+
+class InputError(FlashgridError):
+    """A request from outside is malformed: `field` is at fault, `status` is the HTTP answer."""
+
+    def __init__(self, field: str, detail: str, status: int = 400) -> None:
+        super().__init__(f"{field}: {detail}")
+        self.field = field
+        self.detail = detail
+        self.status = status
+
+
+class GateUnavailable(FlashgridError):
+    """The purchase did not reach the gate: nothing is reserved."""
+
+
+class OutcomeUnknown(FlashgridError):
+    """The purchase was sent to the gate and its answer is lost: it may be reserved."""
+
+
+class LedgerUnavailable(FlashgridError):
+    """PostgreSQL can't be reached or refuses to work."""
+
+
+class BusUnavailable(FlashgridError):
+    """RabbitMQ can't be reached, or did not confirm."""
