@@ -1,0 +1,46 @@
+# Everything runs in .venv, which `make setup` builds from the pinned requirement files.
+
+export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
+
+.DEFAULT_GOAL := help
+.PHONY: help setup spike test serve lint clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
+
+setup: .venv/.installed ## build .venv, and install RabbitMQ where the distribution has it
+	@.ci/install rabbitmq-server || echo "going on without RabbitMQ: fulfilment reads the outbox itself" >&2
+
+spike: setup ## run the reference spike, judge it and write its report
+	.venv/bin/flashsim run spike
+
+test: lint ## lint, type-check and run every test
+	.venv/bin/pytest
+
+serve: setup ## serve the engine on http://127.0.0.1:8080
+	.venv/bin/flashgrid serve
+
+lint: setup ## check style, format and types
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/mypy
+
+clean: ## remove .venv and the caches; data in .flashgrid and reports stays
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/.installed: engine/requirements.txt simulation/requirements.txt pyproject.toml
+	@if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then \
+	    for python in python3 python3.14 python3.13 python3.12 python3.11; do \
+	        $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && break; \
+	        python=; \
+	    done; \
+	    [ -n "$$python" ] || { echo "Flashgrid needs Python 3.11 or newer, and finds none on PATH" >&2; exit 1; }; \
+	    $$python -c 'import ensurepip' 2>/dev/null \
+	        || { echo "$$python can't build a virtual environment: install its venv package (python3-venv)" >&2; exit 1; }; \
+	    echo "building .venv with $$($$python --version)" >&2; \
+	    $$python -m venv --clear .venv; \
+	fi
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r engine/requirements.txt -r simulation/requirements.txt
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@

@@ -1,0 +1,186 @@
+"""What the repository promises as a whole: packaging, layering, deployment."""
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from importlib.metadata import packages_distributions, requires
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from engine.settings import PREFIX, Settings
+
+ROOT = Path(__file__).resolve().parents[2]
+TOP_LEVEL = {
+    ".ci",
+    ".dockerignore",
+    ".gitignore",
+    "LICENSE",
+    "Makefile",
+    "README.md",
+    "docker-compose.yml",
+    "engine",
+    "notebooks",
+    "pyproject.toml",
+    "reports",
+    "simulation",
+}
+# Written in parts, so that this file doesn't name one itself.
+REGISTRIES = re.compile(rb"pypi\.%s|python%s\.org|index-%s|find-%s" % (b"org", b"hosted", b"url", b"links"))
+
+# Run in a fresh interpreter: imports the modules named after "--" with the allowed packages alone.
+GUARDED_IMPORT = """
+import importlib, sys
+cut = sys.argv.index("--")
+allowed = {*sys.argv[1:cut], *sys.stdlib_module_names}
+class Guard:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] not in allowed:
+            raise ModuleNotFoundError(f"the engine doesn't ship {name}", name=name)
+sys.meta_path.insert(0, Guard())
+for module in sys.argv[cut + 1:]:
+    importlib.import_module(module)
+"""
+
+
+def normalise(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def read_pins(path: str) -> dict[str, str]:
+    lines = [line for line in (ROOT / path).read_text().splitlines() if not line.startswith("#")]
+    assert all(re.fullmatch(r"[\w.-]+==[\w.]+(; .+)?", line) for line in lines), "a line that is no plain pin"
+    return {normalise(name): rest for name, rest in (line.split("==") for line in lines if ";" not in line)}
+
+
+def read_extra(extra: str | None) -> set[str]:
+    """Normalised names of the distributions that pyproject.toml asks for."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = project["optional-dependencies"][extra] if extra else project["dependencies"]
+    names = {normalise(re.split(r"[^\w.-]", requirement)[0]) for requirement in wanted}
+    return names - {"flashgrid"}
+
+
+def add_needs(distributions: set[str]) -> set[str]:
+    """The distributions with all that they depend on, extras aside."""
+    found: set[str] = set()
+    while waiting := distributions - found:
+        found |= waiting
+        wanted = [requirement for name in waiting for requirement in requires(name) or []]
+        distributions |= {normalise(re.split(r"[^\w.-]", need)[0]) for need in wanted if ";" not in need}
+    return found
+
+
+def importable(distributions: set[str]) -> set[str]:
+    """Top-level module names that the distributions bring."""
+    return {
+        module
+        for module, owners in packages_distributions().items()
+        if any(normalise(owner) in distributions for owner in owners)
+    }
+
+
+def engine_modules() -> Iterator[tuple[str, Path]]:
+    for path in sorted((ROOT / "engine").rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        if "tests" not in parts:
+            yield ".".join(parts).removesuffix(".__init__"), path
+
+
+def tracked_files() -> list[str]:
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    listed = subprocess.run(
+        ["git", "-c", "safe.directory=*", "ls-files", "-z"],
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
+        text=True,
+    )
+    return [name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
+
+
+def run_compose(**environment: str) -> subprocess.CompletedProcess[str]:
+    if shutil.which("docker-compose") is None:
+        if os.environ.get("CI"):
+            pytest.fail("docker-compose is missing")
+        pytest.skip("docker-compose is missing")
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+    return subprocess.run(
+        ["docker-compose", "config", "--quiet"],
+        cwd=ROOT,
+        env=clean | environment,
+        capture_output=True,
+        check=False,
+        text=True,
+    )
+
+
+def test_every_dependency_is_pinned() -> None:
+    engine, everything = read_pins("engine/requirements.txt"), read_pins("simulation/requirements.txt")
+    assert read_extra(None) <= engine.keys()
+    assert read_extra("local") | read_extra("simulation") | read_extra("dev") <= everything.keys()
+    assert engine.items() <= everything.items()
+
+
+def test_the_engine_names_no_module_that_it_does_not_ship() -> None:
+    shipped = importable(set(read_pins("engine/requirements.txt"))) | sys.stdlib_module_names | {"engine"}
+    local = importable(read_extra("local"))
+    for module, path in engine_modules():
+        allowed = shipped | local if module.startswith("engine.local") else shipped
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                names = [node.module or ""]
+            foreign = {name for name in names if name.partition(".")[0] not in allowed}
+            assert not foreign, f"{module} imports {foreign}"
+
+
+@pytest.mark.parametrize("with_local", [False, True], ids=["engine", "engine.local"])
+def test_the_engine_loads_with_its_own_dependencies_alone(with_local: bool) -> None:
+    allowed = importable(set(read_pins("engine/requirements.txt"))) | {"engine"}
+    if with_local:
+        allowed |= importable(add_needs(read_extra("local")))
+    modules = [name for name, _ in engine_modules() if name.startswith("engine.local") == with_local]
+    loaded = subprocess.run(
+        [sys.executable, "-c", GUARDED_IMPORT, *allowed, "--", *modules],
+        cwd=ROOT,
+        capture_output=True,
+        check=False,
+        text=True,
+    )
+    assert loaded.returncode == 0, loaded.stderr
+
+
+def test_the_compose_file_is_accepted() -> None:
+    accepted = run_compose(FLASHGRID_ADMIN_TOKEN="a-token")
+    assert accepted.returncode == 0, accepted.stderr
+
+
+def test_the_compose_file_asks_for_an_admin_token() -> None:
+    refused = run_compose()
+    assert refused.returncode != 0
+    assert "FLASHGRID_ADMIN_TOKEN" in refused.stderr
+
+
+def test_the_compose_file_names_settings_that_exist() -> None:
+    known = {PREFIX + field.name.upper() for field in msgspec.structs.fields(Settings)}
+    named = set(re.findall(rf"{PREFIX}\w+", (ROOT / "docker-compose.yml").read_text()))
+    assert named
+    assert named <= known
+
+
+def test_the_top_level_holds_no_strays() -> None:
+    assert {Path(name).parts[0] for name in tracked_files()} <= TOP_LEVEL
+
+
+def test_no_tracked_file_names_a_registry() -> None:
+    assert [name for name in tracked_files() if REGISTRIES.search((ROOT / name).read_bytes())] == []
