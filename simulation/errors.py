@@ -1,0 +1,23 @@
+"""The simulation's exceptions.
+
+    SimulationError
+    ├── ScenarioError     a scenario can't be read, or a key of it has a bad value
+    ├── HistoryError      a file is not a history
+    └── DriverError       the load could not be driven
+"""
+
+
+class SimulationError(Exception):
+    """Any error that the simulation raises on purpose."""
+
+
+class ScenarioError(SimulationError):
+    """A scenario can't be read, or a key of it has a bad value."""
+
+
+class HistoryError(SimulationError):
+    """A file is not a history."""
+
+
+class DriverError(SimulationError):
+    """The load could not be driven."""
