@@ -1,0 +1,1 @@
+"""Private backing services: Redis, PostgreSQL and RabbitMQ, started by Flashgrid itself."""

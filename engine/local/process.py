@@ -1,0 +1,149 @@
+"""Processes that outlive the program that started them: spawn, recognise again, stop."""
+
+import asyncio
+import contextlib
+import os
+import pwd
+import random
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from engine.errors import StackError
+
+try:
+    import psutil
+except ImportError as error:
+    raise StackError("private backing services need more packages: pip install 'flashgrid[local]'") from error
+
+_POLL_S: Final = 0.02
+_CLOCK_STEP_S: Final = 2.0
+
+
+class ProcessId(msgspec.Struct, frozen=True):
+    """A process, known by its number and its start time, since the system hands out numbers again."""
+
+    pid: int
+    created: float
+    """Seconds since the Unix epoch."""
+
+
+def spawn(
+    command: Sequence[str | Path], *, log: Path, cwd: Path, env: Mapping[str, str], user: str | None = None
+) -> ProcessId:
+    """Starts a process in a session of its own, so that Ctrl-C here does not reach it.
+
+    Its output goes to the end of `log`. Raises StackError where the program can't be started.
+    """
+    arguments = [str(part) for part in command]
+    try:
+        with log.open("ab") as output:
+            process = subprocess.Popen(
+                arguments,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                cwd=cwd,
+                env=dict(env),
+                user=user,
+                group=pwd.getpwnam(user).pw_gid if user else None,
+                extra_groups=[] if user else None,
+                start_new_session=True,
+            )
+    except OSError as error:
+        raise StackError(f"can't start {arguments[0]}: {error.strerror}") from None
+    # The process outlives this object, which would otherwise warn of that when it is collected.
+    process.returncode = 0
+    return ProcessId(process.pid, psutil.Process(process.pid).create_time())
+
+
+def find_process(known: ProcessId) -> psutil.Process | None:
+    """The process where it still runs; one that ended is reaped if it is a child of ours."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process = psutil.Process(known.pid)
+        # The start time is counted from the system's boot: a step of the wall clock shifts it.
+        if abs(process.create_time() - known.created) < _CLOCK_STEP_S:
+            if process.status() != psutil.STATUS_ZOMBIE:
+                return process
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(known.pid, os.WNOHANG)
+    return None
+
+
+def family(known: ProcessId) -> list[ProcessId]:
+    """The process and all that descend from it, as far as they run."""
+    process = find_process(known)
+    members = []
+    if process is not None:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            members = [known]
+            for child in process.children(recursive=True):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    members.append(ProcessId(child.pid, child.create_time()))
+    return members
+
+
+async def stop_process(known: ProcessId, stop_signal: signal.Signals, timeout_s: float) -> None:
+    """Asks the process to end, waits, and kills what is left of its family after `timeout_s`."""
+    members = family(known)
+    _send(members[:1], stop_signal)
+    if not await _gone(members, timeout_s):
+        await kill_processes(members)
+
+
+async def kill_processes(members: Iterable[ProcessId], timeout_s: float = 10) -> None:
+    """SIGKILL to each of them; raises StackError where one is still there after `timeout_s`."""
+    members = list(members)
+    _send(members, signal.SIGKILL)
+    if not await _gone(members, timeout_s):
+        raise StackError(f"processes {[member.pid for member in members]} do not end, not even by SIGKILL")
+
+
+def _send(members: Iterable[ProcessId], number: signal.Signals) -> None:
+    for member in members:
+        if (process := find_process(member)) is not None:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
+
+
+def survivors(members: Iterable[ProcessId]) -> list[ProcessId]:
+    """Those that still run; all the others are reaped."""
+    return [member for member in members if find_process(member) is not None]
+
+
+async def _gone(members: Sequence[ProcessId], timeout_s: float) -> bool:
+    deadline = time.monotonic() + timeout_s
+    while survivors(members):
+        if time.monotonic() > deadline:
+            return False
+        await asyncio.sleep(_POLL_S)
+    return True
+
+
+def port_is_free(port: int) -> bool:
+    """Whether a server could listen on this loopback port now."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
+
+
+def free_port() -> int:
+    """A free loopback port, below those that systems hand out to outgoing connections.
+
+    So it is still free after the service was down for a moment.
+    """
+    for _ in range(1000):
+        port = random.SystemRandom().randint(15_000, 32_000)
+        if port_is_free(port):
+            return port
+    raise StackError("no free port between 15000 and 32000 on 127.0.0.1")

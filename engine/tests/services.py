@@ -1,0 +1,103 @@
+"""Pytest plugin: real Redis, PostgreSQL and RabbitMQ, private to the session and clean for each test."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import aio_pika
+import asyncpg
+import msgspec
+import pytest
+from redis.asyncio import Redis
+
+from engine.local.stack import Stack, start_stack
+from engine.settings import Settings
+
+_BUS_NAMES = ("flashgrid.purchases", "flashgrid.dead")
+
+
+def skip_or_fail(reason: str) -> None:
+    """Skips the test; where CI runs it, what is missing must not go unseen."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def stack_dir() -> Iterator[Path]:
+    """A temporary folder that the unprivileged user PostgreSQL may run as can reach, unlike pytest's own."""
+    folder = Path(tempfile.mkdtemp(prefix="flashgrid-"))
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+async def stack(stack_dir: Path) -> AsyncIterator[Stack]:
+    """The session's services."""
+    stack = await start_stack(stack_dir)
+    yield stack
+    await stack.stop()
+
+
+@pytest.fixture(scope="session")
+def redis_url(stack: Stack) -> str:
+    return stack.urls.redis
+
+
+@pytest.fixture(scope="session")
+def postgres_url(stack: Stack) -> str:
+    return stack.urls.postgres
+
+
+@pytest.fixture(scope="session")
+def amqp_url(stack: Stack) -> str:
+    if stack.urls.amqp is None:
+        skip_or_fail(stack.notes[0])
+    return str(stack.urls.amqp)
+
+
+@pytest.fixture
+async def redis(redis_url: str) -> AsyncIterator[Redis]:
+    """A client of an empty Redis; its answers are bytes."""
+    async with Redis.from_url(redis_url) as client:
+        await client.flushall()
+        await client.script_flush()
+        yield client
+
+
+@pytest.fixture
+async def postgres_db(postgres_url: str) -> AsyncIterator[str]:
+    """URL of a fresh, empty database."""
+    name = f"test_{uuid4().hex}"
+    connection = await asyncpg.connect(postgres_url)
+    try:
+        await connection.execute(f"CREATE DATABASE {name}")
+        yield postgres_url.rpartition("/")[0] + f"/{name}"
+        await connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    finally:
+        await connection.close()
+
+
+@pytest.fixture
+async def bus_url(amqp_url: str) -> str:
+    """URL of a RabbitMQ without Flashgrid's queues and exchanges."""
+    async with await aio_pika.connect(amqp_url) as connection, connection.channel() as channel:
+        for name in _BUS_NAMES:
+            await channel.queue_delete(name)
+            await channel.exchange_delete(name)
+    return amqp_url
+
+
+@pytest.fixture
+def settings_without_bus(redis: Redis, redis_url: str, postgres_db: str, tmp_path: Path) -> Settings:
+    """An engine on this test's services whose fulfilment reads the outbox itself."""
+    return Settings(redis_url=redis_url, postgres_url=postgres_db, data_dir=str(tmp_path), port=0)
+
+
+@pytest.fixture
+def settings(settings_without_bus: Settings, bus_url: str) -> Settings:
+    """An engine on this test's services, RabbitMQ among them."""
+    return msgspec.structs.replace(settings_without_bus, amqp_url=bus_url)
