@@ -1,13 +1,13 @@
 """The engine's exceptions.
 
-    FlashgridError
-    ├── SettingsError         a setting is unknown or has a bad value
-    ├── StackError            a private backing service can't be started or stopped
-    ├── InputError            a request from outside is malformed; names the field
-    ├── GateUnavailable       the purchase did not reach the gate: nothing is reserved
-    ├── OutcomeUnknown        the purchase was sent to the gate and its answer is lost
-    ├── LedgerUnavailable     PostgreSQL can't be reached or refuses to work
-    └── BusUnavailable        RabbitMQ can't be reached, or did not confirm
+FlashgridError
+├── SettingsError         a setting is unknown or has a bad value
+├── StackError            a private backing service can't be started or stopped
+├── InputError            a request from outside is malformed; names the field
+├── GateUnavailable       the purchase did not reach the gate: nothing is reserved
+├── OutcomeUnknown        the purchase was sent to the gate and its answer is lost
+├── LedgerUnavailable     PostgreSQL can't be reached or refuses to work
+└── BusUnavailable        RabbitMQ can't be reached, or did not confirm
 """
 
 

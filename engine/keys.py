@@ -11,7 +11,8 @@ class ShardKeys:
 
     outbox      stream     one entry for each batch that accepted something
     pending     set        order ids that are accepted and not yet settled: the evidence that a unit is out
-    sale        hash       a product's current sale: sale_id stock remaining released limit quantity starts_ms ends_ms
+    sale        hash       a product's current sale: sale_id stock remaining released limit quantity
+                           starts_ms ends_ms
     buyers      hash       user id → units bought in a sale; only where the sale has a limit
     answer      string     order id that a user's Idempotency-Key got for a product; expires
     dead        stream     records that fulfilment can't use, where no bus is configured

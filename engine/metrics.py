@@ -13,18 +13,34 @@ _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096)
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 PURCHASES: Final = Counter("flashgrid_purchases", "Purchases answered, by outcome", ["outcome"])
-GATE_BATCH: Final = Histogram("flashgrid_gate_batch_purchases", "Purchases in one script call", buckets=_SIZES)
-GATE_SCRIPT: Final = Histogram("flashgrid_gate_script_seconds", "Script call, sent to answered", buckets=_SECONDS)
-OUTBOX_LENGTH: Final = Gauge("flashgrid_outbox_entries", "Outbox entries not yet relayed", multiprocess_mode="mostrecent")
-QUEUE_LENGTH: Final = Gauge("flashgrid_queue_messages", "Messages in the bus's queue", multiprocess_mode="mostrecent")
+GATE_BATCH: Final = Histogram(
+    "flashgrid_gate_batch_purchases", "Purchases in one script call", buckets=_SIZES
+)
+GATE_SCRIPT: Final = Histogram(
+    "flashgrid_gate_script_seconds", "Script call, sent to answered", buckets=_SECONDS
+)
+OUTBOX_LENGTH: Final = Gauge(
+    "flashgrid_outbox_entries", "Outbox entries not yet relayed", multiprocess_mode="mostrecent"
+)
+QUEUE_LENGTH: Final = Gauge(
+    "flashgrid_queue_messages", "Messages in the bus's queue", multiprocess_mode="mostrecent"
+)
 RELAYED: Final = Counter("flashgrid_relayed_purchases", "Purchases confirmed by the bus")
-ORDERS: Final = Counter("flashgrid_orders", "Orders settled in the ledger; REJECTED ones met its guard", ["status"])
+ORDERS: Final = Counter(
+    "flashgrid_orders", "Orders settled in the ledger; REJECTED ones met its guard", ["status"]
+)
 DEAD_LETTERS: Final = Counter("flashgrid_dead_letters", "Records given up as poison")
 FULFILMENT_LAG: Final = Histogram(
-    "flashgrid_fulfilment_lag_seconds", "Accepted to settled, of the oldest purchase of each batch", buckets=_SECONDS
+    "flashgrid_fulfilment_lag_seconds",
+    "Accepted to settled, of the oldest purchase of each batch",
+    buckets=_SECONDS,
 )
-LEDGER_BATCH: Final = Histogram("flashgrid_ledger_batch_purchases", "Purchases in one transaction", buckets=_SIZES)
-LEDGER_SECONDS: Final = Histogram("flashgrid_ledger_batch_seconds", "One transaction of the ledger", buckets=_SECONDS)
+LEDGER_BATCH: Final = Histogram(
+    "flashgrid_ledger_batch_purchases", "Purchases in one transaction", buckets=_SIZES
+)
+LEDGER_SECONDS: Final = Histogram(
+    "flashgrid_ledger_batch_seconds", "One transaction of the ledger", buckets=_SECONDS
+)
 
 
 def render_metrics() -> bytes:

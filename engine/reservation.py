@@ -14,7 +14,9 @@ import msgspec
 
 from engine.sale import Id, TimestampMs
 
-OrderId = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$")]
+OrderId = Annotated[
+    str, msgspec.Meta(pattern="^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$")
+]
 """A UUID version 7 in its canonical text form (RFC 9562)."""
 
 IdempotencyKey = Annotated[str, msgspec.Meta(pattern="^[!-~]{1,128}$")]

@@ -26,9 +26,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """The engine's settings, validated."""
 
     # Where it listens
-    host: Annotated[str, _setting("address the front door binds; beyond loopback it needs an admin token")] = (
-        "127.0.0.1"
-    )
+    host: Annotated[
+        str, _setting("address the front door binds; beyond loopback it needs an admin token")
+    ] = "127.0.0.1"
     port: Annotated[int, _setting("port of the front door; 0 takes a free one", ge=0, le=65535)] = 8080
     workers: Annotated[int, _setting("front-door processes that share the port", ge=1, le=256)] = 1
     admin_token: Annotated[str | None, _setting("bearer token that may open a sale")] = None
@@ -41,7 +41,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     # Gate
     gate_shards: Annotated[int, _setting("parts the gate's keys are spread over", ge=1, le=1024)] = 1
-    gate_batch: Annotated[int, _setting("most purchases in one script call", "purchases", ge=1, le=4096)] = 512
+    gate_batch: Annotated[int, _setting("most purchases in one script call", "purchases", ge=1, le=4096)] = (
+        512
+    )
     gate_waiting: Annotated[
         int, _setting("most purchases of a worker that may wait for the gate", "purchases", ge=1)
     ] = 20_000
@@ -55,9 +57,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = 5_000
 
     # Fulfilment
-    fulfilment_batch: Annotated[int, _setting("most purchases in one transaction", "purchases", ge=1, le=10_000)] = 500
+    fulfilment_batch: Annotated[
+        int, _setting("most purchases in one transaction", "purchases", ge=1, le=10_000)
+    ] = 500
     fulfilment_wait_ms: Annotated[int, _setting("longest wait for a batch to fill", "ms", ge=0)] = 20
-    fulfilment_in_flight: Annotated[int, _setting("batches settled at the same time", "batches", ge=1, le=64)] = 4
+    fulfilment_in_flight: Annotated[
+        int, _setting("batches settled at the same time", "batches", ge=1, le=64)
+    ] = 4
     payment_latency_ms: Annotated[float, _setting("time the simulated payment takes", "ms", ge=0)] = 0.0
     payment_decline_rate: Annotated[
         float, _setting("share of purchases the simulated payment declines", "", ge=0, le=1)
@@ -65,10 +71,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     payment_seed: Annotated[int, _setting("seed of the simulated payment's decisions")] = 0
 
     # Life
-    drain_s: Annotated[float, _setting("longest time that a stage may take to settle when it is stopped", "s", ge=0)] = (
-        30.0
+    drain_s: Annotated[
+        float, _setting("longest time that a stage may take to settle when it is stopped", "s", ge=0)
+    ] = 30.0
+    log_level: Annotated[str, _setting("least serious log line", pattern="^(debug|info|warning|error)$")] = (
+        "info"
     )
-    log_level: Annotated[str, _setting("least serious log line", pattern="^(debug|info|warning|error)$")] = "info"
 
 
 def read_settings(environment: Mapping[str, str] = os.environ, **overrides: Any) -> Settings:
@@ -77,7 +85,9 @@ def read_settings(environment: Mapping[str, str] = os.environ, **overrides: Any)
     Raises SettingsError, in one line, for an unknown FLASHGRID_ variable or a bad value.
     """
     raw: dict[str, Any] = {
-        name.removeprefix(PREFIX).lower(): value for name, value in environment.items() if name.startswith(PREFIX)
+        name.removeprefix(PREFIX).lower(): value
+        for name, value in environment.items()
+        if name.startswith(PREFIX)
     }
     known = {field.name for field in msgspec.structs.fields(Settings)}
     if unknown := sorted(raw.keys() - known):
@@ -101,6 +111,11 @@ def describe_settings() -> list[tuple[str, str, str, str]]:
     for field in msgspec.json.schema(Settings)["$defs"]["Settings"]["properties"].items():
         name, schema = field
         rows.append(
-            (PREFIX + name.upper(), schema.get("unit", ""), str(schema.get("default", "")), schema["description"])
+            (
+                PREFIX + name.upper(),
+                schema.get("unit", ""),
+                str(schema.get("default", "")),
+                schema["description"],
+            )
         )
     return rows

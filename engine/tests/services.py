@@ -14,6 +14,7 @@ import pytest
 from redis.asyncio import Redis
 
 from engine.local.stack import Stack, start_stack
+from engine.redis_client import connect_redis
 from engine.settings import Settings
 
 _BUS_NAMES = ("flashgrid.purchases", "flashgrid.dead")
@@ -62,7 +63,7 @@ def amqp_url(stack: Stack) -> str:
 @pytest.fixture
 async def redis(redis_url: str) -> AsyncIterator[Redis]:
     """A client of an empty Redis; its answers are bytes."""
-    async with Redis.from_url(redis_url) as client:
+    async with connect_redis(redis_url, timeout_ms=10_000) as client:
         await client.flushall()
         await client.script_flush()
         yield client

@@ -1,0 +1,73 @@
+"""The command `flashgrid`: serves the engine, manages its private services, lists its settings."""
+
+import asyncio
+import sys
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec
+
+import click
+
+from engine.errors import FlashgridError
+from engine.settings import describe_settings, read_settings
+from engine.stage import Role, set_up_logging
+
+P = ParamSpec("P")
+
+
+def one_line_errors(command: Callable[P, None]) -> Callable[P, None]:
+    """Let a command end with exit code 1 and one clear line when the engine says why it can't go on."""
+
+    @wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except FlashgridError as error:
+            click.echo(f"flashgrid: {error}", err=True)
+            sys.exit(1)
+
+    return run
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="flashgrid")
+def main() -> None:
+    """Flashgrid sells a fixed stock to a crowd that arrives all at once, every unit exactly once."""
+
+
+@main.command()
+@click.option("--host", help="Address to bind; beyond loopback FLASHGRID_ADMIN_TOKEN is needed.")
+@click.option("--port", type=int, help="Port of the front door [default: 8080]; 0 takes a free one.")
+@click.option("--workers", type=int, help="Front-door processes that share the port [default: 1].")
+@click.option(
+    "--role",
+    type=click.Choice([role.value for role in Role]),
+    multiple=True,
+    help="Serve only this stage; may be given more than once. [default: all]",
+)
+@click.option("--data-dir", help="Folder of the private backing services [default: .flashgrid].")
+@one_line_errors
+def serve(
+    host: str | None, port: int | None, workers: int | None, role: tuple[str, ...], data_dir: str | None
+) -> None:
+    """Serve the engine: front door, relay and fulfilment.
+
+    A backing service whose URL is not set (FLASHGRID_REDIS_URL, FLASHGRID_AMQP_URL, FLASHGRID_POSTGRES_URL)
+    is started privately on a free loopback port, and keeps its data for the next start. Ctrl-C stops all in
+    order.
+    """
+    from engine.server import serve as run_server
+
+    settings = read_settings(host=host, port=port, workers=workers, data_dir=data_dir)
+    set_up_logging(settings)
+    roles = [Role(name) for name in role] or list(Role)
+    asyncio.run(run_server(settings, roles, lambda line: click.echo(f"flashgrid: {line}", err=True)))
+
+
+@main.command()
+@one_line_errors
+def settings() -> None:
+    """List every setting: environment name, default, unit, meaning."""
+    for name, unit, default, meaning in describe_settings():
+        value = "" if default == "None" else f"{default} {unit}".strip()
+        click.echo(f"{name:32} {value:18} {meaning}")

@@ -1,0 +1,314 @@
+"""The gate: decides who gets a unit, a batch at a time (group commit).
+
+While one script call of a shard is in flight, the purchases that arrive wait and form the next batch. So a
+crowd costs as many round trips, scripts and fsyncs as there are batches, and each answer is on disk (with
+`appendfsync always`) before it is given.
+"""
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from enum import StrEnum
+from typing import Final, NamedTuple
+
+from redis.exceptions import BusyLoadingError, NoScriptError, RedisError, ResponseError
+
+from engine.errors import GateUnavailable, OutcomeUnknown
+from engine.keys import ShardKeys, shard_of
+from engine.metrics import GATE_BATCH, GATE_SCRIPT, PURCHASES
+from engine.redis_client import Script, connect_redis
+from engine.sale import Sale
+from engine.settings import Settings
+
+log = logging.getLogger(__name__)
+
+RESERVE: Final = Script("reserve.lua")
+OPEN_SALE: Final = Script("open_sale.lua")
+
+
+class Outcome(StrEnum):
+    """What the gate says to a purchase."""
+
+    ACCEPTED = "ACCEPTED"
+    SOLD_OUT = "SOLD_OUT"
+    LIMIT_REACHED = "LIMIT_REACHED"
+    UNKNOWN_PRODUCT = "UNKNOWN_PRODUCT"
+    NOT_STARTED = "NOT_STARTED"
+    SALE_ENDED = "SALE_ENDED"
+    # These three say that the gate could not answer.
+    GATE_UNAVAILABLE = "GATE_UNAVAILABLE"
+    """It never reached the gate: nothing is reserved."""
+    OUTCOME_UNKNOWN = "OUTCOME_UNKNOWN"
+    """It was sent and the answer is lost: it may be reserved."""
+    OVERLOADED = "OVERLOADED"
+    """Too many purchases are waiting: nothing is reserved."""
+
+
+_OUTCOME_OF: Final = {
+    "A": Outcome.ACCEPTED,
+    "R": Outcome.ACCEPTED,
+    "S": Outcome.SOLD_OUT,
+    "L": Outcome.LIMIT_REACHED,
+    "U": Outcome.UNKNOWN_PRODUCT,
+    "N": Outcome.NOT_STARTED,
+    "E": Outcome.SALE_ENDED,
+}
+_COUNTERS: Final = {outcome: PURCHASES.labels(outcome) for outcome in Outcome}
+_ORDER_ID_LENGTH: Final = 36
+
+Answer = Callable[[Outcome, str | None], None]
+"""Called once with the outcome and, if it is ACCEPTED, the order id. It must not raise."""
+
+
+class Purchase(NamedTuple):
+    """One validated request to buy, and who waits for its answer."""
+
+    user_id: int
+    product_id: int
+    key: str | None
+    answer: Answer
+
+
+class Stock(NamedTuple):
+    """The gate's view of a product's current sale, in units."""
+
+    sale_id: int
+    initial: int
+    remaining: int
+
+
+class Gate:
+    """All shards of the gate, as one front-door worker sees them."""
+
+    def __init__(self, settings: Settings) -> None:
+        if settings.redis_url is None:
+            raise ValueError("the gate needs redis_url")
+        self._redis = connect_redis(settings.redis_url, settings.gate_timeout_ms)
+        self._shards = settings.gate_shards
+        self._lanes = [_Lane(ShardKeys(shard), settings, settings.redis_url) for shard in range(self._shards)]
+
+    async def close(self) -> None:
+        """Answer the purchases that wait, then disconnect."""
+        await asyncio.gather(*(lane.close() for lane in self._lanes))
+        await self._redis.aclose()
+
+    def submit(self, purchase: Purchase) -> None:
+        """Put a purchase into the next batch of its shard; its `answer` is called later, exactly once."""
+        lane = self._lanes[0 if self._shards == 1 else shard_of(purchase.product_id, self._shards)]
+        lane.submit(purchase)
+
+    async def reserve(self, user_id: int, product_id: int, key: str | None) -> tuple[Outcome, str | None]:
+        """Outcome and order id of one purchase. A caller that goes away does not take its purchase back."""
+        future: asyncio.Future[tuple[Outcome, str | None]] = asyncio.get_running_loop().create_future()
+
+        def answer(outcome: Outcome, order_id: str | None) -> None:
+            if not future.done():
+                future.set_result((outcome, order_id))
+
+        self.submit(Purchase(user_id, product_id, key, answer))
+        return await future
+
+    async def open_sale(self, sale: Sale) -> None:
+        """Put the sale on offer in place of the product's older one. Raises GateUnavailable."""
+        terms = sale.terms
+        keys = self._keys_of(terms.product_id)
+        arguments = (
+            keys.prefix, sale.sale_id, terms.stock, terms.limit or 0, terms.quantity,
+            terms.starts_ms or 0, terms.ends_ms or 0,
+        )  # fmt: skip
+        try:
+            await OPEN_SALE.run(self._redis, [keys.sale(terms.product_id)], arguments)
+        except (RedisError, OSError) as error:
+            raise GateUnavailable(f"the sale could not be opened at the gate: {error}") from error
+
+    async def read_stock(self, product_id: int) -> Stock | None:
+        """Stock of the product's current sale, None if it has none. Raises GateUnavailable."""
+        key = self._keys_of(product_id).sale(product_id)
+        try:
+            fields = await self._redis.hmget(key, ["sale_id", "stock", "remaining"])
+        except (RedisError, OSError) as error:
+            raise GateUnavailable(str(error)) from error
+        numbers = [int(field) for field in fields if field is not None]
+        return Stock(*numbers) if numbers else None
+
+    async def is_pending(self, order_id: str) -> bool:
+        """Whether the order was accepted and not yet settled. Raises GateUnavailable."""
+        try:
+            async with self._redis.pipeline(transaction=False) as pipeline:
+                for lane in self._lanes:
+                    pipeline.sismember(lane.keys.pending, order_id)
+                return any(await pipeline.execute())
+        except (RedisError, OSError) as error:
+            raise GateUnavailable(str(error)) from error
+
+    async def ping(self) -> None:
+        """Raises GateUnavailable if Redis does not answer."""
+        try:
+            await self._redis.ping()
+        except (RedisError, OSError) as error:
+            raise GateUnavailable(str(error)) from error
+
+    def _keys_of(self, product_id: int) -> ShardKeys:
+        return self._lanes[shard_of(product_id, self._shards)].keys
+
+
+class _Lane:
+    """One shard's waiting purchases, and the only task that takes them to Redis."""
+
+    def __init__(self, keys: ShardKeys, settings: Settings, redis_url: str) -> None:
+        self.keys = keys
+        self._pool = connect_redis(redis_url, settings.gate_timeout_ms).connection_pool
+        self._connection = self._pool.make_connection()  # type: ignore[no-untyped-call]
+        # Sending and reading are bounded as one, by the timer in _reserve.
+        self._connection.socket_timeout = None
+        self._timeout_s = settings.gate_timeout_ms / 1000
+        self._batch_size = settings.gate_batch
+        self._capacity = settings.gate_waiting
+        self._remember_s = settings.idempotency_s
+        self._waiting: list[Purchase] = []
+        self._arrived = asyncio.Event()
+        self._closing = False
+        self._reachable = True
+        self._task = asyncio.create_task(self._run(), name=f"gate lane {keys.shard}")
+
+    def submit(self, purchase: Purchase) -> None:
+        if self._closing:
+            _COUNTERS[Outcome.GATE_UNAVAILABLE].inc()
+            purchase.answer(Outcome.GATE_UNAVAILABLE, None)
+            return
+        if len(self._waiting) >= self._capacity:
+            _COUNTERS[Outcome.OVERLOADED].inc()
+            purchase.answer(Outcome.OVERLOADED, None)
+            return
+        self._waiting.append(purchase)
+        self._arrived.set()
+
+    async def close(self) -> None:
+        self._closing = True
+        self._arrived.set()
+        await self._task
+        await self._connection.disconnect()
+
+    async def _run(self) -> None:
+        while True:
+            await self._arrived.wait()
+            if not self._waiting:
+                if self._closing:
+                    return
+                self._arrived.clear()
+                continue
+            batch = self._waiting[: self._batch_size]
+            del self._waiting[: self._batch_size]
+            await self._commit(batch)
+
+    async def _commit(self, batch: list[Purchase]) -> None:
+        """Take one batch to Redis and answer it. Answers everybody, whatever happens."""
+        groups: dict[int, list[Purchase]] = {}
+        for purchase in batch:
+            groups.setdefault(purchase.product_id, []).append(purchase)
+        stem = make_order_stem()
+        try:
+            letters = await self._reserve(stem, groups)
+        except GateUnavailable as error:
+            self._lose(batch, Outcome.GATE_UNAVAILABLE, error)
+        except OutcomeUnknown as error:
+            self._lose(batch, Outcome.OUTCOME_UNKNOWN, error)
+        except Exception as error:
+            # Nothing may end this task: the crowd behind this batch would wait for ever.
+            log.exception("the gate's answer could not be used")
+            self._lose(batch, Outcome.OUTCOME_UNKNOWN, error)
+        else:
+            if not self._reachable:
+                log.info("gate shard %d answers again", self.keys.shard)
+                self._reachable = True
+            _give_answers(stem, groups.values(), letters)
+
+    async def _reserve(self, stem: str, groups: dict[int, list[Purchase]]) -> str:
+        """Run the script. Raises GateUnavailable if it surely did not run, OutcomeUnknown if it may have."""
+        keys = [self.keys.outbox, self.keys.pending]
+        arguments: list[str | int] = [stem, self.keys.prefix, self._remember_s]
+        for product_id, purchases in groups.items():
+            keys.append(self.keys.sale(product_id))
+            arguments += (product_id, len(purchases), *_pack(purchases))
+        try:
+            # Its own step, since a connect that fails has sent nothing.
+            async with asyncio.timeout(self._timeout_s):
+                await self._pool.ensure_connection(self._connection)
+        except (RedisError, OSError) as error:
+            raise GateUnavailable(str(error)) from error
+        started = time.perf_counter()
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                try:
+                    reply = await self._call("EVALSHA", RESERVE.sha, len(keys), *keys, *arguments)
+                except NoScriptError:
+                    # Redis, new or restarted, refused before it ran anything; EVAL runs and keeps the script.
+                    reply = await self._call("EVAL", RESERVE.source, len(keys), *keys, *arguments)
+        except (ResponseError, BusyLoadingError) as error:
+            # Redis answered that it refused: loading, read-only, out of memory, disk error.
+            raise GateUnavailable(str(error)) from error
+        except (RedisError, OSError) as error:
+            raise OutcomeUnknown(str(error) or "no answer in time") from error
+        GATE_SCRIPT.observe(time.perf_counter() - started)
+        GATE_BATCH.observe(sum(map(len, groups.values())))
+        return reply.decode("ascii")
+
+    async def _call(self, *command: str | bytes | int) -> bytes:
+        await self._connection.send_packed_command(
+            self._connection.pack_command(*command), check_health=False
+        )
+        answer: bytes = await self._connection.read_response()
+        return answer
+
+    def _lose(self, batch: list[Purchase], outcome: Outcome, error: Exception) -> None:
+        if self._reachable:
+            log.warning("gate shard %d does not answer: %s", self.keys.shard, error or type(error).__name__)
+            self._reachable = False
+        for purchase in batch:
+            purchase.answer(outcome, None)
+        _COUNTERS[outcome].inc(len(batch))
+        # Those behind have waited for the same silence: they hear at once that nothing is reserved for them,
+        # which bounds everybody's wait by the time of one call.
+        behind, self._waiting = self._waiting, []
+        for purchase in behind:
+            purchase.answer(Outcome.GATE_UNAVAILABLE, None)
+        _COUNTERS[Outcome.GATE_UNAVAILABLE].inc(len(behind))
+
+
+def make_order_stem() -> str:
+    """An order id without its last three hex digits, which are a purchase's place in its batch.
+
+    Together they are a UUID version 7 (RFC 9562, 5.7): 48 bits of Unix milliseconds, then random bits, of
+    which the last twelve are the counter that its section 6.2 (method 1) allows.
+    """
+    stamp = time.time_ns() // 1_000_000
+    random = os.urandom(8).hex()
+    variant = "89ab"[int(random[3], 16) & 3]
+    milliseconds = f"{stamp:012x}"
+    return f"{milliseconds[:8]}-{milliseconds[8:]}-7{random[:3]}-{variant}{random[4:7]}-{random[7:16]}"
+
+
+def _pack(purchases: Sequence[Purchase]) -> tuple[str, str]:
+    users = " ".join([str(purchase.user_id) for purchase in purchases])
+    if any(purchase.key for purchase in purchases):
+        return users, " ".join([f"={purchase.key}" if purchase.key else "." for purchase in purchases])
+    return users, ""
+
+
+def _give_answers(stem: str, groups: Iterable[list[Purchase]], letters: str) -> None:
+    """Tell each purchase its outcome; `letters` is the script's reply for the groups in this order."""
+    purchases = [purchase for group in groups for purchase in group]
+    replays = letters[len(purchases) :]
+    replayed = 0
+    for place, (purchase, letter) in enumerate(zip(purchases, letters, strict=False)):
+        if letter == "A":
+            purchase.answer(Outcome.ACCEPTED, f"{stem}{place:03x}")
+        elif letter == "R":
+            purchase.answer(Outcome.ACCEPTED, replays[replayed : replayed + _ORDER_ID_LENGTH])
+            replayed += _ORDER_ID_LENGTH
+        else:
+            purchase.answer(_OUTCOME_OF[letter], None)
+    for letter in set(letters[: len(purchases)]):
+        _COUNTERS[_OUTCOME_OF[letter]].inc(letters.count(letter, 0, len(purchases)))

@@ -1,0 +1,140 @@
+-- Reserves units for a whole batch of purchases and hands the accepted ones to the outbox, in one atomic step.
+--
+-- KEYS  outbox, pending, then the sale of each product in the batch
+-- ARGV  order id without its last three hex digits, the key names' prefix, seconds a key is remembered,
+--       then for each product: product id, number of purchases, their user ids, their Idempotency-Keys
+--       (both separated by spaces; a key is written =key and its absence as "."; "" where nobody has one)
+--
+-- Returns one letter for each purchase, in the order given, then the order ids of the replayed ones:
+--   A accepted   R accepted before under the same key   S sold out   L limit reached
+--   U unknown product   N not started   E ended
+-- An accepted purchase's order id is the given one completed by its place in the batch.
+--
+-- All reading and deciding comes first, all writing last: a script that Redis refuses to let write
+-- (out of memory, disk error) fails at its first write and leaves nothing behind.
+
+local outbox, pending = KEYS[1], KEYS[2]
+local order_stem, prefix, remember_s = ARGV[1], ARGV[2], ARGV[3]
+
+local letters, replayed = {}, {}
+local lines, orders = {}, {}
+local remaining_of = {}              -- sale key → units left after this batch
+local counts_of = {}                 -- buyers key → {user → units bought}
+local order_of = {}                  -- answer key → order id
+local place = 0
+local now_ms
+
+local function clock_ms()
+  if not now_ms then
+    local time = redis.call('TIME')
+    now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
+  end
+  return now_ms
+end
+
+-- The letter that answers everybody who asks for this product, or nil if units may be left.
+local function refuse_all(sale)
+  if not sale.id then return 'U' end
+  if sale.starts_ms > 0 and clock_ms() < sale.starts_ms then return 'N' end
+  if sale.ends_ms > 0 and clock_ms() >= sale.ends_ms then return 'E' end
+  if sale.remaining < sale.quantity then return 'S' end
+end
+
+local function read_sale(key)
+  local f = redis.call('HMGET', key, 'sale_id', 'remaining', 'limit', 'quantity', 'starts_ms', 'ends_ms')
+  if not f[1] then return {} end
+  return {
+    id = f[1], remaining = tonumber(f[2]), limit = tonumber(f[3]), quantity = tonumber(f[4]),
+    starts_ms = tonumber(f[5]), ends_ms = tonumber(f[6]),
+  }
+end
+
+-- True if the user may take one more purchase; counts it if so.
+local function count_buyer(sale, user)
+  local key = prefix .. 'buyers:' .. sale.id
+  local counts = counts_of[key]
+  if not counts then
+    counts = {}
+    counts_of[key] = counts
+  end
+  local bought = counts[user] or tonumber(redis.call('HGET', key, user) or 0)
+  if bought + sale.quantity > sale.limit then return false end
+  counts[user] = bought + sale.quantity
+  return true
+end
+
+local function accept(sale, product, user, key)
+  local order = string.format('%s%03x', order_stem, place)
+  local line = order .. ' ' .. user .. ' ' .. product .. ' ' .. sale.id .. ' ' .. sale.quantity
+  if key then line = line .. ' ' .. key end
+  lines[#lines + 1] = line
+  orders[#orders + 1] = order
+  sale.remaining = sale.remaining - sale.quantity
+  return order
+end
+
+local function decide(sale, product, user, key)
+  local answer_key
+  if key then
+    answer_key = prefix .. 'answer:' .. product .. ':' .. user .. ':' .. key
+    local order = order_of[answer_key] or redis.call('GET', answer_key)
+    if order then
+      replayed[#replayed + 1] = order
+      return 'R'
+    end
+  end
+  local refusal = refuse_all(sale)
+  if refusal then return refusal end
+  if sale.limit > 0 and not count_buyer(sale, user) then return 'L' end
+  local order = accept(sale, product, user, key)
+  if answer_key then order_of[answer_key] = order end
+  return 'A'
+end
+
+for group = 1, #KEYS - 2 do
+  local at = 4 * group
+  local product, size, users, keys = ARGV[at], tonumber(ARGV[at + 1]), ARGV[at + 2], ARGV[at + 3]
+  local sale = read_sale(KEYS[group + 2])
+  local refusal = keys == '' and refuse_all(sale)
+  if refusal then
+    letters[#letters + 1] = string.rep(refusal, size)
+    place = place + size
+  else
+    local before = sale.remaining
+    local next_key = keys ~= '' and string.gmatch(keys, '%S+')
+    for user in string.gmatch(users, '%d+') do
+      local token = next_key and next_key()
+      letters[#letters + 1] = decide(sale, product, user, token and token ~= '.' and string.sub(token, 2))
+      place = place + 1
+    end
+    if sale.remaining ~= before then remaining_of[KEYS[group + 2]] = sale.remaining end
+  end
+end
+
+-- Lua's stack bounds how many arguments one call takes.
+local function write(command, key, values)
+  for first = 1, #values, 4000 do
+    redis.call(command, key, unpack(values, first, math.min(first + 3999, #values)))
+  end
+end
+
+if #lines > 0 then
+  redis.call('XADD', outbox, '*', 'purchases', table.concat(lines, '\n'))
+  write('SADD', pending, orders)
+  for key, remaining in pairs(remaining_of) do
+    redis.call('HSET', key, 'remaining', remaining)
+  end
+  for key, counts in pairs(counts_of) do
+    local pairs_of_user = {}
+    for user, count in pairs(counts) do
+      pairs_of_user[#pairs_of_user + 1] = user
+      pairs_of_user[#pairs_of_user + 1] = count
+    end
+    write('HSET', key, pairs_of_user)
+  end
+  for key, order in pairs(order_of) do
+    redis.call('SET', key, order, 'EX', remember_s)
+  end
+end
+
+return table.concat(letters) .. table.concat(replayed)

@@ -1,0 +1,98 @@
+"""One stage's process: `python -m engine.stage ROLE`, started by the server.
+
+It takes its settings from the environment, says "ready" on standard output, and stops in order on SIGTERM or
+when its standard input ends, which is how it learns that the server is gone.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+from enum import StrEnum
+from typing import Final
+
+import uvloop
+
+from engine.errors import FlashgridError
+from engine.front_door import run_front_door
+from engine.fulfilment import run_fulfilment
+from engine.relay import run_relay
+from engine.settings import Settings, read_settings
+
+READY: Final = b"ready\n"
+
+log = logging.getLogger(__name__)
+
+
+class Role(StrEnum):
+    """A stage that runs as processes of its own."""
+
+    FRONT_DOOR = "front-door"
+    RELAY = "relay"
+    FULFILMENT = "fulfilment"
+
+
+async def run_stage(role: Role, settings: Settings, listener: socket.socket | None) -> None:
+    """Run one stage until it is told to stop."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    loop.add_reader(sys.stdin.fileno(), _stop_at_end_of_input, loop, stop)
+    try:
+        match role:
+            case Role.FRONT_DOOR:
+                if listener is None:
+                    raise ValueError("the front door needs a listening socket")
+                await run_front_door(settings, listener, stop, say_ready)
+            case Role.RELAY:
+                say_ready()
+                await run_relay(settings, stop)
+            case Role.FULFILMENT:
+                say_ready()
+                await run_fulfilment(settings, stop)
+    finally:
+        loop.remove_reader(sys.stdin.fileno())
+
+
+def say_ready() -> None:
+    """Tell the server that this process works."""
+    os.write(sys.stdout.fileno(), READY)
+
+
+def set_up_logging(settings: Settings) -> None:
+    """Log lines go to standard error: time, level, module, text."""
+    logging.basicConfig(
+        level=settings.log_level.upper(),
+        format="%(asctime)s.%(msecs)03d %(levelname)-7s %(name)s[%(process)d] %(message)s",
+        datefmt="%H:%M:%S",
+        stream=sys.stderr,
+    )
+    # Their own lines at each connect and each lost connection say again what ours say.
+    for name in ("aiormq", "aio_pika", "asyncio"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _stop_at_end_of_input(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
+    if not os.read(sys.stdin.fileno(), 4096):
+        loop.remove_reader(sys.stdin.fileno())
+        stop.set()
+
+
+def main() -> None:
+    """Run the stage named on the command line; a second argument is the listening socket's descriptor."""
+    role = Role(sys.argv[1])
+    listener = socket.socket(fileno=int(sys.argv[2])) if len(sys.argv) > 2 else None
+    try:
+        settings = read_settings()
+        set_up_logging(settings)
+        uvloop.run(run_stage(role, settings, listener))
+    except FlashgridError as error:
+        log.error("%s", error)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
