@@ -40,10 +40,11 @@ import importlib, sys
 cut = sys.argv.index("--")
 allowed = {*sys.argv[1:cut], *sys.stdlib_module_names}
 class Guard:
+    def __init__(self, finder):
+        self.finder = finder
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] not in allowed:
-            raise ModuleNotFoundError(f"the engine doesn't ship {name}", name=name)
-sys.meta_path.insert(0, Guard())
+        return self.finder.find_spec(name, path, target) if name.partition(".")[0] in allowed else None
+sys.meta_path[:] = [Guard(finder) for finder in sys.meta_path]
 for module in sys.argv[cut + 1:]:
     importlib.import_module(module)
 """
