@@ -1,0 +1,76 @@
+"""What tests of the back half are made of: order ids, reservations, and the gate's side of them."""
+
+import os
+import time
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+from redis.asyncio import Redis
+
+from engine.keys import ShardKeys
+from engine.reservation import Reservation
+from engine.sale import Sale, SaleTerms
+
+SHARD = ShardKeys(0)
+
+
+def new_order_id() -> str:
+    """A random UUID version 7."""
+    random = int.from_bytes(os.urandom(10), "big")
+    number = (time.time_ns() // 1_000_000) << 80 | random
+    number = number & ~(0xF << 76) | 0x7 << 76
+    return str(uuid.UUID(int=number & ~(0x3 << 62) | 0x2 << 62))
+
+
+def reserve(sale: Sale, count: int = 1, key: str | None = None) -> list[Reservation]:
+    """Reservations of different users for one sale, accepted one after the other."""
+    now_ms = time.time_ns() // 1_000_000
+    return [
+        Reservation(
+            order_id=new_order_id(),
+            user_id=user,
+            product_id=sale.terms.product_id,
+            sale_id=sale.sale_id,
+            quantity=sale.terms.quantity,
+            accepted_ms=now_ms + user,
+            key=key,
+        )
+        for user in range(1, count + 1)
+    ]
+
+
+def make_terms(stock: int, product_id: int = 1, limit: int | None = None, quantity: int = 1) -> SaleTerms:
+    return SaleTerms(product_id=product_id, stock=stock, limit=limit, quantity=quantity)
+
+
+async def open_at_gate(redis: Redis, sale: Sale, remaining: int | None = None) -> None:
+    """Write the sale into the gate as it looks when `remaining` units are left."""
+    terms = sale.terms
+    fields: dict[Any, Any] = {
+        "sale_id": sale.sale_id,
+        "stock": terms.stock,
+        "remaining": terms.stock if remaining is None else remaining,
+        "released": 0,
+        "limit": terms.limit or 0,
+        "quantity": terms.quantity,
+        "starts_ms": 0,
+        "ends_ms": 0,
+    }
+    await redis.hset(SHARD.sale(terms.product_id), mapping=fields)
+
+
+async def accept(redis: Redis, batch: Sequence[Reservation], entry_size: int = 256) -> None:
+    """Do what the gate does with accepted purchases: outbox entries of `entry_size`, and the pending set."""
+    for start in range(0, len(batch), entry_size):
+        part = batch[start : start + entry_size]
+        async with redis.pipeline(transaction=True) as pipe:
+            pipe.xadd(SHARD.outbox, {"purchases": "\n".join(map(to_line, part))})
+            pipe.sadd(SHARD.pending, *(r.order_id for r in part))
+            await pipe.execute()
+
+
+def to_line(r: Reservation) -> str:
+    """The reservation as the gate's script writes it."""
+    line = f"{r.order_id} {r.user_id} {r.product_id} {r.sale_id} {r.quantity}"
+    return f"{line} {r.key}" if r.key else line
