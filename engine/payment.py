@@ -1,0 +1,41 @@
+"""Payment: what stands between a reservation and a confirmed order."""
+
+import asyncio
+from collections.abc import Sequence
+from hashlib import blake2b
+from typing import Protocol
+
+from engine.reservation import Reservation
+
+
+class PaymentGateway(Protocol):
+    """Charges a batch. Charging an order id again gives the same answer and takes no money again."""
+
+    async def charge(self, batch: Sequence[Reservation]) -> list[str | None]:
+        """For each reservation None, if it was approved, or the reason why it was declined.
+
+        An exception says that the gateway can't answer now; the batch is charged again later.
+        """
+        ...
+
+
+class SimulatedGateway:
+    """Declines a share of orders after a fixed time; which ones is a pure function of seed and order id."""
+
+    def __init__(self, latency_ms: float = 0.0, decline_rate: float = 0.0, seed: int = 0) -> None:
+        self._latency_s = latency_ms / 1000
+        # An order is declined if its hash, evenly spread over 64 bits, falls below the rate's share of them.
+        self._bound = int(decline_rate * 2**64)
+        self._seed = str(seed).encode()
+
+    async def charge(self, batch: Sequence[Reservation]) -> list[str | None]:
+        """One latency for the whole batch: its payments run side by side."""
+        if self._latency_s:
+            await asyncio.sleep(self._latency_s)
+        if not self._bound:
+            return [None] * len(batch)
+        return ["payment declined" if self._declines(r.order_id) else None for r in batch]
+
+    def _declines(self, order_id: str) -> bool:
+        digest = blake2b(order_id.encode(), key=self._seed, digest_size=8).digest()
+        return int.from_bytes(digest, "big") < self._bound
