@@ -1,9 +1,10 @@
 """The simulation's exceptions.
 
-    SimulationError
-    ├── ScenarioError     a scenario can't be read, or a key of it has a bad value
-    ├── HistoryError      a file is not a history
-    └── DriverError       the load could not be driven
+SimulationError
+├── ScenarioError     a scenario can't be read, or a key of it has a bad value
+├── HistoryError      a file is not a history
+├── BadAnswer         the bytes are not an HTTP/1.1 answer
+└── DriverError       the load could not be driven
 """
 
 
@@ -17,6 +18,10 @@ class ScenarioError(SimulationError):
 
 class HistoryError(SimulationError):
     """A file is not a history."""
+
+
+class BadAnswer(SimulationError):
+    """The bytes are not an HTTP/1.1 answer."""
 
 
 class DriverError(SimulationError):

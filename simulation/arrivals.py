@@ -1,0 +1,177 @@
+"""Arrivals: when each request is meant to start, as a pure function of segments and a seed.
+
+A segment's rate r(t), in requests a second at t seconds from the segment's start, has the integral Λ(t): the
+requests expected by then. Both spacings put points on the axis of Λ and carry them back to time by Λ⁻¹:
+
+    poisson   a Poisson process of rate 1, which becomes one of rate r(t) (Çinlar, Introduction to
+              Stochastic Processes, chapter 4): independent arrivals, as a crowd of strangers makes them.
+    even      the points k + 1/2, counted over the whole curve, so that no request is lost between segments.
+"""
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+from msgspec import Meta
+
+Floats = npt.NDArray[np.float64]
+Nanoseconds = npt.NDArray[np.int64]
+
+Rate = Annotated[float, Meta(ge=0, le=1e7)]
+Length = Annotated[float, Meta(gt=0, le=7 * 86_400)]
+
+_STEPS = 1 << 16
+"""Points of the table that inverts a sine."""
+
+
+class Shape(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="shape"):
+    """A stretch of the arrival curve that starts at `rate_rps` and lasts `seconds`; `name` is its phase."""
+
+    name: str = ""
+    seconds: Length
+    rate_rps: Rate
+    spacing: Literal["poisson", "even"] = "poisson"
+
+    def peak_rps(self) -> float:
+        """The highest rate of the segment."""
+        return self.rate_rps
+
+    def expected(self) -> float:
+        """Λ(seconds): the requests that the whole segment is expected to make."""
+        raise NotImplementedError
+
+    def invert(self, count: Floats) -> Floats:
+        """Λ⁻¹: the seconds from the segment's start at which `count` requests are expected."""
+        raise NotImplementedError
+
+    def scaled(self, rate: float, time: float) -> "Shape":
+        """The same segment with its rates times `rate` and its lengths times `time`."""
+        return msgspec.structs.replace(self, rate_rps=self.rate_rps * rate, seconds=self.seconds * time)
+
+
+class Constant(Shape, frozen=True, kw_only=True, tag="constant"):
+    """r(t) = rate."""
+
+    def expected(self) -> float:
+        """Λ = rate · seconds."""
+        return self.rate_rps * self.seconds
+
+    def invert(self, count: Floats) -> Floats:
+        """T = count / rate."""
+        return count / self.rate_rps
+
+
+class _Slope(Shape, frozen=True, kw_only=True):
+    to_rps: Rate
+
+    def peak_rps(self) -> float:
+        """The higher one of the two ends."""
+        return max(self.rate_rps, self.to_rps)
+
+    def scaled(self, rate: float, time: float) -> Shape:
+        """The same segment with its rates times `rate` and its lengths times `time`."""
+        return msgspec.structs.replace(
+            self, rate_rps=self.rate_rps * rate, to_rps=self.to_rps * rate, seconds=self.seconds * time
+        )
+
+
+class Linear(_Slope, frozen=True, kw_only=True, tag="linear"):
+    """r(t) = rate + a·t with a = (to − rate) / seconds."""
+
+    def expected(self) -> float:
+        """Λ = (rate + to) / 2 · seconds."""
+        return (self.rate_rps + self.to_rps) / 2 * self.seconds
+
+    def invert(self, count: Floats) -> Floats:
+        """T = 2·count / (rate + √(rate² + 2·a·count)): the root that does not cancel near a = 0."""
+        slope = (self.to_rps - self.rate_rps) / self.seconds
+        root = np.sqrt(np.maximum(self.rate_rps**2 + 2 * slope * count, 0.0))
+        with np.errstate(invalid="ignore"):  # 0 / 0 where a curve that rises from nothing starts
+            return np.nan_to_num(2 * count / (self.rate_rps + root))
+
+
+class Decay(_Slope, frozen=True, kw_only=True, tag="decay"):
+    """r(t) = rate · e^(−k·t) with k = ln(rate / to) / seconds: it fades by the same share each second."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.to_rps < self.rate_rps:
+            raise ValueError("a decay needs 0 < to_rps < rate_rps")
+
+    def expected(self) -> float:
+        """Λ = (rate − to) / k."""
+        return (self.rate_rps - self.to_rps) / self._fading()
+
+    def invert(self, count: Floats) -> Floats:
+        """T = −ln(1 − k·count / rate) / k."""
+        fading = self._fading()
+        return -np.log1p(-fading * count / self.rate_rps) / fading
+
+    def _fading(self) -> float:
+        return float(np.log(self.rate_rps / self.to_rps)) / self.seconds
+
+
+class Sine(_Slope, frozen=True, kw_only=True, tag="sine"):
+    """r(t) = (rate + to)/2 + (rate − to)/2 · cos(2π·t / period): in each period from rate to `to` and back.
+
+    With no `period_s` the segment is one period.
+    """
+
+    period_s: Length | None = None
+
+    def expected(self) -> float:
+        """Λ(seconds)."""
+        return float(self._integral(np.float64(self.seconds)))
+
+    def invert(self, count: Floats) -> Floats:
+        """T by linear interpolation in a table of Λ, which has no inverse in closed form."""
+        seconds = np.linspace(0.0, self.seconds, _STEPS + 1)
+        return np.interp(count, np.asarray(self._integral(seconds)), seconds)
+
+    def scaled(self, rate: float, time: float) -> Shape:
+        """The same segment with its rates times `rate` and its lengths times `time`."""
+        period = None if self.period_s is None else self.period_s * time
+        return msgspec.structs.replace(super().scaled(rate, time), period_s=period)
+
+    def _integral(self, seconds: Floats | np.float64) -> Floats | np.float64:
+        """Λ(t) = (rate + to)/2 · t + (rate − to)/2 · period/2π · sin(2π·t / period)."""
+        turns = 2 * np.pi / (self.period_s or self.seconds)
+        half_sum, half_gap = (self.rate_rps + self.to_rps) / 2, (self.rate_rps - self.to_rps) / 2
+        return half_sum * seconds + half_gap / turns * np.sin(turns * seconds)
+
+
+Segment = Constant | Linear | Sine | Decay
+
+
+def expected_requests(segments: Sequence[Segment]) -> float:
+    """The requests that the whole curve is expected to make."""
+    return sum(segment.expected() for segment in segments)
+
+
+def peak_rps(segments: Sequence[Segment]) -> float:
+    """The highest rate of the curve, in requests a second."""
+    return max(segment.peak_rps() for segment in segments)
+
+
+def draw_arrivals(segments: Sequence[Segment], seed: np.random.SeedSequence) -> Nanoseconds:
+    """The intended starts: sorted int64, ns from the run's start.
+
+    Each segment draws from a stream of its own, so that a change to one leaves the others as they are.
+    """
+    parts: list[Nanoseconds] = []
+    start_s, before = 0.0, 0.0
+    for segment, stream in zip(segments, seed.spawn(len(segments)), strict=True):
+        expected = segment.expected()
+        if segment.spacing == "even":
+            first = np.ceil(before - 0.5)
+            count = np.arange(first, np.ceil(before + expected - 0.5), dtype=np.float64) + 0.5 - before
+        else:
+            random = np.random.Generator(np.random.PCG64(stream))
+            count = np.sort(random.uniform(0.0, expected, random.poisson(expected)))
+        # Rounding must not carry an arrival over an edge of its segment.
+        seconds = np.clip(segment.invert(count), 0.0, segment.seconds) if len(count) else count
+        parts.append(np.rint((start_s + seconds) * 1e9).astype(np.int64))
+        start_s += segment.seconds
+        before += expected
+    return np.concatenate(parts) if parts else np.empty(0, np.int64)

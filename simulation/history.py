@@ -1,0 +1,88 @@
+"""The history: one row for each operation of a run, and its parquet file.
+
+op            int64            number of the request in the plan
+driver        int16            the process that sent it
+user_id       int64
+product_id    int64
+key           string, null     its Idempotency-Key
+intended_ns   int64            when it was meant to start, ns from the run's start; all share one clock
+sent_ns       int64, null      when it was sent; null: it never was
+done_ns       int64, null      when its answer was whole; null: none came. Of a request that was never sent:
+                               when its connection was refused; null: the driver gave it up
+status        int16            of the HTTP answer; 0: none
+outcome       one of OUTCOMES
+result        one of RESULTS   ok: reserved. fail: surely not reserved. unknown: nobody can say
+order_id      string, null     where the outcome is ACCEPTED
+"""
+
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from simulation.errors import HistoryError
+from simulation.outcome import OUTCOMES, RESULTS
+
+_WORDS = pa.dictionary(pa.int8(), pa.string())
+SCHEMA: Final = pa.schema(
+    [
+        pa.field("op", pa.int64(), nullable=False),
+        pa.field("driver", pa.int16(), nullable=False),
+        pa.field("user_id", pa.int64(), nullable=False),
+        pa.field("product_id", pa.int64(), nullable=False),
+        pa.field("key", pa.string()),
+        pa.field("intended_ns", pa.int64(), nullable=False),
+        pa.field("sent_ns", pa.int64()),
+        pa.field("done_ns", pa.int64()),
+        pa.field("status", pa.int16(), nullable=False),
+        pa.field("outcome", _WORDS, nullable=False),
+        pa.field("result", _WORDS, nullable=False),
+        pa.field("order_id", pa.string()),
+    ]
+)
+
+DTYPES: Final[dict[str, Any]] = {
+    "op": "int64",
+    "driver": "int16",
+    "user_id": "int64",
+    "product_id": "int64",
+    "key": "str",
+    "intended_ns": "int64",
+    "sent_ns": "Int64",
+    "done_ns": "Int64",
+    "status": "int16",
+    "outcome": pd.CategoricalDtype(list(OUTCOMES)),
+    "result": pd.CategoricalDtype(list(RESULTS)),
+    "order_id": "str",
+}
+"""The columns in their order, as pandas holds them."""
+
+
+def make_history(columns: dict[str, Any]) -> pd.DataFrame:
+    """A history from its columns; -1 in `sent_ns` and `done_ns` is null. Sorted by op."""
+    history = pd.DataFrame({name: columns[name] for name in DTYPES})
+    for name in ("sent_ns", "done_ns"):
+        values = np.asarray(columns[name])
+        history[name] = pd.arrays.IntegerArray(values.astype(np.int64), values < 0)
+    return history.astype(DTYPES).sort_values("op", ignore_index=True)
+
+
+def write_history(history: pd.DataFrame, path: Path) -> None:
+    """Writes the history as parquet."""
+    table = pa.Table.from_pandas(history[list(DTYPES)], preserve_index=False)
+    pq.write_table(table.cast(SCHEMA), path, compression="zstd")
+
+
+def read_history(path: Path) -> pd.DataFrame:
+    """The history in a parquet file. Raises HistoryError if it is none."""
+    try:
+        table = pq.read_table(path)
+        # Nullable integers all the way: a float would round nanoseconds.
+        frame = table.select(SCHEMA.names).to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)
+        history: pd.DataFrame = frame.astype(DTYPES)
+    except (OSError, KeyError, ValueError, TypeError, pa.ArrowException) as error:
+        raise HistoryError(f"{path}: is not a history: {str(error).splitlines()[0]}") from None
+    return history

@@ -1,0 +1,245 @@
+"""One process of the driver: an open loop.
+
+Every request has its intended start beforehand, and no answer is waited for before the next one is sent. A
+request that is late goes out at once, in order, and keeps its intended start, so that a server which stalls
+is charged for each request that it kept waiting ("coordinated omission": Tene, wrk2).
+
+A pacer wakes about each millisecond and sends everything due. There is no task, future or timer for a
+request: its whole state is its number in a few arrays.
+
+    never sent        refused: the server refused the connection that was opened for it
+                      given up: it waited for the whole timeout, or this machine could not open a connection
+    sent, no answer   timeout, reset, or bytes that are no answer: nobody knows what became of it
+"""
+
+import asyncio
+import contextlib
+import gc
+import time
+from array import array
+from bisect import bisect_right
+from collections.abc import Sequence
+from typing import cast
+
+from simulation.answer import Answer, parse_answer
+from simulation.errors import BadAnswer
+
+TICK_S = 0.001
+SWEEP_NS = 50_000_000
+"""Timeouts are looked for this often: a request may get so much more."""
+WARM = 32
+"""Connections that are open before the first request is due."""
+IDLE = -1
+NEVER = -1
+
+
+class OpenLoop:
+    """Sends `requests[i]` at `intended_ns[i]` (sorted, from the start) to one address.
+
+    `sent_ns`, `done_ns` (NEVER: it was not) and `status` are filled as the run goes; `bodies` keeps those
+    of 200 and 503. `ended` lists the requests in the order in which they ended, however they ended.
+    """
+
+    def __init__(
+        self,
+        requests: Sequence[bytes],
+        intended_ns: Sequence[int],
+        host: str,
+        port: int,
+        *,
+        connections: int,
+        timeout_ms: int,
+    ) -> None:
+        self.requests = requests
+        self.intended_ns = intended_ns
+        self.host, self.port = host, port
+        self.connections = connections
+        self.timeout_ns = timeout_ms * 1_000_000
+        size = len(requests)
+        self.sent_ns = array("q", [NEVER]) * size
+        self.done_ns = array("q", [NEVER]) * size
+        self.status = array("h", [0]) * size
+        self.bodies: dict[int, bytes] = {}
+        self.ended: list[int] = []
+        self.next = 0
+        """The first request that is not yet sent: those before it are under way or ended."""
+        self.t0_ns = 0
+        self.free: list[Connection] = []
+        """Idle connections; the last one used is used first, so that few stay warm. May hold closed ones."""
+        self.all: set[Connection] = set()
+        self.connecting: set[asyncio.Task[None]] = set()
+        self._swept_ns = 0
+
+    async def run(self, t0_ns: int) -> None:
+        """Drives the whole load from `t0_ns` (time.monotonic_ns) on; returns when every request has ended."""
+        self.t0_ns = t0_ns
+        self._open(min(WARM, self.connections))
+        # A collection of garbage would stop the pacer for as long as the plan is large.
+        gc.collect()
+        gc.freeze()
+        gc.disable()
+        try:
+            await self._pace()
+        finally:
+            gc.enable()
+            for task in self.connecting:
+                task.cancel()
+            await asyncio.gather(*self.connecting, return_exceptions=True)
+            for connection in list(self.all):
+                connection.transport.abort()
+            await asyncio.sleep(0)  # an aborted connection is closed in the next turn of the event loop
+
+    async def _pace(self) -> None:
+        size = len(self.requests)
+        while len(self.ended) < size:
+            now = time.monotonic_ns() - self.t0_ns
+            self.send_due(now)
+            if now - self._swept_ns >= SWEEP_NS:
+                self._sweep(now)
+            until = (self.intended_ns[self.next] - now) / 1e9 if self.next < size else TICK_S
+            # At most one sweep is slept over.
+            await asyncio.sleep(min(max(until, TICK_S), SWEEP_NS / 1e9))
+
+    def send_due(self, now: int) -> None:
+        """Sends what is due by `now` on the connections there are, and opens some for what remains."""
+        due = bisect_right(self.intended_ns, now, self.next)
+        free = self.free
+        while self.next < due and free:
+            connection = free.pop()
+            if connection.is_open:
+                op = self.next
+                self.next = op + 1
+                connection.send(op)
+        if self.next < due:
+            waiting = due - self.next - len(self.connecting)
+            self._open(min(waiting, self.connections - len(self.all) - len(self.connecting)))
+
+    def end(self, op: int, answer: Answer, now: int) -> None:
+        """An answer came."""
+        self.done_ns[op] = now
+        status = answer.status
+        self.status[op] = status
+        if status == 200 or status == 503:
+            self.bodies[op] = answer.body
+        self.ended.append(op)
+
+    def release(self, connection: "Connection", now: int) -> None:
+        """The connection is idle: it takes the next request at once if one is due."""
+        op = self.next
+        if op < len(self.requests) and self.intended_ns[op] <= now:
+            self.next = op + 1
+            connection.send(op)
+        else:
+            self.free.append(connection)
+
+    def _open(self, count: int) -> None:
+        for _ in range(count):
+            task = asyncio.get_running_loop().create_task(self._connect())
+            self.connecting.add(task)
+            task.add_done_callback(self.connecting.discard)
+
+    async def _connect(self) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(self.timeout_ns / 1e9):
+                await loop.create_connection(lambda: Connection(self), self.host, self.port)
+        except TimeoutError:
+            pass  # the sweep ends the requests that waited for it
+        except OSError as error:
+            # The oldest request that waits meets what it would have met as a client of its own, so that an
+            # attempt costs a request, and a server that is down is not asked for ever.
+            now = time.monotonic_ns() - self.t0_ns
+            if self.next < len(self.requests) and self.intended_ns[self.next] <= now:
+                if isinstance(error, ConnectionError):
+                    self.done_ns[self.next] = now
+                self._give_up()
+
+    def _give_up(self) -> None:
+        self.ended.append(self.next)
+        self.next += 1
+
+    def _sweep(self, now: int) -> None:
+        """Ends what has waited longer than the timeout, for its answer or for a connection."""
+        self._swept_ns = now
+        oldest = now - self.timeout_ns
+        for connection in list(self.all):
+            if connection.op != IDLE and self.sent_ns[connection.op] < oldest:
+                connection.drop()
+        while self.next < len(self.requests) and self.intended_ns[self.next] < oldest:
+            self._give_up()
+
+
+class Connection(asyncio.Protocol):
+    """A keep-alive connection that carries one request at a time."""
+
+    __slots__ = ("_rest", "_socket", "is_open", "loop", "op", "transport")
+
+    transport: asyncio.Transport
+
+    def __init__(self, loop: OpenLoop) -> None:
+        self.loop = loop
+        self.op = IDLE
+        self.is_open = False
+        self._rest = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """It is open: it takes the request that waits for it."""
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's own is no subclass of it
+        self.is_open = True
+        self.loop.all.add(self)
+        self.loop.release(self, time.monotonic_ns() - self.loop.t0_ns)
+
+    def send(self, op: int) -> None:
+        """Sends request `op`; the connection must be idle and open."""
+        loop = self.loop
+        self.op = op
+        loop.sent_ns[op] = time.monotonic_ns() - loop.t0_ns
+        self.transport.write(loop.requests[op])
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes of an answer, however they are cut."""
+        if self._rest:
+            data = self._rest + data
+        op = self.op
+        if op == IDLE:
+            self.drop()  # nobody asked: a server that says why it closes
+            return
+        try:
+            answer = parse_answer(data)
+        except BadAnswer:
+            self.drop()
+            return
+        if answer is None:
+            self._rest = data
+            return
+        loop = self.loop
+        now = time.monotonic_ns() - loop.t0_ns
+        loop.end(op, answer, now)
+        self.op = IDLE
+        self._rest = b""
+        if answer.keep_alive and answer.size == len(data):
+            loop.release(self, now)
+        else:
+            self.drop()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It is closed. An answer that ends with its connection is whole now; any other one is lost."""
+        if self.op != IDLE and exc is None and self._rest:
+            with contextlib.suppress(BadAnswer):
+                if answer := parse_answer(self._rest, closed=True):
+                    self.loop.end(self.op, answer, time.monotonic_ns() - self.loop.t0_ns)
+                    self.op = IDLE
+        self._forget()
+        self.loop.all.discard(self)
+
+    def drop(self) -> None:
+        """Closes it at once; what it carried is lost."""
+        self._forget()
+        self.transport.abort()
+
+    def _forget(self) -> None:
+        self.is_open = False
+        self._rest = b""
+        if self.op != IDLE:
+            self.loop.ended.append(self.op)
+            self.op = IDLE

@@ -1,0 +1,219 @@
+"""A scenario: what is sold, who comes and when, and how it is driven. TOML, validated here, once."""
+
+import math
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from engine.errors import SettingsError
+from engine.sale import MAX_ID, MAX_STOCK, Id
+from engine.settings import read_settings
+from simulation.arrivals import Segment, expected_requests, peak_rps
+from simulation.errors import ScenarioError
+
+FOLDER = Path(__file__).parent / "scenarios"
+MAX_REQUESTS = 50_000_000
+"""Most requests of a scenario: its plan and history are held in memory."""
+
+
+class Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A table of the scenario; a key that it does not know is an error."""
+
+
+class SaleOffer(Part, frozen=True):
+    """A sale that the run opens before the load."""
+
+    product_id: Id
+    stock: Annotated[int, Meta(ge=0, le=MAX_STOCK)]
+    limit: Annotated[int, Meta(ge=1, le=MAX_STOCK)] | None = None
+    """Most units that one user may buy; None is no limit."""
+    quantity: Annotated[int, Meta(ge=1, le=1_000_000)] = 1
+    """Units that one purchase takes."""
+
+
+class Population(Part, frozen=True):
+    """Who buys: user ids 1 to `users`, each as likely as the other."""
+
+    users: Annotated[int, Meta(ge=1, le=MAX_ID)]
+    keyed_share: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    """Share of the requests that carry an Idempotency-Key."""
+
+
+class DriverOptions(Part, frozen=True):
+    """How the load is driven."""
+
+    processes: Annotated[int, Meta(ge=1, le=64)] = 1
+    connections: Annotated[int, Meta(ge=1, le=50_000)] = 1_000
+    """Most connections of one process."""
+    timeout_ms: Annotated[int, Meta(ge=10, le=600_000)] = 5_000
+    """Longest wait for an answer, and longest wait of a request for a connection."""
+    late_p99_ms: Annotated[float, Meta(gt=0, le=60_000)] = 50.0
+    """Largest p99 of the lag (sent − intended) with which a run is valid."""
+    connections_may_run_out: bool = False
+    """Whether a run is valid in which requests waited because every connection was busy."""
+
+
+class Scenario(Part, frozen=True):
+    """A scenario, validated. The same scenario gives the same plan."""
+
+    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    text: str
+    """What it simulates, in a few words."""
+    seed: Annotated[int, Meta(ge=0, le=MAX_ID)]
+    sales: Annotated[list[SaleOffer], Meta(min_length=1)]
+    arrivals: Annotated[list[Segment], Meta(min_length=1)]
+    population: Population
+    driver: DriverOptions = DriverOptions()
+    engine: dict[str, str | int | float | bool] = {}
+    """The engine's settings, where the run starts a private engine."""
+    drain_s: Annotated[float, Meta(ge=0, le=86_400)] = 60.0
+    """Longest wait, after the load, for every accepted purchase to be settled."""
+
+    def duration_s(self) -> float:
+        """The length of the arrival curve."""
+        return math.fsum(segment.seconds for segment in self.arrivals)
+
+    def phases(self) -> list[tuple[str, float, float]]:
+        """Name, start and end, in seconds from the run's start, of each segment."""
+        found, start = [], 0.0
+        for number, segment in enumerate(self.arrivals, 1):
+            found.append((segment.name or f"segment {number}", start, start + segment.seconds))
+            start += segment.seconds
+        return found
+
+
+def list_scenarios() -> list[str]:
+    """The names that `load_scenario` knows by themselves."""
+    return sorted(path.stem for path in FOLDER.glob("*.toml"))
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """`key=value` as it is given on a command line; the value is TOML, or else a plain string.
+
+    Raises ScenarioError if there is no `=`.
+    """
+    key, sign, value = text.partition("=")
+    if not sign or not key.strip():
+        raise ScenarioError(f"--set {text}: must be key=value, for example sales.0.stock=500")
+    try:
+        return key.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), value.strip()
+
+
+def load_scenario(
+    name_or_path: str | Path,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    rate_rps: float | None = None,
+    duration_s: float | None = None,
+    stock: int | None = None,
+    seed: int | None = None,
+) -> Scenario:
+    """The scenario of that name, or in that TOML file, with changes.
+
+    `overrides` are dotted keys ("sales.0.stock", "driver.connections") and their values. `rate_rps` scales
+    the arrival curve so that its peak is that rate, `duration_s` scales its length; `stock` is the first
+    sale's.
+
+    Raises ScenarioError, in one line that names the key at fault.
+    """
+    path = _find(name_or_path)
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ScenarioError(f"{path}: {error.strerror or error}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ScenarioError(f"{path}: is not TOML: {error}") from None
+    changes = dict(overrides or {})
+    if stock is not None:
+        changes["sales.0.stock"] = stock
+    if seed is not None:
+        changes["seed"] = seed
+    for key, value in changes.items():
+        _override(raw, key, value)
+    scenario = read_scenario(raw, path.name)
+    if rate_rps is None and duration_s is None:
+        return scenario
+    peak = peak_rps(scenario.arrivals)
+    rate = 1.0 if rate_rps is None else rate_rps / peak if peak else math.nan
+    time = 1.0 if duration_s is None else duration_s / scenario.duration_s()
+    for key, scale in (("rate", rate), ("duration", time)):
+        if not (math.isfinite(scale) and scale > 0):
+            raise ScenarioError(f"{path.name}: {key}: must be greater than 0")
+    scaled = [segment.scaled(rate, time) for segment in scenario.arrivals]
+    # Once more through validation: a scaled segment may be out of bounds.
+    return read_scenario(msgspec.to_builtins(msgspec.structs.replace(scenario, arrivals=scaled)), path.name)
+
+
+def read_scenario(raw: Mapping[str, Any], source: str = "scenario") -> Scenario:
+    """The scenario in a tree of plain values. Raises ScenarioError, which names the key at fault."""
+    try:
+        scenario = msgspec.convert(raw, Scenario)
+    except msgspec.ValidationError as error:
+        raise ScenarioError(f"{source}: {_explain(raw, str(error))}") from None
+    products = [sale.product_id for sale in scenario.sales]
+    for number, product in enumerate(products):
+        if product in products[:number]:
+            raise ScenarioError(f"{source}: sales.{number}.product_id: {product} is on sale already")
+    expected = expected_requests(scenario.arrivals)
+    if not 1 <= expected <= MAX_REQUESTS:
+        raise ScenarioError(f"{source}: arrivals: {expected:,.0f} requests; must be 1 to {MAX_REQUESTS:,}")
+    for name, value in scenario.engine.items():
+        try:
+            read_settings({}, **{name: value})
+        except SettingsError as error:
+            raise ScenarioError(f"{source}: engine.{name}: {str(error).partition(': ')[2]}") from None
+    return scenario
+
+
+def _find(name_or_path: str | Path) -> Path:
+    path = Path(name_or_path)
+    if path.suffix == ".toml" or len(path.parts) > 1:
+        return path
+    if path.name not in list_scenarios():
+        raise ScenarioError(f"no scenario {path.name!r}; there are: {', '.join(list_scenarios())}")
+    return FOLDER / f"{path.name}.toml"
+
+
+def _override(raw: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    place: Any = raw
+    for part in parents:
+        place = _step(place, part, key)
+    if isinstance(place, dict):
+        place[last] = value
+    else:
+        _step(place, last, key)
+        place[int(last)] = value
+
+
+def _step(place: Any, part: str, key: str) -> Any:
+    if isinstance(place, dict):
+        return place.setdefault(part, {})
+    if not isinstance(place, list):
+        raise ScenarioError(f"{key}: there is no such key")
+    if not part.isascii() or not part.isdigit() or int(part) >= len(place):
+        raise ScenarioError(f"{key}: {part!r} must be a number below {len(place)}")
+    return place[int(part)]
+
+
+def _explain(raw: Any, message: str) -> str:
+    """msgspec's message with the key in front and the value behind."""
+    detail, _, where = message.partition(" - at `$")
+    keys = re.findall(r"\w+", where)
+    if found := re.match(r"Object (contains unknown|missing required) field `(.*)`", detail):
+        keys.append(found[2])
+        detail = "there is no such key" if found[1] == "contains unknown" else "is missing"
+        return f"{'.'.join(keys)}: {detail}"
+    value = raw
+    for key in keys:
+        value = value[int(key)] if isinstance(value, list) else value[key]
+    # A message about a type or a misspelt word says by itself what it got.
+    shown = f", got {value!r}" if re.match("Expected .* (of|<|>|>=|<=) |Expected.*match", detail) else ""
+    return f"{'.'.join(keys) or 'scenario'}: {detail[:1].lower()}{detail[1:]}{shown}"
