@@ -91,6 +91,8 @@ class Gate:
 
     async def close(self) -> None:
         """Answer the purchases that wait, then disconnect."""
+        for lane in self._lanes:
+            lane.refuse_more()
         await asyncio.gather(*(lane.close() for lane in self._lanes))
         await self._redis.aclose()
 
@@ -185,9 +187,11 @@ class _Lane:
         self._waiting.append(purchase)
         self._arrived.set()
 
-    async def close(self) -> None:
+    def refuse_more(self) -> None:
         self._closing = True
         self._arrived.set()
+
+    async def close(self) -> None:
         await self._task
         await self._connection.disconnect()
 

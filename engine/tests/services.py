@@ -73,11 +73,16 @@ async def redis(redis_url: str) -> AsyncIterator[Redis]:
 async def postgres_db(postgres_url: str) -> AsyncIterator[str]:
     """URL of a fresh, empty database."""
     name = f"test_{uuid4().hex}"
+    await execute(postgres_url, f"CREATE DATABASE {name}")
+    yield postgres_url.rpartition("/")[0] + f"/{name}"
+    await execute(postgres_url, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+async def execute(postgres_url: str, statement: str) -> None:
+    """One statement on a connection of its own, since a test may restart PostgreSQL."""
     connection = await asyncpg.connect(postgres_url)
     try:
-        await connection.execute(f"CREATE DATABASE {name}")
-        yield postgres_url.rpartition("/")[0] + f"/{name}"
-        await connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+        await connection.execute(statement)
     finally:
         await connection.close()
 
