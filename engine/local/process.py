@@ -112,6 +112,16 @@ def _send(members: Iterable[ProcessId], number: signal.Signals) -> None:
                 process.send_signal(number)
 
 
+def find_processes(program: Path, cwd: Path) -> list[ProcessId]:
+    """All that run this program file in this folder."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            if process.exe() == str(program) and process.cwd() == str(cwd):
+                found.append(ProcessId(process.pid, process.create_time()))
+    return found
+
+
 def survivors(members: Iterable[ProcessId]) -> list[ProcessId]:
     """Those that still run; all the others are reaped."""
     return [member for member in members if find_process(member) is not None]

@@ -15,7 +15,7 @@ from typing import Final, Protocol
 import asyncpg
 
 from engine.errors import StackError
-from engine.local.process import ProcessId, spawn
+from engine.local.process import ProcessId, find_processes, kill_processes, spawn
 
 _INSTALL: Final = "pip install 'flashgrid[local]'"
 
@@ -64,7 +64,7 @@ class Redis:
             "maxmemory-policy": "noeviction",
         }
         command = [program, *(part for key, value in options.items() for part in (f"--{key}", value))]
-        return [spawn(command, log=_log(folder), cwd=folder, env=os.environ)]
+        return [spawn(command, log=_log(folder), cwd=folder, env=_plain())]
 
     async def probe(self, port: int) -> str:
         """PING, then INFO."""
@@ -104,6 +104,8 @@ class Postgres:
         data = folder / "data"
         if not data.exists():
             await self._create(programs, folder, data, user)
+        # Sessions of a server that was killed may outlive it, and keep the next one from starting.
+        await kill_processes(find_processes(programs / "postgres", data))
         settings = {
             "listen_addresses": "127.0.0.1",
             "port": str(ports[0]),
@@ -149,6 +151,7 @@ class Postgres:
                 code = await process.wait()
             except asyncio.CancelledError:
                 process.kill()
+                await process.wait()
                 raise
         if code:
             raise StackError("postgres: initdb failed")
@@ -176,6 +179,7 @@ class RabbitMQ:
     name = "rabbitmq"
     ports = 3  # AMQP, Erlang distribution, epmd
     stop_signal = signal.SIGTERM
+    PACKAGED: Final = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
     MISSING: Final = "RabbitMQ is not installed, so there is no bus: apt install rabbitmq-server"
 
     def url(self, port: int) -> str:
@@ -183,18 +187,17 @@ class RabbitMQ:
         return f"amqp://guest:guest@127.0.0.1:{port}/"
 
     def find(self) -> Path | None:
-        """The broker's start script; None where it is not installed."""
-        on_path = shutil.which("rabbitmq-server")
-        if on_path is None:
+        """The broker's start script; None where it, or Erlang, is not installed."""
+        if not (shutil.which("erl") and shutil.which("epmd")):
             return None
-        # A distribution's /usr/sbin wrapper switches user and insists on the system's folders.
-        packaged = Path(on_path).parents[1] / "lib" / "rabbitmq" / "bin" / "rabbitmq-server"
-        return packaged if packaged.exists() else Path(on_path)
+        # The one on PATH beside a packaged one is a wrapper that insists on the system's user and folders.
+        on_path = shutil.which("rabbitmq-server")
+        return self.PACKAGED if self.PACKAGED.exists() else Path(on_path) if on_path else None
 
     async def launch(self, folder: Path, ports: list[int]) -> list[ProcessId]:
         """Starts epmd, then the broker."""
-        server, epmd = self.find(), shutil.which("epmd")
-        if server is None or epmd is None:
+        server = self.find()
+        if server is None:
             raise StackError(self.MISSING)
         port, distribution_port, epmd_port = ports
         home = folder / "home"
@@ -227,8 +230,12 @@ class RabbitMQ:
             "RUNNING_UNDER_SYSTEMD": "true",
         }
         log = _log(folder)
-        mapper = spawn([epmd, "-port", str(epmd_port), "-address", "127.0.0.1"], log=log, cwd=folder, env=env)
-        return [spawn([server], log=log, cwd=folder, env=env), mapper]
+        broker = spawn([server], log=log, cwd=folder, env=env)
+        # It is up long before the broker, which first starts a virtual machine, asks for it.
+        mapper = spawn(
+            ["epmd", "-port", str(epmd_port), "-address", "127.0.0.1"], log=log, cwd=folder, env=env
+        )
+        return [broker, mapper]
 
     async def probe(self, port: int) -> str:
         """The first frame of a connection."""

@@ -81,17 +81,17 @@ class Stack:
         async with _locked(self.data_dir):
             await self._start([service])
 
-    async def stop(self) -> None:
-        """Stops what this object started; what ran already goes on."""
+    async def stop(self, service: str | None = None) -> None:
+        """Stops one service, or all that this object started; what ran already goes on."""
+        services = {service} if service else set(self.started)
         async with _locked(self.data_dir):
-            await _stop(self.data_dir, self.started)
-        self.started.clear()
+            await _stop(self.data_dir, services)
+        self.started -= services
 
     async def kill(self, service: str) -> None:
         """SIGKILL to every process of a service, as a crash would: no goodbye, nothing flushed."""
         async with _locked(self.data_dir):
-            entry = _read(self.data_dir).get(service, _Entry([]))
-            await kill_processes([member for process in entry.processes for member in family(process)])
+            await _kill(_read(self.data_dir).get(service, _Entry([])))
 
     def pid(self, service: str) -> int:
         """Number of the process that serves; raises StackError where the service does not run."""
@@ -101,27 +101,35 @@ class Stack:
         return entry.processes[0].pid
 
     async def _start(self, services: Collection[str]) -> None:
-        results = await asyncio.gather(*(self._start_one(name) for name in services), return_exceptions=True)
-        if errors := [result for result in results if isinstance(result, BaseException)]:
-            raise errors[0]
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for name in services:
+                    tasks.create_task(self._start_one(name))
+        except ExceptionGroup as group:
+            raise group.exceptions[0] from None
 
     async def _start_one(self, name: str) -> None:
         program, folder = _PROGRAMS[name], _folder(self.data_dir / name)
         entry = _read(self.data_dir).get(name) or _Entry([free_port() for _ in range(program.ports)])
-        if not _runs(entry):
-            # A part of it may have survived the rest.
-            await kill_processes([member for process in entry.processes for member in family(process)])
-            entry.ports = [port if port_is_free(port) else free_port() for port in entry.ports]
-            try:
-                entry.processes = await program.launch(folder, entry.ports)
-            except StackError as error:
-                raise StackError(f"{error}{_tail(folder)}") from None
-            self.started.add(name)
-            _write(self.data_dir, name, entry)
-        entry.version = await _await_ready(program, entry, folder)
+        try:
+            await self._bring_up(program, folder, entry)
+        except StackError as error:
+            raise StackError(f"{error}{_tail(folder)}") from None
         _write(self.data_dir, name, entry)
-        url = program.url(entry.ports[0])
-        setattr(self.urls, "amqp" if name == _RABBITMQ.name else name, url)
+        setattr(self.urls, "amqp" if name == _RABBITMQ.name else name, program.url(entry.ports[0]))
+
+    async def _bring_up(self, program: Program, folder: Path, entry: _Entry) -> None:
+        # What runs now may be about to end, and another program may take a port first: then once more.
+        for _ in range(2):
+            if not _runs(entry):
+                await _kill(entry)  # a part of it may have survived the rest
+                entry.ports = [port if port_is_free(port) else free_port() for port in entry.ports]
+                entry.processes = await program.launch(folder, entry.ports)
+                self.started.add(program.name)
+                _write(self.data_dir, program.name, entry)
+            if await _await_ready(program, entry):
+                return
+        raise StackError(f"{program.name} ends while it starts")
 
 
 async def start_stack(data_dir: Path, services: Collection[str] = SERVICES) -> Stack:
@@ -166,17 +174,23 @@ def stack_status(data_dir: Path) -> list[ServiceStatus]:
     return rows
 
 
-async def _await_ready(program: Program, entry: _Entry, folder: Path) -> str:
+async def _await_ready(program: Program, entry: _Entry) -> bool:
+    """Waits for the service's first answer, its version; False where it ended before that."""
     deadline = time.monotonic() + _START_S
     while time.monotonic() < deadline:
         # Whether it runs is looked at first: an answer counts only if it can be this process that gave it.
         if not _runs(entry):
-            raise StackError(f"{program.name} ended while it started{_tail(folder)}")
+            return False
         with contextlib.suppress(OSError, EOFError, TimeoutError):
             async with asyncio.timeout(5):
-                return await program.probe(entry.ports[0])
+                entry.version = await program.probe(entry.ports[0])
+                return True
         await asyncio.sleep(_PROBE_S)
-    raise StackError(f"{program.name} does not answer after {_START_S:.0f} s{_tail(folder)}")
+    raise StackError(f"{program.name} does not answer after {_START_S:.0f} s")
+
+
+async def _kill(entry: _Entry) -> None:
+    await kill_processes([member for process in entry.processes for member in family(process)])
 
 
 async def _stop(data_dir: Path, services: Collection[str]) -> list[str]:

