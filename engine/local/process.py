@@ -60,7 +60,12 @@ def spawn(
         raise StackError(f"can't start {arguments[0]}: {error.strerror}") from None
     # The process outlives this object, which would otherwise warn of that when it is collected.
     process.returncode = 0
-    return ProcessId(process.pid, psutil.Process(process.pid).create_time())
+    return identify(process.pid)
+
+
+def identify(pid: int) -> ProcessId:
+    """The process that has this number now; raises psutil.NoSuchProcess where there is none."""
+    return ProcessId(pid, psutil.Process(pid).create_time())
 
 
 def find_process(known: ProcessId) -> psutil.Process | None:
@@ -85,7 +90,7 @@ def family(known: ProcessId) -> list[ProcessId]:
             members = [known]
             for child in process.children(recursive=True):
                 with contextlib.suppress(psutil.NoSuchProcess):
-                    members.append(ProcessId(child.pid, child.create_time()))
+                    members.append(identify(child.pid))
     return members
 
 
@@ -118,7 +123,7 @@ def find_processes(program: Path, cwd: Path) -> list[ProcessId]:
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
             if process.exe() == str(program) and process.cwd() == str(cwd):
-                found.append(ProcessId(process.pid, process.create_time()))
+                found.append(identify(process.pid))
     return found
 
 

@@ -15,7 +15,7 @@ from typing import Final, Protocol
 import asyncpg
 
 from engine.errors import StackError
-from engine.local.process import ProcessId, find_processes, kill_processes, spawn
+from engine.local.process import ProcessId, family, find_processes, identify, kill_processes, spawn
 
 _INSTALL: Final = "pip install 'flashgrid[local]'"
 
@@ -150,8 +150,10 @@ class Postgres:
             try:
                 code = await process.wait()
             except asyncio.CancelledError:
-                process.kill()
+                members = family(identify(process.pid))
+                os.killpg(process.pid, signal.SIGKILL)
                 await process.wait()
+                await kill_processes(members[1:])
                 raise
         if code:
             raise StackError("postgres: initdb failed")
@@ -221,6 +223,7 @@ class RabbitMQ:
             "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "enabled_plugins"),
             "RABBITMQ_MNESIA_BASE": str(folder),
             "RABBITMQ_MNESIA_DIR": str(folder / "data"),
+            "RABBITMQ_LOG_BASE": str(folder),
             "RABBITMQ_LOGS": "-",
             "RABBITMQ_PID_FILE": str(folder / "pid"),
             # Idle schedulers spin by default, which costs the rest of a small machine its processor.

