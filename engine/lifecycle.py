@@ -1,0 +1,68 @@
+"""How a stage lives: it outlasts what it depends on, and ends in order."""
+
+import asyncio
+import logging
+import random
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+log = logging.getLogger(__name__)
+
+_FIRST_DELAY_S: Final = 0.05
+_LONGEST_DELAY_S: Final = 2.0
+
+
+class Outage:
+    """The time in which something does not work: one log line at its begin, one at its end."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._failures = 0
+
+    async def wait(self, error: BaseException) -> None:
+        """Wait after a failure: twice as long as the last time up to 2 s, less up to a half at random."""
+        if not self._failures:
+            log.warning("%s is interrupted and goes on trying: %s", self._what, error)
+        delay_s = min(_FIRST_DELAY_S * 2 ** min(self._failures, 10), _LONGEST_DELAY_S)
+        self._failures += 1
+        await asyncio.sleep(delay_s * random.uniform(0.5, 1))
+
+    def end(self) -> None:
+        """Note that it works."""
+        if self._failures:
+            log.info("%s works again", self._what)
+            self._failures = 0
+
+
+async def drain(work: Coroutine[Any, Any, None], stop: asyncio.Event, drain_s: float) -> None:
+    """Run `work`, which ends by itself after `stop` is set; cancel it if that takes longer than `drain_s`.
+
+    Raises what `work` raises.
+    """
+    task = asyncio.create_task(work)
+    stopped = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({task, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            await asyncio.wait({task}, timeout=drain_s)
+        if task.done():
+            task.result()
+        else:
+            log.warning("work is left over after %g s of draining; it is kept for the next start", drain_s)
+    finally:
+        task.cancel()
+        stopped.cancel()
+        await asyncio.gather(task, stopped, return_exceptions=True)
+
+
+@asynccontextmanager
+async def running(*background: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Run coroutines that never end by themselves for as long as the block lasts."""
+    tasks = [asyncio.create_task(work) for work in background]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
