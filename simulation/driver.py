@@ -86,8 +86,8 @@ async def drive(
     """Sends the plan to the engine at `url` (http://host:port) and returns when every request has ended.
 
     The run starts at `t0_ns` (time.monotonic_ns), or as soon as all processes are ready. `on_progress` is
-    called about four times a second. Raises DriverError if the URL is of no use, a process dies, or `t0_ns`
-    comes too soon. When it is cancelled the processes are ended.
+    called about four times a second and once more at the end. Raises DriverError if the URL is of no use, a
+    process dies, or `t0_ns` comes too soon. When it is cancelled the processes are ended.
     """
     host, port, authority, path = await _resolve(url)
     count = min(options.processes, max(len(plan), 1))
@@ -301,4 +301,14 @@ async def _resolve(url: str) -> tuple[str, int, str, str]:
         found = await asyncio.get_running_loop().getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
     except OSError as error:
         raise DriverError(f"{url}: {error.strerror or error}") from None
-    return str(found[0][4][0]), port, parts.netloc, f"{parts.path.rstrip('/')}/purchase/buy"
+    addresses = [str(address[0]) for *_, address in found]
+    # A name may stand for addresses that nobody listens on: "localhost" is often ::1 and 127.0.0.1.
+    for host in addresses if len(addresses) > 1 else []:
+        with contextlib.suppress(OSError):
+            async with asyncio.timeout(1):
+                _, writer = await asyncio.open_connection(host, port)
+            writer.close()
+            await writer.wait_closed()
+            addresses = [host]
+            break
+    return addresses[0], port, parts.netloc, f"{parts.path.rstrip('/')}/purchase/buy"

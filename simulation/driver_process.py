@@ -7,6 +7,7 @@ JSON. When standard input ends, its parent is gone and so is the process.
 
 import asyncio
 import contextlib
+import gc
 import os
 import resource
 import signal
@@ -149,7 +150,10 @@ async def serve() -> None:
     orders = asyncio.StreamReader()
     loop = asyncio.get_running_loop()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(orders), sys.stdin)
-    job = msgspec.json.decode(await orders.readline(), type=Job)
+    order = await orders.readline()
+    if not order:
+        return
+    job = msgspec.json.decode(order, type=Job)
     _allow_files(job.connections)
     with np.load(job.plan) as plan:
         requests = encode_requests(job.path, job.authority, plan["user_id"], plan["product_id"], plan["key"])
@@ -161,6 +165,10 @@ async def serve() -> None:
     # A parent that is slow to read must not stop the load: a snapshot that does not fit is left out.
     os.set_blocking(sys.stdout.fileno(), False)
     _say(b"ready")
+    # A collection of garbage would stop the pacer for longer the larger the plan is.
+    gc.collect()
+    gc.freeze()
+    gc.disable()
     start = await orders.readline()
     if not start:
         return

@@ -4,7 +4,9 @@ SimulationError
 ├── ScenarioError     a scenario can't be read, or a key of it has a bad value
 ├── HistoryError      a file is not a history
 ├── BadAnswer         the bytes are not an HTTP/1.1 answer
-└── DriverError       the load could not be driven
+├── DriverError       the load could not be driven
+├── EngineError       the engine under test can't be started, reached, or put on sale
+└── RunError          a run, or the folder of one, is not as it should be
 """
 
 
@@ -26,3 +28,11 @@ class BadAnswer(SimulationError):
 
 class DriverError(SimulationError):
     """The load could not be driven."""
+
+
+class EngineError(SimulationError):
+    """The engine under test can't be started, reached, or put on sale."""
+
+
+class RunError(SimulationError):
+    """A run, or the folder of one, is not as it should be."""

@@ -14,7 +14,6 @@ request: its whole state is its number in a few arrays.
 
 import asyncio
 import contextlib
-import gc
 import time
 from array import array
 from bisect import bisect_right
@@ -74,14 +73,9 @@ class OpenLoop:
         """Drives the whole load from `t0_ns` (time.monotonic_ns) on; returns when every request has ended."""
         self.t0_ns = t0_ns
         self._open(min(WARM, self.connections))
-        # A collection of garbage would stop the pacer for as long as the plan is large.
-        gc.collect()
-        gc.freeze()
-        gc.disable()
         try:
             await self._pace()
         finally:
-            gc.enable()
             for task in self.connecting:
                 task.cancel()
             await asyncio.gather(*self.connecting, return_exceptions=True)
