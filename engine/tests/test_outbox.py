@@ -1,4 +1,5 @@
 import asyncio
+from typing import Any
 
 from redis.asyncio import Redis
 
@@ -45,7 +46,8 @@ async def test_what_is_acknowledged_is_gone(redis: Redis) -> None:
 
 async def test_the_time_of_acceptance_is_the_entry_s_own(redis: Redis) -> None:
     await accept(redis, reserve(SALE))
-    [(entry_id, _)] = await redis.xrange(SHARD.outbox)
+    entries: Any = await redis.xrange(SHARD.outbox)
+    [(entry_id, _)] = entries
     delivery = await read_one(Outbox(redis, [SHARD], "a", NEVER_MS))
     assert delivery.reservations[0].accepted_ms == int(entry_id.split(b"-")[0])
 

@@ -1,0 +1,159 @@
+import asyncio
+
+import aio_pika
+import msgspec
+import pytest
+from redis.asyncio import Redis
+
+from engine.bus import PURCHASES, Consumer, Publisher
+from engine.delivery import Delivery
+from engine.errors import SettingsError
+from engine.fulfilment import run_fulfilment
+from engine.keys import ShardKeys
+from engine.outbox import Outbox
+from engine.relay import run_relay
+from engine.sale import Sale
+from engine.settings import Settings
+from engine.tests.backend import (
+    CONFIRMED,
+    count_statuses,
+    open_sale,
+    read_sold,
+    read_statuses,
+    running,
+    take_dead_letters,
+    until_relayed,
+    until_settled,
+)
+from engine.tests.orders import SHARD, accept, make_terms, reserve
+from engine.tests.proxy import Proxy
+
+SALE = Sale(sale_id=3, terms=make_terms(stock=1_000))
+
+
+async def drain_bus(url: str, purchases: int) -> list[Delivery]:
+    """Read messages until they hold so many purchases."""
+    consumer = Consumer(url, prefetch=10_000)
+    deliveries: list[Delivery] = []
+    while sum(len(delivery.reservations) for delivery in deliveries) < purchases:
+        deliveries += await consumer.read(1)
+    await consumer.acknowledge(deliveries)
+    await consumer.close()
+    return deliveries
+
+
+async def test_entries_leave_the_outbox_for_the_bus(redis: Redis, settings: Settings, bus_url: str) -> None:
+    batch = reserve(SALE, 1_000)
+    async with running(settings, run_relay):
+        await accept(redis, batch, entry_size=7)
+        await until_relayed(redis)
+    deliveries = await drain_bus(bus_url, 1_000)
+    arrived = [r.order_id for delivery in deliveries for r in delivery.reservations]
+    assert sorted(arrived) == sorted(r.order_id for r in batch)
+
+
+async def test_small_entries_share_a_message_and_large_ones_are_split(
+    redis: Redis, settings: Settings, bus_url: str
+) -> None:
+    settings = msgspec.structs.replace(settings, relay_batch=10)
+    await accept(redis, reserve(SALE, 30), entry_size=1)
+    await accept(redis, reserve(SALE, 25), entry_size=25)
+    async with running(settings, run_relay):
+        await until_relayed(redis)
+    sizes = [len(delivery.reservations) for delivery in await drain_bus(bus_url, 55)]
+    assert max(sizes) == 10
+    assert len(sizes) <= 7
+
+
+async def test_a_relay_killed_between_publish_and_acknowledge_loses_nothing_and_sells_nothing_twice(
+    redis: Redis, settings: Settings, bus_url: str
+) -> None:
+    sale = await open_sale(settings, redis)
+    batch = reserve(sale, 500)
+    await accept(redis, batch, entry_size=50)
+    # All that a relay does up to its death: it read, published, and got every confirm.
+    victim, publisher = Outbox(redis, [SHARD], "killed", 3_600_000), Publisher(bus_url)
+    for delivery in await victim.read(1):
+        await publisher.publish(delivery.reservations)
+    await publisher.close()
+    async with running(msgspec.structs.replace(settings, relay_claim_ms=100)):
+        await until_settled(redis)
+    assert await read_statuses(settings) == {r.order_id: CONFIRMED for r in batch}
+    assert await read_sold(settings, sale) == 500
+
+
+async def test_lines_that_are_no_purchases_become_dead_letters(
+    redis: Redis, settings: Settings, bus_url: str
+) -> None:
+    orders = reserve(SALE, 2)
+    lines = [f"{orders[0].order_id} 1 1 3 1", "rubbish", f"{orders[1].order_id} 1 1 3 1"]
+    await redis.xadd(SHARD.outbox, {"purchases": "\n".join(lines)})
+    async with running(settings, run_relay):
+        await until_relayed(redis)
+    [delivery] = await drain_bus(bus_url, 2)
+    assert [r.order_id for r in delivery.reservations] == [r.order_id for r in orders]
+    [(body, reason)] = await take_dead_letters(bus_url, 1)
+    assert body == b"rubbish"
+    assert reason
+
+
+async def test_a_dropped_connection_is_made_again_and_nothing_is_lost(
+    redis: Redis, settings: Settings, bus_url: str
+) -> None:
+    sale = await open_sale(settings, redis)
+    batch = reserve(sale, 4_000)
+    proxy = Proxy(bus_url)
+    async with proxy.listen(), running(msgspec.structs.replace(settings, amqp_url=proxy.url)):
+        for start in range(0, 4_000, 400):
+            await accept(redis, batch[start : start + 400], entry_size=20)
+            proxy.cut()
+        await until_settled(redis)
+    assert await read_statuses(settings) == {r.order_id: CONFIRMED for r in batch}
+    assert await read_sold(settings, sale) == 4_000
+
+
+async def test_a_deleted_queue_comes_back(redis: Redis, settings: Settings, bus_url: str) -> None:
+    async with running(settings, run_relay):
+        await accept(redis, reserve(SALE, 5))
+        await until_relayed(redis)
+        async with await aio_pika.connect(bus_url) as connection, connection.channel() as channel:
+            await channel.queue_delete(PURCHASES)
+        await accept(redis, reserve(SALE, 6))
+        await until_relayed(redis)
+    assert sum(len(delivery.reservations) for delivery in await drain_bus(bus_url, 6)) == 6
+
+
+async def test_a_stopped_relay_first_empties_the_outbox(
+    redis: Redis, settings: Settings, bus_url: str
+) -> None:
+    await accept(redis, reserve(SALE, 2_000), entry_size=10)
+    stop = asyncio.Event()
+    stop.set()
+    await run_relay(settings, stop)
+    assert await redis.xlen(SHARD.outbox) == 0
+    assert await redis.xinfo_consumers(SHARD.outbox, ShardKeys.GROUP) == []
+    assert len(await drain_bus(bus_url, 2_000)) > 0
+
+
+async def test_a_stopped_relay_without_a_bus_gives_up_after_the_drain_time_and_keeps_everything(
+    redis: Redis, settings: Settings
+) -> None:
+    await accept(redis, reserve(SALE, 5))
+    stop = asyncio.Event()
+    stop.set()
+    await run_relay(msgspec.structs.replace(settings, amqp_url="amqp://127.0.0.1:1/", drain_s=0.3), stop)
+    assert await redis.xlen(SHARD.outbox) == 1
+
+
+async def test_a_relay_needs_a_bus(settings_without_bus: Settings) -> None:
+    with pytest.raises(SettingsError):
+        await run_relay(settings_without_bus, asyncio.Event())
+
+
+async def test_two_relays_share_the_work(redis: Redis, settings: Settings) -> None:
+    sale = await open_sale(settings, redis)
+    batch = reserve(sale, 2_000)
+    await accept(redis, batch, entry_size=5)
+    async with running(settings, run_relay, run_relay, run_fulfilment):
+        await until_settled(redis)
+    assert await count_statuses(settings) == {CONFIRMED: 2_000}
