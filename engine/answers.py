@@ -10,6 +10,7 @@ from engine.gate import Outcome
 JSON: Final = "application/json"
 PROBLEM_JSON: Final = "application/problem+json"
 RETRY_AFTER_S: Final = "1"
+SERVER: Final = "flashgrid"
 
 
 class Answer(NamedTuple):

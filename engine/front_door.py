@@ -5,7 +5,8 @@ import hmac
 import ipaddress
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from importlib.resources import files
 from typing import Final
 
@@ -13,8 +14,17 @@ import msgspec
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from engine.answers import JSON, RETRY_AFTER_S, Answer, answer_input_error, answer_purchase, make_problem
+from engine.answers import (
+    JSON,
+    RETRY_AFTER_S,
+    SERVER,
+    Answer,
+    answer_input_error,
+    answer_purchase,
+    make_problem,
+)
 from engine.errors import GateUnavailable, InputError, LedgerUnavailable
+from engine.fast_path import FastPath, Heads
 from engine.gate import Gate, Outcome
 from engine.ledger import Ledger
 from engine.metrics import render_metrics
@@ -25,7 +35,6 @@ from engine.settings import Settings
 
 log = logging.getLogger(__name__)
 
-SERVER: Final = "flashgrid"
 _FORWARDING_HEADERS: Final = ("Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Real-IP", "Via")
 
 
@@ -213,19 +222,32 @@ async def run_front_door(
         raise ValueError("the front door needs postgres_url")
     gate = Gate(settings)
     ledger = await Ledger.connect(settings.postgres_url)
-    runner = web.AppRunner(
-        FrontDoor(settings, gate, ledger).make_app(), access_log=None, shutdown_timeout=settings.drain_s
-    )
+    runner = web.AppRunner(FrontDoor(settings, gate, ledger).make_app(), shutdown_timeout=settings.drain_s)
     try:
-        await runner.setup()
-        await web.SockSite(runner, listener).start()
-        ready()
-        await stop.wait()
+        async with listen(runner, gate, listener):
+            ready()
+            await stop.wait()
     finally:
-        # In this order: no new requests, answers to those under way, then what they need.
-        await runner.cleanup()
         await gate.close()
         await ledger.close()
+
+
+@asynccontextmanager
+async def listen(runner: web.AppRunner, gate: Gate, listener: socket.socket) -> AsyncIterator[None]:
+    """Accept connections, each with a fast path, until the context ends; then answer what is under way."""
+    await runner.setup()
+    loop = asyncio.get_running_loop()
+    heads: Heads = {}
+
+    def connect() -> FastPath:
+        return FastPath(runner.server, loop=loop, gate=gate, heads=heads, access_log=None)
+
+    server = await loop.create_server(connect, sock=listener, backlog=65_535)
+    try:
+        yield
+    finally:
+        server.close()
+        await runner.cleanup()
 
 
 def _is_loopback(request: web.Request) -> bool:

@@ -96,6 +96,11 @@ class Gate:
         await asyncio.gather(*(lane.close() for lane in self._lanes))
         await self._redis.aclose()
 
+    @property
+    def waiting(self) -> int:
+        """Purchases that wait for the next batch."""
+        return sum(len(lane.waiting) for lane in self._lanes)
+
     def submit(self, purchase: Purchase) -> None:
         """Put a purchase into the next batch of its shard; its `answer` is called later, exactly once."""
         lane = self._lanes[0 if self._shards == 1 else shard_of(purchase.product_id, self._shards)]
@@ -169,7 +174,7 @@ class _Lane:
         self._batch_size = settings.gate_batch
         self._capacity = settings.gate_waiting
         self._remember_s = settings.idempotency_s
-        self._waiting: list[Purchase] = []
+        self.waiting: list[Purchase] = []
         self._arrived = asyncio.Event()
         self._closing = False
         self._reachable = True
@@ -180,11 +185,11 @@ class _Lane:
             _COUNTERS[Outcome.GATE_UNAVAILABLE].inc()
             purchase.answer(Outcome.GATE_UNAVAILABLE, None)
             return
-        if len(self._waiting) >= self._capacity:
+        if len(self.waiting) >= self._capacity:
             _COUNTERS[Outcome.OVERLOADED].inc()
             purchase.answer(Outcome.OVERLOADED, None)
             return
-        self._waiting.append(purchase)
+        self.waiting.append(purchase)
         self._arrived.set()
 
     def refuse_more(self) -> None:
@@ -198,13 +203,13 @@ class _Lane:
     async def _run(self) -> None:
         while True:
             await self._arrived.wait()
-            if not self._waiting:
+            if not self.waiting:
                 if self._closing:
                     return
                 self._arrived.clear()
                 continue
-            batch = self._waiting[: self._batch_size]
-            del self._waiting[: self._batch_size]
+            batch = self.waiting[: self._batch_size]
+            del self.waiting[: self._batch_size]
             await self._commit(batch)
 
     async def _commit(self, batch: list[Purchase]) -> None:
@@ -275,7 +280,7 @@ class _Lane:
         _COUNTERS[outcome].inc(len(batch))
         # Those behind have waited for the same silence: they hear at once that nothing is reserved for them,
         # which bounds everybody's wait by the time of one call.
-        behind, self._waiting = self._waiting, []
+        behind, self.waiting = self.waiting, []
         for purchase in behind:
             purchase.answer(Outcome.GATE_UNAVAILABLE, None)
         _COUNTERS[Outcome.GATE_UNAVAILABLE].inc(len(behind))
