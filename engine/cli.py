@@ -1,35 +1,28 @@
 """The command `flashgrid`: serves the engine, manages its private services, lists its settings."""
 
 import asyncio
-import sys
-from collections.abc import Callable
-from functools import wraps
-from typing import ParamSpec
+from typing import Any
 
 import click
 
 from engine.errors import FlashgridError
+from engine.local.commands import stack
 from engine.settings import describe_settings, read_settings
 from engine.stage import Role, set_up_logging
 
-P = ParamSpec("P")
 
+class Commands(click.Group):
+    """Commands that end with exit code 1 and one clear line when the engine says why it can't go on."""
 
-def one_line_errors(command: Callable[P, None]) -> Callable[P, None]:
-    """Let a command end with exit code 1 and one clear line when the engine says why it can't go on."""
-
-    @wraps(command)
-    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command that was asked for."""
         try:
-            command(*args, **kwargs)
+            return super().invoke(ctx)
         except FlashgridError as error:
-            click.echo(f"flashgrid: {error}", err=True)
-            sys.exit(1)
-
-    return run
+            raise click.ClickException(str(error)) from error
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="flashgrid")
 def main() -> None:
     """Flashgrid sells a fixed stock to a crowd that arrives all at once, every unit exactly once."""
@@ -46,7 +39,6 @@ def main() -> None:
     help="Serve only this stage; may be given more than once. [default: all]",
 )
 @click.option("--data-dir", help="Folder of the private backing services [default: .flashgrid].")
-@one_line_errors
 def serve(
     host: str | None, port: int | None, workers: int | None, role: tuple[str, ...], data_dir: str | None
 ) -> None:
@@ -65,9 +57,11 @@ def serve(
 
 
 @main.command()
-@one_line_errors
 def settings() -> None:
     """List every setting: environment name, default, unit, meaning."""
     for name, unit, default, meaning in describe_settings():
         value = "" if default == "None" else f"{default} {unit}".strip()
         click.echo(f"{name:32} {value:18} {meaning}")
+
+
+main.add_command(stack)

@@ -9,7 +9,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Callable, Collection
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
@@ -143,7 +143,7 @@ class StageProcess:
         self._listener = listener
         self._environment = environment
         self._process: asyncio.subprocess.Process | None = None
-        self._stopping = False
+        self._stopping = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -152,7 +152,7 @@ class StageProcess:
 
     async def stop(self, within_s: float) -> None:
         """Ask it to settle and end; kill it if it takes longer."""
-        self._stopping = True
+        self._stopping.set()
         if self._task is None:
             return
         if self._process is not None and self._process.returncode is None:
@@ -168,14 +168,16 @@ class StageProcess:
     async def _keep_running(self) -> None:
         pause_s = 0.1
         loop = asyncio.get_running_loop()
-        while not self._stopping:
+        while True:
             started = loop.time()
             code = await self._run_once()
-            if self._stopping:
+            if self._stopping.is_set():
                 return
             pause_s = 0.1 if loop.time() - started > _STEADY_S else min(pause_s * 2, 5.0)
             log.warning("%s ended (%s) and is started again", self.name, describe_exit(code))
-            await asyncio.sleep(pause_s)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), pause_s)
+                return
 
     async def _run_once(self) -> int:
         descriptors = [] if self._listener is None else [self._listener.fileno()]
@@ -185,7 +187,7 @@ class StageProcess:
             # A session of its own, so that Ctrl-C reaches the server only, which stops the stages in order.
             env=self._environment, pass_fds=descriptors, start_new_session=True,
         )  # fmt: skip
-        if self._stopping:
+        if self._stopping.is_set():
             process.terminate()
         while process.stdout and (line := await process.stdout.readline()):
             if line == READY:

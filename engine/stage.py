@@ -73,6 +73,8 @@ def set_up_logging(settings: Settings) -> None:
     # Their own lines at each connect and each lost connection say again what ours say.
     for name in ("aiormq", "aio_pika", "asyncio"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # A traceback for each malformed request would let any client fill the disk.
+    logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
 
 
 def _stop_at_end_of_input(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:

@@ -1,31 +1,11 @@
 """The commands `flashgrid stack …`: private backing services without the engine."""
 
 import asyncio
-import sys
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
-from typing import ParamSpec
 
 import click
 
-from engine.errors import FlashgridError
 from engine.settings import read_settings
-
-P = ParamSpec("P")
-
-
-def _one_line_errors(command: Callable[P, None]) -> Callable[P, None]:
-    @wraps(command)
-    def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        try:
-            command(*args, **kwargs)
-        except FlashgridError as error:
-            click.echo(f"flashgrid: {error}", err=True)
-            sys.exit(1)
-
-    return run
-
 
 _data_dir = click.option(
     "--data-dir",
@@ -41,7 +21,6 @@ def stack() -> None:
 
 @stack.command()
 @_data_dir
-@_one_line_errors
 def up(data_dir: Path | None) -> None:
     """Start the services that do not run yet, and leave them running.
 
@@ -60,7 +39,6 @@ def up(data_dir: Path | None) -> None:
 
 @stack.command()
 @_data_dir
-@_one_line_errors
 def down(data_dir: Path | None) -> None:
     """Stop the services; their data stay."""
     from engine.local.stack import stop_stack
@@ -71,7 +49,6 @@ def down(data_dir: Path | None) -> None:
 
 @stack.command()
 @_data_dir
-@_one_line_errors
 def status(data_dir: Path | None) -> None:
     """Show the services; the exit code is 0 if all run, 1 otherwise."""
     from engine.local.stack import stack_status
@@ -81,7 +58,7 @@ def status(data_dir: Path | None) -> None:
         where = f"pid {row.pid:<8} {row.url}" if row.pid else "down"
         click.echo(f"{row.name:10} {row.version:8} {where}")
     if not all(row.pid for row in rows):
-        sys.exit(1)
+        raise SystemExit(1)
 
 
 def _folder(data_dir: Path | None) -> Path:
