@@ -28,8 +28,6 @@ SNAPSHOT_S: Final = 0.25
 RESPONSE_EDGES_MS: Final = np.geomspace(0.01, 100_000, 141)
 """Edges of the buckets that response times are counted in: 20 a decade, so 12 % wide."""
 
-_UNAVAILABLE, _UNKNOWN = OUTCOMES.index("UNAVAILABLE"), OUTCOMES.index("UNKNOWN")
-
 Integers = npt.NDArray[np.int64]
 
 
@@ -99,15 +97,14 @@ class Tally:
 def outcomes_of(load: OpenLoop, ops: Integers) -> npt.NDArray[np.int8]:
     """Indices into OUTCOMES of requests that ended; a 200 is taken for ACCEPTED without a look at its
     body."""
-    status = np.frombuffer(load.status, np.int16)[ops]
+    status = np.frombuffer(load.status, np.int16)[ops]  # 0 without an answer, which is UNKNOWN
     found = np.empty(len(ops), np.int8)
     for value in np.unique(status).tolist():
         outcome = "ACCEPTED" if value == 200 else classify(value, b"")[0]
         found[status == value] = OUTCOMES.index(outcome)
     for place in np.flatnonzero(status == 503).tolist():
         found[place] = OUTCOMES.index(classify(503, load.bodies[int(ops[place])])[0])
-    found[np.frombuffer(load.done_ns, np.int64)[ops] < 0] = _UNKNOWN
-    found[np.frombuffer(load.sent_ns, np.int64)[ops] < 0] = _UNAVAILABLE
+    found[np.frombuffer(load.sent_ns, np.int64)[ops] < 0] = OUTCOMES.index("UNAVAILABLE")
     return found
 
 

@@ -170,6 +170,7 @@ async def test_a_process_ends_with_its_parent(tmp_path: Path) -> None:
     assert await process.stdout.readline(), "it has begun"
     process.stdin.close()
     await process.communicate()
+    assert process.returncode == 0
     assert not (tmp_path / "result.npz").exists()
 
 

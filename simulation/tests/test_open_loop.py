@@ -148,6 +148,10 @@ async def test_an_answer_counts_however_it_comes(react: Callable[[Request], Awai
     assert list(load.status) == [200] * 10
     assert set(load.bodies.values()) == {b'{"status":"ACCEPTED","orderId":"order-1"}'}
     assert sorted(server.users) == list(range(10)), "and no request is sent twice"
+    if react not in (by_the_byte, chunked):
+        assert len({request.connection for request in server.requests}) == 10, (
+            "none goes where no answer will come"
+        )
 
 
 async def reset(request: Request) -> None:

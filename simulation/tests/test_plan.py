@@ -54,6 +54,13 @@ def test_a_change_to_one_part_does_not_reshuffle_the_others() -> None:
     assert before.key == longer.key[: len(before)]
 
 
+def test_users_products_and_keys_have_nothing_to_do_with_each_other() -> None:
+    drawn = plan(arrivals=[{"shape": "constant", "seconds": 10, "rate_rps": 1_000}])
+    keyed = [key is not None for key in drawn.key]
+    related = np.corrcoef([drawn.intended_ns, drawn.user_id, drawn.product_id, keyed])
+    assert np.abs(related - np.eye(4)).max() < 0.1
+
+
 def test_keys_are_unlike_and_as_many_as_the_share_says() -> None:
     keys = [key for key in plan(prefix="run-").key if key is not None]
     assert len(set(keys)) == len(keys)
