@@ -1,0 +1,67 @@
+"""The verdict on a run: a pure function of what the clients saw and what the stores held at the end."""
+
+import inspect
+from collections.abc import Sequence
+from typing import Literal
+
+import msgspec
+import pandas as pd
+
+from simulation.evidence import Evidence, Unread
+from simulation.final_state import FinalState
+from simulation.rules import RULES, Rule
+
+Verdict = Literal["pass", "fail", "unknown"]
+
+
+class Check(msgspec.Struct, frozen=True):
+    """One rule, judged: `holds` is None where a part of the record that it needs could not be read."""
+
+    name: str
+    holds: bool | None
+    violations: int
+    detail: str
+    meaning: str
+
+
+def judge(history: pd.DataFrame, state: FinalState, *, gate_loss: bool = False) -> list[Check]:
+    """Judge a run by every rule.
+
+    `history` has the columns of simulation.history; `gate_loss` says that the gate was made to forget.
+    """
+    evidence = Evidence(history, state, gate_loss)
+    return [_apply(rule, evidence) for rule in RULES]
+
+
+def _apply(rule: Rule, evidence: Evidence) -> Check:
+    name = rule.__name__.replace("_", " ")
+    meaning = " ".join((inspect.getdoc(rule) or "").split())
+    try:
+        violations, detail = rule(evidence)
+    except Unread as missing:
+        return Check(name, None, 0, str(missing), meaning)
+    return Check(name, violations == 0, violations, detail, meaning)
+
+
+def verdict(checks: Sequence[Check], load_valid: bool) -> Verdict:
+    """`fail` if any rule is broken; `unknown` if any could not be judged or the load was not as planned."""
+    if any(check.holds is False for check in checks):
+        return "fail"
+    if not checks or not load_valid or any(check.holds is None for check in checks):
+        return "unknown"
+    return "pass"
+
+
+def verdict_in_words(checks: Sequence[Check], load_valid: bool) -> str:
+    """The verdict as one sentence."""
+    broken = [check.name for check in checks if check.holds is False]
+    unjudged = [check.name for check in checks if check.holds is None]
+    if broken:
+        return f"{len(broken)} of {len(checks)} rules broken: {', '.join(broken)}."
+    if unjudged:
+        return (
+            f"No rule is known to be broken, but {len(unjudged)} could not be judged: {', '.join(unjudged)}."
+        )
+    if not load_valid:
+        return "No rule is broken, but the driver did not keep its schedule: this is not the planned load."
+    return f"All {len(checks)} rules hold: no unit was sold twice, and no accepted purchase was lost."

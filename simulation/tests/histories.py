@@ -1,0 +1,212 @@
+"""Histories and final states for the tests, out of a model of a correct engine."""
+
+import uuid
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pandas as pd
+
+from simulation.final_state import ORDER_TYPES, SALE_TYPES, FinalState
+
+STATUS = {
+    "ACCEPTED": 200,
+    "SOLD_OUT": 429,
+    "LIMIT_REACHED": 409,
+    "NOT_STARTED": 403,
+    "SALE_ENDED": 410,
+    "UNKNOWN_PRODUCT": 404,
+    "INVALID": 400,
+    "UNAVAILABLE": 503,
+    "UNKNOWN": 0,
+}
+
+
+@dataclass(frozen=True)
+class Terms:
+    """A sale of the model; its id is its place in the list, from 1."""
+
+    product_id: int = 1
+    stock: int = 3
+    quantity: int = 1
+    limit: int | None = None
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A request: when it is sent, when the gate sees it, and what becomes of its answer."""
+
+    user_id: int
+    product_id: int = 1
+    key: str | None = None
+    sent_ns: int = 0
+    gate_ns: int = 0
+    done_ns: int = 0
+    lost: bool = False
+    """The client never hears the answer."""
+    arrives: bool = True
+    """Whether a lost request reached the gate."""
+    declined: bool = False
+
+
+@dataclass
+class Model:
+    """A correct engine, one request at a time; declined units come back `release_ns` later."""
+
+    sales: Sequence[Terms]
+    release_ns: int = 50
+    orders: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.remaining = {sale.product_id: sale.stock for sale in self.sales}
+        self.bought: dict[tuple[int, int], int] = defaultdict(int)
+        self.answers: dict[tuple[int, int, str], str] = {}
+        self.releases: list[tuple[int, int, int, int]] = []
+
+    def decide(self, ask: Ask) -> tuple[str, str | None]:
+        """The outcome, and the order id of an accepted purchase."""
+        self.release_until(ask.gate_ns)
+        number = next((i for i, sale in enumerate(self.sales, 1) if sale.product_id == ask.product_id), None)
+        if number is None:
+            return "UNKNOWN_PRODUCT", None
+        sale = self.sales[number - 1]
+        if ask.key and (known := self.answers.get((ask.user_id, ask.product_id, ask.key))):
+            return "ACCEPTED", known
+        buyer = (ask.user_id, ask.product_id)
+        if sale.limit is not None and self.bought[buyer] + sale.quantity > sale.limit:
+            return "LIMIT_REACHED", None
+        if self.remaining[ask.product_id] < sale.quantity:
+            return "SOLD_OUT", None
+        self.remaining[ask.product_id] -= sale.quantity
+        self.bought[buyer] += sale.quantity
+        if ask.declined:
+            self.releases.append((ask.gate_ns + self.release_ns, *buyer, sale.quantity))
+        order_id = str(uuid.UUID(int=len(self.orders) + 1))
+        self.orders.append(
+            order(order_id, ask, number, sale.quantity, "FAILED" if ask.declined else "CONFIRMED")
+        )
+        if ask.key:
+            self.answers[ask.user_id, ask.product_id, ask.key] = order_id
+        return "ACCEPTED", order_id
+
+    def release_until(self, now_ns: int) -> None:
+        """Give back what was declined long enough ago."""
+        for release in sorted(self.releases):
+            due, user_id, product_id, quantity = release
+            if due <= now_ns:
+                self.remaining[product_id] += quantity
+                self.bought[user_id, product_id] -= quantity
+                self.releases.remove(release)
+
+
+def order(
+    order_id: str, ask: Ask, sale_id: int, quantity: int = 1, status: str = "CONFIRMED"
+) -> dict[str, Any]:
+    """A row of the ledger."""
+    reason = {"FAILED": "declined", "REJECTED": "no unit left"}.get(status)
+    accepted_us = ask.gate_ns // 1000
+    return {
+        "order_id": order_id,
+        "sale_id": sale_id,
+        "product_id": ask.product_id,
+        "user_id": ask.user_id,
+        "quantity": quantity,
+        "status": status,
+        "reason": reason,
+        "idempotency_key": ask.key,
+        "accepted_us": accepted_us,
+        "settled_us": accepted_us + 5_000,
+    }
+
+
+def operation(op: int, ask: Ask, outcome: str, order_id: str | None = None) -> dict[str, Any]:
+    """A row of the history."""
+    result = {"ACCEPTED": "ok", "UNKNOWN": "unknown"}.get(outcome, "fail")
+    return {
+        "op": op,
+        "driver": 0,
+        "user_id": ask.user_id,
+        "product_id": ask.product_id,
+        "key": ask.key,
+        "intended_ns": ask.sent_ns,
+        "sent_ns": ask.sent_ns,
+        "done_ns": ask.done_ns,
+        "status": STATUS[outcome],
+        "outcome": outcome,
+        "result": result,
+        "order_id": order_id,
+    }
+
+
+def history_of(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """The rows as a history, in its types."""
+    frame = pd.DataFrame(rows, columns=list(operation(0, Ask(1), "ACCEPTED")))
+    whole = dict.fromkeys(["op", "user_id", "product_id", "intended_ns"], "int64")
+    text = {"key": "str", "order_id": "str", "outcome": "category", "result": "category"}
+    return frame.astype({**whole, "sent_ns": "Int64", "done_ns": "Int64", **text})
+
+
+def orders_of(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """The rows as the ledger's orders, in their types."""
+    frame = pd.DataFrame(rows, columns=list(ORDER_TYPES))
+    return frame.astype(
+        {name: "Int64" if str(kind) == "int64" else "str" for name, kind in ORDER_TYPES.items()}
+    )
+
+
+def play(asks: Sequence[Ask], sales: Sequence[Terms]) -> tuple[pd.DataFrame, FinalState]:
+    """What a correct engine makes of the requests: the history of the clients, and the settled stores."""
+    model = Model(sales)
+    rows = {}
+    for op, ask in sorted(enumerate(asks), key=lambda pair: pair[1].gate_ns):
+        outcome, order_id = model.decide(ask) if ask.arrives or not ask.lost else ("UNKNOWN", None)
+        rows[op] = operation(op, ask, *(("UNKNOWN", None) if ask.lost else (outcome, order_id)))
+    model.release_until(2**62)
+    confirmed: dict[int, int] = defaultdict(int)
+    failed: dict[int, int] = defaultdict(int)
+    for row in model.orders:
+        units = confirmed if row["status"] == "CONFIRMED" else failed
+        units[row["sale_id"]] += row["quantity"]
+    state = FinalState(
+        gate=pd.DataFrame(
+            [
+                [s.product_id, i, s.stock, model.remaining[s.product_id], failed[i]]
+                for i, s in enumerate(sales, 1)
+            ],
+            columns=["product_id", "sale_id", "stock", "remaining", "released"],
+        ),
+        pending=frozenset(),
+        outbox=0,
+        queue=0,
+        dead=0,
+        sales=pd.DataFrame(
+            [
+                [i, s.product_id, s.stock, confirmed[i], s.limit, s.quantity, None, None]
+                for i, s in enumerate(sales, 1)
+            ],
+            columns=list(SALE_TYPES),
+        ).astype(dict.fromkeys(SALE_TYPES, "Int64")),
+        orders=orders_of(model.orders),
+        drained_s=0.1,
+    )
+    return history_of([rows[op] for op in sorted(rows)]), state
+
+
+def with_orders(state: FinalState, rows: Sequence[dict[str, Any]], recount: bool = True) -> FinalState:
+    """The state with other orders; `recount` makes the sales' own counts agree with them."""
+    assert state.sales is not None
+    orders, sales = orders_of(rows), state.sales.copy()
+    if recount:
+        units = orders[orders["status"] == "CONFIRMED"].groupby("sale_id")["quantity"].sum()
+        sales["sold"] = sales["sale_id"].map(units).fillna(0).astype("Int64")
+    return replace(state, orders=orders, sales=sales)
+
+
+def order_rows(state: FinalState) -> list[dict[str, Any]]:
+    """The ledger's orders as rows to change."""
+    assert state.orders is not None
+    return [
+        {str(name): None if pd.isna(value) else value for name, value in row.items()}
+        for row in state.orders.to_dict("records")
+    ]
