@@ -26,8 +26,15 @@ _STATUSES: Final = {status.value: status for status in OrderStatus}
 
 # The record is at fault, and would be again.
 _RECORD_ERRORS: Final = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, ValueError)
-# Everything else: the connection, the server, or a statement that it gave up on.
-_SERVER_ERRORS: Final = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
+# Everything else: the connection, the server, or a statement that it gave up on. The client calls it an
+# internal error if the server says goodbye at a bad moment.
+_SERVER_ERRORS: Final = (
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    OSError,
+    TimeoutError,
+)
 
 
 class Settlement(msgspec.Struct, frozen=True):

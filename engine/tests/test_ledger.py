@@ -131,6 +131,27 @@ async def test_duplicates_within_a_batch_count_once(
     assert await database.fetchval("SELECT sold FROM sales") == 2
 
 
+async def test_repeated_orders_take_no_unit_from_new_ones(ledger: Ledger) -> None:
+    sale = await ledger.open_sale(make_terms(stock=3))
+    batch = reserve(sale, 3)
+    await ledger.settle(batch[:2], [None] * 2)
+    settlement = await ledger.settle(batch, [None] * 3)
+    assert [order.status for order in settlement.settled] == [CONFIRMED]
+
+
+async def test_a_batch_waits_for_the_one_that_holds_its_sale(
+    ledger: Ledger, database: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    sale = await ledger.open_sale(make_terms(stock=1))
+    async with database.transaction():
+        await database.execute("SELECT FROM sales WHERE sale_id = $1 FOR UPDATE", sale.sale_id)
+        await database.execute("UPDATE sales SET sold = 1")
+        settling = asyncio.create_task(ledger.settle(reserve(sale), [None]))
+        while not await database.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"):
+            pass
+    assert [order.status for order in (await settling).settled] == [REJECTED]
+
+
 async def test_a_batch_of_several_sales_is_judged_sale_by_sale(ledger: Ledger) -> None:
     sales = [await ledger.open_sale(make_terms(stock=3, product_id=product)) for product in (1, 2, 3)]
     batch = [r for sale in sales for r in reserve(sale, 5)]
