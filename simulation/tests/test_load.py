@@ -103,7 +103,7 @@ def waiting_at_the_cap(done: float | None) -> list[Row]:
 def test_waiting_for_a_connection_breaks_the_open_loop() -> None:
     found = report(waiting_at_the_cap(500))
     assert not found.valid
-    assert found.reason.startswith("1 requests waited because all 10 connections were busy")
+    assert found.reason.startswith("1 requests waited while all 10 connections were busy")
 
 
 def test_a_scenario_may_allow_it() -> None:
