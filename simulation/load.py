@@ -54,8 +54,8 @@ def load_report(history: pd.DataFrame, scenario: Scenario) -> LoadReport:
         reasons.append(f"{given_up:,} requests were never sent")
     if waited.any() and not options.connections_may_run_out:
         reasons.append(
-            f"{np.count_nonzero(waited):,} requests waited while all {options.connections:,} connections were busy,"
-            " so the loop was not open"
+            f"{np.count_nonzero(waited):,} requests waited while all {options.connections:,} connections"
+            " were busy, so the loop was not open"
         )
     if judged_p99_ms > options.late_p99_ms:
         reasons.append(f"the p99 of the lag is {judged_p99_ms:.1f} ms, more than {options.late_p99_ms:g} ms")
