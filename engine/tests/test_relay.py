@@ -135,6 +135,15 @@ async def test_a_stopped_relay_first_empties_the_outbox(
     assert len(await drain_bus(bus_url, 2_000)) > 0
 
 
+async def test_a_stopped_relay_first_takes_over_from_the_dead(redis: Redis, settings: Settings) -> None:
+    await accept(redis, reserve(SALE, 50))
+    await Outbox(redis, [SHARD], "killed", 3_600_000).read(1)
+    stop = asyncio.Event()
+    stop.set()
+    await run_relay(msgspec.structs.replace(settings, relay_claim_ms=500), stop)
+    assert await redis.xlen(SHARD.outbox) == 0
+
+
 async def test_a_stopped_relay_without_a_bus_gives_up_after_the_drain_time_and_keeps_everything(
     redis: Redis, settings: Settings
 ) -> None:
