@@ -1,0 +1,87 @@
+"""The backing services behind the engine under test: where they are, and which processes they are."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from engine.errors import FlashgridError
+from engine.local.stack import SERVICES, Stack, stack_status
+from engine.settings import Settings
+from simulation.errors import EngineError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    """Gate, ledger and bus of one engine; without `amqp_url` it has no bus."""
+
+    redis_url: str
+    postgres_url: str
+    amqp_url: str | None = None
+    pids: Mapping[str, int] = field(default_factory=dict)
+    """The serving process of each service that runs on this machine, as far as it is known."""
+
+
+def services_of(stack: Stack) -> Services:
+    """The services of a private stack."""
+    return Services(
+        redis_url=stack.urls.redis,
+        postgres_url=stack.urls.postgres,
+        amqp_url=stack.urls.amqp,
+        pids={name: stack.pid(name) for name in SERVICES if name != "rabbitmq" or stack.urls.amqp},
+    )
+
+
+def find_services(target: str, settings: Settings) -> Services | None:
+    """The services of an engine that runs already, where nobody names them: those of the environment
+    (FLASHGRID_REDIS_URL…), else, for an engine on this machine, those that run for the data folder.
+
+    None where they can't be known. Raises EngineError where the environment knows only a part of them.
+    """
+    given = check_services(settings.redis_url, settings.amqp_url, settings.postgres_url)
+    return _read_stack(settings) if given is None and is_this_machine(target) else given
+
+
+def check_services(redis_url: str | None, amqp_url: str | None, postgres_url: str | None) -> Services | None:
+    """The services at these URLs, None if there are none. Raises EngineError in one clear line."""
+    schemes = {
+        "Redis": (redis_url, ("redis", "rediss", "unix")),
+        "AMQP": (amqp_url, ("amqp", "amqps")),
+        "PostgreSQL": (postgres_url, ("postgresql", "postgres")),
+    }
+    for name, (url, allowed) in schemes.items():
+        if url and url.partition("://")[0] not in allowed:
+            raise EngineError(f"the {name} URL must begin with {allowed[0]}://")
+    if redis_url and postgres_url:
+        return Services(redis_url=redis_url, postgres_url=postgres_url, amqp_url=amqp_url or None)
+    if redis_url or postgres_url or amqp_url:
+        raise EngineError(
+            "an engine's services are Redis and PostgreSQL, and RabbitMQ if it has a bus: give all their URLs"
+        )
+    return None
+
+
+def is_this_machine(url: str) -> bool:
+    """Whether a URL names this machine's loopback."""
+    host = urlsplit(url).hostname or ""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _read_stack(settings: Settings) -> Services | None:
+    try:
+        running = {row.name: row for row in stack_status(Path(settings.data_dir)) if row.pid}
+    except (FlashgridError, OSError):
+        return None
+    redis, postgres, rabbitmq = (running.get(name) for name in ("redis", "postgres", "rabbitmq"))
+    if redis is None or postgres is None:
+        return None
+    return Services(
+        redis_url=redis.url or "",
+        postgres_url=postgres.url or "",
+        amqp_url=rabbitmq.url if rabbitmq else None,
+        pids={name: row.pid for name, row in running.items() if row.pid},
+    )
