@@ -1,0 +1,205 @@
+"""The command `flashsim`: runs scenarios, and judges and reports what they recorded."""
+
+import asyncio
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Coroutine
+from datetime import UTC, datetime
+from functools import wraps
+from pathlib import Path
+from typing import Any, Final, ParamSpec
+
+import click
+from click.core import ParameterSource
+
+from engine.errors import FlashgridError
+from simulation.errors import RunError, SimulationError
+from simulation.scenario import list_scenarios, load_scenario, parse_override
+
+EXIT_CODES: Final = {"pass": 0, "fail": 1, "unknown": 2}
+NO_VERDICT: Final = 2
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+_NOT_REPEATED: Final = ("out", "admin_token", "redis_url", "amqp_url", "postgres_url")
+REPORTS: Final = Path("reports")
+
+P = ParamSpec("P")
+
+
+def one_line_errors(command: Callable[P, None]) -> Callable[P, None]:
+    """Lets a command end with exit code 2 and one clear line where something is not as it should be."""
+
+    @wraps(command)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except (FlashgridError, SimulationError) as error:
+            click.echo(f"flashsim: {error}", err=True)
+            sys.exit(NO_VERDICT)
+
+    return guarded
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="flashgrid")
+def main() -> None:
+    """Flashsim drives simulated crowds at a Flashgrid engine and judges every purchase.
+
+    Exit codes: 0 pass, 1 fail, 2 unknown, invalid, or an error of use.
+    """
+
+
+@main.command("list")
+@one_line_errors
+def list_command() -> None:
+    """List the scenarios."""
+    for name in list_scenarios():
+        scenario = load_scenario(name)
+        click.echo(f"{name:12} {scenario.duration_s():4.0f} s  {scenario.text}")
+
+
+@main.command()
+@click.argument("scenario", default="spike")
+@click.option("--target", metavar="URL", help="Engine that runs already [default: starts one of its own].")
+@click.option("--rate", type=float, metavar="RPS", help="Scale the arrival curve to this peak rate.")
+@click.option("--duration", type=float, metavar="S", help="Scale the arrival curve to this length.")
+@click.option("--stock", type=int, metavar="UNITS", help="Stock of the first sale.")
+@click.option("--seed", type=int, help="Seed of the plan.")
+@click.option("--workers", type=int, metavar="N", help="Front-door processes of the run's own engine.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="The run's folder [default: reports/TIME-SCENARIO]."
+)
+@click.option(
+    "--set", "changes", multiple=True, metavar="KEY=VALUE",
+    help="Change a key of the scenario, for example population.users=1000 or sales.0.limit=2; repeatable.",
+)  # fmt: skip
+@click.option("--redis-url", help="Redis of the engine.")
+@click.option("--amqp-url", help="RabbitMQ of the engine.")
+@click.option("--postgres-url", help="PostgreSQL of the engine.")
+@click.option(
+    "--admin-token", envvar="FLASHGRID_ADMIN_TOKEN", help="Lets the run open its sales at --target."
+)  # fmt: skip
+@one_line_errors
+def run(
+    scenario: str,
+    target: str | None,
+    rate: float | None,
+    duration: float | None,
+    stock: int | None,
+    seed: int | None,
+    workers: int | None,
+    out: Path | None,
+    changes: tuple[str, ...],
+    redis_url: str | None,
+    amqp_url: str | None,
+    postgres_url: str | None,
+    admin_token: str | None,
+) -> None:
+    """Run SCENARIO (a name, or a TOML file; default: spike), judge it and write its report.
+
+    The run starts an engine of its own on private services, and leaves nothing behind but its folder. With
+    --target it uses one that runs already, and reads the final state from that engine's services: those given
+    here, else those of FLASHGRID_REDIS_URL and the like, else those that .flashgrid says run on this machine.
+    Without them the verdict is unknown. With service URLs and no --target, the run's own engine uses these.
+    """
+    # Late, since pandas and rich take a second that help and errors of use need not wait for.
+    from rich.console import Console
+
+    from simulation.live import LiveView
+    from simulation.record import describe, finish_run
+    from simulation.run import find_target
+    from simulation.run import run as run_scenario
+    from simulation.services import check_services
+
+    overrides = dict(map(parse_override, changes))
+    if workers is not None:
+        if target:
+            raise click.UsageError("--workers is for the run's own engine, not for one at --target")
+        overrides["engine.workers"] = workers
+    loaded = load_scenario(scenario, overrides, rate_rps=rate, duration_s=duration, stock=stock, seed=seed)
+    folder = out or REPORTS / f"{datetime.now(UTC):%Y-%m-%dT%H-%M-%SZ}-{loaded.name}"
+    aim = None
+    services = check_services(redis_url, amqp_url, postgres_url)
+    if target:
+        aim = find_target(target, admin_token, services, loaded)
+        if aim.services is None:
+            _say(
+                "the target's services are not known, so the verdict will be unknown;"
+                " give --redis-url and --postgres-url, and --amqp-url if it has a bus"
+            )
+    with LiveView(loaded, Console()) as view:
+        work = run_scenario(
+            loaded, folder, view, _say, target=aim, services=services, command=_repeat_command()
+        )
+        _run_until_signal(work)
+    _say("judging")
+    summary = finish_run(folder)
+    click.echo(describe(summary))
+    click.echo(f"report: {folder / 'report.html'}")
+    sys.exit(EXIT_CODES[summary["verdict"]])
+
+
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path), metavar="RUN")
+@one_line_errors
+def verify(folder: Path) -> None:
+    """Judge again what a run recorded in its folder RUN, and show every check. Writes nothing."""
+    from simulation.record import describe, judge_run
+
+    summary = judge_run(folder)
+    for check in summary["checks"]:
+        mark = {True: "holds", False: "BROKEN", None: "unknown"}[check["holds"]]
+        click.echo(f"{mark:8} {check['name']}: {check['detail']}")
+    click.echo(describe(summary))
+    sys.exit(EXIT_CODES[summary["verdict"]])
+
+
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path), metavar="RUN")
+@one_line_errors
+def report(folder: Path) -> None:
+    """Judge again what a run recorded in its folder RUN, and write its summary, plots and report anew."""
+    from simulation.record import finish_run
+
+    finish_run(folder)
+    click.echo(f"report: {folder / 'report.html'}")
+
+
+def _repeat_command() -> str:
+    """The command line that is running, without what is secret or belongs to this run alone."""
+    context = click.get_current_context()
+    words = ["flashsim", "run", context.params["scenario"]]
+    for option in context.command.params:
+        name = option.name or ""
+        given = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        if isinstance(option, click.Option) and given and name not in _NOT_REPEATED:
+            values = context.params[name] if option.multiple else [context.params[name]]
+            words += [word for value in values for word in (option.opts[0], str(value))]
+    return shlex.join(words)
+
+
+def _run_until_signal(work: Coroutine[Any, Any, None]) -> None:
+    """Runs `work`; SIGINT or SIGTERM cancels it, once, so that it can stop what it started."""
+
+    async def guarded() -> None:
+        task = asyncio.ensure_future(work)
+        loop = asyncio.get_running_loop()
+
+        def cancel() -> None:
+            for number in _SIGNALS:  # a second signal must not cut the stopping short
+                loop.add_signal_handler(number, _say, "stopping already")
+            _say("stopping")
+            task.cancel()
+
+        for number in _SIGNALS:
+            loop.add_signal_handler(number, cancel)
+        await task
+
+    try:
+        asyncio.run(guarded())
+    except asyncio.CancelledError:
+        raise RunError("interrupted: there is no verdict") from None
+
+
+def _say(line: str) -> None:
+    click.echo(f"flashsim: {line}", err=True)

@@ -1,0 +1,155 @@
+"""A run from end to end: it records and judges all it promises, and leaves no process behind, whatever
+happens."""
+
+import io
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import psutil
+import pytest
+from rich.console import Console
+
+from engine.local.stack import Stack
+from engine.settings import Settings
+from engine.tests.services import execute
+from simulation.driver import Progress
+from simulation.engine_process import start_engine
+from simulation.errors import EngineError, RunError
+from simulation.live import LiveView
+from simulation.opening import check_ownership, open_sales
+from simulation.probes import Sample
+from simulation.record import finish_run, judge_run
+from simulation.run import run
+from simulation.scenario import SaleOffer, Scenario, load_scenario
+from simulation.services import Services
+
+# What this machine has time for, while it runs the tests, says nothing about the engine.
+PATIENT = {
+    "driver.late_p99_ms": 60_000,
+    "driver.timeout_ms": 60_000,
+    "driver.connections": 200,
+    "driver.connections_may_run_out": True,
+}
+RECORD = ("run.json", "history.parquet", "timeline.csv", "final/final_state.json", "engine.log")
+RESULT = ("summary.json", "report.html")
+
+
+def small_spike(**overrides: Any) -> Scenario:
+    changes = PATIENT | {key.replace("__", "."): value for key, value in overrides.items()}
+    return load_scenario("spike", changes, rate_rps=2_000, duration_s=3, stock=200)
+
+
+@pytest.fixture
+def services(settings: Settings, stack: Stack) -> Services:
+    return Services(
+        redis_url=settings.redis_url or "",
+        postgres_url=settings.postgres_url or "",
+        amqp_url=settings.amqp_url,
+        pids={name: stack.pid(name) for name in ("redis", "postgres", "rabbitmq")},
+    )
+
+
+class Watcher(LiveView):
+    """A live view that also calls `act` once the first purchase is accepted."""
+
+    def __init__(self, scenario: Scenario, act: Callable[[], None]) -> None:
+        super().__init__(scenario, Console(file=io.StringIO()))
+        self.act: Callable[[], None] | None = act
+
+    def update(self, progress: Progress | None, sample: Sample | None, now_ns: int | None = None) -> None:
+        super().update(progress, sample, now_ns)
+        if self.act and progress and progress.outcomes["ACCEPTED"]:
+            act, self.act = self.act, None
+            act()
+
+
+def children_of(pid: int, *words: str) -> list[psutil.Process]:
+    """Processes below `pid` whose command line has all these words."""
+    below = psutil.Process(pid).children(recursive=True)
+    return [process for process in below if all(word in " ".join(process.cmdline()) for word in words)]
+
+
+async def test_a_run_records_judges_and_reports_what_it_promises(services: Services, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    notes: list[str] = []
+    scenario = small_spike(engine__workers=2)
+    await run(scenario, folder, Watcher(scenario, lambda: None), notes.append, services=services)
+    assert not children_of(os.getpid(), "engine.stage")
+    assert [name for name in RECORD if not (folder / name).stat().st_size] == []
+
+    summary = finish_run(folder)
+    assert [check for check in summary["checks"] if not check["holds"]] == []
+    assert summary["verdict"] == "pass"
+    assert (summary["seed"], summary["scenario"]) == (scenario.seed, scenario.name)
+    assert summary["load"]["requests"] > 2_500
+    assert summary["load"]["valid"]
+    assert summary["stock"] == summary["stock"] | {"initial": 200, "sold": 200, "remaining": 0, "oversold": 0}
+    assert summary["fulfilment"]["bus"] == "rabbitmq"
+    assert (summary["outcomes"]["accepted"], summary["outcomes"]["error"]) == (200, 0)
+    assert [name for name in RESULT if not (folder / name).stat().st_size] == []
+    assert list((folder / "plots").glob("*.png"))
+    assert judge_run(folder) == msgspec.json.decode((folder / "summary.json").read_bytes())
+
+    columns = (folder / "timeline.csv").read_text().splitlines()[0].split(",")
+    for name in (
+        "front-door 1",
+        "front-door 2",
+        "relay",
+        "fulfilment",
+        "redis",
+        "postgres",
+        "rabbitmq",
+        "driver 1",
+    ):
+        assert {f"cpu_percent {name}", f"rss_mib {name}"} <= set(columns)
+
+
+async def test_an_engine_that_is_killed_is_no_pass_and_leaves_nothing(
+    services: Services, tmp_path: Path
+) -> None:
+    stages: list[psutil.Process] = []
+
+    def kill_engine() -> None:
+        stages.extend(children_of(os.getpid(), "engine.stage"))
+        [server] = children_of(os.getpid(), "engine.cli")
+        os.killpg(server.pid, signal.SIGKILL)
+
+    scenario = small_spike()
+    await run(scenario, tmp_path / "run", Watcher(scenario, kill_engine), print, services=services)
+    assert len(stages) == 3
+    assert not any(stage.is_running() for stage in stages)
+    summary = finish_run(tmp_path / "run")
+    assert summary["verdict"] in ("fail", "unknown")
+    assert "SIGKILL" in summary["load"]["reason"]
+
+
+async def test_a_folder_with_something_in_it_is_left_as_it_is(services: Services, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    scenario = small_spike()
+    with pytest.raises(RunError, match="is not empty"):
+        await run(scenario, tmp_path, Watcher(scenario, lambda: None), print, services=services)
+    assert os.listdir(tmp_path) == ["notes.txt"]  # noqa: PTH208
+
+
+async def test_an_engine_that_cannot_start_says_why(services: Services, tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match=r"does not start(?s:.*)FLASHGRID_WORKERS"):
+        async with start_engine(services, {"workers": 0}, tmp_path / "engine.log"):
+            pytest.fail("it started")
+    assert not children_of(os.getpid(), "engine.cli")
+
+
+async def test_the_services_of_another_engine_are_refused(services: Services, tmp_path: Path) -> None:
+    async with start_engine(services, {}, tmp_path / "engine.log") as engine:
+        sales = await open_sales(engine.url, [SaleOffer(product_id=1, stock=5)], None)
+        await check_ownership(services, sales, shards=1)
+        other_redis = replace(services, redis_url=services.redis_url.replace("/0", "/1"))
+        with pytest.raises(EngineError, match="Redis given is not this engine's"):
+            await check_ownership(other_redis, sales, shards=1)
+        await execute(services.postgres_url, "UPDATE sales SET opened_at = opened_at - interval '1 day'")
+        with pytest.raises(EngineError, match="PostgreSQL given is not this engine's"):
+            await check_ownership(services, sales, shards=1)
