@@ -129,6 +129,22 @@ async def test_orders_settled_before_a_crash_are_not_charged_again(
     assert await redis.scard(SHARD.pending) == 0
 
 
+async def test_the_gate_learns_of_an_order_whose_first_settler_could_not_tell_it(
+    redis: Redis, settings_without_bus: Settings
+) -> None:
+    sale = await open_sale(settings_without_bus, redis)
+    batch = reserve(sale, 20)
+    assert settings_without_bus.postgres_url
+    ledger = await Ledger.connect(settings_without_bus.postgres_url)
+    await ledger.settle(batch, ["payment declined"] * 20)
+    await ledger.close()
+    await accept(redis, batch)
+    async with running(settings_without_bus, run_fulfilment):
+        await until_settled(redis)
+    assert await units(redis) == (20, 20)
+    assert await count_statuses(settings_without_bus) == {FAILED: 20}
+
+
 async def test_a_gateway_that_fails_is_asked_again(redis: Redis, settings_without_bus: Settings) -> None:
     sale = await open_sale(settings_without_bus, redis)
     await accept(redis, reserve(sale, 20))
