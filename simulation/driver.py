@@ -107,6 +107,7 @@ async def drive(
                     path=path,
                     connections=options.connections,
                     timeout_ms=options.timeout_ms,
+                    connection_per_request=options.connection_per_request,
                 )
                 await child.start(job)
             await _until_first_error([child.await_ready() for child in children], READY_S)

@@ -44,6 +44,7 @@ class Job(msgspec.Struct, frozen=True):
     path: str
     connections: int
     timeout_ms: int
+    connection_per_request: bool = False
 
 
 class Snapshot(msgspec.Struct, frozen=True):
@@ -156,7 +157,13 @@ async def serve() -> None:
         requests = encode_requests(job.path, job.authority, plan["user_id"], plan["product_id"], plan["key"])
         intended_ns = plan["intended_ns"].tolist()
     load = OpenLoop(
-        requests, intended_ns, job.host, job.port, connections=job.connections, timeout_ms=job.timeout_ms
+        requests,
+        intended_ns,
+        job.host,
+        job.port,
+        connections=job.connections,
+        timeout_ms=job.timeout_ms,
+        connection_per_request=job.connection_per_request,
     )
     tally = Tally(load)
     # A parent that is slow to read must not stop the load: a snapshot that does not fit is left out.

@@ -48,11 +48,14 @@ class OpenLoop:
         *,
         connections: int,
         timeout_ms: int,
+        connection_per_request: bool = False,
     ) -> None:
         self.requests = requests
         self.intended_ns = intended_ns
         self.host, self.port = host, port
         self.connections = connections
+        self.connection_per_request = connection_per_request
+        """Whether every request opens a connection of its own, which counts into its response time."""
         self.timeout_ns = timeout_ms * 1_000_000
         size = len(requests)
         self.sent_ns = array("q", [NEVER]) * size
@@ -72,7 +75,8 @@ class OpenLoop:
     async def run(self, t0_ns: int) -> None:
         """Drives the whole load from `t0_ns` (time.monotonic_ns) on; returns when every request has ended."""
         self.t0_ns = t0_ns
-        self._open(min(WARM, self.connections))
+        if not self.connection_per_request:
+            self._open(min(WARM, self.connections))
         try:
             await self._pace()
         finally:
@@ -164,7 +168,7 @@ class OpenLoop:
 
 
 class Connection(asyncio.Protocol):
-    """A keep-alive connection that carries one request at a time."""
+    """A connection that carries one request at a time."""
 
     __slots__ = ("_rest", "_socket", "is_open", "loop", "op", "transport")
 
@@ -211,7 +215,7 @@ class Connection(asyncio.Protocol):
         loop.end(op, answer, now)
         self.op = IDLE
         self._rest = b""
-        if answer.keep_alive and answer.size == len(data):
+        if answer.keep_alive and answer.size == len(data) and not loop.connection_per_request:
             loop.release(self, now)
         else:
             self.drop()

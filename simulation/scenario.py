@@ -50,6 +50,8 @@ class DriverOptions(Part, frozen=True):
     processes: Annotated[int, Meta(ge=1, le=64)] = 1
     connections: Annotated[int, Meta(ge=1, le=50_000)] = 1_000
     """Most connections of one process."""
+    connection_per_request: bool = False
+    """Whether every request opens a connection of its own, as a crowd of strangers does."""
     timeout_ms: Annotated[int, Meta(ge=10, le=600_000)] = 5_000
     """Longest wait for an answer, and longest wait of a request for a connection."""
     late_p99_ms: Annotated[float, Meta(gt=0, le=60_000)] = 50.0

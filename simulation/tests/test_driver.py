@@ -228,3 +228,10 @@ async def test_a_name_stands_for_the_address_that_is_listened_on(monkeypatch: py
         result = await drive(small_plan(0.1), f"http://engine.test:{server.port}", DriverOptions())
     assert result.history["done_ns"].notna().all()
     assert server.requests[0].headers["host"] == f"engine.test:{server.port}"
+
+
+async def test_shoppers_open_connections_of_their_own_where_the_options_say_so() -> None:
+    plan = small_plan(0.5)
+    async with http_server(first_fifty) as server:
+        await drive(plan, server.url, DriverOptions(processes=2, connection_per_request=True))
+    assert len({request.connection for request in server.requests}) == len(server.requests) == len(plan)

@@ -26,7 +26,12 @@ def purchase(user: int) -> bytes:
 
 
 async def run(
-    port: int, intended_ms: list[float], *, connections: int = 100, timeout_ms: int = 20_000
+    port: int,
+    intended_ms: list[float],
+    *,
+    connections: int = 100,
+    timeout_ms: int = 20_000,
+    connection_per_request: bool = False,
 ) -> OpenLoop:
     """Request i is that of user i."""
     load = OpenLoop(
@@ -36,6 +41,7 @@ async def run(
         port,
         connections=connections,
         timeout_ms=timeout_ms,
+        connection_per_request=connection_per_request,
     )
     await load.run(time.monotonic_ns())
     assert sorted(load.ended) == list(range(len(intended_ms))), "each request ends once"
@@ -94,6 +100,32 @@ async def test_a_burst_is_sent_in_order_over_the_connections_there_are() -> None
     assert server.connections == 2
     assert list(load.sent_ns) == sorted(load.sent_ns)
     assert list(load.intended_ns) == [0] * 40, "a request that waits keeps its intended start"
+    assert set(load.status) == {200}
+
+
+async def test_every_shopper_may_open_a_connection_of_its_own() -> None:
+    async with http_server(accept) as server:
+        load = await run(server.port, [op / 2 for op in range(100)], connection_per_request=True)
+    assert server.connections == 100
+    assert sorted(request.connection for request in server.requests) == list(range(1, 101))
+    assert set(load.status) == {200}
+    check_times(load)
+    assert min(load.sent_ns[op] - load.intended_ns[op] for op in range(100)) > 0, "connecting takes its time"
+
+
+async def test_shoppers_with_connections_of_their_own_wait_where_no_more_may_be_open() -> None:
+    both = asyncio.Event()
+
+    async def hold_two(request: Request) -> None:
+        if server.held == 2:
+            both.set()
+        await both.wait()
+        request.send(ACCEPTED)
+
+    async with http_server(hold_two) as server:
+        load = await run(server.port, [0.0] * 20, connections=2, connection_per_request=True)
+    assert server.most_held == 2
+    assert server.connections == 20
     assert set(load.status) == {200}
 
 
