@@ -7,6 +7,7 @@ when its standard input ends, which is how it learns that the server is gone.
 import asyncio
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -22,6 +23,8 @@ from engine.relay import run_relay
 from engine.settings import Settings, read_settings
 
 READY: Final = b"ready\n"
+_MOST_FILES: Final = 1_000_000
+"""Open files that a front door asks for; some systems refuse "unlimited"."""
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +49,7 @@ async def run_stage(role: Role, settings: Settings, listener: socket.socket | No
             case Role.FRONT_DOOR:
                 if listener is None:
                     raise ValueError("the front door needs a listening socket")
+                log.info("at most %d open files, and so somewhat fewer connections", raise_file_limit())
                 await run_front_door(settings, listener, stop, say_ready)
             case Role.RELAY:
                 say_ready()
@@ -55,6 +59,15 @@ async def run_stage(role: Role, settings: Settings, listener: socket.socket | No
                 await run_fulfilment(settings, stop)
     finally:
         loop.remove_reader(sys.stdin.fileno())
+
+
+def raise_file_limit() -> int:
+    """Allow this process as many open files as the hard limit does, one a connection; return how many."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
 def say_ready() -> None:
