@@ -138,7 +138,7 @@ class FrontDoor:
 
     async def show_readiness(self, _request: web.Request) -> web.Response:
         """Whether gate and ledger can be reached."""
-        await asyncio.gather(self._gate.ping(), self._ledger.find_orders([]))
+        await asyncio.gather(self._gate.ping(), self._ledger.ping())
         return respond_json({"status": "READY"})
 
     async def show_metrics(self, _request: web.Request) -> web.Response:
