@@ -377,6 +377,13 @@ def conversations(draw: st.DrawFn) -> list[bytes]:
     return [*pieces, LAST]
 
 
+@pytest.mark.parametrize("length", [0, 1, 27, 29, 30, 100])
+async def test_a_body_is_as_long_as_its_head_says(doors: Doors, length: int) -> None:
+    request = purchase().replace(b"Content-Length: 28", b"Content-Length: %d" % length)
+    await compare(doors, [request, LAST], 1)
+    await compare(doors, [request + LAST], 1)
+
+
 @pytest.mark.parametrize("header", EXTRAS)
 @pytest.mark.parametrize("number", [1, SOLD_OUT])
 async def test_a_header_makes_no_difference(doors: Doors, number: int, header: bytes) -> None:
