@@ -55,7 +55,7 @@ Heads = dict[bytes, _Head]
 class FastPath(RequestHandler):
     """One client's connection."""
 
-    __slots__ = ("_answered", "_clean", "_close_asked", "_gate", "_heads", "_held", "_under_way")
+    __slots__ = ("_answered", "_clean", "_gate", "_heads", "_held", "_under_way")
 
     def __init__(self, *args: Any, gate: Gate, heads: Heads, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -67,7 +67,6 @@ class FastPath(RequestHandler):
         """What arrived and can't be looked at yet."""
         self._clean = True
         """Whether aiohttp's parser surely holds no part of a message."""
-        self._close_asked = False
         self._answered: asyncio.Future[None] | None = None
 
     def data_received(self, data: bytes) -> None:
@@ -107,9 +106,7 @@ class FastPath(RequestHandler):
         if self.transport is None:
             return
         self.transport.write(_RESPONSES.of(outcome, order_id))
-        if self._close_asked:
-            super().close()
-        elif self._held:
+        if self._held:
             self._loop.call_soon(self._look_at_held)
 
     def _look_at_held(self) -> None:
@@ -184,13 +181,6 @@ class FastPath(RequestHandler):
         super().resume_writing()
         if self._held:
             self._loop.call_soon(self._look_at_held)
-
-    def close(self) -> None:
-        """Take no more requests; close once what is under way is answered."""
-        if self._under_way:
-            self._close_asked = True
-        else:
-            super().close()
 
     async def shutdown(self, timeout: float | None = 15.0) -> None:
         """Wait for the answer that is under way, then end the connection."""
