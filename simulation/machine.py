@@ -23,12 +23,12 @@ _TIMEOUT_S: Final = 5.0
 _ROOT: Final = Path(__file__).parents[1]
 
 
-def describe_machine() -> dict[str, str | int | float]:
+def describe_machine() -> dict[str, str | int]:
     """Processor, cores that this process may use, memory and system."""
     return {
         "cpu": _cpu_model(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "memory": f"{psutil.virtual_memory().total / 2**30:.1f} GiB",
         "system": platform.platform(),
     }
 
@@ -55,7 +55,7 @@ def read_commit() -> str:
 
 async def read_versions(services: Services | None) -> dict[str, str]:
     """Versions of Python, of the packages that matter to a run, and of the services that answer."""
-    versions = {"python": platform.python_version()}
+    versions = {"Python": platform.python_version()}
     for package in _PACKAGES:
         try:
             versions[package] = version(package)
@@ -63,7 +63,7 @@ async def read_versions(services: Services | None) -> dict[str, str]:
             continue
     if services is None:
         return versions
-    for name, read in {"redis-server": _redis, "postgresql": _postgres, "rabbitmq": _rabbitmq}.items():
+    for name, read in {"Redis": _redis, "PostgreSQL": _postgres, "RabbitMQ": _rabbitmq}.items():
         try:
             if found := await read(services):
                 versions[name] = found

@@ -44,18 +44,22 @@ class ProcessMeter:
         self._cpu_s: dict[psutil.Process, float] = {}
 
     def read(self) -> dict[str, Usage]:
-        """What each name uses now."""
+        """What each name uses now; a name whose processes have ended is left out."""
         now = time.monotonic()
         if now - self._scanned_s >= SCAN_S:
             self._groups = self._scan()
             self._scanned_s = now
         elapsed, self._read_s = now - self._read_s, now
         before, self._cpu_s = self._cpu_s, {}
-        return {name: self._measure(group, before, elapsed) for name, group in self._groups.items()}
+        return {
+            name: usage
+            for name, group in self._groups.items()
+            if (usage := self._measure(group, before, elapsed))
+        }
 
     def _measure(
         self, group: list[psutil.Process], before: Mapping[psutil.Process, float], elapsed_s: float
-    ) -> Usage:
+    ) -> Usage | None:
         spent = own = shared = 0.0
         for process in group:
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -65,6 +69,8 @@ class ProcessMeter:
                 common = getattr(memory, "shared", 0)
                 own += memory.rss - common
                 shared = max(shared, common)
+        if not own:
+            return None
         return Usage(round(100 * spent / elapsed_s, 1), round((own + shared) / _MIB, 1))
 
     def _scan(self) -> dict[str, list[psutil.Process]]:

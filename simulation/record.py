@@ -41,7 +41,7 @@ class RunFacts(msgspec.Struct, frozen=True, kw_only=True):
     engine_death: str | None
     """What the run's own engine died of before it was stopped."""
     commit: str
-    machine: dict[str, str | int | float]
+    machine: dict[str, str | int]
     versions: dict[str, str]
 
 
