@@ -212,7 +212,8 @@ def _repeat_command() -> str:
         given = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
         if isinstance(option, click.Option) and given and name not in _NOT_REPEATED:
             values = context.params[name] if option.multiple else [context.params[name]]
-            words += [word for value in values for word in (option.opts[0], str(value))]
+            parts = [option.opts[0]] if option.is_flag else None
+            words += parts or [word for value in values for word in (option.opts[0], str(value))]
     return shlex.join(words)
 
 

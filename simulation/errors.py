@@ -6,7 +6,8 @@ SimulationError
 ├── BadAnswer         the bytes are not an HTTP/1.1 answer
 ├── DriverError       the load could not be driven
 ├── EngineError       the engine under test can't be started, reached, or put on sale
-└── RunError          a run, or the folder of one, is not as it should be
+├── RunError          a run, or the folder of one, is not as it should be
+└── BenchError        something can't be measured
 """
 
 
@@ -36,3 +37,7 @@ class EngineError(SimulationError):
 
 class RunError(SimulationError):
     """A run, or the folder of one, is not as it should be."""
+
+
+class BenchError(SimulationError):
+    """Something can't be measured."""

@@ -1,0 +1,1 @@
+"""What the engine is measured against: servers that answer the same purchase in other ways."""

@@ -1,0 +1,218 @@
+"""What the benchmark found: the fields of bench.json. Rates are per second, times as their names say."""
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from statistics import median
+from typing import Self
+
+import msgspec
+
+
+class Result(msgspec.Struct, frozen=True, kw_only=True):
+    """A part of the result."""
+
+
+class Spread(Result, frozen=True):
+    """One measurement of each round."""
+
+    median: float
+    low: float
+    high: float
+    values: list[float]
+    """In the order of the rounds."""
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Self:
+        """The spread of at least one value."""
+        found = [float(f"{value:.6g}") for value in values]
+        return cls(median=median(found), low=min(found), high=max(found), values=found)
+
+    def over(self, other: "Spread") -> "Spread":
+        """The ratio to another measurement, round by round."""
+        return Spread.of(mine / theirs for mine, theirs in zip(self.values, other.values, strict=True))
+
+
+class Sample(Result, frozen=True):
+    """One measurement of an HTTP server under wrk's closed loop."""
+
+    requests: int
+    rps: float
+    refused: int
+    """Answers of 400 and above."""
+    socket_errors: int
+    p50_ms: float
+    p99_ms: float
+    """wrk's own: each connection waits for its answer before it asks again, so stalls are under-counted."""
+    fault: str = ""
+    """Why it did not measure what it was meant to; empty if it did."""
+    cpu: dict[str, float] = {}
+    """Processor time by process, in cores."""
+    accepted: int = 0
+    backlog: int = 0
+    """Purchases accepted and not yet settled in the ledger when the load ended."""
+    drain_s: float | None = None
+    """From the end of the load until the ledger had them all."""
+
+
+class FrontDoor(Result, frozen=True):
+    """One HTTP server at one number of connections."""
+
+    subject: str
+    connections: int
+    rps: Spread
+    samples: list[Sample]
+
+
+class Ratio(Result, frozen=True):
+    """One rate over another one, each round by itself."""
+
+    name: str
+    connections: int
+    ratio: Spread
+
+
+class Persisted(Result, frozen=True):
+    """What relay, bus, fulfilment and ledger did while and after the front door accepted."""
+
+    connections: int
+    accepted_rps: Spread
+    during_rps: Spread
+    """Orders settled per second while purchases came in."""
+    backlog: Spread
+    drain_s: Spread
+    drain_rps: Spread
+    """Orders settled per second after that, until none was left."""
+
+
+class LedgerRates(Result, frozen=True):
+    """Orders settled per second, by the ledger alone."""
+
+    batch: int
+    in_flight: int
+    batched_rps: Spread
+    one_by_one_rps: Spread | None
+
+
+class DriverRates(Result, frozen=True):
+    """The open-loop driver, one process, against nginx."""
+
+    connections: int
+    capacity_rps: Spread
+    """Requests answered per second when far more are due."""
+    offered_rps: float
+    """Half of the capacity's median."""
+    lag_p99_ms: Spread
+    """p99 of sent − intended at that rate."""
+
+
+class Responses(Result, frozen=True):
+    """Response times (done − intended) of an open loop at one rate."""
+
+    subject: str
+    share: float | None
+    """Of the capacity; None where the rate is a fixed one."""
+    offered_rps: float
+    answered_rps: Spread
+    ms: dict[str, Spread]
+    """By percentile."""
+    lag_p99_ms: Spread
+    lost: int
+    """Requests without an answer of the claimed kind, all rounds together."""
+
+
+class Capacity(Result, frozen=True):
+    """What the open-loop driver and the engine answer together when far more is due."""
+
+    subject: str
+    connections: int
+    rps: Spread
+
+
+class Growth(Result, frozen=True):
+    """One point of a curve: what a request costs at one size."""
+
+    size: int
+    rps: Spread
+    cost_us: Spread
+    """Time per request at saturation: 1 / rps."""
+    times_smallest: Spread
+    """Cost over that of the smallest size, round by round."""
+    times_cheapest: float
+    """Median cost over the lowest median of the curve."""
+    cpu_us: float | None = None
+    """Processor time of front door and Redis per request."""
+
+
+class Curve(Result, frozen=True):
+    """How a cost grows."""
+
+    axis: str
+    subject: str
+    points: list[Growth]
+    note: str = ""
+
+
+class Memory(Result, frozen=True):
+    """Resident memory of the front door, MiB."""
+
+    requests: list[int]
+    """Sold-out purchases answered so far…"""
+    rss_mib: list[float]
+    """…and the memory then."""
+
+
+class IdleConnections(Result, frozen=True):
+    """Memory of connections that were used once and stay open."""
+
+    connections: int
+    bytes_each: float
+
+
+class Bench(msgspec.Struct, kw_only=True):
+    """A whole run of the benchmark."""
+
+    started_at: datetime
+    command: str
+    commit: str
+    machine: dict[str, str | int]
+    versions: dict[str, str]
+    load_before: float
+    """The system's load average of the last minute when the run began."""
+    rounds: int
+    seconds: float
+    took_s: float = 0.0
+    notes: list[str] = []
+    front_door: list[FrontDoor] = []
+    ratios: list[Ratio] = []
+    persisted: list[Persisted] = []
+    ledger: LedgerRates | None = None
+    driver: DriverRates | None = None
+    capacities: list[Capacity] = []
+    responses: list[Responses] = []
+    growth: list[Curve] = []
+    memory: Memory | None = None
+    idle: list[IdleConnections] = []
+
+
+def make_curve(
+    axis: str,
+    subject: str,
+    rates: Sequence[tuple[int, Sequence[float]]],
+    note: str = "",
+    cpu_us: Sequence[float | None] = (),
+) -> Curve:
+    """The curve of (size, rate of each round), smallest size first."""
+    costs = [Spread.of(1e6 / rate for rate in rps) for _, rps in rates]
+    cheapest = min(cost.median for cost in costs)
+    points = [
+        Growth(
+            size=size,
+            rps=Spread.of(rps),
+            cost_us=cost,
+            times_smallest=cost.over(costs[0]),
+            times_cheapest=round(cost.median / cheapest, 3),
+            cpu_us=cpu_us[number] if cpu_us else None,
+        )
+        for number, ((size, rps), cost) in enumerate(zip(rates, costs, strict=True))
+    ]
+    return Curve(axis=axis, subject=subject, points=points, note=note)
