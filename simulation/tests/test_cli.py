@@ -53,6 +53,11 @@ async def run_flashsim(*arguments: str, cwd: Path) -> subprocess.CompletedProces
     )
 
 
+def runs(process: psutil.Process) -> bool:
+    """Whether it lives: a dead child of a dead parent may wait a moment for the system to bury it."""
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+
+
 def test_it_lists_the_scenarios_with_their_texts() -> None:
     result = flashsim("list")
     assert result.exit_code == 0
@@ -154,14 +159,18 @@ def test_a_signal_stops_the_run_and_all_that_it_started(
     ) as process:
         assert process.stdout
         seen = next((line for line in process.stdout if "accepted 1" in line), None)
-        assert seen, "it ended before it was stopped"
         started = psutil.Process(process.pid).children(recursive=True)
-        assert {"redis-server", "postgres", "beam.smp"} <= {child.name() for child in started}
-        process.send_signal(number)
-        said = process.stdout.read()
-        assert process.wait(STOPPED_S) == 2
+        try:
+            assert seen, "it ended before it was stopped"
+            assert {"redis-server", "postgres", "beam.smp"} <= {child.name() for child in started}
+            process.send_signal(number)
+            said = process.stdout.read()
+            assert process.wait(STOPPED_S) == 2
+            left = [child for child in started if runs(child)]
+        finally:
+            for child in filter(runs, started):
+                child.kill()
+    assert left == []
     assert "interrupted: there is no verdict" in said
-    # A dead child of a dead parent may wait a moment for the system to take note of it.
-    assert [child for child in started if child.is_running() and child.status() != psutil.STATUS_ZOMBIE] == []
     assert list(scratch.iterdir()) == []
     assert list(tmp_path.glob("reports/*")) == []
