@@ -175,7 +175,7 @@ def report(folder: Path) -> None:
 )
 @click.option("--seconds", type=click.FloatRange(1, 600), help="Length of each measurement. [default: 3]")
 @click.option(
-    "--only", multiple=True, metavar="SUBJECT", type=click.Choice(list(Subject)),
+    "--only", multiple=True, metavar="SUBJECT", type=click.Choice([*map(str, Subject)]),
     help=f"Measure only this; may be given more than once: {', '.join(Subject)}.",
 )  # fmt: skip
 @click.option("--quick", is_flag=True, help="One round of one second each, small sizes.")

@@ -80,24 +80,26 @@ def draw_growth(curves: Sequence[Curve]) -> Canvas | None:
         return None
     axes_names = list(dict.fromkeys(curve.axis for curve in curves))
     canvas = Canvas(True, [150] * len(axes_names))
-    # Each panel has sizes of its own.
+    # The panels share their x axis, and each has sizes of its own: they are put at equal distances.
     for number, axis in enumerate(axes_names):
         panel = canvas.panels[number]
         shown = [curve for curve in curves if curve.axis == axis]
         entries = []
         for curve, colour in zip(shown, SERIES, strict=False):
             ratios = [point.times_smallest for point in curve.points]
-            places = range(len(ratios))
+            places = _places(curve)
             panel.plot(places, [ratio.median for ratio in ratios], "o-", color=LIGHT[colour], lw=1.9, ms=4)
             panel.vlines(
                 places, [ratio.low for ratio in ratios], [ratio.high for ratio in ratios],
                 color=LIGHT[colour], lw=1.2,
             )  # fmt: skip
             entries.append(Entry(curve.subject, colour))
-        panel.set_ylim(bottom=0)
+        panel.axhline(1, color=LIGHT["muted"], lw=0.8)
+        panel.set_xlim(-0.05, 1.05)
+        panel.set_ylim(0, 1.1 * max(point.times_smallest.high for curve in shown for point in curve.points))
         panel.xaxis.set_minor_locator(NullLocator())
         panel.tick_params(labelbottom=False)
-        for place, point in enumerate(shown[0].points):
+        for place, point in zip(_places(shown[0]), shown[0].points, strict=True):
             panel.annotate(
                 short(point.size), (place, 0), (0, -6), xycoords=("data", "axes fraction"),
                 textcoords="offset points", ha="center", va="top", color=LIGHT["muted"],
@@ -105,3 +107,8 @@ def draw_growth(curves: Sequence[Curve]) -> Canvas | None:
             )  # fmt: skip
         canvas.key(number, f"Cost × that of the smallest, by {axis}", entries)
     return canvas
+
+
+def _places(curve: Curve) -> list[float]:
+    last = max(len(curve.points) - 1, 1)
+    return [number / last for number in range(len(curve.points))]
