@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 # Okabe and Ito's colour-blind safe palette, darkened until text in it reads on white.
@@ -29,6 +31,12 @@ LIGHT: Final = {
     "pink": "#a8417e",
     "sky": "#3a8fbf",
     "olive": "#7d7400",
+    "heat1": "#d5e8f3",
+    "heat2": "#a6cfe6",
+    "heat3": "#70b3d6",
+    "heat4": "#3891c2",
+    "heat5": "#10669a",
+    "heat6": "#073c60",
 }
 DARK: Final = {
     "ink": "#e6e9ec",
@@ -42,7 +50,15 @@ DARK: Final = {
     "pink": "#e08fbd",
     "sky": "#8fcdf0",
     "olive": "#d9cf45",
+    "heat1": "#1b3445",
+    "heat2": "#1d4f6e",
+    "heat3": "#23739e",
+    "heat4": "#419fcf",
+    "heat5": "#8ccbee",
+    "heat6": "#e6f5ff",
 }
+HEAT: Final = ("heat1", "heat2", "heat3", "heat4", "heat5", "heat6")
+"""From few to many: away from the paper, in either theme."""
 SERIES: Final = ("blue", "orange", "green", "pink", "olive", "sky", "ink", "muted")
 
 _STYLE: Final[Any] = {
@@ -133,6 +149,45 @@ class Canvas:
                     va="bottom",
                 )
 
+    def scale(self, panel: int, least: str, most: str) -> None:
+        """The steps of the heat colours at the right of a panel's key, with what the ends stand for."""
+        box = self.panels[panel].get_window_extent()
+        height = float(self.figure.bbox.height)
+        x, y, step = self.width - _RIGHT - self._text_width(most), box.y1 + 14, 13
+        self.figure.text(
+            x / self.width, y / height, most, color=LIGHT["muted"], fontsize=self.size, va="bottom"
+        )
+        x -= 6
+        for colour in reversed(HEAT):
+            x -= step
+            corner, size = (x / self.width, (y + 2) / height), (step / self.width, 11 / height)
+            self.figure.add_artist(
+                Rectangle(corner, *size, color=LIGHT[colour], lw=0, transform=self.figure.transFigure)
+            )
+        self.figure.text(
+            (x - 6) / self.width, y / height, least,
+            color=LIGHT["muted"], fontsize=self.size, va="bottom", ha="right",
+        )  # fmt: skip
+
+    def mark_time(self, at_s: float, text: str) -> None:
+        """A moment as a thin upright line through every panel, and its name below those of the phases."""
+        for axes in self.panels:
+            axes.axvline(at_s, color=LIGHT["muted"], lw=0.9, dashes=(3, 2), zorder=1)
+        axes = self.panels[0]
+        low, high = axes.get_xlim()
+        left = at_s > low + 0.7 * (high - low)
+        axes.annotate(
+            text,
+            (at_s, 1),
+            (-5 if left else 5, -17),
+            xycoords=("data", "axes fraction"),
+            textcoords="offset points",
+            color=LIGHT["ink"],
+            fontsize=self.size - 1,
+            ha="right" if left else "left",
+            va="top",
+        )
+
     def _text_width(self, word: str, weight: str = "normal", size: float | None = None) -> float:
         text = self.figure.text(0, 0, word, fontsize=size or self.size, fontweight=weight)
         width = float(text.get_window_extent().width)
@@ -184,6 +239,16 @@ class Canvas:
         scaled.set_major_formatter(FuncFormatter(lambda value, _: milliseconds(value)))
         scaled.set_minor_locator(NullLocator())
         scaled.set_minor_formatter(NullFormatter())
+
+    def nines_axis(self, most: float) -> None:
+        """An x axis of 1/(1−p), logarithmic: every nine of the percentile p takes the same room."""
+        axes = self.panels[0]
+        axes.set_xscale("log")
+        axes.set_xlim(1, most)
+        places = [10.0**nines for nines in range(int(np.log10(most)) + 1)]
+        words = ["0", "90%", "99%", "99.9%", "99.99%", "99.999%", "99.9999%", "99.99999%"]
+        axes.set_xticks([1.0, 2.0, *places[1:]], ["0", "50%", *words[1 : len(places)]])
+        axes.xaxis.set_minor_locator(NullLocator())
 
     def note(self, panel: int, text: str, at: tuple[float, float], colour: str, where: str) -> None:
         """A few words beside a point of the data: left, right or below."""

@@ -4,10 +4,13 @@ from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
+from matplotlib.patches import PathPatch
+from matplotlib.path import Path
 
-from simulation.canvas import LIGHT, SERIES, Canvas, Entry, Phase, milliseconds
-from simulation.summary import PERCENTILES, Floats, fulfilment_lag_ms, measure_latency, response_ms
+from simulation.canvas import HEAT, LIGHT, SERIES, Canvas, Entry, Phase, milliseconds, short
+from simulation.summary import TRUSTED, Floats, fulfilment_lag_ms, response_ms, service_ms
 
 _STEPS_S: Final = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120, 300, 600)
 _FILL: Final = 0.16
@@ -20,7 +23,9 @@ def last_second(history: pd.DataFrame) -> float:
     return float(max(history["intended_ns"].max(), done.max() if len(done) else 0)) / 1e9
 
 
-def draw_throughput(history: pd.DataFrame, phases: Sequence[Phase], wide: bool) -> Canvas | None:
+def draw_throughput(
+    history: pd.DataFrame, phases: Sequence[Phase], sold_out_s: float | None, wide: bool
+) -> Canvas | None:
     """Requests per second over time: offered, answered, and those accepted, sold out, or otherwise."""
     if history.empty:
         return None
@@ -44,9 +49,10 @@ def draw_throughput(history: pd.DataFrame, phases: Sequence[Phase], wide: bool) 
         rate = _rate(done_s[chosen], edges)
         axes.plot(_middles(edges), rate, color=LIGHT[colour], lw=1.1 if word == "answered" else 1.9)
         entries.append(Entry(word, colour))
-    axes.set_ylim(0, max(offered.max(), 1) * 1.18)
+    axes.set_ylim(0, max(offered.max(), 1) * 1.2)
     canvas.key(0, "Requests per second", entries)
     canvas.time_axis(end_s, phases)
+    _mark_sold_out(canvas, sold_out_s)
     return canvas
 
 
@@ -88,43 +94,93 @@ def draw_latency(history: pd.DataFrame, phases: Sequence[Phase], wide: bool) -> 
 
 
 def draw_percentiles(history: pd.DataFrame, wide: bool) -> Canvas | None:
-    """Response and service time of accepted and sold-out requests: p50, p90, p99, p99.9 and the maximum."""
-    rows = [
-        (f"{outcome.lower().replace('_', ' ').capitalize()}, {kind} time", values, OUTCOME_COLOURS[outcome])
-        for outcome in OUTCOME_COLOURS
-        for kind, values in measure_latency(history[history["outcome"] == outcome]).items()
-        if values["max"] is not None
-    ]
-    if not rows:
+    """Response and service time at every percentile; what lies between them is the wait to be sent.
+
+    The x axis counts nines, as HdrHistogram's plots do. A curve is thin where fewer than TRUSTED requests are
+    slower, since another run would draw it elsewhere.
+    """
+    curves = []
+    for outcome, colour in OUTCOME_COLOURS.items():
+        chosen = history[history["outcome"] == outcome]
+        response, service = np.sort(response_ms(chosen)), np.sort(service_ms(chosen))
+        if len(response):
+            curves.append((outcome.lower().replace("_", " "), colour, response, service))
+    if not curves:
         return None
-    canvas = Canvas(wide, [60 * len(rows)], key_rows=1 if wide else 0)
+    most = max(len(response) for _, _, response, _ in curves)
+    canvas = Canvas(wide, [260])
     axes = canvas.panels[0]
-    for number, (title, values, colour) in enumerate(rows):
-        y = len(rows) - number - 0.7
-        points = [max(values[name] or 0.0, 1e-3) for name in PERCENTILES]
-        axes.plot([points[0], points[-1]], [y, y], color=LIGHT[colour], lw=2, solid_capstyle="butt")
-        axes.scatter(points, [y] * 5, s=[26, 26, 70, 26, 26], color=LIGHT[colour], zorder=3)
-        axes.scatter(points[2], y, s=16, color=LIGHT["paper"], zorder=4)
-        canvas.note(0, milliseconds(points[0]), (points[0], y), "muted", "left")
-        canvas.note(0, milliseconds(points[-1]), (points[-1], y), "muted", "right")
-        axes.annotate(
-            title,
-            (0, y),
-            (0, 15),
-            xycoords=("axes fraction", "data"),
-            textcoords="offset points",
-            color=LIGHT["ink"],
-            fontsize=canvas.size,
-        )
-    lowest = min(max(values["p50"] or 0.0, 1e-3) for _, values, _ in rows)
-    highest = max(values["max"] or 0.0 for _, values, _ in rows)
-    room = (highest / lowest) ** (0.1 if wide else 0.3) * 1.15
-    canvas.log_axis("x", lowest / room, highest * room)
-    axes.set_ylim(0, len(rows))
-    axes.yaxis.set_visible(False)
+    entries = []
+    for word, colour, response, service in curves:
+        size = len(response)
+        beyond = np.unique(np.round(np.geomspace(1, size, 240)).astype(np.int64))[::-1]
+        nines, at = size / beyond, size - beyond
+        firm = beyond >= TRUSTED
+        axes.fill_between(nines, service[at], response[at], color=LIGHT[colour], alpha=_FILL, lw=0)
+        axes.plot(nines, response[at], color=LIGHT[colour], lw=0.9)
+        axes.plot(nines[firm], response[at][firm], color=LIGHT[colour], lw=2.2)
+        axes.plot(nines, service[at], color=LIGHT[colour], lw=1.1, dashes=(3, 2))
+        entries.append(Entry(word, colour))
+    lowest = min(float(service[0]) for _, _, _, service in curves)
+    highest = max(float(response[-1]) for _, _, response, _ in curves)
+    canvas.log_axis("y", max(lowest, 1e-3) / 1.2, highest * 1.3)
+    canvas.nines_axis(max(most, 10))
     axes.grid(axis="x", color=LIGHT["grid"], lw=0.8)
-    canvas.key(0, "Percentiles", [Entry("p50, p90, p99 (ring), p99.9, max", "muted")])
+    canvas.key(0, "Latency at a percentile", [*entries, Entry("response solid, service dashed", "muted")])
     return canvas
+
+
+def draw_heat(
+    history: pd.DataFrame, phases: Sequence[Phase], sold_out_s: float | None, wide: bool
+) -> Canvas | None:
+    """How many requests took how long, over time: all that were answered, by their intended start."""
+    answered = history.dropna(subset=["sent_ns", "done_ns"])
+    if answered.empty:
+        return None
+    end_s = last_second(history)
+    took = np.maximum(response_ms(answered), 1e-3)
+    low, high = np.log10(took.min()) - 0.02, np.log10(took.max()) + 0.02
+    rows = 34 if wide else 26
+    across, up = _edges(end_s, wide), np.logspace(low, high, rows + 1)
+    cells, _, _ = np.histogram2d(answered["intended_ns"].to_numpy("int64") / 1e9, took, (across, up))
+    canvas = Canvas(wide, [230], key_rows=1 if wide else 0)
+    axes = canvas.panels[0]
+    most = float(cells.max())
+    # Steps of equal ratio, so that a lone slow request shows beside thousands of quick ones.
+    steps = np.geomspace(1, max(most, 2) * (1 + 1e-9), len(HEAT) + 1)
+    levels = np.where(cells > 0, np.digitize(cells, steps), 0)
+    for level, colour in enumerate(HEAT, 1):
+        boxes = [
+            Path([(x0, y0), (x1, y0), (x1, y1), (x0, y1), (x0, y0)], closed=True)
+            for x0, x1, y0, y1 in _join_cells(levels == level, across, up)
+        ]
+        if boxes:
+            axes.add_patch(PathPatch(Path.make_compound_path(*boxes), color=LIGHT[colour], lw=0))
+    canvas.log_axis("y", 10**low, 10 ** (high + (high - low) * (0.16 if sold_out_s else 0.09)))
+    canvas.key(0, "Response time" if wide else "Response")
+    canvas.scale(0, "1", f"{most:,.0f} requests in a cell" if wide else f"{short(most)} a cell")
+    canvas.time_axis(end_s, phases)
+    _mark_sold_out(canvas, sold_out_s)
+    return canvas
+
+
+def _join_cells(
+    chosen: npt.NDArray[np.bool_], across: Floats, up: Floats
+) -> list[tuple[float, float, float, float]]:
+    """Left, right, bottom and top of boxes that cover the chosen cells; neighbours in time are one box."""
+    boxes = []
+    for row in range(chosen.shape[1]):
+        turns = np.flatnonzero(np.diff(chosen[:, row].astype(np.int8), prepend=0, append=0))
+        boxes += [
+            (float(across[first]), float(across[last]), float(up[row]), float(up[row + 1]))
+            for first, last in turns.reshape(-1, 2)
+        ]
+    return boxes
+
+
+def _mark_sold_out(canvas: Canvas, sold_out_s: float | None) -> None:
+    if sold_out_s is not None:
+        canvas.mark_time(sold_out_s, f"sold out, {sold_out_s:.2f} s")
 
 
 def draw_stock(timeline: pd.DataFrame, phases: Sequence[Phase], wide: bool) -> Canvas | None:

@@ -15,6 +15,7 @@ from simulation import plots
 from simulation.canvas import DARK, LIGHT, Canvas, Phase, milliseconds
 from simulation.final_state import load_final_state
 from simulation.history import read_history
+from simulation.summary import TRUSTED, is_trusted
 
 MARKS: Final = {"pass": "✓", "fail": "✕", "unknown": "?", True: "✓", False: "✕", None: "?"}
 STATES: Final = {True: "pass", False: "fail", None: "unknown"}
@@ -48,6 +49,9 @@ def draw_plots(run_folder: Path, summary: dict[str, Any]) -> list[Plot]:
     timeline = read_timeline(run_folder / "timeline.csv")
     orders = load_final_state(run_folder).orders
     phases = [Phase(phase["name"], phase["start_s"], phase["end_s"]) for phase in summary["phases"]]
+    sold_out_s = None
+    if summary["time_to_sell_out_s"] is not None:
+        sold_out_s = summary["time_to_sell_out_s"] + float(history["intended_ns"].min()) / 1e9
     folder = run_folder / "plots"
     folder.mkdir(exist_ok=True)
 
@@ -59,16 +63,24 @@ def draw_plots(run_folder: Path, summary: dict[str, Any]) -> list[Plot]:
             lambda wide: plots.draw_latency(history, phases, wide),
         ),
         (
+            "heat",
+            "Every answer, over time",
+            "Each cell is a moment and a response time; the colour is how many requests fell into it.",
+            lambda wide: plots.draw_heat(history, phases, sold_out_s, wide),
+        ),
+        (
             "percentiles",
             "Latency by percentile",
-            "Response time counts from the intended start, service time from the moment of sending.",
+            "Response time counts from the intended start, service time from the moment of sending. What lies"
+            " between is time that requests waited to be sent, which a closed loop would have hidden. A curve"
+            f" is thin where fewer than {TRUSTED} requests were slower.",
             lambda wide: plots.draw_percentiles(history, wide),
         ),
         (
             "throughput",
             "Throughput",
             "What was offered is counted at the intended start, everything else when it was answered.",
-            lambda wide: plots.draw_throughput(history, phases, wide),
+            lambda wide: plots.draw_throughput(history, phases, sold_out_s, wide),
         ),
         (
             "stock",
@@ -114,11 +126,13 @@ def render_page(summary: dict[str, Any], drawn: list[Plot]) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"count": count, "ms": ms, "seconds": seconds}
+    environment.tests["trusted"] = is_trusted
     return environment.get_template("report.html").render(
         summary=summary,
         plots={plot.name: plot for plot in drawn},
         checks=sorted(summary["checks"], key=lambda check: {False: 0, None: 1, True: 2}[check["holds"]]),
         headline=headline(summary),
+        too_few=TRUSTED if has_weak_percentile(summary) else None,
         outcomes=outcome_shares(summary["outcomes"]),
         light=LIGHT,
         dark=DARK,
@@ -132,6 +146,7 @@ def headline(summary: dict[str, Any]) -> list[dict[str, str]]:
     stock, fulfilment = summary["stock"], summary["fulfilment"]
     settled = next((check for check in summary["checks"] if check["name"] == "accepted is settled"), None)
     accepted = summary["latency_ms"]["accepted"]["response"]
+    bought = summary["outcomes"]["accepted"]
     lost = None if settled is None or settled["holds"] is None else settled["violations"]
     return [
         {
@@ -150,10 +165,20 @@ def headline(summary: dict[str, Any]) -> list[dict[str, str]]:
         {
             "value": ms(accepted["p99"]),
             "name": "p99 response of a buyer",
-            "detail": f"median {ms(accepted['p50'])}, from intended start to answer",
+            "detail": f"median {ms(accepted['p50'])}, from intended start to answer"
+            + ("" if is_trusted("p99", bought) else f"; {count(bought)} purchases are too few to trust it"),
             "state": "plain",
         },
     ]
+
+
+def has_weak_percentile(summary: dict[str, Any]) -> bool:
+    """Whether any percentile of the summary rests on too few samples."""
+    return any(
+        value is not None and not is_trusted(name, summary["outcomes"][outcome])
+        for outcome, kinds in summary["latency_ms"].items()
+        for name, value in kinds["response"].items()
+    )
 
 
 def outcome_shares(outcomes: dict[str, int]) -> list[dict[str, Any]]:

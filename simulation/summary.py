@@ -16,6 +16,8 @@ from simulation.load import LoadReport
 from simulation.scenario import Scenario
 
 PERCENTILES: Final = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "p999": 99.9, "max": 100.0}
+TRUSTED: Final = 10
+"""Fewest requests slower than a percentile with which it says something about the next run."""
 REFUSALS: Final = ("LIMIT_REACHED", "NOT_STARTED", "SALE_ENDED", "UNKNOWN_PRODUCT", "INVALID")
 
 Floats = npt.NDArray[np.float64]
@@ -102,6 +104,11 @@ def _span_ms(frame: pd.DataFrame, start: str, end: str) -> Floats:
 def measure_latency(history: pd.DataFrame) -> dict[str, dict[str, float | None]]:
     """Percentiles of response and service time, in ms."""
     return {"response": _percentiles(response_ms(history)), "service": _percentiles(service_ms(history))}
+
+
+def is_trusted(percentile: str, samples: int) -> bool:
+    """Whether at least TRUSTED of the samples lie beyond the percentile. The maximum only tells of itself."""
+    return percentile == "max" or samples * (1 - PERCENTILES[percentile] / 100) >= TRUSTED - 1e-6
 
 
 def fulfilment_lag_ms(orders: pd.DataFrame) -> Floats:

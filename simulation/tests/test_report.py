@@ -12,7 +12,7 @@ import pytest
 from simulation.report import count, ms, render_page, write_report
 from simulation.tests.run_folders import lose_orders, make_run
 
-PLOTS = {"latency", "percentiles", "throughput", "stock", "lag", "processes"}
+PLOTS = {"latency", "heat", "percentiles", "throughput", "stock", "lag", "processes"}
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +32,17 @@ def test_the_page_holds_verdict_checks_numbers_and_plots(passed: Path) -> None:
     assert "flashsim run spike --seed 1" in page
     assert {name for name in PLOTS if f'<section id="{name}">' in page} == PLOTS
     assert {file.stem for file in (passed / "plots").glob("*.png")} == PLOTS
+
+
+def test_a_percentile_of_too_few_requests_says_so(passed: Path, tmp_path: Path) -> None:
+    few = "° Too few samples to be trusted"
+    page = (passed / "report.html").read_text()
+    assert page.count('class="weak"') == 2  # p99.9 of 5,000 purchases, response and service
+    assert few in page
+    make_run(tmp_path, stock=12_000)
+    page = write_report(tmp_path).read_text()
+    assert 'class="weak"' not in page
+    assert few not in page
 
 
 def test_the_page_loads_nothing_from_outside(passed: Path) -> None:

@@ -15,6 +15,7 @@ from simulation.load import load_report
 from simulation.scenario import load_scenario
 from simulation.summary import (
     count_outcomes,
+    is_trusted,
     measure_fulfilment,
     measure_latency,
     measure_phase,
@@ -75,6 +76,17 @@ def test_response_counts_from_the_intended_start_and_service_from_sending() -> N
     assert latency["response"]["max"] == 12
     assert latency["service"]["max"] == 5
     assert latency["service"]["p50"] == 4
+
+
+@pytest.mark.parametrize(
+    ("percentile", "samples", "trusted"),
+    [("p50", 19, False), ("p50", 20, True), ("p99", 999, False), ("p99", 1000, True), ("p999", 10_000, True),
+     ("p999", 9_999, False), ("max", 1, True)],
+)  # fmt: skip
+def test_a_percentile_is_trusted_when_ten_requests_were_slower(
+    percentile: str, samples: int, trusted: bool
+) -> None:
+    assert is_trusted(percentile, samples) == trusted
 
 
 def test_requests_without_an_answer_have_no_latency() -> None:
