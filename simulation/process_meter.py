@@ -79,14 +79,16 @@ class ProcessMeter:
         for process in psutil.process_iter(["ppid"]):
             children[process.info["ppid"]].append(process)
             known[process.pid] = process
+        parents = filter(None, (self._engine, os.getpid()))
+        candidates = sorted((child for pid in parents for child in children[pid]), key=attrgetter("pid"))
+        # Who has a name keeps it; one that is started again takes the name of the one that died.
+        names = {child.pid: self._names[child.pid] for child in candidates if child.pid in self._names}
         groups: dict[str, list[psutil.Process]] = {}
-        named: dict[int, str] = {}
-        for parent in filter(None, (self._engine, os.getpid())):
-            for process in sorted(children[parent], key=attrgetter("pid")):
-                if name := self._names.get(process.pid) or _name(process, {*self._names.values(), *groups}):
-                    named[process.pid] = name
-                    groups[name] = [process]
-        self._names = named
+        for child in candidates:
+            if name := names.get(child.pid) or _name(child, set(names.values())):
+                names[child.pid] = name
+                groups[name] = [child]
+        self._names = names
         for name, pid in {"server": self._engine, "flashsim": os.getpid()}.items():
             if pid in known:
                 groups[name] = [known[pid]]

@@ -2,10 +2,12 @@
 
 import asyncio
 import subprocess
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 import aio_pika
+import pytest
 
 from engine.bus import declare_topology
 from engine.gate import Gate, Outcome
@@ -13,6 +15,7 @@ from engine.ledger import Ledger
 from engine.local.stack import Stack
 from engine.sale import Sale, SaleTerms
 from engine.settings import Settings
+from simulation import process_meter
 from simulation.probes import Probe, Sample
 from simulation.process_meter import ProcessMeter, Usage
 from simulation.services import Services
@@ -108,6 +111,27 @@ def test_the_meter_passes_over_a_service_that_is_gone() -> None:
     with subprocess.Popen(["true"]) as ended:
         pass
     assert set(ProcessMeter({"redis": ended.pid}).read()) == {"flashsim"}
+
+
+@contextmanager
+def driver_lookalike() -> Iterator["subprocess.Popen[bytes]"]:
+    command = [sys.executable, "-c", "import sys; sys.stdin.read()", "simulation.driver_process"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+        yield process
+
+
+def test_a_process_that_is_started_again_goes_on_under_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process_meter, "SCAN_S", 0)
+    meter = ProcessMeter({})
+    with driver_lookalike() as first:
+        assert set(meter.read()) == {"flashsim", "driver 1"}
+        with driver_lookalike():
+            assert set(meter.read()) == {"flashsim", "driver 1", "driver 2"}
+            first.kill()
+            first.wait()
+            assert set(meter.read()) == {"flashsim", "driver 2"}
+            with driver_lookalike():
+                assert set(meter.read()) == {"flashsim", "driver 1", "driver 2"}
 
 
 def test_the_timeline_begins_with_the_load(settings_without_bus: Settings) -> None:
