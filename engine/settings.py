@@ -71,6 +71,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     payment_seed: Annotated[int, _setting("seed of the simulated payment's decisions")] = 0
 
     # Life
+    background_nice: Annotated[
+        int, _setting("how far relay and fulfilment step back for the front door", "nice", ge=0, le=19)
+    ] = 10
     drain_s: Annotated[
         float, _setting("longest time that a stage may take to settle when it is stopped", "s", ge=0)
     ] = 30.0

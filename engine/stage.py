@@ -103,6 +103,9 @@ def main() -> None:
     try:
         settings = read_settings()
         set_up_logging(settings)
+        if role is not Role.FRONT_DOOR:
+            # The outbox can wait, a crowd at the door can't.
+            os.nice(settings.background_nice)
         uvloop.run(run_stage(role, settings, listener))
     except FlashgridError as error:
         log.error("%s", error)
