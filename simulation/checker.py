@@ -44,7 +44,7 @@ def _apply(rule: Rule, evidence: Evidence) -> Check:
 
 
 def verdict(checks: Sequence[Check], load_valid: bool) -> Verdict:
-    """`fail` if any rule is broken; `unknown` if any could not be judged or the load was not as planned."""
+    """`fail` if any is broken; `unknown` if any could not be judged or the load was not as planned."""
     if any(check.holds is False for check in checks):
         return "fail"
     if not checks or not load_valid or any(check.holds is None for check in checks):
@@ -52,16 +52,25 @@ def verdict(checks: Sequence[Check], load_valid: bool) -> Verdict:
     return "pass"
 
 
-def verdict_in_words(checks: Sequence[Check], load_valid: bool) -> str:
-    """The verdict as one sentence."""
+def verdict_in_words(checks: Sequence[Check], load_valid: bool, thresholds: Sequence[Check] = ()) -> str:
+    """The verdict as one sentence, or two: first what the rules say, then the thresholds."""
     broken = [check.name for check in checks if check.holds is False]
     unjudged = [check.name for check in checks if check.holds is None]
+    missed = [f"{each.name} ({each.detail})" for each in thresholds if each.holds is False]
+    unmeasured = [each.name for each in thresholds if each.holds is None]
+    asked = f"{len(thresholds)} threshold{'s' if len(thresholds) != 1 else ''}"
     if broken:
-        return f"{len(broken)} of {len(checks)} rules broken: {', '.join(broken)}."
-    if unjudged:
-        return (
+        words = f"{len(broken)} of {len(checks)} rules broken: {', '.join(broken)}."
+    elif unjudged:
+        words = (
             f"No rule is known to be broken, but {len(unjudged)} could not be judged: {', '.join(unjudged)}."
         )
-    if not load_valid:
-        return "No rule is broken, but the driver did not keep its schedule: this is not the planned load."
-    return f"All {len(checks)} rules hold: no unit was sold twice, and no accepted purchase was lost."
+    elif not load_valid:
+        words = "No rule is broken, but the driver did not keep its schedule: this is not the planned load."
+    else:
+        words = f"All {len(checks)} rules hold: no unit was sold twice, and no accepted purchase was lost."
+    if missed:
+        words += f" {len(missed)} of {asked} missed: {', '.join(missed)}."
+    elif unmeasured:
+        words += f" {len(unmeasured)} of {asked} could not be measured: {', '.join(unmeasured)}."
+    return words

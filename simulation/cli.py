@@ -151,7 +151,7 @@ def verify(folder: Path) -> None:
     from simulation.record import describe, judge_run
 
     summary = judge_run(folder)
-    for check in summary["checks"]:
+    for check in summary["checks"] + summary["thresholds"]:
         mark = {True: "holds", False: "BROKEN", None: "unknown"}[check["holds"]]
         click.echo(f"{mark:8} {check['name']}: {check['detail']}")
     click.echo(describe(summary))

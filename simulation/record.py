@@ -24,6 +24,7 @@ from simulation.history import read_history, write_history
 from simulation.load import LoadReport, load_report
 from simulation.scenario import Scenario
 from simulation.summary import summarise
+from simulation.thresholds import Measured, judge_thresholds
 
 ENGINE_LOG: Final = "engine.log"
 
@@ -74,17 +75,20 @@ def judge_run(folder: Path) -> dict[str, Any]:
         state = load_final_state(folder)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"{folder}: its final state can't be read: {error}") from None
+    load = judge_load(history, facts)
+    measured = Measured(history, state, load, facts.started_at)
     return summarise(
         history,
         state,
         judge(history, state),
-        judge_load(history, facts),
+        load,
         facts.scenario,
         started_at=facts.started_at,
         commit=facts.commit,
         machine=facts.machine,
         versions=facts.versions,
         command=facts.command,
+        thresholds=judge_thresholds(facts.scenario, measured),
     )
 
 
@@ -115,7 +119,7 @@ def describe(summary: Mapping[str, Any]) -> str:
         *([f"  the load is not valid: {load['reason']}"] if not load["valid"] else []),
         *(
             f"  {check['name']} is broken: {check['detail']}"
-            for check in summary["checks"]
+            for check in [*summary["checks"], *summary["thresholds"]]
             if check["holds"] is False
         ),
         *(f"  the {part} could not be read: {why}" for part, why in summary["unread"].items()),

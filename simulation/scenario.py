@@ -14,6 +14,7 @@ from engine.errors import SettingsError
 from engine.sale import MAX_ID, MAX_STOCK, Id
 from engine.settings import read_settings
 from simulation.arrivals import Segment, expected_requests, peak_rps
+from simulation.condition import Span, parse_condition
 from simulation.errors import ScenarioError
 
 FOLDER = Path(__file__).parent / "scenarios"
@@ -73,6 +74,8 @@ class Scenario(Part, frozen=True):
     driver: DriverOptions = DriverOptions()
     engine: dict[str, str | int | float | bool] = {}
     """The engine's settings, where the run starts a private engine."""
+    thresholds: list[str] = []
+    """What the run must reach besides correctness: conditions of simulation.condition."""
     drain_s: Annotated[float, Meta(ge=0, le=86_400)] = 60.0
     """Longest wait, after the load, for every accepted purchase to be settled."""
 
@@ -86,6 +89,13 @@ class Scenario(Part, frozen=True):
         for number, segment in enumerate(self.arrivals, 1):
             found.append((segment.name or f"segment {number}", start, start + segment.seconds))
             start += segment.seconds
+        return found
+
+    def spans(self) -> dict[str, Span]:
+        """The phases by name, from the first start to the last end of those that share one."""
+        found: dict[str, Span] = {}
+        for name, start, end in self.phases():
+            found[name] = (found.get(name, (start, end))[0], end)
         return found
 
 
@@ -149,8 +159,10 @@ def load_scenario(
         if not (math.isfinite(scale) and scale > 0):
             raise ScenarioError(f"{path.name}: {key}: must be greater than 0")
     scaled = [segment.scaled(rate, time) for segment in scenario.arrivals]
+    thresholds = [str(parse_condition(text).scaled(time)) for text in scenario.thresholds]
     # Once more through validation: a scaled segment may be out of bounds.
-    return read_scenario(msgspec.to_builtins(msgspec.structs.replace(scenario, arrivals=scaled)), path.name)
+    changed = msgspec.structs.replace(scenario, arrivals=scaled, thresholds=thresholds)
+    return read_scenario(msgspec.to_builtins(changed), path.name)
 
 
 def read_scenario(raw: Mapping[str, Any], source: str = "scenario") -> Scenario:
@@ -166,6 +178,13 @@ def read_scenario(raw: Mapping[str, Any], source: str = "scenario") -> Scenario:
     expected = expected_requests(scenario.arrivals)
     if not 1 <= expected <= MAX_REQUESTS:
         raise ScenarioError(f"{source}: arrivals: {expected:,.0f} requests; must be 1 to {MAX_REQUESTS:,}")
+    for number, text in enumerate(scenario.thresholds):
+        try:
+            condition = parse_condition(text)
+            if condition.window:
+                condition.window.find(scenario.spans(), scenario.duration_s())
+        except ValueError as error:
+            raise ScenarioError(f"{source}: thresholds.{number}: {text!r}: {error}") from None
     for name, value in scenario.engine.items():
         try:
             read_settings({}, **{name: value})

@@ -35,15 +35,17 @@ def summarise(
     machine: Mapping[str, Any],
     versions: Mapping[str, str],
     command: str,
+    thresholds: Sequence[Check] = (),
 ) -> dict[str, Any]:
     """The fields of summary.json; every number is finite, or None where there is nothing to measure.
 
-    `started_at` is the moment of the history's zero, `command` the one that repeats the run.
+    `started_at` is the moment of the history's zero, `command` the one that repeats the run,
+    `thresholds` what became of the scenario's.
     """
-    orders = _settled(state)
+    orders = settled_orders(state)
     summary = {
-        "verdict": verdict(checks, load.valid),
-        "verdict_in_words": verdict_in_words(checks, load.valid),
+        "verdict": verdict([*checks, *thresholds], load.valid),
+        "verdict_in_words": verdict_in_words(checks, load.valid, thresholds),
         "scenario": scenario.name,
         "text": scenario.text,
         "seed": scenario.seed,
@@ -64,6 +66,7 @@ def summarise(
         "time_to_sell_out_s": time_to_sell_out(history),
         "phases": [measure_phase(history, *phase) for phase in scenario.phases()],
         "unread": dict(state.unread),
+        "thresholds": [msgspec.to_builtins(threshold) for threshold in thresholds],
         "checks": [msgspec.to_builtins(check) for check in checks],
     }
     finite: dict[str, Any] = _finite(summary)
@@ -177,7 +180,8 @@ def measure_phase(history: pd.DataFrame, name: str, start_s: float, end_s: float
     }
 
 
-def _settled(state: FinalState) -> pd.DataFrame | None:
+def settled_orders(state: FinalState) -> pd.DataFrame | None:
+    """The ledger's orders that have come to an end; None where the ledger could not be read."""
     return None if state.orders is None else state.orders.dropna(subset=["accepted_us", "settled_us"])
 
 

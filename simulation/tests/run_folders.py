@@ -17,6 +17,7 @@ from simulation.load import load_report
 from simulation.scenario import load_scenario
 from simulation.summary import summarise
 from simulation.tests.histories import Terms, orders_of, play
+from simulation.thresholds import Measured, judge_thresholds
 
 START_US = 1_700_000_000_000_000
 
@@ -143,17 +144,19 @@ def make_run(
     save_final_state(state, folder)
     if timeline:
         make_timeline(history, stock).to_csv(folder / "timeline.csv", index=False)
+    load, started_at = load_report(history, scenario), datetime.fromtimestamp(START_US / 1e6, UTC)
     summary = summarise(
         history,
         state,
         judge(history, state),
-        load_report(history, scenario),
+        load,
         scenario,
-        started_at=datetime.fromtimestamp(START_US / 1e6, UTC),
+        started_at=started_at,
         commit="0123456789abcdef0123456789abcdef01234567",
         machine={"cpu": "Example CPU @ 3.00GHz", "cores": 2, "memory_gib": 7.8, "system": "Linux-6.1-x86_64"},
         versions={"python": "3.11.7", "aiohttp": "3.14.5", "redis-server": "7.0.15", "postgresql": "18.6"},
         command="flashsim run spike --seed 1 --stock 5000",
+        thresholds=judge_thresholds(scenario, Measured(history, state, load, started_at)),
     )
     (folder / "summary.json").write_text(json.dumps(summary))
     return summary
