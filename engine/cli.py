@@ -19,7 +19,8 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except FlashgridError as error:
-            raise click.ClickException(str(error)) from error
+            click.echo(f"flashgrid: {error}", err=True)
+            ctx.exit(1)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

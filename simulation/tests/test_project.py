@@ -44,6 +44,8 @@ class Guard:
         self.finder = finder
     def find_spec(self, name, path=None, target=None):
         return self.finder.find_spec(name, path, target) if name.partition(".")[0] in allowed else None
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
 sys.meta_path[:] = [Guard(finder) for finder in sys.meta_path]
 for module in sys.argv[cut + 1:]:
     importlib.import_module(module)
