@@ -13,6 +13,7 @@ read, and the body is the usual JSON. When in doubt, it is not plain.
 import asyncio
 import re
 from http import HTTPStatus
+from time import monotonic, time
 from typing import Any, Final, NamedTuple
 
 from aiohttp.helpers import rfc822_formatted_time
@@ -55,7 +56,18 @@ Heads = dict[bytes, _Head]
 class FastPath(RequestHandler):
     """One client's connection."""
 
-    __slots__ = ("_answered", "_clean", "_gate", "_heads", "_held", "_under_way")
+    __slots__ = (
+        "_answered",
+        "_clean",
+        "_gate",
+        "_head",
+        "_head_bytes",
+        "_heads",
+        "_held",
+        "_passed_on",
+        "_served",
+        "_under_way",
+    )
 
     def __init__(self, *args: Any, gate: Gate, heads: Heads, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -65,6 +77,13 @@ class FastPath(RequestHandler):
         """Whether a purchase of the fast path waits for its answer."""
         self._held = b""
         """What arrived and can't be looked at yet."""
+        self._head: _Head | None = None
+        self._head_bytes = b""
+        """This connection's last plain head; its client will likely say the same again."""
+        self._served = False
+        """Whether a purchase was taken since the keep-alive timer last fired."""
+        self._passed_on = False
+        """Whether aiohttp was ever given anything."""
         self._clean = True
         """Whether aiohttp's parser surely holds no part of a message."""
         self._answered: asyncio.Future[None] | None = None
@@ -77,23 +96,23 @@ class FastPath(RequestHandler):
         if self._under_way or self._paused:
             # Its turn comes when the answer before it is written and the client has read enough.
             self._hold(data)
-        elif self._is_idle() and (head_length := data.find(b"\r\n\r\n") + 4) > 3:
-            self._take(data, head_length)
-        else:
+        elif self._close or self._force_close or (self._passed_on and not self._is_idle()):
             self._pass_on(data)
+        else:
+            self._take(data)
 
-    def _take(self, data: bytes, head_length: int) -> None:
-        head = self._heads.get(data[:head_length]) or self._read_head(data[:head_length])
+    def _take(self, data: bytes) -> None:
+        head = self._head
+        if head is None or not data.startswith(self._head_bytes):
+            head = self._find_head(data)
+        body = len(self._head_bytes)
         if head is None:
             self._pass_on(data)
-        elif len(data) == head_length:
+        elif len(data) == body:
             # Many clients send head and body apart; a body is never longer than three digits say.
             self._held = data
-        elif len(data) - head_length == head.body_length and (
-            plain := PLAIN_BUY.fullmatch(data, head_length)
-        ):
-            self._under_way = True
-            self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+        elif len(data) == body + head.body_length and (plain := PLAIN_BUY.fullmatch(data, body)):
+            self._under_way = self._served = True
             self._gate.submit(Purchase(int(plain[1]), int(plain[2]), head.key, self._answer))
         else:
             self._pass_on(data)
@@ -105,7 +124,12 @@ class FastPath(RequestHandler):
             self._answered.set_result(None)
         if self.transport is None:
             return
-        self.transport.write(_RESPONSES.of(outcome, order_id))
+        if monotonic() >= _RESPONSES.stale_at:
+            _RESPONSES.refresh()
+        if order_id is None:
+            self.transport.write(_RESPONSES.refusals[outcome])
+        else:
+            self.transport.write(_RESPONSES.accepted + order_id.encode("ascii") + b'"}')
         if self._held:
             self._loop.call_soon(self._look_at_held)
 
@@ -121,16 +145,11 @@ class FastPath(RequestHandler):
 
     def _is_idle(self) -> bool:
         """Whether aiohttp has nothing to do for this connection, and holds no part of a message."""
-        return (
-            self._clean
-            and not self._messages
-            and not self._request_in_progress
-            and not self._close
-            and not self._force_close
-        )
+        return self._clean and not self._messages and not self._request_in_progress
 
     def _pass_on(self, data: bytes) -> None:
         """Give the bytes to aiohttp, and note whether its parser may keep a part of them."""
+        self._passed_on = True
         if self._clean and data:
             # One whole message without a body leaves nothing behind; of anything else that's hard to say.
             before = len(self._messages)
@@ -143,6 +162,14 @@ class FastPath(RequestHandler):
             )
         else:
             super().data_received(data)
+
+    def _find_head(self, data: bytes) -> _Head | None:
+        """The plain head that the data begins with, if it does."""
+        head_bytes = data[: data.find(b"\r\n\r\n") + 4]
+        head = self._heads.get(head_bytes) or self._read_head(head_bytes)
+        if head is not None:
+            self._head, self._head_bytes = head, head_bytes
+        return head
 
     def _read_head(self, head: bytes) -> _Head | None:
         """What a head says if it is plain; heads without a key are remembered, as clients repeat them."""
@@ -182,6 +209,12 @@ class FastPath(RequestHandler):
         if self._held:
             self._loop.call_soon(self._look_at_held)
 
+    def _process_keepalive(self) -> None:
+        if self._served:
+            self._served = False
+            self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+        super()._process_keepalive()
+
     async def shutdown(self, timeout: float | None = 15.0) -> None:
         """Wait for the answer that is under way, then end the connection."""
         if self._under_way:
@@ -194,24 +227,23 @@ class _Responses:
     """The HTTP responses to purchases, byte for byte as the ordinary handler's, made once in a second."""
 
     def __init__(self) -> None:
-        self._date = ""
-        self._accepted = b""
-        self._refusals: dict[Outcome, bytes] = {}
+        self.stale_at = 0.0
+        """On time.monotonic: when the date that they carry is over."""
+        self.accepted = b""
+        """Up to the order id."""
+        self.refusals: dict[Outcome, bytes] = {}
 
-    def of(self, outcome: Outcome, order_id: str | None) -> bytes:
-        date = rfc822_formatted_time()
-        if date != self._date:
-            self._date = date
-            # A name of the length that all order ids have stands for the one that comes later.
-            self._accepted = self._write(answer_purchase(Outcome.ACCEPTED, "x" * 36)).removesuffix(
-                b"x" * 36 + b'"}'
-            )
-            self._refusals = {
-                outcome: self._write(answer_purchase(outcome, None))
-                for outcome in Outcome
-                if outcome is not Outcome.ACCEPTED
-            }
-        return self._refusals[outcome] if order_id is None else self._accepted + order_id.encode() + b'"}'
+    def refresh(self) -> None:
+        """Write them anew, with the date of now."""
+        self.stale_at = monotonic() + 1 - time() % 1
+        # A name of the length that all order ids have stands for the one that comes later.
+        whole = self._write(answer_purchase(Outcome.ACCEPTED, "x" * 36))
+        self.accepted = whole.removesuffix(b"x" * 36 + b'"}')
+        self.refusals = {
+            outcome: self._write(answer_purchase(outcome, None))
+            for outcome in Outcome
+            if outcome is not Outcome.ACCEPTED
+        }
 
     def _write(self, answer: Answer) -> bytes:
         lines = [
@@ -220,7 +252,7 @@ class _Responses:
             f"Server: {SERVER}",
             *([f"Retry-After: {RETRY_AFTER_S}"] if answer.retry_after else []),
             f"Content-Length: {len(answer.body)}",
-            f"Date: {self._date}",
+            f"Date: {rfc822_formatted_time()}",
         ]
         return "\r\n".join(lines).encode("ascii") + b"\r\n\r\n" + answer.body
 

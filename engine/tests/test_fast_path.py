@@ -378,18 +378,22 @@ def conversations(draw: st.DrawFn) -> list[bytes]:
     return [*pieces, LAST]
 
 
-@pytest.mark.parametrize("length", [0, 1, 27, 29, 30, 100])
-async def test_a_body_is_as_long_as_its_head_says(doors: Doors, length: int) -> None:
-    request = purchase().replace(b"Content-Length: 28", b"Content-Length: %d" % length)
-    await compare(doors, [request, LAST], 1)
-    await compare(doors, [request + LAST], 1)
+async def test_a_body_is_as_long_as_its_head_says(doors: Doors) -> None:
+    for length in (0, 1, 27, 29, 30, 100):
+        request = purchase().replace(b"Content-Length: 28", b"Content-Length: %d" % length)
+        await asyncio.gather(compare(doors, [request, LAST], 1), compare(doors, [request + LAST], 1))
 
 
-@pytest.mark.parametrize("header", EXTRAS)
-@pytest.mark.parametrize("number", [1, SOLD_OUT])
-async def test_a_header_makes_no_difference(doors: Doors, number: int, header: bytes) -> None:
-    for variant in (header, header.lower(), header.upper(), header.replace(b": ", b":", 1)):
-        await compare(doors, [purchase(product(number), variant), purchase(), LAST], 1)
+async def test_a_header_makes_no_difference(doors: Doors) -> None:
+    for header in EXTRAS:
+        variants = (header, header.lower(), header.upper(), header.replace(b": ", b":", 1))
+        await asyncio.gather(
+            *(
+                compare(doors, [purchase(product(number), variant), purchase(), LAST], 1)
+                for variant in variants
+                for number in (1, SOLD_OUT)
+            )
+        )
 
 
 async def test_ten_thousand_generated_requests_get_the_same_answers_on_both_ways(doors: Doors) -> None:
