@@ -73,6 +73,15 @@ class EngineProcess:
             return None
         return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
+    def find_stage(self, role: str) -> list[ProcessId]:
+        """The processes of a stage that run now."""
+        found = []
+        for child in psutil.Process(self.pid).children() if self.death is None else []:
+            with contextlib.suppress(psutil.Error):
+                if child.cmdline()[1:4] == ["-m", "engine.stage", role]:
+                    found.append(ProcessId(child.pid, child.create_time()))
+        return found
+
     def remember(self) -> None:
         """Takes down which processes it consists of now, so that `stop` can end all of them."""
         if self.death is None:

@@ -6,6 +6,7 @@ SimulationError
 ├── BadAnswer         the bytes are not an HTTP/1.1 answer
 ├── DriverError       the load could not be driven
 ├── EngineError       the engine under test can't be started, reached, or put on sale
+├── FaultError        a fault can't be done, or not be healed
 ├── RunError          a run, or the folder of one, is not as it should be
 └── BenchError        something can't be measured
 """
@@ -33,6 +34,10 @@ class DriverError(SimulationError):
 
 class EngineError(SimulationError):
     """The engine under test can't be started, reached, or put on sale."""
+
+
+class FaultError(SimulationError):
+    """A fault can't be done, or not be healed."""
 
 
 class RunError(SimulationError):

@@ -3,13 +3,14 @@
 run.json             what was run, when and where: RunFacts
 history.parquet      every request (simulation.history)
 timeline.csv         what the probes read (simulation.probes)
+faults.json          the faults that were done, where there were any (simulation.faults.Interval)
 final/               what the stores held at the end (simulation.final_state)
 engine.log           what the engine said, where the run started it
 summary.json         the verdict, the checks and the numbers
 plots/, report.html  made of all these
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
@@ -19,9 +20,11 @@ import pandas as pd
 
 from simulation.checker import judge
 from simulation.errors import RunError
+from simulation.faults import Interval
 from simulation.final_state import FinalState, load_final_state, save_final_state
 from simulation.history import read_history, write_history
 from simulation.load import LoadReport, load_report
+from simulation.recovery import judge_recovery, measure_recovery
 from simulation.scenario import Scenario
 from simulation.summary import summarise
 from simulation.thresholds import Measured, judge_thresholds
@@ -47,9 +50,16 @@ class RunFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def write_record(
-    folder: Path, facts: RunFacts, history: pd.DataFrame, timeline: pd.DataFrame, state: FinalState
+    folder: Path,
+    facts: RunFacts,
+    history: pd.DataFrame,
+    timeline: pd.DataFrame,
+    state: FinalState,
+    faults: Sequence[Interval] = (),
 ) -> None:
     """Writes what a verdict needs into the run's folder."""
+    if faults:
+        (folder / "faults.json").write_bytes(msgspec.json.format(msgspec.json.encode(faults)) + b"\n")
     (folder / "run.json").write_bytes(msgspec.json.format(msgspec.json.encode(facts)) + b"\n")
     write_history(history, folder / "history.parquet")
     timeline.to_csv(folder / "timeline.csv", index=False)
@@ -77,10 +87,15 @@ def judge_run(folder: Path) -> dict[str, Any]:
         raise RunError(f"{folder}: its final state can't be read: {error}") from None
     load = judge_load(history, facts)
     measured = Measured(history, state, load, facts.started_at)
-    return summarise(
+    checks = judge(history, state)
+    recoveries = []
+    if faults := read_faults(folder):
+        recoveries = measure_recovery(history, read_timeline(folder), faults)
+        checks.append(judge_recovery(recoveries))
+    summary = summarise(
         history,
         state,
-        judge(history, state),
+        checks,
         load,
         facts.scenario,
         started_at=facts.started_at,
@@ -90,6 +105,25 @@ def judge_run(folder: Path) -> dict[str, Any]:
         command=facts.command,
         thresholds=judge_thresholds(facts.scenario, measured),
     )
+    return summary | {"faults": msgspec.to_builtins(recoveries)}
+
+
+def read_timeline(folder: Path) -> pd.DataFrame:
+    """What the probes read. Raises RunError."""
+    try:
+        return pd.read_csv(folder / "timeline.csv")
+    except (OSError, ValueError) as error:
+        raise RunError(f"{folder}: its timeline can't be read: {error}") from None
+
+
+def read_faults(folder: Path) -> list[Interval]:
+    """The faults that were done in the run. Raises RunError."""
+    try:
+        return msgspec.json.decode((folder / "faults.json").read_bytes(), type=list[Interval])
+    except FileNotFoundError:
+        return []
+    except (OSError, msgspec.DecodeError) as error:
+        raise RunError(f"{folder}: its faults can't be read: {error}") from None
 
 
 def judge_load(history: pd.DataFrame, facts: RunFacts) -> LoadReport:
@@ -142,6 +176,10 @@ def describe(summary: Mapping[str, Any]) -> str:
         f" {_count(done['rejected'])} rejected, lag p99 {_ms(done['lag_p99_ms'])}, {drained},"
         f" bus: {done['bus']}"
     )
+    for fault in summary["faults"]:
+        healed = "never recovered" if fault["healed_s"] is None else f"recovered in {fault['healed_s']:.1f} s"
+        span = f"{fault['start_s']:.2f} to {fault['end_s']:.2f} s"
+        lines.append(f"  fault     {fault['kind']} {fault['on']}, {span}: {healed}")
     return "\n".join(lines)
 
 

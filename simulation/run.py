@@ -19,12 +19,14 @@ from simulation.driver import Progress, drive
 from simulation.engine_process import EngineProcess, private_services, start_engine
 from simulation.errors import RunError
 from simulation.final_state import FinalState, read_final_state
+from simulation.injector import Injector, check_targets
 from simulation.live import LiveView
 from simulation.machine import describe_machine, read_commit, read_versions
 from simulation.opening import check_ownership, open_sales
 from simulation.plan import Plan, build_plan
 from simulation.probes import Probe
 from simulation.process_meter import ProcessMeter
+from simulation.proxy import Proxy, start_proxy
 from simulation.record import ENGINE_LOG, RunFacts, write_record
 from simulation.scenario import Scenario
 from simulation.services import Services, find_services
@@ -63,6 +65,8 @@ class _Engine:
 
     target: Target
     process: EngineProcess | None = None
+    proxy: Proxy | None = None
+    """Between the engine and the services that have a fault of the network."""
 
 
 async def run(
@@ -80,7 +84,7 @@ async def run(
     It runs against `target`, or else against an engine of its own on `services`, or on private ones where
     none are given. Whatever it started is stopped when it returns, also when it fails; when it is cancelled
     nothing is left of the folder either. `say` hears what a person should know, `command` is kept as what
-    repeats the run. Raises RunError, EngineError, DriverError or the engine's StackError.
+    repeats the run. Raises RunError, EngineError, DriverError, FaultError or the engine's StackError.
     """
     make_folder(folder)
     # An engine that outlives the run remembers the keys of the run before.
@@ -113,18 +117,21 @@ async def _provide(
     services: Services | None,
 ) -> AsyncIterator[_Engine]:
     if target is not None:
+        check_targets(scenario.faults, target.services, own_engine=False)
         yield _Engine(target)
         return
     async with AsyncExitStack() as cleanup:
         if services is None:
             say("starting private services")
             services = await cleanup.enter_async_context(private_services(say))
+        check_targets(scenario.faults, services, own_engine=True)
+        proxy, seen = None, services
+        if behind := {fault.on for fault in scenario.faults if fault.of_network}:
+            proxy, seen = await cleanup.enter_async_context(start_proxy(services, behind, scenario.seed))
         say("starting the engine")
-        engine = await cleanup.enter_async_context(
-            start_engine(services, scenario.engine, folder / ENGINE_LOG)
-        )
+        engine = await cleanup.enter_async_context(start_engine(seen, scenario.engine, folder / ENGINE_LOG))
         shards = int(scenario.engine.get("gate_shards", 1))
-        yield _Engine(Target(url=engine.url, services=services, shards=shards), engine)
+        yield _Engine(Target(url=engine.url, services=services, shards=shards), engine, proxy)
 
 
 async def _record(
@@ -141,15 +148,21 @@ async def _record(
     def keep(latest: Progress) -> None:
         nonlocal progress
         progress = latest
+        injector.begin(latest.t0_ns)
 
     async def show() -> None:
         while True:
             view.update(progress, probe.latest)
             await asyncio.sleep(TICK_S)
 
-    async with Probe(services, sales, target.shards, meter) as probe, _beside(show()):
-        driven = await drive(plan, target.url, scenario.driver, on_progress=keep)
-        state = await _read_state(scenario, target, sales)
+    injector = Injector(scenario.faults, engine.process, services, engine.proxy)
+    try:
+        async with Probe(services, sales, target.shards, meter) as probe, _beside(show()):
+            driven = await drive(plan, target.url, scenario.driver, on_progress=keep)
+            faults = await injector.finish()
+            state = await _read_state(scenario, target, sales)
+    finally:
+        await injector.abandon()
     write_record(
         folder,
         RunFacts(
@@ -165,6 +178,7 @@ async def _record(
         driven.history,
         probe.timeline(driven.t0_ns),
         state,
+        faults,
     )
 
 

@@ -16,6 +16,7 @@ from engine.settings import read_settings
 from simulation.arrivals import Segment, expected_requests, peak_rps
 from simulation.condition import Span, parse_condition
 from simulation.errors import ScenarioError
+from simulation.faults import Fault, check_faults
 
 FOLDER = Path(__file__).parent / "scenarios"
 MAX_REQUESTS = 50_000_000
@@ -74,6 +75,8 @@ class Scenario(Part, frozen=True):
     driver: DriverOptions = DriverOptions()
     engine: dict[str, str | int | float | bool] = {}
     """The engine's settings, where the run starts a private engine."""
+    faults: list[Fault] = []
+    """What is done to the run's own engine and services under the load."""
     thresholds: list[str] = []
     """What the run must reach besides correctness: conditions of simulation.condition."""
     drain_s: Annotated[float, Meta(ge=0, le=86_400)] = 60.0
@@ -159,9 +162,10 @@ def load_scenario(
         if not (math.isfinite(scale) and scale > 0):
             raise ScenarioError(f"{path.name}: {key}: must be greater than 0")
     scaled = [segment.scaled(rate, time) for segment in scenario.arrivals]
+    faults = [fault.scaled(time) for fault in scenario.faults]
     thresholds = [str(parse_condition(text).scaled(time)) for text in scenario.thresholds]
     # Once more through validation: a scaled segment may be out of bounds.
-    changed = msgspec.structs.replace(scenario, arrivals=scaled, thresholds=thresholds)
+    changed = msgspec.structs.replace(scenario, arrivals=scaled, faults=faults, thresholds=thresholds)
     return read_scenario(msgspec.to_builtins(changed), path.name)
 
 
@@ -178,6 +182,10 @@ def read_scenario(raw: Mapping[str, Any], source: str = "scenario") -> Scenario:
     expected = expected_requests(scenario.arrivals)
     if not 1 <= expected <= MAX_REQUESTS:
         raise ScenarioError(f"{source}: arrivals: {expected:,.0f} requests; must be 1 to {MAX_REQUESTS:,}")
+    try:
+        check_faults(scenario.faults, scenario.duration_s())
+    except ValueError as error:
+        raise ScenarioError(f"{source}: {error}") from None
     for number, text in enumerate(scenario.thresholds):
         try:
             condition = parse_condition(text)

@@ -1,6 +1,5 @@
 """The backing services behind the engine under test: where they are, and which processes they are."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
@@ -19,8 +18,10 @@ class Services:
     redis_url: str
     postgres_url: str
     amqp_url: str | None = None
-    pids: Mapping[str, int] = field(default_factory=dict)
+    pids: dict[str, int] = field(default_factory=dict)
     """The serving process of each service that runs on this machine, as far as it is known."""
+    stack: Stack | None = None
+    """The private stack that they are, where the run may stop and start them."""
 
 
 def services_of(stack: Stack) -> Services:
@@ -30,6 +31,7 @@ def services_of(stack: Stack) -> Services:
         postgres_url=stack.urls.postgres,
         amqp_url=stack.urls.amqp,
         pids={name: stack.pid(name) for name in SERVICES if name != "rabbitmq" or stack.urls.amqp},
+        stack=stack,
     )
 
 
