@@ -16,6 +16,7 @@ from click.core import ParameterSource
 
 from engine.errors import FlashgridError
 from simulation.bench.options import QUICK, Options, Sizes, Subject
+from simulation.condition import parse_change
 from simulation.errors import RunError, SimulationError
 from simulation.scenario import list_scenarios, load_scenario, parse_override
 
@@ -167,6 +168,52 @@ def report(folder: Path) -> None:
 
     finish_run(folder)
     click.echo(f"report: {folder / 'report.html'}")
+
+
+@main.command()
+@click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN RUN...")
+@click.option(
+    "--fail-if", "changes", multiple=True, metavar="CHANGE",
+    help="End with exit code 1 if this is true of a run against the first, for example"
+    " 'accepted.response.p99 > +10%'; repeatable.",
+)  # fmt: skip
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="The page [default: reports/comparison.html]."
+)  # fmt: skip
+@one_line_errors
+def compare(folders: tuple[Path, ...], changes: tuple[str, ...], out: Path | None) -> None:
+    """Compare runs with the first of them: a table, and a page with plots.
+
+    Shows how every time and count changed, and how sure that is. Exit codes: 0, 1 where a --fail-if is true,
+    2 where one could not be measured.
+    """
+    from rich.console import Console
+
+    from simulation.comparison import METRICS, judge_change, load_run
+    from simulation.comparison import compare as compare_runs
+    from simulation.comparison_report import MOST_RUNS, make_table, write_comparison
+
+    if not 2 <= len(folders) <= MOST_RUNS:
+        raise click.UsageError(f"give 2 to {MOST_RUNS} runs")
+    try:
+        conditions = [parse_change(text) for text in changes]
+    except ValueError as error:
+        raise click.UsageError(f"--fail-if: {error}") from None
+    runs = [load_run(folder) for folder in folders]
+    metrics = dict.fromkeys([*METRICS, *(condition.metric for condition in conditions)])
+    rows = compare_runs(runs, list(metrics))
+    judged = [(str(condition), judge_change(condition, rows)) for condition in conditions]
+    page = out or REPORTS / "comparison.html"
+    write_comparison(runs, rows, judged, page)
+    screen = Console()
+    if not screen.is_terminal:
+        screen.width = 60 + 40 * len(runs)  # a file or a pipe has no edge to wrap at
+    screen.print(make_table(runs, rows))
+    for text, broken in judged:
+        click.echo(f"{'unknown' if broken is None else 'TRUE' if broken else 'false':8} fail if {text}")
+    click.echo(f"comparison: {page}")
+    outcomes = [broken for _, broken in judged]
+    sys.exit(1 if True in outcomes else NO_VERDICT if None in outcomes else 0)
 
 
 @main.command()

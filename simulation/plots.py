@@ -30,7 +30,7 @@ def draw_throughput(
     if history.empty:
         return None
     end_s = last_second(history)
-    edges = _edges(end_s, wide)
+    edges = time_edges(end_s, wide)
     canvas = Canvas(wide, [230])
     axes = canvas.panels[0]
     # What was never answered counts where it was meant to start.
@@ -47,7 +47,7 @@ def draw_throughput(
         if not chosen.any():
             continue
         rate = _rate(done_s[chosen], edges)
-        axes.plot(_middles(edges), rate, color=LIGHT[colour], lw=1.1 if word == "answered" else 1.9)
+        axes.plot(middles_of(edges), rate, color=LIGHT[colour], lw=1.1 if word == "answered" else 1.9)
         entries.append(Entry(word, colour))
     axes.set_ylim(0, max(offered.max(), 1) * 1.2)
     canvas.key(0, "Requests per second", entries)
@@ -63,7 +63,7 @@ def draw_latency(history: pd.DataFrame, phases: Sequence[Phase], wide: bool) -> 
     if answered.empty:
         return None
     end_s = last_second(history)
-    edges = _edges(end_s, wide)
+    edges = time_edges(end_s, wide)
     canvas = Canvas(wide, [230])
     axes = canvas.panels[0]
     entries = []
@@ -76,7 +76,7 @@ def draw_latency(history: pd.DataFrame, phases: Sequence[Phase], wide: bool) -> 
         spread = pd.Series(response_ms(chosen)).groupby(bins).quantile(np.array([0.5, 0.99])).unstack()
         spread = spread.reindex(range(len(edges) - 1))
         low, high = spread[0.5].to_numpy(), spread[0.99].to_numpy()
-        middles = _middles(edges)
+        middles = middles_of(edges)
         lows.append(np.nanmin(low))
         highs.append(np.nanmax(high))
         axes.fill_between(middles, low, high, color=LIGHT[colour], alpha=_FILL, lw=0)
@@ -141,7 +141,7 @@ def draw_heat(
     took = np.maximum(response_ms(answered), 1e-3)
     low, high = np.log10(took.min()) - 0.02, np.log10(took.max()) + 0.02
     rows = 34 if wide else 26
-    across, up = _edges(end_s, wide), np.logspace(low, high, rows + 1)
+    across, up = time_edges(end_s, wide), np.logspace(low, high, rows + 1)
     cells, _, _ = np.histogram2d(answered["intended_ns"].to_numpy("int64") / 1e9, took, (across, up))
     canvas = Canvas(wide, [230], key_rows=1 if wide else 0)
     axes = canvas.panels[0]
@@ -295,14 +295,16 @@ def _thin(t_s: Floats, values: Floats, most: int = 400) -> tuple[Floats, Floats]
     return t_s[kept], values[kept]
 
 
-def _edges(end_s: float, wide: bool) -> Floats:
+def time_edges(end_s: float, wide: bool) -> Floats:
+    """The edges of whole bins from 0 to `end_s`, in seconds, as many as can be told apart."""
     most = 160 if wide else 80
     step = next((step for step in _STEPS_S if end_s / step <= most), end_s / most)
     # Whole bins only: a rate over a part of one would look like a dip.
     return np.arange(max(int(end_s / step + 1e-9), 1) + 1, dtype=np.float64) * step
 
 
-def _middles(edges: Floats) -> Floats:
+def middles_of(edges: Floats) -> Floats:
+    """The middle of each bin."""
     middles: Floats = (edges[:-1] + edges[1:]) / 2
     return middles
 

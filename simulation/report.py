@@ -118,6 +118,19 @@ def read_timeline(file: Path) -> pd.DataFrame:
 
 def render_page(summary: dict[str, Any], drawn: list[Plot]) -> str:
     """The page."""
+    return fill_page(
+        "report.html",
+        summary=summary,
+        plots={plot.name: plot for plot in drawn},
+        checks=sorted(summary["checks"], key=lambda check: {False: 0, None: 1, True: 2}[check["holds"]]),
+        headline=headline(summary),
+        too_few=TRUSTED if has_weak_percentile(summary) else None,
+        outcomes=outcome_shares(summary["outcomes"]),
+    )
+
+
+def fill_page(template: str, **values: Any) -> str:
+    """A page of the simulation's, in its one style."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -127,18 +140,8 @@ def render_page(summary: dict[str, Any], drawn: list[Plot]) -> str:
     )
     environment.filters |= {"count": count, "ms": ms, "seconds": seconds}
     environment.tests["trusted"] = is_trusted
-    return environment.get_template("report.html").render(
-        summary=summary,
-        plots={plot.name: plot for plot in drawn},
-        checks=sorted(summary["checks"], key=lambda check: {False: 0, None: 1, True: 2}[check["holds"]]),
-        headline=headline(summary),
-        too_few=TRUSTED if has_weak_percentile(summary) else None,
-        outcomes=outcome_shares(summary["outcomes"]),
-        light=LIGHT,
-        dark=DARK,
-        marks=MARKS,
-        states=STATES,
-    )
+    look = {"light": LIGHT, "dark": DARK, "marks": MARKS, "states": STATES}
+    return environment.get_template(template).render(**values, **look)
 
 
 def headline(summary: dict[str, Any]) -> list[dict[str, str]]:

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pandas as pd
 
@@ -14,6 +15,7 @@ from simulation.checker import judge
 from simulation.final_state import FinalState, save_final_state
 from simulation.history import DTYPES, write_history
 from simulation.load import load_report
+from simulation.record import RunFacts
 from simulation.scenario import load_scenario
 from simulation.summary import summarise
 from simulation.tests.histories import Terms, orders_of, play
@@ -22,15 +24,18 @@ from simulation.thresholds import Measured, judge_thresholds
 START_US = 1_700_000_000_000_000
 
 
-def make_history(stock: int, seed: int = 1) -> pd.DataFrame:
-    """A spike of some 25,000 requests in 12 s for `stock` units, with a slow patch and a few timeouts."""
+def make_history(stock: int, seed: int = 1, slowness: float = 1.0) -> pd.DataFrame:
+    """A spike of some 28,000 requests in 12 s for `stock` units, with a slow patch and a few timeouts.
+
+    `slowness` stretches what the engine takes.
+    """
     random = np.random.default_rng(seed)
     rates = [(0, 2, 600), (2, 6, 5_000), (6, 12, 1_200)]
     meant = np.concatenate([random.uniform(start, end, (end - start) * rate) for start, end, rate in rates])
     meant = np.sort((meant * 1e9).astype("int64"))
     sent = meant + random.gamma(2, 60e3, len(meant)).astype("int64")
     slow = 1 + 6 * np.exp(-(((meant / 1e9 - 2.4) / 0.5) ** 2))
-    service = (random.lognormal(14.2, 0.5, len(meant)) * slow).astype("int64")
+    service = (random.lognormal(14.2, 0.5, len(meant)) * slow * slowness).astype("int64")
     lost = random.random(len(meant)) < 2e-4
     won = np.zeros(len(meant), bool)
     won[np.flatnonzero(~lost)[:stock]] = True
@@ -126,6 +131,8 @@ def make_run(
     stock: int = 5_000,
     spoil: Callable[[FinalState], FinalState] = lambda state: state,
     timeline: bool = True,
+    seed: int = 1,
+    slowness: float = 1.0,
 ) -> dict[str, Any]:
     """Fill `folder` as a run does, but for its report; the summary. `spoil` changes the final state."""
     scenario = load_scenario(
@@ -138,25 +145,36 @@ def make_run(
         stock=stock,
     )  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
-    history = make_history(stock)
+    history = make_history(stock, seed, slowness)
     state = spoil(make_state(history, stock))
     write_history(history, folder / "history.parquet")
     save_final_state(state, folder)
     if timeline:
         make_timeline(history, stock).to_csv(folder / "timeline.csv", index=False)
-    load, started_at = load_report(history, scenario), datetime.fromtimestamp(START_US / 1e6, UTC)
+    facts = RunFacts(
+        scenario=scenario,
+        command="flashsim run spike --seed 1 --stock 5000",
+        started_at=datetime.fromtimestamp(START_US / 1e6, UTC),
+        target=None,
+        engine_death=None,
+        commit="0123456789abcdef0123456789abcdef01234567",
+        machine={"cpu": "Example CPU @ 3.00GHz", "cores": 2, "memory_gib": 8, "system": "Linux-6.1-x86_64"},
+        versions={"python": "3.11.7", "aiohttp": "3.14.5", "redis-server": "7.0.15", "postgresql": "18.6"},
+    )
+    (folder / "run.json").write_bytes(msgspec.json.encode(facts))
+    load = load_report(history, scenario)
     summary = summarise(
         history,
         state,
         judge(history, state),
         load,
         scenario,
-        started_at=started_at,
-        commit="0123456789abcdef0123456789abcdef01234567",
-        machine={"cpu": "Example CPU @ 3.00GHz", "cores": 2, "memory_gib": 7.8, "system": "Linux-6.1-x86_64"},
-        versions={"python": "3.11.7", "aiohttp": "3.14.5", "redis-server": "7.0.15", "postgresql": "18.6"},
-        command="flashsim run spike --seed 1 --stock 5000",
-        thresholds=judge_thresholds(scenario, Measured(history, state, load, started_at)),
+        started_at=facts.started_at,
+        commit=facts.commit,
+        machine=facts.machine,
+        versions=facts.versions,
+        command=facts.command,
+        thresholds=judge_thresholds(scenario, Measured(history, state, load, facts.started_at)),
     )
     (folder / "summary.json").write_text(json.dumps(summary))
     return summary
