@@ -26,6 +26,8 @@ from redis.commands.core import AsyncScript
 from redis.exceptions import RedisError
 
 QUEUE: Final = "textbook.orders"
+MOST_REDIS_CONNECTIONS: Final = 10_000
+"""One for each request under way: with the client's default, the 101st is an error."""
 _SCRIPT: Final = files("simulation.baselines").joinpath("textbook.lua").read_text()
 _TAKE: Final = web.AppKey("take", AsyncScript)
 _REDIS: Final = web.AppKey("redis", Redis)
@@ -82,7 +84,8 @@ def make_app(redis_url: str, amqp_url: str) -> web.Application:
     """The application; it connects when it starts."""
 
     async def connect(app: web.Application) -> AsyncIterator[None]:
-        async with await aio_pika.connect_robust(amqp_url) as connection, Redis.from_url(redis_url) as redis:
+        redis = Redis.from_url(redis_url, max_connections=MOST_REDIS_CONNECTIONS)
+        async with await aio_pika.connect_robust(amqp_url) as connection, redis:
             channel = await connection.channel(publisher_confirms=True)
             await channel.declare_queue(QUEUE, durable=True)
             app[_EXCHANGE] = channel.default_exchange

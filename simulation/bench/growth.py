@@ -60,7 +60,10 @@ async def grow_products(
     engine: Engine, sizes: Sequence[int], rounds: int, seconds: float, say: Say
 ) -> list[Curve]:
     """Purchases of a random product, by number of products; sold out, then accepting."""
-    note = "each request is for a random product; wrk makes each of them anew, at 1 product as well"
+    note = (
+        "each request is for a random product; a batch of the gate holds as many sales as it has different"
+        " products, and the script reads, and where it accepts writes, each of them by itself"
+    )
     curves = []
     for outcome, stock, name in (
         (Outcome.SOLD_OUT, 0, "engine, sold out"),

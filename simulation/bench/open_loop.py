@@ -81,23 +81,35 @@ async def measure_responses(
     ]
 
 
-async def measure_crowd(engine: Engine, rate_rps: float, rounds: int, seconds: float, say: Say) -> Responses:
-    """Shoppers that each open a connection of their own, against a sale that is sold out."""
+async def measure_crowd(
+    engine: Engine, rate_rps: float, rounds: int, seconds: float, say: Say
+) -> tuple[Capacity, Responses]:
+    """Shoppers that each open a connection of their own, against a sale that is sold out: how many of them
+    can be served per second, then response times at a given rate."""
+    name = "engine, sold out, a connection each"
     await engine.open_sale(0)
-    histories = []
+    few = DriverOptions(connections=CONNECTIONS, connection_per_request=True, timeout_ms=TIMEOUT_MS)
+    many = DriverOptions(connections=CROWD_CONNECTIONS, connection_per_request=True, timeout_ms=TIMEOUT_MS)
+    capacity, histories = [], []
+    size = round(await flood(engine.url, GUESS_REQUESTS // 10, few) * seconds)
     for number in range(1, rounds + 1):
-        options = DriverOptions(
-            connections=CROWD_CONNECTIONS, connection_per_request=True, timeout_ms=TIMEOUT_MS
-        )
-        histories.append(await offer(engine.url, rate_rps, seconds, options))
+        capacity.append(await flood(engine.url, size, few))
+        histories.append(await offer(engine.url, rate_rps, seconds, many))
         p99 = _response_ms(histories[-1])["p99"]
-        say(f"round {number}/{rounds}: {rate_rps:,.0f} new connections/s: response p99 {p99:.2f} ms")
-    return _describe("engine, sold out, a connection each", None, rate_rps, histories, "SOLD_OUT")
+        say(
+            f"round {number}/{rounds}: {capacity[-1]:,.0f} new connections/s;"
+            f" at {rate_rps:,.0f}/s: response p99 {p99:.2f} ms"
+        )
+    return (
+        Capacity(subject=name, connections=CONNECTIONS, rps=Spread.of(capacity)),
+        _describe(name, None, rate_rps, histories, "SOLD_OUT"),
+    )
 
 
-async def flood(url: str, size: int) -> float:
+async def flood(url: str, size: int, options: DriverOptions | None = None) -> float:
     """Requests answered per second, first sent to last answered, when far more are due."""
-    history = (await drive(_plan(np.arange(size) * (10**9 // FLOOD_RPS)), url, _options())).history
+    plan = _plan(np.arange(size) * (10**9 // FLOOD_RPS))
+    history = (await drive(plan, url, options or _options())).history
     answered = history[history["status"] > 0]
     if len(answered) < size:
         raise BenchError(f"{url} answered {len(answered):,} of {size:,} requests")

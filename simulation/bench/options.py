@@ -62,3 +62,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """Of each measurement; wrk knows whole ones only."""
     subjects: frozenset[Subject] = frozenset(Subject)
     sizes: Sizes = Sizes()
+
+    @property
+    def growth_seconds(self) -> float:
+        """The length of a measurement where there are many: of a cost at one size."""
+        return max(1.0, self.seconds * 2 / 3)

@@ -43,7 +43,8 @@ def _front(bench: Bench) -> str:
         f"{machine['cpu']}, {machine['cores']} cores, {machine['memory']}, {machine['system']};"
         f" load average {bench.load_before} at the start.",
         ", ".join(f"{name} {version}" for name, version in bench.versions.items()) + ".",
-        f"Medians of {bench.rounds} rounds of {bench.seconds:g} s, in brackets the lowest and the highest;"
+        f"Medians of {bench.rounds} rounds of {bench.seconds:g} s ({bench.growth_seconds:.2g} s where a cost's"
+        " growth is measured), in brackets the lowest and the highest;"
         f" took {bench.took_s:,.0f} s. Load, servers and services share the machine.",
         *(f"- {note}" for note in bench.notes),
     ]
@@ -67,6 +68,7 @@ def _front_door(bench: Bench) -> str:
         "Answers per second",
         "wrk, one thread, keep-alive, everybody gets the same bytes. The engine has one front-door worker;"
         " Redis writes with `appendfsync always`; relay, RabbitMQ, fulfilment and PostgreSQL run as well."
+        " The textbook has the same Redis and RabbitMQ, and nobody who consumes its queue."
         " Sold out: a sale without a unit left. Accepting: every purchase gets a unit.",
         _table(["subject", *heads], _rows(rates, columns, _count)),
         _table(["ratio, round by round", *heads], _rows(ratios, columns, _ratio)) if ratios else "",

@@ -180,6 +180,7 @@ class Bench(msgspec.Struct, kw_only=True):
     """The system's load average of the last minute when the run began."""
     rounds: int
     seconds: float
+    growth_seconds: float
     took_s: float = 0.0
     notes: list[str] = []
     front_door: list[FrontDoor] = []

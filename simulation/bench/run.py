@@ -74,6 +74,7 @@ class _Run:
             load_before=round(load_before, 2),
             rounds=self._options.rounds,
             seconds=self._options.seconds,
+            growth_seconds=self._options.growth_seconds,
             notes=self._notes,
         )
         if services is None:
@@ -143,7 +144,10 @@ class _Run:
                 bench.capacities.append(capacity)
                 bench.responses += responses
         if Subject.CROWD in chosen:
-            bench.responses.append(await measure_crowd(engine, sizes.crowd_rps, rounds, seconds, say))
+            capacity, response = await measure_crowd(engine, sizes.crowd_rps, rounds, seconds, say)
+            bench.capacities.append(capacity)
+            bench.responses.append(response)
+        seconds = options.growth_seconds
         if Subject.CONNECTIONS in chosen:
             bench.growth += await grow_connections(engine, nginx_url, sizes.connections, rounds, seconds, say)
         if Subject.PRODUCTS in chosen:
@@ -151,7 +155,7 @@ class _Run:
         if Subject.STOCK in chosen:
             bench.growth.append(await grow_stock(engine, sizes.stock, rounds, seconds, say))
         if Subject.LEDGER in chosen:
-            bench.ledger = await measure_ledger(engine, rounds, seconds, say)
+            bench.ledger = await measure_ledger(engine, rounds, options.seconds, say)
         # Last, since the ledger stays large.
         if Subject.ORDERS in chosen:
             bench.growth += await grow_orders(engine, sizes.orders, rounds, seconds, say)
@@ -160,10 +164,12 @@ class _Run:
         if Subject.MEMORY not in self._subjects:
             return
         sizes = self._options.sizes
+        # A fresh engine for each: memory that it had used and freed would hide what it takes now.
         async with serve_engine(services, self._log) as engine:
             bench.idle, notes = await weigh_connections(engine, sizes.idle, self._say)
             for note in notes:
                 self._note(note)
+        async with serve_engine(services, self._log) as engine:
             window_s = max(1.0, min(10.0, sizes.memory_requests / 500_000))
             bench.memory = await watch_memory(engine, sizes.memory_requests, window_s, self._say)
 
