@@ -43,8 +43,8 @@ def _front(bench: Bench) -> str:
         f"{machine['cpu']}, {machine['cores']} cores, {machine['memory']}, {machine['system']};"
         f" load average {bench.load_before} at the start.",
         ", ".join(f"{name} {version}" for name, version in bench.versions.items()) + ".",
-        f"Medians of {bench.rounds} rounds of {bench.seconds:g} s ({bench.growth_seconds:.2g} s where a cost's"
-        " growth is measured), in brackets the lowest and the highest;"
+        f"Medians of {bench.rounds} rounds of {bench.seconds:g} s ({bench.growth_seconds:.2g} s where a cost"
+        " is measured as it grows), in brackets lowest and highest;"
         f" took {bench.took_s:,.0f} s. Load, servers and services share the machine.",
         *(f"- {note}" for note in bench.notes),
     ]
