@@ -85,10 +85,19 @@ class Publisher:
 
     async def count_messages(self) -> int:
         """Messages in the purchases' queue that no consumer holds."""
+        return (await self.read_queue())[0]
+
+    async def read_queue(self) -> tuple[int, int]:
+        """Messages in the purchases' queue that no consumer holds, and consumers.
+
+        RabbitMQ counts a consumer for as long as it holds messages, even one whose connection has broken, so
+        that no messages and no consumers mean that the queue is empty and nothing of it is under way.
+        """
         with _translate_errors():
             channel = await self._connect()
             queue = await channel.declare_queue(PURCHASES, passive=True)
-            return queue.declaration_result.message_count or 0
+            result = queue.declaration_result
+            return result.message_count or 0, result.consumer_count or 0
 
     async def watch(self) -> None:
         """Keep the metric of the queue's length up to date, for ever."""

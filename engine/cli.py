@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from engine.commands import reconcile
 from engine.errors import FlashgridError
 from engine.local.commands import stack
 from engine.settings import describe_settings, read_settings
@@ -65,4 +66,5 @@ def settings() -> None:
         click.echo(f"{name:32} {value:18} {meaning}")
 
 
+main.add_command(reconcile)
 main.add_command(stack)

@@ -137,8 +137,8 @@ class FrontDoor:
         return respond_json({"status": "OK"})
 
     async def show_readiness(self, _request: web.Request) -> web.Response:
-        """Whether gate and ledger can be reached."""
-        await asyncio.gather(self._gate.ping(), self._ledger.ping())
+        """Whether the gate is open and the ledger can be reached."""
+        await asyncio.gather(self._gate.check_open(), self._ledger.ping())
         return respond_json({"status": "READY"})
 
     async def show_metrics(self, _request: web.Request) -> web.Response:

@@ -15,7 +15,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from engine.bus import Consumer
-from engine.compensation import settle_at_gate
+from engine.compensation import Compensation
 from engine.delivery import Delivery, Packer, Parcel
 from engine.errors import FlashgridError, SettingsError
 from engine.keys import ShardKeys
@@ -24,6 +24,7 @@ from engine.lifecycle import Outage, drain, running
 from engine.metrics import DEAD_LETTERS, FULFILMENT_LAG
 from engine.outbox import Outbox, name_consumer
 from engine.payment import PaymentGateway, SimulatedGateway
+from engine.reconciliation import keep_gate, reconciling
 from engine.redis_client import connect_redis
 from engine.reservation import Poison
 from engine.settings import Settings
@@ -85,6 +86,8 @@ async def run_fulfilment(settings: Settings, stop: asyncio.Event) -> None:
             source = Consumer(settings.amqp_url, prefetch=max(_LEAST_PREFETCH, messages))
         cleanup.push_async_callback(source.close)
         fulfilment = Fulfilment(source, gateway, ledger, redis, shards, settings)
+        reconciliation = await cleanup.enter_async_context(reconciling(settings, redis))
+        await cleanup.enter_async_context(running(keep_gate(reconciliation, fulfilment)))
         await drain(fulfilment.run(stop), stop, settings.drain_s)
 
 
@@ -103,8 +106,7 @@ class Fulfilment:
         self._source = source
         self._gateway = gateway
         self._ledger = ledger
-        self._redis = redis
-        self._shards = shards
+        self._compensation = Compensation(redis, shards)
         self._wait_s = settings.fulfilment_wait_ms / 1000
         self._packer = Packer(settings.fulfilment_batch)
         self._in_flight = settings.fulfilment_in_flight
@@ -112,6 +114,22 @@ class Fulfilment:
         self._working = 0
         self._reading = Outage("fulfilment's source")
         self._settling = Outage("fulfilment")
+        self._awake = asyncio.Event()
+        self._awake.set()
+        self._resting = asyncio.Event()
+
+    async def rest(self) -> None:
+        """Finish what is under way and leave the source, until `wake`; return when that is so."""
+        self._awake.clear()
+        await self._resting.wait()
+
+    async def is_remembered(self) -> bool:
+        """Whether the gate still knows what this fulfilment told it. Raises RedisError."""
+        return await self._compensation.is_remembered()
+
+    def wake(self) -> None:
+        """Go on after `rest`."""
+        self._awake.set()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Fulfil until `stop` is set and the source has been empty for a moment."""
@@ -131,10 +149,25 @@ class Fulfilment:
                 if now >= leaves_at:
                     for parcel in self._packer.flush():
                         await self._start(group, parcel)
-                if deliveries or self._working:
+                if deliveries or self._working or not self._packer.empty:
                     quiet_since = now
-                elif stop.is_set() and now - quiet_since >= _QUIET_S:
-                    return
+                elif now - quiet_since >= _QUIET_S:
+                    if stop.is_set():
+                        return
+                    if not self._awake.is_set():
+                        await self._rest(stop)
+                        quiet_since = time.monotonic()
+
+    async def _rest(self, stop: asyncio.Event) -> None:
+        await self._source.close()
+        self._resting.set()
+        waiting = [asyncio.create_task(event.wait()) for event in (self._awake, stop)]
+        try:
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in waiting:
+                task.cancel()
+            self._resting.clear()
 
     async def _read(self, wait_s: float) -> list[Delivery]:
         try:
@@ -188,7 +221,7 @@ class Fulfilment:
             settlement = await self._ledger.settle(batch, declines)
             orders += settlement.settled + settlement.repeated
             poison += settlement.poison
-            await settle_at_gate(self._redis, self._shards, orders)
+            await self._compensation.settle(orders)
             if settlement.settled:
                 oldest_ms = min(r.accepted_ms for r in batch)
                 FULFILMENT_LAG.observe(max(0.0, time.time() - oldest_ms / 1000))

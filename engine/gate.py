@@ -17,6 +17,7 @@ from redis.exceptions import BusyLoadingError, NoScriptError, RedisError, Respon
 
 from engine.errors import GateUnavailable, OutcomeUnknown
 from engine.keys import ShardKeys, shard_of
+from engine.mark import Witness, read_generations
 from engine.metrics import GATE_BATCH, GATE_SCRIPT, PURCHASES
 from engine.redis_client import Script, connect_redis
 from engine.sale import Sale
@@ -39,7 +40,7 @@ class Outcome(StrEnum):
     SALE_ENDED = "SALE_ENDED"
     # These three say that the gate could not answer.
     GATE_UNAVAILABLE = "GATE_UNAVAILABLE"
-    """It never reached the gate: nothing is reserved."""
+    """It never reached the gate, or the gate is closed: nothing is reserved."""
     OUTCOME_UNKNOWN = "OUTCOME_UNKNOWN"
     """It was sent and the answer is lost: it may be reserved."""
     OVERLOADED = "OVERLOADED"
@@ -120,23 +121,31 @@ class Gate:
     async def open_sale(self, sale: Sale) -> None:
         """Put the sale on offer in place of the product's older one. Raises GateUnavailable."""
         terms = sale.terms
-        keys = self._keys_of(terms.product_id)
+        lane = self._lane_of(terms.product_id)
+        keys = lane.keys
         arguments = (
-            keys.prefix, sale.sale_id, terms.stock, terms.limit or 0, terms.quantity,
-            terms.starts_ms or 0, terms.ends_ms or 0,
+            lane.witness.testimony[0], keys.prefix, sale.sale_id, terms.stock, terms.limit or 0,
+            terms.quantity, terms.starts_ms or 0, terms.ends_ms or 0,
         )  # fmt: skip
         try:
-            await OPEN_SALE.run(self._redis, [keys.sale(terms.product_id)], arguments)
+            lane.witness.note(
+                *await OPEN_SALE.run(self._redis, [keys.mark, keys.sale(terms.product_id)], arguments)
+            )
         except (RedisError, OSError) as error:
             raise GateUnavailable(f"the sale could not be opened at the gate: {error}") from error
 
     async def read_stock(self, product_id: int) -> Stock | None:
         """Stock of the product's current sale, None if it has none. Raises GateUnavailable."""
-        key = self._keys_of(product_id).sale(product_id)
+        keys = self._lane_of(product_id).keys
         try:
-            fields = await self._redis.hmget(key, ["sale_id", "stock", "remaining"])
+            async with self._redis.pipeline(transaction=True) as pipeline:
+                pipeline.hget(keys.mark, "open")
+                pipeline.hmget(keys.sale(product_id), ["sale_id", "stock", "remaining"])
+                generation, fields = await pipeline.execute()
         except (RedisError, OSError) as error:
             raise GateUnavailable(str(error)) from error
+        if not generation:
+            raise GateUnavailable("the gate waits to be rebuilt")
         numbers = [int(field) for field in fields if field is not None]
         return Stock(*numbers) if numbers else None
 
@@ -146,19 +155,25 @@ class Gate:
             async with self._redis.pipeline(transaction=False) as pipeline:
                 for lane in self._lanes:
                     pipeline.sismember(lane.keys.pending, order_id)
-                return any(await pipeline.execute())
+                pending = any(await pipeline.execute())
         except (RedisError, OSError) as error:
             raise GateUnavailable(str(error)) from error
+        if not pending:
+            # A gate that lost its memory can't say that it never accepted the order.
+            await self.check_open()
+        return pending
 
-    async def ping(self) -> None:
-        """Raises GateUnavailable if Redis does not answer."""
+    async def check_open(self) -> None:
+        """Raises GateUnavailable if Redis does not answer, or a shard is closed."""
         try:
-            await self._redis.ping()
+            generations = await read_generations(self._redis, [lane.keys for lane in self._lanes])
         except (RedisError, OSError) as error:
             raise GateUnavailable(str(error)) from error
+        if not all(generations):
+            raise GateUnavailable("the gate waits to be rebuilt")
 
-    def _keys_of(self, product_id: int) -> ShardKeys:
-        return self._lanes[shard_of(product_id, self._shards)].keys
+    def _lane_of(self, product_id: int) -> "_Lane":
+        return self._lanes[shard_of(product_id, self._shards)]
 
 
 class _Lane:
@@ -166,6 +181,7 @@ class _Lane:
 
     def __init__(self, keys: ShardKeys, settings: Settings, redis_url: str) -> None:
         self.keys = keys
+        self.witness = Witness()
         self._pool = connect_redis(redis_url, settings.gate_timeout_ms).connection_pool
         self._connection = self._pool.make_connection()  # type: ignore[no-untyped-call]
         # Sending and reading are bounded as one, by the timer in _reserve.
@@ -236,8 +252,8 @@ class _Lane:
 
     async def _reserve(self, stem: str, groups: dict[int, list[Purchase]]) -> str:
         """Run the script. Raises GateUnavailable if it surely did not run, OutcomeUnknown if it may have."""
-        keys = [self.keys.outbox, self.keys.pending]
-        arguments: list[str | int] = [stem, self.keys.prefix, self._remember_s]
+        keys = [self.keys.mark, self.keys.outbox, self.keys.pending]
+        arguments: list[str | int] = [*self.witness.testimony, stem, self.keys.prefix, self._remember_s]
         for product_id, purchases in groups.items():
             keys.append(self.keys.sale(product_id))
             arguments += (product_id, len(purchases), *_pack(purchases))
@@ -256,19 +272,21 @@ class _Lane:
                     # Redis, new or restarted, refused before it ran anything; EVAL runs and keeps the script.
                     reply = await self._call("EVAL", RESERVE.source, len(keys), *keys, *arguments)
         except (ResponseError, BusyLoadingError) as error:
-            # Redis answered that it refused: loading, read-only, out of memory, disk error.
+            # Redis answered that it refused: closed, loading, read-only, out of memory, disk error.
             raise GateUnavailable(str(error)) from error
         except (RedisError, OSError) as error:
             raise OutcomeUnknown(str(error) or "no answer in time") from error
         GATE_SCRIPT.observe(time.perf_counter() - started)
         GATE_BATCH.observe(sum(map(len, groups.values())))
-        return reply.decode("ascii")
+        generation, writes, letters = reply
+        self.witness.note(generation, writes)
+        return letters.decode("ascii")
 
-    async def _call(self, *command: str | bytes | int) -> bytes:
+    async def _call(self, *command: str | bytes | int) -> tuple[int, int, bytes]:
         await self._connection.send_packed_command(
             self._connection.pack_command(*command), check_health=False
         )
-        answer: bytes = await self._connection.read_response()
+        answer: tuple[int, int, bytes] = await self._connection.read_response()
         return answer
 
     def _lose(self, batch: list[Purchase], outcome: Outcome, error: Exception) -> None:

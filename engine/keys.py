@@ -16,6 +16,7 @@ class ShardKeys:
     buyers      hash       user id → units bought in a sale; only where the sale has a limit
     answer      string     order id that a user's Idempotency-Key got for a product; expires
     dead        stream     records that fulfilment can't use, where no bus is configured
+    mark        hash       proof that the shard has not lost its memory: see mark.py
     """
 
     GROUP: Final = "fulfilment"
@@ -27,6 +28,7 @@ class ShardKeys:
         self.outbox = f"{self.prefix}outbox"
         self.pending = f"{self.prefix}pending"
         self.dead = f"{self.prefix}dead"
+        self.mark = f"{self.prefix}mark"
 
     def sale(self, product_id: int) -> str:
         """The hash of the product's current sale."""

@@ -4,9 +4,10 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
 from importlib.resources import files
-from typing import Any, Final, Self
+from typing import Any, Final, NamedTuple, Self
 
 import asyncpg
 import msgspec
@@ -46,6 +47,24 @@ class Settlement(msgspec.Struct, frozen=True):
     """Orders that were settled before, as they stand."""
     poison: list[Poison] = []
     """Records that the ledger can't take."""
+
+
+class Balance(NamedTuple):
+    """A product's current sale, and how many of its units are confirmed."""
+
+    sale: Sale
+    sold: int
+
+
+class Answered(NamedTuple):
+    """An order that was accepted under an Idempotency-Key."""
+
+    order_id: str
+    product_id: int
+    user_id: int
+    key: str
+    age_s: float
+    """Since it was accepted."""
 
 
 class Ledger:
@@ -116,6 +135,67 @@ class Ledger:
             )
             for row in await self._fetch("find_orders", list(order_ids))
         ]
+
+    async def read_generation(self) -> int:
+        """The gate's latest generation; 0 where it has never been open."""
+        return (await self._fetch("read_generation"))[0]["generation"] or 0
+
+    async def next_generation(self) -> int:
+        """A generation that nobody has had, greater than all before."""
+        return int((await self._fetch("next_generation"))[0]["generation"])
+
+    async def find_current_sales(self) -> list[Balance]:
+        """The newest sale of every product."""
+        return [
+            Balance(
+                Sale(
+                    sale_id=row["sale_id"],
+                    terms=SaleTerms(
+                        product_id=row["product_id"],
+                        stock=row["stock"],
+                        limit=row["user_limit"],
+                        quantity=row["quantity"],
+                        starts_ms=row["starts_ms"],
+                        ends_ms=row["ends_ms"],
+                    ),
+                ),
+                row["sold"],
+            )
+            for row in await self._fetch("find_current_sales")
+        ]
+
+    async def count_bought(self, sale_id: int) -> list[tuple[int, int]]:
+        """Each user who has confirmed orders in a sale, and their units."""
+        return [(row["user_id"], row["units"]) for row in await self._fetch("count_bought", sale_id)]
+
+    async def find_keys(self, max_age_s: float) -> AsyncIterator[list[Answered]]:
+        """Orders that were accepted under a key within `max_age_s`, oldest first, some thousand at a time."""
+        last = "00000000-0000-0000-0000-000000000000"
+        while rows := await self._fetch("find_keys", last, max_age_s):
+            page = [Answered(str(row["order_id"]), *row[1:]) for row in rows]
+            yield page
+            last = page[-1].order_id
+
+    async def find_newest(self) -> int:
+        """When the newest order was accepted, Unix milliseconds of the gate's clock; 0 without any."""
+        return (await self._fetch("find_newest"))[0]["accepted_ms"] or 0
+
+    @asynccontextmanager
+    async def try_lock(self) -> AsyncIterator[bool]:
+        """Whether this process is the only one that rebuilds the gate, for as long as the context lasts.
+
+        PostgreSQL lets go of the lock when the connection is lost, which is not noticed here.
+        """
+        try:
+            async with self._pool.acquire() as connection:
+                mine: bool = await connection.fetchval(_QUERIES["try_lock"])
+                try:
+                    yield mine
+                finally:
+                    if mine and not connection.is_closed():
+                        await connection.execute(_QUERIES["unlock"])
+        except _SERVER_ERRORS as error:
+            raise LedgerUnavailable(_describe(error)) from error
 
     async def settle(self, batch: Sequence[Reservation], declines: Sequence[str | None]) -> Settlement:
         """Settle a batch in one transaction and one round trip; settling it again changes nothing.

@@ -1,16 +1,18 @@
 -- Opens a sale of a product at the gate. A newer sale replaces an older one, never the other way round, and
 -- opening the same sale again changes nothing.
 --
--- KEYS  the product's sale
--- ARGV  the key names' prefix, sale id, stock, limit (0 none), quantity, starts_ms (0 none), ends_ms (0 none)
--- Returns 1 if the sale was opened, 0 if the product has this one or a newer one already.
+-- KEYS  mark, the product's sale
+-- ARGV  writer (mark.py), the key names' prefix, sale id, stock, limit (0 none), quantity, starts_ms (0 none), ends_ms (0 none)
+-- A closed gate takes the sale, too: who rebuilds it keeps a sale that is newer than those it knows.
+-- Returns the generation (0 closed) and the number of the writer's last write.
 
-local prefix, sale_id = ARGV[1], ARGV[2]
-local current = redis.call('HGET', KEYS[1], 'sale_id')
-if current and tonumber(current) >= tonumber(sale_id) then return 0 end
-
-redis.call('HSET', KEYS[1],
-  'sale_id', sale_id, 'stock', ARGV[3], 'remaining', ARGV[3], 'released', 0,
-  'limit', ARGV[4], 'quantity', ARGV[5], 'starts_ms', ARGV[6], 'ends_ms', ARGV[7])
-if current then redis.call('UNLINK', prefix .. 'buyers:' .. current) end
-return 1
+local mark, sale = KEYS[1], KEYS[2]
+local writer, prefix, sale_id = ARGV[1], ARGV[2], ARGV[3]
+local current = redis.call('HGET', sale, 'sale_id')
+if not current or tonumber(current) < tonumber(sale_id) then
+  redis.call('HSET', sale,
+    'sale_id', sale_id, 'stock', ARGV[4], 'remaining', ARGV[4], 'released', 0,
+    'limit', ARGV[5], 'quantity', ARGV[6], 'starts_ms', ARGV[7], 'ends_ms', ARGV[8])
+  if current then redis.call('UNLINK', prefix .. 'buyers:' .. current) end
+end
+return {tonumber(redis.call('HGET', mark, 'open') or 0), redis.call('HINCRBY', mark, writer, 1)}

@@ -16,3 +16,40 @@ SELECT order_id, status, reason, fresh
 FROM settle_orders(
     $1::uuid[], $2::bigint[], $3::bigint[], $4::bigint[], $5::integer[], $6::text[], $7::bigint[], $8::text[]
 );
+
+-- name: read_generation
+SELECT max(generation) AS generation FROM gate;
+
+-- name: next_generation
+INSERT INTO gate (generation) VALUES (extract(epoch FROM now())::bigint)
+ON CONFLICT (only_row) DO UPDATE SET generation = greatest(gate.generation + 1, extract(epoch FROM now())::bigint)
+RETURNING generation;
+
+-- name: find_current_sales
+SELECT DISTINCT ON (product_id) sale_id, product_id, stock, sold, user_limit, quantity,
+    (extract(epoch FROM starts_at) * 1000)::bigint AS starts_ms, (extract(epoch FROM ends_at) * 1000)::bigint AS ends_ms
+FROM sales
+ORDER BY product_id, sale_id DESC;
+
+-- name: count_bought
+SELECT user_id, sum(quantity)::bigint AS units
+FROM orders
+WHERE sale_id = $1 AND status = 'CONFIRMED'
+GROUP BY user_id;
+
+-- name: find_keys
+SELECT order_id, product_id, user_id, idempotency_key, extract(epoch FROM now() - accepted_at)::float8 AS age_s
+FROM orders
+WHERE order_id > $1::uuid AND idempotency_key IS NOT NULL AND accepted_at > now() - make_interval(secs => $2::float8)
+ORDER BY order_id
+LIMIT 5000;
+
+-- name: find_newest
+SELECT (extract(epoch FROM max(accepted_at)) * 1000)::bigint AS accepted_ms
+FROM (SELECT accepted_at FROM orders ORDER BY order_id DESC LIMIT 1000) AS latest;
+
+-- name: try_lock
+SELECT pg_try_advisory_lock(hashtext('flashgrid gate')) AS mine;
+
+-- name: unlock
+SELECT pg_advisory_unlock(hashtext('flashgrid gate'));

@@ -1,20 +1,31 @@
 -- Reserves units for a whole batch of purchases and hands the accepted ones to the outbox, in one atomic step.
 --
--- KEYS  outbox, pending, then the sale of each product in the batch
--- ARGV  order id without its last three hex digits, the key names' prefix, seconds a key is remembered,
+-- KEYS  mark, outbox, pending, then the sale of each product in the batch
+-- ARGV  writer, generation and number of the last write that it has seen (mark.py), order id without its last three hex digits, the key names' prefix, seconds a key is remembered,
 --       then for each product: product id, number of purchases, their user ids, their Idempotency-Keys
 --       (both separated by spaces; a key is written =key and its absence as "."; "" where nobody has one)
 --
--- Returns one letter for each purchase, in the order given, then the order ids of the replayed ones:
+-- Returns the generation, the number of the writer's last write, and in one string a letter for each purchase, in
+-- the order given, then the order ids of the replayed ones:
 --   A accepted   R accepted before under the same key   S sold out   L limit reached
 --   U unknown product   N not started   E ended
 -- An accepted purchase's order id is the given one completed by its place in the batch.
+-- Answers the error CLOSED, having reserved nothing, where the shard is closed or older than what the writer has seen.
 --
 -- All reading and deciding comes first, all writing last: a script that Redis refuses to let write
 -- (out of memory, disk error) fails at its first write and leaves nothing behind.
 
-local outbox, pending = KEYS[1], KEYS[2]
-local order_stem, prefix, remember_s = ARGV[1], ARGV[2], ARGV[3]
+local mark, outbox, pending = KEYS[1], KEYS[2], KEYS[3]
+local writer, seen_generation, seen_writes = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local order_stem, prefix, remember_s = ARGV[4], ARGV[5], ARGV[6]
+
+local memory = redis.call('HMGET', mark, 'open', writer)
+local generation, writes = tonumber(memory[1] or 0), tonumber(memory[2] or 0)
+if generation == 0 then return redis.error_reply('CLOSED the gate waits to be rebuilt') end
+if generation < seen_generation or generation == seen_generation and writes < seen_writes then
+  redis.call('HDEL', mark, 'open')
+  return redis.error_reply('CLOSED the gate has lost what it answered before')
+end
 
 local letters, replayed = {}, {}
 local lines, orders = {}, {}
@@ -91,10 +102,10 @@ local function decide(sale, product, user, key)
   return 'A'
 end
 
-for group = 1, #KEYS - 2 do
-  local at = 4 * group
+for group = 1, #KEYS - 3 do
+  local at = 4 * group + 3
   local product, size, users, keys = ARGV[at], tonumber(ARGV[at + 1]), ARGV[at + 2], ARGV[at + 3]
-  local sale = read_sale(KEYS[group + 2])
+  local sale = read_sale(KEYS[group + 3])
   local refusal = keys == '' and refuse_all(sale)
   if refusal then
     letters[#letters + 1] = string.rep(refusal, size)
@@ -107,7 +118,7 @@ for group = 1, #KEYS - 2 do
       letters[#letters + 1] = decide(sale, product, user, token and token ~= '.' and string.sub(token, 2))
       place = place + 1
     end
-    if sale.remaining ~= before then remaining_of[KEYS[group + 2]] = sale.remaining end
+    if sale.remaining ~= before then remaining_of[KEYS[group + 3]] = sale.remaining end
   end
 end
 
@@ -135,6 +146,7 @@ if #lines > 0 then
   for key, order in pairs(order_of) do
     redis.call('SET', key, order, 'EX', remember_s)
   end
+  writes = redis.call('HINCRBY', mark, writer, 1)
 end
 
-return table.concat(letters) .. table.concat(replayed)
+return {generation, writes, table.concat(letters) .. table.concat(replayed)}

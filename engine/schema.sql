@@ -80,3 +80,10 @@ BEGIN
     RETURN QUERY SELECT order_id, status, reason, false FROM orders WHERE order_id = ANY (known);
 END
 $$;
+
+-- One row: the gate's latest generation. No two rebuilds share one, and as they go with the time, not even where this
+-- database was restored from a backup.
+CREATE TABLE IF NOT EXISTS gate (
+    only_row   boolean PRIMARY KEY DEFAULT true CHECK (only_row),
+    generation bigint NOT NULL
+);

@@ -20,6 +20,7 @@ from redis.exceptions import RedisError
 
 from engine.errors import FlashgridError, GateUnavailable, LedgerUnavailable, SettingsError
 from engine.ledger import Ledger
+from engine.reconciliation import reconciling
 from engine.redis_client import connect_redis
 from engine.settings import PREFIX, Settings
 from engine.stage import READY, Role
@@ -51,6 +52,7 @@ async def serve(settings: Settings, roles: Collection[Role], on_ready: Callable[
         settings = await _provide_services(settings, roles, cleanup)
         await check_gate(settings)
         await _create_schema(settings)
+        await _open_new_gate(settings)
         environment = _make_environment(settings, cleanup)
         stages = _plan_stages(settings, roles, listener, environment)
         cleanup.push_async_callback(_stop_in_order, stages, settings.drain_s + _GRACE_S)
@@ -251,6 +253,18 @@ async def _create_schema(settings: Settings) -> None:
             await ledger.close()
 
     await _retry(create, (LedgerUnavailable,), LedgerUnavailable, "PostgreSQL")
+
+
+async def _open_new_gate(settings: Settings) -> None:
+    """Open the gate where there has never been a sale; any other closed gate waits for fulfilment."""
+    if settings.postgres_url is None:
+        return
+    redis = connect_redis(settings.redis_url or "", settings.gate_timeout_ms)
+    try:
+        async with reconciling(settings, redis) as reconciliation:
+            await _retry(reconciliation.open_new, (FlashgridError, RedisError), GateUnavailable, "the gate")
+    finally:
+        await redis.aclose()
 
 
 async def _retry(

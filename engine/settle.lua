@@ -1,17 +1,26 @@
 -- Takes settled orders out of the pending set, and gives the units of failed ones back, each at most once: an order
 -- id that is still pending is the evidence that its unit is out, and only who removes it may release.
 --
--- KEYS  pending, then for each failed order's product: its sale
--- ARGV  the key names' prefix, number of orders without a release, their order ids,
+-- KEYS  mark, pending, then for each failed order's product: its sale
+-- ARGV  writer, generation and number of the last write that it has seen (mark.py), the key names' prefix, number of orders without a release, their order ids,
 --       then for each failed order: order id, place of its sale in KEYS, sale id, user id, quantity
 --
--- Units go back only while the order's sale is the product's current one. Returns the number of units given back.
+-- Units go back only while the order's sale is the product's current one. A shard that is older than what the writer has
+-- seen is closed. Returns the generation (0 closed), the number of the writer's last write, and the units given back.
 
-local pending, prefix = KEYS[1], ARGV[1]
-local last = 2 + ARGV[2]
+local mark, pending = KEYS[1], KEYS[2]
+local writer, seen_generation, seen_writes, prefix = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
+local last = 5 + ARGV[5]
+
+local memory = redis.call('HMGET', mark, 'open', writer)
+local generation, writes = tonumber(memory[1] or 0), tonumber(memory[2] or 0)
+if generation > 0 and (generation < seen_generation or generation == seen_generation and writes < seen_writes) then
+  redis.call('HDEL', mark, 'open')
+  generation = 0
+end
 
 -- Lua's stack bounds how many arguments one call takes.
-for first = 3, last, 4000 do
+for first = 6, last, 4000 do
   redis.call('SREM', pending, unpack(ARGV, first, math.min(first + 3999, last)))
 end
 
@@ -28,4 +37,4 @@ for at = last + 1, #ARGV, 5 do
     released = released + quantity
   end
 end
-return released
+return {generation, redis.call('HINCRBY', mark, writer, 1), released}

@@ -13,10 +13,13 @@ import msgspec
 import pytest
 from redis.asyncio import Redis
 
+from engine.keys import ShardKeys
 from engine.local.stack import Stack, start_stack
 from engine.redis_client import connect_redis
 from engine.settings import Settings
 
+_SHARDS = 4
+"""As many as any test uses."""
 _BUS_NAMES = ("flashgrid.purchases", "flashgrid.dead")
 
 
@@ -62,10 +65,12 @@ def amqp_url(stack: Stack) -> str:
 
 @pytest.fixture
 async def redis(redis_url: str) -> AsyncIterator[Redis]:
-    """A client of an empty Redis; its answers are bytes."""
+    """A client of a Redis that holds an open gate and nothing else; its answers are bytes."""
     async with connect_redis(redis_url, timeout_ms=10_000) as client:
         await client.flushall()
         await client.script_flush()
+        for shard in range(_SHARDS):
+            await client.hset(ShardKeys(shard).mark, "open", 1)
         yield client
 
 

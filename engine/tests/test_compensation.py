@@ -3,7 +3,7 @@ from collections.abc import Iterable
 import msgspec
 from redis.asyncio import Redis
 
-from engine.compensation import settle_at_gate
+from engine.compensation import Compensation
 from engine.keys import ShardKeys, shard_of
 from engine.reservation import Order, OrderStatus, Reservation
 from engine.sale import Sale
@@ -35,8 +35,8 @@ async def test_a_declined_order_gives_its_units_back_exactly_once(redis: Redis) 
     batch = reserve(sale, 3)
     await accept(redis, batch)
     orders = settle(batch[:2], OrderStatus.FAILED) + settle(batch[2:], OrderStatus.CONFIRMED)
-    assert await settle_at_gate(redis, [SHARD], orders) == 4
-    assert await settle_at_gate(redis, [SHARD], orders) == 0
+    assert await Compensation(redis, [SHARD]).settle(orders) == 4
+    assert await Compensation(redis, [SHARD]).settle(orders) == 0
     assert await units(redis) == (94, 4)
     assert await redis.scard(SHARD.pending) == 0
 
@@ -47,7 +47,7 @@ async def test_confirmed_and_rejected_orders_only_stop_being_pending(redis: Redi
     batch = reserve(sale, 3)
     await accept(redis, batch)
     orders = settle(batch[:1], OrderStatus.CONFIRMED) + settle(batch[1:2], OrderStatus.REJECTED)
-    await settle_at_gate(redis, [SHARD], orders)
+    await Compensation(redis, [SHARD]).settle(orders)
     assert await units(redis) == (90, 0)
     assert await redis.smembers(SHARD.pending) == {batch[2].order_id.encode()}
 
@@ -59,7 +59,7 @@ async def test_a_declined_order_of_an_old_sale_leaves_the_new_sale_alone(redis: 
     [order] = reserve(old)
     await accept(redis, [order])
     await redis.hset(SHARD.buyers(8), str(order.user_id), "1")
-    assert await settle_at_gate(redis, [SHARD], settle([order], OrderStatus.FAILED)) == 0
+    assert await Compensation(redis, [SHARD]).settle(settle([order], OrderStatus.FAILED)) == 0
     assert await units(redis) == (50, 0)
     assert await redis.hget(SHARD.buyers(8), str(order.user_id)) == b"1"
     assert await redis.scard(SHARD.pending) == 0
@@ -71,7 +71,7 @@ async def test_who_was_declined_may_buy_again_under_a_limit(redis: Redis) -> Non
     [order] = reserve(sale)
     await accept(redis, [order])
     await redis.hset(SHARD.buyers(7), str(order.user_id), "4")
-    await settle_at_gate(redis, [SHARD], settle([order], OrderStatus.FAILED))
+    await Compensation(redis, [SHARD]).settle(settle([order], OrderStatus.FAILED))
     assert await redis.hget(SHARD.buyers(7), str(order.user_id)) == b"2"
 
 
@@ -80,14 +80,14 @@ async def test_a_sale_without_a_limit_counts_no_buyers(redis: Redis) -> None:
     await open_at_gate(redis, sale, remaining=90)
     [order] = reserve(sale)
     await accept(redis, [order])
-    await settle_at_gate(redis, [SHARD], settle([order], OrderStatus.FAILED))
+    await Compensation(redis, [SHARD]).settle(settle([order], OrderStatus.FAILED))
     assert await redis.exists(SHARD.buyers(7)) == 0
 
 
 async def test_orders_of_a_gate_that_forgot_them_release_nothing(redis: Redis) -> None:
     sale = Sale(sale_id=7, terms=make_terms(stock=100))
     await open_at_gate(redis, sale)
-    assert await settle_at_gate(redis, [SHARD], settle(reserve(sale, 2), OrderStatus.FAILED)) == 0
+    assert await Compensation(redis, [SHARD]).settle(settle(reserve(sale, 2), OrderStatus.FAILED)) == 0
     assert await units(redis) == (100, 0)
 
 
@@ -101,7 +101,7 @@ async def test_a_large_batch_of_many_products_settles_in_one_call(redis: Redis) 
         await accept(redis, batch, entry_size=4_000)
     orders = settle(batches[0], OrderStatus.CONFIRMED) + settle(batches[1], OrderStatus.REJECTED)
     orders += settle(batches[2], OrderStatus.FAILED)
-    assert await settle_at_gate(redis, [SHARD], orders) == 4_500
+    assert await Compensation(redis, [SHARD]).settle(orders) == 4_500
     assert [await units(redis, product) for product in (1, 2, 3)] == [(500, 0), (500, 0), (5_000, 4_500)]
 
 
@@ -114,4 +114,4 @@ async def test_every_order_settles_in_the_shard_of_its_product(redis: Redis) -> 
         home = shards[shard_of(product, 3)]
         await redis.hset(home.sale(product), mapping={"sale_id": product, "remaining": 9, "released": 0})
         await redis.sadd(home.pending, orders[-1].order_id)
-    assert await settle_at_gate(redis, shards, orders) == 29
+    assert await Compensation(redis, shards).settle(orders) == 29

@@ -1,0 +1,105 @@
+"""The commands that work on an engine's data: `flashgrid reconcile`."""
+
+import asyncio
+import logging
+from pathlib import Path
+from typing import Final
+
+import click
+import msgspec
+from redis.exceptions import RedisError
+
+from engine.errors import GateUnavailable, SettingsError
+from engine.reconciliation import Comparison, Reconciliation, Traffic, reconciling
+from engine.redis_client import connect_redis
+from engine.settings import PREFIX, Settings, read_settings
+
+_REDIS_TIMEOUT_MS: Final = 10_000
+_POLL_S: Final = 0.2
+
+
+@click.command()
+@click.option("--dry-run", is_flag=True, help="Only print what would be done.")
+@click.option(
+    "--wait", "wait_s", default=60.0, show_default=True, help="Longest wait for purchases under way, s."
+)
+@click.option("--data-dir", help="Folder of the private backing services [default: .flashgrid].")
+def reconcile(dry_run: bool, wait_s: float, data_dir: str | None) -> None:
+    """Close the gate, rebuild it from the ledger, and open it again.
+
+    Purchases are answered 503 meanwhile. What is under way is waited for, so relay and fulfilment must run;
+    if they don't manage within the wait, the gate stays closed, and opens by itself once they have.
+    """
+    # What it does is printed; the same as log lines would be too much.
+    logging.getLogger("engine").setLevel(logging.ERROR)
+    asyncio.run(_reconcile(find_services(read_settings(data_dir=data_dir)), dry_run, wait_s))
+
+
+async def _reconcile(settings: Settings, dry_run: bool, wait_s: float) -> None:
+    redis = connect_redis(settings.redis_url or "", _REDIS_TIMEOUT_MS)
+    try:
+        async with reconciling(settings, redis) as reconciliation:
+            click.echo("the gate is open" if await reconciliation.read_generation() else "the gate is closed")
+            traffic = await reconciliation.read_traffic()
+            click.echo(_describe(traffic))
+            if dry_run:
+                _print(await reconciliation.compare())
+                return
+            await reconciliation.close()
+            try:
+                await asyncio.wait_for(_rebuild(reconciliation), wait_s)
+            except TimeoutError:
+                traffic = await reconciliation.read_traffic()
+                raise GateUnavailable(f"still under way after {wait_s:g} s: {_describe(traffic)}") from None
+            _print(await reconciliation.compare())
+    except (RedisError, OSError) as error:
+        raise GateUnavailable(f"Redis: {error}") from error
+    finally:
+        await redis.aclose()
+
+
+async def _rebuild(reconciliation: Reconciliation) -> None:
+    """Wait until nothing is under way and the gate is open again, by this process or a fulfilment."""
+    while not await reconciliation.is_open():
+        if not (await reconciliation.read_traffic()).drained or not await reconciliation.rebuild():
+            await asyncio.sleep(_POLL_S)
+
+
+def find_services(settings: Settings) -> Settings:
+    """The settings with the private services that run for the data folder, where no URL is given.
+
+    Raises SettingsError where Redis or PostgreSQL are neither given nor run.
+    """
+    if settings.redis_url is None and settings.postgres_url is None:
+        from engine.local.stack import stack_status  # its libraries come with an extra of the package
+
+        urls = {service.name: service.url for service in stack_status(Path(settings.data_dir)) if service.url}
+        settings = msgspec.structs.replace(
+            settings,
+            redis_url=urls.get("redis"),
+            postgres_url=urls.get("postgres"),
+            amqp_url=settings.amqp_url or urls.get("rabbitmq"),
+        )
+    if settings.redis_url is None or settings.postgres_url is None:
+        raise SettingsError(
+            f"no services run under {settings.data_dir}; set {PREFIX}REDIS_URL and {PREFIX}POSTGRES_URL"
+        )
+    return settings
+
+
+def _describe(traffic: Traffic) -> str:
+    return (
+        f"{traffic.entries} outbox entries, {traffic.messages} messages in the queue,"
+        f" {traffic.consumers} consumers, {traffic.pending} orders pending"
+    )
+
+
+def _print(comparisons: list[Comparison]) -> None:
+    row = "{:>12} {:>8} {:>12} {:>12} {:>12} {:>12} {:>12}"
+    click.echo(row.format("product", "sale", "stock", "confirmed", "ledger left", "gate left", "difference"))
+    for comparison in comparisons:
+        (sale, sold), gate_has_it = comparison.balance, comparison.sale_id == comparison.balance.sale.sale_id
+        gate = comparison.remaining if gate_has_it else "no such sale"
+        difference = comparison.expected - comparison.remaining if gate_has_it else comparison.expected
+        numbers = (sale.terms.product_id, sale.sale_id, sale.terms.stock, sold, comparison.expected, gate)
+        click.echo(row.format(*numbers, f"{difference:+d}" if difference else "0"))

@@ -1,0 +1,13 @@
+-- Opens a shard that was rebuilt, in its new generation.
+--
+-- KEYS  mark
+-- ARGV  generation, acceptance time of the newest order in the ledger (Unix milliseconds)
+--
+-- Answers the error CLOSED where another process has begun to rebuild, or Redis has forgotten that this one does.
+
+if redis.call('HGET', KEYS[1], 'rebuilding') ~= ARGV[1] then
+  return redis.error_reply('CLOSED the rebuild was overtaken')
+end
+redis.call('DEL', KEYS[1])
+redis.call('HSET', KEYS[1], 'open', ARGV[1], 'newest', ARGV[2])
+return 1
