@@ -23,7 +23,7 @@ from aiohttp.web_protocol import RequestHandler
 
 from engine.answers import JSON, RETRY_AFTER_S, SERVER, Answer, answer_purchase
 from engine.errors import InputError
-from engine.gate import Gate, Outcome, Purchase
+from engine.gate import Gate, Outcome
 from engine.requests import PLAIN_BUY, parse_key
 
 _MAX_HEAD_BYTES: Final = 4096
@@ -113,7 +113,8 @@ class FastPath(RequestHandler):
             self._held = data
         elif len(data) == body + head.body_length and (plain := PLAIN_BUY.fullmatch(data, body)):
             self._under_way = self._served = True
-            self._gate.submit(Purchase(int(plain[1]), int(plain[2]), head.key, self._answer))
+            user_id, product_id = plain.groups()
+            self._gate.submit((user_id, product_id, head.key, self._answer))
         else:
             self._pass_on(data)
 

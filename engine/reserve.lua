@@ -1,7 +1,8 @@
 -- Reserves units for a whole batch of purchases and hands the accepted ones to the outbox, in one atomic step.
 --
 -- KEYS  mark, outbox, pending, then the sale of each product in the batch
--- ARGV  writer, generation and number of the last write that it has seen (mark.py), order id without its last three hex digits, the key names' prefix, seconds a key is remembered,
+-- ARGV  writer, generation and number of the last write that it has seen (mark.py),
+--       order id without its last three hex digits, the key names' prefix, seconds a key is remembered,
 --       then for each product: product id, number of purchases, their user ids, their Idempotency-Keys
 --       (both separated by spaces; a key is written =key and its absence as "."; "" where nobody has one)
 --
@@ -109,6 +110,19 @@ for group = 1, #KEYS - 3 do
   local refusal = keys == '' and refuse_all(sale)
   if refusal then
     letters[#letters + 1] = string.rep(refusal, size)
+    place = place + size
+  elseif keys == '' and sale.limit == 0 then
+    -- First come, first served, with nothing to look up for anybody: most of what a crowd asks.
+    local takes = math.min(size, math.floor(sale.remaining / sale.quantity))
+    local rest = ' ' .. product .. ' ' .. sale.id .. ' ' .. sale.quantity
+    local next_user = string.gmatch(users, '%d+')
+    for number = place, place + takes - 1 do
+      local order = string.format('%s%03x', order_stem, number)
+      lines[#lines + 1] = order .. ' ' .. next_user() .. rest
+      orders[#orders + 1] = order
+    end
+    letters[#letters + 1] = string.rep('A', takes) .. string.rep('S', size - takes)
+    remaining_of[KEYS[group + 3]] = sale.remaining - takes * sale.quantity
     place = place + size
   else
     local before = sale.remaining
