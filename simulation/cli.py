@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final, ParamSpec
 
 import click
+import msgspec
 from click.core import ParameterSource
 
 from engine.errors import FlashgridError
@@ -248,6 +249,57 @@ def bench(
     folder = out or REPORTS / f"{datetime.now(UTC):%Y-%m-%dT%H-%M-%SZ}-bench"
     _run_until_signal(run_bench(options, folder, _say, _repeat_command()))
     click.echo((folder / "bench.md").read_text())
+
+
+@main.command()
+@click.option("--only", multiple=True, metavar="KIND:ON", help="Only this fault, for example kill:redis.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="The matrix' folder [default: reports/TIME-matrix]."
+)
+@one_line_errors
+def matrix(only: tuple[str, ...], out: Path | None) -> None:
+    """Do every fault to every component, one to a run, and write a table of how the engine came back.
+
+    Takes about ten minutes; leaves nothing behind but its folder.
+    """
+    from simulation.matrix import list_faults, run_matrix
+
+    faults = [fault for fault in list_faults() if not only or f"{fault.kind}:{fault.on}" in only]
+    if not faults or len(faults) < len(only):
+        known = ", ".join(f"{fault.kind}:{fault.on}" for fault in list_faults())
+        raise click.UsageError(f"--only: there are {known}")
+    folder = out or REPORTS / f"{datetime.now(UTC):%Y-%m-%dT%H-%M-%SZ}-matrix"
+    _run_until_signal(run_matrix(faults, folder, _say, _repeat_command()))
+    click.echo((folder / "matrix.md").read_text())
+    verdicts = {
+        cell["verdict"] for cell in msgspec.json.decode((folder / "matrix.json").read_bytes())["cells"]
+    }
+    sys.exit(max(EXIT_CODES[verdict] for verdict in verdicts))
+
+
+@main.command()
+@click.option("--minutes", type=click.FloatRange(0), default=10.0, show_default=True, help="How long.")
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="The first seed.")
+@click.option(
+    "--out", type=click.Path(path_type=Path),
+    help="Folder of the first run that does not pass [default: reports/TIME-soak].",
+)  # fmt: skip
+@one_line_errors
+def soak(minutes: float, seed: int, out: Path | None) -> None:
+    """Run the chaos scenario seed after seed, and keep the first run that does not pass."""
+    from simulation.series import soak as run_soak
+
+    folder = out or REPORTS / f"{datetime.now(UTC):%Y-%m-%dT%H-%M-%SZ}-soak"
+    failed: list[str] = []
+
+    async def work() -> None:
+        if summary := await run_soak(minutes, seed, folder, _say):
+            failed.append(summary["verdict"])
+
+    _run_until_signal(work())
+    if failed:
+        click.echo(f"report: {folder / 'report.html'}")
+        sys.exit(EXIT_CODES[failed[0]])
 
 
 def _repeat_command() -> str:

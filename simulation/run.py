@@ -117,16 +117,16 @@ async def _provide(
     services: Services | None,
 ) -> AsyncIterator[_Engine]:
     if target is not None:
-        check_targets(scenario.faults, target.services, own_engine=False)
+        check_targets(scenario.timeline(), target.services, own_engine=False)
         yield _Engine(target)
         return
     async with AsyncExitStack() as cleanup:
         if services is None:
             say("starting private services")
             services = await cleanup.enter_async_context(private_services(say))
-        check_targets(scenario.faults, services, own_engine=True)
+        check_targets(scenario.timeline(), services, own_engine=True)
         proxy, seen = None, services
-        if behind := {fault.on for fault in scenario.faults if fault.of_network}:
+        if behind := {fault.on for fault in scenario.timeline() if fault.of_network}:
             proxy, seen = await cleanup.enter_async_context(start_proxy(services, behind, scenario.seed))
         say("starting the engine")
         engine = await cleanup.enter_async_context(start_engine(seen, scenario.engine, folder / ENGINE_LOG))
@@ -155,7 +155,7 @@ async def _record(
             view.update(progress, probe.latest)
             await asyncio.sleep(TICK_S)
 
-    injector = Injector(scenario.faults, engine.process, services, engine.proxy)
+    injector = Injector(scenario.timeline(), engine.process, services, engine.proxy)
     try:
         async with Probe(services, sales, target.shards, meter) as probe, _beside(show()):
             driven = await drive(plan, target.url, scenario.driver, on_progress=keep)

@@ -14,6 +14,7 @@ from engine.errors import SettingsError
 from engine.sale import MAX_ID, MAX_STOCK, Id
 from engine.settings import read_settings
 from simulation.arrivals import Segment, expected_requests, peak_rps
+from simulation.chaos import Chaos, draw_faults
 from simulation.condition import Span, parse_condition
 from simulation.errors import ScenarioError
 from simulation.faults import Fault, check_faults
@@ -77,6 +78,8 @@ class Scenario(Part, frozen=True):
     """The engine's settings, where the run starts a private engine."""
     faults: list[Fault] = []
     """What is done to the run's own engine and services under the load."""
+    chaos: Chaos | None = None
+    """How faults are drawn from the seed, where they are not given one by one."""
     thresholds: list[str] = []
     """What the run must reach besides correctness: conditions of simulation.condition."""
     drain_s: Annotated[float, Meta(ge=0, le=86_400)] = 60.0
@@ -85,6 +88,10 @@ class Scenario(Part, frozen=True):
     def duration_s(self) -> float:
         """The length of the arrival curve."""
         return math.fsum(segment.seconds for segment in self.arrivals)
+
+    def timeline(self) -> list[Fault]:
+        """The faults that are given, or those that the seed gives."""
+        return draw_faults(self.chaos, self.seed, self.duration_s()) if self.chaos else self.faults
 
     def phases(self) -> list[tuple[str, float, float]]:
         """Name, start and end, in seconds from the run's start, of each segment."""
@@ -182,8 +189,10 @@ def read_scenario(raw: Mapping[str, Any], source: str = "scenario") -> Scenario:
     expected = expected_requests(scenario.arrivals)
     if not 1 <= expected <= MAX_REQUESTS:
         raise ScenarioError(f"{source}: arrivals: {expected:,.0f} requests; must be 1 to {MAX_REQUESTS:,}")
+    if scenario.chaos and scenario.faults:
+        raise ScenarioError(f"{source}: chaos: draws all faults; leave either it or faults out")
     try:
-        check_faults(scenario.faults, scenario.duration_s())
+        check_faults(scenario.timeline(), scenario.duration_s())
     except ValueError as error:
         raise ScenarioError(f"{source}: {error}") from None
     for number, text in enumerate(scenario.thresholds):
