@@ -140,6 +140,7 @@ def run(
         _run_until_signal(work)
     _say("judging")
     summary = finish_run(folder)
+    _list_anew(folder)
     click.echo(describe(summary))
     click.echo(f"report: {folder / 'report.html'}")
     sys.exit(EXIT_CODES[summary["verdict"]])
@@ -168,7 +169,18 @@ def report(folder: Path) -> None:
     from simulation.record import finish_run
 
     finish_run(folder)
+    _list_anew(folder)
     click.echo(f"report: {folder / 'report.html'}")
+
+
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False, exists=True), default=REPORTS)
+@one_line_errors
+def index(folder: Path) -> None:
+    """Write the page that lists the runs in FOLDER (default: reports)."""
+    from simulation.index import write_index
+
+    click.echo(f"index: {write_index(folder)}")
 
 
 @main.command()
@@ -300,6 +312,14 @@ def soak(minutes: float, seed: int, out: Path | None) -> None:
     if failed:
         click.echo(f"report: {folder / 'report.html'}")
         sys.exit(EXIT_CODES[failed[0]])
+
+
+def _list_anew(folder: Path) -> None:
+    """Rewrites the list of runs, where the run is one of reports/."""
+    from simulation.index import write_index
+
+    if folder.resolve().parent == REPORTS.resolve():
+        write_index(REPORTS)
 
 
 def _repeat_command() -> str:

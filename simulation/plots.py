@@ -236,6 +236,33 @@ def draw_lag(orders: pd.DataFrame | None, wide: bool) -> Canvas | None:
     return canvas
 
 
+def draw_picture(history: pd.DataFrame) -> str:
+    """Requests offered, accepted and sold out over time, as a small SVG element in the page's colours."""
+    bins, width, height = 80, 200, 64
+    end_s = last_second(history) if len(history) else 1.0
+    edges = np.linspace(0, max(end_s, 1e-3), bins + 1)
+    outcome = history["outcome"].astype("str").to_numpy()
+    done_s = history["done_ns"].fillna(history["intended_ns"]).to_numpy("float64") / 1e9
+    offered = _rate(history["intended_ns"].to_numpy("float64") / 1e9, edges)
+    scale = (height - 2) / max(float(offered.max()), 1.0)
+
+    def trace(rate: Floats) -> str:
+        xs, ys = (np.arange(bins) + 0.5) * width / bins, np.maximum(height - rate * scale, 1)
+        return " ".join(f"{x:.1f},{y:.1f}" for x, y in zip(xs, ys, strict=True))
+
+    corners = f"0,{height} {trace(offered)} {width},{height}"
+    area = f'<polygon points="{corners}" fill="var(--muted)" opacity="0.22"/>'
+    lines = "".join(
+        f'<polyline points="{trace(_rate(done_s[outcome == word], edges))}" fill="none"'
+        f' stroke="var(--{colour})" stroke-width="1.6" stroke-linejoin="round"/>'
+        for word, colour in OUTCOME_COLOURS.items()
+    )
+    return (
+        f'<svg viewBox="0 0 {width} {height}" preserveAspectRatio="none" xmlns="http://www.w3.org/2000/svg">'
+        f"{area}{lines}</svg>\n"
+    )
+
+
 Panel = tuple[str, dict[str, tuple[str, str]]]
 
 

@@ -18,6 +18,8 @@ from simulation.history import read_history
 from simulation.summary import TRUSTED, is_trusted
 
 MARKS: Final = {"pass": "✓", "fail": "✕", "unknown": "?", True: "✓", False: "✕", None: "?"}
+PICTURE: Final = "picture.svg"
+"""Of plots/: a small picture of the run, for lists."""
 STATES: Final = {True: "pass", False: "fail", None: "unknown"}
 
 
@@ -44,7 +46,7 @@ def write_report(run_folder: Path) -> Path:
 
 
 def draw_plots(run_folder: Path, summary: dict[str, Any]) -> list[Plot]:
-    """Draw all that the record allows, and write each plot to plots/NAME.png as well."""
+    """Draw all that the record allows, and write each plot to plots/NAME.png as well, and a small picture."""
     history = read_history(run_folder / "history.parquet")
     timeline = read_timeline(run_folder / "timeline.csv")
     orders = load_final_state(run_folder).orders
@@ -108,6 +110,7 @@ def draw_plots(run_folder: Path, summary: dict[str, Any]) -> list[Plot]:
             continue
         wide.to_png(folder / f"{name}.png")
         drawn.append(Plot(name, title, caption, wide.to_svg(name), narrow.to_svg(name)))
+    (folder / PICTURE).write_text(plots.draw_picture(history), encoding="utf-8")
     return drawn
 
 
