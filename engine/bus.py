@@ -93,7 +93,7 @@ class Publisher:
         RabbitMQ counts a consumer for as long as it holds messages, even one whose connection has broken, so
         that no messages and no consumers mean that the queue is empty and nothing of it is under way.
         """
-        with _translate_errors():
+        with translate_errors():
             channel = await self._connect()
             queue = await channel.declare_queue(PURCHASES, passive=True)
             result = queue.declaration_result
@@ -112,7 +112,7 @@ class Publisher:
         await _close(connection)
 
     async def _publish(self, name: str, body: bytes, headers: dict[str, Any]) -> None:
-        with _translate_errors():
+        with translate_errors():
             await self._connect()
             await self._exchanges[name].publish(
                 aio_pika.Message(
@@ -128,7 +128,7 @@ class Publisher:
     async def _connect(self) -> AbstractChannel:
         async with self._connecting:
             if self._channel is None:
-                self._connection = await _open(self._url, "publisher")
+                self._connection = await connect_bus(self._url, "publisher")
                 # A message that no queue takes is an error, not lost.
                 channel = await self._connection.channel(publisher_confirms=True, on_return_raises=True)
                 self._exchanges = {
@@ -165,7 +165,7 @@ class Consumer:
         """Delete messages that are done. On a channel that is gone this does nothing: they come again."""
         for delivery in deliveries:
             message: DeliveredMessage = delivery.tag
-            with contextlib.suppress(BusUnavailable), _translate_errors():
+            with contextlib.suppress(BusUnavailable), translate_errors():
                 await message.channel.basic_ack(message.delivery_tag or 0, wait=False)
 
     async def dead_letter(self, poison: Iterable[Poison]) -> None:
@@ -182,8 +182,8 @@ class Consumer:
         await self._publisher.close()
 
     async def _connect(self) -> "_Inbox":
-        with _translate_errors():
-            self._connection = await _open(self._url, "consumer")
+        with translate_errors():
+            self._connection = await connect_bus(self._url, "consumer")
             channel = await self._connection.channel(publisher_confirms=False)
             await declare_topology(channel)
             await channel.set_qos(prefetch_count=self._prefetch)
@@ -233,7 +233,8 @@ def _take(message: DeliveredMessage) -> Delivery:
     return Delivery(tag=message, reservations=reservations, poison=poison, repeated=bool(message.redelivered))
 
 
-async def _open(url: str, name: str) -> AbstractConnection:
+async def connect_bus(url: str, name: str) -> AbstractConnection:
+    """A connection that does not come back by itself when it is lost."""
     return await aio_pika.connect(
         URL(url).update_query(heartbeat=_HEARTBEAT_S),
         timeout=_CONNECT_S,
@@ -244,13 +245,13 @@ async def _open(url: str, name: str) -> AbstractConnection:
 async def _close(connection: AbstractConnection | None) -> None:
     if connection is not None:
         # A broker that doesn't answer must not hold up who leaves.
-        with contextlib.suppress(BusUnavailable), _translate_errors():
+        with contextlib.suppress(BusUnavailable), translate_errors():
             await asyncio.wait_for(connection.close(), _CLOSE_S)
 
 
 @contextlib.contextmanager
-def _translate_errors() -> Iterator[None]:
-    """Any error of the client library means that the bus did not do what was asked."""
+def translate_errors() -> Iterator[None]:
+    """Raise BusUnavailable for any error of the client library: the bus did not do what was asked."""
     try:
         yield
     except Exception as error:

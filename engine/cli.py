@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from engine.commands import reconcile
+from engine.commands import dead_letters, reconcile
 from engine.errors import FlashgridError
 from engine.local.commands import stack
 from engine.settings import describe_settings, read_settings
@@ -66,5 +66,6 @@ def settings() -> None:
         click.echo(f"{name:32} {value:18} {meaning}")
 
 
+main.add_command(dead_letters)
 main.add_command(reconcile)
 main.add_command(stack)

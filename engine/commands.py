@@ -1,7 +1,8 @@
-"""The commands that work on an engine's data: `flashgrid reconcile`."""
+"""The commands that work on an engine's data: `flashgrid reconcile`, `flashgrid dead-letters …`."""
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final
 
@@ -9,13 +10,18 @@ import click
 import msgspec
 from redis.exceptions import RedisError
 
-from engine.errors import GateUnavailable, SettingsError
+from engine.compensation import Compensation
+from engine.dead_letters import DeadLetter, Store, open_stores
+from engine.errors import GateUnavailable, InputError, SettingsError
+from engine.keys import ShardKeys
+from engine.ledger import Ledger
 from engine.reconciliation import Comparison, Reconciliation, Traffic, reconciling
 from engine.redis_client import connect_redis
 from engine.settings import PREFIX, Settings, read_settings
 
 _REDIS_TIMEOUT_MS: Final = 10_000
 _POLL_S: Final = 0.2
+_DROPPED: Final = "dropped by an operator"
 
 
 @click.command()
@@ -63,6 +69,122 @@ async def _rebuild(reconciliation: Reconciliation) -> None:
     while not await reconciliation.is_open():
         if not (await reconciliation.read_traffic()).drained or not await reconciliation.rebuild():
             await asyncio.sleep(_POLL_S)
+
+
+@click.group()
+def dead_letters() -> None:
+    """Look after records that could not be fulfilled.
+
+    A letter is named by its id, or by as much of its begin as is unique. Letters with the same text have the
+    same id.
+    """
+
+
+_data_dir = click.option("--data-dir", help="Folder of the private backing services [default: .flashgrid].")
+_ids = click.argument("ids", nargs=-1)
+_all = click.option("--all", "every", is_flag=True, help="All letters.")
+
+
+@dead_letters.command("list")
+@_data_dir
+def list_letters(data_dir: str | None) -> None:
+    """One line for each letter: id, where it is, its purchases, why it is there."""
+
+    async def show(_: Store, letter: DeadLetter) -> None:
+        click.echo(f"{letter.letter_id}  {letter.where:6}  {len(letter.reservations):>5}  {letter.reason}")
+
+    asyncio.run(_for_letters(data_dir, (), True, show))
+
+
+@dead_letters.command("show")
+@_ids
+@_data_dir
+def show_letter(ids: tuple[str, ...], data_dir: str | None) -> None:
+    """Print letters whole."""
+
+    async def show(_: Store, letter: DeadLetter) -> None:
+        click.echo(f"id      {letter.letter_id}\nwhere   {letter.where}\nreason  {letter.reason}")
+        click.echo(f"body    {letter.body.decode(errors='backslashreplace')}")
+        for reservation in letter.reservations:
+            click.echo(f"order   {msgspec.json.encode(reservation).decode()}")
+
+    asyncio.run(_for_letters(data_dir, ids, False, show))
+
+
+@dead_letters.command()
+@_ids
+@_all
+@_data_dir
+def replay(ids: tuple[str, ...], every: bool, data_dir: str | None) -> None:
+    """Send the purchases of letters to fulfilment once more.
+
+    However often a purchase is replayed, it is settled once. What can't be read stays.
+    """
+
+    async def send(store: Store, letter: DeadLetter) -> None:
+        if letter.reservations:
+            await store.replay(letter)
+            click.echo(f"{letter.letter_id} replayed: {len(letter.reservations)} purchases")
+        else:
+            click.echo(f"{letter.letter_id} stays: it holds no purchase that can be read")
+
+    asyncio.run(_for_letters(data_dir, ids, every, send))
+
+
+@dead_letters.command()
+@_ids
+@_all
+@_data_dir
+def drop(ids: tuple[str, ...], every: bool, data_dir: str | None) -> None:
+    """Delete letters. Orders in them that are not settled yet end as FAILED; their units are sold on."""
+    settings = find_services(read_settings(data_dir=data_dir))
+
+    async def run() -> None:
+        redis = connect_redis(settings.redis_url or "", _REDIS_TIMEOUT_MS)
+        ledger = await Ledger.connect(settings.postgres_url or "")
+        compensation = Compensation(redis, [ShardKeys(shard) for shard in range(settings.gate_shards)])
+
+        async def delete(store: Store, letter: DeadLetter) -> None:
+            batch = letter.reservations
+            settlement = await ledger.settle(batch, [_DROPPED] * len(batch))
+            await compensation.settle(settlement.settled + settlement.repeated)
+            await store.delete(letter)
+            click.echo(f"{letter.letter_id} dropped: {len(settlement.settled)} orders failed")
+
+        try:
+            await _for_letters(data_dir, ids, every, delete)
+        finally:
+            await ledger.close()
+            await redis.aclose()
+
+    asyncio.run(run())
+
+
+async def _for_letters(
+    data_dir: str | None,
+    ids: tuple[str, ...],
+    every: bool,
+    act: Callable[[Store, DeadLetter], Awaitable[None]],
+) -> None:
+    """Do something with every letter, or with those that are named. Raises InputError for a name of none."""
+    if not ids and not every:
+        raise InputError("ids", "name the letters, or give --all")
+    settings = find_services(read_settings(data_dir=data_dir))
+    redis = connect_redis(settings.redis_url or "", _REDIS_TIMEOUT_MS)
+    try:
+        async with open_stores(settings, redis) as stores:
+            letters = [(store, letter) for store in stores for letter in await store.read()]
+            for name in ids:
+                found = {letter.letter_id for _, letter in letters if letter.letter_id.startswith(name)}
+                if len(found) != 1:
+                    raise InputError("ids", f"{len(found)} letters are named {name}")
+            for store, letter in letters:
+                if every or letter.letter_id.startswith(ids):
+                    await act(store, letter)
+    except (RedisError, OSError) as error:
+        raise GateUnavailable(f"Redis: {error}") from error
+    finally:
+        await redis.aclose()
 
 
 def find_services(settings: Settings) -> Settings:

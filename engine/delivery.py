@@ -105,6 +105,14 @@ def _convert_lines(lines: list[str], accepted_ms: int) -> list[Reservation]:
     return msgspec.convert(rows, list[Reservation], strict=False)
 
 
+def encode_lines(reservations: list[Reservation]) -> str:
+    """The reservations as an outbox entry holds them."""
+    return "\n".join(
+        f"{r.order_id} {r.user_id} {r.product_id} {r.sale_id} {r.quantity}{f' {r.key}' if r.key else ''}"
+        for r in reservations
+    )
+
+
 def encode_message(reservations: list[Reservation]) -> bytes:
     """The body of a message on the bus."""
     return _encoder.encode(reservations)
