@@ -7,6 +7,7 @@ SimulationError
 ├── DriverError       the load could not be driven
 ├── EngineError       the engine under test can't be started, reached, or put on sale
 ├── FaultError        a fault can't be done, or not be healed
+├── Unreadable        a store can't be read now
 ├── RunError          a run, or the folder of one, is not as it should be
 └── BenchError        something can't be measured
 """
@@ -38,6 +39,10 @@ class EngineError(SimulationError):
 
 class FaultError(SimulationError):
     """A fault can't be done, or not be healed."""
+
+
+class Unreadable(SimulationError):
+    """A store can't be read now."""
 
 
 class RunError(SimulationError):

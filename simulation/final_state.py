@@ -7,7 +7,7 @@ under `final/`, so that a verdict can be computed again from the record alone.
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Collection
+from collections.abc import AsyncIterator, Collection, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -19,12 +19,12 @@ import asyncpg
 import pandas as pd
 import pyarrow as pa
 import pyarrow.csv as pa_csv
-from aio_pika.exceptions import AMQPError
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
 from engine.bus import DEAD, PURCHASES
 from engine.keys import ShardKeys
+from simulation.errors import Unreadable
+from simulation.reading import read_within
 
 POLL_S: Final = 0.05
 READ_TIMEOUT_S: Final = 60.0
@@ -53,7 +53,6 @@ ORDER_TYPES: Final = {
     "settled_us": pa.int64(),
 }
 
-_UNREADABLE: Final = (RedisError, AMQPError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
 _FRAMES: Final = ("gate", "sales", "orders")
 _Part = TypeVar("_Part")
 
@@ -130,13 +129,11 @@ async def await_drain(redis_url: str, amqp_url: str | None, shards: int, timeout
     """
     started = time.monotonic()
     while True:
+        left_s = max(0.001, started + timeout_s - time.monotonic())
         try:
-            async with asyncio.timeout(max(0.001, started + timeout_s - time.monotonic())):
-                await _until_empty(redis_url, amqp_url, shards)
+            await read_within(_until_empty(redis_url, amqp_url, shards), left_s)
             return time.monotonic() - started
-        except TimeoutError:
-            pass
-        except _UNREADABLE:
+        except Unreadable:
             await asyncio.sleep(POLL_S)
         if time.monotonic() - started >= timeout_s:
             return None
@@ -152,12 +149,11 @@ async def _until_empty(redis_url: str, amqp_url: str | None, shards: int) -> Non
             await asyncio.sleep(POLL_S)
 
 
-async def _attempt(part: str, reading: Awaitable[_Part], unread: dict[str, str]) -> _Part | None:
+async def _attempt(part: str, reading: Coroutine[Any, Any, _Part], unread: dict[str, str]) -> _Part | None:
     try:
-        async with asyncio.timeout(READ_TIMEOUT_S):
-            return await reading
-    except _UNREADABLE as error:
-        unread[part] = f"{type(error).__name__}: {error}".rstrip(": ")
+        return await read_within(reading, READ_TIMEOUT_S)
+    except Unreadable as error:
+        unread[part] = str(error)
         return None
 
 

@@ -16,10 +16,10 @@ rss_mib NAME            their resident memory
 import asyncio
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Protocol, Self
+from typing import Any, Final, Protocol, Self
 
 import aio_pika
 import asyncpg
@@ -32,7 +32,9 @@ from engine.bus import PURCHASES
 from engine.keys import ShardKeys, shard_of
 from engine.redis_client import connect_redis
 from engine.sale import Sale
+from simulation.errors import Unreadable
 from simulation.process_meter import ProcessMeter, Usage
+from simulation.reading import read_within
 from simulation.services import Services
 
 SAMPLE_S: Final = 0.2
@@ -63,10 +65,10 @@ _COUNTS: Final = [name for name in Sample.__struct_fields__ if name not in ("at_
 class Store(Protocol):
     """One store that can be sampled. It connects at its first reading, and again after it was closed."""
 
-    async def read(self) -> Counts:
+    def read(self) -> Coroutine[Any, Any, Counts]:
         """Some of the timeline's columns."""
 
-    async def close(self) -> None:
+    def close(self) -> Coroutine[Any, Any, None]:
         """Disconnect; must not raise."""
 
 
@@ -138,10 +140,10 @@ class Probe:
 
 async def _attempt(store: Store) -> Counts:
     try:
-        async with asyncio.timeout(TIMEOUT_S):
-            return await store.read()
-    except _UNREADABLE:
-        await store.close()
+        return await read_within(store.read(), TIMEOUT_S)
+    except Unreadable:
+        with contextlib.suppress(Unreadable):
+            await read_within(store.close(), TIMEOUT_S)
         return {}
 
 
