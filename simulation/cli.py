@@ -66,6 +66,24 @@ def list_command() -> None:
 
 @main.command()
 @click.argument("scenario", default="spike")
+@click.option("--rate", type=float, metavar="RPS", help="Scale the arrival curve to this peak rate.")
+@click.option("--duration", type=float, metavar="S", help="Scale the arrival curve to this length.")
+@click.option(
+    "--png", type=click.Path(path_type=Path, dir_okay=False), help="Draw it into this file as well."
+)
+@one_line_errors
+def show(scenario: str, rate: float | None, duration: float | None, png: Path | None) -> None:
+    """Show the arrival curve of SCENARIO, what it sells, and what it asks for."""
+    from simulation.preview import draw_preview, preview
+
+    loaded = load_scenario(scenario, rate_rps=rate, duration_s=duration)
+    click.echo(preview(loaded))
+    if png is not None:
+        draw_preview(loaded, png)
+
+
+@main.command()
+@click.argument("scenario", default="spike")
 @click.option("--target", metavar="URL", help="Engine that runs already [default: starts one of its own].")
 @click.option("--rate", type=float, metavar="RPS", help="Scale the arrival curve to this peak rate.")
 @click.option("--duration", type=float, metavar="S", help="Scale the arrival curve to this length.")

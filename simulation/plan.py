@@ -43,6 +43,15 @@ def build_plan(scenario: Scenario, key_prefix: str = "") -> Plan:
     return Plan(
         intended_ns=intended_ns,
         user_id=users.integers(1, scenario.population.users, size, endpoint=True),
-        product_id=on_sale[products.integers(0, len(on_sale), size)],
+        product_id=on_sale[_draw_ranks(products, len(on_sale), scenario.population.zipf, size)],
         key=[f"{prefix}{op}" if has_key else None for op, has_key in enumerate(keyed.tolist())],
     )
+
+
+def _draw_ranks(random: np.random.Generator, ranks: int, zipf: float, size: int) -> Integers:
+    """As many ranks from 0, rank k with a probability proportional to 1 / (k + 1)^zipf."""
+    if not zipf:
+        return random.integers(0, ranks, size)
+    share = np.cumsum(np.arange(1, ranks + 1, dtype=np.float64) ** -zipf)
+    ranks_drawn: Integers = np.searchsorted(share, random.random(size) * share[-1], side="right")
+    return ranks_drawn

@@ -37,6 +37,14 @@ class SaleOffer(Part, frozen=True):
     """Most units that one user may buy; None is no limit."""
     quantity: Annotated[int, Meta(ge=1, le=1_000_000)] = 1
     """Units that one purchase takes."""
+    products: Annotated[int, Meta(ge=1, le=100_000)] = 1
+    """How many products to sell so, from `product_id` on, each in a sale of its own."""
+
+    def each(self) -> list["SaleOffer"]:
+        """One offer for each product."""
+        replace = msgspec.structs.replace
+        ids = range(self.product_id, self.product_id + self.products)
+        return [replace(self, product_id=product_id, products=1) for product_id in ids]
 
 
 class Population(Part, frozen=True):
@@ -45,6 +53,9 @@ class Population(Part, frozen=True):
     users: Annotated[int, Meta(ge=1, le=MAX_ID)]
     keyed_share: Annotated[float, Meta(ge=0, le=1)] = 0.0
     """Share of the requests that carry an Idempotency-Key."""
+    zipf: Annotated[float, Meta(ge=0, le=10)] = 0.0
+    """Exponent s of the products' popularity: the k-th sale draws a share of the crowd proportional to 1/k^s
+    (Zipf's law); 0 makes all alike."""
 
 
 class DriverOptions(Part, frozen=True):
@@ -102,9 +113,11 @@ class Scenario(Part, frozen=True):
         return found
 
     def spans(self) -> dict[str, Span]:
-        """The phases by name, from the first start to the last end of those that share one."""
+        """The phases, and the faults as in "stop front-door", by name: from the first start to the last end
+        of those that share one."""
         found: dict[str, Span] = {}
-        for name, start, end in self.phases():
+        faults = [(f"{fault.kind} {fault.on}", fault.at_s, fault.end_s) for fault in self.faults]
+        for name, start, end in self.phases() + faults:
             found[name] = (found.get(name, (start, end))[0], end)
         return found
 
@@ -182,10 +195,17 @@ def read_scenario(raw: Mapping[str, Any], source: str = "scenario") -> Scenario:
         scenario = msgspec.convert(raw, Scenario)
     except msgspec.ValidationError as error:
         raise ScenarioError(f"{source}: {_explain(raw, str(error))}") from None
-    products = [sale.product_id for sale in scenario.sales]
-    for number, product in enumerate(products):
-        if product in products[:number]:
-            raise ScenarioError(f"{source}: sales.{number}.product_id: {product} is on sale already")
+    known: set[int] = set()
+    for number, offer in enumerate(scenario.sales):
+        for sale in offer.each():
+            if sale.product_id in known:
+                raise ScenarioError(
+                    f"{source}: sales.{number}.product_id: {sale.product_id} is on sale already"
+                )
+            known.add(sale.product_id)
+    scenario = msgspec.structs.replace(
+        scenario, sales=[sale for offer in scenario.sales for sale in offer.each()]
+    )
     expected = expected_requests(scenario.arrivals)
     if not 1 <= expected <= MAX_REQUESTS:
         raise ScenarioError(f"{source}: arrivals: {expected:,.0f} requests; must be 1 to {MAX_REQUESTS:,}")

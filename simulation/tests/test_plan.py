@@ -67,3 +67,18 @@ def test_keys_are_unlike_and_as_many_as_the_share_says() -> None:
     assert len(keys) == pytest.approx(500, abs=100)
     assert all(key.startswith("run-") for key in keys)
     assert None not in plan(keyed_share=1).key
+
+
+def test_popular_products_draw_the_crowd_by_zipfs_law() -> None:
+    scenario = read_scenario(
+        minimal(
+            arrivals=[{"shape": "constant", "seconds": 10, "rate_rps": 10_000}],
+            population={"users": 10, "zipf": 1.0},
+            sales=[{"product_id": 5, "products": 100, "stock": 3}],
+        )
+    )
+    assert [sale.product_id for sale in scenario.sales] == list(range(5, 105))
+    drawn = np.bincount(build_plan(scenario).product_id, minlength=105)[5:]
+    expected = 1 / np.arange(1, 101)
+    expected *= drawn.sum() / expected.sum()
+    assert np.all(np.abs(drawn - expected) < 5 * np.sqrt(expected))

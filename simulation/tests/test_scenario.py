@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -28,6 +29,16 @@ def test_every_scenario_that_comes_along_is_valid_and_says_what_it_is(name: str)
     scenario = load_scenario(name)
     assert scenario.name == name
     assert scenario.text
+
+
+def test_one_entry_can_stand_for_many_products_but_none_is_sold_twice() -> None:
+    sales = [{"product_id": 3, "products": 3, "stock": 7}, {"product_id": 6, "stock": 1}]
+    scenario = read_scenario(minimal(sales=sales))
+    assert [(sale.product_id, sale.stock) for sale in scenario.sales] == [(3, 7), (4, 7), (5, 7), (6, 1)]
+    assert read_scenario(msgspec.to_builtins(scenario)) == scenario
+    sales[1]["product_id"] = 5
+    with pytest.raises(ScenarioError, match=r"sales\.1\.product_id: 5 is on sale already"):
+        read_scenario(minimal(sales=sales))
 
 
 def test_the_spike_asks_for_far_more_than_there_is() -> None:

@@ -107,6 +107,14 @@ def test_a_longer_run_moves_its_windows_along() -> None:
     assert scenario.thresholds == ["all.count > 1 between 10s 20s"]
 
 
+def test_a_window_can_follow_a_fault() -> None:
+    fault = {"at_s": 3, "kind": "stop", "on": "front-door", "seconds": 1}
+    scenario = load_scenario(
+        "spike", {"faults": [fault], "thresholds": ["all.count > 1 after stop front-door"]}
+    )
+    assert scenario.spans()["stop front-door"] == (3, 4)
+
+
 @pytest.mark.parametrize(("stat", "share"), [("p50", 0.5), ("p99", 0.99), ("p999", 0.999), ("max", 1)])
 def test_digits_after_the_second_are_decimals(stat: str, share: float) -> None:
     assert quantile_of(stat) == pytest.approx(share)
