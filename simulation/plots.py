@@ -1,7 +1,7 @@
 """The plots of a run: each a function from its data to a drawing, or None where there is nothing to draw."""
 
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,24 @@ from simulation.summary import TRUSTED, Floats, fulfilment_lag_ms, response_ms, 
 _STEPS_S: Final = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120, 300, 600)
 _FILL: Final = 0.16
 OUTCOME_COLOURS: Final = {"ACCEPTED": "blue", "SOLD_OUT": "orange"}
+
+
+LEAST_SHADE_S: Final = 0.15
+"""A fault that lasts no time is shaded this wide, so that it is seen."""
+
+
+def mark_faults(faults: Sequence[Mapping[str, Any]]) -> list[Phase]:
+    """The faults of a summary as phases to shade: quiet and faults in turn, faults that overlap as one."""
+    found = [Phase("", 0.0, 0.0)]
+    for fault in sorted(faults, key=lambda fault: float(fault["start_s"])):
+        name, start_s = f"{fault['kind']} {fault['on']}".replace("_", " "), max(fault["start_s"], 0.0)
+        end_s = max(fault["end_s"], start_s + LEAST_SHADE_S)
+        if len(found) > 1 and start_s <= found[-1].end_s:
+            last = found.pop()
+            found.append(Phase(f"{last.name}, {name}", last.start_s, max(last.end_s, end_s)))
+        else:
+            found += [Phase("", found[-1].end_s, start_s), Phase(name, start_s, end_s)]
+    return found[1:]
 
 
 def last_second(history: pd.DataFrame) -> float:

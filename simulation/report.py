@@ -51,6 +51,7 @@ def draw_plots(run_folder: Path, summary: dict[str, Any]) -> list[Plot]:
     timeline = read_timeline(run_folder / "timeline.csv")
     orders = load_final_state(run_folder).orders
     phases = [Phase(phase["name"], phase["start_s"], phase["end_s"]) for phase in summary["phases"]]
+    phases = plots.mark_faults(summary.get("faults", [])) or phases
     sold_out_s = None
     if summary["time_to_sell_out_s"] is not None:
         sold_out_s = summary["time_to_sell_out_s"] + float(history["intended_ns"].min()) / 1e9

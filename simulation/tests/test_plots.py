@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from simulation.plots import _join_cells, draw_heat, draw_percentiles
+from simulation.plots import _join_cells, draw_heat, draw_percentiles, mark_faults
 from simulation.tests.run_folders import make_history
 
 
@@ -35,3 +35,21 @@ def test_plots_of_nothing_are_not_drawn() -> None:
     history = make_history(10).iloc[:0]
     assert draw_heat(history, [], None, wide=True) is None
     assert draw_percentiles(history, wide=True) is None
+
+
+def test_faults_are_shaded_in_turn_with_quiet_and_overlapping_ones_as_one() -> None:
+    faults = [
+        {"kind": "cut", "on": "redis", "start_s": 4.0, "end_s": 5.0},
+        {"kind": "drop_replies", "on": "redis", "start_s": 1.0, "end_s": 3.0},
+        {"kind": "kill", "on": "relay", "start_s": 2.0, "end_s": 2.0},
+        {"kind": "kill", "on": "relay", "start_s": 8.0, "end_s": 8.0},
+    ]
+    assert mark_faults(faults) == [
+        ("", 0.0, 1.0),
+        ("drop replies redis, kill relay", 1.0, 3.0),
+        ("", 3.0, 4.0),
+        ("cut redis", 4.0, 5.0),
+        ("", 5.0, 8.0),
+        ("kill relay", 8.0, 8.15),
+    ]
+    assert mark_faults([]) == []
