@@ -103,6 +103,9 @@ class Probe:
     ) -> None:
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
+        if error is None:
+            # The end itself: what drained since the sample before would not be seen to have drained.
+            self.samples.append(await self._sample())
         await asyncio.gather(*(store.close() for store in self._stores))
 
     def timeline(self, t0_ns: int) -> pd.DataFrame:

@@ -71,8 +71,8 @@ def judge_recovery(recoveries: Sequence[Recovery]) -> Check:
 
 
 def _count_bins(timeline: pd.DataFrame, start_s: float) -> int:
-    """How many bins there are from a moment to the record's end."""
-    return max(0, int(np.ceil((timeline["t_s"].max() - start_s) / BIN_S))) if len(timeline) else 0
+    """How many bins there are from a moment to the first that begins after the last sample."""
+    return max(0, int(np.ceil((timeline["t_s"].max() - start_s) / BIN_S)) + 1) if len(timeline) else 0
 
 
 def _flows(history: pd.DataFrame, timeline: pd.DataFrame, start_s: float) -> Flags:

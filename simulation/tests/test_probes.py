@@ -70,6 +70,16 @@ async def test_it_reads_gate_outbox_and_ledger(settings_without_bus: Settings) -
         assert (after.ledger_confirmed, after.ledger_failed) == (0, 0)
 
 
+async def test_its_last_sample_is_of_the_end(settings_without_bus: Settings) -> None:
+    settings = settings_without_bus
+    async with sale_on(settings) as (sale, gate, _):
+        async with Probe(services_of(settings), [sale], 1, ProcessMeter({})) as probe:
+            await sampled(probe, lambda sample: sample.pending_orders == 0)
+            assert (await gate.reserve(1, TERMS.product_id, None))[0] is Outcome.ACCEPTED
+        assert probe.latest
+        assert probe.latest.pending_orders == 1
+
+
 async def test_what_cannot_be_read_is_a_gap_and_the_rest_goes_on(settings_without_bus: Settings) -> None:
     async with sale_on(settings_without_bus) as (sale, _, _):
         broken = Services(

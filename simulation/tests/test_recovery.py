@@ -63,6 +63,10 @@ def test_it_takes_until_what_waited_has_drained_or_can_be_read() -> None:
     assert healed_s(history(), timeline(unread=(2.2, 4.0))) == [1.0]
 
 
+def test_what_only_the_last_sample_shows_to_have_drained_has_drained() -> None:
+    assert healed_s(history(), timeline(backlog=(2.2, 9.7))) == [6.8]
+
+
 def test_trouble_that_begins_right_after_the_fault_counts() -> None:
     killed = Interval(kind="kill", on="relay", start_s=2.0, end_s=2.0)
     assert healed_s(history(), timeline(backlog=(2.6, 4.0)), killed) == [2.0]
