@@ -74,6 +74,7 @@ _INPUT_ERRORS: Final = {
     401: ("Unauthorized", "UNAUTHORIZED"),
     403: ("Forbidden", "FORBIDDEN"),
     404: ("Unknown order", "UNKNOWN_ORDER"),
+    408: ("Request timeout", "TIMEOUT"),
     413: ("Body too large", "TOO_LARGE"),
     415: ("Wrong content type", "UNSUPPORTED_TYPE"),
 }

@@ -43,6 +43,7 @@ class FrontDoor:
 
     def __init__(self, settings: Settings, gate: Gate, ledger: Ledger) -> None:
         self._admin_token = settings.admin_token
+        self._client_timeout_s = settings.client_timeout_ms / 1000
         self._gate = gate
         self._ledger = ledger
         self._openapi = files("engine").joinpath("openapi.json").read_bytes()
@@ -66,7 +67,12 @@ class FrontDoor:
         if request.content_type != JSON:
             raise InputError("Content-Type", f"must be {JSON}", 415)
         key = parse_key(request.headers.getall("Idempotency-Key", []))
-        user_id, product_id = parse_buy(await request.read())
+        try:
+            async with asyncio.timeout(self._client_timeout_s):
+                body = await request.read()
+        except TimeoutError:
+            raise InputError("body", "did not arrive in time", 408) from None
+        user_id, product_id = parse_buy(body)
         return respond(answer_purchase(*await self._gate.reserve(user_id, product_id, key)))
 
     async def open_sale(self, request: web.Request) -> web.Response:
@@ -178,6 +184,8 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
         response = respond(answer_input_error(error))
         if error.status == 401:
             response.headers["WWW-Authenticate"] = "Bearer"
+        if error.status == 408:
+            response.force_close()
         return response
     except GateUnavailable:
         return respond(answer_purchase(Outcome.GATE_UNAVAILABLE, None))
@@ -224,7 +232,7 @@ async def run_front_door(
     ledger = await Ledger.connect(settings.postgres_url)
     runner = web.AppRunner(FrontDoor(settings, gate, ledger).make_app(), shutdown_timeout=settings.drain_s)
     try:
-        async with listen(runner, gate, listener):
+        async with listen(runner, gate, listener, settings.keepalive_s):
             ready()
             await stop.wait()
     finally:
@@ -233,14 +241,21 @@ async def run_front_door(
 
 
 @asynccontextmanager
-async def listen(runner: web.AppRunner, gate: Gate, listener: socket.socket) -> AsyncIterator[None]:
-    """Accept connections, each with a fast path, until the context ends; then answer what is under way."""
+async def listen(
+    runner: web.AppRunner, gate: Gate, listener: socket.socket, keepalive_s: float
+) -> AsyncIterator[None]:
+    """Accept connections, each with a fast path, until the context ends; then answer what is under way.
+
+    A connection that has not sent a whole request head for `keepalive_s` is closed.
+    """
     await runner.setup()
     loop = asyncio.get_running_loop()
     heads: Heads = {}
 
     def connect() -> FastPath:
-        return FastPath(runner.server, loop=loop, gate=gate, heads=heads, access_log=None)
+        return FastPath(
+            runner.server, loop=loop, gate=gate, heads=heads, access_log=None, keepalive_timeout=keepalive_s
+        )
 
     server = await loop.create_server(connect, sock=listener, backlog=65_535)
     try:

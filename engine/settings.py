@@ -31,6 +31,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = "127.0.0.1"
     port: Annotated[int, _setting("port of the front door; 0 takes a free one", ge=0, le=65535)] = 8080
     workers: Annotated[int, _setting("front-door processes that share the port", ge=1, le=256)] = 1
+    keepalive_s: Annotated[
+        float, _setting("how long a connection may wait for its next whole request head", "s", ge=0.1)
+    ] = 75.0
+    client_timeout_ms: Annotated[
+        int, _setting("longest wait for the rest of a request's body", "ms", ge=100)
+    ] = 10_000
     admin_token: Annotated[str | None, _setting("bearer token that may open a sale")] = None
 
     # Backing services: each one that is not given is started privately

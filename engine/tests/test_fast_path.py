@@ -53,7 +53,7 @@ async def doors(settings_without_bus: Settings) -> AsyncIterator[Doors]:
     front_door = FrontDoor(settings_without_bus, gate, ledger)
     fast, plain = web.AppRunner(front_door.make_app()), web.AppRunner(front_door.make_app(), access_log=None)
     with bind() as fast_socket, bind() as plain_socket:
-        async with listen(fast, gate, fast_socket):
+        async with listen(fast, gate, fast_socket, 75):
             await plain.setup()
             await web.SockSite(plain, plain_socket).start()
             assert fast.server is not None
@@ -207,7 +207,7 @@ async def test_closing_answers_what_is_under_way(settings_without_bus: Settings)
     ledger = await Ledger.connect(settings_without_bus.postgres_url or "")
     runner = web.AppRunner(FrontDoor(settings_without_bus, gate, ledger).make_app())
     with bind() as listener:
-        async with listen(runner, gate, listener):
+        async with listen(runner, gate, listener, 75):
             clients = [await asyncio.open_connection("127.0.0.1", port_of(listener)) for _ in range(20)]
             for _, writer in clients:
                 writer.write(purchase(product(UNKNOWN)))
