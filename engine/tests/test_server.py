@@ -6,7 +6,7 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -33,9 +33,10 @@ class Server:
     def children(self, role: str) -> list[psutil.Process]:
         found = []
         for child in psutil.Process(self.process.pid).children():
-            command = child.cmdline()
-            if "engine.stage" in command and role in command:
-                found.append(child)
+            with suppress(psutil.NoSuchProcess):  # it died meanwhile
+                command = child.cmdline()
+                if "engine.stage" in command and role in command:
+                    found.append(child)
         return found
 
     async def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
