@@ -235,11 +235,17 @@ def _take(message: DeliveredMessage) -> Delivery:
 
 async def connect_bus(url: str, name: str) -> AbstractConnection:
     """A connection that does not come back by itself when it is lost."""
-    return await aio_pika.connect(
+    connection = aio_pika.Connection(
         URL(url).update_query(heartbeat=_HEARTBEAT_S),
-        timeout=_CONNECT_S,
         client_properties={"connection_name": f"flashgrid {name}"},
     )
+    try:
+        await connection.connect(timeout=_CONNECT_S)
+    except BaseException:
+        # The library's object would otherwise close itself some time later, in whatever loop runs then.
+        await connection.close()
+        raise
+    return connection
 
 
 async def _close(connection: AbstractConnection | None) -> None:

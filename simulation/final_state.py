@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 from redis.asyncio import Redis
 
-from engine.bus import DEAD, PURCHASES
+from engine.bus import DEAD, PURCHASES, connect_bus
 from engine.keys import ShardKeys
 from simulation.errors import Unreadable
 from simulation.reading import read_within
@@ -205,7 +205,7 @@ async def _queue_lengths(url: str | None) -> AsyncIterator[_QueueLengths]:
     if url is None:
         yield _QueueLengths(None)
         return
-    async with await aio_pika.connect(url) as connection:
+    async with await connect_bus(url, "final state") as connection:
         yield _QueueLengths(connection)
 
 

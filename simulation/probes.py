@@ -28,7 +28,7 @@ import pandas as pd
 from aio_pika.exceptions import AMQPError
 from redis.exceptions import RedisError
 
-from engine.bus import PURCHASES
+from engine.bus import PURCHASES, connect_bus
 from engine.keys import ShardKeys, shard_of
 from engine.redis_client import connect_redis
 from engine.sale import Sale
@@ -212,7 +212,7 @@ class _Bus:
 
     async def read(self) -> Counts:
         if self._channel is None:
-            self._connection = await aio_pika.connect(self._url)
+            self._connection = await connect_bus(self._url, "probe")
             self._channel = await self._connection.channel()
         queue = await self._channel.declare_queue(PURCHASES, passive=True)
         return {"queue_messages": queue.declaration_result.message_count or 0}

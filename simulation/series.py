@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any, Final, cast
 from uuid import uuid4
 
-import aio_pika
 import asyncpg
 from rich.console import Console
 
-from engine.bus import DEAD, PURCHASES
+from engine.bus import DEAD, PURCHASES, connect_bus
 from engine.redis_client import connect_redis
 from simulation.engine_process import private_services
 from simulation.live import LiveView
@@ -55,7 +54,7 @@ async def empty_services(services: Services) -> AsyncIterator[Services]:
     async with connect_redis(services.redis_url, TIMEOUT_MS) as redis:
         await redis.flushall()
     if services.amqp_url is not None:
-        async with await aio_pika.connect(services.amqp_url) as bus, bus.channel() as channel:
+        async with await connect_bus(services.amqp_url, "series") as bus, bus.channel() as channel:
             for name in (PURCHASES, DEAD):
                 await channel.queue_delete(name)
     name = f"run_{uuid4().hex}"

@@ -5,6 +5,7 @@ import io
 import os
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,12 @@ class Watcher(LiveView):
 def children_of(pid: int, *words: str) -> list[psutil.Process]:
     """Processes below `pid` whose command line has all these words."""
     below = psutil.Process(pid).children(recursive=True)
-    return [process for process in below if all(word in " ".join(process.cmdline()) for word in words)]
+    found = []
+    for process in below:
+        with suppress(psutil.NoSuchProcess):  # it died meanwhile
+            if all(word in " ".join(process.cmdline()) for word in words):
+                found.append(process)
+    return found
 
 
 async def test_a_run_records_judges_and_reports_what_it_promises(services: Services, tmp_path: Path) -> None:
