@@ -45,13 +45,14 @@ async def _reconcile(settings: Settings, dry_run: bool, wait_s: float) -> None:
     redis = connect_redis(settings.redis_url or "", _REDIS_TIMEOUT_MS)
     try:
         async with reconciling(settings, redis) as reconciliation:
-            click.echo("the gate is open" if await reconciliation.read_generation() else "the gate is closed")
+            generation = await reconciliation.read_generation()
+            click.echo("the gate is open" if generation else "the gate is closed")
             traffic = await reconciliation.read_traffic()
             click.echo(_describe(traffic))
             if dry_run:
                 _print(await reconciliation.compare())
                 return
-            await reconciliation.close()
+            await reconciliation.close(generation)
             try:
                 await asyncio.wait_for(_rebuild(reconciliation), wait_s)
             except TimeoutError:

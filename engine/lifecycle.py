@@ -11,6 +11,7 @@ log = logging.getLogger(__name__)
 
 _FIRST_DELAY_S: Final = 0.05
 _LONGEST_DELAY_S: Final = 2.0
+_CANCEL_S: Final = 2.0
 
 
 class Outage:
@@ -51,9 +52,7 @@ async def drain(work: Coroutine[Any, Any, None], stop: asyncio.Event, drain_s: f
         else:
             log.warning("work is left over after %g s of draining; it is kept for the next start", drain_s)
     finally:
-        task.cancel()
-        stopped.cancel()
-        await asyncio.gather(task, stopped, return_exceptions=True)
+        await cancel(task, stopped)
 
 
 @asynccontextmanager
@@ -63,6 +62,18 @@ async def running(*background: Coroutine[Any, Any, None]) -> AsyncIterator[None]
     try:
         yield
     finally:
-        for task in tasks:
+        await cancel(*tasks)
+
+
+async def cancel(*tasks: asyncio.Task[Any]) -> None:
+    """Cancel tasks and wait for their end, whatever it is.
+
+    A client library may lose a cancellation: before Python 3.12, asyncio.wait_for does if what it waits for
+    is done at that moment. So one that has no effect is repeated.
+    """
+    pending = set(tasks)
+    while pending:
+        for task in pending:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        _, pending = await asyncio.wait(pending, timeout=_CANCEL_S)
+    await asyncio.gather(*tasks, return_exceptions=True)

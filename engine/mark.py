@@ -22,7 +22,7 @@ stops: such a purchase ends REJECTED.
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Final
 
 from redis.asyncio import Redis
@@ -57,11 +57,3 @@ async def read_generations(redis: Redis, shards: Iterable[ShardKeys]) -> list[in
         for shard in shards:
             pipe.hget(shard.mark, "open")
         return [int(generation or 0) for generation in await pipe.execute()]
-
-
-async def close_gate(redis: Redis, shards: Sequence[ShardKeys]) -> None:
-    """Refuse every purchase from now on, in all processes at once. Raises RedisError."""
-    async with redis.pipeline(transaction=True) as pipe:
-        for shard in shards:
-            pipe.hdel(shard.mark, "open")
-        await pipe.execute()

@@ -33,12 +33,13 @@ from engine.errors import FlashgridError, GateUnavailable, SettingsError
 from engine.keys import ShardKeys, shard_of
 from engine.ledger import Answered, Balance, Ledger
 from engine.lifecycle import Outage
-from engine.mark import CLOSED, close_gate, read_generations
+from engine.mark import CLOSED, read_generations
 from engine.redis_client import Script
 from engine.settings import Settings
 
 log = logging.getLogger(__name__)
 
+CLOSE: Final = Script("close_gate.lua")
 RESTORE: Final = Script("restore.lua")
 REMEMBER: Final = Script("remember.lua")
 REOPEN: Final = Script("reopen.lua")
@@ -108,18 +109,21 @@ class Reconciliation:
     async def is_open(self) -> bool:
         """Whether every shard is open in the latest generation; otherwise all of them are closed."""
         latest = await self._ledger.read_generation()
-        if await self.read_generation() >= max(latest, 1):
+        generations = await read_generations(self._redis, self._shards)
+        if min(generations) >= max(latest, 1):
             return True
-        await self.close()
+        if any(generations):
+            await self.close(max(generations))
         return False
 
     async def read_generation(self) -> int:
-        """The gate's generation; 0 if a shard is closed."""
-        return min(await read_generations(self._redis, self._shards))
+        """The gate's latest generation; 0 if every shard is closed."""
+        return max(await read_generations(self._redis, self._shards))
 
-    async def close(self) -> None:
-        """Close the gate."""
-        await close_gate(self._redis, self._shards)
+    async def close(self, generation: int) -> None:
+        """Close the gate, unless another process has rebuilt it since this generation."""
+        for shard in self._shards:
+            await CLOSE.run(self._redis, [shard.mark], [generation])
 
     async def is_outdated(self) -> bool:
         """Whether the ledger has settled an order that is newer than all that the gate has ever accepted."""
@@ -304,13 +308,14 @@ async def keep_gate(reconciliation: Reconciliation, settler: Settler) -> None:
     closed = compared = False
     while True:
         try:
+            generation = await reconciliation.read_generation()
             if not compared and await reconciliation.is_outdated():
                 log.warning("the ledger knows newer orders than the gate")
-                await reconciliation.close()
+                await reconciliation.close(generation)
             compared = True
             if not await settler.is_remembered():
                 log.warning("the gate has forgotten orders that it was told are settled")
-                await reconciliation.close()
+                await reconciliation.close(generation)
             if await reconciliation.is_open():
                 closed = False
                 settler.wake()
@@ -319,7 +324,7 @@ async def keep_gate(reconciliation: Reconciliation, settler: Settler) -> None:
                     log.warning(
                         "gate and ledger disagree on %d sales, the first one: %s", len(found), found[0]
                     )
-                    await reconciliation.close()
+                    await reconciliation.close(generation)
                 suspects = found
                 pause_s = _WATCH_S
             else:

@@ -223,7 +223,7 @@ async def test_a_restart_with_the_data_intact_is_no_loss(
 ) -> None:
     await open_sale(ledger, gate, stock=1_000)
     async with reconciling(settings_without_bus, redis) as reconciliation:
-        await reconciliation.close()
+        await reconciliation.close(await reconciliation.read_generation())
         await reconciliation.rebuild()
         generation = await redis.hget(SHARD.mark, "open")
         async with running(settings_without_bus, run_fulfilment):
@@ -294,7 +294,7 @@ async def test_the_gate_follows_the_ledger_in_what_is_on_offer(
     await ledger.open_sale(make_terms(7, product_id=1))
     await gate.open_sale(Sale(sale_id=99, terms=make_terms(3, product_id=3)))
     async with reconciling(settings_without_bus, redis) as reconciliation:
-        await reconciliation.close()
+        await reconciliation.close(await reconciliation.read_generation())
         await reconciliation.rebuild()
     assert await gate.read_stock(1) == (2, 7, 7)
     assert await gate.read_stock(3) is None, "its orders could never be settled"
@@ -314,6 +314,18 @@ async def test_of_two_processes_one_rebuilds(
     assert await gate.read_stock(1) == (1, 5, 5)
 
 
+async def test_a_gate_that_was_rebuilt_meanwhile_is_not_closed_again(
+    settings_without_bus: Settings, redis: Redis, gate: Gate, ledger: Ledger
+) -> None:
+    await open_sale(ledger, gate, stock=5)
+    async with reconciling(settings_without_bus, redis) as reconciliation:
+        suspected = await reconciliation.read_generation()
+        await reconciliation.close(suspected)
+        await reconciliation.rebuild()
+        await reconciliation.close(suspected)
+        assert await reconciliation.is_open()
+
+
 async def test_two_fulfilments_leave_the_bus_before_either_rebuilds(
     settings: Settings, redis: Redis, gate: Gate, ledger: Ledger
 ) -> None:
@@ -325,10 +337,12 @@ async def test_two_fulfilments_leave_the_bus_before_either_rebuilds(
     async with running(settings, run_relay, run_fulfilment, run_fulfilment):
         await redis.flushall()
         await until_open(gate)
+        generation = await redis.hget(SHARD.mark, "open")
         assert (await read_statuses(settings)).keys() == orders_of(answers)
         assert await gate.read_stock(1) == (1, 1_000, 200)
         answers += await buy(gate, 500)
         await until_settled(redis)
+        assert await redis.hget(SHARD.mark, "open") == generation, "rebuilt once"
     assert Counter((await read_statuses(settings)).values()) == {CONFIRMED: 1_000}
 
 
