@@ -222,12 +222,15 @@ def draw_stock(timeline: pd.DataFrame, phases: Sequence[Phase], wide: bool) -> C
 
 
 def draw_processes(timeline: pd.DataFrame, phases: Sequence[Phase], wide: bool) -> Canvas | None:
-    """Processor and memory of every process of the run over time."""
+    """Processor and memory over time of the busiest processes, as many as colours can tell apart."""
+    cpu = "cpu_percent "
+    busy = timeline[[name for name in timeline if str(name).startswith(cpu)]].mean().nlargest(len(SERIES))
+    names = sorted(str(name).removeprefix(cpu) for name in busy.index)
+    colour_of = dict(zip(names, SERIES, strict=False))
     panels = []
-    for title, prefix in (("Processor, % of a core", "cpu_percent "), ("Memory, MiB", "rss_mib ")):
-        names = [str(name).removeprefix(prefix) for name in timeline if str(name).startswith(prefix)]
-        colours = [SERIES[number % len(SERIES)] for number in range(len(names))]
-        panels.append((title, {prefix + n: (n, c) for n, c in zip(names, colours, strict=True)}))
+    for title, prefix in (("Processor, % of a core", cpu), ("Memory, MiB", "rss_mib ")):
+        lines = {prefix + name: (name, colour) for name, colour in colour_of.items()}
+        panels.append((title, {column: line for column, line in lines.items() if column in timeline}))
     return _draw_timeline(timeline, panels, phases, wide, key_rows=1 if wide else 2)
 
 

@@ -100,7 +100,7 @@ def draw_plots(run_folder: Path, summary: dict[str, Any]) -> list[Plot]:
         (
             "processes",
             "Processor and memory",
-            "Each line is the processes of one name; 100% is one core.",
+            "The busiest processes, by name; 100% is one core. All are in timeline.csv.",
             lambda wide: plots.draw_processes(timeline, phases, wide),
         ),
     ]
