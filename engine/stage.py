@@ -11,6 +11,7 @@ import resource
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from enum import StrEnum
 from typing import Final
 
@@ -23,6 +24,8 @@ from engine.relay import run_relay
 from engine.settings import Settings, read_settings
 
 READY: Final = b"ready\n"
+_GRACE_S: Final = 3.0
+"""What a stage gets beyond its own time to settle; less than the server gives it."""
 _MOST_FILES: Final = 1_000_000
 """Open files that a front door asks for; some systems refuse "unlimited"."""
 
@@ -41,9 +44,15 @@ async def run_stage(role: Role, settings: Settings, listener: socket.socket | No
     """Run one stage until it is told to stop."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+
+    def begin_stop() -> None:
+        if not stop.is_set():
+            stop.set()
+            loop.call_later(settings.drain_s + _GRACE_S, give_up, role)
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    loop.add_reader(sys.stdin.fileno(), _stop_at_end_of_input, loop, stop)
+        loop.add_signal_handler(number, begin_stop)
+    loop.add_reader(sys.stdin.fileno(), _stop_at_end_of_input, loop, begin_stop)
     try:
         match role:
             case Role.FRONT_DOOR:
@@ -59,6 +68,12 @@ async def run_stage(role: Role, settings: Settings, listener: socket.socket | No
                 await run_fulfilment(settings, stop)
     finally:
         loop.remove_reader(sys.stdin.fileno())
+
+
+def give_up(role: Role) -> None:
+    """End at once, as a crash would: nothing accepted is lost by it, and a stage that hangs holds it up."""
+    log.error("the %s does not end by itself, and is ended", role)
+    os._exit(1)
 
 
 def raise_file_limit() -> int:
@@ -90,10 +105,10 @@ def set_up_logging(settings: Settings) -> None:
     logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
 
 
-def _stop_at_end_of_input(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
+def _stop_at_end_of_input(loop: asyncio.AbstractEventLoop, begin_stop: Callable[[], None]) -> None:
     if not os.read(sys.stdin.fileno(), 4096):
         loop.remove_reader(sys.stdin.fileno())
-        stop.set()
+        begin_stop()
 
 
 def main() -> None:
