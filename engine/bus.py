@@ -11,13 +11,14 @@ from typing import Any, Final
 
 import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange, DeliveryMode
-from aiormq.abc import DeliveredMessage
+from aiormq.abc import DeliveredMessage, ExceptionType
+from aiormq.exceptions import ConnectionClosed
 from yarl import URL
 
-from engine.delivery import Delivery, decode_message, encode_message
+from engine.delivery import Delivery
 from engine.errors import BusUnavailable
 from engine.metrics import QUEUE_LENGTH
-from engine.reservation import Poison, Reservation
+from engine.reservation import Poison
 
 PURCHASES: Final = "flashgrid.purchases"
 """Exchange, queue and routing key of the purchases."""
@@ -27,6 +28,9 @@ REASON: Final = "x-flashgrid-reason"
 """Header of a dead letter."""
 
 _CONNECT_S: Final = 10.0
+_CONFIRM_S: Final = 30.0
+"""Longest wait for a confirm. To publish again is safe, and a confirm that was lost would hold up for ever
+what is in hand. But each time leaves one more copy with a broker that blocks publishers, so it is long."""
 _CLOSE_S: Final = 2.0
 _HEARTBEAT_S: Final = 15
 _SAMPLE_S: Final = 1.0
@@ -69,9 +73,9 @@ class Publisher:
         self._channel: AbstractChannel | None = None
         self._exchanges: dict[str, AbstractExchange] = {}
 
-    async def publish(self, reservations: list[Reservation]) -> None:
-        """Send one message of purchases."""
-        await self._publish(PURCHASES, encode_message(reservations), {})
+    async def publish(self, lines: bytes) -> None:
+        """Send one message of purchases, a line each (reservation.py)."""
+        await self._publish(PURCHASES, lines, {})
 
     async def dead_letter(self, poison: Iterable[Poison]) -> None:
         """Keep records that can't be fulfilled, each with the reason and the way it came."""
@@ -114,20 +118,25 @@ class Publisher:
     async def _publish(self, name: str, body: bytes, headers: dict[str, Any]) -> None:
         with translate_errors():
             await self._connect()
-            await self._exchanges[name].publish(
-                aio_pika.Message(
-                    body,
-                    delivery_mode=DeliveryMode.PERSISTENT,
-                    content_type="application/json",
-                    headers=headers,
-                ),
-                name,
-                mandatory=True,
+            message = aio_pika.Message(
+                body,
+                delivery_mode=DeliveryMode.PERSISTENT,
+                content_type="application/x-ndjson",
+                headers=headers,
             )
+            try:
+                async with asyncio.timeout(_CONFIRM_S):
+                    await self._exchanges[name].publish(message, name, mandatory=True)
+            except TimeoutError:
+                raise BusUnavailable(
+                    f"no confirm in {_CONFIRM_S:g} s; an alarm may block publishers"
+                ) from None
 
     async def _connect(self) -> AbstractChannel:
         async with self._connecting:
             if self._channel is None:
+                # One on which a step of this failed.
+                await _close(self._connection)
                 self._connection = await connect_bus(self._url, "publisher")
                 # A message that no queue takes is an error, not lost.
                 channel = await self._connection.channel(publisher_confirms=True, on_return_raises=True)
@@ -183,6 +192,7 @@ class Consumer:
 
     async def _connect(self) -> "_Inbox":
         with translate_errors():
+            await _close(self._connection)
             self._connection = await connect_bus(self._url, "consumer")
             channel = await self._connection.channel(publisher_confirms=False)
             await declare_topology(channel)
@@ -229,30 +239,48 @@ class _Inbox:
 
 
 def _take(message: DeliveredMessage) -> Delivery:
-    reservations, poison = decode_message(message.body)
-    return Delivery(tag=message, reservations=reservations, poison=poison, repeated=bool(message.redelivered))
+    return Delivery(tag=message, lines=message.body, repeated=bool(message.redelivered))
 
 
 async def connect_bus(url: str, name: str) -> AbstractConnection:
     """A connection that does not come back by itself when it is lost."""
-    connection = aio_pika.Connection(
+    connection = _Connection(
         URL(url).update_query(heartbeat=_HEARTBEAT_S),
         client_properties={"connection_name": f"flashgrid {name}"},
     )
     try:
         await connection.connect(timeout=_CONNECT_S)
     except BaseException:
-        # The library's object would otherwise close itself some time later, in whatever loop runs then.
         await connection.close()
         raise
     return connection
 
 
+class _Connection(aio_pika.Connection):
+    """A connection that is closed once it was told to, even if its broker does not say goodbye.
+
+    After an attempt that failed the library holds it for open, and closes it when it is collected, in
+    whatever loop runs then.
+    """
+
+    async def close(self, exc: ExceptionType | None = ConnectionClosed) -> None:
+        """Close it. A broker that doesn't answer does not hold up who leaves."""
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_CLOSE_S):
+                    if self.transport is not None and not self.transport.connection.is_closed:
+                        # The library drops what it has not sent yet, such as the last acknowledgement.
+                        await self.transport.connection.write_queue.join()
+                    await super().close(exc)
+        finally:
+            # The second time there is nothing to wait for.
+            await super().close(exc)
+
+
 async def _close(connection: AbstractConnection | None) -> None:
     if connection is not None:
-        # A broker that doesn't answer must not hold up who leaves.
         with contextlib.suppress(BusUnavailable), translate_errors():
-            await asyncio.wait_for(connection.close(), _CLOSE_S)
+            await connection.close()
 
 
 @contextlib.contextmanager
@@ -260,6 +288,8 @@ def translate_errors() -> Iterator[None]:
     """Raise BusUnavailable for any error of the client library: the bus did not do what was asked."""
     try:
         yield
+    except BusUnavailable:
+        raise
     except Exception as error:
         raise BusUnavailable(f"{type(error).__name__}: {error}") from error
     except asyncio.CancelledError as error:

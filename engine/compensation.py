@@ -51,7 +51,7 @@ class Compensation:
 
 
 async def _settle_shard(redis: Redis, shard: ShardKeys, witness: Witness, orders: Sequence[Order]) -> int:
-    plain = [order.order_id for order in orders if order.status is not OrderStatus.FAILED]
+    plain = " ".join([order.order_id for order in orders if order.status is not OrderStatus.FAILED])
     places: dict[int, int] = {}
     releases: list[str | int] = []
     for order in orders:
@@ -59,7 +59,7 @@ async def _settle_shard(redis: Redis, shard: ShardKeys, witness: Witness, orders
             place = places.setdefault(order.product_id, len(places) + 3)
             releases += (order.order_id, place, order.sale_id, order.user_id, order.quantity)
     keys = [shard.mark, shard.pending, *map(shard.sale, places)]
-    arguments = [*witness.testimony, shard.prefix, len(plain), *plain, *releases]
+    arguments = [*witness.testimony, shard.prefix, plain, *releases]
     generation, writes, units = await SETTLE.run(redis, keys, arguments)
     witness.note(generation, writes)
     return int(units)

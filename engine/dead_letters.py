@@ -15,7 +15,7 @@ from aio_pika.abc import AbstractIncomingMessage
 from redis.asyncio import Redis
 
 from engine.bus import DEAD, REASON, Publisher, connect_bus, declare_topology, translate_errors
-from engine.delivery import decode_lines, decode_message, encode_lines
+from engine.delivery import decode_lines, encode_lines
 from engine.keys import ShardKeys, shard_of
 from engine.reservation import Reservation
 from engine.settings import Settings
@@ -117,7 +117,7 @@ class _Queue:
             return letters
 
     async def replay(self, letter: DeadLetter) -> None:
-        await self._publisher.publish(letter.reservations)
+        await self._publisher.publish(encode_lines(letter.reservations))
         await self.delete(letter)
 
     async def delete(self, letter: DeadLetter) -> None:
@@ -137,17 +137,7 @@ def _read_letter(where: str, body: bytes, reason: str, tag: Any) -> DeadLetter:
     return DeadLetter(letter_id, where, body, reason, _read_purchases(body), tag)
 
 
-def _read_purchases(body: bytes) -> list[Reservation]:
-    """A message, one of its records, or a line of an outbox entry; none if any part is unusable."""
-    for text in (body, b"[%b]" % body):
-        reservations, poison = decode_message(text)
-        if reservations and not poison:
-            return reservations
-    reservations, poison = decode_lines(body, accepted_ms=0)
-    if poison:
-        return []
-    # A line does not say when it was accepted; the first 48 bits of its order id do, in milliseconds.
-    return [
-        msgspec.structs.replace(r, accepted_ms=int(r.order_id.replace("-", "")[:12], 16))
-        for r in reservations
-    ]
+def _read_purchases(lines: bytes) -> list[Reservation]:
+    """A message, or some of its lines; none if any part is unusable."""
+    reservations, poison = decode_lines(lines)
+    return [] if poison else reservations

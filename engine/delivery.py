@@ -1,17 +1,15 @@
 """What one stage hands to the next: deliveries of purchases, and the forms they take on the way."""
 
+import contextlib
+from collections.abc import Iterable
 from typing import Any, Final
 
 import msgspec
 
-from engine.reservation import Poison, Reservation
-
-_FIELDS: Final = ("order_id", "user_id", "product_id", "sale_id", "quantity", "key")
+from engine.reservation import Poison, Reservation, are_order_ids
 
 _encoder: Final = msgspec.json.Encoder()
-_many: Final = msgspec.json.Decoder(list[Reservation])
-_one: Final = msgspec.json.Decoder(Reservation)
-_records: Final = msgspec.json.Decoder(list[msgspec.Raw])
+_decoder: Final = msgspec.json.Decoder(Reservation)
 
 
 class Delivery(msgspec.Struct, eq=False, kw_only=True):
@@ -19,8 +17,8 @@ class Delivery(msgspec.Struct, eq=False, kw_only=True):
 
     tag: Any
     """What its source knows it by."""
-    reservations: list[Reservation]
-    poison: list[Poison]
+    lines: bytes
+    """Reservations, a line each (reservation.py), as they came."""
     repeated: bool
     """It may have been worked on before."""
     parts: int = 0
@@ -57,18 +55,19 @@ class Packer:
     def add(self, delivery: Delivery) -> list[Parcel]:
         """Take a delivery in; return the parcels that it filled."""
         full = []
-        self._open.poison += delivery.poison
+        reservations, poison = decode_lines(delivery.lines)
+        self._open.poison += poison
         start = 0
         while True:
             parcel = self._open
             end = start + self._size - len(parcel.reservations)
-            parcel.reservations += delivery.reservations[start:end]
+            parcel.reservations += reservations[start:end]
             parcel.deliveries.append(delivery)
             parcel.repeated |= delivery.repeated
             delivery.parts += 1
             if len(parcel.reservations) == self._size:
                 full += self.flush()
-            if end >= len(delivery.reservations):
+            if end >= len(reservations):
                 return full
             start = end
 
@@ -80,58 +79,32 @@ class Packer:
         return [parcel]
 
 
-def decode_lines(text: bytes, accepted_ms: int) -> tuple[list[Reservation], list[Poison]]:
-    """The reservations of an outbox entry, and the lines that are none."""
-    try:
-        return _convert_lines(text.decode("ascii").split("\n"), accepted_ms), []
-    except (msgspec.ValidationError, UnicodeDecodeError):
-        pass
+def decode_lines(lines: bytes) -> tuple[list[Reservation], list[Poison]]:
+    """The reservations, and the lines that are none."""
+    with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
+        reservations = _decoder.decode_lines(lines)
+        if are_order_ids([reservation.order_id for reservation in reservations]):
+            return reservations, []
     good, poison = [], []
-    for line in text.split(b"\n"):
+    for line in lines.split(b"\n"):
         try:
-            good += _convert_lines([line.decode("ascii")], accepted_ms)
-        except (msgspec.ValidationError, UnicodeDecodeError) as error:
-            poison.append(Poison(line, str(error)))
-    return good, poison
-
-
-def _convert_lines(lines: list[str], accepted_ms: int) -> list[Reservation]:
-    rows: list[dict[str, str | int]] = []
-    for line in lines:
-        # At most six words: whatever follows the fifth is the key, whose pattern allows no space.
-        row: dict[str, str | int] = dict(zip(_FIELDS, line.split(" ", 5), strict=False))
-        row["accepted_ms"] = accepted_ms
-        rows.append(row)
-    return msgspec.convert(rows, list[Reservation], strict=False)
-
-
-def encode_lines(reservations: list[Reservation]) -> str:
-    """The reservations as an outbox entry holds them."""
-    return "\n".join(
-        f"{r.order_id} {r.user_id} {r.product_id} {r.sale_id} {r.quantity}{f' {r.key}' if r.key else ''}"
-        for r in reservations
-    )
-
-
-def encode_message(reservations: list[Reservation]) -> bytes:
-    """The body of a message on the bus."""
-    return _encoder.encode(reservations)
-
-
-def decode_message(body: bytes) -> tuple[list[Reservation], list[Poison]]:
-    """The reservations of a message on the bus, and the records in it that are none."""
-    try:
-        return _many.decode(body), []
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        pass
-    try:
-        records = _records.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        return [], [Poison(body, str(error))]
-    good, poison = [], []
-    for record in records:
-        try:
-            good.append(_one.decode(record))
+            reservation = _decoder.decode(line)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            poison.append(Poison(bytes(record), str(error)))
+            poison.append(Poison(line, str(error)))
+        else:
+            if are_order_ids([reservation.order_id]):
+                good.append(reservation)
+            else:
+                poison.append(Poison(line, "the order id is not a UUID version 7"))
     return good, poison
+
+
+def encode_lines(reservations: Iterable[Reservation]) -> bytes:
+    """The lines that `decode_lines` reads."""
+    return b"\n".join(map(_encoder.encode, reservations))
+
+
+def join_lines(deliveries: Iterable[Delivery], size: int) -> list[bytes]:
+    """The lines of all deliveries in their order, `size` lines together; fewer at the end."""
+    lines = b"\n".join([delivery.lines for delivery in deliveries]).split(b"\n")
+    return [b"\n".join(lines[start : start + size]) for start in range(0, len(lines), size)]

@@ -78,7 +78,9 @@ async def run_fulfilment(settings: Settings, stop: asyncio.Event) -> None:
         cleanup.push_async_callback(ledger.close)
         source: Source
         if settings.amqp_url is None:
-            outbox = Outbox(redis, shards, name_consumer("fulfilment"), settings.relay_claim_ms)
+            outbox = Outbox(
+                redis, shards, name_consumer("fulfilment"), settings.relay_claim_ms, settings.outbox_wait_ms
+            )
             await cleanup.enter_async_context(running(outbox.watch()))
             source = outbox
         else:
@@ -223,8 +225,8 @@ class Fulfilment:
             poison += settlement.poison
             await self._compensation.settle(orders)
             if settlement.settled:
-                oldest_ms = min(r.accepted_ms for r in batch)
-                FULFILMENT_LAG.observe(max(0.0, time.time() - oldest_ms / 1000))
+                # They come in the order in which they were accepted, but for a few.
+                FULFILMENT_LAG.observe(max(0.0, time.time() - batch[0].accepted_ms / 1000))
         if poison:
             await self._source.dead_letter(poison)
             DEAD_LETTERS.inc(len(poison))

@@ -69,7 +69,7 @@ async def cancel(*tasks: asyncio.Task[Any]) -> None:
     """Cancel tasks and wait for their end, whatever it is.
 
     A client library may lose a cancellation: before Python 3.12, asyncio.wait_for does if what it waits for
-    is done at that moment. So one that has no effect is repeated.
+    is done at that moment, and aiormq closes every channel by one. So one that has no effect is repeated.
     """
     pending = set(tasks)
     while pending:

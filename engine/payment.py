@@ -34,8 +34,11 @@ class SimulatedGateway:
             await asyncio.sleep(self._latency_s)
         if not self._bound:
             return [None] * len(batch)
-        return ["payment declined" if self._declines(r.order_id) else None for r in batch]
+        return ["payment declined" if self.declines(r.order_id) else None for r in batch]
 
-    def _declines(self, order_id: str) -> bool:
+    def declines(self, order_id: str) -> bool:
+        """Whether it declines that order, however often it is asked."""
+        if not self._bound:
+            return False
         digest = blake2b(order_id.encode(), key=self._seed, digest_size=8).digest()
         return int.from_bytes(digest, "big") < self._bound

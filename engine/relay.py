@@ -11,11 +11,11 @@ from typing import Final
 from redis.exceptions import RedisError
 
 from engine.bus import Publisher
-from engine.delivery import Delivery, Packer
+from engine.delivery import Delivery, join_lines
 from engine.errors import BusUnavailable, SettingsError
 from engine.keys import ShardKeys
-from engine.lifecycle import Outage, drain, running
-from engine.metrics import DEAD_LETTERS, RELAYED
+from engine.lifecycle import Outage, cancel, drain, running
+from engine.metrics import RELAYED
 from engine.outbox import Outbox, name_consumer
 from engine.redis_client import connect_redis
 from engine.settings import Settings
@@ -36,7 +36,9 @@ async def run_relay(settings: Settings, stop: asyncio.Event) -> None:
         raise SettingsError("a relay needs Redis and RabbitMQ")
     async with connect_redis(settings.redis_url, _REDIS_TIMEOUT_MS) as redis:
         shards = [ShardKeys(shard) for shard in range(settings.gate_shards)]
-        outbox = Outbox(redis, shards, name_consumer("relay"), settings.relay_claim_ms)
+        outbox = Outbox(
+            redis, shards, name_consumer("relay"), settings.relay_claim_ms, settings.outbox_wait_ms
+        )
         relay = Relay(outbox, Publisher(settings.amqp_url), settings.relay_batch)
         try:
             await drain(relay.run(stop), stop, settings.drain_s)
@@ -69,15 +71,19 @@ class Relay:
 
     async def _run_lanes(self, stop: asyncio.Event) -> BaseException | None:
         """What went wrong, or None if the work is done."""
-        failure: BaseException | None = None
+        lanes = [asyncio.create_task(self._run_lane(stop)) for _ in range(_LANES)]
         try:
-            async with asyncio.TaskGroup() as lanes:
-                for _ in range(_LANES):
-                    lanes.create_task(self._run_lane(stop))
-        except* (BusUnavailable, RedisError) as group:
-            failure = group
+            await asyncio.wait(lanes, return_when=asyncio.FIRST_EXCEPTION)
+        finally:
+            # No task group, which cancels once: a lane that loses that goes on alone, and what the failed
+            # one held waits for ever.
+            await cancel(*lanes)
+        failures = [lane.exception() for lane in lanes if not lane.cancelled()]
+        failure = next(filter(None, failures), None)
         while isinstance(failure, BaseExceptionGroup):
             failure = failure.exceptions[0]
+        if failure is not None and not isinstance(failure, (BusUnavailable, RedisError)):
+            raise failure
         return failure
 
     async def _run_lane(self, stop: asyncio.Event) -> None:
@@ -90,14 +96,9 @@ class Relay:
                 return
 
     async def _relay(self, deliveries: list[Delivery]) -> None:
-        packer = Packer(self._batch)
-        parcels = [parcel for delivery in deliveries for parcel in packer.add(delivery)] + packer.flush()
-        async with asyncio.TaskGroup() as messages:
-            for parcel in parcels:
-                if parcel.reservations:
-                    messages.create_task(self._publisher.publish(parcel.reservations))
-                if parcel.poison:
-                    messages.create_task(self._publisher.dead_letter(parcel.poison))
+        messages = join_lines(deliveries, self._batch)
+        async with asyncio.TaskGroup() as publishing:
+            for lines in messages:
+                publishing.create_task(self._publisher.publish(lines))
         await self._outbox.acknowledge(deliveries)
-        RELAYED.inc(sum(len(delivery.reservations) for delivery in deliveries))
-        DEAD_LETTERS.inc(sum(len(delivery.poison) for delivery in deliveries))
+        RELAYED.inc(sum(lines.count(b"\n") + 1 for lines in messages))

@@ -75,11 +75,15 @@ local function count_buyer(sale, user)
   return true
 end
 
+-- What follows the user in an outbox line (reservation.py).
+local function tail(sale, product, key)
+  local words = {product, sale.id, sale.quantity, string.format('%.0f', clock_ms()), key and cjson.encode(key) or nil}
+  return ',' .. table.concat(words, ',') .. ']'
+end
+
 local function accept(sale, product, user, key)
   local order = string.format('%s%03x', order_stem, place)
-  local line = order .. ' ' .. user .. ' ' .. product .. ' ' .. sale.id .. ' ' .. sale.quantity
-  if key then line = line .. ' ' .. key end
-  lines[#lines + 1] = line
+  lines[#lines + 1] = '["' .. order .. '",' .. user .. tail(sale, product, key)
   orders[#orders + 1] = order
   sale.remaining = sale.remaining - sale.quantity
   return order
@@ -114,12 +118,12 @@ for group = 1, #KEYS - 3 do
   elseif keys == '' and sale.limit == 0 then
     -- First come, first served, with nothing to look up for anybody: most of what a crowd asks.
     local takes = math.min(size, math.floor(sale.remaining / sale.quantity))
-    local rest = ' ' .. product .. ' ' .. sale.id .. ' ' .. sale.quantity
+    local head, rest = '["' .. order_stem, tail(sale, product)
     local next_user = string.gmatch(users, '%d+')
     for number = place, place + takes - 1 do
-      local order = string.format('%s%03x', order_stem, number)
-      lines[#lines + 1] = order .. ' ' .. next_user() .. rest
-      orders[#orders + 1] = order
+      local place = string.format('%03x', number)
+      lines[#lines + 1] = head .. place .. '",' .. next_user() .. rest
+      orders[#orders + 1] = order_stem .. place
     end
     letters[#letters + 1] = string.rep('A', takes) .. string.rep('S', size - takes)
     remaining_of[KEYS[group + 3]] = sale.remaining - takes * sale.quantity

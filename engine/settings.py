@@ -54,10 +54,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         int, _setting("most purchases of a worker that may wait for the gate", "purchases", ge=1)
     ] = 20_000
     gate_timeout_ms: Annotated[int, _setting("longest wait for the gate's answer", "ms", ge=10)] = 2_000
+    sold_out_ms: Annotated[
+        int, _setting("how long a sold-out answer is repeated without asking the gate again", "ms", ge=0)
+    ] = 100
     idempotency_s: Annotated[int, _setting("how long an Idempotency-Key is remembered", "s", ge=60)] = 86_400
 
     # Relay
-    relay_batch: Annotated[int, _setting("most purchases in one message", "purchases", ge=1, le=10_000)] = 256
+    relay_batch: Annotated[int, _setting("most purchases in one message", "purchases", ge=1, le=10_000)] = (
+        2_048
+    )
+    outbox_wait_ms: Annotated[
+        int, _setting("shortest time between two reads of the outbox, for entries to gather", "ms", ge=0)
+    ] = 40
     relay_claim_ms: Annotated[
         int, _setting("idle time after which a dead reader's outbox entries are claimed", "ms", ge=100)
     ] = 5_000
@@ -65,8 +73,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     # Fulfilment
     fulfilment_batch: Annotated[
         int, _setting("most purchases in one transaction", "purchases", ge=1, le=10_000)
-    ] = 500
-    fulfilment_wait_ms: Annotated[int, _setting("longest wait for a batch to fill", "ms", ge=0)] = 20
+    ] = 2_000
+    fulfilment_wait_ms: Annotated[int, _setting("longest wait for a batch to fill", "ms", ge=0)] = 40
     fulfilment_in_flight: Annotated[
         int, _setting("batches settled at the same time", "batches", ge=1, le=64)
     ] = 4

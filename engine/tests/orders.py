@@ -3,11 +3,12 @@
 import os
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from redis.asyncio import Redis
 
+from engine.delivery import Delivery, decode_lines, encode_lines
 from engine.keys import ShardKeys
 from engine.reservation import Reservation
 from engine.sale import Sale, SaleTerms
@@ -65,12 +66,13 @@ async def accept(redis: Redis, batch: Sequence[Reservation], entry_size: int = 2
     for start in range(0, len(batch), entry_size):
         part = batch[start : start + entry_size]
         async with redis.pipeline(transaction=True) as pipe:
-            pipe.xadd(SHARD.outbox, {"purchases": "\n".join(map(to_line, part))})
+            pipe.xadd(SHARD.outbox, {"purchases": encode_lines(part)})
             pipe.sadd(SHARD.pending, *(r.order_id for r in part))
             await pipe.execute()
 
 
-def to_line(r: Reservation) -> str:
-    """The reservation as the gate's script writes it."""
-    line = f"{r.order_id} {r.user_id} {r.product_id} {r.sale_id} {r.quantity}"
-    return f"{line} {r.key}" if r.key else line
+def unpack(deliveries: Iterable[Delivery]) -> list[Reservation]:
+    """The reservations of all deliveries, which must hold nothing else."""
+    read = [decode_lines(delivery.lines) for delivery in deliveries]
+    assert not any(poison for _, poison in read)
+    return [reservation for reservations, _ in read for reservation in reservations]

@@ -26,6 +26,13 @@ class Proxy:
         for writer in list(self._writers):
             writer.transport.abort()
 
+    def freeze(self) -> None:
+        """Let every connection be, and carry nothing over it."""
+        for writer in self._writers:
+            transport = writer.transport
+            assert isinstance(transport, asyncio.Transport)
+            transport.pause_reading()
+
     @contextlib.asynccontextmanager
     async def listen(self) -> AsyncIterator["Proxy"]:
         server = await asyncio.start_server(self._serve, "127.0.0.1", 0)

@@ -7,7 +7,7 @@ from redis.asyncio import Redis
 
 from engine.bus import DEAD, Publisher
 from engine.dead_letters import open_stores
-from engine.delivery import encode_message
+from engine.delivery import encode_lines
 from engine.errors import BusUnavailable
 from engine.fulfilment import run_fulfilment
 from engine.ledger import Ledger
@@ -15,7 +15,7 @@ from engine.reservation import Poison, Reservation
 from engine.sale import Sale
 from engine.settings import Settings
 from engine.tests.backend import CONFIRMED, FAILED, read_statuses, running, until_settled
-from engine.tests.orders import SHARD, make_terms, open_at_gate, reserve, to_line
+from engine.tests.orders import SHARD, make_terms, open_at_gate, reserve
 from engine.tests.test_reconciliation import run_command
 
 
@@ -78,7 +78,7 @@ async def test_a_replayed_letter_is_settled_once(redis: Redis, any_settings: Set
     twice, other = reserve(sale, 2)
     await redis.sadd(SHARD.pending, twice.order_id, other.order_id)
     await put_aside(any_settings, redis, [as_record(twice), as_record(twice), Poison(b"rubbish", "no JSON")])
-    await put_aside(any_settings, redis, [Poison(to_line(other).encode(), "a line of an outbox")])
+    await put_aside(any_settings, redis, [Poison(encode_lines([other, twice]), "a whole message")])
     async with running(any_settings, run_fulfilment):
         code, output = await run_command(any_settings, "dead-letters", "replay", "--all")
         assert code == 0, output
@@ -153,7 +153,7 @@ async def test_a_whole_message_that_the_broker_gave_up_is_replayed(
     await publisher.close()
     async with await aio_pika.connect(bus_url) as connection, connection.channel() as channel:
         await channel.default_exchange.publish(
-            aio_pika.Message(encode_message(batch), headers={"x-first-death-reason": "delivery_limit"}), DEAD
+            aio_pika.Message(encode_lines(batch), headers={"x-first-death-reason": "delivery_limit"}), DEAD
         )
     async with running(settings, run_fulfilment):
         _, output = await run_command(settings, "dead-letters", "replay", "--all")

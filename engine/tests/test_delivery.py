@@ -1,80 +1,75 @@
 from collections.abc import Iterable
 
-import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.delivery import Delivery, Packer, Parcel, decode_lines, decode_message, encode_message
-from engine.reservation import Reservation
+from engine.delivery import Delivery, Packer, Parcel, decode_lines, encode_lines, join_lines
+from engine.reservation import Reservation, are_order_ids
 from engine.sale import Sale
-from engine.tests.orders import make_terms, reserve, to_line
+from engine.tests.orders import make_terms, reserve, unpack
 
 SALE = Sale(sale_id=3, terms=make_terms(stock=10, product_id=2, quantity=4))
-LINES = [to_line(r).encode() for r in reserve(SALE, 2, key='a"\\null')]
+LINES = [encode_lines([r]) for r in reserve(SALE, 2, key='a"\\null')]
 
 
-def test_an_entry_holds_one_reservation_a_line() -> None:
+def test_lines_bring_back_what_was_written() -> None:
     batch = [*reserve(SALE, 2), *reserve(SALE, 1, key='k"\\{}~!')]
-    expected = [msgspec.structs.replace(r, accepted_ms=1_700_000_000_000) for r in batch]
-    text = "\n".join(map(to_line, batch)).encode()
-    assert decode_lines(text, 1_700_000_000_000) == (expected, [])
-
-
-def test_a_message_brings_back_what_was_sent() -> None:
-    batch = [*reserve(SALE, 2), *reserve(SALE, 1, key='k"\\{}~!')]
-    assert decode_message(encode_message(batch)) == (batch, [])
+    assert decode_lines(encode_lines(batch)) == (batch, [])
 
 
 def test_bad_lines_are_poison_and_their_neighbours_are_not() -> None:
-    order = LINES[0].split()[0]
+    order = LINES[0][:39].decode()
     bad = [
-        b"",
-        b"nonsense",
-        b"\xff\xfe",
-        order + b" 1 2 3",
-        order + b" 1 2 3 0",
-        order + b" x 2 3 1",
-        order + b" 1 2 3 1 a key",
-        b"00000000-0000-4000-8000-000000000000 1 2 3 1",
-        order + b" 1 2 9223372036854775808 1",
+        "nonsense",
+        "null",
+        "{}",
+        "[]",
+        f"{order},1,2,3,1]",
+        f"{order},1,2,3,0,4]",
+        f'{order},"x",2,3,1,4]',
+        f'{order},1,2,3,1,4,"a key"]',
+        '["00000000-0000-4000-8000-000000000000",1,2,3,1,4]',
+        '["00000000-0000-7000-0000-000000000000",1,2,3,1,4]',
+        '["00000000-0000-7000-8000-00000000000A",1,2,3,1,4]',
+        '["0000000-00000-7000-8000-000000000000",1,2,3,1,4]',
+        '["00000000-0000-7000-8000-0000000000000",1,2,3,1,4]',
+        '["00000000-0000-7000-8000-00000000000é",1,2,3,1,4]',
+        '["",1,2,3,1,4]',
+        f"{order},1,2,9223372036854775808,1,4]",
     ]
-    for line in bad:
-        good, poison = decode_lines(b"\n".join((LINES[0], line, LINES[1])), 0)
-        assert [r.order_id.encode() for r in good] == [each.split()[0] for each in LINES]
+    for line in [*(text.encode() for text in bad), b"\xff\xfe"]:
+        good, poison = decode_lines(b"\n".join((LINES[0], line, LINES[1])))
+        assert encode_lines(good) == b"\n".join(LINES)
         assert [record.body for record in poison] == [line]
         assert poison[0].reason
 
 
-def test_bad_records_of_a_message_are_poison_and_their_neighbours_are_not() -> None:
-    batch = reserve(SALE, 2)
-    records = [msgspec.json.encode(r) for r in batch]
-    for bad in (b"null", b"{}", b'"x"', records[0].replace(b'"quantity":4', b'"quantity":-1')):
-        good, poison = decode_message(b"[" + b",".join((records[0], bad, records[1])) + b"]")
-        assert good == batch
-        assert [record.body for record in poison] == [bad]
+def test_ids_that_only_together_look_right_are_none() -> None:
+    order = "00000000-0000-7000-8000-000000000000"
+    assert are_order_ids([order, order])
+    assert not are_order_ids([order + order[0], order[1:]])
 
 
-def test_a_message_that_is_no_list_is_poison_as_a_whole() -> None:
-    for body in (b"", b"{}", b"\xff", b"[1,"):
-        good, poison = decode_message(body)
-        assert good == []
-        assert [record.body for record in poison] == [body]
+@given(size=st.integers(1, 7), lengths=st.lists(st.integers(1, 20), min_size=1, max_size=12))
+def test_messages_hold_all_lines_in_order_and_all_but_the_last_are_full(
+    size: int, lengths: list[int]
+) -> None:
+    batches = [reserve(SALE, length) for length in lengths]
+    messages = join_lines([make_delivery(batch) for batch in batches], size)
+    read = [decode_lines(lines)[0] for lines in messages]
+    assert ids(r for batch in read for r in batch) == ids(r for batch in batches for r in batch)
+    assert all(len(batch) == size for batch in read[:-1])
 
 
 @given(size=st.integers(1, 7), lengths=st.lists(st.integers(0, 20), max_size=12))
 def test_parcels_are_full_and_finish_their_deliveries_once(size: int, lengths: list[int]) -> None:
-    deliveries = [
-        Delivery(tag=tag, reservations=reserve(SALE, length), poison=[], repeated=False)
-        for tag, length in enumerate(lengths)
-    ]
+    deliveries = [make_delivery(reserve(SALE, length), tag=tag) for tag, length in enumerate(lengths)]
     packer = Packer(size)
     parcels = [parcel for delivery in deliveries for parcel in packer.add(delivery)]
     assert all(len(parcel.reservations) == size for parcel in parcels)
     parcels += packer.flush()
     assert packer.empty
-    assert ids(r for parcel in parcels for r in parcel.reservations) == ids(
-        r for delivery in deliveries for r in delivery.reservations
-    )
+    assert ids(r for parcel in parcels for r in parcel.reservations) == ids(unpack(deliveries))
     # Parcels may be done in any order; a delivery is finished with the last one that holds some of it.
     finished: list[Delivery] = []
     for position, parcel in reversed(list(enumerate(parcels))):
@@ -86,10 +81,14 @@ def test_parcels_are_full_and_finish_their_deliveries_once(size: int, lengths: l
 
 def test_a_parcel_tells_whether_some_of_it_was_seen_before() -> None:
     packer = Packer(3)
-    fresh = Delivery(tag=1, reservations=reserve(SALE, 2), poison=[], repeated=False)
-    again = Delivery(tag=2, reservations=reserve(SALE, 2), poison=[], repeated=True)
+    fresh = make_delivery(reserve(SALE, 2))
+    again = make_delivery(reserve(SALE, 2), repeated=True)
     assert [p.repeated for p in [*packer.add(fresh), *packer.add(again), *packer.flush()]] == [True, True]
     assert [p.repeated for p in [*packer.add(fresh), *packer.flush()]] == [False]
+
+
+def make_delivery(batch: list[Reservation], tag: int = 0, repeated: bool = False) -> Delivery:
+    return Delivery(tag=tag, lines=encode_lines(batch), repeated=repeated)
 
 
 def ids(reservations: Iterable[Reservation]) -> list[str]:

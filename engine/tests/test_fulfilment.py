@@ -9,7 +9,7 @@ from prometheus_client import REGISTRY
 from redis.asyncio import Redis
 
 from engine.bus import PURCHASES, Publisher
-from engine.delivery import encode_message
+from engine.delivery import encode_lines
 from engine.errors import SettingsError
 from engine.fulfilment import Fulfilment, run_fulfilment
 from engine.ledger import Ledger
@@ -175,12 +175,11 @@ async def test_poison_is_put_aside_and_its_neighbours_are_fulfilled(
     good = reserve(sale, 6)
     [lost] = reserve(msgspec.structs.replace(sale, sale_id=sale.sale_id + 1))
     await redis.sadd(SHARD.pending, *(r.order_id for r in good))
-    records = [encode_message([r])[1:-1] for r in good[4:]]
     publisher = Publisher(bus_url)
-    await publisher.publish([*good[:2], lost, *good[2:4]])
+    await publisher.publish(encode_lines([*good[:2], lost, *good[2:4]]))
     await publisher.close()
     async with await aio_pika.connect(bus_url) as connection, connection.channel() as channel:
-        for body in (b"no json", b"[%b,{},%b]" % tuple(records)):
+        for body in (b"no json", encode_lines(good[4:5]) + b"\n{}\n" + encode_lines(good[5:])):
             await channel.default_exchange.publish(aio_pika.Message(body), PURCHASES)
     async with running(settings, run_fulfilment):
         await until_settled(redis)
@@ -193,7 +192,7 @@ async def test_poison_is_put_aside_and_its_neighbours_are_fulfilled(
 async def test_poison_without_a_bus_goes_to_a_stream(redis: Redis, settings_without_bus: Settings) -> None:
     sale = await open_sale(settings_without_bus, redis)
     [good] = reserve(sale)
-    await redis.xadd(SHARD.outbox, {"purchases": f"rubbish\n{good.order_id} 1 1 {sale.sale_id} 1"})
+    await redis.xadd(SHARD.outbox, {"purchases": b"rubbish\n" + encode_lines([good])})
     async with running(settings_without_bus, run_fulfilment):
         await until_settled(redis)
     letters: Any = await redis.xrange(SHARD.dead)

@@ -1,17 +1,19 @@
 import asyncio
+from collections.abc import Iterable
 
 import aio_pika
 import msgspec
 import pytest
 from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
 from engine.bus import PURCHASES, Consumer, Publisher
-from engine.delivery import Delivery
+from engine.delivery import Delivery, encode_lines
 from engine.errors import SettingsError
 from engine.fulfilment import run_fulfilment
 from engine.keys import ShardKeys
 from engine.outbox import Outbox
-from engine.relay import run_relay
+from engine.relay import Relay, run_relay
 from engine.sale import Sale
 from engine.settings import Settings
 from engine.tests.backend import (
@@ -25,7 +27,7 @@ from engine.tests.backend import (
     until_relayed,
     until_settled,
 )
-from engine.tests.orders import SHARD, accept, make_terms, reserve
+from engine.tests.orders import SHARD, accept, make_terms, reserve, unpack
 from engine.tests.proxy import Proxy
 
 SALE = Sale(sale_id=3, terms=make_terms(stock=1_000))
@@ -35,7 +37,7 @@ async def drain_bus(url: str, purchases: int) -> list[Delivery]:
     """Read messages until they hold so many purchases."""
     consumer = Consumer(url, prefetch=10_000)
     deliveries: list[Delivery] = []
-    while sum(len(delivery.reservations) for delivery in deliveries) < purchases:
+    while len(unpack(deliveries)) < purchases:
         deliveries += await consumer.read(1)
     await consumer.acknowledge(deliveries)
     await consumer.close()
@@ -48,8 +50,7 @@ async def test_entries_leave_the_outbox_for_the_bus(redis: Redis, settings: Sett
         await accept(redis, batch, entry_size=7)
         await until_relayed(redis)
     deliveries = await drain_bus(bus_url, 1_000)
-    arrived = [r.order_id for delivery in deliveries for r in delivery.reservations]
-    assert sorted(arrived) == sorted(r.order_id for r in batch)
+    assert sorted(r.order_id for r in unpack(deliveries)) == sorted(r.order_id for r in batch)
 
 
 async def test_small_entries_share_a_message_and_large_ones_are_split(
@@ -60,7 +61,7 @@ async def test_small_entries_share_a_message_and_large_ones_are_split(
     await accept(redis, reserve(SALE, 25), entry_size=25)
     async with running(settings, run_relay):
         await until_relayed(redis)
-    sizes = [len(delivery.reservations) for delivery in await drain_bus(bus_url, 55)]
+    sizes = [len(unpack([delivery])) for delivery in await drain_bus(bus_url, 55)]
     assert max(sizes) == 10
     assert len(sizes) <= 7
 
@@ -74,7 +75,7 @@ async def test_a_relay_killed_between_publish_and_acknowledge_loses_nothing_and_
     # All that a relay does up to its death: it read, published, and got every confirm.
     victim, publisher = Outbox(redis, [SHARD], "killed", 3_600_000), Publisher(bus_url)
     for delivery in await victim.read(1):
-        await publisher.publish(delivery.reservations)
+        await publisher.publish(delivery.lines)
     await publisher.close()
     async with running(msgspec.structs.replace(settings, relay_claim_ms=100)):
         await until_settled(redis)
@@ -82,19 +83,19 @@ async def test_a_relay_killed_between_publish_and_acknowledge_loses_nothing_and_
     assert await read_sold(settings, sale) == 500
 
 
-async def test_lines_that_are_no_purchases_become_dead_letters(
+async def test_what_is_no_purchase_ends_as_a_dead_letter_and_its_neighbours_are_fulfilled(
     redis: Redis, settings: Settings, bus_url: str
 ) -> None:
-    orders = reserve(SALE, 2)
-    lines = [f"{orders[0].order_id} 1 1 3 1", "rubbish", f"{orders[1].order_id} 1 1 3 1"]
-    await redis.xadd(SHARD.outbox, {"purchases": "\n".join(lines)})
-    async with running(settings, run_relay):
-        await until_relayed(redis)
-    [delivery] = await drain_bus(bus_url, 2)
-    assert [r.order_id for r in delivery.reservations] == [r.order_id for r in orders]
-    [(body, reason)] = await take_dead_letters(bus_url, 1)
+    orders = reserve(await open_sale(settings, redis), 2)
+    await redis.sadd(SHARD.pending, *(r.order_id for r in orders))
+    lines = b"\n".join((encode_lines(orders[:1]), b"rubbish", encode_lines(orders[1:])))
+    await redis.xadd(SHARD.outbox, {"purchases": lines})
+    async with running(settings):
+        await until_settled(redis)
+        [(body, reason)] = await take_dead_letters(bus_url, 1)
     assert body == b"rubbish"
     assert reason
+    assert await read_statuses(settings) == {r.order_id: CONFIRMED for r in orders}
 
 
 async def test_a_dropped_connection_is_made_again_and_nothing_is_lost(
@@ -112,6 +113,51 @@ async def test_a_dropped_connection_is_made_again_and_nothing_is_lost(
     assert await read_sold(settings, sale) == 4_000
 
 
+class Careless(Outbox):
+    """Fails one acknowledgement while another read waits, and loses the cancellation that comes of it."""
+
+    reads = 0
+    failed = lost = False
+
+    def __init__(self, redis: Redis) -> None:
+        super().__init__(redis, [SHARD], "careless", 3_600_000)
+        self.other_waits = asyncio.Event()
+
+    async def read(self, wait_s: float) -> list[Delivery]:
+        self.reads += 1
+        if self.reads > 2:
+            self.other_waits.set()
+        try:
+            return await super().read(wait_s)
+        except asyncio.CancelledError:
+            if self.lost:
+                raise
+            self.lost = True
+            return []
+
+    async def acknowledge(self, deliveries: Iterable[Delivery]) -> None:
+        if not self.failed:
+            self.failed = True
+            await self.other_waits.wait()
+            raise RedisError("no answer")
+        await super().acknowledge(deliveries)
+
+
+async def test_what_a_failed_lane_held_is_relayed_though_the_other_lost_its_cancellation(
+    redis: Redis, bus_url: str
+) -> None:
+    outbox, stop = Careless(redis), asyncio.Event()
+    relay = Relay(outbox, Publisher(bus_url), 10)
+    await accept(redis, reserve(SALE, 5))
+    work = asyncio.create_task(relay.run(stop))
+    await until_relayed(redis)
+    stop.set()
+    await work
+    await relay.close()
+    assert outbox.lost
+    assert {r.order_id for r in unpack(await drain_bus(bus_url, 10))}
+
+
 async def test_a_deleted_queue_comes_back(redis: Redis, settings: Settings, bus_url: str) -> None:
     async with running(settings, run_relay):
         await accept(redis, reserve(SALE, 5))
@@ -120,7 +166,7 @@ async def test_a_deleted_queue_comes_back(redis: Redis, settings: Settings, bus_
             await channel.queue_delete(PURCHASES)
         await accept(redis, reserve(SALE, 6))
         await until_relayed(redis)
-    assert sum(len(delivery.reservations) for delivery in await drain_bus(bus_url, 6)) == 6
+    assert len(unpack(await drain_bus(bus_url, 6))) == 6
 
 
 async def test_a_stopped_relay_first_empties_the_outbox(
