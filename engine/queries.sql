@@ -11,9 +11,14 @@ SELECT order_id, user_id, product_id, sale_id, quantity, status, reason
 FROM orders
 WHERE order_id = ANY ($1::uuid[]);
 
--- name: settle_orders
-SELECT order_id, status, reason, fresh
-FROM settle_orders(
+-- name: settle_plain
+SELECT settle_plain(
+    $1::bigint, $2::bigint, $3::integer, $4::text::uuid[], $5::text::bigint[], $6::text::bigint[], $7::text[]
+) AS settled;
+
+-- name: settle_batch
+SELECT place, status, reason, fresh
+FROM settle_batch(
     $1::uuid[], $2::bigint[], $3::bigint[], $4::bigint[], $5::integer[], $6::text[], $7::bigint[], $8::text[]
 );
 
@@ -50,6 +55,3 @@ FROM (SELECT accepted_at FROM orders ORDER BY order_id DESC LIMIT 1000) AS lates
 
 -- name: try_lock
 SELECT pg_try_advisory_lock(hashtext('flashgrid gate')) AS mine;
-
--- name: unlock
-SELECT pg_advisory_unlock(hashtext('flashgrid gate'));

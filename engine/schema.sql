@@ -17,7 +17,7 @@ CREATE TABLE IF NOT EXISTS sales (
 
 CREATE TABLE IF NOT EXISTS orders (
     order_id        uuid PRIMARY KEY,
-    sale_id         bigint NOT NULL,  -- in sales: settle_orders joins and locks it; a foreign key would check each row
+    sale_id         bigint NOT NULL,  -- in sales: settle_batch joins and locks it; a foreign key would check each row
     product_id      bigint NOT NULL,
     user_id         bigint NOT NULL,
     quantity        integer NOT NULL CHECK (quantity > 0),
@@ -28,13 +28,38 @@ CREATE TABLE IF NOT EXISTS orders (
     settled_at      timestamptz NOT NULL
 );
 
--- Settles a batch of distinct orders: one row for each, `fresh` where this call wrote it; none for an order whose sale
--- does not exist. Orders that were settled before stay as they are. Units go to the new ones by their time of
--- acceptance for as long as the running sum fits into the stock.
-CREATE OR REPLACE FUNCTION settle_orders(
+-- Settles what nearly every batch is: new orders of one sale, equal in product and quantity, all paid, all within the
+-- stock. Writes nothing and says false where they don't fit in; fails where one of them is known. `idempotency_keys`
+-- may be NULL where no order has one.
+CREATE OR REPLACE FUNCTION settle_plain(
+    sale bigint, product bigint, units integer,
+    order_ids uuid[], user_ids bigint[], accepted_ms bigint[], idempotency_keys text[]
+) RETURNS boolean
+LANGUAGE plpgsql
+AS $$
+#variable_conflict use_column
+BEGIN
+    UPDATE sales SET sold = sold + units::bigint * cardinality(order_ids)
+    WHERE sale_id = sale AND sold + units::bigint * cardinality(order_ids) <= stock;
+    IF FOUND THEN
+        INSERT INTO orders
+        SELECT order_id, sale, product, user_id, units, 'CONFIRMED', NULL,
+            idempotency_key, to_timestamp(accepted_ms / 1000.0), clock_timestamp()
+        FROM unnest(order_ids, user_ids, accepted_ms, idempotency_keys)
+            AS batch (order_id, user_id, accepted_ms, idempotency_key);
+    END IF;
+    RETURN FOUND;
+END
+$$;
+
+-- Settles any batch of distinct orders. An order that this call CONFIRMED gets no row; any other one gets a row with its
+-- place in the batch, from 1: fresh where this call wrote it, not fresh where it was settled before and stays as it is,
+-- without a status where its sale does not exist. Units go to the new ones by their time of acceptance for as long as
+-- the running sum fits into the stock. `idempotency_keys` and `declines` may be NULL where no order has one.
+CREATE OR REPLACE FUNCTION settle_batch(
     order_ids uuid[], sale_ids bigint[], product_ids bigint[], user_ids bigint[], quantities integer[],
     idempotency_keys text[], accepted_ms bigint[], declines text[]
-) RETURNS TABLE (order_id uuid, status text, reason text, fresh boolean)
+) RETURNS TABLE (place bigint, status text, reason text, fresh boolean)
 LANGUAGE plpgsql
 SET enable_seqscan = off  -- a plan made while the tables are young must not outlive their youth
 AS $$
@@ -43,24 +68,29 @@ DECLARE
     known uuid[];
 BEGIN
     -- In the order of their ids, so that two batches never wait for each other. Each statement below begins after the
-    -- locks are held and so sees everything that earlier holders of them committed.
+    -- locks are held and so sees everything that earlier holders of them committed: an order that is not known now can't
+    -- appear before the end, as whoever settles it must hold its sale.
     PERFORM FROM sales WHERE sale_id = ANY (sale_ids) ORDER BY sale_id FOR NO KEY UPDATE;
 
     known := ARRAY(SELECT order_id FROM orders WHERE order_id = ANY (order_ids));
 
     RETURN QUERY
-    WITH judged AS (
+    WITH offered AS MATERIALIZED (
+        SELECT sale_id, stock, sold FROM sales WHERE sale_id = ANY (sale_ids)
+    ), judged AS MATERIALIZED (
         SELECT batch.*, CASE
+            WHEN stock IS NULL THEN NULL
             WHEN decline IS NOT NULL THEN 'FAILED'
             WHEN sold + sum(batch.quantity) FILTER (WHERE decline IS NULL) OVER (
-                PARTITION BY sale_id ORDER BY accepted_ms ROWS UNBOUNDED PRECEDING
+                PARTITION BY batch.sale_id ORDER BY accepted_ms ROWS UNBOUNDED PRECEDING
             ) <= stock THEN 'CONFIRMED'
             ELSE 'REJECTED'
         END AS status
         FROM unnest(
             order_ids, sale_ids, product_ids, user_ids, quantities, idempotency_keys, accepted_ms, declines
-        ) AS batch (order_id, sale_id, product_id, user_id, quantity, idempotency_key, accepted_ms, decline)
-        JOIN sales USING (sale_id)
+        ) WITH ORDINALITY
+            AS batch (order_id, sale_id, product_id, user_id, quantity, idempotency_key, accepted_ms, decline, place)
+        LEFT JOIN offered USING (sale_id)
         WHERE order_id <> ALL (known)
     ), inserted AS (
         INSERT INTO orders
@@ -68,16 +98,23 @@ BEGIN
             CASE status WHEN 'FAILED' THEN decline WHEN 'REJECTED' THEN 'no unit left in the ledger' END,
             idempotency_key, to_timestamp(accepted_ms / 1000.0), clock_timestamp()
         FROM judged
-        ON CONFLICT DO NOTHING
-        RETURNING order_id, sale_id, quantity, status, reason
+        WHERE status IS NOT NULL
     ), counted AS (
         UPDATE sales SET sold = sold + units
-        FROM (SELECT sale_id, sum(quantity) AS units FROM inserted WHERE status = 'CONFIRMED' GROUP BY sale_id) AS taken
+        FROM (SELECT sale_id, sum(quantity) AS units FROM judged WHERE status = 'CONFIRMED' GROUP BY sale_id) AS taken
         WHERE sales.sale_id = taken.sale_id
     )
-    SELECT order_id, status, reason, true FROM inserted;
+    SELECT place, status, CASE status WHEN 'FAILED' THEN decline WHEN 'REJECTED' THEN 'no unit left in the ledger' END, true
+    FROM judged
+    WHERE status IS DISTINCT FROM 'CONFIRMED';
 
-    RETURN QUERY SELECT order_id, status, reason, false FROM orders WHERE order_id = ANY (known);
+    IF cardinality(known) > 0 THEN
+        RETURN QUERY
+        SELECT place, status, reason, false
+        FROM unnest(order_ids) WITH ORDINALITY AS batch (order_id, place)
+        JOIN orders USING (order_id)
+        WHERE order_id = ANY (known);
+    END IF;
 END
 $$;
 

@@ -168,7 +168,7 @@ async def test_an_order_of_an_unknown_sale_is_poison_and_its_neighbours_settle(l
     settlement = await ledger.settle([*good[:2], lost, *good[2:]], [None] * 5)
     assert count(settlement.settled, CONFIRMED) == 4
     [poison] = settlement.poison
-    assert msgspec.json.decode(poison.body)["order_id"] == lost.order_id
+    assert poison.body == msgspec.json.encode(lost)
     assert "unknown sale" in poison.reason
 
 
