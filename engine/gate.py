@@ -3,6 +3,11 @@
 While one script call of a shard is in flight, the purchases that arrive wait and form the next batch. So a
 crowd costs as many round trips, scripts and fsyncs as there are batches, and each answer is on disk (with
 `appendfsync always`) before it is given.
+
+A product that was sold out stays so for a moment: what the script said of it is repeated for `sold_out_ms`
+from the time it was asked, as a lease on that answer. A unit that comes back in between waits for its end,
+and who opens a new sale of the product is answered after it, so that nobody hears of a sale and is then sent
+away in the name of the one before.
 """
 
 import asyncio
@@ -86,6 +91,7 @@ class Gate:
             raise ValueError("the gate needs redis_url")
         self._redis = connect_redis(settings.redis_url, settings.gate_timeout_ms)
         self._shards = settings.gate_shards
+        self._sold_out_s = settings.sold_out_ms / 1000
         self._lanes = [_Lane(ShardKeys(shard), settings, settings.redis_url) for shard in range(self._shards)]
         self._only_lane = self._lanes[0] if self._shards == 1 else None
 
@@ -118,7 +124,10 @@ class Gate:
         return await future
 
     async def open_sale(self, sale: Sale) -> None:
-        """Put the sale on offer in place of the product's older one. Raises GateUnavailable."""
+        """Put the sale on offer in place of the product's older one. Raises GateUnavailable.
+
+        Returns once no front door of any machine repeats what it heard of the older one.
+        """
         terms = sale.terms
         lane = self._lane_of(terms.product_id)
         keys = lane.keys
@@ -127,11 +136,14 @@ class Gate:
             terms.quantity, terms.starts_ms or 0, terms.ends_ms or 0,
         )  # fmt: skip
         try:
-            lane.witness.note(
-                *await OPEN_SALE.run(self._redis, [keys.mark, keys.sale(terms.product_id)], arguments)
+            generation, writes, replaced = await OPEN_SALE.run(
+                self._redis, [keys.mark, keys.sale(terms.product_id)], arguments
             )
         except (RedisError, OSError) as error:
             raise GateUnavailable(f"the sale could not be opened at the gate: {error}") from error
+        lane.witness.note(generation, writes)
+        if replaced:
+            await asyncio.sleep(self._sold_out_s)
 
     async def read_stock(self, product_id: int) -> Stock | None:
         """Stock of the product's current sale, None if it has none. Raises GateUnavailable."""
@@ -189,6 +201,12 @@ class _Lane:
         self._batch_size = settings.gate_batch
         self._capacity = settings.gate_waiting
         self._remember_s = settings.idempotency_s
+        self._sold_out_s = settings.sold_out_ms / 1000
+        self._sold_out_until: dict[bytes, float] = {}
+        """Product id → until when, on time.monotonic, it is known to be sold out."""
+        self._sent_away = 0
+        """Purchases answered from that knowledge and not counted yet."""
+        self._loop = asyncio.get_running_loop()
         self.waiting: list[Purchase] = []
         self._arrived = asyncio.Event()
         self._closing = False
@@ -198,6 +216,15 @@ class _Lane:
     def submit(self, purchase: Purchase) -> None:
         if self._closing:
             _answer_all([purchase], Outcome.GATE_UNAVAILABLE)
+            return
+        until = self._sold_out_until.get(purchase[1])
+        # Whoever comes with a key may have bought already, which the script knows.
+        if until is not None and purchase[2] is None and time.monotonic() < until:
+            if not self._sent_away:
+                # Counted together with all that this turn of the loop brings.
+                self._loop.call_soon(self._count_sent_away)
+            self._sent_away += 1
+            purchase[3](Outcome.SOLD_OUT, None)
             return
         if len(self.waiting) >= self._capacity:
             _answer_all([purchase], Outcome.OVERLOADED)
@@ -235,6 +262,7 @@ class _Lane:
             else:
                 group.append(purchase)
         stem = make_order_stem()
+        asked_at = time.monotonic()
         try:
             letters = await self._reserve(stem, groups)
         except GateUnavailable as error:
@@ -249,7 +277,20 @@ class _Lane:
             if not self._reachable:
                 log.info("gate shard %d answers again", self.keys.shard)
                 self._reachable = True
+            self._remember_sold_out(groups, letters, asked_at)
             _give_answers(stem, groups.values(), letters)
+
+    def _remember_sold_out(self, groups: dict[bytes, list[Purchase]], letters: str, asked_at: float) -> None:
+        if "S" in letters:
+            place = 0
+            for product_id, purchases in groups.items():
+                place += len(purchases)
+                if letters[place - 1] == "S":
+                    self._sold_out_until[product_id] = asked_at + self._sold_out_s
+
+    def _count_sent_away(self) -> None:
+        _COUNTERS[Outcome.SOLD_OUT].inc(self._sent_away)
+        self._sent_away = 0
 
     async def _reserve(self, stem: str, groups: dict[bytes, list[Purchase]]) -> str:
         """Run the script. Raises GateUnavailable if it surely did not run, OutcomeUnknown if it may have."""

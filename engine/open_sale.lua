@@ -4,15 +4,19 @@
 -- KEYS  mark, the product's sale
 -- ARGV  writer (mark.py), the key names' prefix, sale id, stock, limit (0 none), quantity, starts_ms (0 none), ends_ms (0 none)
 -- A closed gate takes the sale, too: who rebuilds it keeps a sale that is newer than those it knows.
--- Returns the generation (0 closed) and the number of the writer's last write.
+-- Returns the generation (0 closed), the number of the writer's last write, and 1 if an older sale was replaced, 0 if not.
 
 local mark, sale = KEYS[1], KEYS[2]
 local writer, prefix, sale_id = ARGV[1], ARGV[2], ARGV[3]
 local current = redis.call('HGET', sale, 'sale_id')
+local replaced = 0
 if not current or tonumber(current) < tonumber(sale_id) then
   redis.call('HSET', sale,
     'sale_id', sale_id, 'stock', ARGV[4], 'remaining', ARGV[4], 'released', 0,
     'limit', ARGV[5], 'quantity', ARGV[6], 'starts_ms', ARGV[7], 'ends_ms', ARGV[8])
-  if current then redis.call('UNLINK', prefix .. 'buyers:' .. current) end
+  if current then
+    redis.call('UNLINK', prefix .. 'buyers:' .. current)
+    replaced = 1
+  end
 end
-return {tonumber(redis.call('HGET', mark, 'open') or 0), redis.call('HINCRBY', mark, writer, 1)}
+return {tonumber(redis.call('HGET', mark, 'open') or 0), redis.call('HINCRBY', mark, writer, 1), replaced}

@@ -127,6 +127,8 @@ class Reconciliation:
 
     async def is_outdated(self) -> bool:
         """Whether the ledger has settled an order that is newer than all that the gate has ever accepted."""
+        # The ledger first: what is accepted and settled in between must not make the gate look older.
+        settled_ms = await self._ledger.find_newest()
         newest_ms = 0
         for shard in self._shards:
             newest_ms = max(newest_ms, int(await self._redis.hget(shard.mark, "newest") or 0))
@@ -135,7 +137,7 @@ class Reconciliation:
             except ResponseError:
                 continue  # there is none yet
             newest_ms = max(newest_ms, int(stream["last-generated-id"].partition(b"-")[0]))
-        return newest_ms < await self._ledger.find_newest()
+        return newest_ms < settled_ms
 
     async def read_traffic(self) -> Traffic:
         """What is under way."""
@@ -201,7 +203,7 @@ class Reconciliation:
             for shard in self._shards:
                 await self._run(REOPEN, [shard.mark], [generation, newest_ms])
         units = sum(balance.sale.terms.stock - balance.sold for balance in balances)
-        log.warning(
+        log.info(
             "the gate is open in generation %d: %d sales, %d units left", generation, len(balances), units
         )
         return True

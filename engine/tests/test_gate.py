@@ -11,12 +11,14 @@ from typing import Any
 
 import msgspec
 import pytest
+from prometheus_client import REGISTRY
 from redis.asyncio import Redis
 
+from engine.delivery import decode_lines
 from engine.gate import Gate, Outcome, make_order_stem
 from engine.keys import ShardKeys, shard_of
 from engine.local.stack import Stack
-from engine.reservation import OrderId
+from engine.reservation import OrderId, Reservation
 from engine.sale import Sale, SaleTerms
 from engine.settings import Settings
 
@@ -49,9 +51,9 @@ def frozen(pid: int) -> Iterator[None]:
         os.kill(pid, signal.SIGCONT)
 
 
-async def read_outbox(redis: Redis, keys: ShardKeys = KEYS) -> list[list[str]]:
+async def read_outbox(redis: Redis, keys: ShardKeys = KEYS) -> list[Reservation]:
     entries: Any = await redis.xrange(keys.outbox)
-    return [line.split() for _, fields in entries for line in fields[b"purchases"].decode().split("\n")]
+    return [r for _, fields in entries for r in decode_lines(fields[b"purchases"])[0]]
 
 
 async def clock_ms(redis: Redis) -> int:
@@ -65,17 +67,30 @@ async def test_a_crowd_gets_exactly_the_stock(gate: Gate, redis: Redis) -> None:
     assert Counter(outcome for outcome, _ in answers) == {Outcome.ACCEPTED: 700, Outcome.SOLD_OUT: 2300}
     orders = {order for outcome, order in answers if outcome is Outcome.ACCEPTED}
     assert len(orders) == 700
-    assert {line[0] for line in await read_outbox(redis)} == orders
+    assert {r.order_id for r in await read_outbox(redis)} == orders
     assert set(await redis.smembers(KEYS.pending)) == {str(order).encode() for order in orders}
     assert (await gate.read_stock(1)) == (1, 700, 0)
 
 
+@pytest.mark.parametrize("key", [None, 'k"\\/{}~!'])
 async def test_an_accepted_purchase_stands_in_the_outbox_as_it_was_asked_for(
-    gate: Gate, redis: Redis
+    gate: Gate, redis: Redis, key: str | None
 ) -> None:
     await open_sale(gate, sale_id=7, quantity=2)
-    _, order_id = await gate.reserve(2**63 - 1, 1, "key-1")
-    assert await read_outbox(redis) == [[order_id, str(2**63 - 1), "1", "7", "2", "key-1"]]
+    before_ms = await clock_ms(redis)
+    _, order_id = await gate.reserve(2**63 - 1, 1, key)
+    [reservation] = await read_outbox(redis)
+    assert order_id
+    assert before_ms <= reservation.accepted_ms <= await clock_ms(redis)
+    assert reservation == Reservation(
+        order_id=order_id,
+        user_id=2**63 - 1,
+        product_id=1,
+        sale_id=7,
+        quantity=2,
+        accepted_ms=reservation.accepted_ms,
+        key=key,
+    )
 
 
 async def test_what_arrives_during_a_script_call_forms_one_batch(gate: Gate, redis: Redis) -> None:
@@ -117,9 +132,9 @@ async def test_shards_keep_their_keys_apart_and_answer_together(
         await open_sale(gate, sale_id=product, product_id=product, stock=1)
     answers = await asyncio.gather(*(gate.reserve(1, product, None) for product in products))
     for shard in range(4):
-        lines = await read_outbox(redis, ShardKeys(shard))
-        assert {int(line[2]) for line in lines} == {p for p in products if shard_of(p, 4) == shard}
-        assert lines, "each of four shards holds some of forty products"
+        reservations = await read_outbox(redis, ShardKeys(shard))
+        assert {r.product_id for r in reservations} == {p for p in products if shard_of(p, 4) == shard}
+        assert reservations, "each of four shards holds some of forty products"
     assert all([await gate.is_pending(str(order)) for _, order in answers])
     await gate.close()
 
@@ -201,6 +216,67 @@ async def test_a_newer_sale_replaces_an_older_one_and_never_the_other_way_round(
     assert (await gate.reserve(101, 1, None))[0] is Outcome.ACCEPTED, "a new sale counts its buyers anew"
 
 
+@pytest.fixture
+async def repeating_gate(settings_without_bus: Settings) -> AsyncIterator[Gate]:
+    """A gate that repeats a sold-out answer for so long that only a test's end ends it."""
+    gate = Gate(msgspec.structs.replace(settings_without_bus, sold_out_ms=60_000))
+    yield gate
+    await gate.close()
+
+
+async def test_sold_out_is_repeated_without_asking_the_gate(repeating_gate: Gate, redis: Redis) -> None:
+    await open_sale(repeating_gate)
+    await open_sale(repeating_gate, 2, product_id=2)
+    counted = sold_out_count()
+    await buy(repeating_gate, 4)
+    await redis.flushdb()
+    assert await buy(repeating_gate, 5) == [(Outcome.SOLD_OUT, None)] * 5
+    assert await buy(repeating_gate, 1, product_id=2) == [(Outcome.GATE_UNAVAILABLE, None)]
+    await asyncio.sleep(0)
+    assert sold_out_count() - counted == 6, "counted at once, not when the gate is asked again"
+
+
+def sold_out_count() -> float:
+    value = REGISTRY.get_sample_value("flashgrid_purchases_total", {"outcome": "SOLD_OUT"})
+    return value or 0.0
+
+
+async def test_whoever_comes_with_a_key_is_looked_up_in_a_sale_that_is_sold_out(repeating_gate: Gate) -> None:
+    await open_sale(repeating_gate, stock=1)
+    first = await repeating_gate.reserve(101, 1, "key")
+    assert await buy(repeating_gate, 1, user_id=102) == [(Outcome.SOLD_OUT, None)]
+    assert await repeating_gate.reserve(101, 1, "key") == first
+
+
+async def test_a_lease_counts_from_the_asking_and_ends(settings_without_bus: Settings, redis: Redis) -> None:
+    gate = Gate(msgspec.structs.replace(settings_without_bus, sold_out_ms=50))
+    try:
+        await open_sale(gate, stock=1)
+        await buy(gate, 2)
+        await redis.hset(KEYS.sale(1), "remaining", 1)
+        async with asyncio.timeout(10):
+            while (await buy(gate, 1))[0][0] is not Outcome.ACCEPTED:
+                pass
+    finally:
+        await gate.close()
+
+
+async def test_a_new_sale_is_open_for_all_front_doors_when_its_opening_is_answered(
+    settings_without_bus: Settings,
+) -> None:
+    settings = msgspec.structs.replace(settings_without_bus, sold_out_ms=300)
+    here, there = Gate(settings), Gate(settings)
+    try:
+        await open_sale(here, stock=1)
+        for gate in (here, there):
+            await buy(gate, 2)
+        await open_sale(here, 2, stock=10)
+        for gate in (here, there):
+            assert [outcome for outcome, _ in await buy(gate, 2)] == [Outcome.ACCEPTED] * 2
+    finally:
+        await asyncio.gather(here.close(), there.close())
+
+
 async def test_refusals_write_nothing(gate: Gate, redis: Redis) -> None:
     await open_sale(gate, stock=0)
     before = (await redis.info("persistence"))["aof_current_size"]
@@ -222,7 +298,7 @@ async def test_clients_do_not_see_that_redis_was_restarted(gate: Gate, stack: St
     await stack.kill("redis")
     await stack.start("redis")
     assert (await buy(gate, 1))[0][0] is Outcome.ACCEPTED
-    assert {line[0] for line in await read_outbox(redis)} > {order_id}, "what was accepted was on disk"
+    assert {r.order_id for r in await read_outbox(redis)} > {order_id}, "what was accepted was on disk"
     assert (await gate.read_stock(1)) == (1, 10, 8)
 
 

@@ -12,6 +12,7 @@ import pytest
 from redis.asyncio import Redis
 
 from engine.bus import Consumer, Publisher
+from engine.delivery import encode_lines
 from engine.errors import GateUnavailable
 from engine.fulfilment import run_fulfilment
 from engine.gate import Gate, Outcome
@@ -241,6 +242,28 @@ async def test_a_restart_with_the_data_intact_is_no_loss(
         assert await redis.hget(SHARD.mark, "open") == generation
 
 
+async def test_a_gate_that_accepts_while_it_is_compared_with_the_ledger_is_not_outdated(
+    settings_without_bus: Settings, redis: Redis, gate: Gate, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await open_sale(ledger, gate, stock=10)
+    await buy(gate, 1)
+    find = Ledger.find_newest
+
+    async def settle_and_find(self: Ledger) -> int:
+        await asyncio.sleep(0.002)  # entry ids are milliseconds
+        await buy(gate, 1)
+        await until_settled(redis)
+        return await find(self)
+
+    async with (
+        running(settings_without_bus, run_fulfilment),
+        reconciling(settings_without_bus, redis) as reconciliation,
+    ):
+        await until_settled(redis)
+        monkeypatch.setattr(Ledger, "find_newest", settle_and_find)
+        assert not await reconciliation.is_outdated()
+
+
 async def test_limits_and_keys_survive(
     settings_without_bus: Settings, redis: Redis, gate: Gate, ledger: Ledger
 ) -> None:
@@ -283,14 +306,10 @@ async def test_late_orders_release_nothing_and_the_audit_finds_them(
         async with running(settings_without_bus, run_fulfilment):
             # A relay that held two purchases of the wiped outbox; the payment of one was declined.
             await ledger.settle([declined], ["declined"])
-            await redis.xadd(SHARD.outbox, {"purchases": "\n".join(line(r) for r in (late, declined))})
+            await redis.xadd(SHARD.outbox, {"purchases": encode_lines([late, declined])})
             await until_settled(redis)
             await until_remaining(gate, 9)
     assert await read_statuses(settings_without_bus) == {late.order_id: CONFIRMED, declined.order_id: FAILED}
-
-
-def line(r: Any) -> str:
-    return f"{r.order_id} {r.user_id} {r.product_id} {r.sale_id} {r.quantity}"
 
 
 async def test_the_gate_follows_the_ledger_in_what_is_on_offer(
@@ -358,7 +377,7 @@ async def test_a_message_that_a_consumer_holds_is_under_way(
     assert settings.amqp_url
     sale = Sale(sale_id=1, terms=make_terms(5))
     publisher, consumer = Publisher(settings.amqp_url), Consumer(settings.amqp_url, prefetch=10)
-    await publisher.publish(reserve(sale, 2))
+    await publisher.publish(encode_lines(reserve(sale, 2)))
     async with reconciling(settings, redis) as reconciliation:
         assert not (await reconciliation.read_traffic()).drained
         while not await consumer.read(1):
