@@ -1,7 +1,7 @@
 """The command `flashgrid`: serves the engine, manages its private services, lists its settings."""
 
 import asyncio
-from typing import Any
+from typing import Any, ClassVar
 
 import click
 
@@ -13,15 +13,19 @@ from engine.stage import Role, set_up_logging
 
 
 class Commands(click.Group):
-    """Commands that end with exit code 1 and one clear line when the engine says why it can't go on."""
+    """Commands that end with one clear line and an exit code when they say why they can't go on."""
+
+    program: ClassVar[str] = "flashgrid"
+    errors: ClassVar[tuple[type[Exception], ...]] = (FlashgridError,)
+    exit_code: ClassVar[int] = 1
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command that was asked for."""
         try:
             return super().invoke(ctx)
-        except FlashgridError as error:
-            click.echo(f"flashgrid: {error}", err=True)
-            ctx.exit(1)
+        except self.errors as error:
+            click.echo(f"{self.program}: {error}", err=True)
+            ctx.exit(self.exit_code)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -11,7 +11,7 @@ from importlib.resources import files
 from typing import Final
 
 import msgspec
-from aiohttp import web
+from aiohttp import HttpVersion10, HttpVersion11, web
 from aiohttp.typedefs import Handler
 
 from engine.answers import (
@@ -35,6 +35,12 @@ from engine.settings import Settings
 
 log = logging.getLogger(__name__)
 
+LEAVING: Final = web.AppKey("leaving", asyncio.Event)
+"""Set once nobody else may connect."""
+_LAST_WORDS_S: Final = 0.5
+"""How long those who are connected may still ask then."""
+LINGER_S: Final = 1.0
+"""How long a body that was refused may still come, so that its client gets to read why."""
 _FORWARDING_HEADERS: Final = ("Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Real-IP", "Via")
 
 
@@ -51,7 +57,8 @@ class FrontDoor:
     def make_app(self) -> web.Application:
         """The aiohttp application."""
         # aiohttp refuses a body as soon as it is longer than this.
-        app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[answer_errors])
+        app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[take_leave, answer_errors])
+        app[LEAVING] = asyncio.Event()
         app.router.add_post("/purchase/init", self.open_sale)
         app.router.add_post("/purchase/buy", self.buy)
         app.router.add_get("/purchase/orders/{order_id}", self.show_order)
@@ -72,6 +79,9 @@ class FrontDoor:
                 body = await request.read()
         except TimeoutError:
             raise InputError("body", "did not arrive in time", 408) from None
+        except RuntimeError:
+            # So says aiohttp where the client had gone before the reading began.
+            raise ConnectionResetError("the client has gone") from None
         user_id, product_id = parse_buy(body)
         return respond(answer_purchase(*await self._gate.reserve(user_id, product_id, key)))
 
@@ -176,10 +186,28 @@ class FrontDoor:
 
 
 @web.middleware
+async def take_leave(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Tell who asks a front door that is leaving to connect anew (RFC 9112, 9.6)."""
+    response = await handler(request)
+    if request.app[LEAVING].is_set():
+        response.force_close()
+    return response
+
+
+@web.middleware
 async def answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Turn errors into problem documents."""
+    if request.version not in (HttpVersion10, HttpVersion11) and request.transport is not None:
+        # aiohttp answers in the version that it was asked in, which here nobody could read.
+        request.transport.abort()
+        return respond(answer_input_error(InputError("version", "must be HTTP/1.0 or HTTP/1.1")))
     try:
         return await handler(request)
+    except (web.RequestPayloadError, ConnectionError):
+        # Where the connection is lost nobody hears it.
+        response = respond(answer_input_error(InputError("body", "can't be read")))
+        response.force_close()
+        return response
     except InputError as error:
         response = respond(answer_input_error(error))
         if error.status == 401:
@@ -200,6 +228,9 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
         response = respond(make_problem(error.status, error.reason, "see /openapi.json", code))
         if "Allow" in error.headers:
             response.headers["Allow"] = error.headers["Allow"]
+        if request.method == "CONNECT":
+            # What follows it is framed by nobody knows what.
+            response.force_close()
         return response
     except Exception:
         log.exception("%s %s failed", request.method, request.path)
@@ -246,15 +277,28 @@ async def listen(
 ) -> AsyncIterator[None]:
     """Accept connections, each with a fast path, until the context ends; then answer what is under way.
 
-    A connection that has not sent a whole request head for `keepalive_s` is closed.
+    A connection that has not sent a whole request head for `keepalive_s` is closed, and so is one whose
+    client has not taken its answers for so long. Whoever asks on a connection at the end is told to use
+    another one from then on.
     """
     await runner.setup()
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        # Accepted sockets inherit it. It holds for what waits in the kernel or after a close, too.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(keepalive_s * 1000))
     loop = asyncio.get_running_loop()
     heads: Heads = {}
+    leaving = runner.app[LEAVING]
 
     def connect() -> FastPath:
         return FastPath(
-            runner.server, loop=loop, gate=gate, heads=heads, access_log=None, keepalive_timeout=keepalive_s
+            runner.server,
+            loop=loop,
+            gate=gate,
+            heads=heads,
+            leaving=leaving,
+            access_log=None,
+            keepalive_timeout=keepalive_s,
+            lingering_time=LINGER_S,
         )
 
     server = await loop.create_server(connect, sock=listener, backlog=65_535)
@@ -262,6 +306,9 @@ async def listen(
         yield
     finally:
         server.close()
+        leaving.set()
+        # Who connected a moment ago has not said yet what for.
+        await asyncio.sleep(_LAST_WORDS_S)
         await runner.cleanup()
 
 

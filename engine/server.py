@@ -23,7 +23,7 @@ from engine.ledger import Ledger
 from engine.reconciliation import reconciling
 from engine.redis_client import connect_redis
 from engine.settings import PREFIX, Settings
-from engine.stage import READY, Role
+from engine.stage import LEAVING, READY, Role
 
 log = logging.getLogger(__name__)
 
@@ -134,7 +134,7 @@ async def check_gate(settings: Settings) -> None:
 
 
 class StageProcess:
-    """One process of a stage, started again whenever it dies."""
+    """One process of a stage, started again whenever it dies, and replaced when it wants to leave."""
 
     def __init__(
         self, role: Role, name: str, listener: socket.socket | None, environment: dict[str, str]
@@ -144,7 +144,8 @@ class StageProcess:
         self.ready = asyncio.Event()
         self._listener = listener
         self._environment = environment
-        self._process: asyncio.subprocess.Process | None = None
+        self._running: dict[asyncio.subprocess.Process, asyncio.Task[int]] = {}
+        """The processes, in the order of their starts, and who awaits their ends; all but the last leave."""
         self._stopping = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -157,14 +158,15 @@ class StageProcess:
         self._stopping.set()
         if self._task is None:
             return
-        if self._process is not None and self._process.returncode is None:
-            self._process.terminate()
+        for process in self._running:
+            _tell_to_stop(process)
         try:
             await asyncio.wait_for(asyncio.shield(self._task), within_s)
         except TimeoutError:
             log.error("%s did not settle within %.0f s and is killed", self.name, within_s)
-            if self._process is not None and self._process.returncode is None:
-                self._process.kill()
+            for process in self._running:
+                if process.returncode is None:
+                    process.kill()
             await self._task
 
     async def _keep_running(self) -> None:
@@ -172,32 +174,52 @@ class StageProcess:
         loop = asyncio.get_running_loop()
         while True:
             started = loop.time()
-            code = await self._run_once()
+            how = await self._run_once()
             if self._stopping.is_set():
+                await asyncio.gather(*self._running.values())
                 return
             pause_s = 0.1 if loop.time() - started > _STEADY_S else min(pause_s * 2, 5.0)
-            log.warning("%s ended (%s) and is started again", self.name, describe_exit(code))
+            log.warning("%s %s and is started again", self.name, how)
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), pause_s)
+                await asyncio.gather(*self._running.values())
                 return
 
-    async def _run_once(self) -> int:
+    async def _run_once(self) -> str:
+        """Start the process; return how it ended, or once it wants to leave."""
         descriptors = [] if self._listener is None else [self._listener.fileno()]
-        self._process = process = await asyncio.create_subprocess_exec(
+        process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "engine.stage", self.role, *map(str, descriptors),
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
             # A session of its own, so that Ctrl-C reaches the server only, which stops the stages in order.
             env=self._environment, pass_fds=descriptors, start_new_session=True,
         )  # fmt: skip
+        ended = self._running[process] = asyncio.create_task(self._await_end(process))
         if self._stopping.is_set():
-            process.terminate()
+            _tell_to_stop(process)
         while process.stdout and (line := await process.stdout.readline()):
+            if line == LEAVING:
+                return "is leaving"
             if line == READY:
                 self.ready.set()
+                for other in self._running:
+                    if other is not process:
+                        _tell_to_stop(other)
+        return f"ended ({describe_exit(await ended)})"
+
+    async def _await_end(self, process: asyncio.subprocess.Process) -> int:
         code = await process.wait()
-        self.ready.clear()
+        del self._running[process]
+        if not self._running:
+            self.ready.clear()
         mark_process_dead(process.pid, self._environment["PROMETHEUS_MULTIPROC_DIR"])  # type: ignore[no-untyped-call]
         return code
+
+
+def _tell_to_stop(process: asyncio.subprocess.Process) -> None:
+    """A stage stops in order when its standard input ends."""
+    if process.stdin is not None:
+        process.stdin.close()
 
 
 def describe_exit(code: int) -> str:

@@ -1,10 +1,12 @@
 """One stage's process: `python -m engine.stage ROLE`, started by the server.
 
-It takes its settings from the environment, says "ready" on standard output, and stops in order on SIGTERM or
-when its standard input ends, which is how it learns that the server is gone.
+It takes its settings from the environment, says "ready" on standard output, and stops in order when its
+standard input ends: the server wants it to, or is gone. On SIGTERM it says "leaving" and goes on until then,
+which is when the server has started another in its place.
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import resource
@@ -24,6 +26,9 @@ from engine.relay import run_relay
 from engine.settings import Settings, read_settings
 
 READY: Final = b"ready\n"
+LEAVING: Final = b"leaving\n"
+_SUCCESSOR_S: Final = 10.0
+"""Longest wait of a stage that is leaving for the one that takes its place."""
 _GRACE_S: Final = 3.0
 """What a stage gets beyond its own time to settle; less than the server gives it."""
 _MOST_FILES: Final = 1_000_000
@@ -42,8 +47,14 @@ class Role(StrEnum):
 
 async def run_stage(role: Role, settings: Settings, listener: socket.socket | None) -> None:
     """Run one stage until it is told to stop."""
-    stop = asyncio.Event()
+    stop, leaving = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
+
+    def leave() -> None:
+        if not leaving.is_set():
+            leaving.set()
+            _say(LEAVING)
+            loop.call_later(_SUCCESSOR_S, begin_stop)
 
     def begin_stop() -> None:
         if not stop.is_set():
@@ -51,7 +62,7 @@ async def run_stage(role: Role, settings: Settings, listener: socket.socket | No
             loop.call_later(settings.drain_s + _GRACE_S, give_up, role)
 
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, begin_stop)
+        loop.add_signal_handler(number, leave)
     loop.add_reader(sys.stdin.fileno(), _stop_at_end_of_input, loop, begin_stop)
     try:
         match role:
@@ -87,7 +98,12 @@ def raise_file_limit() -> int:
 
 def say_ready() -> None:
     """Tell the server that this process works."""
-    os.write(sys.stdout.fileno(), READY)
+    _say(READY)
+
+
+def _say(line: bytes) -> None:
+    with contextlib.suppress(BrokenPipeError):  # the server is gone, and so is standard input
+        os.write(sys.stdout.fileno(), line)
 
 
 def set_up_logging(settings: Settings) -> None:

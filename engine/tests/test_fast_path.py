@@ -12,7 +12,7 @@ from aiohttp import web
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from engine.front_door import FrontDoor, listen
+from engine.front_door import LEAVING, LINGER_S, FrontDoor, listen
 from engine.gate import Gate
 from engine.ledger import Ledger
 from engine.sale import Sale, SaleTerms
@@ -51,7 +51,10 @@ async def doors(settings_without_bus: Settings) -> AsyncIterator[Doors]:
     ):
         await gate.open_sale(Sale(sale_id=sale_id, terms=terms))
     front_door = FrontDoor(settings_without_bus, gate, ledger)
-    fast, plain = web.AppRunner(front_door.make_app()), web.AppRunner(front_door.make_app(), access_log=None)
+    fast, plain = (
+        web.AppRunner(front_door.make_app()),
+        web.AppRunner(front_door.make_app(), access_log=None, lingering_time=LINGER_S),
+    )
     with bind() as fast_socket, bind() as plain_socket:
         async with listen(fast, gate, fast_socket, 75):
             await plain.setup()
@@ -164,6 +167,12 @@ async def test_a_half_message_hides_no_purchase_in_its_header(doors: Doors) -> N
     assert answer.count(b"HTTP/1.1 ") <= 2
 
 
+async def test_many_headers_with_a_bad_one_at_the_end_are_read_in_no_time(doors: Doors) -> None:
+    """A pattern that can read a line in two ways needs ages for sixty of them."""
+    answer = await compare(doors, [purchase(PLAIN, *[b"X-A: \t b c"] * 60, b"X-B: \x00"), LAST])
+    assert answer.startswith(b"HTTP/1.0 400")
+
+
 async def test_a_client_that_does_not_read_waits_for_itself(doors: Doors) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", doors.fast)
     writer.write(purchase(product(UNKNOWN)))
@@ -218,6 +227,34 @@ async def test_closing_answers_what_is_under_way(settings_without_bus: Settings)
         assert len([answer for answer in answers if answer.startswith(b"HTTP/1.1 404")]) >= under_way
         for _, writer in clients:
             writer.close()
+    await gate.close()
+    await ledger.close()
+
+
+async def test_who_asks_a_front_door_that_leaves_is_answered_and_sent_elsewhere(
+    settings_without_bus: Settings,
+) -> None:
+    gate = Gate(settings_without_bus)
+    await gate.open_sale(Sale(sale_id=1, terms=SaleTerms(product_id=1, stock=10)))
+    ledger = await Ledger.connect(settings_without_bus.postgres_url or "")
+    runner = web.AppRunner(FrontDoor(settings_without_bus, gate, ledger).make_app())
+    with bind() as listener:
+        door = listen(runner, gate, listener, 75)
+        await door.__aenter__()
+        clients = [await asyncio.open_connection("127.0.0.1", port_of(listener)) for _ in range(5)]
+        for reader, writer in clients:
+            writer.write(purchase(PLAIN))
+            assert b"Connection: close" not in await reader.readuntil(b"}")
+        closing = asyncio.create_task(door.__aexit__(None, None, None))
+        await asyncio.wait_for(runner.app[LEAVING].wait(), 60)
+        for _, writer in clients:
+            writer.write(purchase(PLAIN))
+        for reader, writer in clients:
+            answer = await asyncio.wait_for(reader.read(-1), 60)
+            assert answer.startswith(b"HTTP/1.1 200")
+            assert b"Connection: close\r\n" in answer
+            writer.close()
+        await closing
     await gate.close()
     await ledger.close()
 

@@ -194,6 +194,21 @@ async def test_a_stage_killed_in_mid_sale_is_started_again_and_loses_nothing(
     assert await statuses(settings) == {"CONFIRMED": 400}
 
 
+async def test_a_front_door_that_is_told_to_leave_serves_until_another_does(
+    settings_without_bus: Settings, http: aiohttp.ClientSession
+) -> None:
+    async with serving(settings_without_bus) as server:
+        await open_sale(http, server, 10_000)
+        for _ in range(2):
+            (old,) = server.children("front-door")
+            old.terminate()
+            while old.is_running() and old.status() != psutil.STATUS_ZOMBIE:
+                async with aiohttp.ClientSession() as fresh:
+                    assert (await buy(fresh, server))[0] == 200
+            assert len(server.children("front-door")) == 1
+    assert not any("killed" in line for line in server.log)
+
+
 def another(server: Server, role: str, pid: int) -> bool:
     return any(child.pid != pid for child in server.children(role))
 

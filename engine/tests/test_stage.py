@@ -47,6 +47,5 @@ def test_a_stage_that_hangs_ends_all_the_same_when_it_is_told_to_stop() -> None:
     )
     assert process.stdout is not None
     assert process.stdout.readline() == READY
-    process.terminate()
     process.communicate(timeout=60)
     assert process.returncode == 1
