@@ -8,6 +8,7 @@ import secrets
 import shutil
 import signal
 import stat
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final, Protocol
@@ -210,15 +211,8 @@ class RabbitMQ:
             cookie.write_text(secrets.token_hex(20))
         (folder / "enabled_plugins").write_text("[].\n")
         (folder / "rabbitmq.conf").write_text(f"listeners.tcp.local = 127.0.0.1:{port}\n")
-        env = _plain() | {
-            "HOME": str(home),
-            "ERL_EPMD_PORT": str(epmd_port),
-            "ERL_EPMD_ADDRESS": "127.0.0.1",
-            # The name is part of the data: it stays, whatever the ports and wherever the folder. The private
-            # epmd keeps it apart from other brokers.
-            "RABBITMQ_NODENAME": "flashgrid@localhost",
+        env = self._environment(folder, epmd_port) | {
             "RABBITMQ_DIST_PORT": str(distribution_port),
-            "RABBITMQ_CONF_ENV_FILE": str(folder / "rabbitmq-env.conf"),
             "RABBITMQ_CONFIG_FILE": str(folder / "rabbitmq.conf"),
             "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "enabled_plugins"),
             "RABBITMQ_MNESIA_BASE": str(folder),
@@ -239,6 +233,36 @@ class RabbitMQ:
             ["epmd", "-port", str(epmd_port), "-address", "127.0.0.1"], log=log, cwd=folder, env=env
         )
         return [broker, mapper]
+
+    async def control(self, folder: Path, ports: list[int], arguments: Sequence[str]) -> None:
+        """rabbitmqctl for the broker that runs there. Raises StackError with what it says."""
+        server = self.find()
+        if server is None:
+            raise StackError(self.MISSING)
+        process = await asyncio.create_subprocess_exec(
+            server.with_name("rabbitmqctl"),
+            *arguments,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            env=self._environment(folder, ports[2]),
+            start_new_session=True,
+        )
+        output, _ = await process.communicate()
+        if process.returncode:
+            raise StackError(f"rabbitmqctl {' '.join(arguments)}: {output.decode(errors='replace').strip()}")
+
+    def _environment(self, folder: Path, epmd_port: int) -> dict[str, str]:
+        """What the broker and its tools need to find each other."""
+        return _plain() | {
+            "HOME": str(folder / "home"),
+            "ERL_EPMD_PORT": str(epmd_port),
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
+            # The name is part of the data: it stays, whatever the ports and wherever the folder. The private
+            # epmd keeps it apart from other brokers.
+            "RABBITMQ_NODENAME": "flashgrid@localhost",
+            "RABBITMQ_CONF_ENV_FILE": str(folder / "rabbitmq-env.conf"),
+        }
 
     async def probe(self, port: int) -> str:
         """The first frame of a connection."""

@@ -101,6 +101,13 @@ class Stack:
             raise StackError(f"{service} does not run")
         return entry.processes[0].pid
 
+    async def control_rabbitmq(self, *arguments: str) -> None:
+        """Runs rabbitmqctl for the broker, which must run. Raises StackError with what it says."""
+        entry = _read(self.data_dir).get(_RABBITMQ.name, _Entry([]))
+        if not _runs(entry):
+            raise StackError(f"{_RABBITMQ.name} does not run")
+        await _RABBITMQ.control(self.data_dir / _RABBITMQ.name, entry.ports, arguments)
+
     async def _start(self, services: Collection[str]) -> None:
         try:
             async with asyncio.TaskGroup() as tasks:

@@ -104,8 +104,13 @@ async def bus_url(amqp_url: str) -> str:
 
 @pytest.fixture
 def settings_without_bus(redis: Redis, redis_url: str, postgres_db: str, tmp_path: Path) -> Settings:
-    """An engine on this test's services whose fulfilment reads the outbox itself."""
-    return Settings(redis_url=redis_url, postgres_url=postgres_db, data_dir=str(tmp_path), port=0)
+    """An engine on this test's services whose fulfilment reads the outbox itself.
+
+    Its gate is asked each time, so that a test need not wait to see a unit that came back.
+    """
+    return Settings(
+        redis_url=redis_url, postgres_url=postgres_db, data_dir=str(tmp_path), port=0, sold_out_ms=0
+    )
 
 
 @pytest.fixture

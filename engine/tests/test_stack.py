@@ -159,13 +159,16 @@ async def _is_running(url: str, query: str) -> bool:
 
 async def test_the_services_keep_what_they_have_confirmed(own_stack: Stack) -> None:
     async with Redis.from_url(own_stack.urls.redis, decode_responses=True) as client:
-        config = await client.config_get("appendonly", "appendfsync", "maxmemory-policy", "bind")
-    assert config == {
-        "appendonly": "yes",
-        "appendfsync": "always",
-        "maxmemory-policy": "noeviction",
-        "bind": "127.0.0.1",
-    }
+        config = await client.config_get()
+    assert (
+        config.items()
+        >= {
+            "appendonly": "yes",
+            "appendfsync": "always",
+            "maxmemory-policy": "noeviction",
+            "bind": "127.0.0.1",
+        }.items()
+    )
     connection = await asyncpg.connect(own_stack.urls.postgres)
     for name in ("fsync", "synchronous_commit", "full_page_writes"):
         assert await connection.fetchval("SELECT current_setting($1)", name) == "on"
@@ -227,8 +230,10 @@ async def test_another_process_under_a_remembered_number_is_let_be(data_dir: Pat
 async def test_a_service_that_can_not_start_shows_its_log_and_stops_the_others(data_dir: Path) -> None:
     stack = await start_stack(data_dir, ["redis"])
     await stack.stop()
-    (data_dir / "redis" / "appendonlydir" / "appendonly.aof.manifest").write_text("not a manifest\n")
-    with pytest.raises(StackError, match=r"redis ends while it starts\n(.|\n)*redis.log(.|\n)*manifest"):
+    # Redis 7 begins with a manifest, Redis 6 with the file itself.
+    log = next(path for path in (data_dir / "redis").rglob("appendonly.aof*") if "rdb" not in path.name)
+    log.write_text("not a log\n")
+    with pytest.raises(StackError, match=r"redis ends while it starts\n(.|\n)*redis.log(.|\n)*"):
         await start_stack(data_dir, TWO)
     assert processes_of(data_dir) == []
 
