@@ -8,7 +8,9 @@ requests expected by then. Both spacings put points on the axis of Λ and carry 
     even      the points k + 1/2, counted over the whole curve, so that no request is lost between segments.
 """
 
+import csv
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
@@ -16,10 +18,13 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Meta
 
+from simulation.errors import ScenarioError
+
 Floats = npt.NDArray[np.float64]
 Nanoseconds = npt.NDArray[np.int64]
 
-Rate = Annotated[float, Meta(ge=0, le=1e7)]
+MAX_RPS = 1e7
+Rate = Annotated[float, Meta(ge=0, le=MAX_RPS)]
 Length = Annotated[float, Meta(gt=0, le=7 * 86_400)]
 
 _STEPS = 1 << 16
@@ -141,7 +146,57 @@ class Sine(_Slope, frozen=True, kw_only=True, tag="sine"):
         return half_sum * seconds + half_gap / turns * np.sin(turns * seconds)
 
 
-Segment = Constant | Linear | Sine | Decay
+class Trace(Shape, frozen=True, kw_only=True, tag="trace"):
+    """r(t) as recorded: the `counts` of equal steps of `seconds`, scaled so that the highest is `rate`."""
+
+    counts: Annotated[list[Rate], Meta(min_length=1, max_length=7 * 86_400)]
+    file: str = ""
+    """Where the counts were read."""
+
+    def __post_init__(self) -> None:
+        if not any(self.counts):
+            raise ValueError("a trace needs a count above 0")
+
+    def expected(self) -> float:
+        """Λ = rate · seconds · mean / highest of the counts."""
+        return self.rate_rps * self.seconds * sum(self.counts) / len(self.counts) / max(self.counts)
+
+    def invert(self, count: Floats) -> Floats:
+        """T by linear interpolation between the steps, within which Λ is a line."""
+        passed = np.concatenate([[0.0], np.cumsum(self.counts)])
+        edges_s = np.linspace(0.0, self.seconds, len(passed))
+        return np.interp(count, passed / passed[-1] * self.expected(), edges_s)
+
+
+Segment = Constant | Linear | Sine | Decay | Trace
+
+
+def read_trace(file: Path) -> list[float]:
+    """The counts of a CSV file: one column, a row for each second, with or without a line that names it.
+
+    Raises ScenarioError, which names the file and the line at fault.
+    """
+    try:
+        rows = list(csv.reader(file.read_text(encoding="utf-8-sig").rstrip().splitlines()))
+    except OSError as error:
+        raise ScenarioError(f"{file}: {error.strerror or error}") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ScenarioError(f"{file}: is not CSV: {error}") from None
+    counts: list[float] = []
+    for line, row in enumerate(rows, 1):
+        try:
+            (text,) = row
+            count = float(text)
+        except ValueError:
+            if line == 1 and len(row) == 1:
+                continue
+            raise ScenarioError(f"{file}: line {line}: must be one number, got {','.join(row)!r}") from None
+        if not 0 <= count <= MAX_RPS:
+            raise ScenarioError(f"{file}: line {line}: must be a count from 0 to {MAX_RPS:,.0f}, got {text}")
+        counts.append(count)
+    if not any(counts):
+        raise ScenarioError(f"{file}: line {len(rows)}: ends without a count above 0")
+    return counts
 
 
 def expected_requests(segments: Sequence[Segment]) -> float:

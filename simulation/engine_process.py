@@ -129,11 +129,12 @@ class EngineProcess:
 
 @asynccontextmanager
 async def start_engine(
-    services: Services, settings: Mapping[str, Any], log: Path
+    services: Services, settings: Mapping[str, Any], log: Path, code: Path | None = None
 ) -> AsyncIterator[EngineProcess]:
     """An engine on a free loopback port that is ready for purchases; it is stopped at the end.
 
-    `settings` are the engine's, by name; its output goes to `log`. Raises EngineError.
+    `settings` are the engine's, by name; its output goes to `log`; `code` is the folder of another copy of
+    the package that is to run. Raises EngineError.
     """
     wanted = {
         "port": 0,
@@ -152,6 +153,9 @@ async def start_engine(
             stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output,
             # A session of its own: Ctrl-C is for the run, which then stops the engine in order.
             env=environment, start_new_session=True,
+            # Python looks for a package where it is started before it looks anywhere else; the stages are
+            # started there, too.
+            cwd=code,
         )  # fmt: skip
     engine = EngineProcess(process, log)
     try:

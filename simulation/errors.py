@@ -9,7 +9,8 @@ SimulationError
 ├── FaultError        a fault can't be done, or not be healed
 ├── Unreadable        a store can't be read now
 ├── RunError          a run, or the folder of one, is not as it should be
-└── BenchError        something can't be measured
+├── BenchError        something can't be measured
+└── MutationError     a mutation can't be read, or does not fit the engine
 """
 
 
@@ -51,3 +52,7 @@ class RunError(SimulationError):
 
 class BenchError(SimulationError):
     """Something can't be measured."""
+
+
+class MutationError(SimulationError):
+    """A mutation can't be read, or does not fit the engine."""

@@ -1,6 +1,6 @@
 """The history: one row for each operation of a run, and its parquet file.
 
-op            int64            number of the request in the plan
+op            int64            number of the request in the plan; retries are numbered after those planned
 driver        int16            the process that sent it
 user_id       int64
 product_id    int64
@@ -13,6 +13,8 @@ status        int16            of the HTTP answer; 0: none
 outcome       one of OUTCOMES
 result        one of RESULTS   ok: reserved. fail: surely not reserved. unknown: nobody can say
 order_id      string, null     where the outcome is ACCEPTED
+attempt       int16            which try of its client it is; 0: the first one, as planned
+first_op      int64            the first try of the same client; its own op where it is the first
 """
 
 from pathlib import Path
@@ -41,6 +43,8 @@ SCHEMA: Final = pa.schema(
         pa.field("outcome", _WORDS, nullable=False),
         pa.field("result", _WORDS, nullable=False),
         pa.field("order_id", pa.string()),
+        pa.field("attempt", pa.int16(), nullable=False),
+        pa.field("first_op", pa.int64(), nullable=False),
     ]
 )
 
@@ -57,12 +61,18 @@ DTYPES: Final[dict[str, Any]] = {
     "outcome": pd.CategoricalDtype(list(OUTCOMES)),
     "result": pd.CategoricalDtype(list(RESULTS)),
     "order_id": "str",
+    "attempt": "int16",
+    "first_op": "int64",
 }
 """The columns in their order, as pandas holds them."""
 
 
 def make_history(columns: dict[str, Any]) -> pd.DataFrame:
-    """A history from its columns; -1 in `sent_ns` and `done_ns` is null. Sorted by op."""
+    """A history from its columns; -1 in `sent_ns` and `done_ns` is null. Sorted by op.
+
+    Without `attempt` and `first_op` every request is a first try.
+    """
+    columns = {"attempt": 0, "first_op": columns["op"]} | columns
     history = pd.DataFrame({name: columns[name] for name in DTYPES})
     for name in ("sent_ns", "done_ns"):
         values = np.asarray(columns[name])
@@ -73,7 +83,10 @@ def make_history(columns: dict[str, Any]) -> pd.DataFrame:
 def write_history(history: pd.DataFrame, path: Path) -> None:
     """Writes the history as parquet."""
     table = pa.Table.from_pandas(history[list(DTYPES)], preserve_index=False)
-    pq.write_table(table.cast(SCHEMA), path, compression="zstd")
+    # Times and ids are too many to repeat: their differences take half the room of a dictionary.
+    whole = {field.name: "DELTA_BINARY_PACKED" for field in SCHEMA if field.type == pa.int64()}
+    words = [field.name for field in SCHEMA if field.name not in whole]
+    pq.write_table(table.cast(SCHEMA), path, compression="zstd", use_dictionary=words, column_encoding=whole)
 
 
 def read_history(path: Path) -> pd.DataFrame:
@@ -81,8 +94,10 @@ def read_history(path: Path) -> pd.DataFrame:
     try:
         table = pq.read_table(path)
         # Nullable integers all the way: a float would round nanoseconds.
-        frame = table.select(SCHEMA.names).to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)
-        history: pd.DataFrame = frame.astype(DTYPES)
+        frame = table.to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)
+        if "attempt" not in frame:  # written when nobody came again
+            frame = frame.assign(attempt=0, first_op=frame["op"])
+        history: pd.DataFrame = frame[list(DTYPES)].astype(DTYPES)
     except (OSError, KeyError, ValueError, TypeError, pa.ArrowException) as error:
         raise HistoryError(f"{path}: is not a history: {str(error).splitlines()[0]}") from None
     return history

@@ -7,12 +7,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
 
-import aio_pika
 import asyncpg
 import psutil
 from aio_pika.exceptions import AMQPError
 from redis.exceptions import RedisError
 
+from engine.bus import connect_bus
 from engine.redis_client import connect_redis
 from simulation.services import Services
 
@@ -98,6 +98,6 @@ async def _postgres(services: Services) -> str:
 async def _rabbitmq(services: Services) -> str | None:
     if services.amqp_url is None:
         return None
-    async with await aio_pika.connect(services.amqp_url, timeout=_TIMEOUT_S) as connection:
+    async with await connect_bus(services.amqp_url, "versions") as connection:
         underlay = getattr(connection.transport, "connection", None)
         return str(underlay.server_properties["version"]) if underlay else None

@@ -1,5 +1,8 @@
 """Opening the sales of a scenario at an engine, over HTTP as an operator would."""
 
+import asyncio
+import contextlib
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -14,15 +17,21 @@ from engine.keys import ShardKeys, shard_of
 from engine.redis_client import connect_redis
 from engine.sale import Sale, SaleTerms
 from simulation.errors import EngineError
-from simulation.scenario import SaleOffer
+from simulation.scenario import Restock, Restocked, SaleOffer
 from simulation.services import Services
 
 TIMEOUT_S: Final = 30.0
 _NEW_SALES: Final = Path(__file__).with_name("new_sales.sql").read_text()
 
 
-async def open_sales(url: str, offers: Sequence[SaleOffer], admin_token: str | None) -> list[Sale]:
-    """Opens the sales over HTTP, in their order. Raises EngineError, in one line that says what to do."""
+async def open_sales(
+    url: str, offers: Sequence[SaleOffer], admin_token: str | None, t0_ns: int | None = None
+) -> list[Sale]:
+    """Opens the sales over HTTP, in their order. Raises EngineError, in one line that says what to do.
+
+    `t0_ns` is the run's start on time.monotonic_ns(), from which `starts_in_s` counts; now if there is none.
+    The engine is told the moment by this machine's clock, and opens the doors by the gate's.
+    """
     parts = urlsplit(url)
     if parts.scheme != "http" or not parts.hostname:
         raise EngineError(f"{url}: must look like http://host:port")
@@ -32,10 +41,82 @@ async def open_sales(url: str, offers: Sequence[SaleOffer], admin_token: str | N
     async with aiohttp.ClientSession(headers=headers, timeout=timeout) as session:
         for offer in offers:
             terms = SaleTerms(
-                product_id=offer.product_id, stock=offer.stock, limit=offer.limit, quantity=offer.quantity
+                product_id=offer.product_id,
+                stock=offer.stock,
+                limit=offer.limit,
+                quantity=offer.quantity,
+                starts_ms=None if offer.starts_in_s is None else _unix_ms(t0_ns, offer.starts_in_s),
             )
             sales.append(Sale(sale_id=await _open_sale(session, url.rstrip("/"), terms), terms=terms))
     return sales
+
+
+class Restocker:
+    """Opens the restocks of one run, each at its time and on the terms of the sale that it replaces."""
+
+    def __init__(
+        self, restocks: Sequence[Restock], sales: list[Sale], url: str, admin_token: str | None
+    ) -> None:
+        """`sales` are those that are open; a restock joins them."""
+        self._restocks = sorted(restocks, key=lambda restock: restock.at_s)
+        self._sales = sales
+        self._url = url
+        self._admin_token = admin_token
+        self._done: list[Restocked] = []
+        self._t0_ns: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._over = asyncio.Event()
+        self._task = asyncio.create_task(self._run(), name="restocker")
+
+    def begin(self, t0_ns: int) -> None:
+        """The run's start, on time.monotonic_ns(), is known; may be said more than once."""
+        if not self._t0_ns.done():
+            self._t0_ns.set_result(t0_ns)
+
+    async def finish(self) -> list[Restocked]:
+        """The load is over: opens no more, and waits for one under way. Raises EngineError."""
+        self._over.set()
+        await self._task
+        return self._done
+
+    async def abandon(self) -> None:
+        """Opens no more."""
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        t0_ns = await self._t0_ns
+        for restock in self._restocks:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._over.wait(), restock.at_s - _since(t0_ns))
+                return
+            at_s = _since(t0_ns)
+            terms = next(sale.terms for sale in self._sales if sale.terms.product_id == restock.product_id)
+            offer = SaleOffer(
+                product_id=restock.product_id,
+                stock=restock.stock,
+                limit=terms.limit,
+                quantity=terms.quantity,
+            )
+            (sale,) = await open_sales(self._url, [offer], self._admin_token)
+            self._sales.append(sale)
+            self._done.append(
+                Restocked(
+                    at_s=round(at_s, 3),
+                    opened_s=round(_since(t0_ns), 3),
+                    product_id=restock.product_id,
+                    stock=restock.stock,
+                    sale_id=sale.sale_id,
+                )
+            )
+
+
+def _since(t0_ns: int) -> float:
+    return (time.monotonic_ns() - t0_ns) / 1e9
+
+
+def _unix_ms(t0_ns: int | None, after_s: float) -> int:
+    ahead_ns = 0 if t0_ns is None else t0_ns - time.monotonic_ns()
+    return round((time.time_ns() + ahead_ns) / 1e6 + after_s * 1e3)
 
 
 async def _open_sale(session: aiohttp.ClientSession, url: str, terms: SaleTerms) -> int:
@@ -44,6 +125,7 @@ async def _open_sale(session: aiohttp.ClientSession, url: str, terms: SaleTerms)
         "stock": terms.stock,
         "limit": terms.limit,
         "quantity": terms.quantity,
+        "startsAt": terms.starts_ms,
     }
     parameters = {name: str(value) for name, value in query.items() if value is not None}
     try:

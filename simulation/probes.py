@@ -30,6 +30,7 @@ from redis.exceptions import RedisError
 
 from engine.bus import PURCHASES, connect_bus
 from engine.keys import ShardKeys, shard_of
+from engine.lifecycle import cancel
 from engine.redis_client import connect_redis
 from engine.sale import Sale
 from simulation.errors import Unreadable
@@ -39,6 +40,8 @@ from simulation.services import Services
 
 SAMPLE_S: Final = 0.2
 TIMEOUT_S: Final = 0.5
+LAST_S: Final = 10.0
+"""What the last sample may take: no other comes after it that would show what it missed."""
 _SOLD: Final = Path(__file__).with_name("probe_sold.sql").read_text()
 _UNREADABLE: Final = (RedisError, AMQPError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
 
@@ -75,7 +78,7 @@ class Store(Protocol):
 class Probe:
     """Samples from `async with` to its end, about five times a second.
 
-    Without `services` it reads processes alone.
+    Without `services` it reads processes alone. `sales` may grow meanwhile.
     """
 
     def __init__(
@@ -101,11 +104,12 @@ class Probe:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        await cancel(self._task)
         if error is None:
             # The end itself: what drained since the sample before would not be seen to have drained.
-            self.samples.append(await self._sample())
+            # On a connection of before, the question that was interrupted just now stands in the way.
+            await asyncio.gather(*map(_reset, self._stores))
+            self.samples.append(await self._sample(LAST_S))
         await asyncio.gather(*(store.close() for store in self._stores))
 
     def timeline(self, t0_ns: int) -> pd.DataFrame:
@@ -132,53 +136,59 @@ class Probe:
             due = max(due + SAMPLE_S, loop.time())
             await asyncio.sleep(due - loop.time())
 
-    async def _sample(self) -> Sample:
+    async def _sample(self, timeout_s: float = TIMEOUT_S) -> Sample:
         at_ns = time.monotonic_ns()
         processes = self._meter.read()
         counts: Counts = {}
-        for part in await asyncio.gather(*map(_attempt, self._stores)):
+        for part in await asyncio.gather(*(_attempt(store, timeout_s) for store in self._stores)):
             counts |= part
         return Sample(at_ns=at_ns, processes=processes, **counts)
 
 
-async def _attempt(store: Store) -> Counts:
+async def _attempt(store: Store, timeout_s: float) -> Counts:
     try:
-        return await read_within(store.read(), TIMEOUT_S)
+        return await read_within(store.read(), timeout_s)
     except Unreadable:
-        with contextlib.suppress(Unreadable):
-            await read_within(store.close(), TIMEOUT_S)
+        await _reset(store)
         return {}
+
+
+async def _reset(store: Store) -> None:
+    with contextlib.suppress(Unreadable):
+        await read_within(store.close(), TIMEOUT_S)
 
 
 class _Gate:
     def __init__(self, url: str, sales: Sequence[Sale], shards: int) -> None:
         self._redis = connect_redis(url, round(TIMEOUT_S * 1000))
         self._shards = [ShardKeys(shard) for shard in range(shards)]
-        self._sales = [
-            (self._shards[shard_of(sale.terms.product_id, shards)].sale(sale.terms.product_id), sale)
-            for sale in sales
-        ]
+        self._sales = sales
+        self._failed: dict[int, int] = {}
+        """Orders that failed, by sale id: of one that was replaced, the last that its product's gate knew."""
 
     async def read(self) -> Counts:
         async with self._redis.pipeline(transaction=False) as pipe:
             for keys in self._shards:
                 pipe.xlen(keys.outbox)
                 pipe.scard(keys.pending)
-            for key, _ in self._sales:
+            sales = list(self._sales)
+            for sale in sales:
+                product = sale.terms.product_id
+                key = self._shards[shard_of(product, len(self._shards))].sale(product)
                 pipe.hmget(key, ["sale_id", "remaining", "released"])
             answers = await pipe.execute()
         cut = 2 * len(self._shards)
-        remaining = failed = 0
-        for (_, sale), fields in zip(self._sales, answers[cut:], strict=True):
+        remaining = 0
+        for sale, fields in zip(sales, answers[cut:], strict=True):
             sale_id, left, released = (int(field or 0) for field in fields)
             if sale_id == sale.sale_id:
                 remaining += left
-                failed += released // sale.terms.quantity
+                self._failed[sale_id] = released // sale.terms.quantity
         return {
             "outbox_entries": sum(answers[0:cut:2]),
             "pending_orders": sum(answers[1:cut:2]),
             "stock_remaining": remaining,
-            "ledger_failed": failed,
+            "ledger_failed": sum(self._failed.values()),
         }
 
     async def close(self) -> None:
@@ -189,14 +199,15 @@ class _Gate:
 class _Ledger:
     def __init__(self, url: str, sales: Sequence[Sale]) -> None:
         self._url = url
-        self._quantities = {sale.sale_id: sale.terms.quantity for sale in sales}
+        self._sales = sales
         self._connection: asyncpg.Connection | None = None
 
     async def read(self) -> Counts:
         if self._connection is None:
             self._connection = await asyncpg.connect(self._url)
-        rows = await self._connection.fetch(_SOLD, list(self._quantities))
-        return {"ledger_confirmed": sum(sold // self._quantities[sale_id] for sale_id, sold in rows)}
+        quantities = {sale.sale_id: sale.terms.quantity for sale in self._sales}
+        rows = await self._connection.fetch(_SOLD, list(quantities))
+        return {"ledger_confirmed": sum(sold // quantities[sale_id] for sale_id, sold in rows)}
 
     async def close(self) -> None:
         if self._connection is not None:

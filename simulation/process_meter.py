@@ -1,5 +1,5 @@
 """CPU and memory of the processes of a run, by name: front-door N, relay, fulfilment, server, redis,
-postgres, rabbitmq, driver N, flashsim."""
+postgres, rabbitmq, driver N (of Locust as well, its master among them), flashsim."""
 
 import contextlib
 import os
@@ -104,7 +104,7 @@ def _name(process: psutil.Process, taken: set[str]) -> str | None:
         command = process.cmdline()
     except psutil.Error:
         return None
-    if "simulation.driver_process" in command:
+    if not {"simulation.driver_process", "simulation.swarm.locustfile"}.isdisjoint(command):
         kind = "driver"
     elif "engine.stage" in command[:-1]:
         kind = command[command.index("engine.stage") + 1]

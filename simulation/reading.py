@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
+from engine.lifecycle import cancel
 from simulation.errors import Unreadable
 
 T = TypeVar("T")
@@ -20,8 +21,7 @@ async def read_within(reading: Coroutine[Any, Any, T], timeout_s: float) -> T:
         await asyncio.wait([task], timeout=max(timeout_s, 0.0))
         done = task.done()
     finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        await cancel(task)
     if not done:
         raise Unreadable("no answer in time")
     if task.cancelled():

@@ -6,6 +6,7 @@ Judging comes afterwards, from the record alone (simulation.record).
 import asyncio
 import contextlib
 import shutil
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -13,25 +14,37 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from engine.sale import Sale
 from engine.settings import read_settings
-from simulation.driver import Progress, drive
+from simulation.abort import Abort, find_abort
+from simulation.driver import Drive, Progress, drive
 from simulation.engine_process import EngineProcess, private_services, start_engine
 from simulation.errors import RunError
-from simulation.final_state import FinalState, read_final_state
-from simulation.injector import Injector, check_targets
-from simulation.live import LiveView
+from simulation.faults.injector import Injector, check_targets
+from simulation.faults.proxy import Proxy, start_proxy
+from simulation.judge.condition import parse_abort
+from simulation.judge.final_state import FinalState, read_final_state
 from simulation.machine import describe_machine, read_commit, read_versions
-from simulation.opening import check_ownership, open_sales
+from simulation.opening import Restocker, check_ownership, open_sales
 from simulation.plan import Plan, build_plan
 from simulation.probes import Probe
 from simulation.process_meter import ProcessMeter
-from simulation.proxy import Proxy, start_proxy
 from simulation.record import ENGINE_LOG, RunFacts, write_record
 from simulation.scenario import Scenario
 from simulation.services import Services, find_services
+from simulation.view.live import LiveView
 
 TICK_S: Final = 0.25
+STEADY_S: Final = 1.5
+"""Longer than the engine takes to notice that its gate has forgotten something."""
+AHEAD_S: Final = 5.0
+"""How long before it a run's start is chosen where a sale has to know it: the sales have to be open and the
+driver ready by then."""
+OPENINGS_PER_S: Final = 50
+PLANS_PER_S: Final = 50_000
+"""What a slow machine opens of sales, and makes ready of requests."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,21 +91,24 @@ async def run(
     target: Target | None = None,
     services: Services | None = None,
     command: str = "",
+    code: Path | None = None,
+    driver: Drive = drive,
 ) -> None:
     """Runs the scenario and writes the record into `folder`, which is made.
 
     It runs against `target`, or else against an engine of its own on `services`, or on private ones where
     none are given. Whatever it started is stopped when it returns, also when it fails; when it is cancelled
     nothing is left of the folder either. `say` hears what a person should know, `command` is kept as what
-    repeats the run. Raises RunError, EngineError, DriverError, FaultError or the engine's StackError.
+    repeats the run, `code` is the folder of another copy of the engine's package, `driver` sends the load.
+    Raises RunError, EngineError, DriverError, FaultError or the engine's StackError.
     """
     make_folder(folder)
     # An engine that outlives the run remembers the keys of the run before.
     lasting = target is not None or services is not None
     plan = build_plan(scenario, key_prefix=f"{datetime.now(UTC):%Y%m%d%H%M%S%f}-" if lasting else "")
     try:
-        async with _provide(scenario, folder, say, target, services) as engine:
-            await _record(scenario, plan, engine, folder, view, command)
+        async with _provide(scenario, folder, say, target, services, code) as engine:
+            await _record(scenario, plan, driver, engine, folder, view, say, command)
     except asyncio.CancelledError:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -115,6 +131,7 @@ async def _provide(
     say: Callable[[str], None],
     target: Target | None,
     services: Services | None,
+    code: Path | None,
 ) -> AsyncIterator[_Engine]:
     if target is not None:
         check_targets(scenario.timeline(), target.services, own_engine=False)
@@ -129,26 +146,43 @@ async def _provide(
         if behind := {fault.on for fault in scenario.timeline() if fault.of_network}:
             proxy, seen = await cleanup.enter_async_context(start_proxy(services, behind, scenario.seed))
         say("starting the engine")
-        engine = await cleanup.enter_async_context(start_engine(seen, scenario.engine, folder / ENGINE_LOG))
+        engine = await cleanup.enter_async_context(
+            start_engine(seen, scenario.engine, folder / ENGINE_LOG, code)
+        )
         shards = int(scenario.engine.get("gate_shards", 1))
         yield _Engine(Target(url=engine.url, services=services, shards=shards), engine, proxy)
 
 
 async def _record(
-    scenario: Scenario, plan: Plan, engine: _Engine, folder: Path, view: LiveView, command: str
+    scenario: Scenario,
+    plan: Plan,
+    driver: Drive,
+    engine: _Engine,
+    folder: Path,
+    view: LiveView,
+    say: Callable[[str], None],
+    command: str,
 ) -> None:
     target, services = engine.target, engine.target.services
-    sales = await open_sales(target.url, scenario.sales, target.admin_token)
+    t0_ns = _choose_start(scenario, len(plan))
+    sales = await open_sales(target.url, scenario.sales, target.admin_token, t0_ns)
     if services is not None:
         await check_ownership(services, sales, target.shards)
     versions = await read_versions(services)
     meter = ProcessMeter(services.pids if services else {}, engine.process.pid if engine.process else None)
     progress: Progress | None = None
+    abort: Abort | None = None
+    stop = asyncio.Event()
+    hopeless = [parse_abort(text) for text in scenario.abort_when]
 
     def keep(latest: Progress) -> None:
-        nonlocal progress
+        nonlocal progress, abort
         progress = latest
         injector.begin(latest.t0_ns)
+        restocker.begin(latest.t0_ns)
+        if abort is None and (abort := find_abort(hopeless, latest)):
+            say(f"stopping the load: {abort.condition}, it is {abort.value:,.3g}")
+            stop.set()
 
     async def show() -> None:
         while True:
@@ -156,12 +190,21 @@ async def _record(
             await asyncio.sleep(TICK_S)
 
     injector = Injector(scenario.timeline(), engine.process, services, engine.proxy)
+    view.healed = injector.intervals
+    restocker = Restocker(scenario.restocks, sales, target.url, target.admin_token)
     try:
         async with Probe(services, sales, target.shards, meter) as probe, _beside(show()):
-            driven = await drive(plan, target.url, scenario.driver, on_progress=keep)
-            faults = await injector.finish()
+            driven = await driver(plan, target.url, scenario.driver, t0_ns=t0_ns, on_progress=keep, stop=stop)
+            restocks = await restocker.finish()
+            if abort:
+                # Rounded up, so that the last request was meant to start before.
+                last_ms = -(-int(driven.history["intended_ns"].max() + 1) // 1_000_000)
+                abort = msgspec.structs.replace(abort, at_s=last_ms / 1e3)
+            faults = await injector.finish(early=abort is not None)
             state = await _read_state(scenario, target, sales)
+        view.update(progress, probe.latest)
     finally:
+        await restocker.abandon()
         await injector.abandon()
     write_record(
         folder,
@@ -174,12 +217,23 @@ async def _record(
             commit=read_commit(),
             machine=describe_machine(),
             versions=versions,
+            driver=driven.driver,
+            restocks=restocks,
+            aborted=abort,
         ),
         driven.history,
         probe.timeline(driven.t0_ns),
         state,
         faults,
     )
+
+
+def _choose_start(scenario: Scenario, requests: int) -> int | None:
+    """The run's start on time.monotonic_ns() where a sale has to know it; None: as soon as all is ready."""
+    if all(sale.starts_in_s is None for sale in scenario.sales):
+        return None
+    ahead_s = AHEAD_S + len(scenario.sales) / OPENINGS_PER_S + requests / PLANS_PER_S
+    return time.monotonic_ns() + round(ahead_s * 1e9)
 
 
 async def _read_state(scenario: Scenario, target: Target, sales: Sequence[Sale]) -> FinalState:
@@ -194,6 +248,7 @@ async def _read_state(scenario: Scenario, target: Target, sales: Sequence[Sale])
         target.shards,
         sale_ids=[sale.sale_id for sale in sales],
         drain_timeout_s=scenario.drain_s,
+        steady_s=STEADY_S if any(fault.of_memory for fault in scenario.timeline()) else 0.0,
     )
 
 

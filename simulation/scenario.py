@@ -13,11 +13,12 @@ from msgspec import Meta
 from engine.errors import SettingsError
 from engine.sale import MAX_ID, MAX_STOCK, Id
 from engine.settings import read_settings
-from simulation.arrivals import Segment, expected_requests, peak_rps
-from simulation.chaos import Chaos, draw_faults
-from simulation.condition import Span, parse_condition
+from simulation.arrivals import Segment, expected_requests, peak_rps, read_trace
 from simulation.errors import ScenarioError
-from simulation.faults import Fault, check_faults
+from simulation.faults.chaos import Chaos, draw_faults
+from simulation.faults.fault import Fault, check_faults
+from simulation.judge.condition import Span, parse_abort, parse_condition
+from simulation.patience import Patience
 
 FOLDER = Path(__file__).parent / "scenarios"
 MAX_REQUESTS = 50_000_000
@@ -39,12 +40,41 @@ class SaleOffer(Part, frozen=True):
     """Units that one purchase takes."""
     products: Annotated[int, Meta(ge=1, le=100_000)] = 1
     """How many products to sell so, from `product_id` on, each in a sale of its own."""
+    starts_in_s: Annotated[float, Meta(ge=0, le=7 * 86_400)] | None = None
+    """When its doors open, from the run's start, by the gate's clock; None: they are open from the first."""
 
     def each(self) -> list["SaleOffer"]:
         """One offer for each product."""
         replace = msgspec.structs.replace
         ids = range(self.product_id, self.product_id + self.products)
         return [replace(self, product_id=product_id, products=1) for product_id in ids]
+
+
+class Restock(Part, frozen=True):
+    """A further sale of a product, opened under the load, on the terms of the one it replaces."""
+
+    at_s: Annotated[float, Meta(gt=0)]
+    """When it is opened, from the run's start."""
+    product_id: Id
+    stock: Annotated[int, Meta(ge=0, le=MAX_STOCK)]
+
+
+class Restocked(Restock, frozen=True):
+    """A restock as it was done; `at_s` is when it was asked for."""
+
+    opened_s: float
+    """When the engine had answered, from the run's start."""
+    sale_id: Id
+
+
+class Bots(Part, frozen=True):
+    """Programs among the people: each sends many requests, carries no key, and ignores what it is answered.
+    Their user ids come after those of the people."""
+
+    users: Annotated[int, Meta(ge=1, le=MAX_ID)]
+    """How many there are, each as likely as the other."""
+    share: Annotated[float, Meta(gt=0, lt=1)]
+    """Their share of the requests."""
 
 
 class Population(Part, frozen=True):
@@ -56,6 +86,9 @@ class Population(Part, frozen=True):
     zipf: Annotated[float, Meta(ge=0, le=10)] = 0.0
     """Exponent s of the products' popularity: the k-th sale draws a share of the crowd proportional to 1/k^s
     (Zipf's law); 0 makes all alike."""
+    patience: Patience | None = None
+    """Which clients come again; None: nobody does."""
+    bots: Bots | None = None
 
 
 class DriverOptions(Part, frozen=True):
@@ -72,6 +105,8 @@ class DriverOptions(Part, frozen=True):
     """Largest p99 of the lag (sent − intended) with which a run is valid."""
     connections_may_run_out: bool = False
     """Whether a run is valid in which requests waited because every connection was busy."""
+    may_give_up: bool = False
+    """Whether a run is valid in which requests were never sent, since they waited the whole timeout."""
 
 
 class Scenario(Part, frozen=True):
@@ -84,6 +119,7 @@ class Scenario(Part, frozen=True):
     sales: Annotated[list[SaleOffer], Meta(min_length=1)]
     arrivals: Annotated[list[Segment], Meta(min_length=1)]
     population: Population
+    restocks: list[Restock] = []
     driver: DriverOptions = DriverOptions()
     engine: dict[str, str | int | float | bool] = {}
     """The engine's settings, where the run starts a private engine."""
@@ -92,7 +128,9 @@ class Scenario(Part, frozen=True):
     chaos: Chaos | None = None
     """How faults are drawn from the seed, where they are not given one by one."""
     thresholds: list[str] = []
-    """What the run must reach besides correctness: conditions of simulation.condition."""
+    """What the run must reach besides correctness: conditions of simulation.judge.condition."""
+    abort_when: list[str] = []
+    """When the load is hopeless and stops early: conditions on what the driver has seen so far."""
     drain_s: Annotated[float, Meta(ge=0, le=86_400)] = 60.0
     """Longest wait, after the load, for every accepted purchase to be settled."""
 
@@ -120,6 +158,11 @@ class Scenario(Part, frozen=True):
         for name, start, end in self.phases() + faults:
             found[name] = (found.get(name, (start, end))[0], end)
         return found
+
+
+def _scale_start(sale: SaleOffer, time: float) -> SaleOffer:
+    start_s = sale.starts_in_s
+    return sale if start_s is None else msgspec.structs.replace(sale, starts_in_s=start_s * time)
 
 
 def list_scenarios() -> list[str]:
@@ -172,6 +215,7 @@ def load_scenario(
         changes["seed"] = seed
     for key, value in changes.items():
         _override(raw, key, value)
+    _read_traces(raw, path)
     scenario = read_scenario(raw, path.name)
     if rate_rps is None and duration_s is None:
         return scenario
@@ -183,9 +227,13 @@ def load_scenario(
             raise ScenarioError(f"{path.name}: {key}: must be greater than 0")
     scaled = [segment.scaled(rate, time) for segment in scenario.arrivals]
     faults = [fault.scaled(time) for fault in scenario.faults]
+    sales = [_scale_start(sale, time) for sale in scenario.sales]
+    restocks = [msgspec.structs.replace(each, at_s=each.at_s * time) for each in scenario.restocks]
     thresholds = [str(parse_condition(text).scaled(time)) for text in scenario.thresholds]
     # Once more through validation: a scaled segment may be out of bounds.
-    changed = msgspec.structs.replace(scenario, arrivals=scaled, faults=faults, thresholds=thresholds)
+    changed = msgspec.structs.replace(
+        scenario, arrivals=scaled, sales=sales, faults=faults, restocks=restocks, thresholds=thresholds
+    )
     return read_scenario(msgspec.to_builtins(changed), path.name)
 
 
@@ -202,7 +250,15 @@ def read_scenario(raw: Mapping[str, Any], source: str = "scenario") -> Scenario:
                 raise ScenarioError(
                     f"{source}: sales.{number}.product_id: {sale.product_id} is on sale already"
                 )
+            if (start_s := sale.starts_in_s or 0) >= scenario.duration_s():
+                raise ScenarioError(
+                    f"{source}: sales.{number}.starts_in_s: the load lasts {scenario.duration_s():g} s,"
+                    f" got {start_s:g}"
+                )
             known.add(sale.product_id)
+    bots = scenario.population.bots
+    if bots and scenario.population.users + bots.users > MAX_ID:
+        raise ScenarioError(f"{source}: population.bots.users: there are not so many ids, got {bots.users}")
     scenario = msgspec.structs.replace(
         scenario, sales=[sale for offer in scenario.sales for sale in offer.each()]
     )
@@ -215,6 +271,21 @@ def read_scenario(raw: Mapping[str, Any], source: str = "scenario") -> Scenario:
         check_faults(scenario.timeline(), scenario.duration_s())
     except ValueError as error:
         raise ScenarioError(f"{source}: {error}") from None
+    for number, restock in enumerate(scenario.restocks):
+        if restock.product_id not in known:
+            raise ScenarioError(
+                f"{source}: restocks.{number}.product_id: {restock.product_id} is not on sale before"
+            )
+        if restock.at_s >= scenario.duration_s():
+            raise ScenarioError(
+                f"{source}: restocks.{number}.at_s: the load lasts {scenario.duration_s():g} s,"
+                f" got {restock.at_s:g}"
+            )
+    for number, text in enumerate(scenario.abort_when):
+        try:
+            parse_abort(text)
+        except ValueError as error:
+            raise ScenarioError(f"{source}: abort_when.{number}: {text!r}: {error}") from None
     for number, text in enumerate(scenario.thresholds):
         try:
             condition = parse_condition(text)
@@ -237,6 +308,20 @@ def _find(name_or_path: str | Path) -> Path:
     if path.name not in list_scenarios():
         raise ScenarioError(f"no scenario {path.name!r}; there are: {', '.join(list_scenarios())}")
     return FOLDER / f"{path.name}.toml"
+
+
+def _read_traces(raw: Mapping[str, Any], path: Path) -> None:
+    """Puts the counts of recorded arrivals into the scenario, so that they are wherever it is."""
+    arrivals = raw.get("arrivals")
+    for number, segment in enumerate(arrivals if isinstance(arrivals, list) else []):
+        if not isinstance(segment, dict) or segment.get("shape") != "trace" or "counts" in segment:
+            continue
+        if not isinstance(file := segment.get("file"), str):
+            raise ScenarioError(f"{path.name}: arrivals.{number}.file: must name the CSV file of a trace")
+        counts = read_trace(path.parent / file)
+        segment["counts"] = counts
+        segment.setdefault("seconds", float(len(counts)))
+        segment.setdefault("rate_rps", max(counts))
 
 
 def _override(raw: dict[str, Any], key: str, value: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from simulation.final_state import ORDER_TYPES, SALE_TYPES, FinalState
+from simulation.judge.final_state import ORDER_TYPES, SALE_TYPES, FinalState
 
 STATUS = {
     "ACCEPTED": 200,
@@ -31,6 +31,9 @@ class Terms:
     stock: int = 3
     quantity: int = 1
     limit: int | None = None
+    starts_us: int | None = None
+    opens_ns: int = 0
+    """When it replaces the sale of its product before it."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ class Model:
     orders: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.remaining = {sale.product_id: sale.stock for sale in self.sales}
+        self.remaining = {number: sale.stock for number, sale in enumerate(self.sales, 1)}
         self.bought: dict[tuple[int, int], int] = defaultdict(int)
         self.answers: dict[tuple[int, int, str], str] = {}
         self.releases: list[tuple[int, int, int, int]] = []
@@ -67,18 +70,20 @@ class Model:
     def decide(self, ask: Ask) -> tuple[str, str | None]:
         """The outcome, and the order id of an accepted purchase."""
         self.release_until(ask.gate_ns)
-        number = next((i for i, sale in enumerate(self.sales, 1) if sale.product_id == ask.product_id), None)
-        if number is None:
+        number = self.current(ask.product_id, ask.gate_ns)
+        if number == 0:
             return "UNKNOWN_PRODUCT", None
         sale = self.sales[number - 1]
         if ask.key and (known := self.answers.get((ask.user_id, ask.product_id, ask.key))):
             return "ACCEPTED", known
-        buyer = (ask.user_id, ask.product_id)
+        if sale.starts_us is not None and ask.gate_ns // 1000 < sale.starts_us:
+            return "NOT_STARTED", None
+        buyer = (ask.user_id, number)
         if sale.limit is not None and self.bought[buyer] + sale.quantity > sale.limit:
             return "LIMIT_REACHED", None
-        if self.remaining[ask.product_id] < sale.quantity:
+        if self.remaining[number] < sale.quantity:
             return "SOLD_OUT", None
-        self.remaining[ask.product_id] -= sale.quantity
+        self.remaining[number] -= sale.quantity
         self.bought[buyer] += sale.quantity
         if ask.declined:
             self.releases.append((ask.gate_ns + self.release_ns, *buyer, sale.quantity))
@@ -90,13 +95,23 @@ class Model:
             self.answers[ask.user_id, ask.product_id, ask.key] = order_id
         return "ACCEPTED", order_id
 
+    def current(self, product_id: int, now_ns: int) -> int:
+        """The number of the product's sale at that moment; 0: there is none."""
+        opened = [
+            number
+            for number, sale in enumerate(self.sales, 1)
+            if sale.product_id == product_id and sale.opens_ns <= now_ns
+        ]
+        return max(opened, default=0)
+
     def release_until(self, now_ns: int) -> None:
         """Give back what was declined long enough ago."""
         for release in sorted(self.releases):
-            due, user_id, product_id, quantity = release
+            due, user_id, number, quantity = release
             if due <= now_ns:
-                self.remaining[product_id] += quantity
-                self.bought[user_id, product_id] -= quantity
+                if number == self.current(self.sales[number - 1].product_id, due):
+                    self.remaining[number] += quantity
+                    self.bought[user_id, number] -= quantity
                 self.releases.remove(release)
 
 
@@ -136,13 +151,15 @@ def operation(op: int, ask: Ask, outcome: str, order_id: str | None = None) -> d
         "outcome": outcome,
         "result": result,
         "order_id": order_id,
+        "attempt": 0,
+        "first_op": op,
     }
 
 
 def history_of(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
     """The rows as a history, in its types."""
     frame = pd.DataFrame(rows, columns=list(operation(0, Ask(1), "ACCEPTED")))
-    whole = dict.fromkeys(["op", "user_id", "product_id", "intended_ns"], "int64")
+    whole = dict.fromkeys(["op", "user_id", "product_id", "intended_ns", "attempt", "first_op"], "int64")
     text = {"key": "str", "order_id": "str", "outcome": "category", "result": "category"}
     return frame.astype({**whole, "sent_ns": "Int64", "done_ns": "Int64", **text})
 
@@ -171,8 +188,9 @@ def play(asks: Sequence[Ask], sales: Sequence[Terms]) -> tuple[pd.DataFrame, Fin
     state = FinalState(
         gate=pd.DataFrame(
             [
-                [s.product_id, i, s.stock, model.remaining[s.product_id], failed[i]]
+                [s.product_id, i, s.stock, model.remaining[i], failed[i]]
                 for i, s in enumerate(sales, 1)
+                if i == model.current(s.product_id, 2**62)
             ],
             columns=["product_id", "sale_id", "stock", "remaining", "released"],
         ),
@@ -182,7 +200,7 @@ def play(asks: Sequence[Ask], sales: Sequence[Terms]) -> tuple[pd.DataFrame, Fin
         dead=0,
         sales=pd.DataFrame(
             [
-                [i, s.product_id, s.stock, confirmed[i], s.limit, s.quantity, None, None]
+                [i, s.product_id, s.stock, confirmed[i], s.limit, s.quantity, s.starts_us, None]
                 for i, s in enumerate(sales, 1)
             ],
             columns=list(SALE_TYPES),

@@ -11,15 +11,15 @@ import msgspec
 import numpy as np
 import pandas as pd
 
-from simulation.checker import judge
-from simulation.final_state import FinalState, save_final_state
 from simulation.history import DTYPES, write_history
-from simulation.load import load_report
+from simulation.judge.checker import judge
+from simulation.judge.final_state import FinalState, save_final_state
+from simulation.judge.load import load_report
+from simulation.judge.summary import summarise
+from simulation.judge.thresholds import Measured, judge_thresholds
 from simulation.record import RunFacts
 from simulation.scenario import load_scenario
-from simulation.summary import summarise
 from simulation.tests.histories import Terms, orders_of, play
-from simulation.thresholds import Measured, judge_thresholds
 
 START_US = 1_700_000_000_000_000
 
@@ -61,6 +61,8 @@ def make_history(stock: int, seed: int = 1, slowness: float = 1.0) -> pd.DataFra
             "outcome": outcome,
             "result": np.select([lost, won], ["unknown", "ok"], "fail"),
             "order_id": order_ids,
+            "attempt": 0,
+            "first_op": np.arange(len(meant)),
         }
     )
     frame.loc[lost, "done_ns"] = pd.NA

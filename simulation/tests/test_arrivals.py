@@ -1,5 +1,6 @@
 """The arrival curve is the one that was asked for, and the same seed draws the same arrivals."""
 
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -15,10 +16,13 @@ from simulation.arrivals import (
     Nanoseconds,
     Segment,
     Sine,
+    Trace,
     draw_arrivals,
     expected_requests,
     peak_rps,
+    read_trace,
 )
+from simulation.errors import ScenarioError
 
 rates = st.floats(0.5, 500)
 lengths = st.floats(0.5, 20)
@@ -28,7 +32,7 @@ lengths = st.floats(0.5, 20)
 def segments(draw: st.DrawFn) -> Segment:
     seconds, low, high = draw(lengths), draw(rates), draw(rates)
     spacing: Literal["poisson", "even"] = draw(st.sampled_from(["poisson", "even"]))
-    shape = draw(st.sampled_from([Constant, Linear, Sine, Decay]))
+    shape = draw(st.sampled_from([Constant, Linear, Sine, Decay, Trace]))
     if shape is Constant:
         return Constant(seconds=seconds, rate_rps=low, spacing=spacing)
     if shape is Linear:
@@ -37,6 +41,10 @@ def segments(draw: st.DrawFn) -> Segment:
     if shape is Sine:
         period = draw(st.none() | st.floats(0.5, 30))
         return Sine(seconds=seconds, rate_rps=low, to_rps=high, period_s=period, spacing=spacing)
+    if shape is Trace:
+        size = draw(st.sampled_from([1, 2, 5, 8]))
+        counts = draw(st.lists(st.floats(1, 10), min_size=size, max_size=size))
+        return Trace(seconds=seconds, rate_rps=high, counts=counts, spacing=spacing)
     return Decay(seconds=seconds, rate_rps=low + high, to_rps=low, spacing=spacing)
 
 
@@ -55,6 +63,10 @@ def rate_at(segment: Segment, seconds: Floats) -> Floats:
         case Sine():
             wave = (1 - np.cos(2 * np.pi * seconds / (segment.period_s or segment.seconds))) / 2
             return segment.rate_rps + wave * (segment.to_rps - segment.rate_rps)
+        case Trace():
+            steps = np.minimum((share * len(segment.counts)).astype(int), len(segment.counts) - 1)
+            counts: Floats = np.array(segment.counts)[steps]
+            return counts / max(segment.counts) * segment.rate_rps
         case _:
             return np.full_like(seconds, segment.rate_rps)
 
@@ -62,8 +74,8 @@ def rate_at(segment: Segment, seconds: Floats) -> Floats:
 @given(segments())
 def test_the_curve_has_the_rate_that_was_asked_for(segment: Segment) -> None:
     seconds = np.linspace(0, segment.seconds, 20_001)
-    rate = rate_at(segment, seconds)
-    steps = (rate[1:] + rate[:-1]) / 2 * np.diff(seconds)
+    rate = rate_at(segment, (seconds[1:] + seconds[:-1]) / 2)
+    steps = rate * np.diff(seconds)
     requests = np.concatenate([[0.0], np.cumsum(steps)])
     assert segment.expected() == pytest.approx(requests[-1], rel=1e-5)
     places = np.arange(0, 20_001, 1_000)
@@ -151,3 +163,58 @@ def test_the_peak_is_the_highest_rate_of_all_segments() -> None:
 def test_a_decay_falls_to_a_rate_above_nothing(rate: float, to: float) -> None:
     with pytest.raises(ValueError, match="to_rps"):
         Decay(seconds=1, rate_rps=rate, to_rps=to)
+
+
+def test_a_trace_is_played_as_it_was_recorded() -> None:
+    trace = Trace(seconds=4, rate_rps=3, counts=[1, 0, 3, 2], spacing="even")
+    seconds = draw([trace]) / 1e9
+    assert np.histogram(seconds, np.arange(5))[0].tolist() == [1, 0, 3, 2]
+    assert peak_rps([trace]) == 3
+
+
+def test_a_silent_trace_is_none() -> None:
+    with pytest.raises(ValueError, match="above 0"):
+        Trace(seconds=1, rate_rps=1, counts=[0.0])
+
+
+@pytest.mark.parametrize(
+    ("text", "counts"),
+    [
+        ("1\n0\n2.5\n", [1, 0, 2.5]),
+        ("requests\r\n1\r\n2\r\n\r\n", [1, 2]),
+        ('\ufeff"count"\n"7"\n', [7]),
+    ],
+)
+def test_counts_are_read_with_a_header_or_without(tmp_path: Path, text: str, counts: list[float]) -> None:
+    file = tmp_path / "crowd.csv"
+    file.write_text(text, encoding="utf-8")
+    assert read_trace(file) == counts
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "line 0: ends without a count above 0"),
+        ("requests\n0\n0\n", "line 3: ends without a count above 0"),
+        ("1\n\n3\n", "line 2: must be one number, got ''"),
+        ("1\n2,5\n", "line 2: must be one number, got '2,5'"),
+        ("t,count\n1,2\n", "line 1: must be one number, got 't,count'"),
+        ("count\nmany\n", "line 2: must be one number, got 'many'"),
+        ("1\n-1\n", "line 2: must be a count from 0 to 10,000,000, got -1"),
+        ("1\nnan\n", "line 2: must be a count from 0 to 10,000,000, got nan"),
+    ],
+)
+def test_a_bad_trace_is_named_with_its_line(tmp_path: Path, text: str, said: str) -> None:
+    file = tmp_path / "crowd.csv"
+    file.write_text(text)
+    with pytest.raises(ScenarioError) as caught:
+        read_trace(file)
+    assert str(caught.value) == f"{file}: {said}"
+
+
+def test_a_trace_that_is_no_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ScenarioError, match=r"gone\.csv: No such file"):
+        read_trace(tmp_path / "gone.csv")
+    (tmp_path / "bytes.csv").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ScenarioError, match=r"bytes\.csv: is not CSV"):
+        read_trace(tmp_path / "bytes.csv")

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from simulation.checker import Check, judge, verdict, verdict_in_words
-from simulation.final_state import FinalState
-from simulation.rules import RULES
+from engine.payment import SimulatedGateway
+from simulation.judge.checker import Check, judge, verdict, verdict_in_words
+from simulation.judge.final_state import FinalState
+from simulation.judge.rules import RULES
 from simulation.tests.histories import (
     Ask,
     Terms,
@@ -272,6 +273,61 @@ def test_refusals_are_plausible_catches_a_limit_that_its_buyer_cannot_have_reach
     assert broken(judge(history, state)) == {"refusals are plausible"}
 
 
+def doors_open_late() -> tuple[pd.DataFrame, FinalState]:
+    """Doors that open after 5 µs: two come too early, one of them comes again, and a third one in time."""
+    asks = [at(1_000, 1), at(4_000, 2), at(5_000, 3), at(7_000, 1)]
+    return play(asks, [Terms(stock=9, starts_us=5)])
+
+
+def test_a_sale_whose_doors_open_later_is_correct() -> None:
+    history, state = doors_open_late()
+    assert list(history["outcome"]) == ["NOT_STARTED", "NOT_STARTED", "ACCEPTED", "ACCEPTED"]
+    assert broken(judge(history, state)) == set()
+
+
+@pytest.mark.parametrize("term", ["starts_us", "ends_us"])
+def test_sales_keep_their_hours_catches_what_was_accepted_out_of_hours(term: str) -> None:
+    history, state = doors_open_late()
+    assert state.sales is not None
+    state = replace(state, sales=state.sales.assign(**{term: pd.array([6], "Int64")}))
+    assert broken(judge(history, state)) == {"sales keep their hours"}
+
+
+def test_sales_keep_their_hours_catches_doors_that_close_again() -> None:
+    history, state = play(
+        [at(5_000, 1), replace(at(5_000, 2), done_ns=6_000), at(5_500, 3)], [Terms(stock=9, starts_us=5)]
+    )
+    assert broken(judge(history, state)) == set()
+    while_it_opened = with_orders(state, order_rows(state)[:1] + order_rows(state)[2:])
+    assert while_it_opened.gate is not None
+    while_it_opened = replace(while_it_opened, gate=while_it_opened.gate.assign(remaining=7))
+    refused = edited(history, 1, outcome="NOT_STARTED", result="fail", order_id=None)
+    assert broken(judge(refused, while_it_opened)) == set()
+    assert broken(judge(edited(refused, 1, sent_ns=5_100), while_it_opened)) == {"sales keep their hours"}
+
+
+def test_a_client_that_comes_again_under_its_key_is_one_purchase_and_without_one_it_may_be_two() -> None:
+    lost = at(0, 1, key="a", lost=True)
+    history, state = play([lost, at(100, 1, key="a")], [Terms(stock=9)])
+    history = history.assign(attempt=[0, 1], first_op=0)
+    assert broken(judge(history, state)) == set()
+    assert len(order_rows(state)) == 1
+    history, state = play([replace(lost, key=None), at(100, 1)], [Terms(stock=9)])
+    assert broken(judge(history.assign(attempt=[0, 1], first_op=0), state)) == set()
+    assert len(order_rows(state)) == 2
+    bought_twice = with_orders(state, [row | {"idempotency_key": "a"} for row in order_rows(state)])
+    assert broken(judge(history.assign(key="a"), bought_twice)) == {"a key buys once"}
+
+
+def test_a_key_buys_once_catches_tries_that_are_told_of_different_orders() -> None:
+    history, state = play([at(0, 1, key="a"), at(100, 1, key="a")], [Terms(stock=9)])
+    other = order("other", at(100, 1, key="b"), 1)
+    state = with_orders(state, [*order_rows(state), other])
+    assert state.gate is not None
+    state = replace(state, gate=state.gate.assign(remaining=7))
+    assert broken(judge(edited(history, 1, order_id="other"), state)) == {"a key buys once"}
+
+
 def test_no_dead_letters_catches_one() -> None:
     history, state = sold_out_sale()
     assert broken(judge(history, replace(state, dead=1))) == {"no dead letters"}
@@ -284,6 +340,24 @@ def test_guard_never_needed_catches_a_rejected_order_unless_the_gate_was_made_to
     state = with_orders(state, [*order_rows(state), order("late", late, 1, status="REJECTED")])
     assert broken(judge(history, state)) == {"guard never needed"}
     assert broken(judge(history, state, gate_loss=True)) == set()
+
+
+def test_payment_decides_catches_an_order_that_did_not_end_as_its_payment_did() -> None:
+    history, state = sold_out_sale()
+    assert state.orders is not None
+    payment = SimulatedGateway(decline_rate=0.5, seed=1)
+    ids = state.orders["order_id"].map(payment.declines)
+    assert set(ids) == {True, False}
+    told = state.orders.assign(status=np.where(ids, "FAILED", "CONFIRMED"))
+    assert "payment decides" not in broken(judge(history, replace(state, orders=told), payment=payment))
+    for place in range(len(told)):
+        status = told["status"].tolist()
+        status[place] = "CONFIRMED" if status[place] == "FAILED" else "FAILED"
+        wrong = replace(state, orders=told.assign(status=status))
+        assert "payment decides" in broken(judge(history, wrong, payment=payment))
+        assert "payment decides" not in broken(judge(history, wrong))
+    rejected = replace(state, orders=told.assign(status="REJECTED"))
+    assert "payment decides" in broken(judge(history, rejected, payment=payment))
 
 
 # --- verdict
@@ -332,20 +406,26 @@ def test_an_empty_history_is_judged() -> None:
 def runs(draw: st.DrawFn) -> tuple[pd.DataFrame, FinalState]:
     """Any run of a correct engine: overlapping requests, retries, lost answers, declined payments."""
     sales = [
-        Terms(product, draw(st.integers(0, 8)), draw(st.integers(1, 3)), draw(st.none() | st.integers(1, 5)))
+        Terms(
+            product_id=product,
+            stock=draw(st.integers(0, 8)),
+            quantity=draw(st.integers(1, 3)),
+            limit=draw(st.none() | st.integers(1, 5)),
+            starts_us=draw(st.sampled_from([None, None, None, 2])),
+        )
         for product in range(1, draw(st.integers(1, 2)) + 1)
     ]
     asks = []
     for _ in range(draw(st.integers(1, 25))):
-        sent = draw(st.integers(0, 400))
-        gate = sent + draw(st.integers(0, 60))
+        sent = 10 * draw(st.integers(0, 400))
+        gate = sent + 10 * draw(st.integers(0, 60))
         ask = Ask(
             user_id=draw(st.integers(1, 6)),
             product_id=draw(st.integers(1, len(sales))),
             key=draw(st.sampled_from([None, None, "a", "b"])),
             sent_ns=sent,
             gate_ns=gate,
-            done_ns=gate + draw(st.integers(0, 60)),
+            done_ns=gate + 10 * draw(st.integers(0, 60)),
             lost=draw(st.sampled_from([False, False, False, True])),
             arrives=draw(st.booleans()),
             declined=draw(st.sampled_from([False, False, False, True])),
@@ -449,7 +529,9 @@ def strand_something(
 def refuse_without_reason(
     history: pd.DataFrame, state: FinalState, random: Random
 ) -> tuple[pd.DataFrame, FinalState]:
+    assert state.sales is not None
     outcome = random.choice(["INVALID", "UNKNOWN_PRODUCT", "NOT_STARTED", "SALE_ENDED"])
+    assume(outcome != "NOT_STARTED" or state.sales["starts_us"].isna().all())
     op = random.choice(history["op"].tolist())
     return edited(history, op, outcome=outcome, result="fail", order_id=None), state
 

@@ -79,6 +79,7 @@ def test_it_lists_the_scenarios_with_their_texts() -> None:
         (["run", "--redis-url", "http://127.0.0.1:9"], "must begin with redis://"),
         (["run", "--target", "127.0.0.1:8080"], "must look like http://host:port"),
         (["run", "--target", "http://127.0.0.1:9"], "can't be reached"),
+        (["mutants", "unheard-of"], "no mutation 'unheard-of'; there are: "),
         (["verify", "nowhere"], "nowhere: is not the folder of a run"),
         (["report", "nowhere"], "nowhere: is not the folder of a run"),
     ],

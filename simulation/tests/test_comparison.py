@@ -7,8 +7,8 @@ import pytest
 from click.testing import CliRunner
 
 from simulation.cli import main
-from simulation.comparison import Run, compare, count_changes, judge_change, load_run
-from simulation.condition import parse_change
+from simulation.judge.comparison import Run, compare, count_changes, judge_change, load_run
+from simulation.judge.condition import parse_change
 from simulation.tests.browser import open_page
 from simulation.tests.run_folders import make_run
 

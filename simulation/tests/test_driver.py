@@ -19,7 +19,7 @@ from simulation.errors import DriverError
 from simulation.history import DTYPES
 from simulation.plan import Plan, build_plan
 from simulation.scenario import DriverOptions, read_scenario
-from simulation.tests.http_server import SOLD_OUT, Request, answer, http_server
+from simulation.tests.http_server import ACCEPTED, SOLD_OUT, Request, answer, http_server
 from simulation.tests.test_scenario import minimal
 
 
@@ -90,6 +90,43 @@ async def test_the_history_tells_of_every_request_what_became_of_it() -> None:
     assert before <= result.started_at <= datetime.now(UTC) + timedelta(seconds=1)
     assert any(each.response_ms(0.5) for each in seen)
     assert seen[0].response_ms(0.5) is None
+
+
+async def test_the_history_tells_who_came_again_and_what_they_repeated() -> None:
+    raw = minimal(
+        arrivals=[{"shape": "constant", "seconds": 0.5, "rate_rps": 200}],
+        population={"users": 10**6, "keyed_share": 0.5, "patience": {"pause_ms": 20, "most": 2}},
+    )
+    plan = build_plan(read_scenario(raw))
+    assert plan.pause_ns is not None
+    seen: list[Progress] = []
+
+    async def accept_the_third_try(request: Request) -> None:
+        tries = server.users.count(request.user)
+        request.send(answer(403, b"") if tries < 3 else ACCEPTED)
+
+    async with http_server(accept_the_third_try) as server:
+        options = DriverOptions(processes=2)
+        history = (await drive(plan, server.url, options, on_progress=seen.append)).history
+    assert history["op"].tolist() == list(range(3 * len(plan)))
+    assert history["attempt"].value_counts().to_dict() == dict.fromkeys(range(3), len(plan))
+    assert history["intended_ns"].iloc[: len(plan)].tolist() == plan.intended_ns.tolist()
+    retries = history.iloc[len(plan) :]
+    assert retries["intended_ns"].is_monotonic_increasing
+    for _, tries in history.groupby("first_op"):
+        assert tries["attempt"].tolist() == [0, 1, 2]
+        assert tries["outcome"].tolist() == ["NOT_STARTED", "NOT_STARTED", "ACCEPTED"]
+        first = int(tries["op"].iloc[0])
+        assert set(tries["first_op"]) == {first}
+        assert set(tries["user_id"]) == {plan.user_id[first]}
+        assert set(tries["key"].fillna("")) == {plan.key[first] or ""}
+        assert tries["driver"].nunique() == 1
+        pauses = tries["intended_ns"].to_numpy("int64")[1:] - tries["done_ns"].to_numpy("int64")[:-1]
+        assert set(pauses.tolist()) == {int(plan.pause_ns[first])}
+    keys = {request.headers.get("idempotency-key") for request in server.requests} - {None}
+    assert keys == {key for key in plan.key if key}
+    last = seen[-1]
+    assert last.planned == last.intended == last.sent == last.done == 3 * len(plan)
 
 
 async def test_the_server_gets_the_requests_that_were_planned() -> None:
@@ -235,3 +272,23 @@ async def test_shoppers_open_connections_of_their_own_where_the_options_say_so()
     async with http_server(first_fifty) as server:
         await drive(plan, server.url, DriverOptions(processes=2, connection_per_request=True))
     assert len({request.connection for request in server.requests}) == len(server.requests) == len(plan)
+
+
+async def test_a_load_that_is_stopped_ends_with_the_last_request_that_was_made() -> None:
+    plan = small_plan(seconds=60)
+    stop = asyncio.Event()
+    seen: list[Progress] = []
+
+    def watch(progress: Progress) -> None:
+        seen.append(progress)
+        if progress.done > 20:
+            stop.set()
+
+    async with http_server(first_fifty) as server:
+        options = DriverOptions(processes=2)
+        history = (await drive(plan, server.url, options, on_progress=watch, stop=stop)).history
+        assert len(history) == len(server.requests)
+    assert 20 < len(history) < len(plan) // 2
+    assert history["sent_ns"].notna().all()
+    assert history["user_id"].tolist() == plan.user_id[history["op"]].tolist()
+    assert (seen[-1].done, seen[-1].planned) == (len(history), len(history))

@@ -6,8 +6,8 @@ import msgspec
 import pytest
 
 from simulation.errors import FaultError, ScenarioError
-from simulation.faults import Fault, check_faults, overlap
-from simulation.injector import check_targets
+from simulation.faults.fault import Fault, check_faults, overlap
+from simulation.faults.injector import check_targets
 from simulation.scenario import load_scenario
 from simulation.services import Services
 
@@ -27,6 +27,9 @@ def fault(**fields: Any) -> Fault:
         ({"kind": "freeze", "seconds": 0}, r"faults\.0\.seconds: freeze needs a length"),
         ({"kind": "stop", "seconds": 0}, r"faults\.0\.seconds: stop needs a length"),
         ({"kind": "cut", "on": "relay"}, r"faults\.0\.on: cut is for the way to redis, .*got 'relay'"),
+        ({"kind": "read_only", "on": "rabbitmq"}, r"faults\.0\.on: read_only is for redis, postgres, got"),
+        ({"kind": "rollback", "on": "postgres"}, r"faults\.0\.on: rollback is for redis, got 'postgres'"),
+        ({"kind": "flush", "seconds": 0}, r"faults\.0\.seconds: flush needs a length"),
         ({"kind": "cut", "latency_ms": 5}, r"faults\.0\.latency_ms: is for latency, not for cut"),
         ({"kind": "drop_replies", "share": 2}, r"faults\.0\.share: .*got 2"),
     ],
@@ -41,6 +44,8 @@ def test_two_faults_of_one_sort_on_one_target_may_not_overlap() -> None:
     with pytest.raises(ValueError, match=r"faults\.1\.at_s: redis has another such fault until 2 s"):
         check_faults([fault(), fault(at_s=1.5, kind="stop")], 10)
     check_faults([fault(), fault(at_s=1.5, kind="stop", on="postgres"), fault(kind="cut")], 10)
+    with pytest.raises(ValueError, match=r"faults\.1\.at_s: front-door has another such fault"):
+        check_faults([fault(kind="rollback"), fault(on="front-door")], 10)
     assert overlap(fault(), fault(at_s=2.5), apart_s=1)
     assert not overlap(fault(), fault(at_s=2.5))
 
@@ -58,6 +63,8 @@ def test_faults_keep_their_place_on_a_curve_of_another_length() -> None:
         (fault(kind="kill", on="relay"), True, "this engine has no bus"),
         (fault(kind="cut", on="rabbitmq"), True, "this engine has no bus"),
         (fault(kind="stop", on="redis"), True, "redis is not the run's own"),
+        (fault(kind="out_of_memory", on="redis"), True, "redis is not the run's own"),
+        (fault(kind="flush", on="redis"), True, "flush would lose what the outbox holds"),
     ],
 )
 def test_a_fault_on_what_is_not_the_runs_own_is_refused(

@@ -16,8 +16,8 @@ from engine.ledger import Ledger
 from engine.reservation import Reservation
 from engine.sale import Sale, SaleTerms
 from engine.settings import Settings
-from simulation.checker import judge
-from simulation.final_state import (
+from simulation.judge.checker import judge
+from simulation.judge.final_state import (
     FinalState,
     await_drain,
     load_final_state,

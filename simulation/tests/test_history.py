@@ -27,6 +27,8 @@ rows = st.fixed_dictionaries(
         "outcome": st.sampled_from(OUTCOMES),
         "result": st.sampled_from(RESULTS),
         "order_id": st.none() | st.uuids().map(str),
+        "attempt": st.integers(0, 1_000),
+        "first_op": st.integers(0, 2**62),
     }
 )
 
@@ -56,11 +58,14 @@ def test_nanoseconds_are_not_rounded(tmp_path: Path) -> None:
         "key": None,
         "status": 0,
         "order_id": None,
+        "attempt": 0,
+        "first_op": odd,
     }
     row |= {"intended_ns": odd, "sent_ns": odd, "done_ns": -1, "outcome": "UNKNOWN", "result": "unknown"}
     write_history(history_of([row]), tmp_path / "history.parquet")
     history = read_history(tmp_path / "history.parquet")
     assert history["sent_ns"].iloc[0] == odd
+    assert history["first_op"].iloc[0] == odd
     assert history["done_ns"].isna().all()
 
 
@@ -68,6 +73,17 @@ def test_it_is_sorted_by_op() -> None:
     columns: dict[str, Any] = {name: [1, 1] for name in DTYPES} | {"op": [1, 0], "user_id": [10, 20]}
     columns |= {"outcome": ["ACCEPTED"] * 2, "result": ["ok"] * 2, "key": [None] * 2, "order_id": [None] * 2}
     assert make_history(columns)["user_id"].tolist() == [20, 10]
+
+
+def test_in_a_file_from_before_anybody_came_again_every_request_is_a_first_try(tmp_path: Path) -> None:
+    columns: dict[str, Any] = {name: [1, 1] for name in DTYPES} | {"op": [0, 1], "first_op": [0, 1]}
+    columns |= {"outcome": ["UNKNOWN"] * 2, "result": ["unknown"] * 2, "key": [None] * 2}
+    columns |= {"order_id": [None] * 2, "attempt": [0, 0]}
+    history = make_history(columns)
+    write_history(history, tmp_path / "history.parquet")
+    table = pq.read_table(tmp_path / "history.parquet").drop_columns(["attempt", "first_op"])
+    pq.write_table(table, tmp_path / "history.parquet")
+    pd.testing.assert_frame_equal(read_history(tmp_path / "history.parquet"), history)
 
 
 def test_a_file_that_is_no_history_is_refused(tmp_path: Path) -> None:

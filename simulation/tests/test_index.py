@@ -6,10 +6,10 @@ from pathlib import Path
 from click.testing import CliRunner
 
 from simulation.cli import main
-from simulation.index import list_runs, write_index
-from simulation.report import write_report
 from simulation.tests.browser import open_page
 from simulation.tests.run_folders import lose_orders, make_run
+from simulation.view.index import list_runs, write_index
+from simulation.view.report import write_report
 
 
 def test_it_lists_every_run_and_nothing_else(tmp_path: Path) -> None:

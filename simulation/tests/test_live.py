@@ -7,10 +7,10 @@ from rich.console import Console
 
 from simulation.driver import Progress
 from simulation.driver_process import RESPONSE_EDGES_MS
-from simulation.live import Gauges, LiveView, format_line, sparkline
 from simulation.outcome import OUTCOMES
 from simulation.probes import Sample
 from simulation.scenario import load_scenario
+from simulation.view.live import Gauges, LiveView, format_line, sparkline
 
 SPIKE = load_scenario("spike")
 PHASES = {name: (start + end) / 2 for name, start, end in SPIKE.phases()}

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from simulation.history import make_history
-from simulation.load import LoadReport, load_report
+from simulation.judge.load import LoadReport, load_report
 from simulation.scenario import read_scenario
 from simulation.tests.test_scenario import minimal
 
@@ -15,7 +15,13 @@ Row = tuple[float, float | None, float | None]
 """Intended, sent and done, in ms."""
 
 
-def report(rows: Sequence[Row], drivers: list[int] | None = None, **options: Any) -> LoadReport:
+def report(
+    rows: Sequence[Row],
+    drivers: list[int] | None = None,
+    ended_s: float | None = None,
+    attempts: list[int] | None = None,
+    **options: Any,
+) -> LoadReport:
     def nanoseconds(column: int) -> list[int]:
         return [-1 if (value := row[column]) is None else round(value * MS) for row in rows]
 
@@ -34,11 +40,13 @@ def report(rows: Sequence[Row], drivers: list[int] | None = None, **options: Any
             "outcome": ["ACCEPTED"] * size,
             "result": ["ok"] * size,
             "order_id": [None] * size,
+            "attempt": attempts or [0] * size,
+            "first_op": range(size),
         }
     )
     driver = {"connections": 10, "timeout_ms": 1_000, "late_p99_ms": 5} | options
     arrivals = [{"shape": "constant", "seconds": 2, "rate_rps": 50}]
-    return load_report(history, read_scenario(minimal(arrivals=arrivals, driver=driver)))
+    return load_report(history, read_scenario(minimal(arrivals=arrivals, driver=driver)), ended_s)
 
 
 def on_time(count: int = 100) -> list[Row]:
@@ -64,6 +72,21 @@ def test_answers_that_come_after_the_end_lower_the_rate_achieved() -> None:
     assert report(rows).achieved_rps == pytest.approx(25)
 
 
+def test_clients_that_come_again_are_load_as_well() -> None:
+    again: list[Row] = [(op * 20 + 500, op * 20 + 501, op * 20 + 504) for op in range(100)]
+    found = report([*on_time(), *again], attempts=[0] * 100 + [1] * 100)
+    assert (found.requests, found.retries, found.valid) == (200, 100, True)
+    # The last of them was meant to start at 2.48 s, and was answered 4 ms later.
+    assert found.offered_rps == pytest.approx(200 / 2.48)
+    assert found.achieved_rps == pytest.approx(200 / 2.484)
+
+
+def test_a_retry_that_the_driver_sends_late_counts_for_the_lag() -> None:
+    again: list[Row] = [(op * 20 + 500, op * 20 + 506, op * 20 + 509) for op in range(100)]
+    found = report([*on_time(), *again], attempts=[0] * 100 + [1] * 100)
+    assert found.reason == "the p99 of the lag is 6.0 ms, more than 5 ms"
+
+
 def test_a_late_driver_makes_the_run_invalid() -> None:
     found = report([(op * 20, op * 20 + 6, op * 20 + 9) for op in range(100)])
     assert not found.valid
@@ -81,6 +104,18 @@ def test_a_request_that_was_never_sent_makes_the_run_invalid() -> None:
     rows[3] = (60, None, None)
     found = report(rows)
     assert (found.valid, found.sent, found.reason) == (False, 99, "1 requests were never sent")
+
+
+def test_a_scenario_may_allow_that_requests_are_given_up() -> None:
+    rows = on_time()
+    rows[3] = (60, None, None)
+    found = report(rows, may_give_up=True)
+    assert (found.valid, found.sent) == (True, 99)
+
+
+def test_a_load_that_was_stopped_lasted_until_then() -> None:
+    found = report(on_time(50), ended_s=1.0)
+    assert (found.valid, found.offered_rps, found.achieved_rps) == (True, 50, 50)
 
 
 def test_a_request_that_the_server_refused_does_not() -> None:

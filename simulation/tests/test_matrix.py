@@ -6,8 +6,8 @@ from pathlib import Path
 import msgspec
 
 from simulation.arrivals import expected_requests
-from simulation.faults import check_faults
-from simulation.matrix import Cell, Matrix, list_faults, write_matrix
+from simulation.faults.fault import check_faults
+from simulation.proofs.matrix import Cell, Matrix, list_faults, write_matrix
 from simulation.scenario import load_scenario
 
 CELL = Cell(

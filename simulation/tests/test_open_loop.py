@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from simulation.open_loop import NEVER, OpenLoop
+from simulation.open_loop import NEVER, OpenLoop, Retrying
 from simulation.tests.http_server import ACCEPTED, SOLD_OUT, Request, answer, http_server
 
 MS = 1_000_000
@@ -32,6 +32,7 @@ async def run(
     connections: int = 100,
     timeout_ms: int = 20_000,
     connection_per_request: bool = False,
+    retrying: Retrying | None = None,
 ) -> OpenLoop:
     """Request i is that of user i."""
     load = OpenLoop(
@@ -42,9 +43,10 @@ async def run(
         connections=connections,
         timeout_ms=timeout_ms,
         connection_per_request=connection_per_request,
+        retrying=retrying,
     )
     await load.run(time.monotonic_ns())
-    assert sorted(load.ended) == list(range(len(intended_ms))), "each request ends once"
+    assert sorted(load.ended) == list(range(len(intended_ms) + len(load.repeats))), "each request ends once"
     return load
 
 
@@ -68,6 +70,18 @@ async def test_every_request_is_sent_once_and_answered() -> None:
     assert set(load.bodies.values()) == {b'{"status":"ACCEPTED","orderId":"order-1"}'}
     check_times(load)
     assert NEVER not in load.done_ns
+
+
+async def test_connections_are_open_before_the_first_request_is_due() -> None:
+    async def answer_once_all_are_open(request: Request) -> None:
+        while server.connections < 100:  # noqa: ASYNC110 - nobody tells of a connection without a request
+            await asyncio.sleep(0.001)
+        request.send(ACCEPTED)
+
+    async with http_server(answer_once_all_are_open) as server:
+        load = await run(server.port, [0.0], connections=100)
+    assert set(load.status) == {200}
+    assert server.connections == 100, "and no more than are allowed"
 
 
 async def test_no_answer_is_waited_for_before_the_next_request_goes_out() -> None:
@@ -304,5 +318,153 @@ async def test_a_word_that_nobody_asked_for_closes_the_connection_and_is_no_answ
     assert len({request.connection for request in server.requests}) == 5
 
 
+def patient(
+    *after: str, most: int = 3, pause_ms: float = 20, clients: int = 100, never: frozenset[int] = frozenset()
+) -> Retrying:
+    """All clients, except those that never do, come again after these outcomes."""
+    return Retrying(
+        frozenset(after), most, [0 if op in never else round(pause_ms * MS) for op in range(clients)]
+    )
+
+
+def retries_of(load: OpenLoop) -> dict[int, list[int]]:
+    """The retries of each client, in order."""
+    found: dict[int, list[int]] = {}
+    for number, (first, attempt) in enumerate(load.repeats):
+        found.setdefault(first, []).append(load.planned + number)
+        assert attempt == len(found[first])
+    return found
+
+
+async def test_a_client_comes_again_after_its_pause_until_it_is_content() -> None:
+    async def refuse_twice(request: Request) -> None:
+        tries = server.users.count(request.user)
+        request.send(answer(403, b"") if tries <= 2 else ACCEPTED)
+
+    async with http_server(refuse_twice) as server:
+        load = await run(server.port, [op * 2 for op in range(30)], retrying=patient("NOT_STARTED"))
+    retries = retries_of(load)
+    assert sorted(retries) == list(range(30))
+    for first, (second, third) in retries.items():
+        assert load.intended_ns[second] == load.done_ns[first] + 20 * MS
+        assert load.intended_ns[third] == load.done_ns[second] + 20 * MS
+        assert [load.status[op] for op in (first, second, third)] == [403, 403, 200]
+        assert load.requests[third] is load.requests[first], "the same bytes, and so the same key"
+    check_times(load)
+
+
+async def test_who_does_not_mind_or_has_no_patience_left_stays_away() -> None:
+    async def answer_by_user(request: Request) -> None:
+        request.send(SOLD_OUT if request.user < 10 else answer(403, b""))
+
+    retrying = patient("NOT_STARTED", most=2, never=frozenset(range(20, 30)))
+    async with http_server(answer_by_user) as server:
+        load = await run(server.port, [op * 2 for op in range(30)], retrying=retrying)
+    retries = retries_of(load)
+    assert sorted(retries) == list(range(10, 20)), "SOLD_OUT is an answer, and some never come again"
+    assert {len(tries) for tries in retries.values()} == {2}
+
+
+async def unavailable(request: Request) -> None:
+    request.send(answer(503, b'{"code":"OVERLOADED"}'))
+
+
+async def outcome_unknown(request: Request) -> None:
+    request.send(answer(503, b'{"code":"OUTCOME_UNKNOWN"}'))
+
+
+async def silence(request: Request) -> None:
+    await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize(
+    ("react", "outcome"),
+    [
+        (reset, "UNKNOWN"),
+        (silence, "UNKNOWN"),
+        (outcome_unknown, "UNKNOWN"),
+        (unavailable, "UNAVAILABLE"),
+    ],
+)
+@pytest.mark.parametrize("minded", ["UNKNOWN", "UNAVAILABLE"])
+async def test_what_a_client_comes_again_after_is_the_outcome(
+    react: Callable[[Request], Awaitable[None]], outcome: str, minded: str
+) -> None:
+    async with http_server(react) as server:
+        load = await run(server.port, [0.0] * 5, timeout_ms=1_000, retrying=patient(minded, most=2))
+    assert len(load.repeats) == (10 if minded == outcome else 0)
+    assert len(server.requests) == len(load.requests)
+    check_times(load)
+
+
+async def test_clients_whose_connection_is_refused_come_again() -> None:
+    load = await run(free_port(), [0.0] * 5, retrying=patient("UNAVAILABLE", most=2))
+    assert len(load.repeats) == 10
+    assert set(load.sent_ns) == {NEVER}
+    assert NEVER not in load.done_ns
+
+
+async def test_retries_that_are_due_wait_for_a_connection_in_the_order_of_their_starts() -> None:
+    open_doors = asyncio.Event()
+
+    async def hold_the_planned_crowd(request: Request) -> None:
+        if request.number < 10:
+            request.send(answer(403, b""))
+        elif request.number == 10:
+            await open_doors.wait()
+            request.send(ACCEPTED)
+        else:
+            request.send(ACCEPTED)
+
+    load = OpenLoop(
+        [purchase(user) for user in range(30)],
+        [0] * 10 + [200 * MS + op for op in range(20)],
+        "127.0.0.1",
+        0,
+        connections=1,
+        timeout_ms=20_000,
+        retrying=patient("NOT_STARTED", pause_ms=300),
+    )
+    async with http_server(hold_the_planned_crowd) as server:
+        load.port = server.port
+        driving = asyncio.create_task(load.run(time.monotonic_ns()))
+        while len(load.late) < 10:  # noqa: ASYNC110 - the loop tells nobody of a single request
+            await asyncio.sleep(0.001)
+        open_doors.set()
+        await driving
+    sent = sorted(range(len(load.requests)), key=load.sent_ns.__getitem__)
+    assert sent == sorted(sent, key=load.intended_ns.__getitem__)
+    assert sent[-10:] == list(range(30, 40))
+
+
 async def test_an_empty_plan_is_driven_at_once() -> None:
     await run(free_port(), [])
+
+
+async def test_a_load_that_is_stopped_waits_for_what_is_under_way_and_for_nobody_who_would_come_again() -> (
+    None
+):
+    held: list[Request] = []
+
+    async def hold(request: Request) -> None:
+        held.append(request)
+        if len(held) == 2:
+            load.stop()
+            for each in held:
+                each.send(SOLD_OUT)
+
+    retrying = Retrying(frozenset({"SOLD_OUT"}), 3, [MS] * 4)
+    async with http_server(hold) as server:
+        load = OpenLoop(
+            [purchase(user) for user in range(4)],
+            [0, 0, 3_600_000 * MS, 3_600_000 * MS],
+            "127.0.0.1",
+            server.port,
+            connections=4,
+            timeout_ms=20_000,
+            retrying=retrying,
+        )
+        await load.run(time.monotonic_ns())
+    assert sorted(load.ended) == [0, 1]
+    assert load.withdrawn == [2, 3]
+    assert load.repeats == []

@@ -1,10 +1,20 @@
 """The plots draw what the history holds."""
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 
-from simulation.plots import _join_cells, draw_heat, draw_percentiles, mark_faults
 from simulation.tests.run_folders import make_history
+from simulation.view.canvas import Course, Phase
+from simulation.view.latency_plots import (
+    _join_cells,
+    draw_heat,
+    draw_latency,
+    draw_percentiles,
+    percentile_steps,
+)
+from simulation.view.plots import mark_faults
 
 
 def test_joined_cells_cover_the_chosen_ones_and_no_other() -> None:
@@ -33,23 +43,43 @@ def test_the_percentile_curves_end_at_the_slowest_request_and_are_bold_only_wher
 
 def test_plots_of_nothing_are_not_drawn() -> None:
     history = make_history(10).iloc[:0]
-    assert draw_heat(history, [], None, wide=True) is None
+    assert draw_heat(history, Course(), wide=True) is None
     assert draw_percentiles(history, wide=True) is None
 
 
-def test_faults_are_shaded_in_turn_with_quiet_and_overlapping_ones_as_one() -> None:
+def test_a_step_of_a_percentile_is_as_long_as_it_takes_to_tell_it_from_the_maximum() -> None:
+    at_s = np.concatenate([np.linspace(0, 0.99, 60), np.linspace(1, 1.99, 60), np.linspace(5, 5.99, 150)])
+    values = np.arange(len(at_s), dtype="float64")
+    edges = np.arange(8.0)
+    assert percentile_steps(at_s, values, edges, 100) == [(0, 1, 59), (1, 2, 119), (5, 6, 269)]
+    p99 = percentile_steps(at_s, values, edges, 99)
+    assert [(step.start_s, step.end_s) for step in p99] == [(0, 2), (5, 6)]
+    assert p99[0].value == pytest.approx(np.percentile(values[:120], 99))
+    assert percentile_steps(at_s, values, edges, 99.9) == []
+
+
+def test_a_percentile_of_too_few_requests_is_a_point_that_says_how_many() -> None:
+    canvas = draw_latency(make_history(421), Course(), wide=True)
+    assert canvas is not None
+    accepted, sold_out = ([text.get_text() for text in panel.texts] for panel in canvas.panels)
+    assert accepted == ["p99.9 of 421 requests"]
+    assert sold_out == []
+
+
+def test_faults_are_shaded_and_numbered_and_seen_even_if_they_last_no_time() -> None:
     faults = [
-        {"kind": "cut", "on": "redis", "start_s": 4.0, "end_s": 5.0},
         {"kind": "drop_replies", "on": "redis", "start_s": 1.0, "end_s": 3.0},
-        {"kind": "kill", "on": "relay", "start_s": 2.0, "end_s": 2.0},
         {"kind": "kill", "on": "relay", "start_s": 8.0, "end_s": 8.0},
     ]
-    assert mark_faults(faults) == [
-        ("", 0.0, 1.0),
-        ("drop replies redis, kill relay", 1.0, 3.0),
-        ("", 3.0, 4.0),
-        ("cut redis", 4.0, 5.0),
-        ("", 5.0, 8.0),
-        ("kill relay", 8.0, 8.15),
-    ]
-    assert mark_faults([]) == []
+    assert mark_faults(faults, 10.0) == [("1 drop replies redis", 1.0, 3.0), ("2 kill relay", 8.0, 8.06)]
+    assert mark_faults([], 10.0) == []
+
+
+def test_labels_on_an_axis_of_time_do_not_meet() -> None:
+    faults = [Phase(f"{number} restart fulfilment", 4 + number / 10, 5) for number in range(4)]
+    course = Course([Phase("crowd", 0, 12)], faults, 4.2)
+    canvas = draw_latency(make_history(5_000), course, wide=True)
+    assert canvas is not None
+    boxes = [text.get_window_extent() for text in canvas.panels[0].texts]
+    assert len(boxes) == 6
+    assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))

@@ -7,11 +7,11 @@ import pytest
 from click.testing import CliRunner
 
 from simulation.cli import main
-from simulation.preview import ROWS, count_arrivals, preview
 from simulation.scenario import load_scenario
+from simulation.view.preview import ROWS, count_arrivals, preview
 
 
-@pytest.mark.parametrize("name", ["spike", "herd", "wave", "many-products"])
+@pytest.mark.parametrize("name", ["spike", "herd", "wave", "many-products", "replay"])
 def test_it_draws_the_curve_and_names_phases_and_thresholds(name: str) -> None:
     scenario = load_scenario(name)
     text = preview(scenario, columns=60)

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from simulation.faults import Fault
-from simulation.proxy import Proxy, start_proxy
+from simulation.faults.fault import Fault
+from simulation.faults.proxy import Proxy, start_proxy
 from simulation.services import Services
 
 

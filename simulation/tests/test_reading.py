@@ -1,6 +1,7 @@
 """Whatever a client library does when its service dies, a reading ends as read or as unreadable."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -31,6 +32,12 @@ async def hang() -> int:
     return 7
 
 
+async def lose_a_cancellation() -> int:
+    with contextlib.suppress(asyncio.CancelledError):
+        await hang()
+    return await hang()
+
+
 async def test_an_answer_is_read() -> None:
     assert await read_within(answer(), 5) == 7
 
@@ -41,6 +48,7 @@ async def test_an_answer_is_read() -> None:
         (fail, "RuntimeError: cannot switch state"),
         (be_cancelled_by_the_library, "the connection was closed"),
         (hang, "no answer in time"),
+        (lose_a_cancellation, "no answer in time"),
     ],
 )
 async def test_any_other_end_is_unreadable(reading: Reading, said: str) -> None:

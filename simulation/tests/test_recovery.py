@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from simulation.faults import Interval
+from simulation.faults.fault import Interval
 from simulation.history import DTYPES
-from simulation.recovery import judge_recovery, measure_recovery
+from simulation.judge.recovery import judge_recovery, measure_recovery
 
 FAULT = Interval(kind="kill", on="redis", start_s=2.0, end_s=3.0)
 
@@ -31,6 +31,8 @@ def history(refused: tuple[float, float] | None = None, slow: tuple[float, float
         "outcome": np.where(down, "UNAVAILABLE", "ACCEPTED"),
         "result": np.where(down, "fail", "ok"),
         "order_id": None,
+        "attempt": 0,
+        "first_op": np.arange(8_000),
     }
     return pd.DataFrame(frame).astype(DTYPES)
 

@@ -15,19 +15,20 @@ import psutil
 import pytest
 from rich.console import Console
 
+from engine.local.process import ProcessId, identify, survivors
 from engine.local.stack import Stack
 from engine.settings import Settings
 from engine.tests.services import execute
 from simulation.driver import Progress
 from simulation.engine_process import start_engine
 from simulation.errors import EngineError, RunError
-from simulation.live import LiveView
 from simulation.opening import check_ownership, open_sales
 from simulation.probes import Sample
 from simulation.record import finish_run, judge_run
 from simulation.run import run
 from simulation.scenario import SaleOffer, Scenario, load_scenario
 from simulation.services import Services
+from simulation.view.live import LiveView
 
 # What this machine has time for, while it runs the tests, says nothing about the engine.
 PATIENT = {
@@ -118,17 +119,17 @@ async def test_a_run_records_judges_and_reports_what_it_promises(services: Servi
 async def test_an_engine_that_is_killed_is_no_pass_and_leaves_nothing(
     services: Services, tmp_path: Path
 ) -> None:
-    stages: list[psutil.Process] = []
+    stages: list[ProcessId] = []
 
     def kill_engine() -> None:
-        stages.extend(children_of(os.getpid(), "engine.stage"))
+        stages.extend(identify(stage.pid) for stage in children_of(os.getpid(), "engine.stage"))
         [server] = children_of(os.getpid(), "engine.cli")
         os.killpg(server.pid, signal.SIGKILL)
 
     scenario = small_spike()
     await run(scenario, tmp_path / "run", Watcher(scenario, kill_engine), print, services=services)
     assert len(stages) == 3
-    assert not any(stage.is_running() for stage in stages)
+    assert not survivors(stages)
     summary = finish_run(tmp_path / "run")
     assert summary["verdict"] in ("fail", "unknown")
     assert "SIGKILL" in summary["load"]["reason"]

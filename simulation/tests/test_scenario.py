@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from simulation.arrivals import expected_requests, peak_rps
 from simulation.errors import ScenarioError
+from simulation.plan import build_plan
 from simulation.scenario import list_scenarios, load_scenario, parse_override, read_scenario
 
 
@@ -170,3 +171,42 @@ def test_an_override_reads_like_toml(text: str, key: str, value: Any) -> None:
 def test_an_override_needs_a_key_and_a_value(text: str) -> None:
     with pytest.raises(ScenarioError, match="key=value"):
         parse_override(text)
+
+
+def test_a_trace_is_read_beside_its_scenario_and_goes_where_that_goes(tmp_path: Path) -> None:
+    (tmp_path / "crowd.csv").write_text("requests\n10\n40\n")
+    file = tmp_path / "mine.toml"
+    file.write_text(
+        'name = "mine"\ntext = "Ours."\nseed = 1\nsales = [{product_id = 1, stock = 5}]\n'
+        'arrivals = [{shape = "trace", file = "crowd.csv"}]\npopulation = {users = 9}\n'
+    )
+    scenario = load_scenario(file)
+    assert (peak_rps(scenario.arrivals), scenario.duration_s()) == (40, 2)
+    scaled = load_scenario(file, rate_rps=80, duration_s=1)
+    assert expected_requests(scaled.arrivals) == pytest.approx(50)
+    with pytest.raises(ScenarioError, match=r"arrivals\.0\.file: must name the CSV file"):
+        load_scenario(file, {"arrivals.0.file": 7})
+    (tmp_path / "crowd.csv").unlink()
+    assert msgspec.json.decode(msgspec.json.encode(scenario), type=type(scenario)) == scenario
+    assert len(build_plan(scenario)) > 20
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "names"),
+    [
+        ("restocks", [{"at_s": 3, "product_id": 2, "stock": 1}], "restocks.0.product_id: 2 is not on sale"),
+        ("restocks", [{"at_s": 99, "product_id": 1, "stock": 1}], "restocks.0.at_s: the load lasts 30 s"),
+        ("abort_when", ["oversold > 0"], "abort_when.0: 'oversold > 0': under the load there are only"),
+        ("abort_when", ["error.share > 0.5 during peak"], "under the load there are only"),
+        ("abort_when", ["accepted.response.p99 > 9"], "under the load there are only"),
+    ],
+)
+def test_what_happens_under_the_load_is_checked_beforehand(key: str, value: Any, names: str) -> None:
+    with pytest.raises(ScenarioError) as caught:
+        load_scenario("spike", {key: value})
+    assert names in str(caught.value)
+
+
+def test_a_longer_run_is_restocked_later() -> None:
+    restocks = [{"at_s": 3, "product_id": 1, "stock": 1}]
+    assert load_scenario("spike", {"restocks": restocks}, duration_s=60).restocks[0].at_s == 6

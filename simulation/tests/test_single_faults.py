@@ -15,13 +15,13 @@ from engine.local.process import family, identify
 from engine.local.stack import Stack
 from engine.settings import Settings
 from simulation.driver import Progress
-from simulation.faults import Fault
-from simulation.live import LiveView
+from simulation.faults.fault import Fault
 from simulation.probes import Sample
 from simulation.record import judge_run
 from simulation.run import run
 from simulation.scenario import Scenario, load_scenario
 from simulation.services import Services, services_of
+from simulation.view.live import LiveView
 
 # What this machine has time for, while it runs the tests, says nothing about the engine.
 PATIENT = {
@@ -68,6 +68,14 @@ def services(settings: Settings, stack: Stack) -> Services:
         ("freeze", "postgres"),
         ("drop_replies", "redis"),
         ("bandwidth", "rabbitmq"),
+        ("out_of_memory", "redis"),
+        ("disk_full", "rabbitmq"),
+        ("read_only", "postgres"),
+        ("no_connections", "postgres"),
+        ("flush", "redis"),
+        ("wipe", "redis"),
+        ("rollback", "redis"),
+        ("failover", "redis"),
     ],
 )
 async def test_a_sale_survives(kind: str, on: str, services: Services, tmp_path: Path) -> None:

@@ -9,11 +9,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from simulation.checker import judge
-from simulation.final_state import FinalState
-from simulation.load import load_report
-from simulation.scenario import load_scenario
-from simulation.summary import (
+from simulation.judge.checker import judge
+from simulation.judge.final_state import FinalState
+from simulation.judge.load import load_report
+from simulation.judge.summary import (
     count_outcomes,
     is_trusted,
     measure_fulfilment,
@@ -23,6 +22,7 @@ from simulation.summary import (
     summarise,
     time_to_sell_out,
 )
+from simulation.scenario import load_scenario
 from simulation.tests.histories import Ask, Terms, history_of, operation, order, order_rows, play, with_orders
 from simulation.tests.run_folders import make_run
 

@@ -1,17 +1,19 @@
 """A threshold is read once, with clear errors, and judged by the record alone."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
+import pandas as pd
 import pytest
 
-from simulation.checker import verdict, verdict_in_words
-from simulation.condition import Condition, parse_change, parse_condition, quantile_of
 from simulation.errors import ScenarioError
-from simulation.load import load_report
+from simulation.judge.checker import verdict, verdict_in_words
+from simulation.judge.condition import Condition, parse_change, parse_condition, quantile_of
+from simulation.judge.load import load_report
+from simulation.judge.summary import count_outcomes, measure_latency
+from simulation.judge.thresholds import Measured, judge_thresholds
 from simulation.scenario import Scenario, load_scenario
-from simulation.summary import count_outcomes, measure_latency
 from simulation.tests.run_folders import START_US, make_history, make_state
-from simulation.thresholds import Measured, judge_thresholds
 
 BUILT = {
     "arrivals.0.seconds": 2, "arrivals.0.rate_rps": 600,
@@ -43,6 +45,16 @@ def test_metrics_are_those_of_the_summary(run: Measured) -> None:
     assert run.measure("unknown.share") == outcomes["unknown"] / sum(outcomes.values())
     assert run.measure("oversold") == 0
     assert run.measure("fulfilment.confirmed") == 5_000
+
+
+def test_the_front_doors_memory_is_the_most_that_all_of_them_take(run: Measured) -> None:
+    timeline = pd.DataFrame(
+        {"t_s": [0, 1, 2], "rss_mib front-door 1": [50, 60, 70], "rss_mib redis": [9, 9, 9]}
+    )
+    timeline["rss_mib front-door 2"] = [20.0, 30.0, None]
+    assert replace(run, timeline=timeline).measure("front_door.rss_max_mib") == 90
+    for unread in (None, timeline[["t_s"]]):
+        assert replace(run, timeline=unread).measure("front_door.rss_max_mib") is None
 
 
 def test_over_a_window_only_its_own_requests_count(run: Measured) -> None:

@@ -1,0 +1,193 @@
+"""Conditions on what a run measured, in a line of words: `accepted.response.p99 < 50 during peak`.
+
+    condition = metric sign limit [window]
+    sign      = < <= > >= == !=
+    window    = "during" span | "after" span | "between" seconds ["and"] seconds
+    metric    = OUTCOME.response.STAT | OUTCOME.service.STAT                          ms
+              | OUTCOME.count | OUTCOME.share                                         requests; 0 to 1 of all
+              | fulfilment.lag_STAT                                                   ms
+              | one of WHOLE                                                          of the whole run only
+
+Under the load only OUTCOME.count, OUTCOME.share and all.response.STAT (a percentile or `max`) are known.
+
+OUTCOME is one of OUTCOMES, STAT a percentile (p50, p99, p999 for 99.9 and so on), `max` or `mean`. A span is
+a phase or a fault of the scenario. Over a window only what was meant to start within it counts.
+"""
+
+import operator
+import re
+from collections.abc import Callable, Mapping
+from typing import Final
+
+import msgspec
+
+OUTCOMES: Final = ("all", "accepted", "sold_out", "rejected", "error", "unknown")
+WHOLE: Final = (
+    "oversold",
+    "sold",
+    "remaining",
+    "sold_out_after_s",
+    "fulfilment.confirmed",
+    "fulfilment.failed",
+    "fulfilment.rejected",
+    "fulfilment.drained_s",
+    "load.late_p99",
+    "front_door.rss_max_mib",
+    "knee.rps",
+    "knee.plateau_p99",
+    "knee.achieved_max_rps",
+)
+SIGNS: Final[dict[str, Callable[[float, float], bool]]] = {
+    "<=": operator.le,
+    ">=": operator.ge,
+    "==": operator.eq,
+    "!=": operator.ne,
+    "<": operator.lt,
+    ">": operator.gt,
+}
+_STAT: Final = r"(p\d{1,6}|max|mean)"
+_SLICED: Final = re.compile(
+    rf"({'|'.join(OUTCOMES)})\.((response|service)\.{_STAT}|count|share)|fulfilment\.lag_{_STAT}"
+)
+_LIVE: Final = re.compile(rf"({'|'.join(OUTCOMES)})\.(count|share)|all\.response\.(p\d{{1,6}}|max)")
+_NUMBER: Final = r"\d+(?:\.\d+)?"
+_COMPARISON: Final = re.compile(rf"(\S+)\s*({'|'.join(SIGNS)})\s*(\S+)(?:\s+(.*))?")
+_BETWEEN: Final = re.compile(rf"between\s+({_NUMBER})\s*s?\s+(?:and\s+)?({_NUMBER})\s*s?")
+_SPAN: Final = re.compile(r"(during|after)\s+(\S.*)")
+
+Span = tuple[float, float]
+"""Start and end, in seconds from the run's start."""
+
+
+class Window(msgspec.Struct, frozen=True):
+    """A part of the run: the span of that name, what comes after it, or the seconds between."""
+
+    kind: str
+    name: str = ""
+    seconds: Span = (0.0, 0.0)
+
+    def find(self, spans: Mapping[str, Span], end_s: float) -> Span:
+        """Its start and end in a run that has those spans. Raises ValueError for one that is not there."""
+        if self.kind == "between":
+            return self.seconds
+        if self.name not in spans:
+            raise ValueError(f"there is no {self.name!r}; there are: {', '.join(spans)}")
+        start, end = spans[self.name]
+        return (start, end) if self.kind == "during" else (end, end_s)
+
+    def __str__(self) -> str:
+        if self.kind == "between":
+            return f"between {self.seconds[0]:g}s {self.seconds[1]:g}s"
+        return f"{self.kind} {self.name}"
+
+
+class Condition(msgspec.Struct, frozen=True, kw_only=True):
+    """A metric of a run, or the change of one, against a limit."""
+
+    metric: str
+    sign: str
+    limit: float
+    relative: bool = False
+    """Whether the limit is a change in percent."""
+    window: Window | None = None
+
+    def holds(self, value: float) -> bool:
+        """Whether the condition is true of a value."""
+        return SIGNS[self.sign](value, self.limit)
+
+    def scaled(self, time: float) -> "Condition":
+        """The same condition for a run `time` times as long."""
+        if self.window is None or self.window.kind != "between":
+            return self
+        first, last = self.window.seconds
+        window = msgspec.structs.replace(self.window, seconds=(first * time, last * time))
+        return msgspec.structs.replace(self, window=window)
+
+    def __str__(self) -> str:
+        window = f" {self.window}" if self.window else ""
+        limit = f"{self.limit:+g}%" if self.relative else f"{self.limit:g}"
+        return f"{self.metric} {self.sign} {limit}{window}"
+
+
+def parse_condition(text: str) -> Condition:
+    """A condition on a run. Raises ValueError, in words that follow the text at fault."""
+    metric, sign, limit, window = _split(text)
+    if not re.fullmatch(rf"-?{_NUMBER}", limit):
+        raise ValueError(f"{limit!r} is not a number")
+    found = _parse_window(window) if window else None
+    if found and not _SLICED.fullmatch(metric):
+        raise ValueError(f"{metric} is of the whole run: it has no window")
+    return Condition(metric=metric, sign=sign, limit=float(limit), window=found)
+
+
+def parse_abort(text: str) -> Condition:
+    """A condition on a load under way, such as `error.share > 0.5`.
+
+    Raises ValueError, in words that follow the text at fault.
+    """
+    condition = parse_condition(text)
+    if condition.window or not _LIVE.fullmatch(condition.metric):
+        raise ValueError(
+            "under the load there are only OUTCOME.count, OUTCOME.share and"
+            " all.response.STAT with STAT such as p99 or max, and no window"
+        )
+    return condition
+
+
+def parse_change(text: str) -> Condition:
+    """A condition on how a metric changed: `accepted.response.p99 > +10%`, or `oversold > 0` in its own unit.
+
+    Raises ValueError, in words that follow the text at fault.
+    """
+    metric, sign, limit, window = _split(text)
+    if window:
+        raise ValueError("a change is of the whole run: it has no window")
+    if not re.fullmatch(rf"[-+]?{_NUMBER}%?", limit):
+        raise ValueError(f"{limit!r} is not a change, such as +10% or -5")
+    return Condition(metric=metric, sign=sign, limit=float(limit.rstrip("%")), relative=limit.endswith("%"))
+
+
+def quantile_of(stat: str) -> float:
+    """The share below a percentile: 0.999 for p999, 1 for the maximum."""
+    if stat == "max":
+        return 1.0
+    digits = stat.removeprefix("p")
+    return float(f"{digits[:2]}.{digits[2:]}") / 100
+
+
+def unit_of(metric: str) -> str:
+    """ms, s, /s, MiB or nothing."""
+    if metric.endswith("_s"):
+        return "s"
+    if metric.endswith("rps"):
+        return "/s"
+    if metric.endswith("_mib"):
+        return "MiB"
+    timed = ".response." in metric or ".service." in metric or ".lag_" in metric
+    timed = timed or metric in ("load.late_p99", "knee.plateau_p99")
+    return "ms" if timed else ""
+
+
+def _split(text: str) -> tuple[str, str, str, str]:
+    found = _COMPARISON.fullmatch(text.strip())
+    if found is None:
+        raise ValueError("must be a metric, a sign and a limit, as in accepted.response.p99 < 50")
+    metric, sign, limit, window = found.groups(default="")
+    if metric not in WHOLE and not _SLICED.fullmatch(metric):
+        raise ValueError(
+            f"there is no metric {metric!r}; there are: OUTCOME.response.STAT, OUTCOME.service.STAT,"
+            f" OUTCOME.count, OUTCOME.share with OUTCOME one of {', '.join(OUTCOMES)} and STAT such as p99 or"
+            f" max; fulfilment.lag_STAT; {', '.join(WHOLE)}"
+        )
+    return metric, sign, limit, window
+
+
+def _parse_window(text: str) -> Window:
+    if found := _BETWEEN.fullmatch(text):
+        first, last = float(found[1]), float(found[2])
+        if first >= last:
+            raise ValueError(f"{text!r} ends before it begins")
+        return Window("between", seconds=(first, last))
+    if found := _SPAN.fullmatch(text):
+        return Window(found[1], found[2].strip())
+    raise ValueError(f"{text!r} is not a window; there are: during NAME, after NAME, between 5s 10s")
