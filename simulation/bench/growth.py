@@ -126,7 +126,7 @@ async def grow_orders(
             say(f"filling the ledger up to {size:,} orders")
             await fill_ledger(engine.services.postgres_url, there, size)
             there = size
-        sale = await engine.open_sale(PLENTY)
+        sale = await engine.open_past_sale()
         settled[size], accepted[size] = [], []
         for number in range(1, rounds + 1):
             settled[size].append(await settle_batches(engine.services.postgres_url, sale, seconds))

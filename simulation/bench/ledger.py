@@ -17,7 +17,7 @@ from engine.sale import Sale
 from engine.settings import Settings
 from simulation.bench.options import Say
 from simulation.bench.results import LedgerRates, Spread
-from simulation.bench.subjects import PLENTY, Engine
+from simulation.bench.subjects import Engine
 from simulation.errors import BenchError
 
 ORDERS_PER_SECOND: Final = 40_000
@@ -34,7 +34,7 @@ _TEXTBOOK: Final = dict(
 async def measure_ledger(engine: Engine, rounds: int, seconds: float, say: Say) -> LedgerRates:
     """Both ways in turn, on the engine's own tables, while the engine has nothing to do."""
     settings = Settings()
-    sale = await engine.open_sale(PLENTY)
+    sale = await engine.open_past_sale()
     batched, one_by_one = [], []
     for number in range(1, rounds + 1):
         batched.append(await settle_batches(engine.services.postgres_url, sale, seconds))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from simulation.bench.plots import draw_front_door, draw_growth, draw_responses
 from simulation.bench.results import Bench, Curve, Spread
-from simulation.canvas import Canvas
+from simulation.view.canvas import Canvas
 
 
 def write_page(bench: Bench, folder: Path) -> None:
@@ -69,7 +69,8 @@ def _front_door(bench: Bench) -> str:
         "wrk, one thread, keep-alive, everybody gets the same bytes. The engine has one front-door worker;"
         " Redis writes with `appendfsync always`; relay, RabbitMQ, fulfilment and PostgreSQL run as well."
         " The textbook has the same Redis and RabbitMQ, and nobody who consumes its queue."
-        " Sold out: a sale without a unit left. Accepting: every purchase gets a unit.",
+        " Sold out: a sale without a unit left; the front door asks the gate ten times a second and repeats"
+        " its answer in between. Accepting: every purchase gets a unit.",
         _table(["subject", *heads], _rows(rates, columns, _count)),
         _table(["ratio, round by round", *heads], _rows(ratios, columns, _ratio)) if ratios else "",
         "Not what was meant to be measured:\n\n" + "\n".join(sorted(faults)) if faults else "",

@@ -10,11 +10,11 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final, Protocol
 
-import aio_pika
 import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 from redis.asyncio import Redis
 
+from engine.bus import connect_bus
 from engine.gate import Outcome
 from engine.keys import ShardKeys
 from engine.redis_client import connect_redis
@@ -79,7 +79,7 @@ class Textbook:
             report = await run_wrk(self.url, connections, seconds)
             decided = await _count_scripts(redis) - before
             accepted = stock - int(await redis.get(textbook.stock_key(1)) or 0)
-        async with await aio_pika.connect(self._services.amqp_url) as bus:
+        async with await connect_bus(str(self._services.amqp_url), "benchmark") as bus:
             channel = await bus.channel()
             await (await channel.declare_queue(textbook.QUEUE, passive=True)).purge()
         expected = report.requests if self._sold_out else 0
@@ -108,6 +108,16 @@ class Engine:
     async def open_sale(self, stock: int, product_id: int = 1) -> Sale:
         """Put a new sale of the product on offer."""
         return (await self.open_sales([SaleOffer(product_id=product_id, stock=stock)]))[0]
+
+    async def open_past_sale(self) -> Sale:
+        """A sale that a newer one has taken the place of.
+
+        What is settled in it behind the gate's back is none of the current sale's units, which the engine
+        would otherwise miss at the gate.
+        """
+        sale = await self.open_sale(PLENTY)
+        await self.open_sale(PLENTY)
+        return sale
 
     async def open_sales(self, offers: Sequence[SaleOffer]) -> list[Sale]:
         """Put many on offer, several at once; in any order."""
