@@ -15,7 +15,7 @@ spike: setup ## run the reference spike, judge it and write its report
 	.venv/bin/flashsim run spike
 
 test: lint ## lint, type-check and run every test
-	.venv/bin/pytest
+	.venv/bin/pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 
 serve: setup ## serve the engine on http://127.0.0.1:8080
 	.venv/bin/flashgrid serve
