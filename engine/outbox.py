@@ -45,7 +45,7 @@ class Outbox:
         self._consumer = consumer
         self._claim_ms = claim_ms
         self._wait_s = wait_ms / 1000
-        self._read_at = 0.0
+        self._read_from = 0.0
         self._reading = asyncio.Lock()
         self._held: set[Tag] = set()
         self._own = dict.fromkeys(self._streams, _START)
@@ -59,7 +59,7 @@ class Outbox:
         acknowledge costs much the same for one entry as for twenty.
         """
         async with self._reading:
-            await asyncio.sleep(self._read_at + self._wait_s - time.monotonic())
+            await asyncio.sleep(self._read_from - time.monotonic())
             try:
                 deliveries = await self._read(wait_s)
             except ResponseError as error:
@@ -72,7 +72,7 @@ class Outbox:
                 # The answer is lost; the entries in it are pending under this reader's name.
                 self._read_own_again()
                 raise
-            self._read_at = time.monotonic() if len(deliveries) < _COUNT else 0.0
+            self._read_from = time.monotonic() + self._wait_s if len(deliveries) < _COUNT else 0.0
             return deliveries
 
     async def acknowledge(self, deliveries: Iterable[Delivery]) -> None:
