@@ -60,20 +60,21 @@ class FastPath(RequestHandler):
     __slots__ = (
         "_answered",
         "_clean",
-        "_gate",
         "_head",
         "_head_bytes",
         "_heads",
         "_held",
         "_leaving",
         "_passed_on",
+        "_send_away",
         "_served",
+        "_submit",
         "_under_way",
     )
 
     def __init__(self, *args: Any, gate: Gate, heads: Heads, leaving: asyncio.Event, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._gate = gate
+        self._submit, self._send_away = gate.submit, gate.send_away
         self._heads = heads
         self._leaving = leaving
         """Set when each answer has to say that it is the last on its connection, which aiohttp's do."""
@@ -121,9 +122,13 @@ class FastPath(RequestHandler):
             # Many clients send head and body apart; a body is never longer than three digits say.
             self._held = data
         elif len(data) == body + head.body_length and (plain := PLAIN_BUY.fullmatch(data, body)):
-            self._under_way = self._served = True
+            self._served = True
             user_id, product_id = plain.groups()
-            self._gate.submit((user_id, product_id, head.key, self._answer))
+            if head.key is None and self._send_away(product_id):
+                self._answer(Outcome.SOLD_OUT, None)
+            else:
+                self._under_way = True
+                self._submit((user_id, product_id, head.key, self._answer))
         else:
             self._pass_on(data)
 

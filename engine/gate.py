@@ -93,7 +93,11 @@ class Gate:
         self._shards = settings.gate_shards
         self._sold_out_s = settings.sold_out_ms / 1000
         self._lanes = [_Lane(ShardKeys(shard), settings, settings.redis_url) for shard in range(self._shards)]
-        self._only_lane = self._lanes[0] if self._shards == 1 else None
+        only = self._lanes[0] if self._shards == 1 else None
+        self.submit: Callable[[Purchase], None] = only.submit if only else self._submit
+        """Puts a purchase into the next batch of its shard; its `answer` is called later, exactly once."""
+        self.send_away: Callable[[bytes], bool] = only.send_away if only else self._send_away
+        """Whether the product is known to be sold out, for who comes without a key; counts the refusal."""
 
     async def close(self) -> None:
         """Answer the purchases that wait, then disconnect."""
@@ -107,10 +111,11 @@ class Gate:
         """Purchases that wait for the next batch."""
         return sum(len(lane.waiting) for lane in self._lanes)
 
-    def submit(self, purchase: Purchase) -> None:
-        """Put a purchase into the next batch of its shard; its `answer` is called later, exactly once."""
-        lane = self._only_lane or self._lanes[shard_of(int(purchase[1]), self._shards)]
-        lane.submit(purchase)
+    def _submit(self, purchase: Purchase) -> None:
+        self._lane_of(int(purchase[1])).submit(purchase)
+
+    def _send_away(self, product_id: bytes) -> bool:
+        return self._lane_of(int(product_id)).send_away(product_id)
 
     async def reserve(self, user_id: int, product_id: int, key: str | None) -> tuple[Outcome, str | None]:
         """Outcome and order id of one purchase. A caller that goes away does not take its purchase back."""
@@ -216,21 +221,24 @@ class _Lane:
     def submit(self, purchase: Purchase) -> None:
         if self._closing:
             _answer_all([purchase], Outcome.GATE_UNAVAILABLE)
-            return
-        until = self._sold_out_until.get(purchase[1])
-        # Whoever comes with a key may have bought already, which the script knows.
-        if until is not None and purchase[2] is None and time.monotonic() < until:
-            if not self._sent_away:
-                # Counted together with all that this turn of the loop brings.
-                self._loop.call_soon(self._count_sent_away)
-            self._sent_away += 1
+        elif purchase[2] is None and self.send_away(purchase[1]):
             purchase[3](Outcome.SOLD_OUT, None)
-            return
-        if len(self.waiting) >= self._capacity:
+        elif len(self.waiting) >= self._capacity:
             _answer_all([purchase], Outcome.OVERLOADED)
-            return
-        self.waiting.append(purchase)
-        self._arrived.set()
+        else:
+            self.waiting.append(purchase)
+            self._arrived.set()
+
+    def send_away(self, product_id: bytes) -> bool:
+        # Whoever comes with a key may have bought already, which only the script knows.
+        until = self._sold_out_until.get(product_id)
+        if until is None or time.monotonic() >= until or self._closing:
+            return False
+        if not self._sent_away:
+            # Counted together with all that this turn of the loop brings.
+            self._loop.call_soon(self._count_sent_away)
+        self._sent_away += 1
+        return True
 
     def refuse_more(self) -> None:
         self._closing = True
@@ -278,7 +286,9 @@ class _Lane:
                 log.info("gate shard %d answers again", self.keys.shard)
                 self._reachable = True
             self._remember_sold_out(groups, letters, asked_at)
-            _give_answers(stem, groups.values(), letters)
+            # In the next turn of the loop, when the batch that has gathered is on its way: to write so many
+            # answers takes about as long as the script.
+            self._loop.call_soon(_give_answers, stem, groups.values(), letters)
 
     def _remember_sold_out(self, groups: dict[bytes, list[Purchase]], letters: str, asked_at: float) -> None:
         if "S" in letters:

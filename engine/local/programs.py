@@ -62,6 +62,7 @@ class Redis:
             "appendonly": "yes",
             "appendfsync": "always",
             "save": "",
+            "auto-aof-rewrite-min-size": "1gb",
             "maxmemory-policy": "noeviction",
         }
         command = [program, *(part for key, value in options.items() for part in (f"--{key}", value))]
