@@ -62,7 +62,8 @@ class Redis:
             "appendonly": "yes",
             "appendfsync": "always",
             "save": "",
-            "auto-aof-rewrite-min-size": "1gb",
+            # Most of what is written is soon deleted: at 64 MB, the default, a sale would rewrite it all the time.
+            "auto-aof-rewrite-min-size": "256mb",
             "maxmemory-policy": "noeviction",
         }
         command = [program, *(part for key, value in options.items() for part in (f"--{key}", value))]
