@@ -62,7 +62,7 @@ class Redis:
             "appendonly": "yes",
             "appendfsync": "always",
             "save": "",
-            # Most of what is written is soon deleted: at 64 MB, the default, a sale would rewrite it all the time.
+            # Most of it is soon out of date: at 64 MB, the default, a sale would rewrite it all the time.
             "auto-aof-rewrite-min-size": "256mb",
             "maxmemory-policy": "noeviction",
         }
