@@ -17,6 +17,7 @@ class Subject(StrEnum):
     ACCEPTING = "accepting"
     LEDGER = "ledger"
     DRIVER = "driver"
+    DISK = "disk"
     RESPONSE = "response"
     CROWD = "crowd"
     CONNECTIONS = "connections"
@@ -26,7 +27,7 @@ class Subject(StrEnum):
     MEMORY = "memory"
 
 
-SERVED_WITHOUT_ENGINE: Final = frozenset({Subject.NGINX, Subject.AIOHTTP, Subject.DRIVER})
+SERVED_WITHOUT_ENGINE: Final = frozenset({Subject.NGINX, Subject.AIOHTTP, Subject.DRIVER, Subject.DISK})
 
 Say = Callable[[str], None]
 

@@ -26,7 +26,7 @@ def write_page(bench: Bench, folder: Path) -> None:
 def render(bench: Bench, plots: Sequence[str] = ()) -> str:
     """The page, in Markdown."""
     sections = [
-        _front, _front_door, _persistence, _ledger, _driver, _responses, _growth, _memory,
+        _front, _front_door, _disk, _persistence, _ledger, _driver, _responses, _growth, _memory,
     ]  # fmt: skip
     parts = [part for section in sections if (part := section(bench))]
     parts += [f"![{name.replace('_', ' ')}](plots/{name}.png)" for name in plots]
@@ -74,6 +74,19 @@ def _front_door(bench: Bench) -> str:
         _table(["subject", *heads], _rows(rates, columns, _count)),
         _table(["ratio, round by round", *heads], _rows(ratios, columns, _ratio)) if ratios else "",
         "Not what was meant to be measured:\n\n" + "\n".join(sorted(faults)) if faults else "",
+    )
+
+
+def _disk(bench: Bench) -> str:
+    if (disk := bench.disk) is None:
+        return ""
+    rows = [["p50", _spread(disk.p50_ms, _ms)], ["p99", _spread(disk.p99_ms, _ms)]]
+    rows.append(["longest", _spread(disk.longest_ms, _ms)])
+    return _section(
+        "Disk",
+        f"How long {disk.write_bytes:,} appended bytes take to be on disk (fdatasync) while nothing else"
+        " writes. Every accepted purchase waits for that, and where the disk stalls all of them wait.",
+        _table(["a write is on disk after", ""], rows),
     )
 
 

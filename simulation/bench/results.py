@@ -105,6 +105,15 @@ class DriverRates(Result, frozen=True):
     """p99 of sent − intended at that rate."""
 
 
+class Disk(Result, frozen=True):
+    """How long an appended write takes to be on disk (fdatasync), while nothing else writes."""
+
+    write_bytes: int
+    p50_ms: Spread
+    p99_ms: Spread
+    longest_ms: Spread
+
+
 class Responses(Result, frozen=True):
     """Response times (done − intended) of an open loop at one rate."""
 
@@ -188,6 +197,7 @@ class Bench(msgspec.Struct, kw_only=True):
     persisted: list[Persisted] = []
     ledger: LedgerRates | None = None
     driver: DriverRates | None = None
+    disk: Disk | None = None
     capacities: list[Capacity] = []
     responses: list[Responses] = []
     growth: list[Curve] = []

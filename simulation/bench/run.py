@@ -10,6 +10,7 @@ from typing import Final
 
 import msgspec
 
+from simulation.bench.disk import measure_disk
 from simulation.bench.front_door import compare
 from simulation.bench.growth import grow_connections, grow_orders, grow_products, grow_stock
 from simulation.bench.ledger import measure_ledger
@@ -77,6 +78,8 @@ class _Run:
             growth_seconds=self._options.growth_seconds,
             notes=self._notes,
         )
+        if Subject.DISK in self._subjects:
+            bench.disk = await measure_disk(self._options.rounds, self._options.seconds, self._say)
         if services is None:
             await self._measure_servers(bench, nginx_url, None)
         else:

@@ -233,6 +233,8 @@ async def test_a_run_measures_every_subject_and_leaves_nothing_running(tmp_path:
     assert [sample.fault for row in bench.front_door for sample in row.samples if sample.fault] == []
     assert [row.connections for row in bench.persisted] == [64, 256]
     assert bench.ledger
+    assert bench.disk
+    assert 0 < bench.disk.p50_ms.median <= bench.disk.p99_ms.median <= bench.disk.longest_ms.median
     assert {row.share for row in bench.responses} == {0.25, 0.5, 0.75, None}
     assert sum(row.lost for row in bench.responses) == 0
     assert {curve.axis for curve in bench.growth} == {"connections", "products", "stock", "orders"}

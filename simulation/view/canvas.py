@@ -185,8 +185,9 @@ class Canvas:
             color=LIGHT["muted"], fontsize=self.size, va="bottom", ha="right",
         )  # fmt: skip
 
-    def _label(self, at_s: float, text: str, colour: str) -> None:
-        """A few words at a moment in the top panel, in the first row where they don't meet others."""
+    def _label(self, at_s: float, text: str, colour: str) -> float:
+        """A few words at a moment in the top panel, in the first row where neither they nor a line at that
+        moment meet others; returns how far up the panel their row reaches, from 0 to 1."""
         size = self.size - 1.5
         axes = self.panels[0]
         low, high = axes.get_xlim()
@@ -196,7 +197,7 @@ class Canvas:
         if left + width > room:
             left -= width + 10
         right = left + width + 8
-        taken = {row for row, start, end in self._labels if start < right and left < end}
+        taken = {row for row, start, end in self._labels if start < right and left - 7 < end}
         row = next(row for row in range(len(taken) + 1) if row not in taken)
         self._labels.append((row, left, right))
         axes.annotate(
@@ -209,6 +210,7 @@ class Canvas:
             fontsize=size,
             va="top",
         )
+        return 1 - 14 * row / float(axes.bbox.height)
 
     def _text_width(self, word: str, weight: str = "normal", size: float | None = None) -> float:
         text = self.figure.text(0, 0, word, fontsize=size or self.size, fontweight=weight)
@@ -238,8 +240,6 @@ class Canvas:
                     axes.axvspan(phase.start_s, min(phase.end_s, end_s), color=LIGHT["shade"], lw=0, zorder=0)
             for fault in faults:
                 axes.axvspan(fault.start_s, min(fault.end_s, end_s), color=LIGHT["fault"], lw=0, zorder=0.5)
-            for at_s, _ in moments:
-                axes.axvline(at_s, color=LIGHT["muted"], lw=0.9, dashes=(3, 2), zorder=1)
         bottom.xaxis.set_major_locator(MaxNLocator(8 if self.wide else 4, integer=end_s > 8))
         bottom.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} s"))
         pixels = (self.width - _LEFT - _RIGHT) / end_s
@@ -250,7 +250,10 @@ class Canvas:
         for fault in faults:
             self._label(fault.start_s, fault.name, "ink")
         for at_s, text in moments:
-            self._label(at_s, text, "ink")
+            top = self._label(at_s, text, "ink")
+            for axes in self.panels:
+                high = top if axes is self.panels[0] else 1
+                axes.axvline(at_s, ymax=high, color=LIGHT["muted"], lw=0.9, dashes=(3, 2), zorder=1)
 
     def log_axis(self, axis: str, low_ms: float, high_ms: float) -> None:
         """A logarithmic axis of milliseconds in every panel, labelled at 1, 2, 5, 10 and so on, or at powers
