@@ -11,6 +11,7 @@ from simulation.judge.comparison import Run, compare, count_changes, judge_chang
 from simulation.judge.condition import parse_change
 from simulation.tests.browser import open_page
 from simulation.tests.run_folders import make_run
+from simulation.view.comparison_plots import percents
 
 P50 = "accepted.response.p50"
 
@@ -50,6 +51,21 @@ def test_a_run_against_itself_has_not_changed(runs: dict[str, Run]) -> None:
     rows = compare([runs["first"], runs["first"]])
     assert all(change is not None and not change.delta for row in rows for change in row.changes)
     assert count_changes(rows, 1)[:2] == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (6.12, "+6.1%"),
+        (-99.96, "-100.0%"),
+        (0.0, "+0.0%"),
+        (899.9, "+899.9%"),
+        (900, "×10"),
+        (32_676.7, "×328"),
+    ],
+)
+def test_a_change_from_tenfold_on_is_said_as_a_factor(change: float, said: str) -> None:
+    assert percents(change) == said
 
 
 def test_the_same_runs_give_the_same_intervals(runs: dict[str, Run]) -> None:

@@ -1,8 +1,10 @@
 """The plots of a comparison: the runs laid over each other, each in a colour of its own."""
 
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
+from matplotlib.ticker import NullLocator
 
 from simulation.judge.comparison import Row, Run
 from simulation.judge.summary import Floats, response_ms
@@ -10,6 +12,14 @@ from simulation.view.canvas import LIGHT, SERIES, Canvas, Entry, Phase
 from simulation.view.plots import last_second, middles_of, time_edges
 
 LETTERS = "ABCDEFGH"
+_FAR_PERCENT: Final = 400.0
+"""Changes beyond this are drawn as factors, on a logarithmic axis: percents would hide all smaller ones."""
+_LEAST_FACTOR: Final = 0.01
+
+
+def percents(change: float) -> str:
+    """A change in percent; from tenfold on as a factor, which reads better."""
+    return f"{change:+.1f}%" if change < 900 else f"×{1 + change / 100:,.0f}"
 
 
 def draw_changes(rows: Sequence[Row], wide: bool) -> Canvas | None:
@@ -18,34 +28,55 @@ def draw_changes(rows: Sequence[Row], wide: bool) -> Canvas | None:
     if not shown:
         return None
     others = len(shown[0].changes)
+    reach = _reach(shown)
+    far = reach > _FAR_PERCENT
+
+    def place(percent: float) -> float:
+        return max(1 + percent / 100, _LEAST_FACTOR) if far else max(percent, -99.0)
+
     canvas = Canvas(wide, [(18 + 20 * others) * len(shown)], key_rows=1 if wide else 0)
     axes = canvas.panels[0]
-    reach = 5.0
     for number, row in enumerate(shown):
         top = len(shown) - number - 0.36
         axes.annotate(
             row.title, (0, top), (0, 7), xycoords=("axes fraction", "data"), textcoords="offset points",
             color=LIGHT["ink"], fontsize=canvas.size - 0.5, va="center",
+            bbox={"facecolor": LIGHT["paper"], "edgecolor": "none", "pad": 1.5},
         )  # fmt: skip
         for other, change in enumerate(row.changes):
             if change is None or change.percent is None or change.low is None or change.high is None:
                 continue
             y = top - (other + 1) * 0.62 / (others + 0.3)
             colour = LIGHT[SERIES[(other + 1) % len(SERIES)]]
-            low, high = (max(-99.0, bound) for bound in (change.low, change.high))
-            axes.plot([low, high], [y, y], color=colour, lw=2, solid_capstyle="butt")
+            axes.plot(
+                [place(change.low), place(change.high)], [y, y], color=colour, lw=2, solid_capstyle="butt"
+            )
             face = colour if change.sure else LIGHT["paper"]
-            axes.plot(change.percent, y, "o", color=colour, ms=7, mfc=face, mew=1.8)
-            reach = max(reach, abs(low), min(abs(high), 150.0), abs(change.percent))
-    axes.axvline(0, color=LIGHT["muted"], lw=1, zorder=1)
-    axes.set_xlim(-min(reach * 1.1, 105), reach * 1.1)
+            axes.plot(place(change.percent), y, "o", color=colour, ms=7, mfc=face, mew=1.8)
+    axes.axvline(place(0), color=LIGHT["muted"], lw=1, zorder=1)
+    if far:
+        axes.set_xscale("log")
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(lambda value, _: f"×{value:g}")
+    else:
+        axes.set_xlim(-min(reach * 1.1, 105), reach * 1.1)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:+g}%" if value else "0")
     axes.set_ylim(0, len(shown))
     axes.yaxis.set_visible(False)
     axes.grid(axis="x", color=LIGHT["grid"], lw=0.8)
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:+g}%" if value else "0")
     words = [Entry(letter, SERIES[number % len(SERIES)]) for number, letter in _others(others)]
     canvas.key(0, "Change from A", [*words, Entry("filled: sure", "muted")])
     return canvas
+
+
+def _reach(rows: Sequence[Row]) -> float:
+    """How far the changes reach, in percent; not all of an interval, which may reach anywhere."""
+    reach = 5.0
+    for change in (change for row in rows for change in row.changes):
+        if change is not None and None not in (change.percent, change.low, change.high):
+            percent, low, high = change.percent or 0.0, change.low or 0.0, change.high or 0.0
+            reach = max(reach, min(abs(low), 99.0), min(abs(high), 150.0), abs(percent))
+    return reach
 
 
 def draw_curves(runs: Sequence[Run], outcome: str, wide: bool) -> Canvas | None:

@@ -10,7 +10,7 @@ from rich.table import Table
 from simulation.driver import OPEN_LOOP
 from simulation.judge.comparison import RESAMPLES, SLICES, Change, Row, Run, count_changes
 from simulation.view.canvas import SERIES, Canvas, Phase
-from simulation.view.comparison_plots import LETTERS, draw_changes, draw_curves, draw_times
+from simulation.view.comparison_plots import LETTERS, draw_changes, draw_curves, draw_times, percents
 from simulation.view.report import Plot, count, fill_page, ms, seconds
 
 MOST_RUNS: Final = len(LETTERS)
@@ -137,8 +137,10 @@ def _describe_change(row: Row, change: Change | None) -> dict[str, str]:
     elif change.percent is None or not row.unit:
         text = f"{change.delta:+,.0f}"
     else:
-        text = f"{change.percent:+.1f}%"
-    interval = f"[{change.low:+.1f}, {change.high:+.1f}]" if change.low is not None else ""
+        text = percents(change.percent)
+    interval = ""
+    if change.low is not None and change.high is not None:
+        interval = f"[{percents(change.low)}, {percents(change.high)}]"
     return {
         "text": text,
         "interval": interval,
