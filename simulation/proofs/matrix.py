@@ -119,4 +119,5 @@ async def _run_cell(scenario: Scenario, fault: Fault, folder: Path, services: Se
 
 def write_matrix(matrix: Matrix, folder: Path) -> None:
     """Writes the matrix as JSON, Markdown and HTML."""
-    write_tables("matrix", matrix, folder, passed=sum(cell.verdict == "pass" for cell in matrix.cells))
+    passed = sum(cell.verdict == "pass" for cell in matrix.cells)
+    write_tables("matrix", matrix, folder, good=passed, total=len(matrix.cells))

@@ -240,7 +240,7 @@ def judge_trial(
 def write_mutants(result: Mutants, folder: Path) -> None:
     """Writes the result as JSON, Markdown and HTML."""
     caught = sum(trial.outcome == "caught" for trial in result.trials)
-    write_tables("mutants", result, folder, caught=caught)
+    write_tables("mutants", result, folder, good=caught, total=len(result.trials))
 
 
 def _explain(summary: dict[str, Any]) -> str:

@@ -31,7 +31,7 @@ def test_it_has_at_least_thirty_faults_of_twenty_thousand_requests_each() -> Non
 def test_its_tables_say_what_the_runs_gave(tmp_path: Path) -> None:
     matrix = Matrix(
         command="flashsim matrix", started_at=datetime(2026, 1, 2, tzinfo=UTC), commit="abc",
-        machine={"cpus": 2}, cells=[CELL, LOST],
+        machine={"cpu": "a processor", "cores": 2}, cells=[CELL, LOST],
     )  # fmt: skip
     write_matrix(matrix, tmp_path)
     assert msgspec.json.decode((tmp_path / "matrix.json").read_bytes(), type=Matrix) == matrix
@@ -40,5 +40,6 @@ def test_its_tables_say_what_the_runs_gave(tmp_path: Path) -> None:
     assert "| kill | redis | pass | 21,000 | 14,000 | 4,684 | 20 | 14000 | 0 | 1.60 s | 0.9 s |" in table
     assert "| never | never |" in table
     page = (tmp_path / "matrix.html").read_text()
-    assert "1 of 2 runs pass" in page
+    assert "1 of 2 pass" in page
+    assert "a processor, 2 cores" in page
     assert "<b>" not in page

@@ -125,7 +125,7 @@ def test_its_tables_say_what_was_found(tmp_path: Path) -> None:
     strange = msgspec.structs.replace(trial, name="<b>", outcome="survived", caught_by=[])
     result = Mutants(
         command="flashsim mutants", started_at=datetime(2026, 1, 2, tzinfo=UTC), commit="abc",
-        machine={"cpus": 2}, trials=[trial, strange],
+        machine={"cpu": "a processor", "cores": 2}, trials=[trial, strange],
     )  # fmt: skip
     write_mutants(result, tmp_path)
     assert msgspec.json.decode((tmp_path / "mutants.json").read_bytes(), type=Mutants) == result
@@ -133,7 +133,7 @@ def test_its_tables_say_what_was_found(tmp_path: Path) -> None:
     assert "finds 1 of 2" in table
     assert "| harmless | Nothing wrong. | single-fault | caught | no oversell | no oversell! |" in table
     page = (tmp_path / "mutants.html").read_text()
-    assert "finds 1 of 2" in page
+    assert "1 of 2 deliberate bugs are found" in page
     assert "<b>" not in page
 
 
