@@ -143,5 +143,6 @@ def _judge(condition: Condition, scenario: Scenario, run: Measured) -> Check:
     if value is None:
         return Check(str(condition), None, 0, "there was nothing to measure", "")
     holds = condition.holds(value)
-    measured = f"{value:,.4g} {unit_of(condition.metric)}".strip()
+    digits = f"{value:,.4g}" if abs(value) < 10_000 else f"{value:,.0f}"
+    measured = f"{digits} {unit_of(condition.metric)}".strip()
     return Check(str(condition), holds, int(not holds), measured, "")

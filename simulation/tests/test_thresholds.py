@@ -88,6 +88,13 @@ def test_a_threshold_is_judged(run: Measured, text: str, holds: bool | None) -> 
     assert check.holds is holds
 
 
+def test_what_was_measured_is_said_in_plain_digits(run: Measured) -> None:
+    checks = judge_thresholds(
+        scenario_with("all.count > 1", "all.count > 1 during base", "error.share < 1"), run
+    )
+    assert [check.detail for check in checks] == ["28,400", "1,200", "0"]
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
