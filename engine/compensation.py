@@ -7,6 +7,7 @@ from redis.asyncio import Redis
 
 from engine.keys import ShardKeys, shard_of
 from engine.mark import Witness
+from engine.order_id import split_order_id
 from engine.redis_client import Script
 from engine.reservation import Order, OrderStatus
 
@@ -51,15 +52,31 @@ class Compensation:
 
 
 async def _settle_shard(redis: Redis, shard: ShardKeys, witness: Witness, orders: Sequence[Order]) -> int:
-    plain = " ".join([order.order_id for order in orders if order.status is not OrderStatus.FAILED])
+    plain = _find_runs([order.order_id for order in orders if order.status is not OrderStatus.FAILED])
     places: dict[int, int] = {}
     releases: list[str | int] = []
     for order in orders:
         if order.status is OrderStatus.FAILED:
             place = places.setdefault(order.product_id, len(places) + 3)
-            releases += (order.order_id, place, order.sale_id, order.user_id, order.quantity)
+            releases += (
+                *split_order_id(order.order_id), place, order.sale_id, order.user_id, order.quantity,
+            )  # fmt: skip
     keys = [shard.mark, shard.pending, *map(shard.sale, places)]
     arguments = [*witness.testimony, shard.prefix, plain, *releases]
     generation, writes, units = await SETTLE.run(redis, keys, arguments)
     witness.note(generation, writes)
     return int(units)
+
+
+def _find_runs(order_ids: Sequence[str]) -> str:
+    """Stem, first place and number of each run of orders whose places follow one another."""
+    runs: list[str] = []
+    run_stem, first, after = "", 0, 0
+    for order_id in order_ids:
+        stem, place = split_order_id(order_id)
+        if stem != run_stem or place != after:
+            runs.append(f"{run_stem} {first} {after - first}")
+            run_stem, first = stem, place
+        after = place + 1
+    runs.append(f"{run_stem} {first} {after - first}")
+    return " ".join(runs[1:])

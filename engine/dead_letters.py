@@ -88,7 +88,10 @@ class _Stream:
             by_shard.setdefault(shard_of(reservation.product_id, len(self._shards)), []).append(reservation)
         async with self._redis.pipeline(transaction=True) as pipe:
             for shard, reservations in by_shard.items():
-                pipe.xadd(self._shards[shard].outbox, {"purchases": encode_lines(reservations)})
+                pipe.xadd(
+                    self._shards[shard].outbox,
+                    {"orders": len(reservations), "purchases": encode_lines(reservations)},
+                )
             pipe.xdel(self._dead, letter.tag)
             await pipe.execute()
 

@@ -1,15 +1,15 @@
 """What one stage hands to the next: deliveries of purchases, and the forms they take on the way."""
 
-import contextlib
 from collections.abc import Iterable
 from typing import Any, Final
 
 import msgspec
 
-from engine.reservation import Poison, Reservation, are_order_ids
+from engine.order_id import split_order_id
+from engine.reservation import Lot, Poison, Reservation
 
 _encoder: Final = msgspec.json.Encoder()
-_decoder: Final = msgspec.json.Decoder(Reservation)
+_decoder: Final = msgspec.json.Decoder(Lot)
 
 
 class Delivery(msgspec.Struct, eq=False, kw_only=True):
@@ -18,7 +18,9 @@ class Delivery(msgspec.Struct, eq=False, kw_only=True):
     tag: Any
     """What its source knows it by."""
     lines: bytes
-    """Reservations, a line each (reservation.py), as they came."""
+    """Reservations, a line for each lot (reservation.py), as they came."""
+    orders: int = 0
+    """How many reservations that are; 0 where its source does not say."""
     repeated: bool
     """It may have been worked on before."""
     parts: int = 0
@@ -80,31 +82,49 @@ class Packer:
 
 
 def decode_lines(lines: bytes) -> tuple[list[Reservation], list[Poison]]:
-    """The reservations, and the lines that are none."""
-    with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
-        reservations = _decoder.decode_lines(lines)
-        if are_order_ids([reservation.order_id for reservation in reservations]):
-            return reservations, []
-    good, poison = [], []
-    for line in lines.split(b"\n"):
-        try:
-            reservation = _decoder.decode(line)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            poison.append(Poison(line, str(error)))
-        else:
-            if are_order_ids([reservation.order_id]):
-                good.append(reservation)
-            else:
-                poison.append(Poison(line, "the order id is not a UUID version 7"))
-    return good, poison
+    """The reservations, and the lines that hold none."""
+    poison: list[Poison] = []
+    try:
+        lots = _decoder.decode_lines(lines)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        lots = []
+        for line in lines.split(b"\n"):
+            try:
+                lots.append(_decoder.decode(line))
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                poison.append(Poison(line, str(error)))
+    return [reservation for lot in lots for reservation in lot.unpack()], poison
 
 
 def encode_lines(reservations: Iterable[Reservation]) -> bytes:
-    """The lines that `decode_lines` reads."""
-    return b"\n".join(map(_encoder.encode, reservations))
+    """Lines that `decode_lines` reads, each a lot of one."""
+    return b"\n".join(
+        _encoder.encode(
+            Lot(
+                *split_order_id(r.order_id),
+                r.product_id,
+                r.sale_id,
+                r.quantity,
+                r.accepted_ms,
+                [r.user_id],
+                [r.key] if r.key else None,
+            )
+        )
+        for r in reservations
+    )
 
 
-def join_lines(deliveries: Iterable[Delivery], size: int) -> list[bytes]:
-    """The lines of all deliveries in their order, `size` lines together; fewer at the end."""
-    lines = b"\n".join([delivery.lines for delivery in deliveries]).split(b"\n")
-    return [b"\n".join(lines[start : start + size]) for start in range(0, len(lines), size)]
+def make_messages(deliveries: Iterable[Delivery], size: int) -> list[bytes]:
+    """The lines of all deliveries in their order, whole deliveries of at most `size` reservations together.
+
+    A delivery that is larger is a message of its own.
+    """
+    messages: list[list[bytes]] = []
+    room = 0
+    for delivery in deliveries:
+        if not messages or delivery.orders > room:
+            messages.append([])
+            room = size
+        messages[-1].append(delivery.lines)
+        room -= delivery.orders
+    return [b"\n".join(lines) for lines in messages]

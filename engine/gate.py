@@ -12,7 +12,6 @@ away in the name of the one before.
 
 import asyncio
 import logging
-import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from enum import StrEnum
@@ -24,6 +23,7 @@ from engine.errors import GateUnavailable, OutcomeUnknown
 from engine.keys import ShardKeys, shard_of
 from engine.mark import Witness, read_generations
 from engine.metrics import GATE_BATCH, GATE_SCRIPT, PURCHASES
+from engine.order_id import PLACES, make_stem, split_order_id
 from engine.redis_client import Script, connect_redis
 from engine.sale import Sale
 from engine.settings import Settings
@@ -167,13 +167,15 @@ class Gate:
 
     async def is_pending(self, order_id: str) -> bool:
         """Whether the order was accepted and not yet settled. Raises GateUnavailable."""
+        stem, place = split_order_id(order_id)
         try:
             async with self._redis.pipeline(transaction=False) as pipeline:
                 for lane in self._lanes:
-                    pipeline.sismember(lane.keys.pending, order_id)
-                pending = any(await pipeline.execute())
+                    pipeline.hget(lane.keys.pending, stem)
+                batches = await pipeline.execute()
         except (RedisError, OSError) as error:
             raise GateUnavailable(str(error)) from error
+        pending = any(digits and digits[place : place + 1] == b"1" for digits in batches)
         if not pending:
             # A gate that lost its memory can't say that it never accepted the order.
             await self.check_open()
@@ -269,7 +271,7 @@ class _Lane:
                 groups[purchase[1]] = [purchase]
             else:
                 group.append(purchase)
-        stem = make_order_stem()
+        stem = make_stem()
         asked_at = time.monotonic()
         try:
             letters = await self._reserve(stem, groups)
@@ -304,16 +306,10 @@ class _Lane:
 
     async def _reserve(self, stem: str, groups: dict[bytes, list[Purchase]]) -> str:
         """Run the script. Raises GateUnavailable if it surely did not run, OutcomeUnknown if it may have."""
-        keys = [self.keys.mark, self.keys.outbox, self.keys.pending]
         arguments: list[str | bytes | int] = [
-            *self.witness.testimony,
-            stem,
-            self.keys.prefix,
-            self._remember_s,
-        ]
-        for product_id, purchases in groups.items():
-            keys.append(self.keys.sale(int(product_id)))
-            arguments += (product_id, len(purchases), *_pack(purchases))
+            RESERVE.sha, 3, self.keys.mark, self.keys.outbox, self.keys.pending,
+            *self.witness.testimony, stem, self.keys.prefix, self._remember_s, _pack(groups),
+        ]  # fmt: skip
         try:
             # Its own step, since a connect that fails has sent nothing.
             async with asyncio.timeout(self._timeout_s):
@@ -324,10 +320,10 @@ class _Lane:
         try:
             async with asyncio.timeout(self._timeout_s):
                 try:
-                    reply = await self._call("EVALSHA", RESERVE.sha, len(keys), *keys, *arguments)
+                    reply = await self._call("EVALSHA", *arguments)
                 except NoScriptError:
                     # Redis, new or restarted, refused before it ran anything; EVAL runs and keeps the script.
-                    reply = await self._call("EVAL", RESERVE.source, len(keys), *keys, *arguments)
+                    reply = await self._call("EVAL", RESERVE.source, *arguments[1:])
         except (ResponseError, BusyLoadingError) as error:
             # Redis answered that it refused: closed, loading, read-only, out of memory, disk error.
             raise GateUnavailable(str(error)) from error
@@ -357,25 +353,20 @@ class _Lane:
         _answer_all(behind, Outcome.GATE_UNAVAILABLE)
 
 
-def make_order_stem() -> str:
-    """An order id without its last three hex digits, which are a purchase's place in its batch.
-
-    Together they are a UUID version 7 (RFC 9562, 5.7): 48 bits of Unix milliseconds, then random bits, of
-    which the last twelve are the counter that its section 6.2 (method 1) allows.
-    """
-    stamp = time.time_ns() // 1_000_000
-    random = os.urandom(8).hex()
-    variant = "89ab"[int(random[3], 16) & 3]
-    milliseconds = f"{stamp:012x}"
-    return f"{milliseconds[:8]}-{milliseconds[8:]}-7{random[:3]}-{variant}{random[4:7]}-{random[7:16]}"
+def _pack(groups: dict[bytes, list[Purchase]]) -> bytes:
+    """The purchases as the script reads them."""
+    lines = []
+    for product_id, purchases in groups.items():
+        users = b",".join([user for user, _, _, _ in purchases])
+        lines.append(b"%b %d %b%b" % (product_id, len(purchases), users, _pack_keys(purchases)))
+    return b"\n".join(lines)
 
 
-def _pack(purchases: Sequence[Purchase]) -> tuple[bytes, str]:
-    users = b" ".join([user for user, _, _, _ in purchases])
+def _pack_keys(purchases: Sequence[Purchase]) -> bytes:
     keys = [key for _, _, key, _ in purchases]
     if keys.count(None) == len(keys):
-        return users, ""
-    return users, " ".join(["." if key is None else f"={key}" for key in keys])
+        return b""
+    return "".join([" ." if key is None else f" ={key}" for key in keys]).encode("ascii")
 
 
 def _answer_all(purchases: Sequence[Purchase], outcome: Outcome) -> None:
@@ -393,11 +384,12 @@ def _give_answers(stem: str, groups: Iterable[list[Purchase]], letters: str) -> 
         # What a crowd hears most of the time.
         _answer_all(purchases, _OUTCOME_OF[first])
         return
+    places = iter(PLACES)
     replays = letters[count:]
     replayed = 0
-    for place, ((_, _, _, answer), letter) in enumerate(zip(purchases, letters, strict=False)):
+    for (_, _, _, answer), letter in zip(purchases, letters, strict=False):
         if letter == "A":
-            answer(Outcome.ACCEPTED, f"{stem}{place:03x}")
+            answer(Outcome.ACCEPTED, stem + next(places))
         elif letter == "R":
             answer(Outcome.ACCEPTED, replays[replayed : replayed + _ORDER_ID_LENGTH])
             replayed += _ORDER_ID_LENGTH

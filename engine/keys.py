@@ -10,7 +10,7 @@ class ShardKeys:
     """The keys of one shard.
 
     outbox      stream     one entry for each batch that accepted something
-    pending     set        order ids that are accepted and not yet settled: the evidence that a unit is out
+    pending     hash       orders that are accepted and not yet settled: see pending.py
     sale        hash       a product's current sale: sale_id stock remaining released limit quantity
                            starts_ms ends_ms
     buyers      hash       user id → units bought in a sale; only where the sale has a limit

@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple, Self
 import asyncpg
 import msgspec
 
+from engine.delivery import encode_lines
 from engine.errors import LedgerUnavailable
 from engine.metrics import LEDGER_BATCH, LEDGER_SECONDS, ORDERS
 from engine.reservation import Order, OrderStatus, Poison, Reservation
@@ -326,7 +327,7 @@ def _make_order(reservation: Reservation, status: OrderStatus, reason: str | Non
 
 
 def _poison(reservation: Reservation, reason: str) -> Poison:
-    return Poison(msgspec.json.encode(reservation), reason)
+    return Poison(encode_lines([reservation]), reason)
 
 
 def _describe(error: Exception) -> str:

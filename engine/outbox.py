@@ -178,7 +178,10 @@ class Outbox:
         self._held.add(tag)
         # What somebody else wrote is handed on as well, to end as a dead letter.
         lines = fields.get(b"purchases") or b" ".join(word for field in fields.items() for word in field)
-        return Delivery(tag=tag, lines=lines, repeated=repeated)
+        orders = fields.get(b"orders", b"")
+        return Delivery(
+            tag=tag, lines=lines, repeated=repeated, orders=int(orders) if orders.isdigit() else 1
+        )
 
     def _read_own_again(self) -> None:
         self._own = dict.fromkeys(self._streams, _START)

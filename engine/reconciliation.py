@@ -34,6 +34,7 @@ from engine.keys import ShardKeys, shard_of
 from engine.ledger import Answered, Balance, Ledger
 from engine.lifecycle import Outage
 from engine.mark import CLOSED, read_generations
+from engine.pending import count_pending
 from engine.redis_client import Script
 from engine.settings import Settings
 
@@ -144,10 +145,10 @@ class Reconciliation:
         async with self._redis.pipeline(transaction=False) as pipe:
             for shard in self._shards:
                 pipe.xlen(shard.outbox)
-                pipe.scard(shard.pending)
-            counts = await pipe.execute()
+                pipe.hvals(shard.pending)
+            answers = await pipe.execute()
         messages, consumers = await self._bus.read_queue() if self._bus else (0, 0)
-        return Traffic(sum(counts[::2]), messages, consumers, sum(counts[1::2]))
+        return Traffic(sum(answers[::2]), messages, consumers, sum(map(count_pending, answers[1::2])))
 
     async def compare(self) -> list[Comparison]:
         """Every product's current sale. While something is under way gate and ledger differ by it."""

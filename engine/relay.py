@@ -11,7 +11,7 @@ from typing import Final
 from redis.exceptions import RedisError
 
 from engine.bus import Publisher
-from engine.delivery import Delivery, join_lines
+from engine.delivery import Delivery, make_messages
 from engine.errors import BusUnavailable, SettingsError
 from engine.keys import ShardKeys
 from engine.lifecycle import Outage, cancel, drain, running
@@ -96,9 +96,8 @@ class Relay:
                 return
 
     async def _relay(self, deliveries: list[Delivery]) -> None:
-        messages = join_lines(deliveries, self._batch)
         async with asyncio.TaskGroup() as publishing:
-            for lines in messages:
+            for lines in make_messages(deliveries, self._batch):
                 publishing.create_task(self._publisher.publish(lines))
         await self._outbox.acknowledge(deliveries)
-        RELAYED.inc(sum(lines.count(b"\n") + 1 for lines in messages))
+        RELAYED.inc(sum(delivery.orders for delivery in deliveries))

@@ -1,24 +1,24 @@
 -- Reserves units for a whole batch of purchases and hands the accepted ones to the outbox, in one atomic step.
 --
--- KEYS  mark, outbox, pending, then the sale of each product in the batch
+-- KEYS  mark, outbox, pending
 -- ARGV  writer, generation and number of the last write that it has seen (mark.py),
---       order id without its last three hex digits, the key names' prefix, seconds a key is remembered,
---       then for each product: product id, number of purchases, their user ids, their Idempotency-Keys
---       (both separated by spaces; a key is written =key and its absence as "."; "" where nobody has one)
+--       stem of the batch's order ids (order_id.py), the key names' prefix, seconds a key is remembered,
+--       the purchases: a line for each product, "<product id> <number> <user ids, by commas>" and, where one of them
+--       has an Idempotency-Key, for each of them " =<key>" or " ."
 --
 -- Returns the generation, the number of the writer's last write, and in one string a letter for each purchase, in
 -- the order given, then the order ids of the replayed ones:
 --   A accepted   R accepted before under the same key   S sold out   L limit reached
 --   U unknown product   N not started   E ended
--- An accepted purchase's order id is the given one completed by its place in the batch.
--- Answers the error CLOSED, having reserved nothing, where the shard is closed or older than what the writer has seen.
+-- The accepted ones have their places in the order given, from 0. Answers the error CLOSED, having reserved nothing,
+-- where the shard is closed or older than what the writer has seen.
 --
 -- All reading and deciding comes first, all writing last: a script that Redis refuses to let write
 -- (out of memory, disk error) fails at its first write and leaves nothing behind.
 
 local mark, outbox, pending = KEYS[1], KEYS[2], KEYS[3]
 local writer, seen_generation, seen_writes = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
-local order_stem, prefix, remember_s = ARGV[4], ARGV[5], ARGV[6]
+local stem, prefix, remember_s = ARGV[4], ARGV[5], ARGV[6]
 
 local memory = redis.call('HMGET', mark, 'open', writer)
 local generation, writes = tonumber(memory[1] or 0), tonumber(memory[2] or 0)
@@ -29,11 +29,11 @@ if generation < seen_generation or generation == seen_generation and writes < se
 end
 
 local letters, replayed = {}, {}
-local lines, orders = {}, {}
+local lines = {}                     -- what goes to the outbox: a line for each product (reservation.py)
+local accepted = 0                   -- orders in those lines
 local remaining_of = {}              -- sale key → units left after this batch
 local counts_of = {}                 -- buyers key → {user → units bought}
 local order_of = {}                  -- answer key → order id
-local place = 0
 local now_ms
 
 local function clock_ms()
@@ -56,9 +56,26 @@ local function read_sale(key)
   local f = redis.call('HMGET', key, 'sale_id', 'remaining', 'limit', 'quantity', 'starts_ms', 'ends_ms')
   if not f[1] then return {} end
   return {
-    id = f[1], remaining = tonumber(f[2]), limit = tonumber(f[3]), quantity = tonumber(f[4]),
+    key = key, id = f[1], remaining = tonumber(f[2]), limit = tonumber(f[3]), quantity = tonumber(f[4]),
     starts_ms = tonumber(f[5]), ends_ms = tonumber(f[6]),
   }
+end
+
+-- Takes the units of `count` purchases; `users` and `keys`, which may be nil, are lists in JSON.
+local function take(sale, product, count, users, keys)
+  local words = {
+    '"' .. stem .. '"', accepted, product, sale.id, sale.quantity, string.format('%.0f', clock_ms()), users, keys,
+  }
+  lines[#lines + 1] = '[' .. table.concat(words, ',') .. ']'
+  accepted = accepted + count
+  remaining_of[sale.key] = sale.remaining - count * sale.quantity
+end
+
+-- The first `count` members of a longer list with commas.
+local function cut(list, count)
+  local comma = 0
+  for _ = 1, count do comma = string.find(list, ',', comma + 1, true) end
+  return string.sub(list, 1, comma - 1)
 end
 
 -- True if the user may take one more purchase; counts it if so.
@@ -75,21 +92,8 @@ local function count_buyer(sale, user)
   return true
 end
 
--- What follows the user in an outbox line (reservation.py).
-local function tail(sale, product, key)
-  local words = {product, sale.id, sale.quantity, string.format('%.0f', clock_ms()), key and cjson.encode(key) or nil}
-  return ',' .. table.concat(words, ',') .. ']'
-end
-
-local function accept(sale, product, user, key)
-  local order = string.format('%s%03x', order_stem, place)
-  lines[#lines + 1] = '["' .. order .. '",' .. user .. tail(sale, product, key)
-  orders[#orders + 1] = order
-  sale.remaining = sale.remaining - sale.quantity
-  return order
-end
-
-local function decide(sale, product, user, key)
+-- The letter of one purchase, whose order gets this place if it is accepted.
+local function decide(sale, product, user, key, place)
   local answer_key
   if key then
     answer_key = prefix .. 'answer:' .. product .. ':' .. user .. ':' .. key
@@ -102,41 +106,45 @@ local function decide(sale, product, user, key)
   local refusal = refuse_all(sale)
   if refusal then return refusal end
   if sale.limit > 0 and not count_buyer(sale, user) then return 'L' end
-  local order = accept(sale, product, user, key)
-  if answer_key then order_of[answer_key] = order end
+  if answer_key then order_of[answer_key] = stem .. string.format('%03x', place) end
   return 'A'
 end
 
-for group = 1, #KEYS - 3 do
-  local at = 4 * group + 3
-  local product, size, users, keys = ARGV[at], tonumber(ARGV[at + 1]), ARGV[at + 2], ARGV[at + 3]
-  local sale = read_sale(KEYS[group + 3])
-  local refusal = keys == '' and refuse_all(sale)
+-- Decides one purchase after the other. `tokens` holds their keys, "" where nobody has one.
+local function decide_each(sale, product, users, tokens)
+  local next_token = string.gmatch(tokens, '%S+')
+  local buyers, keys, units = {}, {}, sale.remaining
+  for user in string.gmatch(users, '%d+') do
+    local token = next_token()
+    local key = token and token ~= '.' and string.sub(token, 2)
+    local letter = decide(sale, product, user, key, accepted + #buyers)
+    letters[#letters + 1] = letter
+    if letter == 'A' then
+      buyers[#buyers + 1] = user
+      keys[#keys + 1] = key and cjson.encode(key) or 'null'
+      sale.remaining = sale.remaining - sale.quantity
+    end
+  end
+  if #buyers > 0 then
+    sale.remaining = units
+    take(sale, product, #buyers, '[' .. table.concat(buyers, ',') .. ']',
+      tokens ~= '' and '[' .. table.concat(keys, ',') .. ']' or nil)
+  end
+end
+
+for product, size, users, tokens in string.gmatch(ARGV[7], '(%d+) (%d+) ([%d,]+)([^\n]*)') do
+  local sale = read_sale(prefix .. 'sale:' .. product)
+  local refusal = tokens == '' and refuse_all(sale)
   if refusal then
     letters[#letters + 1] = string.rep(refusal, size)
-    place = place + size
-  elseif keys == '' and sale.limit == 0 then
+  elseif tokens == '' and sale.limit == 0 then
     -- First come, first served, with nothing to look up for anybody: most of what a crowd asks.
     local takes = math.min(size, math.floor(sale.remaining / sale.quantity))
-    local head, rest = '["' .. order_stem, tail(sale, product)
-    local next_user = string.gmatch(users, '%d+')
-    for number = place, place + takes - 1 do
-      local place = string.format('%03x', number)
-      lines[#lines + 1] = head .. place .. '",' .. next_user() .. rest
-      orders[#orders + 1] = order_stem .. place
-    end
     letters[#letters + 1] = string.rep('A', takes) .. string.rep('S', size - takes)
-    remaining_of[KEYS[group + 3]] = sale.remaining - takes * sale.quantity
-    place = place + size
+    if takes < tonumber(size) then users = cut(users, takes) end
+    take(sale, product, takes, '[' .. users .. ']')
   else
-    local before = sale.remaining
-    local next_key = keys ~= '' and string.gmatch(keys, '%S+')
-    for user in string.gmatch(users, '%d+') do
-      local token = next_key and next_key()
-      letters[#letters + 1] = decide(sale, product, user, token and token ~= '.' and string.sub(token, 2))
-      place = place + 1
-    end
-    if sale.remaining ~= before then remaining_of[KEYS[group + 3]] = sale.remaining end
+    decide_each(sale, product, users, tokens)
   end
 end
 
@@ -147,9 +155,9 @@ local function write(command, key, values)
   end
 end
 
-if #lines > 0 then
-  redis.call('XADD', outbox, '*', 'purchases', table.concat(lines, '\n'))
-  write('SADD', pending, orders)
+if accepted > 0 then
+  redis.call('XADD', outbox, '*', 'orders', accepted, 'purchases', table.concat(lines, '\n'))
+  redis.call('HSET', pending, stem, string.rep('1', accepted))
   for key, remaining in pairs(remaining_of) do
     redis.call('HSET', key, 'remaining', remaining)
   end

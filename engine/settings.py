@@ -65,7 +65,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     )
     outbox_wait_ms: Annotated[
         int, _setting("shortest time between two reads of the outbox, for entries to gather", "ms", ge=0)
-    ] = 40
+    ] = 100
     relay_claim_ms: Annotated[
         int, _setting("idle time after which a dead reader's outbox entries are claimed", "ms", ge=100)
     ] = 5_000

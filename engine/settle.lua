@@ -1,9 +1,10 @@
--- Takes settled orders out of the pending set, and gives the units of failed ones back, each at most once: an order
--- id that is still pending is the evidence that its unit is out, and only who removes it may release.
+-- Takes settled orders out of the pending set, and gives the units of failed ones back, each at most once: an order that
+-- is still pending is the evidence that its unit is out, and only who removes it may release.
 --
 -- KEYS  mark, pending, then for each failed order's product: its sale
--- ARGV  writer, generation and number of the last write that it has seen (mark.py), the key names' prefix, the ids of orders without a release (separated by
---       spaces), then for each failed order: order id, place of its sale in KEYS, sale id, user id, quantity
+-- ARGV  writer, generation and number of the last write that it has seen (mark.py), the key names' prefix,
+--       orders without a release: stem of a batch (order_id.py), first place and number of each run of them, by spaces,
+--       then for each failed order: stem, place in its batch, place of its sale in KEYS, sale id, user id, quantity
 --
 -- Units go back only while the order's sale is the product's current one. A shard that is older than what the writer has
 -- seen is closed. Returns the generation (0 closed), the number of the writer's last write, and the units given back.
@@ -18,17 +19,26 @@ if generation > 0 and (generation < seen_generation or generation == seen_genera
   generation = 0
 end
 
-local plain = {}
-for order in string.gmatch(ARGV[5], '%S+') do plain[#plain + 1] = order end
--- Lua's stack bounds how many arguments one call takes.
-for first = 1, #plain, 4000 do
-  redis.call('SREM', pending, unpack(plain, first, math.min(first + 3999, #plain)))
+-- Takes `count` orders of a batch, from a place on, out of the pending set (pending.py); how many of them were in it.
+local function settle(stem, first, count)
+  local digits = redis.call('HGET', pending, stem)
+  if not digits then return 0 end
+  local before, after = string.sub(digits, 1, first), string.sub(digits, first + count + 1)
+  local settled, were_pending = string.gsub(string.sub(digits, first + 1, first + count), '1', '0')
+  if not string.find(before, '1', 1, true) and not string.find(after, '1', 1, true) then
+    redis.call('HDEL', pending, stem)
+  elseif were_pending > 0 then
+    redis.call('HSET', pending, stem, before .. settled .. after)
+  end
+  return were_pending
 end
 
+for stem, first, count in string.gmatch(ARGV[5], '(%S+) (%d+) (%d+)') do settle(stem, first, count) end
+
 local released = 0
-for at = 6, #ARGV, 5 do
-  local order, sale, sale_id, user, quantity = ARGV[at], KEYS[tonumber(ARGV[at + 1])], unpack(ARGV, at + 2, at + 4)
-  if redis.call('SREM', pending, order) == 1 and redis.call('HGET', sale, 'sale_id') == sale_id then
+for at = 6, #ARGV, 6 do
+  local stem, place, sale, sale_id, user, quantity = ARGV[at], ARGV[at + 1], KEYS[tonumber(ARGV[at + 2])], unpack(ARGV, at + 3, at + 5)
+  if settle(stem, place, 1) == 1 and redis.call('HGET', sale, 'sale_id') == sale_id then
     redis.call('HINCRBY', sale, 'remaining', quantity)
     redis.call('HINCRBY', sale, 'released', quantity)
     local buyers = prefix .. 'buyers:' .. sale_id

@@ -31,6 +31,7 @@ from redis.exceptions import RedisError
 from engine.bus import PURCHASES, connect_bus
 from engine.keys import ShardKeys, shard_of
 from engine.lifecycle import cancel
+from engine.pending import count_pending
 from engine.redis_client import connect_redis
 from engine.sale import Sale
 from simulation.errors import Unreadable
@@ -170,7 +171,7 @@ class _Gate:
         async with self._redis.pipeline(transaction=False) as pipe:
             for keys in self._shards:
                 pipe.xlen(keys.outbox)
-                pipe.scard(keys.pending)
+                pipe.hvals(keys.pending)
             sales = list(self._sales)
             for sale in sales:
                 product = sale.terms.product_id
@@ -186,7 +187,7 @@ class _Gate:
                 self._failed[sale_id] = released // sale.terms.quantity
         return {
             "outbox_entries": sum(answers[0:cut:2]),
-            "pending_orders": sum(answers[1:cut:2]),
+            "pending_orders": sum(map(count_pending, answers[1:cut:2])),
             "stock_remaining": remaining,
             "ledger_failed": sum(self._failed.values()),
         }

@@ -56,7 +56,7 @@ async def until_relayed(redis: Redis) -> None:
 
 async def until_settled(redis: Redis) -> None:
     """Wait until no accepted order is pending and the outbox is empty."""
-    while await redis.scard(SHARD.pending) or await redis.xlen(SHARD.outbox):  # noqa: ASYNC110
+    while await redis.exists(SHARD.pending) or await redis.xlen(SHARD.outbox):  # noqa: ASYNC110
         await asyncio.sleep(0.01)
 
 

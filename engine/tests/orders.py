@@ -1,8 +1,6 @@
 """What tests of the back half are made of: order ids, reservations, and the gate's side of them."""
 
-import os
 import time
-import uuid
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -10,26 +8,20 @@ from redis.asyncio import Redis
 
 from engine.delivery import Delivery, decode_lines, encode_lines
 from engine.keys import ShardKeys
-from engine.reservation import Reservation
+from engine.order_id import PLACES, make_stem, split_order_id
+from engine.reservation import Order, Reservation
 from engine.sale import Sale, SaleTerms
 
 SHARD = ShardKeys(0)
 
 
-def new_order_id() -> str:
-    """A random UUID version 7."""
-    random = int.from_bytes(os.urandom(10), "big")
-    number = (time.time_ns() // 1_000_000) << 80 | random
-    number = number & ~(0xF << 76) | 0x7 << 76
-    return str(uuid.UUID(int=number & ~(0x3 << 62) | 0x2 << 62))
-
-
 def reserve(sale: Sale, count: int = 1, key: str | None = None) -> list[Reservation]:
-    """Reservations of different users for one sale, accepted one after the other."""
+    """Reservations of different users for one sale, accepted one after the other in batches of 100."""
+    stems = [make_stem() for _ in range(0, count, 100)]
     now_ms = time.time_ns() // 1_000_000
     return [
         Reservation(
-            order_id=new_order_id(),
+            order_id=stems[(user - 1) // 100] + PLACES[(user - 1) % 100],
             user_id=user,
             product_id=sale.terms.product_id,
             sale_id=sale.sale_id,
@@ -62,13 +54,27 @@ async def open_at_gate(redis: Redis, sale: Sale, remaining: int | None = None) -
 
 
 async def accept(redis: Redis, batch: Sequence[Reservation], entry_size: int = 256) -> None:
-    """Do what the gate does with accepted purchases: outbox entries of `entry_size`, and the pending set."""
+    """Do what the gate does with accepted purchases: outbox entries of `entry_size`, and the pending set.
+
+    Who is fulfilled meanwhile must have been pending before.
+    """
+    await mark_pending(redis, batch)
     for start in range(0, len(batch), entry_size):
         part = batch[start : start + entry_size]
-        async with redis.pipeline(transaction=True) as pipe:
-            pipe.xadd(SHARD.outbox, {"purchases": encode_lines(part)})
-            pipe.sadd(SHARD.pending, *(r.order_id for r in part))
-            await pipe.execute()
+        await redis.xadd(SHARD.outbox, {"orders": len(part), "purchases": encode_lines(part)})
+
+
+async def mark_pending(redis: Redis, batch: Iterable[Reservation | Order], shard: ShardKeys = SHARD) -> None:
+    """Put the orders into the gate's pending set."""
+    places: dict[str, set[int]] = {}
+    for r in batch:
+        stem, place = split_order_id(r.order_id)
+        places.setdefault(stem, set()).add(place)
+    for stem, its_places in places.items():
+        digits: Any = await redis.hget(shard.pending, stem) or b""
+        its_places |= {place for place, digit in enumerate(digits) if digit == ord("1")}
+        text = "".join(str(int(place in its_places)) for place in range(max(its_places) + 1))
+        await redis.hset(shard.pending, stem, text)
 
 
 def unpack(deliveries: Iterable[Delivery]) -> list[Reservation]:

@@ -5,9 +5,10 @@ from redis.asyncio import Redis
 
 from engine.compensation import Compensation
 from engine.keys import ShardKeys, shard_of
+from engine.pending import read_pending
 from engine.reservation import Order, OrderStatus, Reservation
 from engine.sale import Sale
-from engine.tests.orders import SHARD, accept, make_terms, open_at_gate, reserve
+from engine.tests.orders import SHARD, accept, make_terms, mark_pending, open_at_gate, reserve
 
 
 def settle(batch: Iterable[Reservation], status: OrderStatus) -> list[Order]:
@@ -38,7 +39,7 @@ async def test_a_declined_order_gives_its_units_back_exactly_once(redis: Redis) 
     assert await Compensation(redis, [SHARD]).settle(orders) == 4
     assert await Compensation(redis, [SHARD]).settle(orders) == 0
     assert await units(redis) == (94, 4)
-    assert await redis.scard(SHARD.pending) == 0
+    assert not await redis.exists(SHARD.pending)
 
 
 async def test_confirmed_and_rejected_orders_only_stop_being_pending(redis: Redis) -> None:
@@ -49,7 +50,7 @@ async def test_confirmed_and_rejected_orders_only_stop_being_pending(redis: Redi
     orders = settle(batch[:1], OrderStatus.CONFIRMED) + settle(batch[1:2], OrderStatus.REJECTED)
     await Compensation(redis, [SHARD]).settle(orders)
     assert await units(redis) == (90, 0)
-    assert await redis.smembers(SHARD.pending) == {batch[2].order_id.encode()}
+    assert await read_pending(redis, SHARD) == {batch[2].order_id}
 
 
 async def test_a_declined_order_of_an_old_sale_leaves_the_new_sale_alone(redis: Redis) -> None:
@@ -62,7 +63,7 @@ async def test_a_declined_order_of_an_old_sale_leaves_the_new_sale_alone(redis: 
     assert await Compensation(redis, [SHARD]).settle(settle([order], OrderStatus.FAILED)) == 0
     assert await units(redis) == (50, 0)
     assert await redis.hget(SHARD.buyers(8), str(order.user_id)) == b"1"
-    assert await redis.scard(SHARD.pending) == 0
+    assert not await redis.exists(SHARD.pending)
 
 
 async def test_who_was_declined_may_buy_again_under_a_limit(redis: Redis) -> None:
@@ -113,5 +114,5 @@ async def test_every_order_settles_in_the_shard_of_its_product(redis: Redis) -> 
         orders += settle(reserve(sale), OrderStatus.FAILED)
         home = shards[shard_of(product, 3)]
         await redis.hset(home.sale(product), mapping={"sale_id": product, "remaining": 9, "released": 0})
-        await redis.sadd(home.pending, orders[-1].order_id)
+        await mark_pending(redis, orders[-1:], home)
     assert await Compensation(redis, shards).settle(orders) == 29

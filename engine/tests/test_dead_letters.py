@@ -1,7 +1,6 @@
 """What a person can do about records that nobody could fulfil: see them, send them again, give them up."""
 
 import aio_pika
-import msgspec
 import pytest
 from redis.asyncio import Redis
 
@@ -15,7 +14,7 @@ from engine.reservation import Poison, Reservation
 from engine.sale import Sale
 from engine.settings import Settings
 from engine.tests.backend import CONFIRMED, FAILED, read_statuses, running, until_settled
-from engine.tests.orders import SHARD, make_terms, open_at_gate, reserve
+from engine.tests.orders import SHARD, make_terms, mark_pending, open_at_gate, reserve
 from engine.tests.test_reconciliation import run_command
 
 
@@ -50,7 +49,7 @@ async def put_aside(settings: Settings, redis: Redis, poison: list[Poison]) -> N
 
 
 def as_record(reservation: Reservation) -> Poison:
-    return Poison(msgspec.json.encode(reservation), "unknown sale")
+    return Poison(encode_lines([reservation]), "unknown sale")
 
 
 async def ids_of(settings: Settings) -> list[str]:
@@ -76,7 +75,7 @@ async def test_letters_are_listed_and_shown_and_stay(
 
 async def test_a_replayed_letter_is_settled_once(redis: Redis, any_settings: Settings, sale: Sale) -> None:
     twice, other = reserve(sale, 2)
-    await redis.sadd(SHARD.pending, twice.order_id, other.order_id)
+    await mark_pending(redis, [twice, other])
     await put_aside(any_settings, redis, [as_record(twice), as_record(twice), Poison(b"rubbish", "no JSON")])
     await put_aside(any_settings, redis, [Poison(encode_lines([other, twice]), "a whole message")])
     async with running(any_settings, run_fulfilment):
@@ -91,7 +90,7 @@ async def test_a_dropped_order_fails_and_its_unit_is_sold_on(
     redis: Redis, any_settings: Settings, sale: Sale
 ) -> None:
     dropped, kept = reserve(sale, 2)
-    await redis.sadd(SHARD.pending, dropped.order_id, kept.order_id)
+    await mark_pending(redis, [dropped, kept])
     await put_aside(any_settings, redis, [as_record(dropped), as_record(kept)])
     first, second = await ids_of(any_settings)
     code, output = await run_command(any_settings, "dead-letters", "drop", first)
@@ -105,7 +104,7 @@ async def test_a_replay_killed_before_it_deleted_the_letter_loses_nothing_and_se
     redis: Redis, settings: Settings, sale: Sale, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     [lost] = reserve(sale)
-    await redis.sadd(SHARD.pending, lost.order_id)
+    await mark_pending(redis, [lost])
     await put_aside(settings, redis, [as_record(lost)])
 
     async def die(*_: object) -> None:
@@ -146,7 +145,7 @@ async def test_a_whole_message_that_the_broker_gave_up_is_replayed(
     redis: Redis, settings: Settings, sale: Sale, bus_url: str
 ) -> None:
     batch = reserve(sale, 2)
-    await redis.sadd(SHARD.pending, *(r.order_id for r in batch))
+    await mark_pending(redis, batch)
     await put_aside(settings, redis, [])
     publisher = Publisher(bus_url)
     await publisher.count_messages()

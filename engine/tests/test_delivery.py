@@ -1,10 +1,12 @@
 from collections.abc import Iterable
+from itertools import pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.delivery import Delivery, Packer, Parcel, decode_lines, encode_lines, join_lines
-from engine.reservation import Reservation, are_order_ids
+from engine.delivery import Delivery, Packer, Parcel, decode_lines, encode_lines, make_messages
+from engine.order_id import make_stem
+from engine.reservation import Reservation
 from engine.sale import Sale
 from engine.tests.orders import make_terms, reserve, unpack
 
@@ -17,25 +19,45 @@ def test_lines_bring_back_what_was_written() -> None:
     assert decode_lines(encode_lines(batch)) == (batch, [])
 
 
+def test_a_lot_holds_purchases_whose_places_follow_one_another() -> None:
+    stem = make_stem()
+    lot = b'["%b",7,2,3,4,1700000000000,[11,12,13],[null,"k",null]]' % stem.encode()
+    reservations, poison = decode_lines(lot)
+    assert not poison
+    assert [(r.order_id, r.user_id, r.key) for r in reservations] == [
+        (stem + "007", 11, None),
+        (stem + "008", 12, "k"),
+        (stem + "009", 13, None),
+    ]
+    assert {(r.product_id, r.sale_id, r.quantity, r.accepted_ms) for r in reservations} == {
+        (2, 3, 4, 1_700_000_000_000)
+    }
+
+
 def test_bad_lines_are_poison_and_their_neighbours_are_not() -> None:
-    order = LINES[0][:39].decode()
+    stem = LINES[0][:35].decode()
     bad = [
         "nonsense",
         "null",
         "{}",
         "[]",
-        f"{order},1,2,3,1]",
-        f"{order},1,2,3,0,4]",
-        f'{order},"x",2,3,1,4]',
-        f'{order},1,2,3,1,4,"a key"]',
-        '["00000000-0000-4000-8000-000000000000",1,2,3,1,4]',
-        '["00000000-0000-7000-0000-000000000000",1,2,3,1,4]',
-        '["00000000-0000-7000-8000-00000000000A",1,2,3,1,4]',
-        '["0000000-00000-7000-8000-000000000000",1,2,3,1,4]',
-        '["00000000-0000-7000-8000-0000000000000",1,2,3,1,4]',
-        '["00000000-0000-7000-8000-00000000000é",1,2,3,1,4]',
-        '["",1,2,3,1,4]',
-        f"{order},1,2,9223372036854775808,1,4]",
+        f"{stem},0,1,2,3,1]",
+        f"{stem},0,1,2,3,1,[]]",
+        f"{stem},0,1,2,0,1,[4]]",
+        f"{stem},-1,1,2,3,1,[4]]",
+        f"{stem},4096,1,2,3,1,[4]]",
+        f"{stem},4095,1,2,3,1,[4,5]]",
+        f'{stem},0,1,2,3,1,["x"]]',
+        f"{stem},0,1,2,3,1,[4],[]]",
+        f"{stem},0,1,2,3,1,[4],[null,null]]",
+        f'{stem},0,1,2,3,1,[4],["a key"]]',
+        f"{stem},0,1,9223372036854775808,1,4,[5]]",
+        '["00000000-0000-4000-8000-000000000",0,1,2,3,1,[4]]',
+        '["00000000-0000-7000-0000-000000000",0,1,2,3,1,[4]]',
+        '["00000000-0000-7000-8000-00000000A",0,1,2,3,1,[4]]',
+        '["0000000-00000-7000-8000-000000000",0,1,2,3,1,[4]]',
+        '["00000000-0000-7000-8000-0000000000",0,1,2,3,1,[4]]',
+        '["",0,1,2,3,1,[4]]',
     ]
     for line in [*(text.encode() for text in bad), b"\xff\xfe"]:
         good, poison = decode_lines(b"\n".join((LINES[0], line, LINES[1])))
@@ -44,21 +66,16 @@ def test_bad_lines_are_poison_and_their_neighbours_are_not() -> None:
         assert poison[0].reason
 
 
-def test_ids_that_only_together_look_right_are_none() -> None:
-    order = "00000000-0000-7000-8000-000000000000"
-    assert are_order_ids([order, order])
-    assert not are_order_ids([order + order[0], order[1:]])
-
-
-@given(size=st.integers(1, 7), lengths=st.lists(st.integers(1, 20), min_size=1, max_size=12))
-def test_messages_hold_all_lines_in_order_and_all_but_the_last_are_full(
-    size: int, lengths: list[int]
-) -> None:
+@given(size=st.integers(1, 20), lengths=st.lists(st.integers(1, 20), min_size=1, max_size=12))
+def test_messages_hold_whole_deliveries_in_order_and_as_many_as_fit(size: int, lengths: list[int]) -> None:
     batches = [reserve(SALE, length) for length in lengths]
-    messages = join_lines([make_delivery(batch) for batch in batches], size)
+    messages = make_messages([make_delivery(batch) for batch in batches], size)
     read = [decode_lines(lines)[0] for lines in messages]
     assert ids(r for batch in read for r in batch) == ids(r for batch in batches for r in batch)
-    assert all(len(batch) == size for batch in read[:-1])
+    assert all(len(batch) <= size or len(batch) in lengths for batch in read)
+    firsts = {batch[0].order_id: len(batch) for batch in batches}
+    for batch, following in pairwise(read):
+        assert len(batch) + firsts[following[0].order_id] > size
 
 
 @given(size=st.integers(1, 7), lengths=st.lists(st.integers(0, 20), max_size=12))
@@ -88,7 +105,7 @@ def test_a_parcel_tells_whether_some_of_it_was_seen_before() -> None:
 
 
 def make_delivery(batch: list[Reservation], tag: int = 0, repeated: bool = False) -> Delivery:
-    return Delivery(tag=tag, lines=encode_lines(batch), repeated=repeated)
+    return Delivery(tag=tag, lines=encode_lines(batch), repeated=repeated, orders=len(batch))
 
 
 def ids(reservations: Iterable[Reservation]) -> list[str]:

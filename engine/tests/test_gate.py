@@ -15,10 +15,12 @@ from prometheus_client import REGISTRY
 from redis.asyncio import Redis
 
 from engine.delivery import decode_lines
-from engine.gate import Gate, Outcome, make_order_stem
+from engine.gate import Gate, Outcome
 from engine.keys import ShardKeys, shard_of
 from engine.local.stack import Stack
-from engine.reservation import OrderId, Reservation
+from engine.order_id import PLACES, OrderId, make_stem, split_order_id
+from engine.pending import read_pending
+from engine.reservation import Reservation
 from engine.sale import Sale, SaleTerms
 from engine.settings import Settings
 
@@ -68,7 +70,7 @@ async def test_a_crowd_gets_exactly_the_stock(gate: Gate, redis: Redis) -> None:
     orders = {order for outcome, order in answers if outcome is Outcome.ACCEPTED}
     assert len(orders) == 700
     assert {r.order_id for r in await read_outbox(redis)} == orders
-    assert set(await redis.smembers(KEYS.pending)) == {str(order).encode() for order in orders}
+    assert await read_pending(redis, KEYS) == orders
     assert (await gate.read_stock(1)) == (1, 700, 0)
 
 
@@ -107,7 +109,7 @@ async def test_a_batch_larger_than_lua_takes_arguments_is_written_whole(
     await open_sale(gate, stock=4096, limit=1)
     answers = await asyncio.gather(*(gate.reserve(user, 1, None) for user in range(1, 4097)))
     assert {outcome for outcome, _ in answers} == {Outcome.ACCEPTED}
-    assert await redis.scard(KEYS.pending) == 4096
+    assert len(await read_pending(redis, KEYS)) == 4096
     assert await redis.hlen(KEYS.buyers(1)) == 4096
     await gate.close()
 
@@ -137,6 +139,31 @@ async def test_shards_keep_their_keys_apart_and_answer_together(
         assert reservations, "each of four shards holds some of forty products"
     assert all([await gate.is_pending(str(order)) for _, order in answers])
     await gate.close()
+
+
+async def test_each_answer_names_the_order_that_stands_in_the_outbox_for_this_buyer(
+    gate: Gate, redis: Redis
+) -> None:
+    """Whatever shares a batch: products, limits, keys, some of which have bought before, and refusals."""
+    await open_sale(gate, sale_id=1, product_id=1, stock=40)
+    await open_sale(gate, sale_id=2, product_id=2, stock=1000, limit=2)
+    await open_sale(gate, sale_id=3, product_id=3, stock=25)
+    bought: dict[str, tuple[int, int, str | None]] = {}
+    for _ in range(2):
+        wishes = [
+            (user, product, f"k{user}" if product == 3 and user % 3 == 0 else None)
+            for user in range(1, 31)
+            for product in (1, 2, 3, 4)
+        ]
+        for wish, (outcome, order_id) in zip(
+            wishes, await asyncio.gather(*(gate.reserve(*wish) for wish in wishes)), strict=True
+        ):
+            if outcome is Outcome.ACCEPTED and order_id:
+                assert bought.setdefault(order_id, wish) == wish
+    in_outbox = {r.order_id: (r.user_id, r.product_id, r.key) for r in await read_outbox(redis)}
+    assert in_outbox == bought
+    assert await read_pending(redis, KEYS) == set(bought)
+    assert Counter(product for _, product, _ in bought.values()) == {1: 40, 2: 60, 3: 25}
 
 
 async def test_a_purchase_takes_the_quantity_of_its_sale(gate: Gate) -> None:
@@ -378,9 +405,12 @@ async def test_closing_answers_those_who_wait_and_refuses_those_who_come(gate: G
 
 def test_order_ids_are_uuids_of_version_7() -> None:
     pattern = re.compile(msgspec.json.schema(OrderId)["pattern"])
-    stems = {make_order_stem() for _ in range(1000)}
+    stems = {make_stem() for _ in range(1000)}
     assert len(stems) == 1000
-    assert all(pattern.fullmatch(f"{stem}{place:03x}") for stem in stems for place in (0, 4095))
+    for stem in stems:
+        for place in (0, 4095):
+            assert pattern.fullmatch(order_id := stem + PLACES[place])
+            assert split_order_id(order_id) == (stem, place)
 
 
 @pytest.mark.parametrize("shards", [1, 2, 3, 7, 1024])

@@ -7,10 +7,12 @@ import asyncpg
 import msgspec
 import pytest
 
+from engine.delivery import encode_lines
 from engine.errors import LedgerUnavailable
 from engine.ledger import Ledger
+from engine.order_id import PLACES, make_stem
 from engine.reservation import Order, OrderStatus
-from engine.tests.orders import make_terms, new_order_id, reserve
+from engine.tests.orders import make_terms, reserve
 
 CONFIRMED, FAILED, REJECTED = OrderStatus.CONFIRMED, OrderStatus.FAILED, OrderStatus.REJECTED
 
@@ -168,7 +170,7 @@ async def test_an_order_of_an_unknown_sale_is_poison_and_its_neighbours_settle(l
     settlement = await ledger.settle([*good[:2], lost, *good[2:]], [None] * 5)
     assert count(settlement.settled, CONFIRMED) == 4
     [poison] = settlement.poison
-    assert poison.body == msgspec.json.encode(lost)
+    assert poison.body == encode_lines([lost])
     assert "unknown sale" in poison.reason
 
 
@@ -228,5 +230,5 @@ async def test_lost_connections_are_replaced(
 async def test_an_absent_server_is_named_unavailable() -> None:
     ledger = await Ledger.connect("postgresql://postgres@127.0.0.1:1/none")
     with pytest.raises(LedgerUnavailable):
-        await ledger.find_order(new_order_id())
+        await ledger.find_order(make_stem() + PLACES[0])
     await ledger.close()

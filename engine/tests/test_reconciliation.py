@@ -30,7 +30,7 @@ from engine.tests.backend import (
     until_relayed,
     until_settled,
 )
-from engine.tests.orders import SHARD, make_terms, reserve
+from engine.tests.orders import SHARD, make_terms, mark_pending, reserve
 from engine.tests.test_server import PROGRAM, environment_of, eventually, get, post, serving
 from engine.tests.test_server import buy as buy_over_http
 
@@ -297,7 +297,7 @@ async def test_late_orders_release_nothing_and_the_audit_finds_them(
     sale = await open_sale(ledger, gate, stock=10)
     late, declined = reserve(sale, 2)
     # An older copy that still holds the evidence that two units are out, but not the outbox entry.
-    await redis.sadd(SHARD.pending, late.order_id, declined.order_id)
+    await mark_pending(redis, [late, declined])
     async with reconciling(settings_without_bus, redis) as reconciliation:
         await reconciliation.close(await reconciliation.read_generation())
         await reconciliation.rebuild()

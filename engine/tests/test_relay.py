@@ -27,7 +27,7 @@ from engine.tests.backend import (
     until_relayed,
     until_settled,
 )
-from engine.tests.orders import SHARD, accept, make_terms, reserve, unpack
+from engine.tests.orders import SHARD, accept, make_terms, mark_pending, reserve, unpack
 from engine.tests.proxy import Proxy
 
 SALE = Sale(sale_id=3, terms=make_terms(stock=1_000))
@@ -53,16 +53,18 @@ async def test_entries_leave_the_outbox_for_the_bus(redis: Redis, settings: Sett
     assert sorted(r.order_id for r in unpack(deliveries)) == sorted(r.order_id for r in batch)
 
 
-async def test_small_entries_share_a_message_and_large_ones_are_split(
+async def test_small_entries_share_a_message_and_a_large_one_is_a_message_of_its_own(
     redis: Redis, settings: Settings, bus_url: str
 ) -> None:
     settings = msgspec.structs.replace(settings, relay_batch=10)
     await accept(redis, reserve(SALE, 30), entry_size=1)
     await accept(redis, reserve(SALE, 25), entry_size=25)
+    await accept(redis, reserve(SALE, 5), entry_size=1)
     async with running(settings, run_relay):
         await until_relayed(redis)
-    sizes = [len(unpack([delivery])) for delivery in await drain_bus(bus_url, 55)]
-    assert max(sizes) == 10
+    sizes = [len(unpack([delivery])) for delivery in await drain_bus(bus_url, 60)]
+    assert sum(sizes) == 60
+    assert [size for size in sizes if size > 10] == [25]
     assert len(sizes) <= 7
 
 
@@ -87,7 +89,7 @@ async def test_what_is_no_purchase_ends_as_a_dead_letter_and_its_neighbours_are_
     redis: Redis, settings: Settings, bus_url: str
 ) -> None:
     orders = reserve(await open_sale(settings, redis), 2)
-    await redis.sadd(SHARD.pending, *(r.order_id for r in orders))
+    await mark_pending(redis, orders)
     lines = b"\n".join((encode_lines(orders[:1]), b"rubbish", encode_lines(orders[1:])))
     await redis.xadd(SHARD.outbox, {"purchases": lines})
     async with running(settings):

@@ -10,8 +10,8 @@ from uuid import uuid4
 
 import asyncpg
 
-from engine.gate import make_order_stem
 from engine.ledger import Ledger
+from engine.order_id import PLACES, make_stem
 from engine.reservation import Reservation
 from engine.sale import Sale
 from engine.settings import Settings
@@ -97,11 +97,11 @@ async def settle_one_by_one(postgres_url: str, sale: Sale, seconds: float) -> fl
 
 def make_batch(sale: Sale, size: int) -> Sequence[Reservation]:
     """Purchases of a sale as the gate would have accepted them in one batch; at most 4096."""
-    stem = make_order_stem()
+    stem = make_stem()
     now_ms = time.time_ns() // 1_000_000
     return [
         Reservation(
-            order_id=f"{stem}{place:03x}",
+            order_id=stem + PLACES[place],
             user_id=101,
             product_id=sale.terms.product_id,
             sale_id=sale.sale_id,

@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
@@ -17,6 +17,7 @@ from redis.asyncio import Redis
 from engine.bus import connect_bus
 from engine.gate import Outcome
 from engine.keys import ShardKeys
+from engine.pending import count_pending
 from engine.redis_client import connect_redis
 from engine.sale import Sale
 from simulation.baselines import textbook
@@ -138,7 +139,8 @@ class Engine:
 
     async def count_pending(self) -> int:
         """Purchases accepted and not yet settled in the ledger."""
-        return int(await self.redis.scard(self._keys.pending))
+        values: Any = await self.redis.hvals(self._keys.pending)
+        return count_pending(values)
 
     async def drain(self) -> float:
         """Wait until the ledger has everything; returns the seconds it took. Raises BenchError."""

@@ -24,6 +24,7 @@ from redis.asyncio import Redis
 from engine.bus import DEAD, PURCHASES, connect_bus
 from engine.keys import ShardKeys
 from engine.mark import read_generations
+from engine.pending import read_pending
 from simulation.errors import Unreadable
 from simulation.reading import read_within
 
@@ -151,7 +152,7 @@ async def _until_empty(redis_url: str, amqp_url: str | None, shards: int, steady
     empty_since = None
     async with _redis(redis_url) as redis, _queue_lengths(amqp_url) as lengths:
         while True:
-            left = [await redis.xlen(key.outbox) + await redis.scard(key.pending) for key in keys]
+            left = [await redis.xlen(key.outbox) + await redis.hlen(key.pending) for key in keys]
             is_open = all(await read_generations(redis, keys))
             if is_open and not any(left) and await lengths.ready() == 0:
                 now = time.monotonic()
@@ -173,7 +174,7 @@ async def _attempt(part: str, reading: Coroutine[Any, Any, _Part], unread: dict[
 
 @asynccontextmanager
 async def _redis(url: str) -> AsyncIterator[Redis]:
-    client = Redis.from_url(url, decode_responses=True)
+    client = Redis.from_url(url)
     try:
         yield client
     finally:
@@ -191,8 +192,8 @@ async def _read_gate(url: str, shards: int) -> _Gate:
             for name in names:
                 pipe.hmget(name, GATE_COLUMNS[1:])
             for name, values in zip(names, await pipe.execute(), strict=True):
-                rows.append([int(name.rpartition(":")[2]), *(int(value or 0) for value in values)])
-            pending |= {member async for member in redis.sscan_iter(keys.pending, count=10_000)}
+                rows.append([int(name.rpartition(b":")[2]), *(int(value or 0) for value in values)])
+            pending |= await read_pending(redis, keys)
             outbox += await redis.xlen(keys.outbox)
             dead += await redis.xlen(keys.dead)
     return _Gate(

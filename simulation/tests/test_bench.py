@@ -20,7 +20,7 @@ from redis.asyncio import Redis
 from engine.answers import answer_purchase
 from engine.gate import Outcome
 from engine.ledger import Ledger
-from engine.reservation import OrderId
+from engine.order_id import OrderId
 from engine.settings import PREFIX, Settings
 from simulation.baselines import textbook
 from simulation.bench import programs

@@ -13,6 +13,7 @@ from engine.bus import DEAD, PURCHASES, declare_topology
 from engine.gate import Gate, Outcome
 from engine.keys import ShardKeys
 from engine.ledger import Ledger
+from engine.order_id import split_order_id
 from engine.reservation import Reservation
 from engine.sale import Sale, SaleTerms
 from engine.settings import Settings
@@ -75,7 +76,7 @@ async def read(settings: Settings, **more: object) -> FinalState:
 
 async def test_it_reads_gate_and_ledger(settings_without_bus: Settings, redis: Redis) -> None:
     sale, ids = await sell(settings_without_bus)
-    await redis.srem(KEYS.pending, *ids[:2])
+    await redis.hdel(KEYS.pending, *(split_order_id(order_id)[0] for order_id in ids[:2]))
     state = await read(settings_without_bus, sale_ids=[sale.sale_id])
     assert state.unread == {}
     assert state.gate is not None
@@ -158,7 +159,7 @@ async def test_the_drain_waits_for_every_stage(settings: Settings, redis: Redis,
         if left == "outbox":
             await redis.xadd(KEYS.outbox, {"purchases": "x"})
         elif left == "pending":
-            await redis.sadd(KEYS.pending, "x")
+            await redis.hset(KEYS.pending, "x", "1")
         else:
             await channel.default_exchange.publish(aio_pika.Message(b"[]"), PURCHASES)
         assert await await_drain(settings.redis_url, settings.amqp_url, 1, 0.3) is None
