@@ -225,10 +225,7 @@ class Ledger:
         return settlement
 
     async def _settle_plain(self, batch: Sequence[Reservation]) -> bool:
-        """Settle a batch of what is alike, if it is one and nothing is the matter with it.
-
-        Arrays go as text, which PostgreSQL reads faster than the client writes its binary form.
-        """
+        """Settle a batch of what is alike, if it is one and nothing is the matter with it."""
         kinds = {(r.sale_id, r.product_id, r.quantity) for r in batch}
         if len(kinds) != 1:
             return False
@@ -238,9 +235,9 @@ class Ledger:
             rows = await self._fetch(
                 "settle_plain",
                 *kind,
-                "{" + ",".join([r.order_id for r in batch]) + "}",
-                "{" + ",".join([str(r.user_id) for r in batch]) + "}",
-                "{" + ",".join([str(r.accepted_ms) for r in batch]) + "}",
+                _write_array([r.order_id for r in batch]),
+                _write_array([r.user_id for r in batch]),
+                _write_array([r.accepted_ms for r in batch]),
                 None if keys.count(None) == len(keys) else keys,
             )
         except _RECORD_ERRORS:
@@ -288,16 +285,24 @@ async def _keep(_: object) -> None:
     """
 
 
-def _columns(
-    reservations: Sequence[Reservation], reasons: Sequence[str | None]
-) -> list[Sequence[Any] | None]:
+def _columns(reservations: Sequence[Reservation], reasons: Sequence[str | None]) -> list[Any]:
     """The arguments of `settle_batch`; a column of nothing but NULL is NULL itself."""
-    rows = [
-        (r.order_id, r.sale_id, r.product_id, r.user_id, r.quantity, r.key, r.accepted_ms)
-        for r in reservations
+    keys = [r.key for r in reservations]
+    return [
+        _write_array([r.order_id for r in reservations]),
+        _write_array([r.sale_id for r in reservations]),
+        _write_array([r.product_id for r in reservations]),
+        _write_array([r.user_id for r in reservations]),
+        _write_array([r.quantity for r in reservations]),
+        None if keys.count(None) == len(keys) else keys,
+        _write_array([r.accepted_ms for r in reservations]),
+        None if reasons.count(None) == len(reasons) else reasons,
     ]
-    columns = [*zip(*rows, strict=True), reasons]
-    return [None if column.count(None) == len(column) else column for column in columns]
+
+
+def _write_array(values: Iterable[str | int]) -> str:
+    """An array as text, which PostgreSQL reads faster than the client writes its binary form."""
+    return "{" + ",".join(map(str, values)) + "}"
 
 
 def _read_settlement(reservations: Sequence[Reservation], rows: Sequence[asyncpg.Record]) -> Settlement:

@@ -19,7 +19,8 @@ SELECT settle_plain(
 -- name: settle_batch
 SELECT place, status, reason, fresh
 FROM settle_batch(
-    $1::uuid[], $2::bigint[], $3::bigint[], $4::bigint[], $5::integer[], $6::text[], $7::bigint[], $8::text[]
+    $1::text::uuid[], $2::text::bigint[], $3::text::bigint[], $4::text::bigint[], $5::text::integer[],
+    $6::text[], $7::text::bigint[], $8::text[]
 );
 
 -- name: read_generation

@@ -58,7 +58,7 @@ class Lot(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True, gc=F
         """Its reservations, in the order of their places."""
         stem, product_id, sale_id = self.stem, self.product_id, self.sale_id
         quantity, accepted_ms = self.quantity, self.accepted_ms
-        places = PLACES[self.first_place :]
+        places = PLACES[self.first_place : self.first_place + len(self.user_ids)]
         return [
             Reservation(stem + place, user_id, product_id, sale_id, quantity, accepted_ms, key)
             for place, user_id, key in zip(places, self.user_ids, self.keys or repeat(None), strict=False)

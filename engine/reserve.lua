@@ -63,10 +63,8 @@ end
 
 -- Takes the units of `count` purchases; `users` and `keys`, which may be nil, are lists in JSON.
 local function take(sale, product, count, users, keys)
-  local words = {
-    '"' .. stem .. '"', accepted, product, sale.id, sale.quantity, string.format('%.0f', clock_ms()), users, keys,
-  }
-  lines[#lines + 1] = '[' .. table.concat(words, ',') .. ']'
+  lines[#lines + 1] = '["' .. stem .. '",' .. accepted .. ',' .. product .. ',' .. sale.id .. ',' .. sale.quantity .. ','
+    .. string.format('%.0f', clock_ms()) .. ',' .. users .. (keys and ',' .. keys or '') .. ']'
   accepted = accepted + count
   remaining_of[sale.key] = sale.remaining - count * sale.quantity
 end
