@@ -13,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from packaging.markers import Marker
 
 from engine.settings import PREFIX, Settings
 
@@ -59,7 +60,12 @@ def normalise(name: str) -> str:
 def read_pins(path: str) -> dict[str, str]:
     lines = [line for line in (ROOT / path).read_text().splitlines() if not line.startswith("#")]
     assert all(re.fullmatch(r"[\w.-]+==[\w.]+(; .+)?", line) for line in lines), "a line that is no plain pin"
-    return {normalise(name): rest for name, rest in (line.split("==") for line in lines if ";" not in line)}
+    pins = {}
+    for pin, _, marker in (line.partition("; ") for line in lines):
+        if not marker or Marker(marker).evaluate():
+            name, version = pin.split("==")
+            pins[normalise(name)] = version
+    return pins
 
 
 def read_extra(extra: str | None) -> set[str]:
