@@ -19,11 +19,11 @@ from prometheus_client.multiprocess import mark_process_dead
 from redis.exceptions import RedisError
 
 from engine.errors import FlashgridError, GateUnavailable, LedgerUnavailable, SettingsError
-from engine.ledger import Ledger
-from engine.reconciliation import reconciling
-from engine.redis_client import connect_redis
+from engine.gate.client import connect_redis
+from engine.ledger.ledger import Ledger
 from engine.settings import PREFIX, Settings
-from engine.stage import LEAVING, READY, Role
+from engine.stages.process import LEAVING, READY, Role
+from engine.stages.reconciliation import reconciling
 
 log = logging.getLogger(__name__)
 
@@ -189,7 +189,7 @@ class StageProcess:
         """Start the process; return how it ended, or once it wants to leave."""
         descriptors = [] if self._listener is None else [self._listener.fileno()]
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "engine.stage", self.role, *map(str, descriptors),
+            sys.executable, "-m", "engine.stages.process", self.role, *map(str, descriptors),
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
             # A session of its own, so that Ctrl-C reaches the server only, which stops the stages in order.
             env=self._environment, pass_fds=descriptors, start_new_session=True,
@@ -247,7 +247,7 @@ async def _provide_services(settings: Settings, roles: Collection[Role], cleanup
     missing = sorted(name for name in needed if given[name] is None)
     if not missing:
         return settings
-    from engine.local.stack import start_stack  # its libraries come with an extra of the package
+    from engine.local.stack import start_stack
 
     log.info("starting private services under %s: %s", settings.data_dir, ", ".join(missing))
     stack = await start_stack(Path(settings.data_dir), missing)

@@ -16,25 +16,31 @@ from typing import Final
 
 import msgspec
 
-from engine.sale import Sale
+from engine.model.sale import Sale
 from engine.settings import read_settings
-from simulation.abort import Abort, find_abort
-from simulation.driver import Drive, Progress, drive
-from simulation.engine_process import EngineProcess, private_services, start_engine
+from simulation.drive.abort import find_abort
+from simulation.drive.driver import Drive, drive
+from simulation.drive.plan import Plan, build_plan
+from simulation.drive.progress import Progress
 from simulation.errors import RunError
 from simulation.faults.injector import Injector, check_targets
 from simulation.faults.proxy import Proxy, start_proxy
-from simulation.judge.condition import parse_abort
-from simulation.judge.final_state import FinalState, read_final_state
-from simulation.machine import describe_machine, read_commit, read_versions
-from simulation.opening import Restocker, check_ownership, open_sales
-from simulation.plan import Plan, build_plan
-from simulation.probes import Probe
-from simulation.process_meter import ProcessMeter
-from simulation.record import ENGINE_LOG, RunFacts, write_record
-from simulation.scenario import Scenario
-from simulation.services import Services, find_services
-from simulation.view.live import LiveView
+from simulation.model.state import FinalState
+from simulation.record.facts import ENGINE_LOG, RunFacts, write_record
+from simulation.scenario.abort import Abort
+from simulation.scenario.condition import parse_abort
+from simulation.scenario.fault import Interval
+from simulation.scenario.schema import Scenario
+from simulation.target.engine_process import EngineProcess, private_services, start_engine
+from simulation.target.final_state import read_final_state
+from simulation.target.machine import describe_machine, read_commit, read_versions
+from simulation.target.opening import Restocker, check_ownership, open_sales
+from simulation.target.probes import Probe, Sample
+from simulation.target.process_meter import ProcessMeter
+from simulation.target.services import Services, find_services
+
+Watch = Callable[[Progress | None, Sample | None, Sequence[Interval]], None]
+"""Hears, several times a second, the latest progress and sample, and the faults that are over."""
 
 TICK_S: Final = 0.25
 STEADY_S: Final = 1.5
@@ -85,9 +91,9 @@ class _Engine:
 async def run(
     scenario: Scenario,
     folder: Path,
-    view: LiveView,
     say: Callable[[str], None],
     *,
+    watch: Watch | None = None,
     target: Target | None = None,
     services: Services | None = None,
     command: str = "",
@@ -108,7 +114,7 @@ async def run(
     plan = build_plan(scenario, key_prefix=f"{datetime.now(UTC):%Y%m%d%H%M%S%f}-" if lasting else "")
     try:
         async with _provide(scenario, folder, say, target, services, code) as engine:
-            await _record(scenario, plan, driver, engine, folder, view, say, command)
+            await _record(scenario, plan, driver, engine, folder, watch, say, command)
     except asyncio.CancelledError:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -159,7 +165,7 @@ async def _record(
     driver: Drive,
     engine: _Engine,
     folder: Path,
-    view: LiveView,
+    watch: Watch | None,
     say: Callable[[str], None],
     command: str,
 ) -> None:
@@ -184,13 +190,16 @@ async def _record(
             say(f"stopping the load: {abort.condition}, it is {abort.value:,.3g}")
             stop.set()
 
+    def tell() -> None:
+        if watch is not None:
+            watch(progress, probe.latest, injector.intervals)
+
     async def show() -> None:
         while True:
-            view.update(progress, probe.latest)
+            tell()
             await asyncio.sleep(TICK_S)
 
     injector = Injector(scenario.timeline(), engine.process, services, engine.proxy)
-    view.healed = injector.intervals
     restocker = Restocker(scenario.restocks, sales, target.url, target.admin_token)
     try:
         async with Probe(services, sales, target.shards, meter) as probe, _beside(show()):
@@ -202,7 +211,7 @@ async def _record(
                 abort = msgspec.structs.replace(abort, at_s=last_ms / 1e3)
             faults = await injector.finish(early=abort is not None)
             state = await _read_state(scenario, target, sales)
-        view.update(progress, probe.latest)
+        tell()
     finally:
         await restocker.abandon()
         await injector.abandon()

@@ -1,1 +1,1 @@
-"""Private backing services: Redis, PostgreSQL and RabbitMQ, started by Flashgrid itself."""
+"""Private backing services for a machine that has none. Imported by the server and the command line."""

@@ -10,13 +10,13 @@ import aio_pika
 import asyncpg
 from redis.asyncio import Redis
 
-from engine.bus import DEAD, REASON
-from engine.fulfilment import run_fulfilment
-from engine.ledger import Ledger
-from engine.relay import run_relay
-from engine.reservation import OrderStatus
-from engine.sale import Sale
+from engine.bus.topology import DEAD, REASON
+from engine.ledger.ledger import Ledger
+from engine.model.order import OrderStatus
+from engine.model.sale import Sale
 from engine.settings import Settings
+from engine.stages.fulfilment import run_fulfilment
+from engine.stages.relay import run_relay
 from engine.tests.orders import SHARD, make_terms, open_at_gate
 
 Stage = Callable[[Settings, asyncio.Event], Coroutine[Any, Any, None]]

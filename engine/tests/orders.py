@@ -6,11 +6,12 @@ from typing import Any
 
 from redis.asyncio import Redis
 
-from engine.delivery import Delivery, decode_lines, encode_lines
-from engine.keys import ShardKeys
-from engine.order_id import PLACES, make_stem, split_order_id
-from engine.reservation import Order, Reservation
-from engine.sale import Sale, SaleTerms
+from engine.gate.keys import ShardKeys
+from engine.model.delivery import Delivery, decode_lines, encode_lines
+from engine.model.lot import Reservation
+from engine.model.order import Order
+from engine.model.order_id import PLACES, make_stem, split_order_id
+from engine.model.sale import Sale, SaleTerms
 
 SHARD = ShardKeys(0)
 

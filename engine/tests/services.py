@@ -13,9 +13,9 @@ import msgspec
 import pytest
 from redis.asyncio import Redis
 
-from engine.keys import ShardKeys
+from engine.gate.client import connect_redis
+from engine.gate.keys import ShardKeys
 from engine.local.stack import Stack, start_stack
-from engine.redis_client import connect_redis
 from engine.settings import Settings
 
 _SHARDS = 4

@@ -35,7 +35,7 @@ class Server:
         for child in psutil.Process(self.process.pid).children():
             with suppress(psutil.NoSuchProcess):  # it died meanwhile
                 command = child.cmdline()
-                if "engine.stage" in command and role in command:
+                if "engine.stages.process" in command and role in command:
                     found.append(child)
         return found
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from simulation.bench.plots import draw_front_door, draw_growth, draw_responses
 from simulation.bench.results import Bench, Curve, Spread
-from simulation.view.canvas import Canvas
+from simulation.report.canvas import Canvas
 
 
 def write_page(bench: Bench, folder: Path) -> None:

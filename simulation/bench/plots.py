@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 from simulation.bench.results import Curve, FrontDoor, Responses
-from simulation.view.canvas import LIGHT, SERIES, Canvas, Entry, short
+from simulation.report.canvas import LIGHT, SERIES, Canvas, Entry, short
 
 _BAR = 26
 

@@ -89,7 +89,7 @@ async def serve_nginx() -> AsyncIterator[str]:
         # Its worker has no privileges, and must reach the folders that it keeps long bodies in.
         os.chmod(folder, 0o755)  # noqa: PTH101, S103 - pathlib's would count as blocking
         port = free_port()
-        text = files("simulation.baselines").joinpath("nginx.conf").read_text()
+        text = files("simulation.bench.baselines").joinpath("nginx.conf").read_text()
         limit = min(resource.getrlimit(resource.RLIMIT_NOFILE)[0], 65_536)
         config = folder / "nginx.conf"
         config.write_text(Template(text).substitute(port=port, files=limit))
@@ -103,7 +103,7 @@ async def serve_nginx() -> AsyncIterator[str]:
 async def serve_baseline(name: str, *arguments: str) -> AsyncIterator[str]:
     """A module of simulation.baselines on a free port; yields its URL. Raises BenchError."""
     port = free_port()
-    command = [sys.executable, "-m", f"simulation.baselines.{name}", str(port), *arguments]
+    command = [sys.executable, "-m", f"simulation.bench.baselines.{name}", str(port), *arguments]
     async with _serving(command, port) as url:
         yield url
 

@@ -10,21 +10,21 @@ from typing import Final
 
 import msgspec
 
-from simulation.bench.disk import measure_disk
-from simulation.bench.front_door import compare
-from simulation.bench.growth import grow_connections, grow_orders, grow_products, grow_stock
-from simulation.bench.ledger import measure_ledger
-from simulation.bench.memory import watch_memory, weigh_connections
-from simulation.bench.open_loop import measure_crowd, measure_driver, measure_responses
+from simulation.bench.measures.disk import measure_disk
+from simulation.bench.measures.front_door import compare
+from simulation.bench.measures.growth import grow_connections, grow_orders, grow_products, grow_stock
+from simulation.bench.measures.ledger import measure_ledger
+from simulation.bench.measures.memory import watch_memory, weigh_connections
+from simulation.bench.measures.open_loop import measure_crowd, measure_driver, measure_responses
 from simulation.bench.options import SERVED_WITHOUT_ENGINE, Options, Say, Subject
 from simulation.bench.page import write_page
 from simulation.bench.programs import describe_missing, find_program, serve_baseline, serve_nginx
 from simulation.bench.results import Bench
 from simulation.bench.subjects import Constant, Engine, EngineInState, HttpSubject, Textbook, serve_engine
-from simulation.engine_process import private_services
-from simulation.machine import describe_machine, read_commit, read_versions
 from simulation.run import make_folder
-from simulation.services import Services
+from simulation.target.engine_process import private_services
+from simulation.target.machine import describe_machine, read_commit, read_versions
+from simulation.target.services import Services
 
 _BY_WRK: Final = frozenset(
     {

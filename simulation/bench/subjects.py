@@ -14,21 +14,21 @@ import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 from redis.asyncio import Redis
 
-from engine.bus import connect_bus
-from engine.gate import Outcome
-from engine.keys import ShardKeys
-from engine.pending import count_pending
-from engine.redis_client import connect_redis
-from engine.sale import Sale
-from simulation.baselines import textbook
+from engine.bus.connection import connect_bus
+from engine.gate.client import connect_redis
+from engine.gate.keys import ShardKeys
+from engine.gate.pending import count_pending
+from engine.model.purchase import Outcome
+from engine.model.sale import Sale
+from simulation.bench.baselines import textbook
 from simulation.bench.programs import WrkReport, run_wrk
 from simulation.bench.results import Sample
-from simulation.engine_process import EngineProcess, start_engine
 from simulation.errors import BenchError
-from simulation.opening import open_sales
-from simulation.process_meter import ProcessMeter
-from simulation.scenario import SaleOffer
-from simulation.services import Services
+from simulation.scenario.schema import SaleOffer
+from simulation.target.engine_process import EngineProcess, start_engine
+from simulation.target.opening import open_sales
+from simulation.target.process_meter import ProcessMeter
+from simulation.target.services import Services
 
 PLENTY: Final = 10**9
 """A stock that no measurement sells."""

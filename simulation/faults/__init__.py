@@ -1,1 +1,1 @@
-"""Faults: what they are, when they happen, how they are done and healed."""
+"""Faults: what is done to a running engine and its services, and how it is undone."""

@@ -11,13 +11,13 @@ import psutil
 
 from engine.local.process import ProcessId, family, find_process, identify
 from engine.local.stack import Stack
-from simulation.engine_process import EngineProcess
 from simulation.errors import FaultError
-from simulation.faults.fault import REFUSALS, STAGES, Fault, Interval
 from simulation.faults.memory_loss import MemoryLoss
 from simulation.faults.proxy import Proxy
 from simulation.faults.refusals import make_refusal
-from simulation.services import Services
+from simulation.scenario.fault import REFUSALS, STAGES, Fault, Interval
+from simulation.target.engine_process import EngineProcess
+from simulation.target.services import Services
 
 STAGE_S: Final = 15.0
 """Longest wait for a stage that is being started again, when the next fault is to be done to it."""

@@ -15,7 +15,7 @@ from engine.local.programs import Redis
 from engine.local.stack import Stack
 from simulation.errors import FaultError
 from simulation.faults.refusals import command_redis
-from simulation.services import Services
+from simulation.target.services import Services
 
 DRAIN_S: Final = 15.0
 """Longest wait for the relay to empty the outbox."""

@@ -23,8 +23,8 @@ import uvloop
 
 from engine.local.process import free_port
 from simulation.errors import FaultError
-from simulation.faults.fault import Fault
-from simulation.services import Services
+from simulation.scenario.fault import Fault
+from simulation.target.services import Services
 
 START_S: Final = 30.0
 CHUNK: Final = 65_536

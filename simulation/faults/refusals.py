@@ -14,11 +14,11 @@ import asyncpg
 from redis.exceptions import RedisError
 
 from engine.errors import StackError
-from engine.lifecycle import cancel
+from engine.gate.client import connect_redis
 from engine.local.stack import Stack
-from engine.redis_client import connect_redis
+from engine.stages.lifecycle import cancel
 from simulation.errors import FaultError
-from simulation.services import Services
+from simulation.target.services import Services
 
 TIMEOUT_S: Final = 10.0
 START_S: Final = 30.0

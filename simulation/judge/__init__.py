@@ -1,4 +1,1 @@
-"""The judgement of a run: its record goes in, verdict and numbers come out.
-
-Pure, but for final_state, which reads the stores.
-"""
+"""The judge: rules, numbers and comparison, pure. Imports the scenario's types and the model alone."""

@@ -7,7 +7,6 @@ holds the middle 95 % of those changes. Runs of the same length draw the same st
 the load, which they share, is not taken for noise.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +15,9 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import pandas as pd
 
-from simulation.errors import RunError
-from simulation.history import read_history
-from simulation.judge.condition import Condition, quantile_of, unit_of
-from simulation.judge.final_state import load_final_state
 from simulation.judge.summary import Floats, fulfilment_lag_ms, response_ms, service_ms, settled_orders
 from simulation.judge.thresholds import Measured
-from simulation.record import measure_run, read_facts
+from simulation.scenario.condition import Condition, quantile_of, unit_of
 
 SLICES: Final = 30
 RESAMPLES: Final = 1_000
@@ -81,17 +76,6 @@ class Row(NamedTuple):
     unit: str
     values: list[float | None]
     changes: list[Change | None]
-
-
-def load_run(folder: Path) -> Run:
-    """A run from its record. Raises RunError or HistoryError where the record is not whole."""
-    facts, history = read_facts(folder), read_history(folder / "history.parquet")
-    try:
-        summary, state = json.loads((folder / "summary.json").read_text()), load_final_state(folder)
-    except (OSError, ValueError, KeyError) as error:
-        raise RunError(f"{folder}: is not the folder of a whole run: {error}") from None
-    measured = measure_run(history, state, facts)
-    return Run(folder.resolve().name, folder, summary, measured, facts.scenario.duration_s())
 
 
 def compare(runs: Sequence[Run], metrics: Sequence[str] = tuple(METRICS), seed: int = 1) -> list[Row]:

@@ -1,6 +1,6 @@
 """The record of a run as the rules read it: what the clients saw, beside what the stores held at the end."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Final, TypeVar
 
@@ -8,9 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from engine.payment import SimulatedGateway
-from simulation.judge.final_state import FinalState
-from simulation.scenario import Restocked
+from simulation.model.state import FinalState
+from simulation.scenario.schema import Restocked
 
 BUYER: Final = ["user_id", "product_id", "key"]
 """What identifies a purchase that may be retried; the key is "" where the request carried none."""
@@ -33,15 +32,15 @@ class Evidence:
         history: pd.DataFrame,
         state: FinalState,
         gate_loss: bool,
-        payment: SimulatedGateway | None = None,
+        declines: Callable[[str], bool] | None = None,
         restocks: Sequence[Restocked] = (),
     ) -> None:
         self.history = history.assign(key=history["key"].fillna(""))
         self.state = state
         self.gate_loss = gate_loss
         """Whether the gate was made to lose its memory, so that the ledger's guard may have had to act."""
-        self.payment = payment
-        """Who decided on the payments; None where that is not known."""
+        self.declines = declines
+        """Whether payment declines an order id; None where that is not known."""
         self.restocks = restocks
 
     def answered(self, outcome: str) -> pd.DataFrame:

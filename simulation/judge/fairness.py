@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 import pandas as pd
 
-from simulation.scenario import Scenario
+from simulation.scenario.schema import Scenario
 
 Fields = dict[str, float | int | None]
 

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from simulation.arrivals import Linear
-from simulation.scenario import Scenario
+from simulation.scenario.arrivals import Linear
+from simulation.scenario.schema import Scenario
 
 BUCKET_S: Final = 0.5
 LEAST_REQUESTS: Final = 100

@@ -5,7 +5,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from simulation.scenario import Scenario
+from simulation.scenario.schema import Scenario
 
 Integers = npt.NDArray[np.int64]
 

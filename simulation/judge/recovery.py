@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from simulation.faults.fault import Interval
-from simulation.judge.checker import Check
+from simulation.judge.verdict import Check
+from simulation.scenario.fault import Interval
 
 BIN_S: Final = 0.1
 STEADY_S: Final = 1.0

@@ -318,10 +318,10 @@ def guard_never_needed(evidence: Evidence) -> Finding:
 
 def payment_decides(evidence: Evidence) -> Finding:
     """Every order ended as its payment did: FAILED where payment declined it, and only there."""
-    if evidence.payment is None:
+    if evidence.declines is None:
         return Finding(0, "who decided on the payments is not known")
     orders = evidence.orders[evidence.orders["status"].isin(TERMINAL)]
-    declined = orders["order_id"].map(evidence.payment.declines).astype(bool)
+    declined = orders["order_id"].map(evidence.declines).astype(bool)
     failed = orders["status"] == "FAILED"
     unpaid, refused = declined & ~failed, failed & ~declined
     return Finding(

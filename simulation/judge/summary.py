@@ -10,18 +10,18 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from simulation.judge.checker import Check, verdict, verdict_in_words
 from simulation.judge.fairness import measure_fairness
-from simulation.judge.final_state import FinalState
 from simulation.judge.knee import Knee
 from simulation.judge.load import LoadReport
 from simulation.judge.retries import measure_retries
-from simulation.scenario import Restocked, Scenario
+from simulation.judge.verdict import Check, verdict, verdict_in_words
+from simulation.model.outcome import REFUSALS
+from simulation.model.state import FinalState
+from simulation.scenario.schema import Restocked, Scenario
 
 PERCENTILES: Final = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "p999": 99.9, "max": 100.0}
 TRUSTED: Final = 10
 """Fewest requests slower than a percentile with which it says something about the next run."""
-REFUSALS: Final = ("LIMIT_REACHED", "NOT_STARTED", "SALE_ENDED", "UNKNOWN_PRODUCT", "INVALID")
 
 Floats = npt.NDArray[np.float64]
 

@@ -9,14 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from simulation.abort import Abort
-from simulation.judge.checker import Check
-from simulation.judge.condition import Condition, Span, parse_condition, quantile_of, unit_of
-from simulation.judge.final_state import FinalState
 from simulation.judge.knee import Knee
 from simulation.judge.load import LoadReport
 from simulation.judge.summary import (
-    REFUSALS,
     Floats,
     fulfilment_lag_ms,
     measure_fulfilment,
@@ -26,7 +21,12 @@ from simulation.judge.summary import (
     settled_orders,
     time_to_sell_out,
 )
-from simulation.scenario import Restocked, Scenario
+from simulation.judge.verdict import Check
+from simulation.model.outcome import REFUSALS
+from simulation.model.state import FinalState
+from simulation.scenario.abort import Abort
+from simulation.scenario.condition import Condition, Span, parse_condition, quantile_of, unit_of
+from simulation.scenario.schema import Restocked, Scenario
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from simulation.judge.final_state import ORDER_TYPES, SALE_TYPES, FinalState
+from simulation.model.state import ORDER_TYPES, SALE_TYPES, FinalState
 
 STATUS = {
     "ACCEPTED": 200,

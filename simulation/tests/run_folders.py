@@ -11,14 +11,16 @@ import msgspec
 import numpy as np
 import pandas as pd
 
-from simulation.history import DTYPES, write_history
-from simulation.judge.checker import judge
-from simulation.judge.final_state import FinalState, save_final_state
 from simulation.judge.load import load_report
 from simulation.judge.summary import summarise
 from simulation.judge.thresholds import Measured, judge_thresholds
-from simulation.record import RunFacts
-from simulation.scenario import load_scenario
+from simulation.judge.verdict import judge
+from simulation.model.history import DTYPES
+from simulation.model.state import FinalState
+from simulation.record.facts import RunFacts
+from simulation.record.history import write_history
+from simulation.record.state import save_final_state
+from simulation.scenario.loading import load_scenario
 from simulation.tests.histories import Terms, orders_of, play
 
 START_US = 1_700_000_000_000_000

@@ -9,15 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simulation.judge.checker import judge
-from simulation.judge.final_state import FinalState
 from simulation.judge.summary import measure_restock, time_to_sell_out
-from simulation.record import judge_run, read_facts
+from simulation.judge.verdict import judge
+from simulation.model.state import FinalState
+from simulation.record.facts import read_facts
 from simulation.run import run
-from simulation.scenario import Restocked, load_scenario
+from simulation.scenario.loading import load_scenario
+from simulation.scenario.schema import Restocked
 from simulation.tests.histories import Ask, Terms, order, order_rows, play, with_orders
-from simulation.tests.test_checker import at, broken, edited
-from simulation.tests.test_run import PATIENT, Watcher, services
+from simulation.tests.judge.test_checker import at, broken, edited
+from simulation.tests.test_run import PATIENT, services
+from simulation.verdict import judge_run
 
 __all__ = ["services"]  # the fixture
 
@@ -140,7 +142,7 @@ def short_restock(**changes: Any) -> Any:
 async def test_a_run_that_restocks_sells_every_unit_of_every_sale(services: Any, tmp_path: Path) -> None:
     scenario = short_restock(**{"engine.payment_decline_rate": 0.02})
     folder = tmp_path / "run"
-    await run(scenario, folder, Watcher(scenario, lambda: None), print, services=services)
+    await run(scenario, folder, print, services=services)
     summary = judge_run(folder)
     assert [check for check in summary["checks"] if not check["holds"]] == []
     assert summary["stock"]["initial"] == 700
@@ -163,7 +165,7 @@ async def test_a_hopeless_load_is_stopped_and_judged_by_what_was_sent(services: 
         duration_s=60,
     )
     folder = tmp_path / "run"
-    await run(scenario, folder, Watcher(scenario, lambda: None), said.append, services=services)
+    await run(scenario, folder, said.append, services=services)
     summary = judge_run(folder)
     assert any(line.startswith("stopping the load: sold_out.share > 0.1, it is 0.") for line in said)
     assert summary["verdict"] == "fail"

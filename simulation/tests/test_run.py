@@ -1,10 +1,9 @@
 """A run from end to end: it records and judges all it promises, and leaves no process behind, whatever
 happens."""
 
-import io
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -13,22 +12,22 @@ from typing import Any
 import msgspec
 import psutil
 import pytest
-from rich.console import Console
 
 from engine.local.process import ProcessId, identify, survivors
 from engine.local.stack import Stack
 from engine.settings import Settings
 from engine.tests.services import execute
-from simulation.driver import Progress
-from simulation.engine_process import start_engine
+from simulation.drive.progress import Progress
 from simulation.errors import EngineError, RunError
-from simulation.opening import check_ownership, open_sales
-from simulation.probes import Sample
-from simulation.record import finish_run, judge_run
-from simulation.run import run
-from simulation.scenario import SaleOffer, Scenario, load_scenario
-from simulation.services import Services
-from simulation.view.live import LiveView
+from simulation.run import Watch, run
+from simulation.scenario.fault import Interval
+from simulation.scenario.loading import load_scenario
+from simulation.scenario.schema import SaleOffer, Scenario
+from simulation.target.engine_process import start_engine
+from simulation.target.opening import check_ownership, open_sales
+from simulation.target.probes import Sample
+from simulation.target.services import Services
+from simulation.verdict import finish_run, judge_run
 
 # What this machine has time for, while it runs the tests, says nothing about the engine.
 PATIENT = {
@@ -56,18 +55,15 @@ def services(settings: Settings, stack: Stack) -> Services:
     )
 
 
-class Watcher(LiveView):
-    """A live view that also calls `act` once the first purchase is accepted."""
+def once_sold(act: Callable[[], None]) -> Watch:
+    """Calls `act` once the first purchase is accepted."""
+    acts = [act]
 
-    def __init__(self, scenario: Scenario, act: Callable[[], None]) -> None:
-        super().__init__(scenario, Console(file=io.StringIO()))
-        self.act: Callable[[], None] | None = act
+    def watch(progress: Progress | None, _sample: Sample | None, _ended: Sequence[Interval]) -> None:
+        if acts and progress and progress.outcomes["ACCEPTED"]:
+            acts.pop()()
 
-    def update(self, progress: Progress | None, sample: Sample | None, now_ns: int | None = None) -> None:
-        super().update(progress, sample, now_ns)
-        if self.act and progress and progress.outcomes["ACCEPTED"]:
-            act, self.act = self.act, None
-            act()
+    return watch
 
 
 def children_of(pid: int, *words: str) -> list[psutil.Process]:
@@ -85,8 +81,8 @@ async def test_a_run_records_judges_and_reports_what_it_promises(services: Servi
     folder = tmp_path / "run"
     notes: list[str] = []
     scenario = small_spike(engine__workers=2)
-    await run(scenario, folder, Watcher(scenario, lambda: None), notes.append, services=services)
-    assert not children_of(os.getpid(), "engine.stage")
+    await run(scenario, folder, notes.append, services=services)
+    assert not children_of(os.getpid(), "engine.stages.process")
     assert [name for name in RECORD if not (folder / name).stat().st_size] == []
 
     summary = finish_run(folder)
@@ -122,12 +118,12 @@ async def test_an_engine_that_is_killed_is_no_pass_and_leaves_nothing(
     stages: list[ProcessId] = []
 
     def kill_engine() -> None:
-        stages.extend(identify(stage.pid) for stage in children_of(os.getpid(), "engine.stage"))
+        stages.extend(identify(stage.pid) for stage in children_of(os.getpid(), "engine.stages.process"))
         [server] = children_of(os.getpid(), "engine.cli")
         os.killpg(server.pid, signal.SIGKILL)
 
     scenario = small_spike()
-    await run(scenario, tmp_path / "run", Watcher(scenario, kill_engine), print, services=services)
+    await run(scenario, tmp_path / "run", print, watch=once_sold(kill_engine), services=services)
     assert len(stages) == 3
     assert not survivors(stages)
     summary = finish_run(tmp_path / "run")
@@ -139,7 +135,7 @@ async def test_a_folder_with_something_in_it_is_left_as_it_is(services: Services
     (tmp_path / "notes.txt").write_text("mine")
     scenario = small_spike()
     with pytest.raises(RunError, match="is not empty"):
-        await run(scenario, tmp_path, Watcher(scenario, lambda: None), print, services=services)
+        await run(scenario, tmp_path, print, services=services)
     assert os.listdir(tmp_path) == ["notes.txt"]  # noqa: PTH208
 
 

@@ -1,0 +1,1 @@
+"""The bus: all that speaks to RabbitMQ. Imported by the stages."""

@@ -1,0 +1,81 @@
+"""Connections to RabbitMQ: one that closes when it is told to, and one error for all that goes wrong."""
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+from typing import Final
+
+import aio_pika
+from aio_pika.abc import AbstractConnection
+from aiormq.abc import ExceptionType
+from aiormq.exceptions import ConnectionClosed
+from yarl import URL
+
+from engine.errors import BusUnavailable
+
+_CONNECT_S: Final = 10.0
+
+
+_CLOSE_S: Final = 2.0
+
+
+_HEARTBEAT_S: Final = 15
+
+
+async def connect_bus(url: str, name: str) -> AbstractConnection:
+    """A connection that does not come back by itself when it is lost."""
+    connection = _Connection(
+        URL(url).update_query(heartbeat=_HEARTBEAT_S),
+        client_properties={"connection_name": f"flashgrid {name}"},
+    )
+    try:
+        await connection.connect(timeout=_CONNECT_S)
+    except BaseException:
+        await connection.close()
+        raise
+    return connection
+
+
+class _Connection(aio_pika.Connection):
+    """A connection that is closed once it was told to, even if its broker does not say goodbye.
+
+    After an attempt that failed the library holds it for open, and closes it when it is collected, in
+    whatever loop runs then.
+    """
+
+    async def close(self, exc: ExceptionType | None = ConnectionClosed) -> None:
+        """Close it. A broker that doesn't answer does not hold up who leaves."""
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_CLOSE_S):
+                    if self.transport is not None and not self.transport.connection.is_closed:
+                        # The library drops what it has not sent yet, such as the last acknowledgement.
+                        await self.transport.connection.write_queue.join()
+                    await super().close(exc)
+        finally:
+            # The second time there is nothing to wait for.
+            await super().close(exc)
+
+
+async def close_connection(connection: AbstractConnection | None) -> None:
+    """Close the connection, if there is one, whatever state it is in."""
+    if connection is not None:
+        with contextlib.suppress(BusUnavailable), translate_errors():
+            await connection.close()
+
+
+@contextlib.contextmanager
+def translate_errors() -> Iterator[None]:
+    """Raise BusUnavailable for any error of the client library: the bus did not do what was asked."""
+    try:
+        yield
+    except BusUnavailable:
+        raise
+    except Exception as error:
+        raise BusUnavailable(f"{type(error).__name__}: {error}") from error
+    except asyncio.CancelledError as error:
+        # The library cancels who waits on a connection that it closes; a true cancellation goes on.
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        raise BusUnavailable("the connection was closed") from error

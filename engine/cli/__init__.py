@@ -1,0 +1,5 @@
+"""The command `flashgrid`."""
+
+from engine.cli.commands import main
+
+__all__ = ["main"]

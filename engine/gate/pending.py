@@ -1,0 +1,30 @@
+"""The pending set: orders that are accepted and not yet settled, the evidence that their units are out.
+
+It is a hash with a field for each batch, the stem of its order ids (order_id.py). The value holds a digit for
+each order by its place: 1 while it is pending, 0 once it is settled. A field without a 1 is deleted. So a
+batch costs one write when it is accepted and one when it is settled, however many orders are in it.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+from redis.asyncio import Redis
+
+from engine.gate.keys import ShardKeys
+from engine.model.order_id import PLACES
+
+
+def count_pending(values: Iterable[bytes]) -> int:
+    """Pending orders in the values of a shard's hash."""
+    return sum(value.count(b"1") for value in values)
+
+
+async def read_pending(redis: Redis, shard: ShardKeys) -> set[str]:
+    """The ids of a shard's pending orders. Raises RedisError."""
+    batches: Any = await redis.hgetall(shard.pending)
+    return {
+        stem.decode() + PLACES[place]
+        for stem, digits in batches.items()
+        for place, digit in enumerate(digits)
+        if digit == ord("1")
+    }

@@ -1,0 +1,1 @@
+"""HTTP: what the front door reads and answers. Imported by the front door's stage."""

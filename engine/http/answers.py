@@ -1,0 +1,93 @@
+"""What the front door answers: status and body of every outcome, and problem documents (RFC 9457)."""
+
+from typing import Final, NamedTuple
+
+import msgspec
+
+from engine.errors import InputError
+from engine.model.purchase import Outcome
+
+JSON: Final = "application/json"
+PROBLEM_JSON: Final = "application/problem+json"
+RETRY_AFTER_S: Final = "1"
+SERVER: Final = "flashgrid"
+
+
+class Answer(NamedTuple):
+    """An HTTP answer, ready to be written."""
+
+    status: int
+    body: bytes
+    content_type: str = JSON
+    retry_after: bool = False
+
+
+class Problem(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A problem document (RFC 9457). `code` is the word a program decides by, `field` the input at fault."""
+
+    title: str
+    status: int
+    detail: str
+    code: str
+    field: str | None = None
+    type: str = "about:blank"
+
+
+def make_problem(
+    status: int, title: str, detail: str, code: str, field: str | None = None, retry: bool = False
+) -> Answer:
+    """An answer that holds a problem document; `retry` adds Retry-After."""
+    return Answer(
+        status, msgspec.json.encode(Problem(title, status, detail, code, field)), PROBLEM_JSON, retry
+    )
+
+
+_ACCEPTED_HEAD: Final = b'{"status":"ACCEPTED","orderId":"'
+_SOLD_OUT: Final = Answer(429, b'{"status":"SOLD_OUT"}')
+_REFUSALS: Final = {
+    Outcome.SOLD_OUT: _SOLD_OUT,
+    Outcome.UNKNOWN_PRODUCT: make_problem(
+        404, "Unknown product", "there is no sale of this product", "UNKNOWN_PRODUCT", "productId"
+    ),
+    Outcome.LIMIT_REACHED: make_problem(
+        409, "Limit reached", "this user has bought all that the sale allows", "LIMIT_REACHED", "userId"
+    ),
+    Outcome.NOT_STARTED: make_problem(403, "Not started", "the sale has not started yet", "NOT_STARTED"),
+    Outcome.SALE_ENDED: make_problem(410, "Sale ended", "the sale is over", "SALE_ENDED"),
+    Outcome.GATE_UNAVAILABLE: make_problem(
+        503, "Gate unavailable", "nothing is reserved; try again", "GATE_UNAVAILABLE", retry=True
+    ),
+    Outcome.OUTCOME_UNKNOWN: make_problem(
+        503,
+        "Outcome unknown",
+        "the purchase may be reserved; retry with the same Idempotency-Key to find out",
+        "OUTCOME_UNKNOWN",
+        retry=True,
+    ),
+    Outcome.OVERLOADED: make_problem(
+        503, "Overloaded", "too many are waiting; nothing is reserved; try again", "OVERLOADED", retry=True
+    ),
+}  # fmt: skip
+
+_INPUT_ERRORS: Final = {
+    400: ("Bad input", "BAD_INPUT"),
+    401: ("Unauthorized", "UNAUTHORIZED"),
+    403: ("Forbidden", "FORBIDDEN"),
+    404: ("Unknown order", "UNKNOWN_ORDER"),
+    408: ("Request timeout", "TIMEOUT"),
+    413: ("Body too large", "TOO_LARGE"),
+    415: ("Wrong content type", "UNSUPPORTED_TYPE"),
+}
+
+
+def answer_purchase(outcome: Outcome, order_id: str | None) -> Answer:
+    """The answer to a purchase."""
+    if order_id is not None:
+        return Answer(200, _ACCEPTED_HEAD + order_id.encode("ascii") + b'"}')
+    return _REFUSALS[outcome]
+
+
+def answer_input_error(error: InputError) -> Answer:
+    """The answer to bad input: it names the field at fault."""
+    title, code = _INPUT_ERRORS[error.status]
+    return make_problem(error.status, title, error.detail, code, error.field)

@@ -1,0 +1,263 @@
+"""The front door: the HTTP service (aiohttp) through which a sale is opened, bought from and looked at."""
+
+import asyncio
+import hmac
+import ipaddress
+import logging
+from importlib.resources import files
+from typing import Final
+
+import msgspec
+from aiohttp import HttpVersion10, HttpVersion11, web
+from aiohttp.typedefs import Handler
+
+from engine.errors import GateUnavailable, InputError, LedgerUnavailable
+from engine.gate.gate import Gate
+from engine.http.answers import (
+    JSON,
+    RETRY_AFTER_S,
+    SERVER,
+    Answer,
+    answer_input_error,
+    answer_purchase,
+    make_problem,
+)
+from engine.http.requests import (
+    MAX_BODY_BYTES,
+    parse_buy,
+    parse_key,
+    parse_order_id,
+    parse_product,
+    parse_terms,
+)
+from engine.ledger.ledger import Ledger
+from engine.metrics import render_metrics
+from engine.model.order import OrderStatus
+from engine.model.purchase import Outcome
+from engine.model.sale import Sale
+from engine.settings import Settings
+
+log = logging.getLogger(__name__)
+
+LEAVING: Final = web.AppKey("leaving", asyncio.Event)
+"""Set once nobody else may connect."""
+LAST_WORDS_S: Final = 0.5
+"""How long those who are connected may still ask then."""
+LINGER_S: Final = 1.0
+"""How long a body that was refused may still come, so that its client gets to read why."""
+_FORWARDING_HEADERS: Final = ("Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Real-IP", "Via")
+
+
+class FrontDoor:
+    """The handlers of all requests, and what they need."""
+
+    def __init__(self, settings: Settings, gate: Gate, ledger: Ledger) -> None:
+        self._admin_token = settings.admin_token
+        self._client_timeout_s = settings.client_timeout_ms / 1000
+        self._gate = gate
+        self._ledger = ledger
+        self._openapi = files("engine.http").joinpath("openapi.json").read_bytes()
+
+    def make_app(self) -> web.Application:
+        """The aiohttp application."""
+        # aiohttp refuses a body as soon as it is longer than this.
+        app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[take_leave, answer_errors])
+        app[LEAVING] = asyncio.Event()
+        app.router.add_post("/purchase/init", self.open_sale)
+        app.router.add_post("/purchase/buy", self.buy)
+        app.router.add_get("/purchase/orders/{order_id}", self.show_order)
+        app.router.add_get("/purchase/stock", self.show_stock)
+        app.router.add_get("/healthz", self.show_health)
+        app.router.add_get("/readyz", self.show_readiness)
+        app.router.add_get("/metrics", self.show_metrics)
+        app.router.add_get("/openapi.json", self.show_openapi)
+        return app
+
+    async def buy(self, request: web.Request) -> web.Response:
+        """Buy: validate, join the gate's batch, say what the gate said."""
+        if request.content_type != JSON:
+            raise InputError("Content-Type", f"must be {JSON}", 415)
+        key = parse_key(request.headers.getall("Idempotency-Key", []))
+        try:
+            async with asyncio.timeout(self._client_timeout_s):
+                body = await request.read()
+        except TimeoutError:
+            raise InputError("body", "did not arrive in time", 408) from None
+        except RuntimeError:
+            # So says aiohttp where the client had gone before the reading began.
+            raise ConnectionResetError("the client has gone") from None
+        user_id, product_id = parse_buy(body)
+        return respond(answer_purchase(*await self._gate.reserve(user_id, product_id, key)))
+
+    async def open_sale(self, request: web.Request) -> web.Response:
+        """Open a new sale: first a row in the ledger, then the gate."""
+        self._check_admin(request)
+        terms = parse_terms(request.query)
+        sale: Sale = await self._ledger.open_sale(terms)
+        await self._gate.open_sale(sale)
+        log.info("sale %d opened: %d units of product %d", sale.sale_id, terms.stock, terms.product_id)
+        return respond_json(
+            {
+                "saleId": sale.sale_id,
+                "productId": terms.product_id,
+                "stock": terms.stock,
+                "limit": terms.limit,
+                "quantity": terms.quantity,
+                "startsAt": terms.starts_ms,
+                "endsAt": terms.ends_ms,
+            }
+        )
+
+    async def show_order(self, request: web.Request) -> web.Response:
+        """Where an order stands.
+
+        The gate is asked before the ledger: an order leaves the gate's pending set only after the ledger has
+        committed it, so an order that was accepted is seen in at least one of them.
+        """
+        order_id = parse_order_id(request.match_info["order_id"])
+        gate_error: GateUnavailable | None = None
+        try:
+            pending = await self._gate.is_pending(order_id)
+        except GateUnavailable as error:
+            pending, gate_error = False, error
+        order = await self._ledger.find_order(order_id)
+        if order is None and gate_error is not None:
+            raise gate_error
+        if order is not None:
+            fields = {
+                "orderId": order.order_id,
+                "status": order.status,
+                "productId": order.product_id,
+                "userId": order.user_id,
+                "quantity": order.quantity,
+            }
+            return respond_json(fields | ({"reason": order.reason} if order.reason else {}))
+        if pending:
+            return respond_json({"orderId": order_id, "status": OrderStatus.PENDING})
+        raise InputError("orderId", "this order was never accepted", 404)
+
+    async def show_stock(self, request: web.Request) -> web.Response:
+        """Initial, remaining and sold units of a product's current sale, as the gate counts them."""
+        product_id = parse_product(request.query)
+        stock = await self._gate.read_stock(product_id)
+        if stock is None:
+            return respond(answer_purchase(Outcome.UNKNOWN_PRODUCT, None))
+        return respond_json(
+            {
+                "productId": product_id,
+                "saleId": stock.sale_id,
+                "initial": stock.initial,
+                "remaining": stock.remaining,
+                "sold": stock.initial - stock.remaining,
+            }
+        )
+
+    async def show_health(self, _request: web.Request) -> web.Response:
+        """Whether this process lives."""
+        return respond_json({"status": "OK"})
+
+    async def show_readiness(self, _request: web.Request) -> web.Response:
+        """Whether the gate is open and the ledger can be reached."""
+        await asyncio.gather(self._gate.check_open(), self._ledger.ping())
+        return respond_json({"status": "READY"})
+
+    async def show_metrics(self, _request: web.Request) -> web.Response:
+        """Metrics of every process of this server, in Prometheus' text format."""
+        text = await asyncio.to_thread(render_metrics)
+        return web.Response(
+            body=text, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8", "Server": SERVER}
+        )
+
+    async def show_openapi(self, _request: web.Request) -> web.Response:
+        """The OpenAPI document of this service."""
+        return respond(Answer(200, self._openapi))
+
+    def _check_admin(self, request: web.Request) -> None:
+        """Raise InputError unless the caller may open a sale."""
+        if self._admin_token is not None:
+            given = request.headers.get("Authorization", "").encode()
+            if not hmac.compare_digest(given, b"Bearer " + self._admin_token.encode()):
+                raise InputError("Authorization", "must be Bearer with the admin token", 401)
+            return
+        if not _is_loopback(request):
+            raise InputError("Authorization", "without an admin token only loopback may open a sale", 403)
+        for name in _FORWARDING_HEADERS:
+            if name in request.headers:
+                raise InputError(name, "a forwarded request may open a sale only with an admin token", 403)
+        if "Origin" in request.headers:
+            # A page in a browser on this machine must not open sales for whoever wrote the page.
+            raise InputError("Origin", "a web page may open a sale only with an admin token", 403)
+
+
+@web.middleware
+async def take_leave(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Tell who asks a front door that is leaving to connect anew (RFC 9112, 9.6)."""
+    response = await handler(request)
+    if request.app[LEAVING].is_set():
+        response.force_close()
+    return response
+
+
+@web.middleware
+async def answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Turn errors into problem documents."""
+    if request.version not in (HttpVersion10, HttpVersion11) and request.transport is not None:
+        # aiohttp answers in the version that it was asked in, which here nobody could read.
+        request.transport.abort()
+        return respond(answer_input_error(InputError("version", "must be HTTP/1.0 or HTTP/1.1")))
+    try:
+        return await handler(request)
+    except (web.RequestPayloadError, ConnectionError):
+        # Where the connection is lost nobody hears it.
+        response = respond(answer_input_error(InputError("body", "can't be read")))
+        response.force_close()
+        return response
+    except InputError as error:
+        response = respond(answer_input_error(error))
+        if error.status == 401:
+            response.headers["WWW-Authenticate"] = "Bearer"
+        if error.status == 408:
+            response.force_close()
+        return response
+    except GateUnavailable:
+        return respond(answer_purchase(Outcome.GATE_UNAVAILABLE, None))
+    except LedgerUnavailable:
+        return respond(make_problem(503, "Ledger unavailable", "try again", "LEDGER_UNAVAILABLE", retry=True))
+    except web.HTTPRequestEntityTooLarge:
+        return respond(answer_input_error(InputError("body", f"must be at most {MAX_BODY_BYTES} bytes", 413)))
+    except web.HTTPException as error:
+        if error.status < 400:
+            raise
+        code = error.reason.upper().replace(" ", "_")
+        response = respond(make_problem(error.status, error.reason, "see /openapi.json", code))
+        if "Allow" in error.headers:
+            response.headers["Allow"] = error.headers["Allow"]
+        if request.method == "CONNECT":
+            # What follows it is framed by nobody knows what.
+            response.force_close()
+        return response
+    except Exception:
+        log.exception("%s %s failed", request.method, request.path)
+        return respond(make_problem(500, "Internal error", "this is a bug", "INTERNAL_ERROR"))
+
+
+def respond(answer: Answer) -> web.Response:
+    """The aiohttp response of an answer."""
+    headers = {"Content-Type": answer.content_type, "Server": SERVER}
+    if answer.retry_after:
+        headers["Retry-After"] = RETRY_AFTER_S
+    return web.Response(status=answer.status, body=answer.body, headers=headers)
+
+
+def respond_json(fields: object) -> web.Response:
+    """A 200 with a JSON body."""
+    return respond(Answer(200, msgspec.json.encode(fields)))
+
+
+def _is_loopback(request: web.Request) -> bool:
+    peer = request.transport.get_extra_info("peername") if request.transport else None
+    if not peer:
+        return False
+    address = ipaddress.ip_address(peer[0].split("%")[0])
+    mapped = getattr(address, "ipv4_mapped", None)
+    return (mapped or address).is_loopback

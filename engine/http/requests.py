@@ -1,0 +1,124 @@
+"""What comes from outside, checked at the edge: one function for each kind of request.
+
+Each raises InputError that names the field at fault.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+
+from engine.errors import InputError
+from engine.model.sale import MAX_ID, MAX_STOCK, SaleTerms
+
+MAX_BODY_BYTES: Final = 2047
+"""Bodies of 2 KiB and more are refused."""
+
+# The usual spelling of a purchase, with ids that surely fit; any other is decoded in full.
+PLAIN_BUY: Final = re.compile(rb'\{"userId": ?([1-9][0-9]{0,17}), ?"productId": ?([1-9][0-9]{0,17})\}')
+_WHOLE_NUMBER: Final = re.compile(r"0|[1-9][0-9]{0,18}")
+_ORDER_ID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_KEY: Final = re.compile(r"[!-~]{1,128}")
+
+
+def parse_buy(body: bytes) -> tuple[int, int]:
+    """User id and product id of a purchase's JSON body."""
+    if plain := PLAIN_BUY.fullmatch(body):
+        return int(plain[1]), int(plain[2])
+    if len(body) > MAX_BODY_BYTES:
+        raise InputError("body", f"must be at most {MAX_BODY_BYTES} bytes", 413)
+    fields = _decode_object(body)
+    if unknown := sorted(fields.keys() - {"userId", "productId"}):
+        raise InputError(unknown[0], "is not a field of a purchase")
+    return _check_id(fields, "userId"), _check_id(fields, "productId")
+
+
+def parse_key(values: list[str]) -> str | None:
+    """The Idempotency-Key among a request's header values of that name, None if there is none."""
+    if not values:
+        return None
+    if len(values) > 1:
+        raise InputError("Idempotency-Key", "must be given once")
+    if not _KEY.fullmatch(values[0]):
+        raise InputError("Idempotency-Key", "must be 1 to 128 visible ASCII characters without spaces")
+    return values[0]
+
+
+def parse_order_id(text: str) -> str:
+    """An order id in its canonical form; anything else names no order."""
+    if not _ORDER_ID.fullmatch(text):
+        raise InputError("orderId", "this order was never accepted", 404)
+    return text
+
+
+def parse_product(query: Mapping[str, str]) -> int:
+    """The product id of a query."""
+    return _read_whole(_single(query), "productId", 1, MAX_ID)
+
+
+def parse_terms(query: Mapping[str, str]) -> SaleTerms:
+    """The terms of a sale from the query that opens it."""
+    given = _single(query)
+    known = {"productId", "stock", "limit", "quantity", "startsAt", "endsAt"}
+    if unknown := sorted(given.keys() - known):
+        raise InputError(unknown[0], "is not an option of a sale")
+    terms = SaleTerms(
+        product_id=_read_whole(given, "productId", 1, MAX_ID),
+        stock=_read_whole(given, "stock", 0, MAX_STOCK),
+        limit=_read_whole(given, "limit", 1, MAX_STOCK) if "limit" in given else None,
+        quantity=_read_whole(given, "quantity", 1, 1_000_000) if "quantity" in given else 1,
+        starts_ms=_read_whole(given, "startsAt", 0, 2**52) if "startsAt" in given else None,
+        ends_ms=_read_whole(given, "endsAt", 0, 2**52) if "endsAt" in given else None,
+    )
+    if terms.limit is not None and terms.limit < terms.quantity:
+        raise InputError("limit", "must be at least quantity, or nobody can buy")
+    if terms.starts_ms is not None and terms.ends_ms is not None and terms.ends_ms <= terms.starts_ms:
+        raise InputError("endsAt", "must be after startsAt")
+    return terms
+
+
+def _decode_object(body: bytes) -> dict[str, Any]:
+    def refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        fields = dict(pairs)
+        if len(fields) != len(pairs):
+            names = [name for name, _ in pairs]
+            raise InputError(next(name for name in names if names.count(name) > 1), "is given more than once")
+        return fields
+
+    try:
+        # msgspec is strict about what JSON is; the standard library can tell duplicate names.
+        msgspec.json.decode(body)
+        fields = json.loads(body, object_pairs_hook=refuse_duplicates)
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        raise InputError("body", "must be a JSON object") from None
+    if not isinstance(fields, dict):
+        raise InputError("body", "must be a JSON object")
+    return fields
+
+
+def _check_id(fields: dict[str, Any], name: str) -> int:
+    if name not in fields:
+        raise InputError(name, "is missing")
+    value = fields[name]
+    if type(value) is not int or not 1 <= value <= MAX_ID:
+        raise InputError(name, "must be a whole number from 1 to 2^63-1")
+    return value
+
+
+def _single(query: Mapping[str, str]) -> dict[str, str]:
+    given: dict[str, str] = {}
+    for name, value in query.items():
+        if name in given:
+            raise InputError(name, "is given more than once")
+        given[name] = value
+    return given
+
+
+def _read_whole(given: Mapping[str, str], name: str, least: int, most: int) -> int:
+    if name not in given:
+        raise InputError(name, "is missing")
+    if not _WHOLE_NUMBER.fullmatch(given[name]) or not least <= int(given[name]) <= most:
+        raise InputError(name, f"must be a whole number from {least} to {most}")
+    return int(given[name])

@@ -1,0 +1,1 @@
+"""The ledger: all that speaks to PostgreSQL. Imported by the stages and by http."""

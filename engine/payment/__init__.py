@@ -1,0 +1,1 @@
+"""Payment: the gateway protocol and its adapters. Imported by fulfilment."""

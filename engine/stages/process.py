@@ -1,0 +1,147 @@
+"""One stage's process: `python -m engine.stages.process ROLE`, started by the server.
+
+It takes its settings from the environment, says "ready" on standard output, and stops in order when its
+standard input ends: the server wants it to, or is gone. On SIGTERM it says "leaving" and goes on until then,
+which is when the server has started another in its place.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import resource
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from enum import StrEnum
+from typing import Final
+
+import uvloop
+
+from engine.errors import FlashgridError
+from engine.settings import Settings, read_settings
+from engine.stages.front_door import run_front_door
+from engine.stages.fulfilment import run_fulfilment
+from engine.stages.relay import run_relay
+
+READY: Final = b"ready\n"
+LEAVING: Final = b"leaving\n"
+_SUCCESSOR_S: Final = 10.0
+"""Longest wait of a stage that is leaving for the one that takes its place."""
+_GRACE_S: Final = 3.0
+"""What a stage gets beyond its own time to settle; less than the server gives it."""
+_MOST_FILES: Final = 1_000_000
+"""Open files that a front door asks for; some systems refuse "unlimited"."""
+
+log = logging.getLogger(__name__)
+
+
+class Role(StrEnum):
+    """A stage that runs as processes of its own."""
+
+    FRONT_DOOR = "front-door"
+    RELAY = "relay"
+    FULFILMENT = "fulfilment"
+
+
+async def run_stage(role: Role, settings: Settings, listener: socket.socket | None) -> None:
+    """Run one stage until it is told to stop."""
+    stop, leaving = asyncio.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def leave() -> None:
+        if not leaving.is_set():
+            leaving.set()
+            _say(LEAVING)
+            loop.call_later(_SUCCESSOR_S, begin_stop)
+
+    def begin_stop() -> None:
+        if not stop.is_set():
+            stop.set()
+            loop.call_later(settings.drain_s + _GRACE_S, give_up, role)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, leave)
+    loop.add_reader(sys.stdin.fileno(), _stop_at_end_of_input, loop, begin_stop)
+    try:
+        match role:
+            case Role.FRONT_DOOR:
+                if listener is None:
+                    raise ValueError("the front door needs a listening socket")
+                log.info("at most %d open files, and so somewhat fewer connections", raise_file_limit())
+                await run_front_door(settings, listener, stop, say_ready)
+            case Role.RELAY:
+                say_ready()
+                await run_relay(settings, stop)
+            case Role.FULFILMENT:
+                say_ready()
+                await run_fulfilment(settings, stop)
+    finally:
+        loop.remove_reader(sys.stdin.fileno())
+
+
+def give_up(role: Role) -> None:
+    """End at once, as a crash would: nothing accepted is lost by it, and a stage that hangs holds it up."""
+    log.error("the %s does not end by itself, and is ended", role)
+    os._exit(1)
+
+
+def raise_file_limit() -> int:
+    """Allow this process as many open files as the hard limit does, one a connection; return how many."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+def say_ready() -> None:
+    """Tell the server that this process works."""
+    _say(READY)
+
+
+def _say(line: bytes) -> None:
+    with contextlib.suppress(BrokenPipeError):  # the server is gone, and so is standard input
+        os.write(sys.stdout.fileno(), line)
+
+
+def set_up_logging(settings: Settings) -> None:
+    """Log lines go to standard error: time, level, module, text."""
+    logging.basicConfig(
+        level=settings.log_level.upper(),
+        format="%(asctime)s.%(msecs)03d %(levelname)-7s %(name)s[%(process)d] %(message)s",
+        datefmt="%H:%M:%S",
+        stream=sys.stderr,
+    )
+    # Their own lines at each connect and each lost connection say again what ours say.
+    for name in ("aiormq", "aio_pika", "asyncio"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    # A traceback for each malformed request would let any client fill the disk.
+    logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
+
+
+def _stop_at_end_of_input(loop: asyncio.AbstractEventLoop, begin_stop: Callable[[], None]) -> None:
+    if not os.read(sys.stdin.fileno(), 4096):
+        loop.remove_reader(sys.stdin.fileno())
+        begin_stop()
+
+
+def main() -> None:
+    """Run the stage named on the command line; a second argument is the listening socket's descriptor."""
+    role = Role(sys.argv[1])
+    listener = socket.socket(fileno=int(sys.argv[2])) if len(sys.argv) > 2 else None
+    try:
+        settings = read_settings()
+        set_up_logging(settings)
+        if role is not Role.FRONT_DOOR:
+            # The outbox can wait, a crowd at the door can't.
+            os.nice(settings.background_nice)
+        uvloop.run(run_stage(role, settings, listener))
+    except FlashgridError as error:
+        log.error("%s", error)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

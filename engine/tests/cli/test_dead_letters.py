@@ -1,0 +1,173 @@
+"""What a person can do about records that nobody could fulfil: see them, send them again, give them up."""
+
+import aio_pika
+import pytest
+from redis.asyncio import Redis
+
+from engine.bus.publisher import Publisher
+from engine.bus.topology import DEAD
+from engine.cli.dead_letters import open_stores
+from engine.errors import BusUnavailable
+from engine.ledger.ledger import Ledger
+from engine.model.dead_letter import Poison
+from engine.model.delivery import encode_lines
+from engine.model.lot import Reservation
+from engine.model.sale import Sale
+from engine.settings import Settings
+from engine.stages.fulfilment import run_fulfilment
+from engine.tests.backend import CONFIRMED, FAILED, read_statuses, running, until_settled
+from engine.tests.orders import SHARD, make_terms, mark_pending, open_at_gate, reserve
+from engine.tests.stages.test_reconciliation import run_command
+
+
+@pytest.fixture(params=["bus", "outbox"])
+def any_settings(request: pytest.FixtureRequest) -> Settings:
+    """An engine whose dead letters are in a queue, and one whose dead letters are in a stream."""
+    name = "settings" if request.param == "bus" else "settings_without_bus"
+    settings: Settings = request.getfixturevalue(name)
+    return settings
+
+
+@pytest.fixture
+async def sale(settings_without_bus: Settings, redis: Redis) -> Sale:
+    assert settings_without_bus.postgres_url
+    ledger = await Ledger.connect(settings_without_bus.postgres_url)
+    await ledger.create_schema()
+    sale = await ledger.open_sale(make_terms(10))
+    await ledger.close()
+    await open_at_gate(redis, sale, remaining=8)
+    return sale
+
+
+async def put_aside(settings: Settings, redis: Redis, poison: list[Poison]) -> None:
+    """Do what fulfilment does with records that it can't use."""
+    if settings.amqp_url:
+        publisher = Publisher(settings.amqp_url)
+        await publisher.dead_letter(poison)
+        await publisher.close()
+    else:
+        for record in poison:
+            await redis.xadd(SHARD.dead, {"body": record.body, "reason": record.reason})
+
+
+def as_record(reservation: Reservation) -> Poison:
+    return Poison(encode_lines([reservation]), "unknown sale")
+
+
+async def ids_of(settings: Settings) -> list[str]:
+    code, output = await run_command(settings, "dead-letters", "list")
+    assert code == 0, output
+    return [line.split()[0] for line in output.splitlines()]
+
+
+async def test_letters_are_listed_and_shown_and_stay(
+    redis: Redis, any_settings: Settings, sale: Sale
+) -> None:
+    [lost] = reserve(sale)
+    await put_aside(any_settings, redis, [as_record(lost), Poison(b"rubbish\xff", "no JSON")])
+    code, output = await run_command(any_settings, "dead-letters", "list")
+    rows = [line.split(maxsplit=3) for line in output.splitlines()]
+    where = "queue" if any_settings.amqp_url else "stream"
+    assert [row[1:] for row in rows] == [[where, "1", "unknown sale"], [where, "0", "no JSON"]]
+    code, output = await run_command(any_settings, "dead-letters", "show", rows[0][0][:8])
+    assert code == 0
+    assert lost.order_id in output
+    assert await ids_of(any_settings) == [row[0] for row in rows], "looking changes nothing"
+
+
+async def test_a_replayed_letter_is_settled_once(redis: Redis, any_settings: Settings, sale: Sale) -> None:
+    twice, other = reserve(sale, 2)
+    await mark_pending(redis, [twice, other])
+    await put_aside(any_settings, redis, [as_record(twice), as_record(twice), Poison(b"rubbish", "no JSON")])
+    await put_aside(any_settings, redis, [Poison(encode_lines([other, twice]), "a whole message")])
+    async with running(any_settings, run_fulfilment):
+        code, output = await run_command(any_settings, "dead-letters", "replay", "--all")
+        assert code == 0, output
+        await until_settled(redis)
+    assert await read_statuses(any_settings) == {twice.order_id: CONFIRMED, other.order_id: CONFIRMED}
+    assert len(await ids_of(any_settings)) == 1, "what can't be read stays"
+
+
+async def test_a_dropped_order_fails_and_its_unit_is_sold_on(
+    redis: Redis, any_settings: Settings, sale: Sale
+) -> None:
+    dropped, kept = reserve(sale, 2)
+    await mark_pending(redis, [dropped, kept])
+    await put_aside(any_settings, redis, [as_record(dropped), as_record(kept)])
+    first, second = await ids_of(any_settings)
+    code, output = await run_command(any_settings, "dead-letters", "drop", first)
+    assert (code, output) == (0, f"{first} dropped: 1 orders failed\n")
+    assert await read_statuses(any_settings) == {dropped.order_id: FAILED}
+    assert await redis.hget(SHARD.sale(1), "remaining") == b"9"
+    assert await ids_of(any_settings) == [second]
+
+
+async def test_a_replay_killed_before_it_deleted_the_letter_loses_nothing_and_sells_nothing_twice(
+    redis: Redis, settings: Settings, sale: Sale, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [lost] = reserve(sale)
+    await mark_pending(redis, [lost])
+    await put_aside(settings, redis, [as_record(lost)])
+
+    async def die(*_: object) -> None:
+        raise ConnectionResetError
+
+    async with open_stores(settings, redis) as stores:
+        [letter] = await stores[0].read()
+        with monkeypatch.context() as patch:
+            patch.setattr(aio_pika.IncomingMessage, "ack", die)
+            with pytest.raises(BusUnavailable):
+                await stores[0].replay(letter)
+    assert len(await ids_of(settings)) == 1
+    async with running(settings, run_fulfilment):
+        await until_settled(redis)
+        assert (await run_command(settings, "dead-letters", "replay", "--all"))[0] == 0
+        while await ids_of(settings):
+            pass
+    assert await read_statuses(settings) == {lost.order_id: CONFIRMED}
+
+
+async def test_a_replay_that_the_bus_does_not_confirm_keeps_the_letter(
+    redis: Redis, settings: Settings, sale: Sale, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await put_aside(settings, redis, [as_record(reserve(sale)[0])])
+
+    async def fail(*_: object) -> None:
+        raise BusUnavailable("no confirm")
+
+    monkeypatch.setattr(Publisher, "publish", fail)
+    async with open_stores(settings, redis) as stores:
+        [letter] = await stores[0].read()
+        with pytest.raises(BusUnavailable):
+            await stores[0].replay(letter)
+    assert len(await ids_of(settings)) == 1
+
+
+async def test_a_whole_message_that_the_broker_gave_up_is_replayed(
+    redis: Redis, settings: Settings, sale: Sale, bus_url: str
+) -> None:
+    batch = reserve(sale, 2)
+    await mark_pending(redis, batch)
+    await put_aside(settings, redis, [])
+    publisher = Publisher(bus_url)
+    await publisher.count_messages()
+    await publisher.close()
+    async with await aio_pika.connect(bus_url) as connection, connection.channel() as channel:
+        await channel.default_exchange.publish(
+            aio_pika.Message(encode_lines(batch), headers={"x-first-death-reason": "delivery_limit"}), DEAD
+        )
+    async with running(settings, run_fulfilment):
+        _, output = await run_command(settings, "dead-letters", "replay", "--all")
+        assert "2 purchases" in output
+        await until_settled(redis)
+    assert await read_statuses(settings) == {r.order_id: CONFIRMED for r in batch}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"), [(["drop"], "--all"), (["replay", "ab"], "0 letters are named ab")]
+)
+async def test_a_letter_must_be_named(
+    redis: Redis, settings_without_bus: Settings, arguments: list[str], said: str
+) -> None:
+    code, output = await run_command(settings_without_bus, "dead-letters", *arguments)
+    assert (code, said in output, output.count("\n")) == (1, True, 1)

@@ -1,0 +1,177 @@
+import asyncio
+
+import pytest
+from redis.asyncio import Redis
+
+from engine.gate.keys import ShardKeys
+from engine.gate.outbox import Outbox
+from engine.model.delivery import Delivery, encode_lines
+from engine.model.sale import Sale
+from engine.tests.orders import SHARD, accept, make_terms, reserve, unpack
+
+SALE = Sale(sale_id=3, terms=make_terms(stock=1_000))
+NEVER_MS = 3_600_000
+
+
+def order_ids(deliveries: list[Delivery]) -> list[str]:
+    return sorted(r.order_id for r in unpack(deliveries))
+
+
+async def read_all(outbox: Outbox) -> list[Delivery]:
+    deliveries: list[Delivery] = []
+    while more := await outbox.read(0.001):
+        deliveries += more
+    return deliveries
+
+
+async def read_one(outbox: Outbox) -> Delivery:
+    while not (deliveries := await outbox.read(0.05)):
+        pass
+    [delivery] = deliveries
+    return delivery
+
+
+async def test_what_is_acknowledged_is_gone(redis: Redis) -> None:
+    outbox = Outbox(redis, [SHARD], "a", NEVER_MS)
+    batch = reserve(SALE, 200)
+    await accept(redis, batch, entry_size=1)
+    deliveries = await read_all(outbox)
+    assert order_ids(deliveries) == sorted(r.order_id for r in batch)
+    assert not any(delivery.repeated for delivery in deliveries)
+    await outbox.acknowledge(deliveries)
+    assert await outbox.length() == 0
+    outbox.release()
+    assert await read_all(outbox) == []
+
+
+async def test_every_shard_is_read(redis: Redis) -> None:
+    shards = [ShardKeys(number) for number in range(3)]
+    orders = reserve(SALE, 3)
+    for shard, order in zip(shards, orders, strict=True):
+        await redis.xadd(shard.outbox, {"purchases": encode_lines([order])})
+    outbox = Outbox(redis, shards, "a", NEVER_MS)
+    deliveries = await read_all(outbox)
+    assert order_ids(deliveries) == sorted(r.order_id for r in orders)
+    assert await outbox.length() == 3
+    await outbox.acknowledge(deliveries)
+    assert await outbox.length() == 0
+
+
+async def test_two_readers_share_the_entries(redis: Redis) -> None:
+    first, second = (Outbox(redis, [SHARD], name, NEVER_MS) for name in "ab")
+    await accept(redis, reserve(SALE, 400), entry_size=1)
+    mine, yours = await first.read(0.01), await second.read(0.01)
+    assert mine
+    assert yours
+    assert not set(order_ids(mine)) & set(order_ids(yours))
+
+
+async def test_a_reader_that_comes_back_finds_what_it_left_behind(redis: Redis) -> None:
+    batch = reserve(SALE, 400)
+    await accept(redis, batch, entry_size=1)
+    await read_all(Outbox(redis, [SHARD], "a", NEVER_MS))
+    again = await read_all(Outbox(redis, [SHARD], "a", NEVER_MS))
+    assert order_ids(again) == sorted(r.order_id for r in batch)
+    assert all(delivery.repeated for delivery in again)
+
+
+async def test_what_a_reader_releases_is_delivered_again(redis: Redis) -> None:
+    outbox = Outbox(redis, [SHARD], "a", NEVER_MS)
+    await accept(redis, reserve(SALE, 3))
+    first = await read_one(outbox)
+    outbox.release()
+    assert (await read_one(outbox)).tag == first.tag
+
+
+async def test_entries_of_a_dead_reader_are_claimed_once_they_are_idle(redis: Redis) -> None:
+    batch = reserve(SALE, 400)
+    await accept(redis, batch, entry_size=1)
+    await read_all(Outbox(redis, [SHARD], "dead", NEVER_MS))
+    survivor = Outbox(redis, [SHARD], "survivor", 1)
+    deliveries: list[Delivery] = []
+    while len(deliveries) < 400:
+        deliveries += await survivor.read(0.01)
+    assert order_ids(deliveries) == sorted(r.order_id for r in batch)
+    assert all(delivery.repeated for delivery in deliveries)
+
+
+async def test_a_slow_reader_is_not_given_its_own_entries_twice(redis: Redis) -> None:
+    outbox = Outbox(redis, [SHARD], "slow", 1)
+    await accept(redis, reserve(SALE, 3))
+    held = await read_one(outbox)
+    for _ in range(20):
+        assert await outbox.read(0.005) == []
+    await outbox.acknowledge([held])
+    assert await outbox.length() == 0
+
+
+async def test_what_the_gate_did_not_write_is_handed_on_as_well(redis: Redis) -> None:
+    await redis.xadd(SHARD.outbox, {"purchases": "rubbish"})
+    await redis.xadd(SHARD.outbox, {"other": "field"})
+    deliveries = await read_all(Outbox(redis, [SHARD], "a", NEVER_MS))
+    assert [delivery.lines for delivery in deliveries] == [b"rubbish", b"other field"]
+
+
+async def test_entries_gather_between_two_reads(redis: Redis) -> None:
+    outbox = Outbox(redis, [SHARD], "a", NEVER_MS, wait_ms=300)
+    await outbox.read(0.001)
+    reading = asyncio.create_task(outbox.read(1))
+    for order in reserve(SALE, 3):
+        await accept(redis, [order])
+    assert len(await reading) == 3
+
+
+async def test_a_deleted_stream_is_made_again(redis: Redis) -> None:
+    outbox = Outbox(redis, [SHARD], "a", 1)
+    assert await outbox.read(0.001) == []
+    await redis.delete(SHARD.outbox)
+    await accept(redis, reserve(SALE, 3))
+    held = await read_one(outbox)
+    await redis.delete(SHARD.outbox)
+    await outbox.acknowledge([held])
+    assert await outbox.read(0.001) == []
+
+
+async def test_a_stream_deleted_under_a_waiting_reader_is_made_again(redis: Redis) -> None:
+    outbox = Outbox(redis, [SHARD], "a", NEVER_MS)
+    assert await outbox.read(0.001) == []
+    waiting = asyncio.create_task(outbox.read(5))
+    while not (await redis.info("clients"))["blocked_clients"]:
+        pass
+    await redis.delete(SHARD.outbox)
+    await accept(redis, reserve(SALE, 3))
+    assert len(order_ids(await waiting)) == 3
+
+
+async def test_entries_deleted_while_pending_are_forgotten(redis: Redis) -> None:
+    await accept(redis, reserve(SALE, 3), entry_size=1)
+    deliveries = await read_all(Outbox(redis, [SHARD], "a", NEVER_MS))
+    await redis.xdel(SHARD.outbox, deliveries[0].tag[1])
+    again = await read_all(Outbox(redis, [SHARD], "a", NEVER_MS))
+    assert len(again) == 2
+    assert (await redis.xpending(SHARD.outbox, ShardKeys.GROUP))["pending"] == 2
+
+
+async def test_only_a_reader_with_nothing_pending_leaves_the_group(redis: Redis) -> None:
+    outbox = Outbox(redis, [SHARD], "a", NEVER_MS)
+    await accept(redis, reserve(SALE))
+    held = await read_one(outbox)
+    await outbox.close()
+    assert [c["name"] for c in await redis.xinfo_consumers(SHARD.outbox, ShardKeys.GROUP)] == [b"a"]
+    await outbox.acknowledge([held])
+    await outbox.close()
+    assert await redis.xinfo_consumers(SHARD.outbox, ShardKeys.GROUP) == []
+
+
+async def test_a_read_that_left_entries_behind_is_followed_at_once_by_the_next(redis: Redis) -> None:
+    outbox = Outbox(redis, [SHARD], "a", NEVER_MS, wait_ms=NEVER_MS)
+    batch = reserve(SALE, 600)
+    await accept(redis, batch, entry_size=1)
+    deliveries: list[Delivery] = []
+    async with asyncio.timeout(30):
+        while len(deliveries) < 600:
+            deliveries += await outbox.read(0.001)
+    assert order_ids(deliveries) == sorted(r.order_id for r in batch)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await outbox.read(0.001)

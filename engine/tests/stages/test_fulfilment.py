@@ -1,0 +1,270 @@
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import aio_pika
+import msgspec
+import pytest
+from prometheus_client import REGISTRY
+from redis.asyncio import Redis
+
+from engine.bus.publisher import Publisher
+from engine.bus.topology import PURCHASES
+from engine.errors import SettingsError
+from engine.gate.outbox import Outbox
+from engine.gate.pending import read_pending
+from engine.ledger.ledger import Ledger
+from engine.local.stack import Stack
+from engine.model.delivery import encode_lines
+from engine.model.lot import Reservation
+from engine.payment.simulated import SimulatedGateway
+from engine.settings import Settings
+from engine.stages.fulfilment import Fulfilment, run_fulfilment
+from engine.stages.relay import run_relay
+from engine.tests.backend import (
+    CONFIRMED,
+    FAILED,
+    REJECTED,
+    Stage,
+    count_statuses,
+    open_sale,
+    read_sold,
+    read_statuses,
+    running,
+    take_dead_letters,
+    until_settled,
+)
+from engine.tests.orders import SHARD, accept, mark_pending, reserve
+
+
+@pytest.fixture(params=["bus", "outbox"])
+def any_settings(request: pytest.FixtureRequest) -> Settings:
+    """An engine with a bus, and one whose fulfilment reads the outbox itself."""
+    name = "settings" if request.param == "bus" else "settings_without_bus"
+    settings: Settings = request.getfixturevalue(name)
+    return settings
+
+
+def stages(settings: Settings) -> list[Stage]:
+    return [run_relay, run_fulfilment] if settings.amqp_url else [run_fulfilment]
+
+
+async def units(redis: Redis) -> tuple[int, int]:
+    remaining, released = await redis.hmget(SHARD.sale(1), ["remaining", "released"])
+    return int(remaining or -1), int(released or -1)
+
+
+async def test_every_accepted_purchase_is_settled_once(redis: Redis, any_settings: Settings) -> None:
+    sale = await open_sale(any_settings, redis)
+    batch = reserve(sale, 3_000)
+    async with running(any_settings, *stages(any_settings)):
+        await accept(redis, batch, entry_size=13)
+        await until_settled(redis)
+    assert await read_statuses(any_settings) == {r.order_id: CONFIRMED for r in batch}
+    assert await read_sold(any_settings, sale) == 3_000
+
+
+async def test_the_ledger_rejects_what_a_gate_gave_out_too_many(redis: Redis, any_settings: Settings) -> None:
+    sale = await open_sale(any_settings, redis, stock=700)
+    batch = reserve(sale, 1_500)
+    await accept(redis, batch)
+    async with running(any_settings, *stages(any_settings)):
+        await until_settled(redis)
+    assert await count_statuses(any_settings) == {CONFIRMED: 700, REJECTED: 800}
+    assert await units(redis) == (0, 0)
+
+
+async def test_declined_orders_fail_and_their_units_go_back(redis: Redis, any_settings: Settings) -> None:
+    settings = msgspec.structs.replace(any_settings, payment_decline_rate=0.3, payment_latency_ms=1)
+    sale = await open_sale(settings, redis)
+    batch = reserve(sale, 2_000)
+    await accept(redis, batch)
+    # The same purchases once more, as a relay that lost a confirm sends them.
+    await accept(redis, batch)
+    async with running(settings, *stages(settings)):
+        await until_settled(redis)
+    declined = [await SimulatedGateway(decline_rate=0.3).charge([r]) != [None] for r in batch].count(True)
+    assert await count_statuses(settings) == {CONFIRMED: 2_000 - declined, FAILED: declined}
+    assert await units(redis) == (declined, declined)
+
+
+async def test_a_declined_order_of_an_old_sale_leaves_the_new_sale_alone(
+    redis: Redis, settings_without_bus: Settings
+) -> None:
+    settings = msgspec.structs.replace(settings_without_bus, payment_decline_rate=1.0)
+    old = await open_sale(settings, redis)
+    await accept(redis, reserve(old, 10))
+    await open_sale(settings, redis)
+    async with running(settings, run_fulfilment):
+        await until_settled(redis)
+    assert await count_statuses(settings) == {FAILED: 10}
+    assert await units(redis) == (0, 0)
+
+
+async def test_orders_settled_before_a_crash_are_not_charged_again(
+    redis: Redis, settings_without_bus: Settings
+) -> None:
+    sale = await open_sale(settings_without_bus, redis)
+    batch = reserve(sale, 20)
+    await accept(redis, batch)
+    assert settings_without_bus.postgres_url
+    ledger = await Ledger.connect(settings_without_bus.postgres_url)
+    # A fulfilment that died after its commit: it had read the entry, and settled half of it.
+    await Outbox(redis, [SHARD], "me", 3_600_000).read(1)
+    await ledger.settle(batch[:10], [None] * 10)
+    charged: list[str] = []
+
+    class Gateway:
+        async def charge(self, batch: Sequence[Reservation]) -> list[str | None]:
+            charged.extend(r.order_id for r in batch)
+            return [None] * len(batch)
+
+    fulfilment = Fulfilment(
+        Outbox(redis, [SHARD], "me", 3_600_000), Gateway(), ledger, redis, [SHARD], settings_without_bus
+    )
+    stop = asyncio.Event()
+    stop.set()
+    await fulfilment.run(stop)
+    await ledger.close()
+    assert sorted(charged) == sorted(r.order_id for r in batch[10:])
+    assert await count_statuses(settings_without_bus) == {CONFIRMED: 20}
+    assert not await redis.exists(SHARD.pending)
+
+
+async def test_the_gate_learns_of_an_order_whose_first_settler_could_not_tell_it(
+    redis: Redis, settings_without_bus: Settings
+) -> None:
+    sale = await open_sale(settings_without_bus, redis)
+    batch = reserve(sale, 20)
+    assert settings_without_bus.postgres_url
+    ledger = await Ledger.connect(settings_without_bus.postgres_url)
+    await ledger.settle(batch, ["payment declined"] * 20)
+    await ledger.close()
+    await accept(redis, batch)
+    async with running(settings_without_bus, run_fulfilment):
+        await until_settled(redis)
+    assert await units(redis) == (20, 20)
+    assert await count_statuses(settings_without_bus) == {FAILED: 20}
+
+
+async def test_a_gateway_that_fails_is_asked_again(redis: Redis, settings_without_bus: Settings) -> None:
+    sale = await open_sale(settings_without_bus, redis)
+    await accept(redis, reserve(sale, 20))
+    assert settings_without_bus.postgres_url
+    ledger = await Ledger.connect(settings_without_bus.postgres_url)
+
+    class Gateway:
+        failures = 3
+
+        async def charge(self, batch: Sequence[Reservation]) -> list[str | None]:
+            if self.failures:
+                self.failures -= 1
+                raise ConnectionResetError
+            return [None] * len(batch)
+
+    outbox = Outbox(redis, [SHARD], "me", 3_600_000)
+    stop = asyncio.Event()
+    stop.set()
+    await Fulfilment(outbox, Gateway(), ledger, redis, [SHARD], settings_without_bus).run(stop)
+    await ledger.close()
+    assert await count_statuses(settings_without_bus) == {CONFIRMED: 20}
+
+
+async def test_poison_is_put_aside_and_its_neighbours_are_fulfilled(
+    redis: Redis, settings: Settings, bus_url: str
+) -> None:
+    sale = await open_sale(settings, redis)
+    good = reserve(sale, 6)
+    [lost] = reserve(msgspec.structs.replace(sale, sale_id=sale.sale_id + 1))
+    await mark_pending(redis, good)
+    publisher = Publisher(bus_url)
+    await publisher.publish(encode_lines([*good[:2], lost, *good[2:4]]))
+    await publisher.close()
+    async with await aio_pika.connect(bus_url) as connection, connection.channel() as channel:
+        for body in (b"no json", encode_lines(good[4:5]) + b"\n{}\n" + encode_lines(good[5:])):
+            await channel.default_exchange.publish(aio_pika.Message(body), PURCHASES)
+    async with running(settings, run_fulfilment):
+        await until_settled(redis)
+        letters = dict(await take_dead_letters(bus_url, 3))
+    assert await read_statuses(settings) == {r.order_id: CONFIRMED for r in good}
+    assert letters.keys() == {encode_lines([lost]), b"no json", b"{}"}
+    assert letters[encode_lines([lost])] == "unknown sale"
+
+
+async def test_poison_without_a_bus_goes_to_a_stream(redis: Redis, settings_without_bus: Settings) -> None:
+    sale = await open_sale(settings_without_bus, redis)
+    [good] = reserve(sale)
+    await redis.xadd(SHARD.outbox, {"purchases": b"rubbish\n" + encode_lines([good])})
+    async with running(settings_without_bus, run_fulfilment):
+        await until_settled(redis)
+    letters: Any = await redis.xrange(SHARD.dead)
+    [(_, letter)] = letters
+    assert letter[b"body"] == b"rubbish"
+    assert letter[b"reason"]
+    assert await read_statuses(settings_without_bus) == {good.order_id: CONFIRMED}
+
+
+async def test_fulfilment_stops_with_all_that_was_sent_to_it_settled(
+    redis: Redis, settings_without_bus: Settings
+) -> None:
+    sale = await open_sale(settings_without_bus, redis)
+    await accept(redis, reserve(sale, 3_000), entry_size=20)
+    stop = asyncio.Event()
+    stop.set()
+    await run_fulfilment(settings_without_bus, stop)
+    assert await count_statuses(settings_without_bus) == {CONFIRMED: 3_000}
+
+
+async def test_what_is_not_settled_by_the_end_of_the_drain_time_is_kept(
+    redis: Redis, settings_without_bus: Settings
+) -> None:
+    await accept(redis, reserve(await open_sale(settings_without_bus, redis), 5))
+    stop = asyncio.Event()
+    stop.set()
+    absent = msgspec.structs.replace(
+        settings_without_bus, postgres_url="postgresql://postgres@127.0.0.1:1/none", drain_s=0.3
+    )
+    await run_fulfilment(absent, stop)
+    assert await redis.xlen(SHARD.outbox) == 1
+    assert len(await read_pending(redis, SHARD)) == 5
+
+
+async def test_fulfilment_counts_each_order_once(redis: Redis, settings_without_bus: Settings) -> None:
+    def count() -> float:
+        return REGISTRY.get_sample_value("flashgrid_orders_total", {"status": CONFIRMED}) or 0.0
+
+    before = count()
+    batch = reserve(await open_sale(settings_without_bus, redis), 50)
+    await accept(redis, batch)
+    await accept(redis, batch)
+    async with running(settings_without_bus, run_fulfilment):
+        await until_settled(redis)
+    assert count() - before == 50
+
+
+async def test_fulfilment_needs_a_ledger(settings_without_bus: Settings) -> None:
+    with pytest.raises(SettingsError):
+        await run_fulfilment(
+            msgspec.structs.replace(settings_without_bus, postgres_url=None), asyncio.Event()
+        )
+
+
+@pytest.mark.parametrize("service", ["postgres", "redis"])
+async def test_a_service_that_is_killed_in_the_middle_loses_nothing(
+    stack: Stack, redis: Redis, settings: Settings, service: str
+) -> None:
+    sale = await open_sale(settings, redis)
+    batch = reserve(sale, 6_000)
+    settings = msgspec.structs.replace(settings, fulfilment_batch=50, payment_decline_rate=0.1)
+    async with running(settings):
+        await accept(redis, batch, entry_size=50)
+        while len(await read_statuses(settings)) < 500:
+            pass
+        await stack.kill(service)
+        await stack.start(service)
+        await until_settled(redis)
+    statuses = await read_statuses(settings)
+    assert statuses.keys() == {r.order_id for r in batch}
+    failed = list(statuses.values()).count(FAILED)
+    assert await units(redis) == (failed, failed)
+    assert await read_sold(settings, sale) == 6_000 - failed

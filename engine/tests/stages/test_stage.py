@@ -1,0 +1,51 @@
+"""A stage's process prepares itself for a crowd, and ends when it is told to, whatever hangs in it."""
+
+import resource
+import subprocess
+import sys
+
+from engine.stages.process import READY
+
+LOWERED = """
+import resource
+from engine.stage import raise_file_limit
+_, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+print(raise_file_limit(), resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+"""
+
+
+def test_the_front_door_may_hold_as_many_connections_as_the_hard_limit_of_open_files_allows() -> None:
+    done = subprocess.run([sys.executable, "-c", LOWERED], capture_output=True, text=True, check=True)
+    said, found = map(int, done.stdout.split())
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert said == found
+    assert found == (1_000_000 if hard == resource.RLIM_INFINITY else min(hard, 1_000_000))
+
+
+HANGING = """
+import asyncio
+from engine import stage
+from engine.settings import Settings
+
+async def hang(settings, stop):
+    while True:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            pass
+
+stage.run_relay = hang
+stage._GRACE_S = 0.1
+asyncio.run(stage.run_stage(stage.Role.RELAY, Settings(drain_s=0), None))
+"""
+
+
+def test_a_stage_that_hangs_ends_all_the_same_when_it_is_told_to_stop() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", HANGING], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == READY
+    process.communicate(timeout=60)
+    assert process.returncode == 1

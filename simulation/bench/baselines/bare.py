@@ -1,0 +1,37 @@
+"""An aiohttp application that does nothing: every purchase is answered 429 with the engine's own body.
+
+`python -m simulation.baselines.bare PORT`: one process, on uvloop, without an access log.
+"""
+
+import sys
+
+import uvloop
+from aiohttp import web
+
+from engine.http.answers import JSON, answer_purchase
+from engine.model.purchase import Outcome
+
+SOLD_OUT = answer_purchase(Outcome.SOLD_OUT, None)
+
+
+async def refuse(_request: web.Request) -> web.Response:
+    """Sold out, whoever asks for whatever."""
+    return web.Response(status=SOLD_OUT.status, body=SOLD_OUT.body, content_type=JSON)
+
+
+def main() -> None:
+    """Serve on loopback until SIGTERM."""
+    app = web.Application()
+    app.router.add_post("/purchase/buy", refuse)
+    web.run_app(
+        app,
+        host="127.0.0.1",
+        port=int(sys.argv[1]),
+        access_log=None,
+        print=None,
+        loop=uvloop.new_event_loop(),
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""Orders settled per second by the ledger alone: in batches as fulfilment does it, and one at a time."""
+
+import asyncio
+import re
+import time
+from collections.abc import Sequence
+from importlib.resources import files
+from typing import Final
+from uuid import uuid4
+
+import asyncpg
+
+from engine.ledger.ledger import Ledger
+from engine.model.lot import Reservation
+from engine.model.order_id import PLACES, make_stem
+from engine.model.sale import Sale
+from engine.settings import Settings
+from simulation.bench.options import Say
+from simulation.bench.results import LedgerRates, Spread
+from simulation.bench.subjects import Engine
+from simulation.errors import BenchError
+
+ORDERS_PER_SECOND: Final = 40_000
+"""Orders that a measurement of a second is given to settle."""
+_TEXTBOOK: Final = dict(
+    re.findall(
+        r"^-- name: (\w+)\n(.+?);$",
+        files("simulation.bench.baselines").joinpath("textbook.sql").read_text(),
+        re.MULTILINE | re.DOTALL,
+    )
+)
+
+
+async def measure_ledger(engine: Engine, rounds: int, seconds: float, say: Say) -> LedgerRates:
+    """Both ways in turn, on the engine's own tables, while the engine has nothing to do."""
+    settings = Settings()
+    sale = await engine.open_past_sale()
+    batched, one_by_one = [], []
+    for number in range(1, rounds + 1):
+        batched.append(await settle_batches(engine.services.postgres_url, sale, seconds))
+        one_by_one.append(await settle_one_by_one(engine.services.postgres_url, sale, seconds))
+        say(
+            f"round {number}/{rounds}: ledger settles {batched[-1]:,.0f}/s in batches,"
+            f" {one_by_one[-1]:,.0f}/s one at a time"
+        )
+    return LedgerRates(
+        batch=settings.fulfilment_batch,
+        in_flight=settings.fulfilment_in_flight,
+        batched_rps=Spread.of(batched),
+        one_by_one_rps=Spread.of(one_by_one),
+    )
+
+
+async def settle_batches(postgres_url: str, sale: Sale, seconds: float) -> float:
+    """Orders per second of Ledger.settle in fulfilment's batches, as many in flight. Raises BenchError."""
+    settings = Settings()
+    size = settings.fulfilment_batch
+    count = max(1, round(ORDERS_PER_SECOND * seconds / size))
+    batches = [make_batch(sale, size) for _ in range(count)]
+    approved = [None] * size
+    ledger = await Ledger.connect(postgres_url, connections=settings.fulfilment_in_flight)
+
+    async def work() -> None:
+        while batches:
+            settlement = await ledger.settle(batches.pop(), approved)
+            if len(settlement.settled) != size:
+                raise BenchError(f"the ledger settled {len(settlement.settled)} of {size} orders")
+
+    try:
+        await ledger.ping()
+        started = time.perf_counter()
+        async with asyncio.TaskGroup() as workers:
+            for _ in range(settings.fulfilment_in_flight):
+                workers.create_task(work())
+        return count * size / (time.perf_counter() - started)
+    finally:
+        await ledger.close()
+
+
+async def settle_one_by_one(postgres_url: str, sale: Sale, seconds: float) -> float:
+    """Orders per second where each is a transaction of its own, one after the other on one connection."""
+    connection = await asyncpg.connect(postgres_url)
+    try:
+        insert = await connection.prepare(_TEXTBOOK["insert_order"])
+        count = await connection.prepare(_TEXTBOOK["count_sold"])
+        settled = 0
+        started = time.perf_counter()
+        while time.perf_counter() - started < seconds:
+            async with connection.transaction():
+                await insert.fetch(uuid4(), sale.sale_id, sale.terms.product_id, settled + 1)
+                await count.fetch(sale.sale_id)
+            settled += 1
+        return settled / (time.perf_counter() - started)
+    finally:
+        await connection.close()
+
+
+def make_batch(sale: Sale, size: int) -> Sequence[Reservation]:
+    """Purchases of a sale as the gate would have accepted them in one batch; at most 4096."""
+    stem = make_stem()
+    now_ms = time.time_ns() // 1_000_000
+    return [
+        Reservation(
+            order_id=stem + PLACES[place],
+            user_id=101,
+            product_id=sale.terms.product_id,
+            sale_id=sale.sale_id,
+            quantity=1,
+            accepted_ms=now_ms,
+        )
+        for place in range(size)
+    ]

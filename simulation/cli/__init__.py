@@ -1,0 +1,5 @@
+"""The command `flashsim`."""
+
+from simulation.cli.commands import main
+
+__all__ = ["main"]

@@ -1,0 +1,49 @@
+"""The command `flashsim`: runs scenarios, and judges and reports what they recorded."""
+
+import logging
+
+import click
+
+from engine.cli.commands import Commands
+from simulation.cli import judging, proving, running
+from simulation.cli.shared import NO_VERDICT
+from simulation.errors import SimulationError
+
+
+class SimulationCommands(Commands):
+    """The same for what the simulation says; without a verdict the exit code is 2."""
+
+    program = "flashsim"
+    errors = (*Commands.errors, SimulationError)
+    exit_code = NO_VERDICT
+
+
+@click.group(cls=SimulationCommands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="flashgrid")
+def main() -> None:
+    """Flashsim drives simulated crowds at a Flashgrid engine and judges every purchase.
+
+    Exit codes: 0 pass, 1 fail, 2 unknown, invalid, or an error of use.
+    """
+    # A probe that can't read leaves a gap; its client library need not tell of it as well.
+    logging.basicConfig(level=logging.ERROR)
+    for name in ("aiormq", "aio_pika", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+for command in (
+    running.list_command,
+    running.show,
+    running.run,
+    running.locust,
+    judging.verify,
+    judging.report,
+    judging.index,
+    judging.compare,
+    proving.fuzz,
+    proving.matrix,
+    proving.mutants,
+    proving.soak,
+    proving.bench,
+):
+    main.add_command(command)

@@ -1,0 +1,100 @@
+"""Commands that judge and compare what runs recorded."""
+
+import sys
+from pathlib import Path
+
+import click
+
+from simulation.cli.shared import EXIT_CODES, NO_VERDICT, REPORTS, list_anew
+from simulation.scenario.condition import parse_change
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path), metavar="RUN")
+def verify(folder: Path) -> None:
+    """Judge again what a run recorded in its folder RUN, and show every check. Writes nothing.
+
+    Ends with exit code 1 as well where a file was changed since, or summary.json says otherwise than the
+    record.
+    """
+    from simulation.record.manifest import find_contradictions, read_manifest
+    from simulation.report.words import describe
+    from simulation.verdict import judge_run
+
+    summary = judge_run(folder)
+    for check in summary["checks"] + summary["thresholds"]:
+        mark = {True: "holds", False: "BROKEN", None: "unknown"}[check["holds"]]
+        click.echo(f"{mark:8} {check['name']}: {check['detail']}")
+    click.echo(describe(summary))
+    if read_manifest(folder) is None:
+        click.echo("there is no manifest.json: nothing tells whether the files are as the run wrote them")
+    contradictions = find_contradictions(folder, summary)
+    for contradiction in contradictions:
+        click.echo(f"CHANGED: {contradiction}")
+    sys.exit(EXIT_CODES["fail" if contradictions else summary["verdict"]])
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path), metavar="RUN")
+def report(folder: Path) -> None:
+    """Judge again what a run recorded in its folder RUN, and write its summary, plots and report anew."""
+    from simulation.verdict import finish_run
+
+    finish_run(folder)
+    list_anew(folder)
+    click.echo(f"report: {folder / 'report.html'}")
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False, exists=True), default=REPORTS)
+def index(folder: Path) -> None:
+    """Write the page that lists the runs in FOLDER (default: reports)."""
+    from simulation.report.index import write_index
+
+    click.echo(f"index: {write_index(folder)}")
+
+
+@click.command()
+@click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN RUN...")
+@click.option(
+    "--fail-if", "changes", multiple=True, metavar="CHANGE",
+    help="End with exit code 1 if this is true of a run against the first, for example"
+    " 'accepted.response.p99 > +10%'; repeatable.",
+)  # fmt: skip
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="The page [default: reports/comparison.html]."
+)  # fmt: skip
+def compare(folders: tuple[Path, ...], changes: tuple[str, ...], out: Path | None) -> None:
+    """Compare runs with the first of them: a table, and a page with plots.
+
+    Shows how every time and count changed, and how sure that is. Exit codes: 0, 1 where a --fail-if is true,
+    2 where one could not be measured.
+    """
+    from rich.console import Console
+
+    from simulation.judge.comparison import METRICS, judge_change
+    from simulation.judge.comparison import compare as compare_runs
+    from simulation.report.comparison import MOST_RUNS, make_table, write_comparison
+    from simulation.verdict import load_run
+
+    if not 2 <= len(folders) <= MOST_RUNS:
+        raise click.UsageError(f"give 2 to {MOST_RUNS} runs")
+    try:
+        conditions = [parse_change(text) for text in changes]
+    except ValueError as error:
+        raise click.UsageError(f"--fail-if: {error}") from None
+    runs = [load_run(folder) for folder in folders]
+    metrics = dict.fromkeys([*METRICS, *(condition.metric for condition in conditions)])
+    rows = compare_runs(runs, list(metrics))
+    judged = [(str(condition), judge_change(condition, rows)) for condition in conditions]
+    page = out or REPORTS / "comparison.html"
+    write_comparison(runs, rows, judged, page)
+    screen = Console()
+    if not screen.is_terminal:
+        screen.width = 60 + 40 * len(runs)  # a file or a pipe has no edge to wrap at
+    screen.print(make_table(runs, rows))
+    for text, broken in judged:
+        click.echo(f"{'unknown' if broken is None else 'TRUE' if broken else 'false':8} fail if {text}")
+    click.echo(f"comparison: {page}")
+    outcomes = [broken for _, broken in judged]
+    sys.exit(1 if True in outcomes else NO_VERDICT if None in outcomes else 0)

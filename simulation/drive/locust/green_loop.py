@@ -1,0 +1,84 @@
+"""The open loop on gevent's greenlets, for Locust: requests, timeouts and outcomes are those of OpenLoop.
+
+A connection is a greenlet that reads. Needs gevent's patched sockets, and so a process of its own.
+"""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Callable
+
+import gevent
+
+from simulation.drive.connection import Connection
+from simulation.drive.open_loop import WARM, OpenLoop
+
+READ_BYTES = 65_536
+
+
+class GreenTransport(asyncio.Transport):
+    """What a Connection asks of its transport, on a socket of gevent's."""
+
+    def __init__(self, connected: socket.socket) -> None:
+        super().__init__()
+        self.socket = connected
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Sends; a request is far smaller than the buffer of a socket that carries one at a time."""
+        with contextlib.suppress(OSError):  # whoever reads finds out what became of the connection
+            self.socket.sendall(data)
+
+    def abort(self) -> None:
+        """Closes the connection at once."""
+        self.socket.close()
+
+
+class GreenLoop(OpenLoop):
+    """An OpenLoop whose connections are greenlets."""
+
+    def carry(self, t0_ns: int, after_beat: Callable[[], None]) -> None:
+        """Drives the whole load from `t0_ns` (time.monotonic_ns) on; returns when every request has ended."""
+        self.t0_ns = t0_ns
+        if not self.connection_per_request:
+            self._open(min(WARM, self.connections))
+        try:
+            while not self.is_over:
+                pause_s = self.beat()
+                after_beat()
+                gevent.sleep(pause_s)
+            after_beat()
+        finally:
+            gevent.killall([*self.connecting])
+            for connection in [*self.all]:
+                connection.transport.abort()
+
+    def _open(self, count: int) -> None:
+        for _ in range(count):
+            self.connecting.add(gevent.spawn(self._live))
+
+    def _live(self) -> None:
+        """The life of a connection."""
+        me = gevent.getcurrent()
+        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
+        with socket.socket(family, socket.SOCK_STREAM) as connected:
+            try:
+                connected.settimeout(self.timeout_ns / 1e9)
+                connected.connect((self.host, self.port))
+                connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                connected.settimeout(None)
+            except TimeoutError:
+                return  # the sweep ends the requests that waited for it
+            except OSError as error:
+                self.refuse(error)
+                return
+            finally:
+                self.connecting.discard(me)
+            connection = Connection(self)
+            connection.connection_made(GreenTransport(connected))
+            failure = None
+            try:
+                while data := connected.recv(READ_BYTES):
+                    connection.data_received(data)
+            except OSError as error:
+                failure = error
+            connection.connection_lost(failure)

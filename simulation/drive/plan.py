@@ -1,0 +1,77 @@
+"""The plan: every request of a run, decided before the run starts."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from simulation.scenario.arrivals import draw_arrivals
+from simulation.scenario.patience import Patience, draw_pauses
+from simulation.scenario.schema import Scenario
+
+Integers = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One row for each request; its number, the op, is its index."""
+
+    intended_ns: Integers
+    """Intended starts, sorted, ns from the run's start."""
+    user_id: Integers
+    product_id: Integers
+    key: list[str | None]
+    """Idempotency keys; None where the request carries none."""
+    patience: Patience | None = None
+    """After what, and how often, a client comes again; None: nobody does."""
+    pause_ns: Integers | None = None
+    """How long each client waits before it comes again, 0 where it never does; None without patience."""
+
+    def __len__(self) -> int:
+        return len(self.intended_ns)
+
+
+def build_plan(scenario: Scenario, key_prefix: str = "") -> Plan:
+    """The requests of a scenario: the same scenario gives the same plan.
+
+    Arrivals, users, products, keys, bots and pauses draw from streams of their own, so that a change to one
+    leaves the others as they are. Bots have the user ids after those of the people; they carry no key and
+    never come again, since they ignore what they are answered.
+
+    `key_prefix` goes before each Idempotency-Key: an engine that outlives a run remembers its keys, and a
+    prefix of the run's own keeps the next run from being answered with this one's orders.
+    """
+    population = scenario.population
+    streams = np.random.SeedSequence(scenario.seed).spawn(6)
+    intended_ns = draw_arrivals(scenario.arrivals, streams[0])
+    users, products, keys, bots = (np.random.Generator(np.random.PCG64(stream)) for stream in streams[1:5])
+    size = len(intended_ns)
+    user_id = users.integers(1, population.users, size, endpoint=True)
+    is_bot = np.zeros(size, np.bool_)
+    if population.bots:
+        is_bot = bots.random(size) < population.bots.share
+        number = bots.integers(1, population.bots.users, size, endpoint=True)
+        user_id = np.where(is_bot, population.users + number, user_id)
+    pause_ns = None
+    if population.patience:
+        pause_ns = np.where(is_bot, 0, draw_pauses(population.patience, size, streams[5]))
+    on_sale = np.array([sale.product_id for sale in scenario.sales], np.int64)
+    prefix = f"{key_prefix}{scenario.seed}-"
+    keyed = (keys.random(size) < population.keyed_share) & ~is_bot
+    return Plan(
+        intended_ns=intended_ns,
+        user_id=user_id,
+        product_id=on_sale[_draw_ranks(products, len(on_sale), population.zipf, size)],
+        key=[f"{prefix}{op}" if has_key else None for op, has_key in enumerate(keyed.tolist())],
+        patience=population.patience,
+        pause_ns=pause_ns,
+    )
+
+
+def _draw_ranks(random: np.random.Generator, ranks: int, zipf: float, size: int) -> Integers:
+    """As many ranks from 0, rank k with a probability proportional to 1 / (k + 1)^zipf."""
+    if not zipf:
+        return random.integers(0, ranks, size)
+    share = np.cumsum(np.arange(1, ranks + 1, dtype=np.float64) ** -zipf)
+    ranks_drawn: Integers = np.searchsorted(share, random.random(size) * share[-1], side="right")
+    return ranks_drawn

@@ -1,0 +1,1 @@
+"""What all rooms talk about: outcomes, the history, the final state. Pure; imports nothing of the house."""

@@ -1,0 +1,39 @@
+"""The columns of a history: one row for each operation of a run."""
+
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+
+from simulation.model.outcome import OUTCOMES, RESULTS
+
+DTYPES: Final[dict[str, Any]] = {
+    "op": "int64",
+    "driver": "int16",
+    "user_id": "int64",
+    "product_id": "int64",
+    "key": "str",
+    "intended_ns": "int64",
+    "sent_ns": "Int64",
+    "done_ns": "Int64",
+    "status": "int16",
+    "outcome": pd.CategoricalDtype(list(OUTCOMES)),
+    "result": pd.CategoricalDtype(list(RESULTS)),
+    "order_id": "str",
+    "attempt": "int16",
+    "first_op": "int64",
+}
+"""The columns in their order, as pandas holds them."""
+
+
+def make_history(columns: dict[str, Any]) -> pd.DataFrame:
+    """A history from its columns; -1 in `sent_ns` and `done_ns` is null. Sorted by op.
+
+    Without `attempt` and `first_op` every request is a first try.
+    """
+    columns = {"attempt": 0, "first_op": columns["op"]} | columns
+    history = pd.DataFrame({name: columns[name] for name in DTYPES})
+    for name in ("sent_ns", "done_ns"):
+        values = np.asarray(columns[name])
+        history[name] = pd.arrays.IntegerArray(values.astype(np.int64), values < 0)
+    return history.astype(DTYPES).sort_values("op", ignore_index=True)

@@ -1,0 +1,60 @@
+"""The final state: what the engine's stores hold once a run has settled."""
+
+from dataclasses import dataclass, field
+from typing import Final
+
+import pandas as pd
+import pyarrow as pa
+
+GATE_COLUMNS: Final = ("product_id", "sale_id", "stock", "remaining", "released")
+
+
+SALE_TYPES: Final = {
+    "sale_id": pa.int64(),
+    "product_id": pa.int64(),
+    "stock": pa.int64(),
+    "sold": pa.int64(),
+    "user_limit": pa.int64(),
+    "quantity": pa.int64(),
+    "starts_us": pa.int64(),
+    "ends_us": pa.int64(),
+}
+
+
+ORDER_TYPES: Final = {
+    "order_id": pa.string(),
+    "sale_id": pa.int64(),
+    "product_id": pa.int64(),
+    "user_id": pa.int64(),
+    "quantity": pa.int64(),
+    "status": pa.string(),
+    "reason": pa.string(),
+    "idempotency_key": pa.string(),
+    "accepted_us": pa.int64(),
+    "settled_us": pa.int64(),
+}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FinalState:
+    """The stores at the end of a run. A part that could not be read is None, and `unread` says why."""
+
+    gate: pd.DataFrame | None = None
+    """One row for each product with a sale: GATE_COLUMNS, in units."""
+    pending: frozenset[str] | None = None
+    """Order ids that the gate holds as accepted and not yet settled."""
+    outbox: int | None = None
+    """Outbox entries not yet relayed."""
+    queue: int | None = None
+    """Messages ready in the bus; 0 without a bus."""
+    dead: int | None = None
+    """Records given up as poison."""
+    sales: pd.DataFrame | None = None
+    """One row for each sale: SALE_TYPES; times in Unix microseconds, null where the sale has no such term."""
+    orders: pd.DataFrame | None = None
+    """One row for each order of the ledger: ORDER_TYPES; times in Unix microseconds."""
+    bus: bool = True
+    """Whether purchases went over RabbitMQ."""
+    drained_s: float | None = None
+    """Seconds until everything had settled; None when that took longer than allowed."""
+    unread: dict[str, str] = field(default_factory=dict)

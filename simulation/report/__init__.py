@@ -1,0 +1,1 @@
+"""What a person reads of finished runs: pages, plots, the index, comparisons. Pure functions of records."""

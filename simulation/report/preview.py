@@ -1,0 +1,75 @@
+"""A scenario before it is run: its arrival curve, in the terminal and as a drawing."""
+
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from simulation.drive.plan import build_plan
+from simulation.judge.summary import Floats
+from simulation.report.canvas import LIGHT, Canvas, Phase
+from simulation.report.plots import time_edges
+from simulation.scenario.schema import Scenario
+
+ROWS: Final = 10
+_BLOCKS: Final = " ▁▂▃▄▅▆▇█"
+
+
+def count_arrivals(scenario: Scenario, edges: Floats) -> Floats:
+    """Requests a second between the edges, which are seconds from the run's start: those of its seed."""
+    counts, _ = np.histogram(build_plan(scenario).intended_ns / 1e9, edges)
+    rates: Floats = counts / np.diff(edges)
+    return rates
+
+
+def preview(scenario: Scenario, columns: int = 72) -> str:
+    """The arrival curve in `columns` characters, with its phases and what is on sale."""
+    end_s = scenario.duration_s()
+    rates = count_arrivals(scenario, np.linspace(0, end_s, columns + 1))
+    top = max(float(rates.max()), 1.0)
+    steps = len(_BLOCKS) - 1
+    heights = np.rint(rates / top * ROWS * steps).astype(int)
+    lines = []
+    for row in reversed(range(ROWS)):
+        label = f"{top:,.0f}/s" if row == ROWS - 1 else "0" if row == 0 else ""
+        blocks = "".join(_BLOCKS[min(max(height - row * steps, 0), steps)] for height in heights)
+        lines.append(f"{label:>9} {blocks.rstrip()}")
+    starts = [" "] * columns
+    for name, start_s, phase_end_s in scenario.phases():
+        at, end = (int(moment / end_s * columns) for moment in (start_s, phase_end_s))
+        starts[at:end] = f"╵{name}".ljust(end - at)[: end - at]
+    units = sum(sale.stock for sale in scenario.sales)
+    goods = f"{units:,} units" + (f" of {len(scenario.sales):,} products" if len(scenario.sales) > 1 else "")
+    requests = float(rates.sum()) * end_s / columns
+    return "\n".join(
+        [
+            f"{scenario.name}: {scenario.text}",
+            "",
+            *lines,
+            f"{'':10}{''.join(starts).rstrip()}",
+            "",
+            f"{requests:,.0f} requests in {end_s:g} s for {goods}, seed {scenario.seed}",
+            *(
+                f"restocks {each.stock:,} units of product {each.product_id} at {each.at_s:g} s"
+                for each in scenario.restocks
+            ),
+            *(f"stops early when {text}" for text in scenario.abort_when),
+            *(f"fails unless {text}" for text in scenario.thresholds),
+        ]
+    )
+
+
+def draw_preview(scenario: Scenario, file: Path) -> None:
+    """The arrival curve as a PNG. Raises OSError."""
+    end_s = scenario.duration_s()
+    # The last edge is where the curve ends, also where no whole bin does.
+    edges = np.union1d(time_edges(end_s, wide=True), [end_s])
+    rates = count_arrivals(scenario, edges)
+    canvas = Canvas(True, [230])
+    axes = canvas.panels[0]
+    axes.stairs(rates, edges, fill=True, color=LIGHT["blue"], alpha=0.16, lw=0)
+    axes.stairs(rates, edges, color=LIGHT["blue"], lw=1.7)
+    axes.set_ylim(0, max(float(rates.max()), 1.0) * 1.2)
+    canvas.key(0, f"{scenario.name}: requests per second")
+    canvas.time_axis(end_s, [Phase(*phase) for phase in scenario.phases()])
+    canvas.to_png(file)

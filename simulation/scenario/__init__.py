@@ -1,0 +1,1 @@
+"""Scenarios: what is sold, who comes and when, which faults are done, what is asked of the run."""

@@ -1,0 +1,54 @@
+"""Chaos: a timeline of faults drawn from a seed. The same table and seed give the same timeline."""
+
+import random
+from typing import Annotated, Final
+
+import msgspec
+from msgspec import Meta
+
+from simulation.scenario.fault import LOSSES, TARGETS, Fault, overlap
+
+APART_S: Final = 0.5
+"""Between two faults that are done to the same target: it is up again before it falls once more."""
+TRIES: Final = 100
+"""Places that are tried for a fault before the load counts as full."""
+
+
+class Chaos(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The `[chaos]` table of a scenario."""
+
+    faults: Annotated[int, Meta(ge=1, le=1_000)]
+    """Most faults of a timeline; each number from 1 on is as likely."""
+    longest_s: Annotated[float, Meta(gt=0.1, le=600)] = 2.0
+    """Longest fault."""
+    quiet_s: Annotated[float, Meta(ge=0, le=600)] = 1.0
+    """Time without faults at the begin of the load, and at its end."""
+
+
+def draw_faults(chaos: Chaos, seed: int, duration_s: float) -> list[Fault]:
+    """The timeline of a seed for a load of `duration_s`, in the order of its begins.
+
+    Faults may be under way at the same time, except two of one sort on one target. Raises ValueError where
+    the load is too short for any.
+    """
+    latest_s = duration_s - chaos.quiet_s - chaos.longest_s
+    if latest_s < chaos.quiet_s:
+        raise ValueError(f"chaos.longest_s: {chaos.longest_s:g} s do not fit into {duration_s:g} s of load")
+    random_ = random.Random(f"chaos {seed}")
+    found: list[Fault] = []
+    for _ in range(random_.randint(1, chaos.faults)):
+        for _ in range(TRIES):
+            fault = _draw_fault(random_, chaos, latest_s)
+            if not any(overlap(fault, other, APART_S) for other in found):
+                found.append(fault)
+                break
+    return sorted(found, key=lambda fault: (fault.at_s, fault.on, fault.kind))
+
+
+def _draw_fault(random_: random.Random, chaos: Chaos, latest_s: float) -> Fault:
+    # A loss of memory stands alone among the faults of processes, and would leave little room for others.
+    kind = random_.choice([kind for kind in TARGETS if kind not in LOSSES])
+    on = random_.choice(TARGETS[kind])
+    at_s = round(random_.uniform(chaos.quiet_s, latest_s), 2)
+    seconds = round(random_.uniform(0.1, chaos.longest_s), 2)
+    return Fault(at_s=at_s, seconds=seconds, kind=kind, on=on)

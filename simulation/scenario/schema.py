@@ -1,0 +1,154 @@
+"""A scenario: what is sold, who comes and when, and how it is driven. TOML, validated here, once."""
+
+import math
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from simulation.scenario.arrivals import Segment
+from simulation.scenario.chaos import Chaos, draw_faults
+from simulation.scenario.condition import Span
+from simulation.scenario.fault import Fault
+from simulation.scenario.patience import Patience
+
+MAX_ID = 2**63 - 1
+"""Largest id of a user or a product."""
+MAX_STOCK = 10**12
+"""Largest stock of a sale."""
+Id = Annotated[int, Meta(ge=1, le=MAX_ID)]
+
+
+class Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A table of the scenario; a key that it does not know is an error."""
+
+
+class SaleOffer(Part, frozen=True):
+    """A sale that the run opens before the load."""
+
+    product_id: Id
+    stock: Annotated[int, Meta(ge=0, le=MAX_STOCK)]
+    limit: Annotated[int, Meta(ge=1, le=MAX_STOCK)] | None = None
+    """Most units that one user may buy; None is no limit."""
+    quantity: Annotated[int, Meta(ge=1, le=1_000_000)] = 1
+    """Units that one purchase takes."""
+    products: Annotated[int, Meta(ge=1, le=100_000)] = 1
+    """How many products to sell so, from `product_id` on, each in a sale of its own."""
+    starts_in_s: Annotated[float, Meta(ge=0, le=7 * 86_400)] | None = None
+    """When its doors open, from the run's start, by the gate's clock; None: they are open from the first."""
+
+    def each(self) -> list["SaleOffer"]:
+        """One offer for each product."""
+        replace = msgspec.structs.replace
+        ids = range(self.product_id, self.product_id + self.products)
+        return [replace(self, product_id=product_id, products=1) for product_id in ids]
+
+
+class Restock(Part, frozen=True):
+    """A further sale of a product, opened under the load, on the terms of the one it replaces."""
+
+    at_s: Annotated[float, Meta(gt=0)]
+    """When it is opened, from the run's start."""
+    product_id: Id
+    stock: Annotated[int, Meta(ge=0, le=MAX_STOCK)]
+
+
+class Restocked(Restock, frozen=True):
+    """A restock as it was done; `at_s` is when it was asked for."""
+
+    opened_s: float
+    """When the engine had answered, from the run's start."""
+    sale_id: Id
+
+
+class Bots(Part, frozen=True):
+    """Programs among the people: each sends many requests, carries no key, and ignores what it is answered.
+    Their user ids come after those of the people."""
+
+    users: Annotated[int, Meta(ge=1, le=MAX_ID)]
+    """How many there are, each as likely as the other."""
+    share: Annotated[float, Meta(gt=0, lt=1)]
+    """Their share of the requests."""
+
+
+class Population(Part, frozen=True):
+    """Who buys: user ids 1 to `users`, each as likely as the other."""
+
+    users: Annotated[int, Meta(ge=1, le=MAX_ID)]
+    keyed_share: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    """Share of the requests that carry an Idempotency-Key."""
+    zipf: Annotated[float, Meta(ge=0, le=10)] = 0.0
+    """Exponent s of the products' popularity: the k-th sale draws a share of the crowd proportional to 1/k^s
+    (Zipf's law); 0 makes all alike."""
+    patience: Patience | None = None
+    """Which clients come again; None: nobody does."""
+    bots: Bots | None = None
+
+
+class DriverOptions(Part, frozen=True):
+    """How the load is driven."""
+
+    processes: Annotated[int, Meta(ge=1, le=64)] = 1
+    connections: Annotated[int, Meta(ge=1, le=50_000)] = 1_000
+    """Most connections of one process."""
+    connection_per_request: bool = False
+    """Whether every request opens a connection of its own, as a crowd of strangers does."""
+    timeout_ms: Annotated[int, Meta(ge=10, le=600_000)] = 5_000
+    """Longest wait for an answer, and longest wait of a request for a connection."""
+    late_p99_ms: Annotated[float, Meta(gt=0, le=60_000)] = 50.0
+    """Largest p99 of the lag (sent − intended) with which a run is valid."""
+    connections_may_run_out: bool = False
+    """Whether a run is valid in which requests waited because every connection was busy."""
+    may_give_up: bool = False
+    """Whether a run is valid in which requests were never sent, since they waited the whole timeout."""
+
+
+class Scenario(Part, frozen=True):
+    """A scenario, validated. The same scenario gives the same plan."""
+
+    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    text: str
+    """What it simulates, in a few words."""
+    seed: Annotated[int, Meta(ge=0, le=MAX_ID)]
+    sales: Annotated[list[SaleOffer], Meta(min_length=1)]
+    arrivals: Annotated[list[Segment], Meta(min_length=1)]
+    population: Population
+    restocks: list[Restock] = []
+    driver: DriverOptions = DriverOptions()
+    engine: dict[str, str | int | float | bool] = {}
+    """The engine's settings, where the run starts a private engine."""
+    faults: list[Fault] = []
+    """What is done to the run's own engine and services under the load."""
+    chaos: Chaos | None = None
+    """How faults are drawn from the seed, where they are not given one by one."""
+    thresholds: list[str] = []
+    """What the run must reach besides correctness: conditions of simulation.judge.condition."""
+    abort_when: list[str] = []
+    """When the load is hopeless and stops early: conditions on what the driver has seen so far."""
+    drain_s: Annotated[float, Meta(ge=0, le=86_400)] = 60.0
+    """Longest wait, after the load, for every accepted purchase to be settled."""
+
+    def duration_s(self) -> float:
+        """The length of the arrival curve."""
+        return math.fsum(segment.seconds for segment in self.arrivals)
+
+    def timeline(self) -> list[Fault]:
+        """The faults that are given, or those that the seed gives."""
+        return draw_faults(self.chaos, self.seed, self.duration_s()) if self.chaos else self.faults
+
+    def phases(self) -> list[tuple[str, float, float]]:
+        """Name, start and end, in seconds from the run's start, of each segment."""
+        found, start = [], 0.0
+        for number, segment in enumerate(self.arrivals, 1):
+            found.append((segment.name or f"segment {number}", start, start + segment.seconds))
+            start += segment.seconds
+        return found
+
+    def spans(self) -> dict[str, Span]:
+        """The phases, and the faults as in "stop front-door", by name: from the first start to the last end
+        of those that share one."""
+        found: dict[str, Span] = {}
+        faults = [(f"{fault.kind} {fault.on}", fault.at_s, fault.end_s) for fault in self.faults]
+        for name, start, end in self.phases() + faults:
+            found[name] = (found.get(name, (start, end))[0], end)
+        return found

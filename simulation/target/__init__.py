@@ -1,0 +1,1 @@
+"""The engine under test: starting one, opening its sales, reading its stores."""

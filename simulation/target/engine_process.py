@@ -1,0 +1,178 @@
+"""An engine of the run's own: `flashgrid serve` as a process, and private services for it."""
+
+import asyncio
+import contextlib
+import os
+import re
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import aiohttp
+import psutil
+
+from engine.local.process import ProcessId, kill_processes, survivors
+from engine.local.stack import start_stack
+from engine.settings import PREFIX
+from simulation.errors import EngineError
+from simulation.target.services import Services, services_of
+
+START_S: Final = 90.0
+"""Longest time from the start of the process until it is ready."""
+SETTLE_S: Final = 5.0
+"""What each stage may take to settle when the engine is stopped; a run has drained by then."""
+POLL_S: Final = 0.05
+_LISTENING: Final = re.compile(r"^flashgrid: listening on (http://\S+)", re.MULTILINE)
+_SERVE: Final = "from engine.cli import main; main()"
+
+
+@asynccontextmanager
+async def private_services(say: Callable[[str], None]) -> AsyncIterator[Services]:
+    """Fresh services in a temporary folder, which goes with them at the end.
+
+    `say` hears what is missing. Raises StackError.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="flashsim-"))
+    try:
+        stack = await start_stack(folder)
+        try:
+            for note in stack.notes:
+                say(note)
+            yield services_of(stack)
+        finally:
+            await stack.stop()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+class EngineProcess:
+    """A running engine."""
+
+    def __init__(self, process: asyncio.subprocess.Process, log: Path) -> None:
+        self.url = ""
+        self.log = log
+        self._process = process
+        self._stages: set[ProcessId] = set()
+        """Every process that the server was seen to have: for a while they outlive one that is killed."""
+
+    @property
+    def pid(self) -> int:
+        """The server's process."""
+        return self._process.pid
+
+    @property
+    def death(self) -> str | None:
+        """What the server died of, None while it runs."""
+        code = self._process.returncode
+        if code is None:
+            return None
+        return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+    def find_stage(self, role: str) -> list[ProcessId]:
+        """The processes of a stage that run now."""
+        found = []
+        for child in psutil.Process(self.pid).children() if self.death is None else []:
+            with contextlib.suppress(psutil.Error):
+                if child.cmdline()[1:4] == ["-m", "engine.stages.process", role]:
+                    found.append(ProcessId(child.pid, child.create_time()))
+        return found
+
+    def remember(self) -> None:
+        """Takes down which processes it consists of now, so that `stop` can end all of them."""
+        if self.death is None:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                for child in psutil.Process(self.pid).children(recursive=True):
+                    self._stages.add(ProcessId(child.pid, child.create_time()))
+
+    async def stop(self, settle_s: float = SETTLE_S) -> None:
+        """Stops it in order, and kills what is left after its time to settle."""
+        self.remember()
+        # Three kinds of stage stop one after the other, each with some grace of the server's.
+        allowed_s = 3 * (settle_s + 5) + 5
+        try:
+            async with asyncio.timeout(allowed_s):
+                if self.death is None:
+                    self._process.terminate()
+                await self._process.wait()
+                while survivors(self._stages):  # noqa: ASYNC110
+                    await asyncio.sleep(POLL_S)
+        except TimeoutError:
+            if self.death is None:
+                self._process.kill()
+            await self._process.wait()
+            await kill_processes(self._stages)
+
+    async def await_ready(self) -> None:
+        """Waits until it answers /readyz with 200. Raises EngineError with the end of its log."""
+        try:
+            async with asyncio.timeout(START_S):
+                while not (found := _LISTENING.search(self.log.read_text(errors="replace"))):
+                    await self._pause()
+                self.url = found[1]
+                async with aiohttp.ClientSession() as session:
+                    while not await _is_ready(session, self.url):
+                        await self._pause()
+        except TimeoutError:
+            raise EngineError(f"the engine is not ready after {START_S:.0f} s{_tail(self.log)}") from None
+        self.remember()
+
+    async def _pause(self) -> None:
+        if self.death:
+            raise EngineError(f"the engine does not start ({self.death}){_tail(self.log)}")
+        await asyncio.sleep(POLL_S)
+
+
+@asynccontextmanager
+async def start_engine(
+    services: Services, settings: Mapping[str, Any], log: Path, code: Path | None = None
+) -> AsyncIterator[EngineProcess]:
+    """An engine on a free loopback port that is ready for purchases; it is stopped at the end.
+
+    `settings` are the engine's, by name; its output goes to `log`; `code` is the folder of another copy of
+    the package that is to run. Raises EngineError.
+    """
+    wanted = {
+        "port": 0,
+        "drain_s": SETTLE_S,
+        **settings,
+        "redis_url": services.redis_url,
+        "postgres_url": services.postgres_url,
+        "amqp_url": services.amqp_url,
+    }
+    # Settings of another engine, in whose shell the simulation may run, are not this one's.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+    environment |= {PREFIX + name.upper(): str(value) for name, value in wanted.items() if value is not None}
+    with log.open("wb") as output:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", _SERVE, "serve",
+            stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output,
+            # A session of its own: Ctrl-C is for the run, which then stops the engine in order.
+            env=environment, start_new_session=True,
+            # Python looks for a package where it is started before it looks anywhere else; the stages are
+            # started there, too.
+            cwd=code,
+        )  # fmt: skip
+    engine = EngineProcess(process, log)
+    try:
+        await engine.await_ready()
+        yield engine
+    finally:
+        await engine.stop(float(wanted["drain_s"]))
+
+
+async def _is_ready(session: aiohttp.ClientSession, url: str) -> bool:
+    try:
+        async with session.get(f"{url}/readyz", timeout=aiohttp.ClientTimeout(total=5)) as answer:
+            return answer.status == 200
+    except (aiohttp.ClientError, TimeoutError):
+        return False
+
+
+def _tail(log: Path, lines: int = 10) -> str:
+    text = log.read_text(errors="replace").splitlines()[-lines:]
+    return "".join(f"\n    {line}" for line in (f"end of {log}:", *text)) if text else ""

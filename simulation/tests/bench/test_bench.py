@@ -1,0 +1,313 @@
+"""The benchmark measures what it claims to, says so where it doesn't, and leaves nothing running."""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+import aio_pika
+import aiohttp
+import asyncpg
+import msgspec
+import psutil
+import pytest
+from redis.asyncio import Redis
+
+from engine.http.answers import answer_purchase
+from engine.ledger.ledger import Ledger
+from engine.model.order_id import OrderId
+from engine.model.purchase import Outcome
+from engine.settings import PREFIX, Settings
+from simulation.bench import programs
+from simulation.bench.baselines import textbook
+from simulation.bench.measures.growth import fill_ledger
+from simulation.bench.measures.ledger import settle_batches, settle_one_by_one
+from simulation.bench.options import Options, Sizes, Subject
+from simulation.bench.page import render
+from simulation.bench.programs import find_program, serve_baseline, serve_nginx
+from simulation.bench.results import Bench, FrontDoor, Sample, Spread, make_curve
+from simulation.bench.run import run_bench
+from simulation.bench.subjects import Constant, Engine, serve_engine
+from simulation.errors import BenchError
+from simulation.target.services import Services
+from simulation.tests.http_server import ACCEPTED, Request, http_server
+
+FLASHSIM = (sys.executable, "-c", "from simulation.cli import main; main()")
+TINY = Sizes(
+    connections=(1, 8),
+    products=(1, 3),
+    stock=(1_000, 2_000),
+    orders=(0, 5_000),
+    idle=(20,),
+    memory_requests=1_000,
+    crowd_rps=50,
+)
+BODY = b'{"userId":101,"productId":1}'
+JSON = {"Content-Type": "application/json"}
+
+needs_wrk = pytest.mark.skipif(find_program("wrk") is None, reason="wrk is not installed")
+needs_nginx = pytest.mark.skipif(find_program("nginx") is None, reason="nginx is not installed")
+
+
+@pytest.fixture
+def services(settings: Settings) -> Services:
+    return Services(
+        redis_url=str(settings.redis_url),
+        postgres_url=str(settings.postgres_url),
+        amqp_url=settings.amqp_url,
+    )
+
+
+@pytest.fixture
+async def engine(services: Services, tmp_path: Path) -> AsyncIterator[Engine]:
+    async with serve_engine(services, tmp_path / "engine.log") as engine:
+        yield engine
+
+
+async def buy(url: str) -> tuple[int, bytes]:
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(f"{url}/purchase/buy", data=BODY, headers=JSON) as answer,
+    ):
+        return answer.status, await answer.read()
+
+
+def children() -> list[psutil.Process]:
+    return psutil.Process().children(recursive=True)
+
+
+def started_since(before: list[psutil.Process]) -> list[psutil.Process]:
+    """Our new processes that still run; those of the session's own services come and go as they like."""
+    found = []
+    for process in children():
+        with suppress(psutil.NoSuchProcess):
+            if process not in before and runs(process) and not set(process.parents()) & set(before):
+                found.append(process)
+    return found
+
+
+def runs(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def program_of(process: psutil.Process) -> str:
+    try:
+        return (process.cmdline() or [""])[0]
+    except psutil.Error:
+        return ""
+
+
+# What is measured
+
+
+@needs_nginx
+async def test_nginx_answers_as_the_engine_does_when_it_is_sold_out() -> None:
+    before = children()
+    sold_out = answer_purchase(Outcome.SOLD_OUT, None)
+    async with serve_nginx() as url:
+        assert await buy(url) == (sold_out.status, sold_out.body)
+    assert started_since(before) == []
+
+
+async def test_the_bare_application_answers_as_the_engine_does_when_it_is_sold_out() -> None:
+    sold_out = answer_purchase(Outcome.SOLD_OUT, None)
+    async with serve_baseline("bare") as url:
+        assert await buy(url) == (sold_out.status, sold_out.body)
+
+
+async def test_the_textbook_sells_its_stock_and_publishes_each_order(
+    redis: Redis, settings: Settings
+) -> None:
+    await redis.set(textbook.stock_key(1), 3)
+    amqp_url = str(settings.amqp_url)
+    async with serve_baseline("textbook", str(settings.redis_url), amqp_url) as url:
+        answers = [await buy(url) for _ in range(5)]
+    assert [status for status, _ in answers] == [200, 200, 200, 429, 429]
+    assert answers[4] == (429, answer_purchase(Outcome.SOLD_OUT, None).body)
+    async with await aio_pika.connect(amqp_url) as bus:
+        queue = await (await bus.channel()).declare_queue(textbook.QUEUE, passive=True)
+        published = [msgspec.json.decode(message.body) for message in [await queue.get() for _ in range(3)]]
+        await queue.delete(if_empty=False)
+    sold = [msgspec.json.decode(body)["orderId"] for _, body in answers[:3]]
+    assert [order["orderId"] for order in published] == sold
+
+
+async def test_a_baseline_that_does_not_start_is_an_error() -> None:
+    with pytest.raises(BenchError, match="does not listen"):
+        async with serve_baseline("textbook"):
+            pass
+
+
+# That it measured what it claims to
+
+
+@needs_wrk
+async def test_a_server_that_does_not_refuse_is_no_constant_429() -> None:
+    async def accept(request: Request) -> None:
+        request.send(ACCEPTED)
+
+    async with http_server(accept) as server:
+        sample = await Constant("a server", server.url).measure(2, 1)
+    assert sample.requests
+    assert sample.fault == "not every answer was a 429"
+
+
+@needs_wrk
+async def test_a_sale_that_ends_in_the_middle_was_not_accepting(engine: Engine) -> None:
+    await engine.open_sale(5)
+    sample = await engine.measure(Outcome.ACCEPTED, 4, 1)
+    assert sample.accepted == 5
+    assert "5 ACCEPTED" in sample.fault
+    assert "SOLD_OUT" in sample.fault
+    await engine.open_sale(0)
+    sample = await engine.measure(Outcome.SOLD_OUT, 4, 1)
+    assert sample.fault == ""
+    assert sample.refused == sample.requests
+
+
+@needs_wrk
+async def test_after_a_measurement_the_ledger_has_all_that_was_accepted(
+    engine: Engine, services: Services
+) -> None:
+    await engine.open_sale(10**9)
+    sample = await engine.measure(Outcome.ACCEPTED, 4, 1)
+    assert sample.fault == ""
+    assert sample.accepted >= sample.requests
+    connection = await asyncpg.connect(services.postgres_url)
+    assert await connection.fetchval("SELECT count(*) FROM orders") == sample.accepted
+    await connection.close()
+
+
+async def test_both_ways_of_settling_settle(engine: Engine, services: Services) -> None:
+    sale = await engine.open_sale(10**9)
+    assert await settle_batches(services.postgres_url, sale, 0.05) > 0
+    assert await settle_one_by_one(services.postgres_url, sale, 0.05) > 0
+    connection = await asyncpg.connect(services.postgres_url)
+    orders, sold = await connection.fetchrow("SELECT (SELECT count(*) FROM orders), sold FROM sales") or (
+        0,
+        1,
+    )
+    await connection.close()
+    assert orders == sold > 2_000
+
+
+async def test_a_ledger_is_filled_with_orders_as_they_would_be(postgres_db: str) -> None:
+    ledger = await Ledger.connect(postgres_db)
+    await ledger.create_schema()
+    await ledger.close()
+    await fill_ledger(postgres_db, 0, 600)
+    await fill_ledger(postgres_db, 600, 2_500)
+    connection = await asyncpg.connect(postgres_db)
+    order_ids = [
+        str(row[0]) for row in await connection.fetch("SELECT order_id FROM orders ORDER BY user_id")
+    ]
+    await connection.close()
+    assert len(order_ids) == 2_500
+    msgspec.convert(order_ids, list[OrderId])
+
+
+# The whole of it
+
+
+@needs_wrk
+@pytest.mark.timeout(300)
+async def test_a_run_measures_every_subject_and_leaves_nothing_running(tmp_path: Path) -> None:
+    before = children()
+    told: list[str] = []
+    folder = tmp_path / "run"
+    await run_bench(Options(rounds=1, seconds=1, sizes=TINY), folder, told.append, "flashsim bench")
+    assert started_since(before) == []
+    bench = msgspec.json.decode((folder / "bench.json").read_bytes(), type=Bench)
+    assert {row.subject for row in bench.front_door} >= {
+        "aiohttp, bare",
+        "engine, sold out",
+        "engine, accepting",
+    }
+    assert [sample.fault for row in bench.front_door for sample in row.samples if sample.fault] == []
+    assert [row.connections for row in bench.persisted] == [64, 256]
+    assert bench.ledger
+    assert bench.disk
+    assert 0 < bench.disk.p50_ms.median <= bench.disk.p99_ms.median <= bench.disk.longest_ms.median
+    assert {row.share for row in bench.responses} == {0.25, 0.5, 0.75, None}
+    assert sum(row.lost for row in bench.responses) == 0
+    assert {curve.axis for curve in bench.growth} == {"connections", "products", "stock", "orders"}
+    assert [row.connections for row in bench.idle] == [20]
+    assert bench.memory
+    assert bench.memory.requests[-1] >= 1_000
+    assert told, "a run of minutes tells how far it is"
+    page = (folder / "bench.md").read_text()
+    for name in ("front_door", "responses", "growth"):
+        assert f"plots/{name}.png" in page
+        assert (folder / "plots" / f"{name}.png").stat().st_size > 1_000
+
+
+async def test_what_is_not_installed_is_skipped_and_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(programs, "_PATH", str(tmp_path))
+    options = Options(subjects=frozenset({Subject.NGINX, Subject.AIOHTTP, Subject.DRIVER}))
+    await run_bench(options, tmp_path / "run", lambda _: None, "flashsim bench")
+    page = (tmp_path / "run" / "bench.md").read_text()
+    assert "wrk is not installed (Debian, Ubuntu: apt-get install wrk); skipped: aiohttp, nginx" in page
+    assert "nginx is not installed (Debian, Ubuntu: apt-get install nginx-light); skipped: driver" in page
+
+
+@needs_wrk
+async def test_a_signal_stops_it_and_all_that_it_started(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+    process = await asyncio.create_subprocess_exec(
+        *FLASHSIM, "bench", "--only=aiohttp", "--only=sold-out", "--out=run", "--seconds=30",
+        cwd=tmp_path, env=environment, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stderr
+    started: list[psutil.Process] = []
+    while not any(command.endswith("wrk") for command in map(program_of, started)):
+        started = psutil.Process(process.pid).children(recursive=True)
+        await asyncio.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    await process.communicate()
+    assert process.returncode == 2
+    assert [child for child in started if runs(child)] == []
+    assert not (tmp_path / "run").exists()
+
+
+# What it makes of it
+
+
+def test_ratios_and_costs_are_taken_round_by_round() -> None:
+    ratio = Spread.of([100, 50, 10]).over(Spread.of([200, 50, 40]))
+    assert ratio == Spread(median=0.5, low=0.25, high=1.0, values=[0.5, 1.0, 0.25])
+    curve = make_curve("products", "engine", [(1, [100.0, 200.0]), (10, [50.0, 50.0])])
+    assert curve.points[0].times_smallest.values == [1, 1]
+    assert curve.points[1].times_smallest.values == [2, 4]
+    assert curve.points[1].cost_us.median == 20_000
+
+
+def test_the_page_shows_what_was_skipped_and_what_went_wrong() -> None:
+    sample = Sample(
+        requests=1, rps=1, refused=0, socket_errors=0, p50_ms=1, p99_ms=1, fault="9 UNKNOWN_PRODUCT"
+    )
+    page = render(
+        Bench(
+            started_at=datetime.now(UTC),
+            command="flashsim bench",
+            commit="unknown",
+            machine={"cpu": "a", "cores": 2, "memory": "b", "system": "c"},
+            versions={},
+            load_before=0,
+            rounds=1,
+            seconds=1,
+            growth_seconds=1,
+            notes=["nginx is not installed"],
+            front_door=[FrontDoor(subject="engine", connections=64, rps=Spread.of([1]), samples=[sample])],
+        )
+    )
+    assert "nginx is not installed" in page
+    assert "9 UNKNOWN_PRODUCT" in page

@@ -1,0 +1,45 @@
+"""The matrix: which faults it has, and that its tables say what the runs gave."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+
+from simulation.campaign.matrix import Cell, Matrix, list_faults, write_matrix
+from simulation.scenario.arrivals import expected_requests
+from simulation.scenario.fault import check_faults
+from simulation.scenario.loading import load_scenario
+
+CELL = Cell(
+    kind="kill", on="redis", verdict="pass", verdict_in_words="All 14 rules hold.", requests=21_000,
+    accepted=14_000, refused=4_684, unknown=20, sold=14_000, oversold=0, down_s=1.6, healed_s=0.9,
+    drained_s=0.03, tries=1,
+)  # fmt: skip
+LOST = msgspec.structs.replace(
+    CELL, on="<b>", verdict="fail", sold=None, oversold=None, healed_s=None, drained_s=None
+)
+
+
+def test_it_has_at_least_thirty_faults_of_twenty_thousand_requests_each() -> None:
+    faults, scenario = list_faults(), load_scenario("single-fault")
+    assert len({(fault.kind, fault.on) for fault in faults}) == len(faults) >= 30
+    assert expected_requests(scenario.arrivals) >= 20_000
+    for fault in faults:
+        check_faults([fault], scenario.duration_s())
+
+
+def test_its_tables_say_what_the_runs_gave(tmp_path: Path) -> None:
+    matrix = Matrix(
+        command="flashsim matrix", started_at=datetime(2026, 1, 2, tzinfo=UTC), commit="abc",
+        machine={"cpu": "a processor", "cores": 2}, cells=[CELL, LOST],
+    )  # fmt: skip
+    write_matrix(matrix, tmp_path)
+    assert msgspec.json.decode((tmp_path / "matrix.json").read_bytes(), type=Matrix) == matrix
+    table = (tmp_path / "matrix.md").read_text()
+    assert "1 of 2 runs pass" in table
+    assert "| kill | redis | pass | 21,000 | 14,000 | 4,684 | 20 | 14000 | 0 | 1.60 s | 0.9 s |" in table
+    assert "| never | never |" in table
+    page = (tmp_path / "matrix.html").read_text()
+    assert "1 of 2 pass" in page
+    assert "a processor, 2 cores" in page
+    assert "<b>" not in page

@@ -1,0 +1,156 @@
+"""The deliberate bugs: every one fits the engine as it is, and what is tried of them here is told apart."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from redis.asyncio import Redis
+
+from engine.local.stack import Stack
+from engine.settings import Settings
+from engine.tests.services import execute
+from simulation.campaign.mutants import (
+    Edit,
+    Laboratory,
+    Mutants,
+    Mutation,
+    Trial,
+    copy_engine,
+    judge_trial,
+    list_mutations,
+    load_mutation,
+    make_copies,
+    mutate,
+    write_mutants,
+)
+from simulation.errors import MutationError
+from simulation.judge.verdict import judge
+from simulation.target.services import Services, services_of
+from simulation.tests.histories import Ask, Terms, play
+
+# A second of load; what this machine has time for, while it runs the tests, says nothing about the engine.
+SHORT: dict[str, Any] = {
+    "arrivals.0.seconds": 1,
+    "sales.0.stock": 500,
+    "population.keyed_share": 0,
+    "drain_s": 3,
+    "driver.late_p99_ms": 60_000,
+    "driver.timeout_ms": 60_000,
+}
+HARMLESS = Mutation(
+    name="harmless",
+    text="Nothing wrong.",
+    breaks=["no oversell"],
+    edits=[Edit(file="gate.py", find='"""The gate:', replace='"""A gate:')],
+    changes=SHORT,
+)
+RULES = {check.name for check in judge(*play([Ask(1)], [Terms()]))} | {"recovers from faults"}
+
+
+@pytest.mark.parametrize("name", list_mutations())
+def test_a_mutation_fits_the_engine(name: str, tmp_path: Path) -> None:
+    mutation = load_mutation(name)
+    assert set(mutation.breaks) <= RULES
+    mutation.load_scenario()
+    copy_engine(tmp_path)
+    for path in mutate(mutation, tmp_path):
+        assert path.suffix in (".py", ".lua", ".sql")
+        if path.suffix == ".py":
+            compile(path.read_text(), str(path), "exec")
+
+
+async def test_what_is_mutated_outside_of_python_is_fit_to_run(
+    redis: Redis, postgres_db: str, tmp_path: Path
+) -> None:
+    for name in list_mutations():
+        copy_engine(tmp_path / name)
+        for path in mutate(load_mutation(name), tmp_path / name):
+            if path.suffix == ".lua":
+                await redis.script_load(path.read_text())
+            if path.suffix == ".sql":
+                await execute(postgres_db, path.read_text())
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (Edit(file="gate.py", find="there is no such line", replace=""), "edits.0.find: .* is there 0 times"),
+        (Edit(file="gate.py", find="self", replace="us"), "edits.0.find: .* is there [0-9]+ times: self"),
+        (Edit(file="gait.py", find="self", replace="us"), "edits.0.file: the engine has no gait.py"),
+        (
+            Edit(file="gate.py", find='"""The gate:', replace='"""The gate:'),
+            "edits.0.replace: changes nothing",
+        ),
+    ],
+)
+def test_a_mutation_that_does_not_fit_is_one_clear_line(edit: Edit, said: str, tmp_path: Path) -> None:
+    copy_engine(tmp_path)
+    with pytest.raises(MutationError, match=f"^harmless: {said}"):
+        mutate(msgspec.structs.replace(HARMLESS, edits=[edit]), tmp_path)
+
+
+def test_a_mutation_that_can_not_be_read_is_one_clear_line(tmp_path: Path) -> None:
+    with pytest.raises(MutationError, match="no mutation 'unheard-of'; there are: "):
+        load_mutation("unheard-of")
+    (tmp_path / "odd.toml").write_text('text = "x"\nbreaks = []\nedits = []\n')
+    with pytest.raises(MutationError, match=r"odd.toml: .*breaks"):
+        load_mutation("odd", tmp_path)
+
+
+def summary_of(*broken: str) -> dict[str, Any]:
+    checks = [{"name": name, "holds": name not in broken, "detail": f"{name}!"} for name in sorted(RULES)]
+    return {"verdict": "fail" if broken else "pass", "checks": checks}
+
+
+def test_only_the_checks_that_are_to_find_a_bug_find_it() -> None:
+    scenario = HARMLESS.load_scenario()
+
+    def judged(summary: dict[str, Any] | None) -> Trial:
+        return judge_trial(HARMLESS, scenario, summary, "in words")
+
+    caught = judged(summary_of("accepted is settled", "no oversell"))
+    assert (caught.outcome, caught.verdict, caught.detail) == ("caught", "fail", "no oversell!")
+    assert caught.caught_by == ["no oversell", "accepted is settled"]
+    assert judged(summary_of("recovers from faults")).outcome == "survived"
+    assert (judged(summary_of()).outcome, judged(summary_of()).detail) == ("survived", "in words")
+    unplanned = judged(summary_of() | {"verdict": "unknown"})
+    assert (unplanned.outcome, unplanned.verdict) == ("void", "unknown")
+    assert (judged(None).outcome, judged(None).verdict, judged(None).detail) == ("void", None, "in words")
+
+
+def test_its_tables_say_what_was_found(tmp_path: Path) -> None:
+    trial = judge_trial(HARMLESS, HARMLESS.load_scenario(), summary_of("no oversell"), "")
+    strange = msgspec.structs.replace(trial, name="<b>", outcome="survived", caught_by=[])
+    result = Mutants(
+        command="flashsim mutants", started_at=datetime(2026, 1, 2, tzinfo=UTC), commit="abc",
+        machine={"cpu": "a processor", "cores": 2}, trials=[trial, strange],
+    )  # fmt: skip
+    write_mutants(result, tmp_path)
+    assert msgspec.json.decode((tmp_path / "mutants.json").read_bytes(), type=Mutants) == result
+    table = (tmp_path / "mutants.md").read_text()
+    assert "finds 1 of 2" in table
+    assert "| harmless | Nothing wrong. | single-fault | caught | no oversell | no oversell! |" in table
+    page = (tmp_path / "mutants.html").read_text()
+    assert "1 of 2 deliberate bugs are found" in page
+    assert "<b>" not in page
+
+
+async def test_a_bug_is_caught_and_a_harmless_change_is_not(
+    settings: Settings, stack: Stack, tmp_path: Path
+) -> None:
+    known = services_of(stack)
+    services = Services(
+        redis_url=known.redis_url, postgres_url=settings.postgres_url or "", amqp_url=known.amqp_url
+    )
+    bug = msgspec.structs.replace(load_mutation("lost-acceptance"), changes=SHORT)
+    make_copies([bug, HARMLESS], tmp_path / "copies")
+    laboratory = Laboratory(tmp_path / "copies", tmp_path / "runs", services)
+    found = await laboratory.attempt(bug)
+    assert found.outcome == "caught", found
+    assert found.caught_by[0] == "accepted is settled"
+    assert (tmp_path / "runs" / "lost-acceptance" / "report.html").exists()
+    missed = await laboratory.attempt(HARMLESS)
+    assert (missed.outcome, missed.verdict) == ("survived", "pass"), missed
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["lost-acceptance"]

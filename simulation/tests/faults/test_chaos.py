@@ -1,0 +1,77 @@
+"""A timeline of chaos is a function of its table and seed, can be done, and heals before the load's end; a
+sale survives the first of them."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from simulation.campaign.matrix import list_faults
+from simulation.campaign.series import judge_one
+from simulation.errors import ScenarioError
+from simulation.scenario.chaos import APART_S, Chaos, draw_faults
+from simulation.scenario.fault import check_faults, overlap
+from simulation.scenario.loading import load_scenario
+from simulation.target.services import Services
+from simulation.tests.faults.test_single_faults import PATIENT, services
+
+__all__ = ["services"]
+
+TABLES = st.builds(
+    Chaos,
+    faults=st.integers(1, 20),
+    longest_s=st.floats(0.2, 3),
+    quiet_s=st.floats(0, 2),
+)
+
+
+@given(TABLES, st.integers(0, 2**53), st.floats(8, 60))
+def test_a_timeline_can_be_done_and_ends_before_the_load(chaos: Chaos, seed: int, duration_s: float) -> None:
+    faults = draw_faults(chaos, seed, duration_s)
+    assert 1 <= len(faults) <= chaos.faults
+    check_faults(faults, duration_s)
+    rounding_s = 0.02
+    for number, fault in enumerate(faults):
+        assert fault.at_s >= chaos.quiet_s - rounding_s
+        assert fault.end_s <= duration_s - chaos.quiet_s + rounding_s
+        assert not any(overlap(fault, other, APART_S) for other in faults[:number])
+
+
+@given(TABLES, st.integers(0, 2**53))
+def test_the_same_seed_gives_the_same_timeline(chaos: Chaos, seed: int) -> None:
+    assert draw_faults(chaos, seed, 10) == draw_faults(chaos, seed, 10)
+
+
+def test_other_seeds_give_other_timelines_and_in_the_end_every_fault_that_has_company() -> None:
+    chaos = load_scenario("chaos")
+    timelines = [load_scenario("chaos", seed=seed).timeline() for seed in range(1, 301)]
+    assert chaos.timeline() == timelines[0]
+    assert len({tuple(timeline) for timeline in timelines}) == len(timelines)
+    drawn = {(fault.kind, fault.on) for timeline in timelines for fault in timeline}
+    assert drawn == {(fault.kind, fault.on) for fault in list_faults() if not fault.of_memory}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"chaos.faults": 0}, r"chaos\.faults: .*got 0"),
+        ({"chaos.longest_s": 30}, r"chaos\.longest_s: 30 s do not fit into 9 s"),
+        ({"faults": [{"at_s": 1, "kind": "kill", "on": "relay"}]}, "leave either it or faults out"),
+    ],
+)
+def test_a_table_that_cannot_be_done_is_refused(changes: dict[str, object], said: str) -> None:
+    with pytest.raises(ScenarioError, match=said):
+        load_scenario("chaos", changes)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+async def test_a_sale_survives_chaos(seed: int, services: Services, tmp_path: Path) -> None:
+    changes = PATIENT | {"chaos.longest_s": 1, "chaos.quiet_s": 0.5}
+    scenario = load_scenario("chaos", changes, rate_rps=1_200, duration_s=4, stock=2_500, seed=seed)
+    folder = tmp_path / "run"
+    summary = await judge_one(scenario, folder, services, "")
+    assert [check for check in summary["checks"] if not check["holds"]] == []
+    assert summary["verdict"] == "pass"
+    assert len(summary["faults"]) == len(scenario.timeline())
+    assert not folder.exists()

@@ -1,0 +1,76 @@
+"""A timeline of faults is checked before anything is started, and says in one line what is wrong."""
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from simulation.errors import FaultError, ScenarioError
+from simulation.faults.injector import check_targets
+from simulation.scenario.fault import Fault, check_faults, overlap
+from simulation.scenario.loading import load_scenario
+from simulation.target.services import Services
+
+
+def fault(**fields: Any) -> Fault:
+    return msgspec.convert({"at_s": 1, "seconds": 1, "kind": "kill", "on": "redis"} | fields, Fault)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"kind": "explode"}, r"faults\.0\.kind: .*kill\|stop\|.*got 'explode'"),
+        ({"on": "nginx"}, r"faults\.0\.on: .*front-door\|relay.*got 'nginx'"),
+        ({"at_s": -1}, r"faults\.0\.at_s: .*got -1"),
+        ({"at_s": 99}, r"faults\.0\.at_s: the load lasts 30 s, got 99"),
+        ({"speed": 3}, r"faults\.0\.speed: there is no such key"),
+        ({"kind": "freeze", "seconds": 0}, r"faults\.0\.seconds: freeze needs a length"),
+        ({"kind": "stop", "seconds": 0}, r"faults\.0\.seconds: stop needs a length"),
+        ({"kind": "cut", "on": "relay"}, r"faults\.0\.on: cut is for the way to redis, .*got 'relay'"),
+        ({"kind": "read_only", "on": "rabbitmq"}, r"faults\.0\.on: read_only is for redis, postgres, got"),
+        ({"kind": "rollback", "on": "postgres"}, r"faults\.0\.on: rollback is for redis, got 'postgres'"),
+        ({"kind": "flush", "seconds": 0}, r"faults\.0\.seconds: flush needs a length"),
+        ({"kind": "cut", "latency_ms": 5}, r"faults\.0\.latency_ms: is for latency, not for cut"),
+        ({"kind": "drop_replies", "share": 2}, r"faults\.0\.share: .*got 2"),
+    ],
+)
+def test_a_fault_that_cannot_be_done_is_refused(fields: dict[str, Any], said: str) -> None:
+    raw = {"at_s": 1, "seconds": 1, "kind": "kill", "on": "redis"} | fields
+    with pytest.raises(ScenarioError, match=said):
+        load_scenario("spike", {"faults": [raw]})
+
+
+def test_two_faults_of_one_sort_on_one_target_may_not_overlap() -> None:
+    with pytest.raises(ValueError, match=r"faults\.1\.at_s: redis has another such fault until 2 s"):
+        check_faults([fault(), fault(at_s=1.5, kind="stop")], 10)
+    check_faults([fault(), fault(at_s=1.5, kind="stop", on="postgres"), fault(kind="cut")], 10)
+    with pytest.raises(ValueError, match=r"faults\.1\.at_s: front-door has another such fault"):
+        check_faults([fault(kind="rollback"), fault(on="front-door")], 10)
+    assert overlap(fault(), fault(at_s=2.5), apart_s=1)
+    assert not overlap(fault(), fault(at_s=2.5))
+
+
+def test_faults_keep_their_place_on_a_curve_of_another_length() -> None:
+    raw = {"at_s": 15, "seconds": 6, "kind": "stop", "on": "relay"}
+    scaled = load_scenario("spike", {"faults": [raw]}, duration_s=10).faults
+    assert scaled == [Fault(at_s=5, seconds=2, kind="stop", on="relay")]
+
+
+@pytest.mark.parametrize(
+    ("the_fault", "own_engine", "said"),
+    [
+        (fault(kind="kill", on="front-door"), False, "not one at --target"),
+        (fault(kind="kill", on="relay"), True, "this engine has no bus"),
+        (fault(kind="cut", on="rabbitmq"), True, "this engine has no bus"),
+        (fault(kind="stop", on="redis"), True, "redis is not the run's own"),
+        (fault(kind="out_of_memory", on="redis"), True, "redis is not the run's own"),
+        (fault(kind="flush", on="redis"), True, "flush would lose what the outbox holds"),
+    ],
+)
+def test_a_fault_on_what_is_not_the_runs_own_is_refused(
+    the_fault: Fault, own_engine: bool, said: str
+) -> None:
+    services = Services(redis_url="redis://127.0.0.1:9", postgres_url="postgresql://127.0.0.1:9/x")
+    with pytest.raises(FaultError, match=said):
+        check_targets([the_fault], services, own_engine)
+    check_targets([fault(kind="cut"), fault(on="fulfilment")], services, own_engine=True)

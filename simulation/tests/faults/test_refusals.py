@@ -1,0 +1,112 @@
+"""A service that is told to refuse does so, says why, and works as before when a run is interrupted."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import aio_pika
+import asyncpg
+import pytest
+from redis.exceptions import RedisError
+
+from engine.bus.publisher import Publisher
+from engine.bus.topology import DEAD
+from engine.gate.client import connect_redis
+from engine.model.dead_letter import Poison
+from engine.tests.backend import take_dead_letters
+from simulation.faults.injector import Injector
+from simulation.scenario.fault import REFUSALS, Fault
+from simulation.target.services import Services
+from simulation.tests.faults.test_single_faults import services
+
+__all__ = ["services"]
+
+
+@asynccontextmanager
+async def refusing(kind: str, on: str, services: Services) -> AsyncIterator[None]:
+    """A fault that lasts longer than the block, at whose end its run is interrupted."""
+    injector = Injector([Fault(at_s=0, seconds=600, kind=kind, on=on)], None, services, None)
+    injector.begin(time.monotonic_ns())
+    try:
+        yield
+    finally:
+        await injector.abandon()
+
+
+async def until_it_fails(action: Callable[[], Awaitable[object]]) -> Exception:
+    async with asyncio.timeout(30):
+        while True:
+            try:
+                await action()
+            except (RedisError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+                return error
+            await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"), [("out_of_memory", "maxmemory"), ("disk_full", "MISCONF"), ("read_only", "read only")]
+)
+async def test_redis_refuses_writes_and_answers_reads(kind: str, said: str, services: Services) -> None:
+    async with connect_redis(services.redis_url, 5_000) as redis:
+        await redis.set("kept", "as it was")
+        await redis.save()  # A snapshot may lie there already.
+        async with refusing(kind, "redis", services):
+            assert said in str(await until_it_fails(lambda: redis.set("kept", "changed")))
+            before = await redis.get("kept")
+            assert said in str(await until_it_fails(lambda: redis.set("kept", "changed again")))
+            assert await redis.get("kept") == before
+        assert await redis.set("kept", "changed at last")
+
+
+@pytest.mark.parametrize("kind", [kind for kind, targets in REFUSALS.items() if "rabbitmq" in targets])
+async def test_rabbitmq_keeps_publishers_waiting_and_takes_what_they_sent(
+    kind: str, services: Services, bus_url: str
+) -> None:
+    publisher = Publisher(bus_url)
+    sent = 0
+    async with refusing(kind, "rabbitmq", services):
+        while True:
+            last = asyncio.create_task(publisher.dead_letter([Poison(b"%d" % sent, "a message")]))
+            sent += 1
+            done, _ = await asyncio.wait({last}, timeout=0.3)
+            if not done:
+                break
+        async with await aio_pika.connect(bus_url) as connection, connection.channel() as channel:
+            assert await channel.declare_queue(DEAD, passive=True), "who only asks is answered"
+    await last
+    await publisher.close()
+    letters = await take_dead_letters(bus_url, sent)
+    assert [body for body, _ in letters] == [b"%d" % number for number in range(sent)]
+
+
+async def test_postgres_is_read_only(services: Services) -> None:
+    connection = await asyncpg.connect(services.postgres_url)
+    await connection.execute("CREATE TABLE kept (n int)")
+    async with refusing("read_only", "postgres", services):
+        error = await until_it_fails(lambda: connection.execute("INSERT INTO kept VALUES (1)"))
+        assert isinstance(error, asyncpg.ReadOnlySQLTransactionError)
+        assert await connection.fetchval("SELECT count(*) FROM kept") is not None
+    async with asyncio.timeout(10):
+        while await connection.fetchval("SHOW default_transaction_read_only") == "on":  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+    await connection.execute("INSERT INTO kept VALUES (2)")
+    await connection.close()
+
+
+async def test_postgres_has_no_connections(services: Services) -> None:
+    async def connect() -> None:
+        await (await asyncpg.connect(services.postgres_url)).close()
+
+    connection = await asyncpg.connect(services.postgres_url)
+    async with refusing("no_connections", "postgres", services):
+        await until_it_fails(lambda: connection.execute("SELECT 1"))
+        while not isinstance(await until_it_fails(connect), asyncpg.TooManyConnectionsError):
+            pass
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                await connect()
+                break
+            except asyncpg.TooManyConnectionsError:
+                await asyncio.sleep(0.02)

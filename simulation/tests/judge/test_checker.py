@@ -1,0 +1,586 @@
+"""Every rule catches the history that breaks it, by name, and lets every correct history pass."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from random import Random
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from engine.payment.simulated import SimulatedGateway
+from simulation.judge.rules import RULES
+from simulation.judge.verdict import Check, judge, verdict, verdict_in_words
+from simulation.model.state import FinalState
+from simulation.tests.histories import Ask, Terms, history_of, operation, order, order_rows, play, with_orders
+
+
+def at(time: int, user_id: int, **more: object) -> Ask:
+    """A request that is sent, decided and answered within ten nanoseconds of `time`."""
+    return replace(Ask(user_id, sent_ns=time, gate_ns=time + 5, done_ns=time + 10), **more)  # type: ignore[arg-type]
+
+
+def sold_out_sale() -> tuple[pd.DataFrame, FinalState]:
+    """Three units, five buyers: three are accepted and two are turned away."""
+    return play([at(100 * user, user) for user in range(1, 6)], [Terms(stock=3)])
+
+
+def broken(checks: list[Check]) -> set[str]:
+    return {check.name for check in checks if check.holds is False}
+
+
+def edited(history: pd.DataFrame, op: int, **values: object) -> pd.DataFrame:
+    rows = history.astype({"outcome": "str", "result": "str"})
+    for name, value in values.items():
+        rows[name] = rows[name].mask(rows["op"] == op, value)
+    return rows
+
+
+def test_a_correct_sale_passes() -> None:
+    checks = judge(*sold_out_sale())
+    assert verdict(checks, load_valid=True) == "pass"
+    assert len(checks) == len(RULES)
+    assert all(check.meaning and check.detail for check in checks)
+    assert verdict_in_words(checks, load_valid=True).startswith(f"All {len(RULES)} rules hold")
+
+
+def test_every_part_of_a_purchase_may_go_another_way_and_still_be_correct() -> None:
+    asks = [
+        at(0, 1, key="a"),
+        at(100, 1, key="a"),  # a retry
+        at(200, 2, declined=True),
+        at(300, 3, lost=True),
+        at(400, 4, lost=True, arrives=False),
+        at(500, 5, product_id=2),
+        at(600, 5, product_id=2),  # over the limit
+        at(700, 6, product_id=9),  # not on sale
+        at(800, 7),
+        at(900, 8),  # the declined unit
+        at(1000, 1, key="a"),  # a retry after the end
+    ]
+    checks = judge(*play(asks, [Terms(stock=3), Terms(product_id=2, stock=5, quantity=2, limit=3)]))
+    assert broken(checks) == set()
+    assert verdict(checks, load_valid=True) == "pass"
+
+
+# --- one test for each rule, at least
+
+
+def test_no_oversell_catches_a_unit_confirmed_beyond_the_stock() -> None:
+    history, state = sold_out_sale()
+    late = at(400, 4)
+    history = edited(history, 3, outcome="ACCEPTED", result="ok", status=200, order_id="extra")
+    state = with_orders(state, [*order_rows(state), order("extra", late, 1)])
+    checks = judge(history, state)
+    assert "no oversell" in broken(checks)
+    assert (
+        next(check for check in checks if check.name == "no oversell").violations == 2
+    )  # sold, and promised
+
+
+def test_no_oversell_catches_a_count_that_disagrees_with_the_orders() -> None:
+    history, state = sold_out_sale()
+    assert state.sales is not None
+    assert broken(judge(history, replace(state, sales=state.sales.assign(sold=2)))) == {"no oversell"}
+
+
+def test_no_oversell_catches_more_promises_than_stock() -> None:
+    history, state = sold_out_sale()
+    history = edited(history, 3, outcome="ACCEPTED", result="ok", order_id="promise")
+    assert broken(judge(history, state)) == {"no oversell", "accepted is settled"}
+
+
+def test_accepted_is_settled_catches_a_lost_order() -> None:
+    history, state = sold_out_sale()
+    state = with_orders(state, order_rows(state)[1:])
+    assert "accepted is settled" in broken(judge(history, state))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"user_id": 99}, {"product_id": 99}, {"status": "PENDING"}],
+    ids=["buyer", "product", "unsettled"],
+)
+def test_accepted_is_settled_catches_an_order_gone_wrong(change: dict[str, object]) -> None:
+    history, state = sold_out_sale()
+    first, *others = order_rows(state)
+    assert "accepted is settled" in broken(judge(history, with_orders(state, [first | change, *others])))
+
+
+def test_accepted_is_settled_catches_an_order_that_is_there_twice() -> None:
+    history, state = sold_out_sale()
+    rows = order_rows(state)
+    assert "accepted is settled" in broken(judge(history, with_orders(state, [rows[0], *rows])))
+
+
+def test_order_ids_are_unique_catches_two_buyers_with_one_order() -> None:
+    history, state = sold_out_sale()
+    history = edited(history, 1, order_id=history["order_id"][0])
+    assert "order ids are unique" in broken(judge(history, state))
+
+
+def test_order_ids_are_unique_catches_a_repeat_without_a_key_and_one_under_another_key() -> None:
+    for keys in ((None, None), ("a", "b"), ("a", None)):
+        asks = [at(100 * i, 1, key=key) for i, key in enumerate(keys)]
+        history, state = play(asks, [Terms(stock=9)])
+        assert broken(judge(history, state)) == set()
+        history = edited(history, 1, order_id=history["order_id"][0])
+        assert "order ids are unique" in broken(judge(history, state))
+
+
+def test_order_ids_are_unique_catches_an_accepted_answer_without_an_order_id() -> None:
+    history, state = sold_out_sale()
+    assert "order ids are unique" in broken(judge(edited(history, 0, order_id=None), state))
+
+
+def test_no_phantom_orders_catches_an_order_that_nobody_placed() -> None:
+    history, state = play([at(0, 1)], [Terms(stock=3)])
+    state = with_orders(state, [*order_rows(state), order("ghost", at(0, 77), 1)])
+    assert "no phantom orders" in broken(judge(history, state))
+
+
+@pytest.mark.parametrize("change", [{"user_id": 4}, {"product_id": 2}, {"idempotency_key": "b"}])
+def test_an_unknown_outcome_explains_only_an_order_of_its_own_buyer_product_and_key(
+    change: dict[str, object],
+) -> None:
+    history, state = play([at(0, 1, key="a", lost=True)], [Terms(stock=3), Terms(product_id=2)])
+    assert broken(judge(history, state)) == set()
+    state = with_orders(state, [order_rows(state)[0] | change])
+    assert "no phantom orders" in broken(judge(history, state))
+
+
+def test_one_unknown_outcome_explains_one_order() -> None:
+    history, state = play([at(0, 1, lost=True)], [Terms(stock=3)])
+    state = with_orders(state, [*order_rows(state), order("again", at(0, 1), 1)])
+    assert "no phantom orders" in broken(judge(history, state))
+
+
+@pytest.mark.parametrize("remaining", [-1, 1])
+def test_units_are_conserved_catches_a_unit_that_vanished_or_appeared(remaining: int) -> None:
+    history, state = sold_out_sale()
+    assert state.gate is not None
+    state = replace(state, gate=state.gate.assign(remaining=remaining))
+    assert broken(judge(history, state)) == {"units are conserved"}
+
+
+def test_units_are_conserved_catches_a_sale_that_the_gate_forgot() -> None:
+    history, state = sold_out_sale()
+    assert state.gate is not None
+    assert broken(judge(history, replace(state, gate=state.gate.iloc[:0]))) == {"units are conserved"}
+
+
+def test_units_on_their_way_are_conserved() -> None:
+    history, state = sold_out_sale()
+    first, *others = order_rows(state)
+    state = replace(with_orders(state, others), pending=frozenset([first["order_id"]]))
+    assert "units are conserved" not in broken(judge(history, state))
+
+
+@pytest.mark.parametrize(
+    "left", [{"pending": frozenset(["x"])}, {"outbox": 1}, {"queue": 1}], ids=lambda part: next(iter(part))
+)
+def test_nothing_is_stranded_catches_what_did_not_drain(left: dict[str, object]) -> None:
+    history, state = sold_out_sale()
+    assert broken(judge(history, replace(state, **left))) == {"nothing is stranded"}  # type: ignore[arg-type]
+
+
+def test_user_limit_is_kept_catches_a_buyer_with_too_many_units() -> None:
+    history, state = play([at(0, 1), at(100, 1)], [Terms(stock=9, limit=2)])
+    assert broken(judge(history, state)) == set()
+    assert state.sales is not None
+    assert broken(judge(history, replace(state, sales=state.sales.assign(user_limit=1)))) == {
+        "user limit is kept"
+    }
+
+
+def test_a_key_buys_once_catches_a_retry_that_bought_again() -> None:
+    history, state = play([at(0, 1, key="a"), at(100, 1, key="b")], [Terms(stock=9)])
+    rows = [row | {"idempotency_key": "a"} for row in order_rows(state)]
+    history = history.assign(key="a")
+    assert broken(judge(history, with_orders(state, rows))) == {"a key buys once"}
+
+
+def test_sold_out_means_sold_out_catches_a_refusal_before_an_accepted_purchase_began() -> None:
+    rows = [operation(0, at(0, 1), "SOLD_OUT"), operation(1, at(100, 2), "ACCEPTED", "o")]
+    _, state = play([at(100, 2)], [Terms(stock=1)])
+    history = history_of([rows[0], rows[1] | {"order_id": order_rows(state)[0]["order_id"]}])
+    assert broken(judge(history, state)) == {"sold out means sold out"}
+
+
+def test_a_refusal_that_overlaps_the_last_purchase_is_correct() -> None:
+    refused, taken = replace(at(0, 1), done_ns=101), at(100, 2)
+    _, state = play([taken], [Terms(stock=1)])
+    rows = [
+        operation(0, refused, "SOLD_OUT"),
+        operation(1, taken, "ACCEPTED", order_rows(state)[0]["order_id"]),
+    ]
+    assert broken(judge(history_of(rows), state)) == set()
+
+
+def test_released_units_explain_later_purchases_and_no_more_than_that() -> None:
+    asks = [at(0, 1, declined=True), at(20, 2), at(100, 3)]
+    history, state = play(asks, [Terms(stock=1)])
+    assert list(history["outcome"]) == ["ACCEPTED", "SOLD_OUT", "ACCEPTED"]
+    assert broken(judge(history, state)) == set()
+    asks += [at(200 + 10 * user, user) for user in (4, 5)]
+    history, state = play(asks, [Terms(stock=3)])
+    history = edited(history, 1, outcome="SOLD_OUT", result="fail", order_id=None)
+    state = with_orders(state, [row for row in order_rows(state) if row["user_id"] != 2])
+    assert "sold out means sold out" in broken(judge(history, state))
+
+
+def test_a_rest_too_small_for_a_purchase_is_sold_out() -> None:
+    history, state = play([at(100 * user, user) for user in range(1, 4)], [Terms(stock=5, quantity=2)])
+    assert list(history["outcome"]) == ["ACCEPTED", "ACCEPTED", "SOLD_OUT"]
+    assert broken(judge(history, state)) == set()
+
+
+def test_demand_empties_the_stock_catches_units_left_while_buyers_were_turned_away() -> None:
+    history, state = play([at(100 * user, user) for user in range(1, 4)], [Terms(stock=2)])
+    assert state.sales is not None
+    assert state.gate is not None
+    state = replace(state, sales=state.sales.assign(stock=3), gate=state.gate.assign(stock=3, remaining=1))
+    assert broken(judge(history, state)) == {"demand empties the stock"}
+
+
+@pytest.mark.parametrize(
+    "outcome", ["LIMIT_REACHED", "NOT_STARTED", "SALE_ENDED", "UNKNOWN_PRODUCT", "INVALID"]
+)
+def test_refusals_are_plausible_catches_a_refusal_that_the_sale_does_not_know(outcome: str) -> None:
+    history, state = sold_out_sale()
+    history = edited(history, 4, outcome=outcome)
+    assert broken(judge(history, state)) == {"refusals are plausible"}
+
+
+def test_refusals_are_plausible_catches_a_limit_that_its_buyer_cannot_have_reached() -> None:
+    history, state = play([at(0, 1), at(100, 1), at(200, 2)], [Terms(stock=9, limit=1)])
+    assert broken(judge(history, state)) == set()
+    state = with_orders(state, order_rows(state)[:1])
+    assert state.gate is not None
+    state = replace(state, gate=state.gate.assign(remaining=8))
+    history = edited(history, 2, outcome="LIMIT_REACHED", result="fail", order_id=None)
+    assert broken(judge(history, state)) == {"refusals are plausible"}
+
+
+def doors_open_late() -> tuple[pd.DataFrame, FinalState]:
+    """Doors that open after 5 µs: two come too early, one of them comes again, and a third one in time."""
+    asks = [at(1_000, 1), at(4_000, 2), at(5_000, 3), at(7_000, 1)]
+    return play(asks, [Terms(stock=9, starts_us=5)])
+
+
+def test_a_sale_whose_doors_open_later_is_correct() -> None:
+    history, state = doors_open_late()
+    assert list(history["outcome"]) == ["NOT_STARTED", "NOT_STARTED", "ACCEPTED", "ACCEPTED"]
+    assert broken(judge(history, state)) == set()
+
+
+@pytest.mark.parametrize("term", ["starts_us", "ends_us"])
+def test_sales_keep_their_hours_catches_what_was_accepted_out_of_hours(term: str) -> None:
+    history, state = doors_open_late()
+    assert state.sales is not None
+    state = replace(state, sales=state.sales.assign(**{term: pd.array([6], "Int64")}))
+    assert broken(judge(history, state)) == {"sales keep their hours"}
+
+
+def test_sales_keep_their_hours_catches_doors_that_close_again() -> None:
+    history, state = play(
+        [at(5_000, 1), replace(at(5_000, 2), done_ns=6_000), at(5_500, 3)], [Terms(stock=9, starts_us=5)]
+    )
+    assert broken(judge(history, state)) == set()
+    while_it_opened = with_orders(state, order_rows(state)[:1] + order_rows(state)[2:])
+    assert while_it_opened.gate is not None
+    while_it_opened = replace(while_it_opened, gate=while_it_opened.gate.assign(remaining=7))
+    refused = edited(history, 1, outcome="NOT_STARTED", result="fail", order_id=None)
+    assert broken(judge(refused, while_it_opened)) == set()
+    assert broken(judge(edited(refused, 1, sent_ns=5_100), while_it_opened)) == {"sales keep their hours"}
+
+
+def test_a_client_that_comes_again_under_its_key_is_one_purchase_and_without_one_it_may_be_two() -> None:
+    lost = at(0, 1, key="a", lost=True)
+    history, state = play([lost, at(100, 1, key="a")], [Terms(stock=9)])
+    history = history.assign(attempt=[0, 1], first_op=0)
+    assert broken(judge(history, state)) == set()
+    assert len(order_rows(state)) == 1
+    history, state = play([replace(lost, key=None), at(100, 1)], [Terms(stock=9)])
+    assert broken(judge(history.assign(attempt=[0, 1], first_op=0), state)) == set()
+    assert len(order_rows(state)) == 2
+    bought_twice = with_orders(state, [row | {"idempotency_key": "a"} for row in order_rows(state)])
+    assert broken(judge(history.assign(key="a"), bought_twice)) == {"a key buys once"}
+
+
+def test_a_key_buys_once_catches_tries_that_are_told_of_different_orders() -> None:
+    history, state = play([at(0, 1, key="a"), at(100, 1, key="a")], [Terms(stock=9)])
+    other = order("other", at(100, 1, key="b"), 1)
+    state = with_orders(state, [*order_rows(state), other])
+    assert state.gate is not None
+    state = replace(state, gate=state.gate.assign(remaining=7))
+    assert broken(judge(edited(history, 1, order_id="other"), state)) == {"a key buys once"}
+
+
+def test_no_dead_letters_catches_one() -> None:
+    history, state = sold_out_sale()
+    assert broken(judge(history, replace(state, dead=1))) == {"no dead letters"}
+
+
+def test_guard_never_needed_catches_a_rejected_order_unless_the_gate_was_made_to_forget() -> None:
+    history, state = sold_out_sale()
+    late = at(400, 4)
+    history = edited(history, 3, outcome="ACCEPTED", result="ok", order_id="late")
+    state = with_orders(state, [*order_rows(state), order("late", late, 1, status="REJECTED")])
+    assert broken(judge(history, state)) == {"guard never needed"}
+    assert broken(judge(history, state, gate_loss=True)) == set()
+
+
+def test_payment_decides_catches_an_order_that_did_not_end_as_its_payment_did() -> None:
+    history, state = sold_out_sale()
+    assert state.orders is not None
+    payment = SimulatedGateway(decline_rate=0.5, seed=1)
+    ids = state.orders["order_id"].map(payment.declines)
+    assert set(ids) == {True, False}
+    told = state.orders.assign(status=np.where(ids, "FAILED", "CONFIRMED"))
+    assert "payment decides" not in broken(
+        judge(history, replace(state, orders=told), declines=payment.declines)
+    )
+    for place in range(len(told)):
+        status = told["status"].tolist()
+        status[place] = "CONFIRMED" if status[place] == "FAILED" else "FAILED"
+        wrong = replace(state, orders=told.assign(status=status))
+        assert "payment decides" in broken(judge(history, wrong, declines=payment.declines))
+        assert "payment decides" not in broken(judge(history, wrong))
+    rejected = replace(state, orders=told.assign(status="REJECTED"))
+    assert "payment decides" in broken(judge(history, rejected, declines=payment.declines))
+
+
+# --- verdict
+
+
+@pytest.mark.parametrize(
+    ("part", "unjudged"),
+    [
+        ("orders", {"no oversell", "accepted is settled", "no phantom orders"}),
+        ("sales", {"no oversell", "units are conserved"}),
+        ("gate", {"units are conserved"}),
+        ("pending", {"units are conserved", "nothing is stranded"}),
+        ("outbox", {"nothing is stranded"}),
+        ("queue", {"nothing is stranded"}),
+        ("dead", {"no dead letters"}),
+    ],
+)
+def test_a_part_that_was_not_read_leaves_its_rules_unjudged(part: str, unjudged: set[str]) -> None:
+    history, state = sold_out_sale()
+    checks = judge(history, replace(state, **{part: None}))  # type: ignore[arg-type]
+    assert {check.name for check in checks if check.holds is None} >= unjudged
+    assert broken(checks) == set()
+    assert verdict(checks, load_valid=True) == "unknown"
+    assert "could not be judged" in verdict_in_words(checks, load_valid=True)
+
+
+def test_a_broken_rule_outweighs_everything_and_an_invalid_load_is_no_pass() -> None:
+    history, state = sold_out_sale()
+    assert verdict(judge(history, state), load_valid=False) == "unknown"
+    assert "schedule" in verdict_in_words(judge(history, state), load_valid=False)
+    checks = judge(history, replace(state, dead=1, sales=None))
+    assert verdict(checks, load_valid=False) == "fail"
+    assert "no dead letters" in verdict_in_words(checks, load_valid=False)
+    assert verdict([], load_valid=True) == "unknown"
+
+
+def test_an_empty_history_is_judged() -> None:
+    history, state = play([], [Terms(stock=3)])
+    assert verdict(judge(history, state), load_valid=True) == "pass"
+
+
+# --- properties
+
+
+@st.composite
+def runs(draw: st.DrawFn) -> tuple[pd.DataFrame, FinalState]:
+    """Any run of a correct engine: overlapping requests, retries, lost answers, declined payments."""
+    sales = [
+        Terms(
+            product_id=product,
+            stock=draw(st.integers(0, 8)),
+            quantity=draw(st.integers(1, 3)),
+            limit=draw(st.none() | st.integers(1, 5)),
+            starts_us=draw(st.sampled_from([None, None, None, 2])),
+        )
+        for product in range(1, draw(st.integers(1, 2)) + 1)
+    ]
+    asks = []
+    for _ in range(draw(st.integers(1, 25))):
+        sent = 10 * draw(st.integers(0, 400))
+        gate = sent + 10 * draw(st.integers(0, 60))
+        ask = Ask(
+            user_id=draw(st.integers(1, 6)),
+            product_id=draw(st.integers(1, len(sales))),
+            key=draw(st.sampled_from([None, None, "a", "b"])),
+            sent_ns=sent,
+            gate_ns=gate,
+            done_ns=gate + 10 * draw(st.integers(0, 60)),
+            lost=draw(st.sampled_from([False, False, False, True])),
+            arrives=draw(st.booleans()),
+            declined=draw(st.sampled_from([False, False, False, True])),
+        )
+        asks.append(ask)
+    return play(asks, sales)
+
+
+@settings(deadline=None, max_examples=60)
+@given(runs())
+def test_every_correct_run_passes(run: tuple[pd.DataFrame, FinalState]) -> None:
+    checks = judge(*run)
+    assert {check.name: check.detail for check in checks if not check.holds} == {}
+
+
+Corruption = Callable[[pd.DataFrame, FinalState, Random], tuple[pd.DataFrame, FinalState]]
+
+
+def lose_an_order(
+    history: pd.DataFrame, state: FinalState, random: Random
+) -> tuple[pd.DataFrame, FinalState]:
+    rows = [row for row in order_rows(state) if row["status"] == "CONFIRMED"]
+    assume(rows)
+    lost = random.choice(rows)
+    return history, with_orders(state, [row for row in order_rows(state) if row != lost])
+
+
+def repeat_an_order(
+    history: pd.DataFrame, state: FinalState, random: Random
+) -> tuple[pd.DataFrame, FinalState]:
+    rows = order_rows(state)
+    assume(rows)
+    return history, with_orders(
+        state, [*rows, random.choice(rows) | {"order_id": "again", "status": "CONFIRMED"}]
+    )
+
+
+def hand_an_order_to_a_stranger(
+    history: pd.DataFrame, state: FinalState, random: Random
+) -> tuple[pd.DataFrame, FinalState]:
+    rows = order_rows(state)
+    assume(rows)
+    random.choice(rows)["user_id"] = 99
+    return history, with_orders(state, rows)
+
+
+def revoke_an_order(
+    history: pd.DataFrame, state: FinalState, random: Random
+) -> tuple[pd.DataFrame, FinalState]:
+    rows = order_rows(state)
+    confirmed = [row for row in rows if row["status"] == "CONFIRMED"]
+    assume(confirmed)
+    random.choice(confirmed)["status"] = random.choice(["FAILED", "REJECTED"])
+    return history, with_orders(state, rows)
+
+
+def drift_the_gate(
+    history: pd.DataFrame, state: FinalState, random: Random
+) -> tuple[pd.DataFrame, FinalState]:
+    assert state.gate is not None
+    gate = state.gate.copy()
+    gate["remaining"] += random.choice([-2, -1, 1, 2]) * (gate.index == random.randrange(len(gate)))
+    return history, replace(state, gate=gate)
+
+
+def drift_the_count(
+    history: pd.DataFrame, state: FinalState, random: Random
+) -> tuple[pd.DataFrame, FinalState]:
+    assert state.sales is not None
+    sales = state.sales.copy()
+    sales["sold"] += random.choice([-1, 1]) * (sales.index == random.randrange(len(sales)))
+    return history, replace(state, sales=sales)
+
+
+def promise_to_a_loser(
+    history: pd.DataFrame, state: FinalState, random: Random
+) -> tuple[pd.DataFrame, FinalState]:
+    losers = history[history["result"] == "fail"]["op"].tolist()
+    assume(losers)
+    return edited(history, random.choice(losers), outcome="ACCEPTED", result="ok", order_id="promise"), state
+
+
+def swap_an_order_id(
+    history: pd.DataFrame, state: FinalState, random: Random
+) -> tuple[pd.DataFrame, FinalState]:
+    accepted = history[history["outcome"] == "ACCEPTED"]
+    assume(accepted["user_id"].nunique() > 1)
+    one = accepted.iloc[random.randrange(len(accepted))]
+    other = accepted[accepted["user_id"] != one["user_id"]].iloc[0]
+    return edited(history, int(one["op"]), order_id=other["order_id"]), state
+
+
+def strand_something(
+    history: pd.DataFrame, state: FinalState, random: Random
+) -> tuple[pd.DataFrame, FinalState]:
+    part = random.choice(["pending", "outbox", "queue", "dead"])
+    left: dict[str, object] = {part: frozenset(["x"]) if part == "pending" else 1}
+    return history, replace(state, **left)  # type: ignore[arg-type]
+
+
+def refuse_without_reason(
+    history: pd.DataFrame, state: FinalState, random: Random
+) -> tuple[pd.DataFrame, FinalState]:
+    assert state.sales is not None
+    outcome = random.choice(["INVALID", "UNKNOWN_PRODUCT", "NOT_STARTED", "SALE_ENDED"])
+    assume(outcome != "NOT_STARTED" or state.sales["starts_us"].isna().all())
+    op = random.choice(history["op"].tolist())
+    return edited(history, op, outcome=outcome, result="fail", order_id=None), state
+
+
+CORRUPTIONS: list[Corruption] = [
+    lose_an_order,
+    repeat_an_order,
+    hand_an_order_to_a_stranger,
+    revoke_an_order,
+    drift_the_gate,
+    drift_the_count,
+    promise_to_a_loser,
+    swap_an_order_id,
+    strand_something,
+    refuse_without_reason,
+]
+
+
+@pytest.mark.parametrize("corrupt", CORRUPTIONS)
+@settings(deadline=None, max_examples=15)
+@given(run=runs(), seed=st.integers(0, 2**32))
+def test_any_single_corruption_is_caught(
+    corrupt: Corruption, run: tuple[pd.DataFrame, FinalState], seed: int
+) -> None:
+    assert verdict(judge(*corrupt(*run, Random(seed))), load_valid=True) == "fail"
+
+
+def test_a_million_requests_are_judged() -> None:
+    count, stock = 1_000_000, 500_000
+    ids = np.arange(count)
+    won = ids < stock
+    order_ids = pd.Series([f"{i:032x}" for i in range(stock)], dtype="str")
+    history = pd.DataFrame(
+        {
+            "op": ids,
+            "user_id": ids,
+            "product_id": 1,
+            "key": pd.Series([None] * count, dtype="str"),
+            "intended_ns": ids,
+            "sent_ns": pd.array(ids, dtype="Int64"),
+            "done_ns": pd.array(ids + 5, dtype="Int64"),
+            "outcome": pd.Categorical(np.where(won, "ACCEPTED", "SOLD_OUT")),
+            "result": pd.Categorical(np.where(won, "ok", "fail")),
+            "order_id": order_ids.reindex(ids),
+        }
+    )
+    _, state = play([], [Terms(stock=stock)])
+    assert state.sales is not None
+    assert state.gate is not None
+    orders = pd.DataFrame(
+        {"order_id": order_ids, "sale_id": 1, "product_id": 1, "user_id": ids[:stock], "quantity": 1}
+    )
+    orders = orders.assign(status="CONFIRMED", idempotency_key=pd.Series([None] * stock, dtype="str"))
+    state = replace(
+        state, orders=orders, sales=state.sales.assign(sold=stock), gate=state.gate.assign(remaining=0)
+    )
+    checks = judge(history, state)
+    assert broken(checks) == set()
+    assert broken(judge(history, replace(state, orders=orders.iloc[1:]))) >= {"accepted is settled"}

@@ -1,0 +1,86 @@
+"""Recovery is measured from the record alone: when requests are decided, and what waits has drained."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from simulation.judge.recovery import judge_recovery, measure_recovery
+from simulation.model.history import DTYPES
+from simulation.scenario.fault import Interval
+
+FAULT = Interval(kind="kill", on="redis", start_s=2.0, end_s=3.0)
+
+
+def history(refused: tuple[float, float] | None = None, slow: tuple[float, float] | None = None) -> Any:
+    """A thousand requests a second for 8 s, some of them answered with 503, some after 3 s."""
+    meant = np.arange(8_000) * 1_000_000
+    t_s = meant / 1e9
+    down = np.zeros(8_000, bool) if refused is None else (t_s >= refused[0]) & (t_s < refused[1])
+    late = np.zeros(8_000, bool) if slow is None else (t_s >= slow[0]) & (t_s < slow[1])
+    frame = {
+        "op": np.arange(8_000),
+        "driver": 0,
+        "user_id": 1,
+        "product_id": 1,
+        "key": None,
+        "intended_ns": meant,
+        "sent_ns": meant,
+        "done_ns": meant + np.where(late, 3_000_000_000, 1_000_000),
+        "status": np.where(down, 503, 200),
+        "outcome": np.where(down, "UNAVAILABLE", "ACCEPTED"),
+        "result": np.where(down, "fail", "ok"),
+        "order_id": None,
+        "attempt": 0,
+        "first_op": np.arange(8_000),
+    }
+    return pd.DataFrame(frame).astype(DTYPES)
+
+
+def timeline(backlog: tuple[float, float] | None = None, unread: tuple[float, float] | None = None) -> Any:
+    t_s = np.round(np.arange(0, 10, 0.2), 1)
+    pending = np.full(len(t_s), 20.0)
+    if backlog:
+        pending[(t_s >= backlog[0]) & (t_s < backlog[1])] = 5_000
+    if unread:
+        pending[(t_s >= unread[0]) & (t_s < unread[1])] = np.nan
+    return pd.DataFrame({"t_s": t_s, "pending_orders": pending})
+
+
+def healed_s(history: Any, timeline: Any, *faults: Interval) -> list[float | None]:
+    return [recovery.healed_s for recovery in measure_recovery(history, timeline, faults or [FAULT])]
+
+
+def test_an_engine_that_never_faltered_recovers_at_once() -> None:
+    assert healed_s(history(), timeline()) == [0.0]
+
+
+def test_it_takes_until_requests_are_decided_again() -> None:
+    assert healed_s(history(refused=(2.0, 4.2)), timeline()) == [1.2]
+    assert healed_s(history(slow=(2.0, 3.5)), timeline()) == [0.5]
+
+
+def test_it_takes_until_what_waited_has_drained_or_can_be_read() -> None:
+    assert healed_s(history(), timeline(backlog=(2.2, 5.0))) == [2.0]
+    assert healed_s(history(), timeline(unread=(2.2, 4.0))) == [1.0]
+
+
+def test_what_only_the_last_sample_shows_to_have_drained_has_drained() -> None:
+    assert healed_s(history(), timeline(backlog=(2.2, 9.7))) == [6.8]
+
+
+def test_trouble_that_begins_right_after_the_fault_counts() -> None:
+    killed = Interval(kind="kill", on="relay", start_s=2.0, end_s=2.0)
+    assert healed_s(history(), timeline(backlog=(2.6, 4.0)), killed) == [2.0]
+
+
+def test_what_the_next_fault_does_is_not_the_earlier_ones() -> None:
+    later = Interval(kind="cut", on="redis", start_s=3.6, end_s=5.0)
+    assert healed_s(history(refused=(3.6, 5.2)), timeline(), FAULT, later) == [0.0, 0.2]
+
+
+def test_an_engine_that_does_not_come_back_breaks_the_rule() -> None:
+    recoveries = measure_recovery(history(), timeline(backlog=(2.2, 99)), [FAULT])
+    check = judge_recovery(recoveries)
+    assert (check.holds, check.violations) == (False, 1)
+    assert judge_recovery(measure_recovery(history(), timeline(), [FAULT])).holds

@@ -1,0 +1,157 @@
+"""The summary's numbers are those of the record."""
+
+import json
+from dataclasses import replace
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from simulation.judge.load import load_report
+from simulation.judge.summary import (
+    count_outcomes,
+    is_trusted,
+    measure_fulfilment,
+    measure_latency,
+    measure_phase,
+    measure_stock,
+    summarise,
+    time_to_sell_out,
+)
+from simulation.judge.verdict import judge
+from simulation.model.state import FinalState
+from simulation.scenario.loading import load_scenario
+from simulation.tests.histories import Ask, Terms, history_of, operation, order, order_rows, play, with_orders
+from simulation.tests.run_folders import make_run
+
+MS = 1_000_000
+
+
+def ask(user_id: int, start_ms: int, late_ms: int, took_ms: int) -> dict[str, Any]:
+    row = operation(user_id, Ask(user_id), "ACCEPTED", f"order {user_id}")
+    sent_ns = (start_ms + late_ms) * MS
+    return row | {"intended_ns": start_ms * MS, "sent_ns": sent_ns, "done_ns": sent_ns + took_ms * MS}
+
+
+def summary_of(history: pd.DataFrame, state: FinalState) -> dict[str, Any]:
+    scenario = load_scenario("spike")
+    return summarise(
+        history,
+        state,
+        judge(history, state),
+        load_report(history, scenario),
+        scenario,
+        started_at=datetime(2026, 1, 2, 13, 30, tzinfo=timezone(timedelta(hours=2))),
+        commit="c",
+        machine={},
+        versions={},
+        command="flashsim run spike",
+    )
+
+
+def test_it_has_the_fields_that_readers_rely_on(tmp_path: Path) -> None:
+    summary = make_run(tmp_path)
+    assert summary.keys() >= {
+        "verdict", "scenario", "seed", "started_at", "commit", "machine", "versions", "load", "outcomes",
+        "latency_ms", "fulfilment", "stock", "checks", "phases", "command",
+    }  # fmt: skip
+    assert summary["load"].keys() >= {"offered_rps", "achieved_rps", "requests", "late_p99_ms", "valid"}
+    assert summary["outcomes"].keys() == {"accepted", "sold_out", "rejected", "error", "unknown"}
+    percentiles = {"p50", "p90", "p99", "p999", "max"}
+    for outcome in ("accepted", "sold_out"):
+        for kind in ("response", "service"):
+            assert summary["latency_ms"][outcome][kind].keys() == percentiles
+    assert summary["fulfilment"].keys() >= {
+        "confirmed", "failed", "rejected", "lag_p50_ms", "lag_p99_ms", "drained_s", "bus",
+    }  # fmt: skip
+    assert summary["stock"] == {"initial": 5_000, "sold": 5_000, "remaining": 0, "oversold": 0}
+    assert summary["checks"][0].keys() >= {"name", "holds", "violations", "detail"}
+    assert json.loads(json.dumps(summary, allow_nan=False)) == summary
+
+
+def test_response_counts_from_the_intended_start_and_service_from_sending() -> None:
+    latency = measure_latency(history_of([ask(1, 100, 7, 5), ask(2, 200, 0, 3)]))
+    assert latency["response"]["max"] == 12
+    assert latency["service"]["max"] == 5
+    assert latency["service"]["p50"] == 4
+
+
+@pytest.mark.parametrize(
+    ("percentile", "samples", "trusted"),
+    [("p50", 19, False), ("p50", 20, True), ("p99", 999, False), ("p99", 1000, True), ("p999", 10_000, True),
+     ("p999", 9_999, False), ("max", 1, True)],
+)  # fmt: skip
+def test_a_percentile_is_trusted_when_ten_requests_were_slower(
+    percentile: str, samples: int, trusted: bool
+) -> None:
+    assert is_trusted(percentile, samples) == trusted
+
+
+def test_requests_without_an_answer_have_no_latency() -> None:
+    lost = operation(1, Ask(1), "UNKNOWN") | {"done_ns": None}
+    assert measure_latency(history_of([lost]))["response"] == dict.fromkeys(
+        ["p50", "p90", "p99", "p999", "max"]
+    )
+
+
+def test_outcomes_add_up_to_the_requests() -> None:
+    words = [
+        "ACCEPTED",
+        "SOLD_OUT",
+        "LIMIT_REACHED",
+        "NOT_STARTED",
+        "INVALID",
+        "UNAVAILABLE",
+        "UNKNOWN",
+        "UNKNOWN",
+    ]
+    history = history_of([operation(op, Ask(op + 1), word) for op, word in enumerate(words)])
+    assert count_outcomes(history) == {"accepted": 1, "sold_out": 1, "rejected": 3, "error": 1, "unknown": 2}
+
+
+def test_fulfilment_counts_by_status_and_measures_the_lag() -> None:
+    _, state = play([Ask(user, gate_ns=user) for user in range(1, 5)], [Terms(stock=9)])
+    rows = [
+        row | {"settled_us": row["accepted_us"] + 1000 * (i + 1)} for i, row in enumerate(order_rows(state))
+    ]
+    rows[3]["status"] = "FAILED"
+    state = with_orders(state, rows)
+    fulfilment = measure_fulfilment(state.orders, replace(state, bus=False))
+    assert fulfilment == {
+        "confirmed": 3, "failed": 1, "rejected": 0, "lag_p50_ms": 2.5, "lag_p99_ms": pytest.approx(3.97),
+        "drained_s": 0.1, "bus": "outbox",
+    }  # fmt: skip
+
+
+def test_oversold_units_are_not_hidden_by_another_sale_with_units_left() -> None:
+    _, state = play([Ask(1), Ask(2, product_id=2)], [Terms(stock=1), Terms(product_id=2, stock=50)])
+    rows = [*order_rows(state), order("extra", Ask(3), 1), order("more", Ask(4), 1)]
+    state = with_orders(state, rows)
+    assert measure_stock(state.orders, state)["oversold"] == 2
+
+
+def test_time_to_sell_out_ends_with_the_last_unit_and_not_with_a_retry() -> None:
+    rows = [ask(1, 100, 0, 5), ask(2, 110, 0, 7), ask(2, 900, 0, 5)]
+    assert time_to_sell_out(history_of(rows)) is None
+    rows.append(operation(9, Ask(9, sent_ns=200 * MS), "SOLD_OUT"))
+    assert time_to_sell_out(history_of(rows)) == pytest.approx(0.017)
+
+
+def test_a_phase_holds_the_requests_that_were_meant_for_it() -> None:
+    phase = measure_phase(history_of([ask(1, 999, 50, 5), ask(2, 1000, 0, 7)]), "peak", 0.5, 1.0)
+    assert (phase["requests"], phase["offered_rps"], phase["response_p99_ms"]) == (1, 2.0, 55)
+
+
+def test_an_empty_run_and_an_unread_state_have_no_numbers_rather_than_wrong_ones() -> None:
+    summary = summary_of(history_of([]), FinalState(unread={"ledger": "down"}))
+    json.dumps(summary, allow_nan=False)
+    assert summary["verdict"] == "unknown"
+    assert summary["stock"] == dict.fromkeys(["initial", "sold", "remaining", "oversold"])
+    assert summary["fulfilment"]["confirmed"] is None
+
+
+def test_the_start_is_given_in_utc() -> None:
+    summary = summary_of(*play([Ask(1)], [Terms()]))
+    assert summary["started_at"] == "2026-01-02T11:30:00.000Z"

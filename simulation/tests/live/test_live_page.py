@@ -1,0 +1,228 @@
+"""The live page says what the run does while it does it, to everyone who looks, and is gone with the run."""
+
+import asyncio
+import json
+import re
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from click.testing import CliRunner
+from rich.console import Console
+
+from engine.settings import Settings
+from simulation.cli.commands import main
+from simulation.errors import DriverError
+from simulation.live.page import MOST_POINTS, MOST_WAITING, LivePage, serve_page
+from simulation.live.terminal import LiveView
+from simulation.scenario.fault import Interval
+from simulation.scenario.loading import load_scenario
+from simulation.tests.browser import open_tab
+from simulation.tests.cli.test_cli import FLASHSIM, PATIENT, plain_environment, urls_of
+from simulation.tests.live.test_live import SAMPLE, progress_at
+from simulation.tests.run_folders import make_run
+
+SPIKE = load_scenario("spike")
+STALL = {"kind": "stop", "on": "front-door", "at_s": 2, "seconds": 1}
+FAULTY = load_scenario("spike", {"faults": [STALL], "restocks": [{"at_s": 9, "product_id": 1, "stock": 500}]})
+
+
+def play(page: LivePage, *moments_s: float) -> LiveView:
+    """Lets the run be at these moments, with 1,000 requests done in each second."""
+    view = LiveView(SPIKE, Console(quiet=True), page.show)
+    for t_s in moments_s:
+        view.update(progress_at(t_s, round(1_000 * t_s)), SAMPLE, (), round(t_s * 1e9))
+    return view
+
+
+class Listener:
+    """A client of the events."""
+
+    def __init__(self, answer: aiohttp.ClientResponse) -> None:
+        self.answer = answer
+
+    async def hear(self) -> tuple[str, Any]:
+        """The next event's name and data."""
+        frame = (await self.answer.content.readuntil(b"\n\n")).decode()
+        found = re.fullmatch(r"event: (\w+)\ndata: (.+)\n\n", frame)
+        assert found, f"no event: {frame!r}"
+        return found[1], json.loads(found[2])
+
+    async def hear_end(self) -> dict[str, Any]:
+        """The data of the last event, after which nothing may come."""
+        while True:
+            name, data = await self.hear()
+            if name == "end":
+                assert await self.answer.content.read() == b""
+                return dict(data)
+
+
+@pytest.fixture
+async def session() -> AsyncIterator[aiohttp.ClientSession]:
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(60)) as session:
+        yield session
+
+
+async def listen(session: aiohttp.ClientSession, page: LivePage) -> Listener:
+    answer = await session.get(f"{page.url}events", read_bufsize=1 << 22)
+    assert answer.content_type == "text/event-stream"
+    return Listener(answer)
+
+
+async def test_events_say_what_is_run_and_what_it_did(session: aiohttp.ClientSession) -> None:
+    async with serve_page(FAULTY) as page:
+        client = await listen(session, page)
+        kind, said = await client.hear()
+        assert kind == "run"
+        assert (said["scenario"], said["seed"], said["stock"], said["duration_s"]) == ("spike", 1, 10_000, 30)
+        assert [phase[0] for phase in said["phases"]] == ["base", "peak", "tail"]
+        assert said["marks"] == [
+            {"kind": "stop", "on": "front-door", "start_s": 2, "end_s": 3, "units": 0},
+            {"kind": "restock", "on": "of 500", "start_s": 9, "end_s": 9, "units": 500},
+        ]
+        rates = dict(map(tuple, said["curve"]))
+        at = {t_s: rate for t_s in (2.5, 10, 29) for when, rate in rates.items() if abs(when - t_s) < 0.07}
+        assert at == pytest.approx({2.5: 200, 10: 10_500, 29: 271}, rel=0.02)
+        assert min(rates.values()) > 0
+        assert sum(rates.values()) * 30 / len(rates) == pytest.approx(161_000, rel=0.01)
+
+        assert await client.hear() == ("points", [])
+        view = play(page, 7.0, 7.5)
+        ended = [Interval(kind="stop", on="front-door", start_s=2.0, end_s=3.1)]
+        view.update(progress_at(8.0, 8_000), SAMPLE, ended, 8 * 10**9)
+        for t_s in (7.0, 7.5, 8.0):
+            kind, [point] = await client.hear()
+            assert (kind, point["t_s"], point["phase"]) == ("points", t_s, "peak")
+        assert (point["done"], point["intended"], point["planned"]) == (8_000, 8_005, 200_000)
+        assert (point["accepted"], point["sold_out"], point["others"]) == (800, 7_198, {"UNKNOWN": 2})
+        rates_now = [point[f"{name}_rps"] for name in ("intended", "done", "accepted", "sold_out", "errors")]
+        assert rates_now == [1_000, 1_000, 100, 900, 0]
+        assert point["p50_ms"] == point["p99_ms"] == pytest.approx(10, rel=0.12)
+        stores = [point[name] for name in ("stock", "pending", "outbox", "queue", "confirmed", "failed")]
+        assert stores == [7_654, 21, 3, 0, 2_325, None]
+        assert point["healed"] == [{"kind": "stop", "on": "front-door", "start_s": 2.0, "end_s": 3.1}]
+
+
+async def test_a_client_that_comes_late_hears_all_so_far(session: aiohttp.ClientSession) -> None:
+    async with serve_page(SPIKE) as page:
+        play(page, 1.0, 2.0, 3.0)
+        page.judge()
+        client = await listen(session, page)
+        heard = [await client.hear() for _ in range(3)]
+        assert [kind for kind, _ in heard] == ["run", "points", "judging"]
+        assert [point["t_s"] for point in heard[1][1]] == [1.0, 2.0, 3.0]
+
+        # A long run is thinned, but keeps its ends.
+        play(page, *(4.0 + tick / 4 for tick in range(MOST_POINTS)))
+        client = await listen(session, page)
+        await client.hear()
+        _, points = await client.hear()
+        assert MOST_POINTS / 2 < len(points) <= MOST_POINTS
+        moments = [point["t_s"] for point in points]
+        assert (moments[0], moments[-1]) == (1.0, 4.0 + (MOST_POINTS - 1) / 4)
+        assert moments == sorted(moments)
+
+
+async def test_a_client_that_falls_behind_is_cut_off_and_may_come_back(
+    session: aiohttp.ClientSession,
+) -> None:
+    async with serve_page(SPIKE) as page:
+        slow = await listen(session, page)
+        assert [(await slow.hear())[0] for _ in range(2)] == ["run", "points"]
+        play(page, *(tick / 4 for tick in range(MOST_WAITING)))
+        assert page.clients == 1
+        play(page, 60.0)
+        assert page.clients == 0
+        assert await slow.answer.content.read() == b""
+        again = await listen(session, page)
+        await again.hear()
+        assert len((await again.hear())[1]) == MOST_WAITING + 1
+
+
+async def test_the_last_event_is_the_verdict(session: aiohttp.ClientSession, tmp_path: Path) -> None:
+    summary = make_run(tmp_path)
+    async with serve_page(SPIKE) as page:
+        client = await listen(session, page)
+        page.end(summary, tmp_path / "report.html")
+    ending = await client.hear_end()
+    assert (ending["verdict"], ending["words"]) == ("pass", summary["verdict_in_words"])
+    assert ending["report"] == str(tmp_path / "report.html")
+    assert ending["headline"][0] == ending["headline"][0] | {"value": "0", "name": "units oversold"}
+
+
+async def test_a_run_that_breaks_off_says_why(session: aiohttp.ClientSession) -> None:
+    async def break_off() -> None:
+        async with serve_page(SPIKE) as page:
+            clients.append(await listen(session, page))
+            raise DriverError("driver process 0 ended with code 1")
+
+    clients: list[Listener] = []
+    with pytest.raises(DriverError):
+        await break_off()
+    ending = await clients[0].hear_end()
+    assert ending["verdict"] is None
+    assert "driver process 0 ended with code 1" in ending["words"]
+
+
+def test_a_port_that_is_taken_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        result = CliRunner().invoke(main, ["run", f"--live-port={port}"], catch_exceptions=False)
+    assert result.exit_code == 2
+    said = f"flashsim: the live page can't be served at 127.0.0.1:{port}: address already in use\n"
+    assert result.stderr == said
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_browser_follows_a_run_to_its_verdict(settings: Settings, tmp_path: Path) -> None:
+    arguments = [
+        "run", "spike", "--live", "--rate=800", "--duration=5", "--stock=300", "--out=run",
+        "--set=faults=[{kind='stop',on='relay',at_s=1,seconds=0.5}]", *PATIENT, *urls_of(settings),
+    ]  # fmt: skip
+    async with open_tab(tmp_path) as tab:
+        process = await asyncio.create_subprocess_exec(
+            *FLASHSIM,
+            *arguments,
+            cwd=tmp_path,
+            env=plain_environment(),
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        assert process.stderr
+        try:
+            said = (await process.stderr.readline()).decode()
+            found = re.fullmatch(r"flashsim: live page: (http://127\.0\.0\.1:\d+/)\n", said)
+            assert found, said + (await process.stderr.read()).decode()
+            await tab.open(found[1])
+
+            await tab.await_true("document.title.startsWith('peak')")
+            await tab.await_true("document.querySelectorAll('#charts polyline').length > 6")
+            await tab.await_true("/^[1-9]/.test(document.querySelector('#numbers .value').textContent)")
+            shown = await tab.evaluate("document.body.innerText")
+            assert "\nLive\n" in shown
+            assert re.search(r"[\d,]+ of [\d,]+ requests answered", shown)
+            strip = await tab.evaluate("document.querySelector('#strip').textContent")
+            assert strip == "basepeaktailstop relay"
+            assert await tab.evaluate("document.documentElement.scrollWidth") == 390
+
+            await tab.await_true("document.title.startsWith('pass')")
+            log = (await process.stderr.read()).decode()
+            assert await process.wait() == 0, log
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        shown = await tab.evaluate("document.body.innerText")
+        report = str(tmp_path / "run" / "report.html")
+        for words in ("Pass", "Ended", "units oversold", "300 accepted", report):
+            assert words in " ".join(shown.split())
+        assert await tab.evaluate("document.querySelectorAll('#charts polyline').length") > 6
+        assert tab.errors == []
+        assert set(tab.urls) == {found[1], f"{found[1]}events"}
+    host, port = found[1].removeprefix("http://").rstrip("/").split(":")
+    with pytest.raises(ConnectionRefusedError):
+        await asyncio.open_connection(host, int(port))

@@ -1,0 +1,99 @@
+"""A history comes back from its file as it was."""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from simulation.errors import HistoryError
+from simulation.model.history import DTYPES, make_history
+from simulation.model.outcome import OUTCOMES, RESULTS
+from simulation.record.history import SCHEMA, read_history, write_history
+
+times = st.just(-1) | st.integers(0, 2**62)
+rows = st.fixed_dictionaries(
+    {
+        "driver": st.integers(0, 64),
+        "user_id": st.integers(1, 2**63 - 1),
+        "product_id": st.integers(1, 2**63 - 1),
+        "key": st.none() | st.text(st.characters(codec="ascii"), max_size=8),
+        "intended_ns": st.integers(0, 2**62),
+        "sent_ns": times,
+        "done_ns": times,
+        "status": st.integers(0, 599),
+        "outcome": st.sampled_from(OUTCOMES),
+        "result": st.sampled_from(RESULTS),
+        "order_id": st.none() | st.uuids().map(str),
+        "attempt": st.integers(0, 1_000),
+        "first_op": st.integers(0, 2**62),
+    }
+)
+
+
+def history_of(found: list[dict[str, Any]]) -> pd.DataFrame:
+    columns: dict[str, Any] = {name: [row[name] for row in found] for name in DTYPES if name != "op"}
+    return make_history({"op": range(len(found))} | columns)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(rows, max_size=5))
+def test_it_comes_back_as_it_was(tmp_path: Path, found: list[dict[str, Any]]) -> None:
+    history = history_of(found)
+    wanted = [str(pd.api.types.pandas_dtype(dtype)) for dtype in DTYPES.values()]
+    assert [str(dtype) for dtype in history.dtypes] == wanted
+    write_history(history, tmp_path / "history.parquet")
+    assert pq.read_schema(tmp_path / "history.parquet").remove_metadata() == SCHEMA
+    pd.testing.assert_frame_equal(read_history(tmp_path / "history.parquet"), history)
+
+
+def test_nanoseconds_are_not_rounded(tmp_path: Path) -> None:
+    odd = 2**53 + 1
+    row: dict[str, Any] = {
+        "driver": 0,
+        "user_id": 1,
+        "product_id": 1,
+        "key": None,
+        "status": 0,
+        "order_id": None,
+        "attempt": 0,
+        "first_op": odd,
+    }
+    row |= {"intended_ns": odd, "sent_ns": odd, "done_ns": -1, "outcome": "UNKNOWN", "result": "unknown"}
+    write_history(history_of([row]), tmp_path / "history.parquet")
+    history = read_history(tmp_path / "history.parquet")
+    assert history["sent_ns"].iloc[0] == odd
+    assert history["first_op"].iloc[0] == odd
+    assert history["done_ns"].isna().all()
+
+
+def test_it_is_sorted_by_op() -> None:
+    columns: dict[str, Any] = {name: [1, 1] for name in DTYPES} | {"op": [1, 0], "user_id": [10, 20]}
+    columns |= {"outcome": ["ACCEPTED"] * 2, "result": ["ok"] * 2, "key": [None] * 2, "order_id": [None] * 2}
+    assert make_history(columns)["user_id"].tolist() == [20, 10]
+
+
+def test_in_a_file_from_before_anybody_came_again_every_request_is_a_first_try(tmp_path: Path) -> None:
+    columns: dict[str, Any] = {name: [1, 1] for name in DTYPES} | {"op": [0, 1], "first_op": [0, 1]}
+    columns |= {"outcome": ["UNKNOWN"] * 2, "result": ["unknown"] * 2, "key": [None] * 2}
+    columns |= {"order_id": [None] * 2, "attempt": [0, 0]}
+    history = make_history(columns)
+    write_history(history, tmp_path / "history.parquet")
+    table = pq.read_table(tmp_path / "history.parquet").drop_columns(["attempt", "first_op"])
+    pq.write_table(table, tmp_path / "history.parquet")
+    pd.testing.assert_frame_equal(read_history(tmp_path / "history.parquet"), history)
+
+
+def test_a_file_that_is_no_history_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "history.parquet"
+    with pytest.raises(HistoryError, match="is not a history"):
+        read_history(path)
+    path.write_bytes(b"not parquet")
+    with pytest.raises(HistoryError, match="is not a history"):
+        read_history(path)
+    pd.DataFrame({"op": [1]}).to_parquet(path)
+    with pytest.raises(HistoryError, match="is not a history"):
+        read_history(path)

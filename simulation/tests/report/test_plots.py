@@ -1,0 +1,85 @@
+"""The plots draw what the history holds."""
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+
+from simulation.report.canvas import Course, Phase
+from simulation.report.latency_plots import (
+    _join_cells,
+    draw_heat,
+    draw_latency,
+    draw_percentiles,
+    percentile_steps,
+)
+from simulation.report.plots import mark_faults
+from simulation.tests.run_folders import make_history
+
+
+def test_joined_cells_cover_the_chosen_ones_and_no_other() -> None:
+    random = np.random.default_rng(7)
+    chosen = random.random((9, 5)) < 0.5
+    boxes = _join_cells(chosen, np.arange(10.0), np.arange(6.0))
+    covered = np.zeros_like(chosen)
+    for left, right, bottom, top in boxes:
+        assert top == bottom + 1
+        assert not covered[int(left) : int(right), int(bottom)].any()
+        covered[int(left) : int(right), int(bottom)] = True
+    np.testing.assert_array_equal(covered, chosen)
+
+
+def test_the_percentile_curves_end_at_the_slowest_request_and_are_bold_only_where_firm() -> None:
+    history = make_history(2_000)
+    accepted = history[history["outcome"] == "ACCEPTED"]
+    canvas = draw_percentiles(history, wide=True)
+    assert canvas is not None
+    whole, bold, service = canvas.panels[0].lines[:3]
+    took = (accepted["done_ns"] - accepted["intended_ns"]) / 1e6
+    assert np.asarray(whole.get_xydata())[-1] == pytest.approx([2_000, took.max()])
+    assert np.asarray(bold.get_xydata())[-1, 0] == pytest.approx(200)
+    assert np.asarray(service.get_ydata())[-1] < took.max()
+
+
+def test_plots_of_nothing_are_not_drawn() -> None:
+    history = make_history(10).iloc[:0]
+    assert draw_heat(history, Course(), wide=True) is None
+    assert draw_percentiles(history, wide=True) is None
+
+
+def test_a_step_of_a_percentile_is_as_long_as_it_takes_to_tell_it_from_the_maximum() -> None:
+    at_s = np.concatenate([np.linspace(0, 0.99, 60), np.linspace(1, 1.99, 60), np.linspace(5, 5.99, 150)])
+    values = np.arange(len(at_s), dtype="float64")
+    edges = np.arange(8.0)
+    assert percentile_steps(at_s, values, edges, 100) == [(0, 1, 59), (1, 2, 119), (5, 6, 269)]
+    p99 = percentile_steps(at_s, values, edges, 99)
+    assert [(step.start_s, step.end_s) for step in p99] == [(0, 2), (5, 6)]
+    assert p99[0].value == pytest.approx(np.percentile(values[:120], 99))
+    assert percentile_steps(at_s, values, edges, 99.9) == []
+
+
+def test_a_percentile_of_too_few_requests_is_a_point_that_says_how_many() -> None:
+    canvas = draw_latency(make_history(421), Course(), wide=True)
+    assert canvas is not None
+    accepted, sold_out = ([text.get_text() for text in panel.texts] for panel in canvas.panels)
+    assert accepted == ["p99.9 of 421 requests"]
+    assert sold_out == []
+
+
+def test_faults_are_shaded_and_numbered_and_seen_even_if_they_last_no_time() -> None:
+    faults = [
+        {"kind": "drop_replies", "on": "redis", "start_s": 1.0, "end_s": 3.0},
+        {"kind": "kill", "on": "relay", "start_s": 8.0, "end_s": 8.0},
+    ]
+    assert mark_faults(faults, 10.0) == [("1 drop replies redis", 1.0, 3.0), ("2 kill relay", 8.0, 8.06)]
+    assert mark_faults([], 10.0) == []
+
+
+def test_labels_on_an_axis_of_time_do_not_meet() -> None:
+    faults = [Phase(f"{number} restart fulfilment", 4 + number / 10, 5) for number in range(4)]
+    course = Course([Phase("crowd", 0, 12)], faults, 4.2)
+    canvas = draw_latency(make_history(5_000), course, wide=True)
+    assert canvas is not None
+    boxes = [text.get_window_extent() for text in canvas.panels[0].texts]
+    assert len(boxes) == 6
+    assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))

@@ -1,0 +1,193 @@
+"""The report says what the record says, looks after itself, and is there whatever the record lacks."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from simulation.judge.disturbance import find_omission
+from simulation.judge.fairness import measure_order
+from simulation.judge.retries import measure_retries
+from simulation.judge.summary import measure_latency
+from simulation.model.hostile import Tally
+from simulation.record.history import read_history
+from simulation.report.latency_plots import draw_knee
+from simulation.report.page import count, ms
+from simulation.report.report import KINDS, Plot, render_page, tabulate_siege, write_report
+from simulation.scenario.fault import TARGETS
+from simulation.tests.browser import open_page
+from simulation.tests.judge.test_disturbance import stand_still
+from simulation.tests.run_folders import lose_orders, make_run
+
+PLOTS = {"latency", "heat", "percentiles", "throughput", "stock", "lag", "processes"}
+
+
+@pytest.fixture(scope="module")
+def passed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("passed")
+    make_run(folder)
+    write_report(folder)
+    return folder
+
+
+def test_the_page_holds_verdict_checks_numbers_and_plots(passed: Path) -> None:
+    page = (passed / "report.html").read_text()
+    assert ">Pass</h1>" in page
+    rules = len(json.loads((passed / "summary.json").read_text())["checks"])
+    assert f"All {rules} rules hold" in page
+    assert page.count('class="mark pass"') == rules + 4
+    assert "<code>accepted.response.p99 &lt; 1000</code>" in page
+    assert "5,000 sold of 5,000 in stock" in page
+    assert "flashsim run spike --seed 1" in page
+    assert {name for name in PLOTS if f'<section id="{name}">' in page} == PLOTS
+    assert {file.stem for file in (passed / "plots").glob("*.png")} == PLOTS
+
+
+def test_a_percentile_of_too_few_requests_says_so(passed: Path, tmp_path: Path) -> None:
+    few = "° Too few samples to be trusted"
+    page = (passed / "report.html").read_text()
+    assert page.count('class="weak"') == 2  # p99.9 of 5,000 purchases, response and service
+    assert few in page
+    make_run(tmp_path, stock=12_000)
+    page = write_report(tmp_path).read_text()
+    assert 'class="weak"' not in page
+    assert few not in page
+
+
+def test_faults_are_listed_with_what_they_did_and_how_long_the_engine_took(tmp_path: Path) -> None:
+    summary = make_run(tmp_path)
+    fault = {"kind": "drop_replies", "on": "redis", "start_s": 3.0, "end_s": 4.0, "healed_s": 0.3}
+    lasting = {"kind": "stop", "on": "relay", "start_s": 5.0, "end_s": 6.0, "healed_s": None}
+    (tmp_path / "summary.json").write_text(json.dumps(summary | {"faults": [fault, lasting]}))
+    page = write_report(tmp_path).read_text()
+    rows = re.findall(r"<tr><th>\d</th>.*?</tr>", page, re.DOTALL)
+    assert ["drop replies</b> redis" in rows[0], "3.00 s" in rows[0], "in 0.3 s" in rows[0]] == [True] * 3
+    assert "never" in rows[1]
+    assert page.count(">1 drop replies redis<") == 5  # on every axis of time
+
+
+def test_every_kind_of_fault_has_words() -> None:
+    assert KINDS.keys() == TARGETS.keys()
+
+
+def test_what_service_time_hides_is_told_in_a_sentence(tmp_path: Path) -> None:
+    summary = make_run(tmp_path)
+    history = stand_still(read_history(tmp_path / "history.parquet"), held=5)
+    refused = measure_latency(history[history["outcome"] == "SOLD_OUT"])
+    summary["latency_ms"]["sold_out"] = refused
+    curve = Plot("percentiles", "Latency by percentile", "", "", "")
+    assert 'id="omission"' not in render_page(summary, [curve])
+    page = render_page(summary, [curve], omission=find_omission(history, summary))
+    assert "× service p99: the engine stood still for 1 s, from 7.00 s on, and 1," in page
+    assert f"and reported {ms(refused['service']['p99'])}." in page
+    assert "part of the wait may be its own" not in page
+    late = summary | {"load": summary["load"] | {"valid": False, "reason": "late"}}
+    page = render_page(late, [curve], omission=find_omission(history, summary))
+    assert "nothing was answered for 1 s" in page
+    assert "part of the wait may be its own" in page
+
+
+def test_what_a_run_measured_besides_has_a_panel_of_its_own(tmp_path: Path) -> None:
+    summary = make_run(tmp_path)
+    panels = ("fairness", "restocks", "retries", "siege")
+    bare = render_page(summary | dict.fromkeys(["fairness", "restocks", "retries"]), [])
+    assert not any(f'id="{panel}"' in bare for panel in panels)
+
+    history = read_history(tmp_path / "history.parquet")
+    bots: dict[str, float] = {
+        f"{who}_{what}": 3 for who in ("people", "bots") for what in ("heads", "requests", "units")
+    }
+    bots |= {f"bots_{what}_share": 0.5 for what in ("head", "request", "unit")}
+    fairness = measure_order(history) | bots | {"people_units_per_head": 1, "bots_units_per_head": 1}
+    restock = {"product_id": 7, "at_s": 5.0, "stock": 800, "sold": 790, "sold_out_after_s": None}
+    page = render_page(
+        summary
+        | {"fairness": fairness, "restocks": [restock]}
+        | {"retries": measure_retries(history.assign(attempt=1), None)},
+        [],
+        siege=tabulate_siege({"huge body": Tally(9, {"413": 8, "500": 1}), "slow": Tally(2, {"left": 2})}),
+    )
+    assert all(f'id="{panel}"' in page for panel in panels)
+    assert "3 people, 3 bots" in page
+    assert "of 5,000 winners" in page
+    assert "28,400 retries" in page
+    assert ">11 hostile requests<" in page
+    assert '<th>huge body</th><td>9</td><td>8</td><td class="fail">1</td>' in page
+
+
+def test_a_ramp_is_drawn_with_its_knee() -> None:
+    rates, p99_ms = np.linspace(1e3, 9e3, 9), np.array([2.0] * 6 + [20, 90, 400])
+    canvas = draw_knee(rates, p99_ms, {"rps": 6e3, "plateau_p99_ms": 2.0}, wide=True)
+    assert canvas is not None
+    assert [text.get_text() for text in canvas.panels[0].texts] == ["knee at 6,000/s offered"]
+    steady = draw_knee(rates, p99_ms, {"rps": None, "plateau_p99_ms": 2.0}, wide=False)
+    assert steady is not None
+    assert not steady.panels[0].texts
+    assert draw_knee(rates[:0], p99_ms[:0], {}, wide=True) is None
+
+
+def test_the_page_loads_nothing_from_outside(passed: Path) -> None:
+    page = (passed / "report.html").read_text()
+    loading = re.findall(r"(?:src|href)\s*=\s*[\"'](?!#)[^\"']*|@import|<script|<link|url\((?!#)[^)]*", page)
+    assert loading == []
+
+
+def test_the_same_record_makes_the_same_page(passed: Path) -> None:
+    before = (passed / "report.html").read_bytes()
+    write_report(passed)
+    assert (passed / "report.html").read_bytes() == before
+
+
+def test_plots_take_their_colours_from_the_page(passed: Path) -> None:
+    page = (passed / "report.html").read_text()
+    drawings = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
+    assert len(drawings) == 2 * len(PLOTS)
+    assert {colour for svg in drawings for colour in re.findall(r"#[0-9a-f]{6}\b", svg)} <= {"#000000"}
+    assert all("var(--ink)" in svg for svg in drawings)
+    ids = re.findall(r' id="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+
+
+def test_a_broken_run_shows_what_is_broken_before_what_holds(tmp_path: Path) -> None:
+    make_run(tmp_path, spoil=lose_orders)
+    page = write_report(tmp_path).read_text()
+    assert ">Fail</h1>" in page
+    assert "3 are not in the ledger" in page
+    marks = re.findall(r'class="mark (\w+)"', page[page.index('id="checks"') :])
+    assert marks == sorted(marks)
+    assert marks[0] == "fail"
+
+
+def test_a_record_with_gaps_still_makes_a_page(tmp_path: Path) -> None:
+    make_run(
+        tmp_path,
+        spoil=lambda state: replace(state, orders=None, sales=None, gate=None, unread={"ledger": "down"}),
+        timeline=False,
+    )
+    page = write_report(tmp_path).read_text()
+    assert ">Unknown</h1>" in page
+    assert "The ledger could not be read: down" in page
+    assert "could not be judged" in page
+    assert '<section id="stock">' not in page
+    assert '<section id="latency">' in page
+
+
+def test_words_of_the_record_are_escaped(tmp_path: Path) -> None:
+    summary = make_run(tmp_path)
+    page = render_page(summary | {"command": "<script>alert(1)</script>"}, [])
+    assert "<script>" not in page
+
+
+def test_numbers_are_written_for_people() -> None:
+    assert count(1234567.4) == "1,234,567"
+    assert [ms(value) for value in (None, 0.42, 12.345, 1234.5)] == ["–", "420 µs", "12.3 ms", "1.23 s"]
+
+
+def test_a_browser_shows_it(passed: Path, tmp_path: Path) -> None:
+    dom = open_page(passed / "report.html", tmp_path)
+    assert re.search(r'id="verdict".*Pass</h1>', dom)
+    assert dom.count("<svg") == 2 * len(PLOTS)
+    assert "29.8 ms" in dom

@@ -1,0 +1,212 @@
+"""A scenario says what is wrong with it in one line that names the key, and can be changed from outside."""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from simulation.drive.plan import build_plan
+from simulation.errors import ScenarioError
+from simulation.scenario.arrivals import expected_requests, peak_rps
+from simulation.scenario.loading import list_scenarios, load_scenario, parse_override, read_scenario
+
+
+def minimal(**changes: Any) -> dict[str, Any]:
+    return {
+        "name": "small",
+        "text": "A few.",
+        "seed": 1,
+        "sales": [{"product_id": 1, "stock": 5}],
+        "arrivals": [{"shape": "constant", "seconds": 1, "rate_rps": 10}],
+        "population": {"users": 100},
+    } | changes
+
+
+@pytest.mark.parametrize("name", list_scenarios())
+def test_every_scenario_that_comes_along_is_valid_and_says_what_it_is(name: str) -> None:
+    scenario = load_scenario(name)
+    assert scenario.name == name
+    assert scenario.text
+
+
+def test_one_entry_can_stand_for_many_products_but_none_is_sold_twice() -> None:
+    sales = [{"product_id": 3, "products": 3, "stock": 7}, {"product_id": 6, "stock": 1}]
+    scenario = read_scenario(minimal(sales=sales))
+    assert [(sale.product_id, sale.stock) for sale in scenario.sales] == [(3, 7), (4, 7), (5, 7), (6, 1)]
+    assert read_scenario(msgspec.to_builtins(scenario)) == scenario
+    sales[1]["product_id"] = 5
+    with pytest.raises(ScenarioError, match=r"sales\.1\.product_id: 5 is on sale already"):
+        read_scenario(minimal(sales=sales))
+
+
+def test_the_spike_asks_for_far_more_than_there_is() -> None:
+    spike = load_scenario("spike")
+    assert expected_requests(spike.arrivals) >= 160_000
+    assert spike.sales[0].stock == 10_000
+    assert 20 <= spike.duration_s() <= 40
+    assert [name for name, _, _ in spike.phases()] == ["base", "peak", "tail"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "names"),
+    [
+        ("seed", -1, "seed: expected"),
+        ("seed", "x", "seed: expected"),
+        ("speed", 1, "speed: there is no such key"),
+        ("name", "../etc", "name: expected"),
+        ("sales", [], "sales: expected"),
+        ("sales.0.stock", -1, "sales.0.stock: expected `int` >= 0, got -1"),
+        ("sales.0.stok", 5, "sales.0.stok: there is no such key"),
+        ("sales.0.limit", 0, "sales.0.limit: expected"),
+        ("sales.1.stock", 5, "sales.1.stock: '1' must be a number below 1"),
+        ("sales.first.stock", 5, "sales.first.stock: 'first' must be a number below 1"),
+        ("sales.0", {"stock": 5}, "sales.0.product_id: is missing"),
+        ("arrivals.0.shape", "square", "arrivals.0.shape: invalid value 'square'"),
+        ("arrivals.0.seconds", 0, "arrivals.0.seconds: expected"),
+        ("arrivals.0.seconds", float("nan"), "arrivals.0.seconds: expected"),
+        ("arrivals.0.rate_rps", float("inf"), "arrivals.0.rate_rps: expected"),
+        ("arrivals.0.to_rps", 7, "arrivals.0.to_rps: there is no such key"),
+        ("arrivals.2.to_rps", 0, "arrivals.2: a decay needs 0 < to_rps < rate_rps"),
+        ("arrivals.0.rate_rps", 1e7, "arrivals: 50,"),
+        ("population.users", 0, "population.users: expected"),
+        ("population.keyed_share", 1.5, "population.keyed_share: expected"),
+        ("population", 3, "population: expected"),
+        ("driver.processes", 0, "driver.processes: expected"),
+        ("driver.proceses", 1, "driver.proceses: there is no such key"),
+        ("engine.payment_decline_rate", 2, "engine.payment_decline_rate: Expected"),
+        ("engine.no_such_setting", 2, "engine.no_such_setting: "),
+        ("engine.workers", [1], "engine: expected"),
+        ("text.more", 1, "text.more: there is no such key"),
+    ],
+)
+def test_a_bad_key_is_named(key: str, value: Any, names: str) -> None:
+    with pytest.raises(ScenarioError) as caught:
+        load_scenario("spike", {key: value})
+    assert names in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_scenario_that_is_not_there_names_those_that_are() -> None:
+    with pytest.raises(ScenarioError, match=r"no scenario 'spyke'; there are: .*spike"):
+        load_scenario("spyke")
+
+
+def test_a_file_that_can_t_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ScenarioError, match=r"gone\.toml: No such file"):
+        load_scenario(tmp_path / "gone.toml")
+    bad = tmp_path / "bad.toml"
+    bad.write_text("name = ")
+    with pytest.raises(ScenarioError, match=r"bad\.toml: is not TOML"):
+        load_scenario(bad)
+    bad.write_bytes(b"\xff\xfe")
+    with pytest.raises(ScenarioError, match=r"bad\.toml: is not TOML"):
+        load_scenario(bad)
+
+
+def test_a_product_is_on_sale_once() -> None:
+    with pytest.raises(ScenarioError, match=r"sales\.1\.product_id: 1 is on sale already"):
+        read_scenario(minimal(sales=[{"product_id": 1, "stock": 1}, {"product_id": 1, "stock": 2}]))
+
+
+def test_a_scenario_without_requests_is_refused() -> None:
+    with pytest.raises(ScenarioError, match="arrivals: 0 requests"):
+        read_scenario(minimal(arrivals=[{"shape": "constant", "seconds": 1, "rate_rps": 0}]))
+
+
+def test_dotted_keys_change_a_scenario() -> None:
+    scenario = load_scenario("spike", {"sales.0.limit": 2, "driver.connections": 128, "engine.workers": 2})
+    assert scenario.sales[0].limit == 2
+    assert scenario.driver.connections == 128
+    assert scenario.engine == {"workers": 2}
+
+
+@given(rate_rps=st.floats(1, 100_000), duration_s=st.floats(0.1, 300))
+def test_rate_sets_the_peak_and_duration_the_length(rate_rps: float, duration_s: float) -> None:
+    spike = load_scenario("spike")
+    scaled = (
+        load_scenario("spike", rate_rps=rate_rps, duration_s=duration_s)
+        if rate_rps * duration_s > 10
+        else None
+    )
+    if scaled is None:
+        return
+    assert peak_rps(scaled.arrivals) == pytest.approx(rate_rps)
+    assert scaled.duration_s() == pytest.approx(duration_s)
+    ratio = rate_rps / peak_rps(spike.arrivals) * duration_s / spike.duration_s()
+    assert expected_requests(scaled.arrivals) == pytest.approx(expected_requests(spike.arrivals) * ratio)
+
+
+def test_stock_and_seed_have_shortcuts() -> None:
+    scenario = load_scenario("spike", stock=7, seed=99)
+    assert (scenario.sales[0].stock, scenario.seed) == (7, 99)
+
+
+@pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf")])
+def test_a_rate_or_a_duration_of_nothing_is_refused(value: float) -> None:
+    with pytest.raises(ScenarioError, match="rate"):
+        load_scenario("spike", rate_rps=value)
+    with pytest.raises(ScenarioError, match="duration"):
+        load_scenario("spike", duration_s=value)
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "value"),
+    [
+        ("sales.0.stock=500", "sales.0.stock", 500),
+        ("driver.late_p99_ms = 2.5", "driver.late_p99_ms", 2.5),
+        ("driver.connections_may_run_out=true", "driver.connections_may_run_out", True),
+        ("name=night", "name", "night"),
+        ('name="night"', "name", "night"),
+        ("text=a = b", "text", "a = b"),
+    ],
+)
+def test_an_override_reads_like_toml(text: str, key: str, value: Any) -> None:
+    assert parse_override(text) == (key, value)
+
+
+@pytest.mark.parametrize("text", ["", "stock", "=5"])
+def test_an_override_needs_a_key_and_a_value(text: str) -> None:
+    with pytest.raises(ScenarioError, match="key=value"):
+        parse_override(text)
+
+
+def test_a_trace_is_read_beside_its_scenario_and_goes_where_that_goes(tmp_path: Path) -> None:
+    (tmp_path / "crowd.csv").write_text("requests\n10\n40\n")
+    file = tmp_path / "mine.toml"
+    file.write_text(
+        'name = "mine"\ntext = "Ours."\nseed = 1\nsales = [{product_id = 1, stock = 5}]\n'
+        'arrivals = [{shape = "trace", file = "crowd.csv"}]\npopulation = {users = 9}\n'
+    )
+    scenario = load_scenario(file)
+    assert (peak_rps(scenario.arrivals), scenario.duration_s()) == (40, 2)
+    scaled = load_scenario(file, rate_rps=80, duration_s=1)
+    assert expected_requests(scaled.arrivals) == pytest.approx(50)
+    with pytest.raises(ScenarioError, match=r"arrivals\.0\.file: must name the CSV file"):
+        load_scenario(file, {"arrivals.0.file": 7})
+    (tmp_path / "crowd.csv").unlink()
+    assert msgspec.json.decode(msgspec.json.encode(scenario), type=type(scenario)) == scenario
+    assert len(build_plan(scenario)) > 20
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "names"),
+    [
+        ("restocks", [{"at_s": 3, "product_id": 2, "stock": 1}], "restocks.0.product_id: 2 is not on sale"),
+        ("restocks", [{"at_s": 99, "product_id": 1, "stock": 1}], "restocks.0.at_s: the load lasts 30 s"),
+        ("abort_when", ["oversold > 0"], "abort_when.0: 'oversold > 0': under the load there are only"),
+        ("abort_when", ["error.share > 0.5 during peak"], "under the load there are only"),
+        ("abort_when", ["accepted.response.p99 > 9"], "under the load there are only"),
+    ],
+)
+def test_what_happens_under_the_load_is_checked_beforehand(key: str, value: Any, names: str) -> None:
+    with pytest.raises(ScenarioError) as caught:
+        load_scenario("spike", {key: value})
+    assert names in str(caught.value)
+
+
+def test_a_longer_run_is_restocked_later() -> None:
+    restocks = [{"at_s": 3, "product_id": 1, "stock": 1}]
+    assert load_scenario("spike", {"restocks": restocks}, duration_s=60).restocks[0].at_s == 6

@@ -1,0 +1,160 @@
+"""What the probes promise: the stores' numbers as they are, a gap where one can't be read, and no harm."""
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+import aio_pika
+import pytest
+
+from engine.bus.topology import declare_topology
+from engine.gate.gate import Gate
+from engine.ledger.ledger import Ledger
+from engine.local.stack import Stack
+from engine.model.purchase import Outcome
+from engine.model.sale import Sale, SaleTerms
+from engine.settings import Settings
+from simulation.target import process_meter
+from simulation.target.probes import Probe, Sample
+from simulation.target.process_meter import ProcessMeter, Usage
+from simulation.target.services import Services
+
+TERMS = SaleTerms(product_id=7, stock=10, quantity=2)
+NOWHERE = "127.0.0.1:9"
+
+
+def services_of(settings: Settings) -> Services:
+    assert settings.redis_url
+    assert settings.postgres_url
+    return Services(
+        redis_url=settings.redis_url, postgres_url=settings.postgres_url, amqp_url=settings.amqp_url
+    )
+
+
+async def sampled(probe: Probe, condition: Callable[[Sample], bool]) -> Sample:
+    """The first sample that meets the condition."""
+    async with asyncio.timeout(30):
+        while not (probe.latest and condition(probe.latest)):  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+    return probe.latest
+
+
+@asynccontextmanager
+async def sale_on(settings: Settings) -> AsyncIterator[tuple[Sale, Gate, Ledger]]:
+    assert settings.postgres_url
+    ledger = await Ledger.connect(settings.postgres_url)
+    gate = Gate(settings)
+    try:
+        await ledger.create_schema()
+        sale = await ledger.open_sale(TERMS)
+        await gate.open_sale(sale)
+        yield sale, gate, ledger
+    finally:
+        await gate.close()
+        await ledger.close()
+
+
+async def test_it_reads_gate_outbox_and_ledger(settings_without_bus: Settings) -> None:
+    settings = settings_without_bus
+    async with (
+        sale_on(settings) as (sale, gate, _),
+        Probe(services_of(settings), [sale], 1, ProcessMeter({})) as probe,
+    ):
+        before = await sampled(probe, lambda sample: sample.ledger_confirmed is not None)
+        assert (before.stock_remaining, before.pending_orders, before.outbox_entries) == (10, 0, 0)
+        for user in (1, 2, 3):
+            assert (await gate.reserve(user, TERMS.product_id, None))[0] is Outcome.ACCEPTED
+        after = await sampled(probe, lambda sample: sample.pending_orders == 3)
+        assert (after.stock_remaining, after.outbox_entries) == (4, 3)
+        assert (after.ledger_confirmed, after.ledger_failed) == (0, 0)
+
+
+async def test_its_last_sample_is_of_the_end(settings_without_bus: Settings) -> None:
+    settings = settings_without_bus
+    async with sale_on(settings) as (sale, gate, _):
+        async with Probe(services_of(settings), [sale], 1, ProcessMeter({})) as probe:
+            await sampled(probe, lambda sample: sample.pending_orders == 0)
+            assert (await gate.reserve(1, TERMS.product_id, None))[0] is Outcome.ACCEPTED
+        assert probe.latest
+        assert probe.latest.pending_orders == 1
+
+
+async def test_what_cannot_be_read_is_a_gap_and_the_rest_goes_on(settings_without_bus: Settings) -> None:
+    async with sale_on(settings_without_bus) as (sale, _, _):
+        broken = Services(
+            redis_url=f"redis://{NOWHERE}/0",
+            postgres_url=settings_without_bus.postgres_url or "",
+            amqp_url=f"amqp://{NOWHERE}/",
+        )
+        async with Probe(broken, [sale], 1, ProcessMeter({})) as probe:
+            sample = await sampled(
+                probe, lambda sample: sample.ledger_confirmed == 0 and len(probe.samples) > 1
+            )
+    assert (sample.stock_remaining, sample.outbox_entries, sample.queue_messages) == (None, None, None)
+    timeline = probe.timeline(t0_ns=0)
+    assert timeline["stock_remaining"].isna().all()
+    assert "<NA>" not in timeline.to_csv()
+
+
+async def test_it_reads_the_queue_as_soon_as_there_is_one(settings: Settings) -> None:
+    async with (
+        sale_on(settings) as (sale, _, _),
+        Probe(services_of(settings), [sale], 1, ProcessMeter({})) as probe,
+    ):
+        first = await sampled(probe, lambda sample: sample.stock_remaining is not None)
+        assert first.queue_messages is None
+        async with await aio_pika.connect(settings.amqp_url) as connection, connection.channel() as channel:
+            await declare_topology(channel)
+        await sampled(probe, lambda sample: sample.queue_messages == 0)
+
+
+def test_the_meter_names_services_with_all_their_processes(stack: Stack) -> None:
+    meter = ProcessMeter({"postgres": stack.pid("postgres"), "redis": stack.pid("redis")})
+    usage = meter.read()
+    assert set(usage) == {"flashsim", "postgres", "redis"}
+    assert usage["redis"].cpu_percent == 0.0, "there is nothing to compare the first reading with"
+    assert min(used.rss_mib for used in usage.values()) > 1
+
+
+def test_the_meter_passes_over_a_service_that_is_gone() -> None:
+    with subprocess.Popen(["true"]) as ended:
+        pass
+    assert set(ProcessMeter({"redis": ended.pid}).read()) == {"flashsim"}
+
+
+@contextmanager
+def driver_lookalike() -> Iterator["subprocess.Popen[bytes]"]:
+    command = [sys.executable, "-c", "import sys; sys.stdin.read()", "simulation.drive.process"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+        yield process
+
+
+def test_a_process_that_is_started_again_goes_on_under_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process_meter, "SCAN_S", 0)
+    meter = ProcessMeter({})
+    with driver_lookalike() as first:
+        assert set(meter.read()) == {"flashsim", "driver 1"}
+        with driver_lookalike():
+            assert set(meter.read()) == {"flashsim", "driver 1", "driver 2"}
+            first.kill()
+            first.wait()
+            assert set(meter.read()) == {"flashsim", "driver 2"}
+            with driver_lookalike():
+                assert set(meter.read()) == {"flashsim", "driver 1", "driver 2"}
+
+
+def test_the_timeline_begins_with_the_load(settings_without_bus: Settings) -> None:
+    probe = Probe(services_of(settings_without_bus), [], 1, ProcessMeter({}))
+    usage = {"relay": Usage(cpu_percent=12.5, rss_mib=40.0)}
+    probe.samples = [
+        Sample(at_ns=900_000_000, stock_remaining=9),
+        Sample(at_ns=1_200_000_000, stock_remaining=8),
+        Sample(at_ns=1_400_000_000, processes=usage),
+    ]
+    timeline = probe.timeline(t0_ns=1_000_000_000)
+    assert timeline["t_s"].tolist() == [0.2, 0.4]
+    assert timeline["stock_remaining"].isna().tolist() == [False, True]
+    assert timeline["cpu_percent relay"].iloc[1] == 12.5
+    assert probe.timeline(t0_ns=2_000_000_000).empty

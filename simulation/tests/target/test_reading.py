@@ -1,0 +1,64 @@
+"""Whatever a client library does when its service dies, a reading ends as read or as unreadable."""
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from simulation.errors import Unreadable
+from simulation.target.reading import read_within
+
+Reading = Callable[[], Coroutine[Any, Any, int]]
+
+
+async def answer() -> int:
+    return 7
+
+
+async def fail() -> int:
+    raise RuntimeError("cannot switch state")
+
+
+async def be_cancelled_by_the_library() -> int:
+    waiter = asyncio.get_running_loop().create_future()
+    waiter.cancel()
+    return int(await waiter)
+
+
+async def hang() -> int:
+    await asyncio.Event().wait()
+    return 7
+
+
+async def lose_a_cancellation() -> int:
+    with contextlib.suppress(asyncio.CancelledError):
+        await hang()
+    return await hang()
+
+
+async def test_an_answer_is_read() -> None:
+    assert await read_within(answer(), 5) == 7
+
+
+@pytest.mark.parametrize(
+    ("reading", "said"),
+    [
+        (fail, "RuntimeError: cannot switch state"),
+        (be_cancelled_by_the_library, "the connection was closed"),
+        (hang, "no answer in time"),
+        (lose_a_cancellation, "no answer in time"),
+    ],
+)
+async def test_any_other_end_is_unreadable(reading: Reading, said: str) -> None:
+    with pytest.raises(Unreadable, match=said):
+        await read_within(reading(), 0.05)
+
+
+async def test_a_cancellation_of_the_reader_is_its_own() -> None:
+    task = asyncio.create_task(read_within(hang(), 60))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
