@@ -43,6 +43,9 @@ async def run_bench(options: Options, folder: Path, say: Say, command: str) -> N
     Everything that it started is stopped when it returns; a run that is cancelled leaves no folder either.
     Raises BenchError, RunError, EngineError, DriverError or the engine's StackError.
     """
+    # Where there is no other engine, Python would start this one instead.
+    if options.against and not (options.against / "engine" / "__init__.py").is_file():
+        raise BenchError(f"{options.against} is no checkout: it has no package named engine")
     make_folder(folder)
     try:
         async with AsyncExitStack() as cleanup:
@@ -111,9 +114,6 @@ class _Run:
         return await self._cleanup.enter_async_context(private_services(self._note))
 
     async def _compare(self, services: Services, checkout: Path) -> Against:
-        # Without an engine of its own there, Python would find this one.
-        if not (checkout / "engine" / "__init__.py").is_file():
-            raise BenchError(f"{checkout} is no checkout: it has no package named engine")
         async with (
             private_services(self._say) as others,
             # Both are started in the same way, each in the folder of its code.

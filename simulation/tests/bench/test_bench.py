@@ -183,9 +183,7 @@ async def test_after_a_measurement_the_ledger_has_all_that_was_accepted(
     sample = await engine.measure(Outcome.ACCEPTED, 4, 1)
     assert sample.fault == ""
     assert sample.accepted >= sample.requests
-    assert {name for name, spent_s in sample.cpu_s.items() if spent_s > 0} >= {
-        "front-door 1", "relay", "fulfilment", "redis", "postgres", "rabbitmq",
-    }  # fmt: skip
+    assert all(sample.cpu_s[name] > 0 for name in ("front-door 1", "relay", "fulfilment", "redis"))
     connection = await asyncpg.connect(services.postgres_url)
     assert await connection.fetchval("SELECT count(*) FROM orders") == sample.accepted
     await connection.close()
