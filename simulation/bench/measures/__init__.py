@@ -1,1 +1,1 @@
-"""What the benchmark measures, one module for each question. Only bench.run imports these modules."""
+"""What the benchmark measures: one module for each question. Only bench.run imports this room."""
