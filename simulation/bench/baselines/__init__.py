@@ -1,1 +1,1 @@
-"""The baselines: servers that answer the same purchase in other ways. The benchmark runs them as processes."""
+"""The baselines: servers that answer the same purchase in other ways. The benchmark starts them."""

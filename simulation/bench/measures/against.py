@@ -6,7 +6,7 @@ What one round finds of both is paired, so that a disturbance of the machine mee
 from functools import partial
 from typing import Final
 
-from simulation.bench.measures.front_door import measure_servers
+from simulation.bench.measures.front_door import Servers, measure_servers
 from simulation.bench.results import Against, FrontDoor, ProcessCost, Ratio, Spread
 from simulation.bench.rounds import Rounds
 from simulation.bench.subjects import FRONT_DOOR, GATE, STATES, Engine
@@ -17,7 +17,7 @@ COSTS: Final = {"front door": (FRONT_DOOR,), "Redis": ("redis",), "front door an
 
 async def compare_engines(this: Engine, other: Engine, commit: str, rounds: Rounds) -> Against:
     """Measure both engines in both states, in turn; `commit` is the other one's."""
-    servers = {
+    servers: Servers = {
         f"{name}, {state}": partial(engine.measure_state, stock)
         for state, stock in STATES.items()
         for name, engine in (("this", this), ("other", other))
