@@ -11,8 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from engine.payment.simulated import SimulatedGateway
-from simulation.judge.rules import RULES
-from simulation.judge.verdict import Check, judge, verdict, verdict_in_words
+from simulation.judge.verdict import RULES, Check, judge, verdict, verdict_in_words
 from simulation.model.state import FinalState
 from simulation.tests.histories import Ask, Terms, history_of, operation, order, order_rows, play, with_orders
 
@@ -324,13 +323,12 @@ def test_no_dead_letters_catches_one() -> None:
     assert broken(judge(history, replace(state, dead=1))) == {"no dead letters"}
 
 
-def test_guard_never_needed_catches_a_rejected_order_unless_the_gate_was_made_to_forget() -> None:
+def test_guard_never_needed_catches_a_rejected_order() -> None:
     history, state = sold_out_sale()
     late = at(400, 4)
     history = edited(history, 3, outcome="ACCEPTED", result="ok", order_id="late")
     state = with_orders(state, [*order_rows(state), order("late", late, 1, status="REJECTED")])
     assert broken(judge(history, state)) == {"guard never needed"}
-    assert broken(judge(history, state, gate_loss=True)) == set()
 
 
 def test_payment_decides_catches_an_order_that_did_not_end_as_its_payment_did() -> None:

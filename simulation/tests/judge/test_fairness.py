@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simulation.judge.fairness import measure_bots, measure_fairness, measure_order
-from simulation.judge.retries import measure_retries
+from simulation.judge.numbers.fairness import measure_bots, measure_fairness, measure_order
+from simulation.judge.numbers.retries import measure_retries
 from simulation.model.history import make_history
 from simulation.scenario.loading import read_scenario
 from simulation.tests.histories import Ask, order, orders_of
