@@ -26,12 +26,11 @@ from simulation.drive.driver import OPEN_LOOP
 from simulation.errors import RunError
 from simulation.judge.comparison import Run
 from simulation.judge.hostile import judge_siege
-from simulation.judge.metrics import Metrics
 from simulation.judge.numbers.knee import find_knee
 from simulation.judge.numbers.load import Load, measure_load
 from simulation.judge.numbers.recovery import measure_recovery
 from simulation.judge.summary import summarise
-from simulation.judge.thresholds import judge_abort, judge_thresholds
+from simulation.judge.thresholds import Metrics, judge_abort, judge_thresholds
 from simulation.judge.verdict import judge, judge_recovery
 from simulation.model.state import FinalState
 from simulation.record.facts import RunFacts, read_facts, read_faults, read_timeline

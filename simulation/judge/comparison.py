@@ -13,9 +13,9 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from simulation.judge.metrics import Metrics
 from simulation.judge.numbers.latency import Floats, response_ms, service_ms
 from simulation.judge.numbers.requests import select_outcome
+from simulation.judge.thresholds import Metrics
 from simulation.scenario.condition import WHOLE, Condition, quantile_of, unit_of
 
 SLICES: Final = 30
@@ -105,7 +105,7 @@ def judge_change(condition: Condition, rows: Sequence[Row]) -> bool | None:
 
 
 def count_changes(rows: Sequence[Row], number: int) -> tuple[int, int, int]:
-    """Return how many times of run `number` (1 is the second) are surely longer, surely shorter, or
+    """Return how many times of run `number` (the first is 0) are surely longer, surely shorter, or
     neither."""
     changes = [change for row in rows if row.unit and (change := row.changes[number - 1]) is not None]
     judged = [change for change in changes if change.low is not None]
@@ -150,8 +150,7 @@ def _interval(first: Run, other: Run, metric: str) -> tuple[float, float]:
 
 
 def _stat_of_bins(counts: np.ndarray[Any, np.dtype[np.int64]], stat: str) -> Floats:
-    """Return for each row of counts the bin of its percentile or mean, as a number of bins; NaN for no
-    counts."""
+    """Return for each row of counts the bin of its percentile or mean; NaN where all counts are 0."""
     totals = counts.sum(axis=1)
     if stat == "mean":
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -163,8 +162,7 @@ def _stat_of_bins(counts: np.ndarray[Any, np.dtype[np.int64]], stat: str) -> Flo
 
 
 def _sample(run: Metrics, metric: str) -> tuple[Floats, Floats]:
-    """Return the moment of each sample of a metric, in seconds from the run's start, and how long it took, in
-    ms."""
+    """Return the samples of a metric: when, in seconds from the run's start, and how long, in ms."""
     kind, _, rest = metric.partition(".")
     if kind == "fulfilment":
         at_s, took = run.sample_delays()

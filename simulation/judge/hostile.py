@@ -4,7 +4,7 @@ from typing import Final
 
 import pandas as pd
 
-from simulation.judge.metrics import measure_front_door
+from simulation.judge.thresholds import measure_front_door
 from simulation.judge.verdict import Check
 from simulation.model.hostile import Siege, Stock
 

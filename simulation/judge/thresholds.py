@@ -1,18 +1,99 @@
-"""Thresholds: what a scenario asks of a run besides correctness."""
+"""Thresholds: what a scenario asks of a run besides correctness, and the metrics that it asks about."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
 
 import numpy as np
+import pandas as pd
 
-from simulation.judge.metrics import Metrics
+from simulation.judge.numbers.knee import Knee
+from simulation.judge.numbers.latency import Floats, delay_ms, response_ms, service_ms, take_stat
 from simulation.judge.numbers.load import Load
+from simulation.judge.numbers.requests import select_outcome, select_span
+from simulation.judge.numbers.sales import (
+    measure_fulfilment,
+    measure_stock,
+    settled_orders,
+    time_to_sell_out,
+)
 from simulation.judge.verdict import Check
+from simulation.model.state import FinalState
 from simulation.scenario.abort import Abort
-from simulation.scenario.condition import Condition, parse_condition, unit_of
-from simulation.scenario.schema import Scenario
+from simulation.scenario.condition import Condition, Span, parse_condition, unit_of
+from simulation.scenario.schema import Restocked, Scenario
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """The record of a run, and the metrics that are read from it (simulation.scenario.condition)."""
+
+    history: pd.DataFrame
+    state: FinalState
+    load: Load
+    started_at: datetime
+    """The moment of the history's zero."""
+    restocks: Sequence[Restocked] = ()
+    knee: Knee | None = None
+    timeline: pd.DataFrame | None = None
+
+    def measure(self, metric: str, span: Span | None = None) -> float | None:
+        """Return a metric over a span of the run, or all of it; None where there is nothing to measure."""
+        outcome, _, rest = metric.partition(".")
+        if metric in self._whole:
+            return self._whole[metric]
+        if rest.startswith("lag_"):
+            return take_stat(self.sample_delays(span)[1], rest.removeprefix("lag_"))
+        within = select_span(self.history, *span) if span else self.history
+        chosen = select_outcome(within, outcome)
+        if rest == "count":
+            return len(chosen)
+        if rest == "share":
+            return len(chosen) / len(within) if len(within) else None
+        kind, _, stat = rest.partition(".")
+        return take_stat(response_ms(chosen) if kind == "response" else service_ms(chosen), stat)
+
+    def sample_delays(self, span: Span | None = None) -> tuple[Floats, Floats]:
+        """Return when each settled order was accepted, in seconds from the run's start, and its delay in ms;
+        only those accepted within the span."""
+        orders = settled_orders(self.state)
+        if orders is None:
+            return np.empty(0), np.empty(0)
+        at_s = orders["accepted_us"].to_numpy("int64") / 1e6 - self.started_at.timestamp()
+        start_s, end_s = span or (-np.inf, np.inf)
+        within = (at_s >= start_s) & (at_s < end_s)
+        return at_s[within], delay_ms(orders)[within]
+
+    @cached_property
+    def _whole(self) -> dict[str, float | None]:
+        """The metrics that only the whole run has."""
+        stock, done, knee = measure_stock(self.state), measure_fulfilment(self.state), self.knee
+        return {
+            **{name: stock[name] for name in ("oversold", "sold", "remaining")},
+            **{f"fulfilment.{name}": done[name] for name in ("confirmed", "failed", "rejected", "drained_s")},
+            "sold_out_after_s": time_to_sell_out(self.history, self.restocks),
+            "load.late_p99": self.load.lag_p99_ms,
+            "front_door.rss_max_mib": self._front_door_mib(),
+            "knee.rps": knee and knee.rps,
+            "knee.plateau_p99": knee and knee.plateau_p99_ms,
+            "knee.achieved_max_rps": knee and knee.achieved_max_rps,
+        }
+
+    def _front_door_mib(self) -> float | None:
+        if self.timeline is None:
+            return None
+        return take_stat(measure_front_door(self.timeline).dropna().to_numpy(), "max")
+
+
+def measure_front_door(timeline: pd.DataFrame) -> pd.Series:
+    """Return the memory of all front doors together at each sample, in MiB; NaN where it was not read."""
+    columns = [column for column in timeline if str(column).startswith("rss_mib front-door")]
+    return timeline[columns].sum(axis=1, min_count=1).astype("float64")
 
 
 def judge_thresholds(scenario: Scenario, run: Metrics) -> list[Check]:
-    """Return each threshold of the scenario as a check: it holds, is broken, or there was nothing to
-    measure."""
+    """Return a check for each threshold of the scenario: held, broken, or None where nothing was measured."""
     return [_judge(parse_condition(text), scenario, run) for text in scenario.thresholds]
 
 
@@ -28,8 +109,7 @@ def _judge(condition: Condition, scenario: Scenario, run: Metrics) -> Check:
 
 
 def judge_abort(abort: Abort | None, load: Load) -> list[Check]:
-    """Return the abort of a load as a check: broken, or not judged where the driver itself may be at
-    fault."""
+    """Return the abort of a load as a broken check, or as one not judged if the driver may be at fault."""
     if abort is None:
         return []
     unit = unit_of(parse_condition(abort.condition).metric)

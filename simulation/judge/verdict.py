@@ -9,8 +9,7 @@ import pandas as pd
 
 from simulation.judge.numbers.recovery import Recovery
 from simulation.judge.rules import orders, refusals, stock
-from simulation.judge.rules.evidence import Evidence, Unread
-from simulation.judge.rules.finding import Finding
+from simulation.judge.rules.evidence import Evidence, Finding, Unread
 from simulation.model.state import FinalState
 from simulation.scenario.schema import Restocked
 
@@ -92,7 +91,7 @@ def judge_recovery(recoveries: Sequence[Recovery]) -> Check:
 
 
 def verdict(checks: Sequence[Check], load_valid: bool) -> Verdict:
-    """Return `fail` if any check is broken, `unknown` if any could not be judged or the load was not as
+    """Return `fail` if a check is broken, or else `unknown` if one was not judged or the load not as
     planned."""
     if any(check.holds is False for check in checks):
         return "fail"

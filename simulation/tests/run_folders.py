@@ -11,10 +11,9 @@ import msgspec
 import numpy as np
 import pandas as pd
 
-from simulation.judge.metrics import Metrics
 from simulation.judge.numbers.load import measure_load
 from simulation.judge.summary import summarise
-from simulation.judge.thresholds import judge_thresholds
+from simulation.judge.thresholds import Metrics, judge_thresholds
 from simulation.judge.verdict import judge
 from simulation.model.history import DTYPES
 from simulation.model.state import FinalState

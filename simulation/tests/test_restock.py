@@ -16,8 +16,7 @@ from simulation.record.facts import read_facts
 from simulation.run import run
 from simulation.scenario.loading import load_scenario
 from simulation.scenario.schema import Restocked
-from simulation.tests.histories import Ask, Terms, order, order_rows, play, with_orders
-from simulation.tests.judge.test_checker import at, broken, edited
+from simulation.tests.histories import Ask, Terms, at, broken, edited, order, order_rows, play, with_orders
 from simulation.tests.test_run import PATIENT, services
 from simulation.verdict import judge_run
 

@@ -47,8 +47,8 @@ class Effect(NamedTuple):
 
 
 def find_stall(history: pd.DataFrame) -> Stall | None:
-    """Return the run's longest standstill; None where there is none of LEAST_STALL_S and LEAST_DUE
-    requests."""
+    """Return the longest standstill that is worth telling (LEAST_STALL_S, LEAST_DUE); None if there is
+    none."""
     done_ns = np.sort(history["done_ns"].dropna().to_numpy("int64"))
     meant_ns = np.sort(history["intended_ns"].to_numpy("int64"))
     if not len(done_ns):
@@ -66,7 +66,8 @@ def find_stall(history: pd.DataFrame) -> Stall | None:
 
 
 def find_omission(history: pd.DataFrame, summary: Mapping[str, Any]) -> Omission | None:
-    """Return how much of the wait service time hides, of accepted requests first; None where it hides little.
+    """Return how much of the wait service time hides, for accepted requests first; None where it hides
+    little.
 
     The difference is what a closed loop leaves out, because it sends nothing while it waits ("coordinated
     omission", Gil Tene).

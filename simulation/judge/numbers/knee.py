@@ -45,8 +45,7 @@ class Knee(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def find_knee(history: pd.DataFrame, scenario: Scenario) -> Knee | None:
-    """Return the knee in a run's history; None where the scenario has no climb that is long enough for
-    one."""
+    """Return the knee in a run's history; None where the scenario has no climb of enough length."""
     if (ramp := find_ramp(scenario)) is None:
         return None
     start_s, segment = ramp
@@ -64,8 +63,7 @@ def find_knee(history: pd.DataFrame, scenario: Scenario) -> Knee | None:
 
 
 def find_ramp(scenario: Scenario) -> tuple[float, Linear] | None:
-    """Return when the longest climbing linear segment starts, in seconds from the run's start, and the
-    segment."""
+    """Return the longest linear climb, after its start in seconds from the run's start."""
     climbs = [
         (start_s, segment)
         for (_, start_s, _), segment in zip(scenario.phases(), scenario.arrivals, strict=True)

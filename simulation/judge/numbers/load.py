@@ -16,10 +16,10 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     """Planned requests and retries."""
     sent: int
     offered_rps: float
-    """All requests, over the length of the arrival curve, or the time to the last retry if that is longer."""
+    """All requests, over the length of the arrival curve or, if that is longer, the time to the last
+    retry."""
     achieved_rps: float
-    """Answered requests, over the length of the arrival curve, or the time to the last answer if that is
-    longer."""
+    """Answered requests, over that length or, if that is longer, the time to the last answer."""
     lag_p99_ms: float = msgspec.field(name="late_p99_ms")
     """p99 of the lag (sent − intended) of the requests that were sent."""
     valid: bool

@@ -33,8 +33,7 @@ class Recovery(Interval, frozen=True, kw_only=True):
     """A fault, and how the engine came back from it."""
 
     recovered_after_s: float | None = msgspec.field(name="healed_s")
-    """Seconds from the fault's end until the engine works as before; None if the record shows no such
-    moment."""
+    """Seconds from the fault's end until the engine works as before; None if it never does."""
 
 
 def measure_recovery(

@@ -19,8 +19,7 @@ def settled_orders(state: FinalState) -> pd.DataFrame | None:
 
 
 def measure_fulfilment(state: FinalState) -> dict[str, Any]:
-    """Return the number of orders by status, the delay from accepted to settled, and how long the drain
-    took."""
+    """Return the orders by status, the delay of fulfilment, and how long the drain took."""
     orders = settled_orders(state)
     delay = take_percentiles(np.empty(0) if orders is None else delay_ms(orders))
     counts = {
@@ -37,8 +36,7 @@ def measure_fulfilment(state: FinalState) -> dict[str, Any]:
 
 
 def measure_stock(state: FinalState) -> dict[str, int | None]:
-    """Return the units of all sales: on offer, confirmed in the ledger, left at the gate, sold beyond the
-    stock."""
+    """Return the units of all sales: in stock, confirmed, left at the gate, and sold beyond the stock."""
     orders, sales, gate = settled_orders(state), state.sales, state.gate
     sold = oversold = None
     if orders is not None and sales is not None:
@@ -91,8 +89,7 @@ def measure_restock(
 
 
 def _sold_out_at(history: pd.DataFrame) -> float | None:
-    """Return when the last purchase of a product that sold out was accepted, in seconds from the run's
-    start."""
+    """Return when the last purchase of a sold-out product was accepted, in seconds from the run's start."""
     sold_out = history.loc[history["outcome"] == "SOLD_OUT", "product_id"].unique()
     accepted = history[(history["outcome"] == "ACCEPTED") & history["product_id"].isin(sold_out)]
     if accepted.empty:

@@ -1,10 +1,10 @@
-"""The record of a run as the rules read it: what clients were told, beside what the stores hold at the
-end."""
+"""What a rule reads, the evidence of a run, and what it returns, a finding."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Final, TypeVar
+from itertools import islice
+from typing import Any, Final, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,8 @@ BUYER: Final = ["user_id", "product_id", "key"]
 LIVE: Final = ["CONFIRMED", "PENDING"]
 """Orders that hold their units."""
 TERMINAL: Final = ["CONFIRMED", "FAILED", "REJECTED"]
+PLACES: Final = 3
+"""Most ids that one breach names."""
 
 _Part = TypeVar("_Part")
 
@@ -28,7 +30,7 @@ class Unread(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """The record of a run as the rules read it."""
+    """The record of a run: what clients were told, beside what the stores hold at the end."""
 
     history: pd.DataFrame
     """Every request; `key` is "" for a request without an Idempotency-Key."""
@@ -43,8 +45,7 @@ class Evidence:
 
     @cached_property
     def accepted(self) -> pd.DataFrame:
-        """The requests that were answered ACCEPTED, retries included; `order` is the number of the order
-        id."""
+        """The requests answered ACCEPTED, retries included; `order` is the number of the order id."""
         return self.answered("ACCEPTED").assign(order=self._numbers[0])
 
     @cached_property
@@ -128,3 +129,30 @@ def read(part: _Part | None, name: str) -> _Part:
     if part is None:
         raise Unread(f"the {name} could not be read")
     return part
+
+
+class Finding(NamedTuple):
+    """How often a rule is broken, and the evidence in words."""
+
+    violations: int
+    detail: str
+
+
+class Breach(NamedTuple):
+    """One way to break a rule: how often it happened, in words, and where: ids of that kind."""
+
+    times: float
+    what: str
+    kind: str = ""
+    ids: Iterable[Any] = ()
+
+    def __str__(self) -> str:
+        ids = list(islice(dict.fromkeys(map(str, self.ids)), PLACES + 1))
+        named = ", ".join([*ids[:PLACES], "…"] if len(ids) > PLACES else ids)
+        return f"{int(self.times):,} {self.what}" + (f" ({self.kind} {named})" if ids else "")
+
+
+def find(judged: str, *breaches: Breach) -> Finding:
+    """Return the finding of a rule: what it judged, and those of the breaches that happened."""
+    happened = [breach for breach in breaches if breach.times]
+    return Finding(int(sum(breach.times for breach in happened)), "; ".join([judged, *map(str, happened)]))

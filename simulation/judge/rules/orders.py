@@ -2,8 +2,7 @@
 
 import pandas as pd
 
-from simulation.judge.rules.evidence import BUYER, TERMINAL, Evidence, read
-from simulation.judge.rules.finding import Breach, Finding, find
+from simulation.judge.rules.evidence import BUYER, TERMINAL, Breach, Evidence, Finding, find, read
 
 
 def accepted_is_settled(evidence: Evidence) -> Finding:

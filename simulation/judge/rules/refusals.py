@@ -2,15 +2,15 @@
 
 import pandas as pd
 
-from simulation.judge.rules.evidence import BUYER, Evidence
-from simulation.judge.rules.finding import Breach, Finding, find
+from simulation.judge.rules.evidence import BUYER, Breach, Evidence, Finding, find
 from simulation.model.outcome import REFUSALS
 
 
 def sold_out_means_sold_out(evidence: Evidence) -> Finding:
-    """Nobody is told SOLD_OUT while units are left: after such an answer, no purchase of the same sale begins
-    that is accepted. Purchases that units from declined payments can explain don't count. Where a product was
-    restocked, each sale is judged by the answers that are certainly its own."""
+    """Nobody is told SOLD_OUT while units are left: no purchase that begins after such an answer is accepted
+    by the same sale. A unit that comes back from a declined payment may be sold again, so purchases that such
+    units explain don't count. If a product was restocked, each of its sales is judged by the answers that are
+    certainly its own."""
     sales = evidence.timed_sales
     began = _find_starts(evidence).sort_values("sent_ns")
     began["later"] = began.groupby("sale_id").cumcount(ascending=False) + 1
@@ -36,8 +36,7 @@ def sold_out_means_sold_out(evidence: Evidence) -> Finding:
 
 
 def _find_starts(evidence: Evidence) -> pd.DataFrame:
-    """Return sale_id and sent_ns of each accepted purchase; sent_ns is that of the first try under its
-    key."""
+    """Return sale_id and sent_ns of each accepted purchase, as it was first tried under its key."""
     bought, history = evidence.bought.dropna(subset="sale_id"), evidence.history
     tries = history[history["key"] != ""].groupby(BUYER)["sent_ns"].min().rename("first_ns")
     first_ns = bought[BUYER].join(tries, on=BUYER)["first_ns"].fillna(bought["sent_ns"])
@@ -72,9 +71,9 @@ def refusals_are_plausible(evidence: Evidence) -> Finding:
 
 
 def sales_keep_their_hours(evidence: Evidence) -> Finding:
-    """A sale keeps its hours. By the gate's clock, nothing is accepted before its start or after its end; and
-    once a purchase was accepted, no later request is told NOT_STARTED. The second half is not judged for a
-    product that was opened more than once."""
+    """A sale keeps its hours. By the gate's clock, nothing is accepted before its start or after its end.
+    Once a purchase is accepted, no later request is told NOT_STARTED; this is not judged for a product that
+    was opened more than once."""
     sales = evidence.sales
     timed = sales[sales["starts_us"].notna() | sales["ends_us"].notna()]
     if timed.empty:

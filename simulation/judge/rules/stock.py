@@ -2,13 +2,12 @@
 
 import numpy as np
 
-from simulation.judge.rules.evidence import LIVE, Evidence, read
-from simulation.judge.rules.finding import Breach, Finding, find
+from simulation.judge.rules.evidence import LIVE, Breach, Evidence, Finding, find, read
 
 
 def no_oversell(evidence: Evidence) -> Finding:
-    """No sale confirms more units than its stock. The ledger's own count of sold units agrees with its
-    orders, and buyers are not promised more units than the stock either."""
+    """No sale confirms more units than its stock, and buyers are not promised more units than that either.
+    The ledger's own count of sold units agrees with its orders."""
     sales, orders, accepted = evidence.sales, evidence.orders, evidence.accepted
     oversold = (np.maximum(sales["CONFIRMED"], sales["sold"]) - sales["stock"]).clip(lower=0)
     miscounted = (sales["sold"] - sales["CONFIRMED"]).abs()
@@ -51,8 +50,8 @@ def units_are_conserved(evidence: Evidence) -> Finding:
 
 
 def nothing_is_stranded(evidence: Evidence) -> Finding:
-    """Everything drains once the load is over: no reservation waits to be settled, and outbox and queue are
-    empty."""
+    """Once the load is over, everything drains: no reservation waits to be settled, and the outbox and the
+    queue are empty."""
     state = evidence.state
     left = {
         "pending reservations": None if state.pending is None else len(state.pending),
@@ -83,16 +82,16 @@ def user_limit_is_kept(evidence: Evidence) -> Finding:
 
 
 def guard_never_needed(evidence: Evidence) -> Finding:
-    """The gate alone keeps the stock. The ledger's own guard against overselling, the last line of defence,
-    has nothing to reject."""
+    """The gate alone keeps to the stock: the ledger's own guard against overselling never has to reject an
+    order."""
     rejected = int((evidence.orders["status"] == "REJECTED").sum())
     return Finding(rejected, f"{rejected:,} orders rejected")
 
 
 def demand_empties_the_stock(evidence: Evidence) -> Finding:
-    """No unit stays unsold while buyers want it: where a buyer was told SOLD_OUT, or buyers took as much as
-    there was, nothing is left. Two things are allowed: units that a declined payment gave back too late for
-    another buyer, and a rest that is too small for one purchase."""
+    """No unit stays unsold while buyers want it: a sale that told somebody SOLD_OUT, or whose buyers took all
+    it had, has nothing left. Two kinds of unsold units are allowed: those that a declined payment gave back
+    too late for another buyer, and a rest that is too small for one purchase."""
     sales = evidence.timed_sales
     refused = sales.index.isin(evidence.sold_out["sale_id"])
     wanted = evidence.bought["sale_id"].value_counts().reindex(sales.index, fill_value=0) * sales["quantity"]

@@ -1,4 +1,4 @@
-"""A standstill is found, and what service time hides of it is told."""
+"""A standstill is found, and the report says how much of it service time hides."""
 
 from typing import Any
 

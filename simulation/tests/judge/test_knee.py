@@ -1,4 +1,4 @@
-"""The knee is found where a made-up ramp has it, whatever single half seconds are like."""
+"""The knee of a made-up ramp is found, whatever a single half second looks like."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Recovery is measured from the record alone: when requests are decided, and what waits has drained."""
+"""Recovery is measured from the record alone: requests are decided again, and the backlogs have drained."""
 
 from typing import Any
 

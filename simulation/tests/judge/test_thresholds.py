@@ -7,11 +7,10 @@ import pandas as pd
 import pytest
 
 from simulation.errors import ScenarioError
-from simulation.judge.metrics import Metrics
 from simulation.judge.numbers.latency import measure_latency
 from simulation.judge.numbers.load import measure_load
 from simulation.judge.numbers.requests import count_outcomes
-from simulation.judge.thresholds import judge_thresholds
+from simulation.judge.thresholds import Metrics, judge_thresholds
 from simulation.judge.verdict import verdict, verdict_in_words
 from simulation.scenario.condition import Condition, parse_change, parse_condition, quantile_of
 from simulation.scenario.loading import load_scenario
