@@ -124,6 +124,8 @@ def _change(first: Run, other: Run, metric: str, before: float | None, after: fl
     return Change(delta, percent, *_interval(first, other, metric))
 
 
+# A resample may draw nothing but empty stretches: it has no statistic, and is left out.
+@np.errstate(invalid="ignore", divide="ignore")
 def _interval(first: Run, other: Run, metric: str) -> tuple[float, float]:
     """Return the interval of the change, in percent."""
     stat = metric.rpartition("_" if "lag_" in metric else ".")[2]
@@ -142,8 +144,7 @@ def _interval(first: Run, other: Run, metric: str) -> tuple[float, float]:
         random = np.random.default_rng(_SEED if paired else _SEED + number)
         drawn = random.multinomial(SLICES, np.full(SLICES, 1 / SLICES), RESAMPLES)
         stats.append(_stat_of_bins(drawn @ counts, stat))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        changes = 100 * (np.exp(_BIN * (stats[1] - stats[0])) - 1)
+    changes = 100 * (np.exp(_BIN * (stats[1] - stats[0])) - 1)
     changes = changes[np.isfinite(changes)]
     low, high = np.percentile(changes, [2.5, 97.5]) if len(changes) else (-np.inf, np.inf)
     return float(low), float(high)
@@ -153,8 +154,7 @@ def _stat_of_bins(counts: np.ndarray[Any, np.dtype[np.int64]], stat: str) -> Flo
     """Return for each row of counts the bin of its percentile or mean; NaN where all counts are 0."""
     totals = counts.sum(axis=1)
     if stat == "mean":
-        with np.errstate(invalid="ignore", divide="ignore"):
-            mean: Floats = np.log(counts @ np.exp(_BIN * np.arange(counts.shape[1])) / totals) / _BIN
+        mean: Floats = np.log(counts @ np.exp(_BIN * np.arange(counts.shape[1])) / totals) / _BIN
         return mean
     wanted = np.maximum(np.ceil(quantile_of(stat) * totals), 1)
     found = np.argmax(np.cumsum(counts, axis=1) >= wanted[:, None], axis=1)

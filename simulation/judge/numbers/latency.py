@@ -1,5 +1,4 @@
-"""How long things took, in ms: response, service and lag of requests, delay of orders, and their
-percentiles."""
+"""How long requests and orders took, in ms, and the percentiles of that."""
 
 from typing import Final
 

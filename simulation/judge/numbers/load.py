@@ -16,10 +16,9 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     """Planned requests and retries."""
     sent: int
     offered_rps: float
-    """All requests, over the length of the arrival curve or, if that is longer, the time to the last
-    retry."""
+    """All requests, over the length of the arrival curve or, if longer, the time to the last retry."""
     achieved_rps: float
-    """Answered requests, over that length or, if that is longer, the time to the last answer."""
+    """Answered requests, over the length of the arrival curve or, if longer, the time to the last answer."""
     lag_p99_ms: float = msgspec.field(name="late_p99_ms")
     """p99 of the lag (sent − intended) of the requests that were sent."""
     valid: bool
