@@ -18,7 +18,7 @@ from simulation.bench.subjects import STATES, Engine
 from simulation.drive.driver import drive
 from simulation.drive.plan import Plan
 from simulation.errors import BenchError
-from simulation.judge.summary import response_ms
+from simulation.judge.numbers.latency import response_ms
 from simulation.scenario.arrivals import Constant, draw_arrivals
 from simulation.scenario.schema import DriverOptions
 
