@@ -18,7 +18,7 @@ from simulation.bench.subjects import STATES, Engine
 from simulation.drive.driver import drive
 from simulation.drive.plan import Plan
 from simulation.errors import BenchError
-from simulation.judge.numbers.latency import response_ms
+from simulation.judge.numbers.latency import lag_ms, response_ms
 from simulation.scenario.arrivals import Constant, draw_arrivals
 from simulation.scenario.schema import DriverOptions
 
@@ -164,5 +164,4 @@ def _response_p99_ms(history: pd.DataFrame) -> float:
 
 
 def _lag_p99_ms(history: pd.DataFrame) -> float:
-    sent = history.dropna(subset=["sent_ns"])
-    return float(np.percentile((sent["sent_ns"] - sent["intended_ns"]).astype(float), 99)) / 1e6
+    return float(np.percentile(lag_ms(history), 99))
