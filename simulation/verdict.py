@@ -1,16 +1,4 @@
-"""The record of a run, in its folder, and the verdict that is computed from it alone.
-
-run.json             what was run, when and where: RunFacts
-history.parquet      every request (simulation.history)
-timeline.csv         what the probes read (simulation.probes)
-faults.json          the faults that were done, where there were any (simulation.faults.fault.Interval)
-fuzz.json            what hostile requests did, where there were any (simulation.fuzz.siege.Siege)
-final/               what the stores held at the end (simulation.judge.final_state)
-manifest.json        digests of these files (simulation.manifest)
-engine.log           what the engine said, where the run started it
-summary.json         the verdict, the checks and the numbers
-plots/, report.html  made of all these
-"""
+"""The verdict on a run: loads what was recorded, hands it to the judge, and writes summary and report."""
 
 import json
 from collections.abc import Callable
@@ -29,30 +17,25 @@ from simulation.judge.hostile import judge_siege
 from simulation.judge.knee import find_knee
 from simulation.judge.load import LoadReport, load_report
 from simulation.judge.recovery import judge_recovery, measure_recovery
-from simulation.judge.summary import (
-    summarise,
-)
+from simulation.judge.summary import summarise
 from simulation.judge.thresholds import Measured, judge_abort, judge_thresholds
 from simulation.judge.verdict import judge
 from simulation.model.state import FinalState
-from simulation.record.facts import RunFacts, read_facts, read_faults, read_timeline
+from simulation.record.facts import RunFacts, read_facts, read_faults, read_timeline, write_json
 from simulation.record.history import read_history
 from simulation.record.hostile import read_siege
 from simulation.record.manifest import MANIFEST, PRODUCTS, judge_record, seal
-from simulation.record.state import load_final_state
+from simulation.record.state import read_state
 
 
 def judge_run(folder: Path) -> dict[str, Any]:
-    """Judges a run by its record: the fields of its summary.
+    """Judge a run by its record and return the fields of its summary.
 
-    Raises RunError or HistoryError where the record is not whole.
+    Raises RunError or HistoryError if the record is incomplete.
     """
     facts = read_facts(folder)
     history = read_history(folder / "history.parquet")
-    try:
-        state = load_final_state(folder)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{folder}: its final state can't be read: {error}") from None
+    state = read_state(folder)
     timeline = read_timeline(folder) if (folder / "timeline.csv").exists() else None
     measured = measure_run(history, state, facts, timeline)
     load = measured.load
@@ -85,7 +68,10 @@ def judge_run(folder: Path) -> dict[str, Any]:
 
 
 def _find_declines(facts: RunFacts) -> Callable[[str], bool] | None:
-    """Whether payment declines an order id; None for an engine whose settings are unknown."""
+    """Return the function that tells whether payment declines an order id.
+
+    None for an engine at a target, since its settings are unknown.
+    """
     if facts.target is not None:
         return None
     settings = read_settings({}, **facts.scenario.engine)
@@ -95,7 +81,7 @@ def _find_declines(facts: RunFacts) -> Callable[[str], bool] | None:
 def measure_run(
     history: pd.DataFrame, state: FinalState, facts: RunFacts, timeline: pd.DataFrame | None = None
 ) -> Measured:
-    """The run, as metrics are read from it."""
+    """Return the run as metrics are read from it."""
     return Measured(
         history,
         state,
@@ -108,13 +94,13 @@ def measure_run(
 
 
 def judge_load(history: pd.DataFrame, facts: RunFacts) -> LoadReport:
-    """The load as `load_report` judges it; an engine that died under it leaves it invalid."""
+    """Judge the load as `load_report` does; a load is not valid either if the engine died under it."""
     load = load_report(history, facts.scenario, facts.ended_s)
     reasons = [load.reason]
     if facts.driver != OPEN_LOOP and load.late_p99_ms > facts.scenario.driver.late_p99_ms and not load.valid:
         reasons.append(
-            f"{facts.driver}: each keeps up with a few thousand requests/s where it has a core to itself, so"
-            " give it more --processes or let flashsim run send them"
+            f"{facts.driver}: each keeps up with a few thousand requests/s if it has a core to itself;"
+            " give more --processes, or use flashsim run"
         )
     if facts.engine_death is not None:
         reasons.insert(0, f"the engine ended during the run ({facts.engine_death})")
@@ -123,11 +109,11 @@ def judge_load(history: pd.DataFrame, facts: RunFacts) -> LoadReport:
 
 
 def finish_run(folder: Path) -> dict[str, Any]:
-    """Judges a run, and writes summary.json, the plots and report.html. Returns the summary."""
+    """Judge a run, write summary.json, the plots and report.html, and return the summary."""
     from simulation.report.report import write_report
 
     summary = judge_run(folder)
-    (folder / "summary.json").write_bytes(msgspec.json.format(msgspec.json.encode(summary)) + b"\n")
+    write_json(summary, folder / "summary.json")
     write_report(folder)
     if (folder / MANIFEST).exists():
         seal(folder, PRODUCTS)
@@ -135,11 +121,11 @@ def finish_run(folder: Path) -> dict[str, Any]:
 
 
 def load_run(folder: Path) -> Run:
-    """A run from its record. Raises RunError or HistoryError where the record is not whole."""
-    facts, history = read_facts(folder), read_history(folder / "history.parquet")
+    """Return a run to compare, from its record. Raises RunError or HistoryError if it is incomplete."""
+    facts, history, state = read_facts(folder), read_history(folder / "history.parquet"), read_state(folder)
     try:
-        summary, state = json.loads((folder / "summary.json").read_text()), load_final_state(folder)
-    except (OSError, ValueError, KeyError) as error:
-        raise RunError(f"{folder}: is not the folder of a whole run: {error}") from None
+        summary = json.loads((folder / "summary.json").read_text())
+    except (OSError, ValueError) as error:
+        raise RunError(f"{folder}: can't read its summary: {error}") from None
     measured = measure_run(history, state, facts)
     return Run(folder.resolve().name, folder, summary, measured, facts.scenario.duration_s())

@@ -17,7 +17,7 @@ from simulation.model.hostile import Tally
 from simulation.record.facts import read_facts
 from simulation.record.history import read_history
 from simulation.record.hostile import read_siege
-from simulation.record.state import load_final_state
+from simulation.record.state import read_state
 from simulation.report import latency_plots, plots
 from simulation.report.canvas import Canvas, Course, Phase
 from simulation.report.page import count, fill_page, ms, seconds
@@ -83,7 +83,7 @@ def draw_plots(
     run_folder: Path, summary: dict[str, Any], history: pd.DataFrame, timeline: pd.DataFrame
 ) -> list[Plot]:
     """Draw all that the record allows, and write each plot to plots/NAME.png as well, and a small picture."""
-    orders = load_final_state(run_folder).orders
+    orders = read_state(run_folder).orders
     sold_out_s = None
     if summary["time_to_sell_out_s"] is not None:
         sold_out_s = summary["time_to_sell_out_s"] + float(history["intended_ns"].min()) / 1e9

@@ -19,7 +19,7 @@ from simulation.model.history import DTYPES
 from simulation.model.state import FinalState
 from simulation.record.facts import RunFacts
 from simulation.record.history import write_history
-from simulation.record.state import save_final_state
+from simulation.record.state import write_state
 from simulation.scenario.loading import load_scenario
 from simulation.tests.histories import Terms, orders_of, play
 
@@ -152,7 +152,7 @@ def make_run(
     history = make_history(stock, seed, slowness)
     state = spoil(make_state(history, stock))
     write_history(history, folder / "history.parquet")
-    save_final_state(state, folder)
+    write_state(state, folder)
     if timeline:
         make_timeline(history, stock).to_csv(folder / "timeline.csv", index=False)
     facts = RunFacts(

@@ -20,7 +20,7 @@ from engine.model.sale import Sale, SaleTerms
 from engine.settings import Settings
 from simulation.judge.verdict import judge
 from simulation.model.state import FinalState
-from simulation.record.state import load_final_state, save_final_state
+from simulation.record.state import read_state, write_state
 from simulation.target.final_state import await_drain, read_final_state
 from simulation.tests.histories import history_of
 
@@ -106,8 +106,8 @@ async def test_it_can_be_saved_and_judged_again(
 ) -> None:
     await sell(settings_without_bus)
     state = await read(settings_without_bus)
-    save_final_state(state, tmp_path)
-    loaded = load_final_state(tmp_path)
+    write_state(state, tmp_path)
+    loaded = read_state(tmp_path)
     for part in ("gate", "sales", "orders"):
         pd.testing.assert_frame_equal(getattr(loaded, part), getattr(state, part))
     frameless = {"gate": None, "sales": None, "orders": None}
