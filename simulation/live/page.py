@@ -40,14 +40,15 @@ _POLICY: Final = (
 
 
 class LivePage:
-    """The events of a run. A client reads them at its own pace; a slow one misses some of the points."""
+    """The events of a run, which each client reads at its own pace.
+
+    When some are forgotten, every client hears again from `run` on.
+    """
 
     url: str
 
     def __init__(self, scenario: Scenario) -> None:
         self._events: list[bytes] = []
-        self._count = 0
-        """All events so far, also those that are forgotten."""
         self._is_over = False
         self._news = asyncio.Event()
         self._tell("run", introduce(scenario))
@@ -56,7 +57,7 @@ class LivePage:
         """Tell the run's latest figures."""
         self._tell("point", figures._asdict())
         if len(self._events) > MOST_EVENTS:
-            del self._events[1:-1:2]
+            self._events = self._events[:-1:2] + self._events[-1:]
 
     def judge(self) -> None:
         """Tell that the run is being judged."""
@@ -89,11 +90,12 @@ class LivePage:
         response = web.StreamResponse(headers=headers)
         with suppress(ConnectionError):  # the client went away
             await response.prepare(request)
-            heard, is_over = 0, False
+            events, heard, is_over = self._events, 0, False
             while not is_over:
                 news, is_over = self._news, self._is_over
-                unheard = self._events[heard - self._count :] if heard < self._count else []
-                heard = self._count
+                if events is not self._events:  # some were forgotten
+                    events, heard = self._events, 0
+                unheard, heard = events[heard:], len(events)
                 await response.write(b"".join(unheard))
                 if not is_over:
                     await news.wait()
@@ -105,7 +107,6 @@ class LivePage:
 
     def _tell(self, event: str, data: dict[str, Any]) -> None:
         self._events.append(b"event: %b\ndata: %b\n\n" % (event.encode(), msgspec.json.encode(data)))
-        self._count += 1
         self._news.set()
         self._news = asyncio.Event()
 
