@@ -40,7 +40,7 @@ POLL_S: Final = 0.1
 _HELD: Final = (psutil.CONN_ESTABLISHED, psutil.CONN_CLOSE_WAIT)
 
 
-class Besieger:
+class HostileLoad:
     """Drives a load as `drive` does, with hostile requests beside it, and records what they did."""
 
     def __init__(

@@ -10,7 +10,7 @@ from typing import Final
 
 import msgspec
 
-from simulation.campaign.series import Series, describe_run, judge_planned
+from simulation.campaign.series import Series, judge_planned
 from simulation.report.tables import write_tables
 from simulation.run import Say
 from simulation.scenario.fault import STAGES, TARGETS, Fault
@@ -67,19 +67,19 @@ async def run_matrix(
     """Run each of the faults alone and write the tables. Raises what `run` raises."""
     scenario, matrix = load_scenario("single-fault"), Matrix.begin(command)
     for number, fault in enumerate(faults, 1):
-        matrix.cells.append(await _run_cell(scenario, fault, folder, services, say))
-        say(f"{number} of {len(faults)} done")
+        cell = await _run_cell(scenario, fault, folder, services)
+        matrix.cells.append(cell)
+        say(f"{number} of {len(faults)}: {fault.kind} {fault.on}, {cell.verdict}: {cell.verdict_in_words}")
         # Written after each: what was measured stays if the matrix is interrupted.
         write_matrix(matrix, folder)
     return matrix
 
 
-async def _run_cell(scenario: Scenario, fault: Fault, folder: Path, services: Services, say: Say) -> Cell:
+async def _run_cell(scenario: Scenario, fault: Fault, folder: Path, services: Services) -> Cell:
     scenario = msgspec.structs.replace(scenario, faults=[fault])
     place = folder / f"{fault.kind}-{fault.on}"
     command = f"flashsim matrix --only {fault.kind}:{fault.on}"
     summary, tries = await judge_planned(scenario, place, services, command)
-    say(describe_run(summary))
     [done] = summary["faults"]
     outcomes = summary["outcomes"]
     return Cell(

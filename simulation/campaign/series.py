@@ -2,10 +2,12 @@
 
 import asyncio
 import shutil
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 from typing import Any, Final, Self
 from uuid import uuid4
@@ -16,7 +18,8 @@ import msgspec
 from engine.bus.connection import connect_bus
 from engine.bus.topology import DEAD, PURCHASES
 from engine.gate.client import connect_redis
-from simulation.run import run
+from simulation.run import Say, run
+from simulation.scenario.loading import load_scenario
 from simulation.scenario.schema import Scenario
 from simulation.target.machine import describe_machine, read_commit
 from simulation.target.services import Services
@@ -93,18 +96,26 @@ async def empty_services(services: Services) -> AsyncIterator[Services]:
         await _execute(services.postgres_url, f"DROP DATABASE {name} WITH (FORCE)")
 
 
-def describe_run(summary: dict[str, Any]) -> str:
-    """Return verdict, faults and recovery of a run in one line."""
-    faults = ", ".join(f"{fault['kind']} {fault['on']}" for fault in summary["faults"]) or "no fault"
-    times = [fault["healed_s"] for fault in summary["faults"]]
-    recovered = f"recovered within {max(times):.1f} s" if times and None not in times else "not recovered"
-    why = "" if summary["verdict"] == "pass" else f": {explain(summary)}"
-    return f"{summary['verdict']} ({faults}; {recovered}){why}"
-
-
 def explain(summary: dict[str, Any]) -> str:
     """Return the verdict in words, and why the load is not valid, if so."""
-    return f"{summary['verdict_in_words']} {summary['load']['reason']}".rstrip()
+    return f"{summary['verdict']}: {summary['verdict_in_words']} {summary['load']['reason']}".rstrip()
+
+
+async def soak(minutes: float, first_seed: int, folder: Path, services: Services, say: Say) -> dict[str, Any]:
+    """Run the chaos scenario, seed after seed, for so many minutes.
+
+    Returns the last run's summary. If it does not pass, its record is in `folder`.
+    """
+    deadline = time.monotonic() + 60 * minutes
+    for seed in count(first_seed):
+        command = f"flashsim run chaos --seed {seed}"
+        summary = await judge_one(load_scenario("chaos", seed=seed), folder, services, command)
+        say(f"seed {seed}: {explain(summary)}")
+        if summary["verdict"] != "pass":
+            say(f"replay it with: {command}")
+        if summary["verdict"] != "pass" or time.monotonic() >= deadline:
+            break
+    return summary
 
 
 async def _execute(postgres_url: str, statement: str) -> None:

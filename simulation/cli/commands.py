@@ -6,7 +6,7 @@ import click
 
 from engine.cli.commands import Commands
 from simulation.cli import judging, proving, running
-from simulation.cli.shared import NO_VERDICT
+from simulation.cli.shared import EXIT_CODES
 from simulation.errors import SimulationError
 
 
@@ -15,7 +15,7 @@ class SimulationCommands(Commands):
 
     program = "flashsim"
     errors = (*Commands.errors, SimulationError)
-    exit_code = NO_VERDICT
+    exit_code = EXIT_CODES["unknown"]
 
 
 @click.group(cls=SimulationCommands, context_settings={"help_option_names": ["-h", "--help"]})

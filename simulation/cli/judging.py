@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from simulation.cli.shared import EXIT_CODES, NO_VERDICT, REPORTS, list_anew
+from simulation.cli.shared import EXIT_CODES, REPORTS, list_anew
 from simulation.scenario.condition import parse_change
 
 
@@ -97,4 +97,4 @@ def compare(folders: tuple[Path, ...], changes: tuple[str, ...], out: Path | Non
         click.echo(f"{'unknown' if broken is None else 'TRUE' if broken else 'false':8} fail if {text}")
     click.echo(f"comparison: {page}")
     outcomes = [broken for _, broken in judged]
-    sys.exit(1 if True in outcomes else NO_VERDICT if None in outcomes else 0)
+    sys.exit(1 if True in outcomes else EXIT_CODES["unknown"] if None in outcomes else 0)

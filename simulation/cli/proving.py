@@ -10,7 +10,6 @@ import click
 from simulation.bench.options import QUICK, Options, Sizes, Subject
 from simulation.cli.shared import (
     EXIT_CODES,
-    NO_VERDICT,
     carry_out,
     end_by,
     name_folder,
@@ -42,13 +41,13 @@ def fuzz(scenario: str, requests: int, seed: int, duration: float | None, out: P
     mutations of good requests; they are slow, close half of a connection, or go away. The same seed gives the
     same requests.
     """
-    from simulation.campaign.fuzz import Besieger
+    from simulation.campaign.fuzz import HostileLoad
 
     loaded = load_scenario(scenario, seed=seed, duration_s=duration)
     folder = out or name_folder("fuzz")
 
     def run(services: "Services") -> Coroutine[Any, Any, dict[str, Any]]:
-        driver = Besieger(loaded, requests, seed, folder, services, say).drive
+        driver = HostileLoad(loaded, requests, seed, folder, services, say).drive
         return carry_out(loaded, folder, services=services, driver=driver)
 
     end_by(run_on_services(run), folder)
@@ -93,7 +92,7 @@ def mutants(names: tuple[str, ...], out: Path | None) -> None:
     result = run_on_services(lambda services: run_mutants(mutations, folder, services, say, command))
     click.echo((folder / "mutants.md").read_text())
     outcomes = {trial.outcome for trial in result.trials}
-    sys.exit(1 if "survived" in outcomes else NO_VERDICT if "void" in outcomes else 0)
+    sys.exit(1 if "survived" in outcomes else EXIT_CODES["unknown"] if "void" in outcomes else 0)
 
 
 @click.command()
@@ -102,7 +101,7 @@ def mutants(names: tuple[str, ...], out: Path | None) -> None:
 @out_option("soak")
 def soak(minutes: float, seed: int, out: Path | None) -> None:
     """Run the chaos scenario seed after seed, and keep the first run that does not pass."""
-    from simulation.campaign.soak import soak as run_soak
+    from simulation.campaign.series import soak as run_soak
 
     folder = out or name_folder("soak")
     summary = run_on_services(lambda services: run_soak(minutes, seed, folder, services, say))

@@ -5,7 +5,6 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Mapping
-from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     from simulation.target.services import Services
 
 EXIT_CODES: Final = {"pass": 0, "fail": 1, "unknown": 2}
-NO_VERDICT: Final = 2
 REPORTS: Final = Path("reports")
 _NOT_REPEATED: Final = (
     "out", "live", "live_port", "web", "admin_token", "redis_url", "amqp_url", "postgres_url"
@@ -90,21 +88,17 @@ async def carry_out(
     from simulation.run import run
     from simulation.verdict import finish_run
 
-    async with AsyncExitStack() as cleanup:
-        page = None
-        if live_port is not None:
-            page = await cleanup.enter_async_context(serve_page(scenario, live_port))
+    async with serve_page(scenario, live_port) as page:
+        if page.url:
             say(f"live page: {page.url}")
         with open_view(scenario, Console()) as show:
-            watch = follow(scenario, show, *([page.show] if page else []))
+            watch = follow(scenario, show, page.show)
             await run(scenario, folder, say, watch=watch, command=repeat_command(), **options)
         say("judging")
-        if page is not None:
-            page.judge()
+        page.judge()
         summary = await asyncio.to_thread(finish_run, folder)
-        if page is not None:
-            page.end(summary, folder / "report.html")
-        return summary
+        page.end(summary, folder / "report.html")
+    return summary
 
 
 def run_on_services(work: "Callable[[Services], Coroutine[Any, Any, T]]") -> T:

@@ -45,7 +45,8 @@ class LivePage:
     When some are forgotten, every client hears again from `run` on.
     """
 
-    url: str
+    url = ""
+    """Where the page is served, if it is."""
 
     def __init__(self, scenario: Scenario) -> None:
         self._events: list[bytes] = []
@@ -112,12 +113,16 @@ class LivePage:
 
 
 @asynccontextmanager
-async def serve_page(scenario: Scenario, port: int = 0) -> AsyncIterator[LivePage]:
-    """Serve the page of a run of the scenario on loopback until the end of the block; port 0 is a free one.
+async def serve_page(scenario: Scenario, port: int | None = 0) -> AsyncIterator[LivePage]:
+    """Serve the page of a run of the scenario on loopback until the end of the block.
 
-    Raises RunError if the port is taken.
+    Port 0 is a free one; without a port the page exists but is not served. Raises RunError if the port is
+    taken.
     """
     page = LivePage(scenario)
+    if port is None:
+        yield page
+        return
     app = web.Application()
     app.add_routes([web.get("/", page.answer_page), web.get("/events", page.answer_events)])
     runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=STOP_S)
@@ -140,7 +145,7 @@ async def serve_page(scenario: Scenario, port: int = 0) -> AsyncIterator[LivePag
 
 def introduce(scenario: Scenario) -> dict[str, Any]:
     """Return what the page says of a scenario before anything has happened; times from the run's start."""
-    marks = [
+    marks: list[dict[str, Any]] = [
         {"kind": fault.kind, "on": fault.on, "start_s": fault.at_s, "end_s": fault.end_s, "units": 0}
         for fault in scenario.timeline()
     ] + [

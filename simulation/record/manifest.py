@@ -7,7 +7,7 @@ the manifest is only caught by the rules and by `find_contradictions`.
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -80,9 +80,11 @@ def find_contradictions(folder: Path, judged: dict[str, Any]) -> list[str]:
         return found
     except (OSError, ValueError) as error:
         return [*found, f"can't read summary.json: {error}"]
+    said, true = _flatten(written), _flatten(judged)
     return found + [
-        f"summary.json says {where} {said!r}, the record {true!r}"
-        for where, said, true in _differences(written, judged, "")
+        f"summary.json says {where} {said[where]!r}, the record {true[where]!r}"
+        for where in said
+        if where in true and _differ(where, said[where], true[where])
     ]
 
 
@@ -100,25 +102,21 @@ def _digest(file: Path) -> str:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
-def _differences(written: Any, judged: Any, where: str) -> Iterator[tuple[str, Any, Any]]:
-    """Yield the numbers and verdicts in which two summaries differ.
-
-    What only one of them has belongs to another version. Words may differ between versions, too.
-    """
-    if isinstance(written, dict) and isinstance(judged, dict):
-        for name in written.keys() & judged.keys():
-            yield from _differences(written[name], judged[name], f"{where}.{name}" if where else name)
-    elif isinstance(written, list) and isinstance(judged, list):
-        yield from _differences(_by_name(written), _by_name(judged), where)
-    elif isinstance(written, float | int) and isinstance(judged, float | int):
-        if not math.isclose(written, judged, rel_tol=1e-6, abs_tol=1e-9):
-            yield where, written, judged
-    elif (where == "verdict" or written is None or judged is None) and written != judged:
-        yield where, written, judged
+def _flatten(part: Any, where: str = "") -> dict[str, Any]:
+    """Return the leaves of a summary by their dotted paths; members of a list go by their names."""
+    if isinstance(part, list):
+        named = [each.get("name", i) if isinstance(each, dict) else i for i, each in enumerate(part)]
+        part = dict(zip(named, part, strict=True))
+    if not isinstance(part, dict):
+        return {where: part}
+    found: dict[str, Any] = {where: ...}
+    for name, each in part.items():
+        found |= _flatten(each, f"{where}.{name}" if where else name)
+    return found
 
 
-def _by_name(parts: list[Any]) -> dict[str, Any]:
-    return {
-        str(part.get("name", number) if isinstance(part, dict) else number): part
-        for number, part in enumerate(parts)
-    }
+def _differ(where: str, said: Any, true: Any) -> bool:
+    """Return whether two leaves differ in a number or the verdict; words may differ between versions."""
+    if isinstance(said, float | int) and isinstance(true, float | int):
+        return not math.isclose(said, true, rel_tol=1e-6, abs_tol=1e-9)
+    return (where == "verdict" or said is None or true is None) and said != true

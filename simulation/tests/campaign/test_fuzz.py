@@ -10,7 +10,7 @@ import msgspec
 import pandas as pd
 import pytest
 
-from simulation.campaign.fuzz import Besieger
+from simulation.campaign.fuzz import HostileLoad
 from simulation.drive.hostile.abuse import KINDS, draw
 from simulation.drive.hostile.http import CANARY, DECOY
 from simulation.drive.hostile.process import Fuzzer, Job
@@ -69,8 +69,8 @@ def test_every_kind_is_drawn_and_none_buys_from_the_judged_sale() -> None:
 async def test_a_sale_under_siege_keeps_every_promise(services: Services, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     scenario = load_scenario("siege", PATIENT, rate_rps=300, duration_s=3, stock=500)
-    besieger = Besieger(scenario, REQUESTS, 2, folder, services, lambda _: None)
-    await run(scenario, folder, lambda _: None, services=services, driver=besieger.drive)
+    load = HostileLoad(scenario, REQUESTS, 2, folder, services, lambda _: None)
+    await run(scenario, folder, lambda _: None, services=services, driver=load.drive)
     summary = judge_run(folder)
     assert [check for check in summary["checks"] if not check["holds"]] == []
     assert summary["verdict"] == "pass"
@@ -85,7 +85,7 @@ async def test_a_sale_under_siege_keeps_every_promise(services: Services, tmp_pa
 def test_a_sale_that_hostile_requests_could_buy_from_is_refused(tmp_path: Path) -> None:
     scenario = load_scenario("siege", {"sales.0.product_id": DECOY})
     with pytest.raises(ScenarioError, match="sell one below"):
-        Besieger(scenario, 1, 1, tmp_path, Services(redis_url="", postgres_url=""), lambda _: None)
+        HostileLoad(scenario, 1, 1, tmp_path, Services(redis_url="", postgres_url=""), lambda _: None)
 
 
 async def say_500(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
