@@ -1,6 +1,5 @@
 """The verdict on a run: loads what was recorded, hands it to the judge, and writes summary and report."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,16 +10,14 @@ import pandas as pd
 from engine.payment.simulated import SimulatedGateway
 from engine.settings import read_settings
 from simulation.drive.driver import OPEN_LOOP
-from simulation.errors import RunError
 from simulation.judge.comparison import Run
 from simulation.judge.hostile import judge_siege
-from simulation.judge.knee import find_knee
-from simulation.judge.load import LoadReport, load_report
-from simulation.judge.recovery import judge_recovery, measure_recovery
+from simulation.judge.numbers.knee import find_knee
+from simulation.judge.numbers.load import Load, measure_load
+from simulation.judge.numbers.recovery import measure_recovery
 from simulation.judge.summary import summarise
-from simulation.judge.thresholds import Measured, judge_abort, judge_thresholds
-from simulation.judge.verdict import judge
-from simulation.model.state import FinalState
+from simulation.judge.thresholds import Metrics, judge_abort, judge_thresholds
+from simulation.judge.verdict import judge, judge_recovery
 from simulation.record.facts import RunFacts, read_facts, read_faults, read_timeline, write_json
 from simulation.record.history import read_history
 from simulation.record.hostile import read_siege
@@ -33,12 +30,22 @@ def judge_run(folder: Path) -> dict[str, Any]:
 
     Raises RunError or HistoryError if the record is incomplete.
     """
-    facts = read_facts(folder)
-    history = read_history(folder / "history.parquet")
-    state = read_state(folder)
-    timeline = read_timeline(folder) if (folder / "timeline.csv").exists() else None
-    measured = measure_run(history, state, facts, timeline)
-    load = measured.load
+    return load_run(folder).summary
+
+
+def load_run(folder: Path) -> Run:
+    """Return a run from its record, judged. Raises RunError or HistoryError if the record is incomplete."""
+    facts, history, state = read_facts(folder), read_history(folder / "history.parquet"), read_state(folder)
+    scenario = facts.scenario
+    metrics = Metrics(
+        history,
+        state,
+        judge_load(history, facts),
+        facts.started_at,
+        facts.restocks,
+        find_knee(history, scenario),
+        read_timeline(folder) if (folder / "timeline.csv").exists() else None,
+    )
     checks = judge(history, state, declines=_find_declines(facts), restocks=facts.restocks)
     recoveries = []
     if faults := read_faults(folder):
@@ -48,56 +55,23 @@ def judge_run(folder: Path) -> dict[str, Any]:
         checks += judge_siege(siege, read_timeline(folder))
     if untouched := judge_record(folder):
         checks.append(untouched)
-    summary = summarise(
-        history,
-        state,
-        checks,
-        load,
-        facts.scenario,
-        started_at=facts.started_at,
-        commit=facts.commit,
-        machine=facts.machine,
-        versions=facts.versions,
-        command=facts.command,
-        thresholds=judge_abort(facts.aborted, load) + judge_thresholds(facts.scenario, measured),
-        restocks=facts.restocks,
-        knee=measured.knee,
-        ended_s=facts.ended_s,
-    )
-    return summary | {"faults": msgspec.to_builtins(recoveries), "driver": facts.driver}
+    thresholds = judge_abort(facts.aborted, metrics.load) + judge_thresholds(scenario, metrics)
+    summary = summarise(metrics, scenario, checks, thresholds, facts.ended_s) | {
+        "command": facts.command,
+        "commit": facts.commit,
+        "machine": facts.machine,
+        "versions": facts.versions,
+        "driver": facts.driver,
+        "faults": msgspec.to_builtins(recoveries),
+    }
+    return Run(folder.resolve().name, str(folder), summary, metrics, scenario.duration_s())
 
 
-def _find_declines(facts: RunFacts) -> Callable[[str], bool] | None:
-    """Return the function that tells whether payment declines an order id.
-
-    None for an engine at a target, since its settings are unknown.
-    """
-    if facts.target is not None:
-        return None
-    settings = read_settings({}, **facts.scenario.engine)
-    return SimulatedGateway(decline_rate=settings.payment_decline_rate, seed=settings.payment_seed).declines
-
-
-def measure_run(
-    history: pd.DataFrame, state: FinalState, facts: RunFacts, timeline: pd.DataFrame | None = None
-) -> Measured:
-    """Return the run as metrics are read from it."""
-    return Measured(
-        history,
-        state,
-        judge_load(history, facts),
-        facts.started_at,
-        facts.restocks,
-        find_knee(history, facts.scenario),
-        timeline,
-    )
-
-
-def judge_load(history: pd.DataFrame, facts: RunFacts) -> LoadReport:
-    """Judge the load as `load_report` does; a load is not valid either if the engine died under it."""
-    load = load_report(history, facts.scenario, facts.ended_s)
+def judge_load(history: pd.DataFrame, facts: RunFacts) -> Load:
+    """Judge the load as `measure_load` does; a load is not valid either if the engine died under it."""
+    load = measure_load(history, facts.scenario, facts.ended_s)
     reasons = [load.reason]
-    if facts.driver != OPEN_LOOP and load.late_p99_ms > facts.scenario.driver.late_p99_ms and not load.valid:
+    if facts.driver != OPEN_LOOP and load.lag_p99_ms > facts.scenario.driver.late_p99_ms and not load.valid:
         reasons.append(
             f"{facts.driver}: each keeps up with a few thousand requests/s if it has a core to itself;"
             " give more --processes, or use flashsim run"
@@ -120,12 +94,12 @@ def finish_run(folder: Path) -> dict[str, Any]:
     return summary
 
 
-def load_run(folder: Path) -> Run:
-    """Return a run to compare, from its record. Raises RunError or HistoryError if it is incomplete."""
-    facts, history, state = read_facts(folder), read_history(folder / "history.parquet"), read_state(folder)
-    try:
-        summary = json.loads((folder / "summary.json").read_text())
-    except (OSError, ValueError) as error:
-        raise RunError(f"{folder}: can't read its summary: {error}") from None
-    measured = measure_run(history, state, facts)
-    return Run(folder.resolve().name, folder, summary, measured, facts.scenario.duration_s())
+def _find_declines(facts: RunFacts) -> Callable[[str], bool] | None:
+    """Return the function that tells whether payment declines an order id.
+
+    None for an engine at a target, since its settings are unknown.
+    """
+    if facts.target is not None:
+        return None
+    settings = read_settings({}, **facts.scenario.engine)
+    return SimulatedGateway(decline_rate=settings.payment_decline_rate, seed=settings.payment_seed).declines
