@@ -67,7 +67,7 @@ class HostileLoad:
         ]
         decoy, canary = await open_sales(url, offers, None)
         port = urlsplit(url).port or 80
-        before = find_stages()
+        before = find_processes()
         barrage = asyncio.create_task(self._bombard(port))
         try:
             driven = await drive(plan, url, options, **more)
@@ -79,7 +79,7 @@ class HostileLoad:
             barrage.cancel()
             await asyncio.gather(barrage, return_exceptions=True)
         left = await self._await_no_connection(port)
-        after = find_stages()
+        after = find_processes()
         state = await read_final_state(
             self._services.redis_url,
             self._services.amqp_url,
@@ -134,13 +134,14 @@ class HostileLoad:
         return left
 
 
-def find_stages() -> dict[str, int]:
-    """Return the pid of every stage of this process' own engine, by the stage's name and place."""
+def find_processes() -> dict[str, int]:
+    """Return the pid of the run's own server and of each of its stages, by name and number."""
     found: dict[str, int] = {}
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
             command = process.cmdline()
             if "engine.stages.process" in command:
+                found["server"] = process.ppid()
                 stage = command[command.index("engine.stages.process") + 1]
                 found[f"{stage} {len(found)}"] = process.pid
     return found
