@@ -25,11 +25,10 @@ from simulation.drive.progress import Progress
 from simulation.errors import RunError
 from simulation.faults.injector import Injector, check_targets
 from simulation.faults.proxy import Proxy, start_proxy
+from simulation.model.events import Abort, Interval
 from simulation.model.state import FinalState
 from simulation.record.facts import ENGINE_LOG, RunFacts, write_record
-from simulation.scenario.abort import Abort
 from simulation.scenario.condition import parse_abort
-from simulation.scenario.fault import Interval
 from simulation.scenario.schema import Scenario
 from simulation.target.engine_process import EngineProcess, private_services, start_engine
 from simulation.target.final_state import read_final_state

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from simulation.judge.verdict import Check
-from simulation.scenario.fault import Interval
+from simulation.model.events import Interval
 
 BIN_S: Final = 0.1
 STEADY_S: Final = 1.0

@@ -15,9 +15,10 @@ from simulation.judge.knee import Knee
 from simulation.judge.load import LoadReport
 from simulation.judge.retries import measure_retries
 from simulation.judge.verdict import Check, verdict, verdict_in_words
+from simulation.model.events import Restocked
 from simulation.model.outcome import REFUSALS
 from simulation.model.state import FinalState
-from simulation.scenario.schema import Restocked, Scenario
+from simulation.scenario.schema import Scenario
 
 PERCENTILES: Final = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "p999": 99.9, "max": 100.0}
 TRUSTED: Final = 10

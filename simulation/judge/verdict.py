@@ -9,8 +9,8 @@ import pandas as pd
 
 from simulation.judge.evidence import Evidence, Unread
 from simulation.judge.rules import RULES, Rule
+from simulation.model.events import Restocked
 from simulation.model.state import FinalState
-from simulation.scenario.schema import Restocked
 
 Verdict = Literal["pass", "fail", "unknown"]
 

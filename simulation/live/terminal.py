@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from simulation.drive.progress import Progress
-from simulation.scenario.fault import Interval
+from simulation.model.events import Interval
 from simulation.scenario.schema import Scenario
 from simulation.target.probes import Sample
 

@@ -17,7 +17,8 @@ from engine.gate.client import connect_redis
 from engine.gate.keys import ShardKeys, shard_of
 from engine.model.sale import Sale, SaleTerms
 from simulation.errors import EngineError
-from simulation.scenario.schema import Restock, Restocked, SaleOffer
+from simulation.model.events import Restocked
+from simulation.scenario.schema import Restock, SaleOffer
 from simulation.target.services import Services
 
 TIMEOUT_S: Final = 30.0

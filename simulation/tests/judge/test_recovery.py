@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 
 from simulation.judge.recovery import judge_recovery, measure_recovery
+from simulation.model.events import Interval
 from simulation.model.history import DTYPES
-from simulation.scenario.fault import Interval
 
 FAULT = Interval(kind="kill", on="redis", start_s=2.0, end_s=3.0)
 
