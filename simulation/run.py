@@ -33,9 +33,10 @@ from simulation.scenario.schema import Scenario
 from simulation.target.engine_process import EngineProcess, private_services, start_engine
 from simulation.target.final_state import read_final_state
 from simulation.target.machine import describe_machine, read_commit, read_versions
-from simulation.target.opening import Restocker, check_ownership, open_sales
+from simulation.target.opening import check_ownership, open_sales
 from simulation.target.probes import Probe, Sample
 from simulation.target.process_meter import ProcessMeter
+from simulation.target.restocks import Restocker
 from simulation.target.services import Services, find_services
 
 Watch = Callable[[Progress | None, Sample | None, Sequence[Interval]], None]
@@ -200,7 +201,7 @@ async def _record(
 
     injector = Injector(scenario.timeline(), engine.process, services, engine.proxy)
     restocker = Restocker(scenario.restocks, sales, target.url, target.admin_token)
-    try:
+    async with injector, restocker:
         async with Probe(services, sales, target.shards, meter) as probe, _beside(show()):
             driven = await driver(plan, target.url, scenario.driver, t0_ns=t0_ns, on_progress=keep, stop=stop)
             restocks = await restocker.finish()
@@ -211,9 +212,6 @@ async def _record(
             faults = await injector.finish(early=abort is not None)
             state = await _read_state(scenario, target, sales)
         tell()
-    finally:
-        await restocker.abandon()
-        await injector.abandon()
     write_record(
         folder,
         RunFacts(
@@ -250,9 +248,7 @@ async def _read_state(scenario: Scenario, target: Target, sales: Sequence[Sale])
         reason = "the engine's services are not known: give --redis-url and --postgres-url"
         return FinalState(unread=dict.fromkeys(("gate", "bus", "ledger"), reason))
     return await read_final_state(
-        services.redis_url,
-        services.amqp_url,
-        services.postgres_url,
+        services,
         target.shards,
         sale_ids=[sale.sale_id for sale in sales],
         drain_timeout_s=scenario.drain_s,
