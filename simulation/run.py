@@ -25,18 +25,18 @@ from simulation.drive.progress import Progress
 from simulation.errors import RunError
 from simulation.faults.injector import Injector, check_targets
 from simulation.faults.proxy import Proxy, start_proxy
+from simulation.model.events import Abort, Interval
 from simulation.model.state import FinalState
 from simulation.record.facts import ENGINE_LOG, RunFacts, write_record
-from simulation.scenario.abort import Abort
 from simulation.scenario.condition import parse_abort
-from simulation.scenario.fault import Interval
 from simulation.scenario.schema import Scenario
 from simulation.target.engine_process import EngineProcess, private_services, start_engine
 from simulation.target.final_state import read_final_state
 from simulation.target.machine import describe_machine, read_commit, read_versions
-from simulation.target.opening import Restocker, check_ownership, open_sales
+from simulation.target.opening import check_ownership, open_sales
 from simulation.target.probes import Probe, Sample
 from simulation.target.process_meter import ProcessMeter
+from simulation.target.restocks import Restocker
 from simulation.target.services import Services, find_services
 
 Say = Callable[[str], None]
@@ -175,7 +175,7 @@ class _Run:
         )
         self._injector = Injector(scenario.timeline(), target.process, services, target.proxy)
         self._restocker = Restocker(scenario.restocks, sales, target.url, target.admin_token)
-        try:
+        async with self._injector, self._restocker:
             async with Probe(services, sales, target.shards, meter) as probe, self._show(probe):
                 driven = await driver(
                     plan,
@@ -189,9 +189,6 @@ class _Run:
                 faults = await self._injector.finish(early=self._abort is not None)
                 state = await self._read_state(sales)
             self._watch(self._progress, probe.latest, faults)
-        finally:
-            await self._restocker.abandon()
-            await self._injector.abandon()
         facts = RunFacts(
             scenario=scenario,
             command=command,
@@ -240,9 +237,7 @@ class _Run:
             reason = "the engine's services are not known: give --redis-url and --postgres-url"
             return FinalState(unread=dict.fromkeys(("gate", "bus", "ledger"), reason))
         return await read_final_state(
-            services.redis_url,
-            services.amqp_url,
-            services.postgres_url,
+            services,
             self._target.shards,
             sale_ids=[sale.sale_id for sale in sales],
             drain_timeout_s=self._scenario.drain_s,

@@ -81,9 +81,7 @@ class HostileLoad:
         left = await self._await_no_connection(port)
         after = find_processes()
         state = await read_final_state(
-            self._services.redis_url,
-            self._services.amqp_url,
-            self._services.postgres_url,
+            self._services,
             self._shards,
             sale_ids=[decoy.sale_id, canary.sale_id],
             drain_timeout_s=self._scenario.drain_s,

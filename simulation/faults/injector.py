@@ -15,7 +15,8 @@ from simulation.errors import FaultError
 from simulation.faults.memory_loss import MemoryLoss
 from simulation.faults.proxy import Proxy
 from simulation.faults.refusals import make_refusal
-from simulation.scenario.fault import REFUSALS, STAGES, Fault, Interval
+from simulation.model.events import Interval
+from simulation.scenario.fault import REFUSALS, STAGES, Fault
 from simulation.target.engine_process import EngineProcess
 from simulation.target.services import Services
 

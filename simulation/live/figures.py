@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 from simulation.drive.progress import Progress
+from simulation.model.events import Interval
 from simulation.run import Watch
-from simulation.scenario.fault import Interval
 from simulation.scenario.schema import Scenario
 from simulation.target.probes import Sample
 

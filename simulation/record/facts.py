@@ -10,13 +10,12 @@ import pandas as pd
 
 from simulation.drive.driver import OPEN_LOOP
 from simulation.errors import RunError
+from simulation.model.events import Abort, Interval, Restocked
 from simulation.model.state import FinalState
 from simulation.record.history import write_history
 from simulation.record.manifest import list_record, seal
 from simulation.record.state import write_state
-from simulation.scenario.abort import Abort
-from simulation.scenario.fault import Interval
-from simulation.scenario.schema import Restocked, Scenario
+from simulation.scenario.schema import Scenario
 
 ENGINE_LOG: Final = "engine.log"
 

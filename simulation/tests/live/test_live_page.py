@@ -17,7 +17,7 @@ from simulation.cli.commands import main
 from simulation.errors import DriverError
 from simulation.live.figures import Tracker
 from simulation.live.page import MOST_EVENTS, LivePage, serve_page
-from simulation.scenario.fault import Interval
+from simulation.model.events import Interval
 from simulation.scenario.loading import load_scenario
 from simulation.tests.browser import open_tab
 from simulation.tests.cli.test_cli import FLASHSIM, PATIENT, plain_environment, urls_of
