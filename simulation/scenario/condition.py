@@ -75,15 +75,12 @@ class Window(msgspec.Struct, frozen=True):
         start, end = spans[self.name]
         return (start, end) if self.kind == "during" else (end, end_s)
 
-    def __str__(self) -> str:
-        if self.kind == "between":
-            return f"between {self.seconds[0]:g}s {self.seconds[1]:g}s"
-        return f"{self.kind} {self.name}"
-
 
 class Condition(msgspec.Struct, frozen=True, kw_only=True):
     """A metric of a run, or the change of one, against a limit."""
 
+    text: str
+    """As it was written."""
     metric: str
     sign: str
     limit: float
@@ -96,9 +93,7 @@ class Condition(msgspec.Struct, frozen=True, kw_only=True):
         return SIGNS[self.sign](value, self.limit)
 
     def __str__(self) -> str:
-        window = f" {self.window}" if self.window else ""
-        limit = f"{self.limit:+g}%" if self.relative else f"{self.limit:g}"
-        return f"{self.metric} {self.sign} {limit}{window}"
+        return self.text
 
 
 def parse_condition(text: str) -> Condition:
@@ -109,7 +104,7 @@ def parse_condition(text: str) -> Condition:
     found = _parse_window(window) if window else None
     if found and not _SLICED.fullmatch(metric):
         raise ValueError(f"{metric} is of the whole run: it takes no window")
-    return Condition(metric=metric, sign=sign, limit=float(limit), window=found)
+    return Condition(text=text, metric=metric, sign=sign, limit=float(limit), window=found)
 
 
 def parse_abort(text: str) -> Condition:
@@ -136,7 +131,9 @@ def parse_change(text: str) -> Condition:
         raise ValueError("a change is of the whole run: it takes no window")
     if not re.fullmatch(rf"[-+]?{_NUMBER}%?", limit):
         raise ValueError(f"{limit!r} is not a change, such as +10% or -5")
-    return Condition(metric=metric, sign=sign, limit=float(limit.rstrip("%")), relative=limit.endswith("%"))
+    return Condition(
+        text=text, metric=metric, sign=sign, limit=float(limit.rstrip("%")), relative=limit.endswith("%")
+    )
 
 
 def scale_window(text: str, time: float) -> str:

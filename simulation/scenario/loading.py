@@ -121,25 +121,20 @@ def _find(name_or_path: str | Path) -> Path:
 
 
 def _override(raw: dict[str, Any], key: str, value: Any) -> None:
+    """Set the value at a dotted key. Raises ScenarioError for a number that a list does not have."""
     *parents, last = key.split(".")
     place: Any = raw
     for part in parents:
-        place = _step(place, part, key)
-    if isinstance(place, dict):
-        place[last] = value
-    else:
-        _step(place, last, key)
-        place[int(last)] = value
+        place = place.setdefault(part, {}) if isinstance(place, dict) else place[_index(place, part, key)]
+    place[last if isinstance(place, dict) else _index(place, last, key)] = value
 
 
-def _step(place: Any, part: str, key: str) -> Any:
-    if isinstance(place, dict):
-        return place.setdefault(part, {})
+def _index(place: Any, part: str, key: str) -> int:
     if not isinstance(place, list):
         raise ScenarioError(f"{key}: there is no such key")
     if not part.isascii() or not part.isdigit() or int(part) >= len(place):
         raise ScenarioError(f"{key}: {part!r} must be a number below {len(place)}")
-    return place[int(part)]
+    return int(part)
 
 
 def _explain(raw: Any, message: str) -> str:

@@ -1,6 +1,5 @@
 """Traces: recorded arrivals, read from a CSV file that lies beside its scenario."""
 
-import csv
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,25 +14,26 @@ def read_trace(file: Path) -> list[float]:
     Raises ScenarioError, which names the file and the line at fault.
     """
     try:
-        rows = list(csv.reader(file.read_text(encoding="utf-8-sig").rstrip().splitlines()))
+        lines = file.read_text(encoding="utf-8-sig").rstrip().splitlines()
     except OSError as error:
         raise ScenarioError(f"{file}: {error.strerror or error}") from None
-    except (UnicodeDecodeError, csv.Error) as error:
+    except UnicodeDecodeError as error:
         raise ScenarioError(f"{file}: is not CSV: {error}") from None
     counts: list[float] = []
-    for line, row in enumerate(rows, 1):
+    for number, line in enumerate(lines, 1):
         try:
-            (text,) = row
-            count = float(text)
+            count = float(line.strip('"'))
         except ValueError:
-            if line == 1 and len(row) == 1:
-                continue
-            raise ScenarioError(f"{file}: line {line}: must be one number, got {','.join(row)!r}") from None
+            if number == 1 and line and "," not in line:
+                continue  # the header
+            raise ScenarioError(f"{file}: line {number}: must be one number, got {line!r}") from None
         if not 0 <= count <= MAX_RPS:
-            raise ScenarioError(f"{file}: line {line}: must be a count from 0 to {MAX_RPS:,.0f}, got {text}")
+            raise ScenarioError(
+                f"{file}: line {number}: must be a count from 0 to {MAX_RPS:,.0f}, got {line}"
+            )
         counts.append(count)
     if not any(counts):
-        raise ScenarioError(f"{file}: line {len(rows)}: ends without a count above 0")
+        raise ScenarioError(f"{file}: line {len(lines)}: ends without a count above 0")
     return counts
 
 
