@@ -4,7 +4,7 @@ run.json             what was run, when and where: RunFacts
 history.parquet      every request (simulation.history)
 timeline.csv         what the probes read (simulation.probes)
 faults.json          the faults that were done, where there were any (simulation.faults.fault.Interval)
-fuzz.json            what hostile requests did, where there were any (simulation.fuzz.siege.Siege)
+fuzz.json            what hostile requests did, where there were any (simulation.model.hostile.HostileRecord)
 final/               what the stores held at the end (simulation.judge.final_state)
 manifest.json        digests of these files (simulation.manifest)
 engine.log           what the engine said, where the run started it
@@ -25,7 +25,7 @@ from engine.settings import read_settings
 from simulation.drive.driver import OPEN_LOOP
 from simulation.errors import RunError
 from simulation.judge.comparison import Run
-from simulation.judge.hostile import judge_siege
+from simulation.judge.hostile import judge_hostile
 from simulation.judge.knee import find_knee
 from simulation.judge.load import LoadReport, load_report
 from simulation.judge.recovery import judge_recovery, measure_recovery
@@ -37,7 +37,7 @@ from simulation.judge.verdict import judge
 from simulation.model.state import FinalState
 from simulation.record.facts import RunFacts, read_facts, read_faults, read_timeline
 from simulation.record.history import read_history
-from simulation.record.hostile import read_siege
+from simulation.record.hostile import read_hostile
 from simulation.record.manifest import MANIFEST, PRODUCTS, judge_record, seal
 from simulation.record.state import load_final_state
 
@@ -61,8 +61,8 @@ def judge_run(folder: Path) -> dict[str, Any]:
     if faults := read_faults(folder):
         recoveries = measure_recovery(history, read_timeline(folder), faults)
         checks.append(judge_recovery(recoveries))
-    if siege := read_siege(folder):
-        checks += judge_siege(siege, read_timeline(folder))
+    if hostile := read_hostile(folder):
+        checks += judge_hostile(hostile, read_timeline(folder))
     if untouched := judge_record(folder):
         checks.append(untouched)
     summary = summarise(

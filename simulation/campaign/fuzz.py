@@ -1,13 +1,13 @@
-"""The fuzzer: a scenario's sale under a barrage of hostile requests, judged as usual and by what they did.
+"""The fuzzer: a scenario's sale beside hostile requests, judged as usual and by what they did.
 
-The hostile clients are a process of their own (simulation.fuzz.process). They buy, where they happen to, from
-a sale of their own, the decoy, so that the judged sale knows all of its buyers; and a sale that nobody asks
-for but inside another request, the canary, shows whether a smuggled request was carried out.
+The hostile clients are a process of their own (simulation.drive.hostile.process). A hostile request that is
+valid by chance buys from a decoy sale, so that the judged sale knows all of its buyers. A sale that only a
+smuggled request would buy from shows whether one was carried out.
 """
 
 import asyncio
 import contextlib
-import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,19 +19,18 @@ import psutil
 from rich.console import Console
 
 from engine.settings import read_settings
-from simulation.drive.driver import DriveResult, drive
-from simulation.drive.hostile.abuse import KINDS
-from simulation.drive.hostile.http import CANARY, DECOY, PRODUCTS_BELOW
-from simulation.drive.hostile.process import Job
-from simulation.drive.plan import Plan
-from simulation.drive.progress import Progress
-from simulation.errors import DriverError, ScenarioError
+from simulation.drive.child import start_child
+from simulation.drive.driver import DriveResult, Load, drive
+from simulation.drive.hostile.client import Job
+from simulation.drive.hostile.kinds import KINDS
+from simulation.drive.hostile.request import DECOY, PRODUCTS_BELOW, SMUGGLED
+from simulation.errors import ScenarioError
 from simulation.live.terminal import LiveView
-from simulation.model.hostile import FILE, Barrage, Siege, Stock
+from simulation.model.hostile import FILE, ClientReport, HostileRecord, Stock
 from simulation.model.state import FinalState
 from simulation.record.facts import ENGINE_LOG
 from simulation.run import run
-from simulation.scenario.schema import DriverOptions, SaleOffer, Scenario
+from simulation.scenario.schema import SaleOffer, Scenario
 from simulation.target.engine_process import private_services
 from simulation.target.final_state import read_final_state
 from simulation.target.opening import open_sales
@@ -41,12 +40,12 @@ CLIENTS: Final = 128
 SLACK_S: Final = 10.0
 """What a full machine may add to the time after which a connection must have been ended."""
 DECOY_UNITS: Final = 1_000_000_000
-CANARY_UNITS: Final = 1_000
+SMUGGLED_UNITS: Final = 1_000
 POLL_S: Final = 0.1
 _HELD: Final = (psutil.CONN_ESTABLISHED, psutil.CONN_CLOSE_WAIT)
 
 
-async def run_siege(
+async def run_hostile(
     scenario: Scenario,
     requests: int,
     seed: int,
@@ -67,7 +66,7 @@ async def run_siege(
         if services is None:
             say("starting private services")
             services = await cleanup.enter_async_context(private_services(say))
-        besieger = Besieger(scenario, requests, seed, folder, services, say)
+        beside = HostileDrive(scenario, requests, seed, folder, services, say)
         with LiveView(scenario, console) as view:
             await run(
                 scenario,
@@ -76,12 +75,12 @@ async def run_siege(
                 watch=view.update,
                 services=services,
                 command=command,
-                driver=besieger.drive,
+                driver=beside.drive,
             )
 
 
-class Besieger:
-    """Drives a load as `drive` does, with the barrage beside it, and writes down what that did."""
+class HostileDrive:
+    """Drives a load as `drive` does, with hostile clients beside it, and writes down what they did."""
 
     def __init__(
         self,
@@ -99,34 +98,28 @@ class Besieger:
         # A head, a body, the rest of a body that was refused, and once more a head.
         self._bound_s = 2 * settings.keepalive_s + settings.client_timeout_ms / 1000 + 1 + SLACK_S
 
-    async def drive(
-        self,
-        plan: Plan,
-        url: str,
-        options: DriverOptions,
-        *,
-        t0_ns: int | None = None,
-        on_progress: Callable[[Progress], None] | None = None,
-        stop: asyncio.Event | None = None,
-    ) -> DriveResult:
-        """Sends the plan and the barrage, and returns when both are through and every connection is ended."""
+    async def drive(self, load: Load) -> DriveResult:
+        """Send the load and the hostile requests; return when both are through and every connection is ended.
+
+        Raises DriverError.
+        """
         offers = [
             SaleOffer(product_id=DECOY, stock=DECOY_UNITS),
-            SaleOffer(product_id=CANARY, stock=CANARY_UNITS),
+            SaleOffer(product_id=SMUGGLED, stock=SMUGGLED_UNITS),
         ]
-        decoy, canary = await open_sales(url, offers, None)
-        port = urlsplit(url).port or 80
+        decoy, smuggled = await open_sales(load.url, offers, None)
+        port = urlsplit(load.url).port or 80
         before = find_engine(port)
-        barrage = asyncio.create_task(self._bombard(port))
+        hostile = asyncio.create_task(self._play_clients(port))
         try:
-            driven = await drive(plan, url, options, t0_ns=t0_ns, on_progress=on_progress, stop=stop)
+            driven = await drive(load)
             driven_s = (time.monotonic_ns() - driven.t0_ns) / 1e9
-            if not barrage.done():
+            if not hostile.done():
                 self._say("the sale is over; waiting for the rest of the hostile requests")
-            seen = await barrage
+            seen = await hostile
         finally:
-            barrage.cancel()
-            await asyncio.gather(barrage, return_exceptions=True)
+            hostile.cancel()
+            await asyncio.gather(hostile, return_exceptions=True)
         left = await self._await_no_connection(port)
         after = find_engine(port)
         state = await read_final_state(
@@ -134,15 +127,15 @@ class Besieger:
             self._services.amqp_url,
             self._services.postgres_url,
             self._shards,
-            sale_ids=[decoy.sale_id, canary.sale_id],
+            sale_ids=[decoy.sale_id, smuggled.sale_id],
             drain_timeout_s=self._scenario.drain_s,
         )
-        siege = Siege(
+        record = HostileRecord(
             seed=self._seed,
             requests=self._requests,
             driven_s=round(driven_s, 3),
             bound_s=self._bound_s,
-            barrage=seen,
+            clients=seen,
             processes_before=before,
             processes_after=after,
             connections_left=left,
@@ -150,31 +143,19 @@ class Besieger:
             .read_text(errors="replace")
             .count("Traceback (most recent"),
             decoy=count_stock(state, decoy.sale_id, seen.order_ids),
-            canary=count_stock(state, canary.sale_id, []),
+            smuggled=count_stock(state, smuggled.sale_id, []),
         )
-        siege.barrage.order_ids = []
-        (self._folder / FILE).write_bytes(msgspec.json.format(msgspec.json.encode(siege)) + b"\n")
+        record.clients.order_ids = []
+        (self._folder / FILE).write_bytes(msgspec.json.format(msgspec.json.encode(record)) + b"\n")
         return driven
 
-    async def _bombard(self, port: int) -> Barrage:
-        """Plays all hostile clients. Raises DriverError where their process dies."""
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "simulation.drive.hostile.process",
-            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=1 << 30,
-        )  # fmt: skip
-        try:
-            job = Job("127.0.0.1", port, self._seed, self._requests, CLIENTS, self._bound_s)
-            stdin = cast(asyncio.StreamWriter, process.stdin)
-            stdin.write(msgspec.json.encode(job) + b"\n")
-            line = await cast(asyncio.StreamReader, process.stdout).readline()
-            if not line:
-                raise DriverError(f"the fuzzer's process ended with code {await process.wait()}")
-            return msgspec.json.decode(line, type=Barrage)
-        finally:
-            if process.returncode is None:
-                with contextlib.suppress(ProcessLookupError):
-                    process.kill()
-            await process.wait()
+    async def _play_clients(self, port: int) -> ClientReport:
+        """Play all hostile clients. Raises DriverError if their process dies."""
+        with tempfile.NamedTemporaryFile(prefix="flashsim-") as result:
+            job = Job("127.0.0.1", port, self._seed, self._requests, CLIENTS, self._bound_s, result.name)
+            async with start_child("simulation.drive.hostile.process", "the hostile clients", job) as process:
+                await process.await_end()
+            return msgspec.json.decode(result.read(), type=ClientReport)
 
     async def _await_no_connection(self, port: int) -> int:
         """Waits until the front door has ended every connection; how many are left when the time is over."""
@@ -234,11 +215,11 @@ def count_stock(state: FinalState, sale_id: int, promised: list[str]) -> Stock |
     )
 
 
-def describe_barrage(siege: Siege) -> str:
+def describe_clients(record: HostileRecord) -> str:
     """A line for each kind: how many were sent and what came back."""
     lines = []
-    for kind in sorted(siege.barrage.kinds, key=list(KINDS).index):
-        tally = siege.barrage.kinds[kind]
-        answers = sorted(tally.answers.items(), key=lambda answer: -answer[1])
-        lines.append(f"  {kind:22} {tally.sent:>8,}  " + ", ".join(f"{n:,} {word}" for word, n in answers))
+    for kind in sorted(record.clients.kinds, key=list(KINDS).index):
+        count = record.clients.kinds[kind]
+        answers = sorted(count.answers.items(), key=lambda answer: -answer[1])
+        lines.append(f"  {kind:22} {count.sent:>8,}  " + ", ".join(f"{n:,} {word}" for word, n in answers))
     return "\n".join(lines)

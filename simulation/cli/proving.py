@@ -22,7 +22,7 @@ from simulation.scenario.loading import load_scenario
 
 
 @click.command()
-@click.argument("scenario", default="siege")
+@click.argument("scenario", default="hostile")
 @click.option(
     "--requests", type=click.IntRange(1, 10_000_000), default=200_000, show_default=True, metavar="N",
     help="How many hostile requests.",
@@ -31,25 +31,25 @@ from simulation.scenario.loading import load_scenario
 @click.option("--duration", type=float, metavar="S", help="Scale the sale to this length.")
 @click.option("--out", type=click.Path(path_type=Path), help="The run's folder [default: reports/TIME-fuzz].")
 def fuzz(scenario: str, requests: int, seed: int, duration: float | None, out: Path | None) -> None:
-    """Run SCENARIO (default: siege) while hostile clients abuse the front door, and judge what came of both.
+    """Run SCENARIO (default: hostile) beside hostile clients, and judge what came of both.
 
     They send malformed and oversized requests, requests hidden in others, bad input and random mutations of
     good ones on raw sockets; they are slow, half there, or go away in the middle. A seed gives the same ones.
     """
     from rich.console import Console
 
-    from simulation.campaign.fuzz import describe_barrage, run_siege
-    from simulation.record.hostile import read_siege
+    from simulation.campaign.fuzz import describe_clients, run_hostile
+    from simulation.record.hostile import read_hostile
     from simulation.verdict import finish_run
 
     loaded = load_scenario(scenario, seed=seed, duration_s=duration)
     folder = out or name_folder("fuzz")
-    run_until_signal(run_siege(loaded, requests, seed, folder, say, repeat_command(), Console()))
+    run_until_signal(run_hostile(loaded, requests, seed, folder, say, repeat_command(), Console()))
     say("judging")
     summary = finish_run(folder)
     list_anew(folder)
-    if siege := read_siege(folder):
-        click.echo(describe_barrage(siege))
+    if record := read_hostile(folder):
+        click.echo(describe_clients(record))
     end_by(summary, folder)
 
 

@@ -153,7 +153,8 @@ def locust(
     process of Locust keeps up with a few thousand requests/s, the driver of `flashsim run` with many more; a
     load that is late is judged invalid, as ever.
     """
-    from simulation.drive.locust.driver import LOOPBACK, Locust, work
+    from simulation.drive.locust.driver import Locust, work
+    from simulation.drive.locust.job import LOOPBACK
 
     if worker and master:
         raise click.UsageError("give either --master or --worker")

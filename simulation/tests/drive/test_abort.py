@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 
 from simulation.drive.abort import GRACE_S, find_abort, measure_progress
-from simulation.drive.job import RESPONSE_EDGES_MS
-from simulation.drive.progress import Progress
+from simulation.drive.progress import RESPONSE_EDGES_MS, Progress
 from simulation.judge.load import LoadReport
 from simulation.judge.thresholds import judge_abort
 from simulation.judge.verdict import verdict

@@ -5,8 +5,7 @@ import io
 import numpy as np
 from rich.console import Console
 
-from simulation.drive.job import RESPONSE_EDGES_MS
-from simulation.drive.progress import Progress
+from simulation.drive.progress import RESPONSE_EDGES_MS, Progress
 from simulation.live.terminal import Gauges, LiveView, format_line, sparkline
 from simulation.model.outcome import OUTCOMES
 from simulation.scenario.loading import load_scenario
