@@ -20,6 +20,8 @@ IMPATIENT_S: Final = 0.3
 PATIENT_EACH: Final = 20
 """One client in so many waits for the end of the connection, beside those that must be answered."""
 DEAF_S: Final = 1.0
+PAUSE_S: Final = 0.1
+"""Between two pieces of a slow client."""
 MOST_SLOW: Final = 400
 """Slow clients at the same time, beside the others."""
 MOST_FINDINGS: Final = 50
@@ -135,7 +137,9 @@ class Client:
             async with asyncio.timeout(self._patience_s):
                 for place, piece in enumerate(self.request.pieces):
                     if place:
-                        await asyncio.wait({listening}, timeout=self.request.pause_s)
+                        await asyncio.wait(
+                            {listening}, timeout=PAUSE_S if self.request.then is Then.STAY else 0
+                        )
                     if listening.done():
                         return
                     await self._loop.sock_sendall(connection, piece)

@@ -48,7 +48,7 @@ def _slow_head(chance: Random) -> HostileRequest:
     pieces = chance.choice(
         [(), (LINE[:9],), (LINE + b"\r\n", *drops), tuple(b"%c" % byte for byte in LINE * 9)]
     )
-    return HostileRequest(pieces, Then.STAY, 0.1)
+    return HostileRequest(pieces, Then.STAY)
 
 
 def _slow_body(chance: Random) -> HostileRequest:
@@ -57,12 +57,12 @@ def _slow_body(chance: Random) -> HostileRequest:
     pieces = chance.choice(
         [(head,), (head[:70], head[70:]), (head, *[b" "] * 300), (head + b"{", *[b" " * 5] * 300)]
     )
-    return HostileRequest(pieces, Then.STAY, 0.1)
+    return HostileRequest(pieces, Then.STAY)
 
 
 def _slow_chunks(chance: Random) -> HostileRequest:
     """Send chunks of one byte that never end."""
-    return HostileRequest((unframed(b"Transfer-Encoding: chunked"), *[b"1\r\n \r\n"] * 300), Then.STAY, 0.1)
+    return HostileRequest((unframed(b"Transfer-Encoding: chunked"), *[b"1\r\n \r\n"] * 300), Then.STAY)
 
 
 def _deaf(chance: Random) -> HostileRequest:

@@ -97,41 +97,30 @@ def _random_bytes(chance: Random) -> HostileRequest:
 
 def _oversized_head(chance: Random) -> HostileRequest:
     big = chance.choice([5_000, 9_000, 9_000, 70_000])
-    header, many = b"X: a", big // 6
-    match chance.randrange(6):
-        case 0:
-            text = frame(buy(chance), line=b"POST /purchase/buy?" + b"a" * big + b" HTTP/1.1")
-        case 1:
-            text = frame(buy(chance), b"X: " + b"a" * big)
-        case 2:
-            text = frame(buy(chance), b"a" * big + b": a")
-        case 3:
-            text = frame(buy(chance), b"\r\n".join([header] * many))
-        case 4:
-            text = frame(buy(chance), b"Idempotency-Key: " + b"k" * big)
-        case _:
-            text = b"POST " + b"a" * big
-    return HostileRequest((text,))
+    place, body = chance.randrange(6), buy(chance)
+    texts = [
+        frame(body, line=b"POST /purchase/buy?" + b"a" * big + b" HTTP/1.1"),
+        frame(body, b"X: " + b"a" * big),
+        frame(body, b"a" * big + b": a"),
+        frame(body, b"\r\n".join([b"X: a"] * (big // 6))),
+        frame(body, b"Idempotency-Key: " + b"k" * big),
+        b"POST " + b"a" * big,
+    ]
+    return HostileRequest((texts[place],))
 
 
 def _oversized_body(chance: Random) -> HostileRequest:
     big = chance.choice([2_048, 2_048, 9_000, 70_000])
-    match chance.randrange(6):
-        case 0:
-            text = frame(b" " * big)
-        case 1:
-            text = frame(buy(chance) + b" " * big)
-        case 2:
-            text = frame(b'{"a":"' + b"x" * big + b'"}')
-        case 3:
-            text = frame(b"{" + b" " * 500, length=b"9" * 18)
-        case 4:
-            text = frame(b" " * big * 10)
-        case _:
-            text = unframed(b"Transfer-Encoding: chunked") + (b"400\r\n" + b" " * 1024 + b"\r\n") * (
-                big // 1024
-            )
-    return HostileRequest((text,))
+    place, body = chance.randrange(6), buy(chance)
+    texts = [
+        frame(b" " * big),
+        frame(body + b" " * big),
+        frame(b'{"a":"' + b"x" * big + b'"}'),
+        frame(b"{" + b" " * 500, length=b"9" * 18),
+        frame(b" " * big * 10),
+        unframed(b"Transfer-Encoding: chunked") + (b"400\r\n" + b" " * 1024 + b"\r\n") * (big // 1024),
+    ]
+    return HostileRequest((texts[place],))
 
 
 def _compressed(chance: Random) -> HostileRequest:

@@ -30,7 +30,7 @@ class Then(StrEnum):
     RESET = "reset"
     """It resets the connection at once."""
     STAY = "stay"
-    """It stays until it is dropped."""
+    """It pauses between its pieces, and stays until it is dropped."""
     DEAF = "deaf"
     """It stays for a while and reads nothing."""
 
@@ -41,8 +41,6 @@ class HostileRequest(NamedTuple):
     pieces: tuple[bytes, ...]
     """What it sends, one after the other."""
     then: Then = Then.LISTEN
-    pause_s: float = 0.0
-    """Between two pieces."""
     whole: bool = False
     """Whether this is one complete message, well-formed as HTTP, which must be answered."""
 

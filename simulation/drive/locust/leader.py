@@ -30,11 +30,11 @@ class Leader:
         """Ids of the workers, in the order of their parts."""
         self.heard: dict[str, dict[str, Any]] = defaultdict(dict)
         """The latest data of each message, by its name and the worker."""
-        self.failure = ""
+        self.is_stopped = False
+        """Whether somebody stopped the load on Locust's page."""
         self.runner.register_message("here", self._hear_here)
-        self.runner.register_message("failed", self._hear_failed)
         self.runner.register_message("ask_clock", self._hear_ask_clock)
-        for name in ("prepared", "snapshot", "result"):
+        for name in ("prepared", "snapshot", "result", "failed"):
             self.runner.register_message(name, self._keep)
 
     def lead(self) -> None:
@@ -74,16 +74,19 @@ class Leader:
         gevent.sleep(seconds)
         if self.parent.poll():
             self._tell_all("enough", None)
+        for failure in self.heard["failed"].values():
+            raise DriverError(failure["reason"])
+        if len(self.heard["result"]) == len(self.workers):
+            return
+        if self.is_stopped:
+            raise DriverError("the load was stopped on Locust's page")
         for number, worker in enumerate(self.workers):
             node = self.runner.clients.get(worker)
             if (node is None or node.state == STATE_MISSING) and worker not in self.heard["result"]:
-                self.failure = self.failure or f"worker {number} ({worker}) is gone"
-        if self.failure:
-            raise DriverError(self.failure)
+                raise DriverError(f"worker {number} ({worker}) is gone")
 
     def _notice_stop(self, environment: Any, **_: Any) -> None:
-        if len(self.heard["result"]) < len(self.workers):
-            self.failure = self.failure or "the load was stopped on Locust's page"
+        self.is_stopped = True
 
     def _hear_here(self, environment: Any, msg: Any, **_: Any) -> None:
         if len(self.workers) < len(self.job.parts):
@@ -93,9 +96,6 @@ class Leader:
 
     def _keep(self, environment: Any, msg: Any, **_: Any) -> None:
         self.heard[msg.type][msg.node_id] = msg.data
-
-    def _hear_failed(self, environment: Any, msg: Any, **_: Any) -> None:
-        self.failure = self.failure or msg.data["reason"]
 
     def _hear_ask_clock(self, environment: Any, msg: Any, **_: Any) -> None:
         self.runner.send_message("tell_clock", (msg.data, time.monotonic_ns()), msg.node_id)

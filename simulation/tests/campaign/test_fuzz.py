@@ -175,7 +175,7 @@ def test_a_front_door_that_grows_is_found() -> None:
     ]
 
 
-def test_what_could_not_be_read_is_unknown() -> None:
+def test_a_store_that_could_not_be_read_gives_no_verdict() -> None:
     unread = msgspec.structs.replace(RECORD, decoy=None, smuggled=None)
     assert [check.name for check in judge_hostile(unread, TIMELINE[["t_s"]]) if check.holds is None] == [
         "the front door's memory is bounded",

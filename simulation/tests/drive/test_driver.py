@@ -48,7 +48,7 @@ def driver_processes() -> list[psutil.Process]:
 
 
 async def first_fifty(request: Request) -> None:
-    """Fifty are accepted, whoever is left is not."""
+    """Accept fifty requests, lose two, and refuse the rest."""
     if request.number < 50:
         request.send(answer(200, b'{"status":"ACCEPTED","orderId":"order-%d"}' % request.number))
     elif request.number == 50:
@@ -59,7 +59,7 @@ async def first_fifty(request: Request) -> None:
         request.send(SOLD_OUT)
 
 
-async def test_the_history_tells_of_every_request_what_became_of_it() -> None:
+async def test_the_history_tells_what_became_of_every_request() -> None:
     plan = small_plan()
     seen: list[Progress] = []
     before = datetime.now(UTC)
@@ -96,7 +96,7 @@ async def test_the_history_tells_of_every_request_what_became_of_it() -> None:
     assert seen[0].response_ms(0.5) is None
 
 
-async def test_the_history_tells_who_came_again_and_what_they_repeated() -> None:
+async def test_the_history_tells_the_retries_and_what_they_repeat() -> None:
     raw = minimal(
         arrivals=[{"shape": "constant", "seconds": 0.5, "rate_rps": 200}],
         population={"users": 10**6, "keyed_share": 0.5, "patience": {"pause_ms": 20, "most": 2}},

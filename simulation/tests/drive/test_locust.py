@@ -54,11 +54,11 @@ def free_port() -> int:
 
 
 def silent(_: str) -> None:
-    """Says nothing."""
+    """Say nothing."""
 
 
 async def answers_and_failures(request: Request) -> None:
-    """Ten are accepted; then one answer is lost, one never comes, and at last nobody listens."""
+    """Accept ten requests, lose one response, hold one back, and refuse the rest."""
     match request.number:
         case number if number < 10:
             request.send(answer(200, b'{"status":"ACCEPTED","orderId":"order-%d"}' % number))
@@ -70,7 +70,7 @@ async def answers_and_failures(request: Request) -> None:
             request.send(SOLD_OUT)
 
 
-async def test_what_locust_sends_is_the_plan_and_what_it_records_is_what_became_of_it() -> None:
+async def test_locust_sends_the_plan_and_records_what_became_of_it() -> None:
     plan = small_plan(0.5)
     seen: list[Progress] = []
     async with http_server(answers_and_failures) as server:
@@ -95,7 +95,7 @@ async def test_what_locust_sends_is_the_plan_and_what_it_records_is_what_became_
     assert locust_processes() == []
 
 
-async def test_who_is_refused_was_never_sent_and_may_come_again() -> None:
+async def test_refused_requests_were_never_sent_and_may_be_retried() -> None:
     raw = minimal(
         arrivals=[{"shape": "constant", "seconds": 0.2, "rate_rps": 200}],
         population={"users": 100, "patience": {"after": ["UNAVAILABLE"], "pause_ms": 50, "most": 1}},
@@ -160,8 +160,8 @@ async def test_a_page_of_locusts_shows_the_load_and_can_stop_it() -> None:
         )
         url = await page
         await begun.wait()
-        async with client.get(url) as answer_of_page:
-            assert "Locust" in await answer_of_page.text()
+        async with client.get(url) as page_of_locust:
+            assert "Locust" in await page_of_locust.text()
         figures: dict[str, Any] = {"stats": []}
         while len(figures["stats"]) < 2:
             async with client.get(f"{url}stats/requests") as numbers:
@@ -208,7 +208,7 @@ def test_an_error_of_use_is_one_clear_line(arguments: list[str], said: str) -> N
     assert (result.exit_code, said in result.stderr, result.stdout) == (2, True, "")
 
 
-async def test_what_is_not_there_is_named() -> None:
+async def test_a_missing_master_and_a_busy_port_are_named() -> None:
     port = free_port()
     with pytest.raises(DriverError, match=f"no master answers at 127.0.0.1:{port} for 1 s"):
         await work("127.0.0.1", port, 1)

@@ -36,7 +36,7 @@ def open_loop(
     pause_ns: Sequence[int] = (),
     **options: Any,
 ) -> OpenLoop:
-    """Request i is that of user i."""
+    """Return a loop in which request i is that of user i."""
     return OpenLoop(
         [purchase(user) for user in range(len(intended_ms))],
         [round(each * MS) for each in intended_ms],
@@ -78,7 +78,7 @@ async def test_every_request_is_sent_once_and_answered() -> None:
 
 async def test_connections_are_open_before_the_first_request_is_due() -> None:
     async def answer_once_all_are_open(request: Request) -> None:
-        while server.connections < 100:  # noqa: ASYNC110 - nobody tells of a connection without a request
+        while server.connections < 100:  # noqa: ASYNC110 - no event tells of a connection without a request
             await asyncio.sleep(0.001)
         request.send(ACCEPTED)
 
@@ -200,7 +200,7 @@ async def test_an_answer_counts_however_it_comes(react: Callable[[Request], Awai
     assert sorted(server.users) == list(range(10)), "and no request is sent twice"
     if react not in (by_the_byte, chunked):
         assert len({request.connection for request in server.requests}) == 10, (
-            "none goes where no answer will come"
+            "no request goes where no response will come"
         )
 
 
@@ -253,7 +253,7 @@ async def test_a_server_that_stalls_runs_into_the_timeout_and_its_late_answer_is
     assert list(load.status) == [0] * 10 + [429] * 30
 
 
-async def test_what_waits_for_a_connection_longer_than_the_timeout_is_given_up() -> None:
+async def test_a_request_that_waits_for_a_connection_longer_than_the_timeout_is_given_up() -> None:
     never = asyncio.Event()
 
     async def stall(request: Request) -> None:
@@ -301,7 +301,7 @@ async def test_a_server_that_comes_back_is_used_again() -> None:
     port = free_port()
     load = open_loop(port, [0, 1_000], connections=9)
     driving = asyncio.create_task(load.run(time.monotonic_ns()))
-    while not load.ended:  # noqa: ASYNC110 - the loop tells nobody of a single request
+    while not load.ended:  # noqa: ASYNC110 - no event tells of a single request
         await asyncio.sleep(0.001)
     async with http_server(accept, port):
         await driving
@@ -309,7 +309,7 @@ async def test_a_server_that_comes_back_is_used_again() -> None:
     assert load.status[1] == 200
 
 
-async def test_a_word_that_nobody_asked_for_closes_the_connection_and_is_no_answer() -> None:
+async def test_an_unrequested_response_closes_the_connection_and_counts_for_nothing() -> None:
     async def answer_and_complain(request: Request) -> None:
         request.send(ACCEPTED)
         asyncio.get_running_loop().call_later(0.02, request.send, answer(408, b"too slow"))
@@ -327,13 +327,13 @@ def patient(
     clients: int = 100,
     never: frozenset[int] = frozenset(),
 ) -> tuple[Patience, list[int]]:
-    """All clients, except those that never do, retry after these outcomes."""
+    """Let all clients but some retry after these outcomes."""
     pauses = [0 if op in never else round(pause_ms * MS) for op in range(clients)]
     return Patience(after=after, most=most), pauses
 
 
 def retries_of(load: OpenLoop) -> dict[int, list[int]]:
-    """The retries of each client, in order."""
+    """Return the retries of each client, in order."""
     found: dict[int, list[int]] = {}
     for number, (first, attempt) in enumerate(load.retries):
         found.setdefault(first, []).append(load.planned + number)
@@ -341,7 +341,7 @@ def retries_of(load: OpenLoop) -> dict[int, list[int]]:
     return found
 
 
-async def test_a_client_comes_again_after_its_pause_until_it_is_content() -> None:
+async def test_a_client_retries_after_its_pause_until_it_is_content() -> None:
     async def refuse_twice(request: Request) -> None:
         tries = server.users.count(request.user)
         request.send(answer(403, b"") if tries <= 2 else ACCEPTED)
@@ -358,7 +358,7 @@ async def test_a_client_comes_again_after_its_pause_until_it_is_content() -> Non
     check_times(load)
 
 
-async def test_who_does_not_mind_or_has_no_patience_left_stays_away() -> None:
+async def test_clients_without_a_reason_or_patience_left_do_not_retry() -> None:
     async def answer_by_user(request: Request) -> None:
         request.send(SOLD_OUT if request.user < 10 else answer(403, b""))
 
@@ -366,7 +366,7 @@ async def test_who_does_not_mind_or_has_no_patience_left_stays_away() -> None:
     async with http_server(answer_by_user) as server:
         load = await run(server.port, [op * 2 for op in range(30)], *some)
     retries = retries_of(load)
-    assert sorted(retries) == list(range(10, 20)), "SOLD_OUT is an answer, and some never come again"
+    assert sorted(retries) == list(range(10, 20)), "SOLD_OUT is final, and some clients never retry"
     assert {len(tries) for tries in retries.values()} == {2}
 
 
@@ -392,7 +392,7 @@ async def silence(request: Request) -> None:
     ],
 )
 @pytest.mark.parametrize("minded", ["UNKNOWN", "UNAVAILABLE"])
-async def test_what_a_client_comes_again_after_is_the_outcome(
+async def test_clients_retry_after_the_outcomes_that_are_named(
     react: Callable[[Request], Awaitable[None]], outcome: str, minded: Reason
 ) -> None:
     async with http_server(react) as server:
@@ -402,7 +402,7 @@ async def test_what_a_client_comes_again_after_is_the_outcome(
     check_times(load)
 
 
-async def test_clients_whose_connection_is_refused_come_again() -> None:
+async def test_clients_whose_connection_is_refused_retry() -> None:
     load = await run(free_port(), [0.0] * 5, *patient("UNAVAILABLE", most=2))
     assert len(load.retries) == 10
     assert set(load.sent_ns) == {NEVER}
@@ -429,7 +429,7 @@ async def test_retries_that_are_due_wait_for_a_connection_in_the_order_of_their_
             connections=1,
         )
         driving = asyncio.create_task(load.run(time.monotonic_ns()))
-        while len(load.due) < 10:  # noqa: ASYNC110 - the loop tells nobody of a single request
+        while len(load.due) < 10:  # noqa: ASYNC110 - no event tells of a single request
             await asyncio.sleep(0.001)
         open_doors.set()
         await driving
@@ -442,9 +442,7 @@ async def test_an_empty_plan_is_driven_at_once() -> None:
     await run(free_port(), [])
 
 
-async def test_a_load_that_is_stopped_waits_for_what_is_under_way_and_for_nobody_who_would_come_again() -> (
-    None
-):
+async def test_a_load_that_is_stopped_ends_with_the_requests_in_flight_and_without_retries() -> None:
     held: list[Request] = []
 
     async def hold(request: Request) -> None:

@@ -1,4 +1,4 @@
-"""Answers are understood however they are cut, and what is no answer is said to be none."""
+"""Responses are parsed however they are cut; bytes that are no response are refused."""
 
 import pytest
 from hypothesis import given
@@ -33,7 +33,7 @@ WHOLE = {
         b"0123456789",
         True,
     ),
-    "after interim answers": (
+    "after interim responses": (
         b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" * 3 + PLAIN,
         200,
         b"hello",
@@ -43,7 +43,7 @@ WHOLE = {
 
 
 @pytest.mark.parametrize("name", WHOLE)
-def test_an_answer_is_whole_at_its_last_byte_and_not_before(name: str) -> None:
+def test_a_response_is_complete_at_its_last_byte_and_not_before(name: str) -> None:
     data, status, body, keep_alive = WHOLE[name]
     assert parse_response(data) == Response(status, body, len(data), keep_alive)
     for cut in range(len(data)):
@@ -51,7 +51,7 @@ def test_an_answer_is_whole_at_its_last_byte_and_not_before(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", WHOLE)
-def test_what_follows_an_answer_is_not_part_of_it(name: str) -> None:
+def test_bytes_after_a_response_are_not_part_of_it(name: str) -> None:
     data, *_ = WHOLE[name]
     found = parse_response(data + b"HTTP/1.1 200 OK\r\n")
     assert found
@@ -59,7 +59,7 @@ def test_what_follows_an_answer_is_not_part_of_it(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", WHOLE)
-def test_an_answer_that_is_cut_off_is_none(name: str) -> None:
+def test_a_response_that_is_cut_off_is_refused(name: str) -> None:
     data, *_ = WHOLE[name]
     with pytest.raises(BadResponse):
         parse_response(data[:-1], closed=True)
@@ -90,7 +90,7 @@ def test_a_body_without_a_length_ends_with_the_connection() -> None:
         b"x" * 2_000_000,
     ],
 )
-def test_what_is_no_answer_is_refused(data: bytes) -> None:
+def test_bytes_that_are_no_response_are_refused(data: bytes) -> None:
     with pytest.raises(BadResponse):
         parse_response(data)
 
