@@ -11,7 +11,7 @@ from engine.payment.simulated import SimulatedGateway
 from engine.settings import read_settings
 from simulation.drive.driver import OPEN_LOOP
 from simulation.judge.comparison import Run
-from simulation.judge.hostile import judge_siege
+from simulation.judge.hostile import judge_hostile
 from simulation.judge.numbers.knee import find_knee
 from simulation.judge.numbers.load import Load, measure_load
 from simulation.judge.numbers.recovery import measure_recovery
@@ -20,7 +20,7 @@ from simulation.judge.thresholds import Metrics, judge_abort, judge_thresholds
 from simulation.judge.verdict import judge, judge_recovery
 from simulation.record.facts import RunFacts, read_facts, read_faults, read_timeline, write_json
 from simulation.record.history import read_history
-from simulation.record.hostile import read_siege
+from simulation.record.hostile import read_hostile
 from simulation.record.manifest import MANIFEST, PRODUCTS, judge_record, seal
 from simulation.record.state import read_state
 
@@ -51,8 +51,8 @@ def load_run(folder: Path) -> Run:
     if faults := read_faults(folder):
         recoveries = measure_recovery(history, read_timeline(folder), faults)
         checks.append(judge_recovery(recoveries))
-    if siege := read_siege(folder):
-        checks += judge_siege(siege, read_timeline(folder))
+    if hostile := read_hostile(folder):
+        checks += judge_hostile(hostile, read_timeline(folder))
     if untouched := judge_record(folder):
         checks.append(untouched)
     thresholds = judge_abort(facts.aborted, metrics.load) + judge_thresholds(scenario, metrics)

@@ -1,32 +1,32 @@
-"""The fuzzer: a scenario's load with hostile requests beside it, judged as usual and by what these did.
+"""The fuzzer: a scenario's sale beside hostile requests, judged as usual and by what they did.
 
-The hostile clients are a process of their own (simulation.drive.hostile.process). If they buy, they buy from
-a sale of their own, the decoy, so that the judged sale knows all its buyers. Another sale, the canary, is
-named only inside other requests: it shows whether a smuggled request was carried out.
+The hostile clients are a process of their own (simulation.drive.hostile.process). A hostile request that is
+valid by chance buys from a decoy sale, so that the judged sale knows all of its buyers. A sale that only a
+smuggled request would buy from shows whether one was carried out.
 """
 
 import asyncio
 import contextlib
-import sys
+import tempfile
 import time
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Final
 from urllib.parse import urlsplit
 
 import msgspec
 import psutil
 
 from engine.settings import read_settings
-from simulation.drive.driver import DriveResult, drive
-from simulation.drive.hostile.http import CANARY, DECOY, PRODUCTS_BELOW
-from simulation.drive.hostile.process import Job
-from simulation.drive.plan import Plan
-from simulation.errors import DriverError, ScenarioError
-from simulation.model.hostile import FILE, Barrage, Siege, Stock
+from simulation.drive.child import start_child
+from simulation.drive.driver import DriveResult, Load, drive
+from simulation.drive.hostile.client import Job
+from simulation.drive.hostile.request import DECOY, PRODUCTS_BELOW, SMUGGLED
+from simulation.errors import ScenarioError
+from simulation.model.hostile import FILE, ClientReport, HostileRecord, Stock
 from simulation.model.state import FinalState
 from simulation.record.facts import ENGINE_LOG, write_json
 from simulation.run import Say
-from simulation.scenario.schema import DriverOptions, SaleOffer, Scenario
+from simulation.scenario.schema import SaleOffer, Scenario
 from simulation.target.final_state import read_final_state
 from simulation.target.opening import open_sales
 from simulation.target.services import Services
@@ -35,13 +35,13 @@ CLIENTS: Final = 128
 SLACK_S: Final = 10.0
 """What a busy machine may add to the time after which a connection must have ended."""
 DECOY_UNITS: Final = 1_000_000_000
-CANARY_UNITS: Final = 1_000
+SMUGGLED_UNITS: Final = 1_000
 POLL_S: Final = 0.1
 _HELD: Final = (psutil.CONN_ESTABLISHED, psutil.CONN_CLOSE_WAIT)
 
 
-class HostileLoad:
-    """Drives a load as `drive` does, with hostile requests beside it, and records what they did."""
+class HostileDrive:
+    """Drives a load as `drive` does, with hostile clients beside it, and records what they did."""
 
     def __init__(
         self, scenario: Scenario, requests: int, seed: int, folder: Path, services: Services, say: Say
@@ -56,73 +56,61 @@ class HostileLoad:
         # A head, a body, the rest of a body that was refused, and once more a head.
         self._bound_s = 2 * settings.keepalive_s + settings.client_timeout_ms / 1000 + 1 + SLACK_S
 
-    async def drive(self, plan: Plan, url: str, options: DriverOptions, **more: Any) -> DriveResult:
-        """Send the plan and the hostile requests; return when all are done and every connection has ended.
+    async def drive(self, load: Load) -> DriveResult:
+        """Send the load and the hostile requests; return when both are done and every connection has ended.
 
-        `more` is what `drive` takes besides.
+        Raises DriverError.
         """
         offers = [
             SaleOffer(product_id=DECOY, stock=DECOY_UNITS),
-            SaleOffer(product_id=CANARY, stock=CANARY_UNITS),
+            SaleOffer(product_id=SMUGGLED, stock=SMUGGLED_UNITS),
         ]
-        decoy, canary = await open_sales(url, offers, None)
-        port = urlsplit(url).port or 80
+        decoy, smuggled = await open_sales(load.url, offers, None)
+        port = urlsplit(load.url).port or 80
         before = find_processes()
-        barrage = asyncio.create_task(self._bombard(port))
+        hostile = asyncio.create_task(self._play_clients(port))
         try:
-            driven = await drive(plan, url, options, **more)
+            driven = await drive(load)
             driven_s = (time.monotonic_ns() - driven.t0_ns) / 1e9
-            if not barrage.done():
+            if not hostile.done():
                 self._say("the load is over; waiting for the rest of the hostile requests")
-            seen = await barrage
+            seen = await hostile
         finally:
-            barrage.cancel()
-            await asyncio.gather(barrage, return_exceptions=True)
+            hostile.cancel()
+            await asyncio.gather(hostile, return_exceptions=True)
         left = await self._await_no_connection(port)
         after = find_processes()
         state = await read_final_state(
             self._services,
             self._shards,
-            sale_ids=[decoy.sale_id, canary.sale_id],
+            sale_ids=[decoy.sale_id, smuggled.sale_id],
             drain_timeout_s=self._scenario.drain_s,
         )
         log = (self._folder / ENGINE_LOG).read_text(errors="replace")
-        siege = Siege(
+        record = HostileRecord(
             seed=self._seed,
             requests=self._requests,
             driven_s=round(driven_s, 3),
             bound_s=self._bound_s,
-            barrage=seen,
+            clients=seen,
             processes_before=before,
             processes_after=after,
             connections_left=left,
             tracebacks=log.count("Traceback (most recent"),
             decoy=count_stock(state, decoy.sale_id, seen.order_ids),
-            canary=count_stock(state, canary.sale_id, []),
+            smuggled=count_stock(state, smuggled.sale_id, []),
         )
-        siege.barrage.order_ids = []
-        write_json(siege, self._folder / FILE)
+        record.clients.order_ids = []
+        write_json(record, self._folder / FILE)
         return driven
 
-    async def _bombard(self, port: int) -> Barrage:
+    async def _play_clients(self, port: int) -> ClientReport:
         """Play all hostile clients. Raises DriverError if their process dies."""
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "simulation.drive.hostile.process",
-            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=1 << 30,
-        )  # fmt: skip
-        try:
-            job = Job("127.0.0.1", port, self._seed, self._requests, CLIENTS, self._bound_s)
-            stdin = cast(asyncio.StreamWriter, process.stdin)
-            stdin.write(msgspec.json.encode(job) + b"\n")
-            line = await cast(asyncio.StreamReader, process.stdout).readline()
-            if not line:
-                raise DriverError(f"the fuzzer's process ended with code {await process.wait()}")
-            return msgspec.json.decode(line, type=Barrage)
-        finally:
-            if process.returncode is None:
-                with contextlib.suppress(ProcessLookupError):
-                    process.kill()
-            await process.wait()
+        with tempfile.NamedTemporaryFile(prefix="flashsim-") as result:
+            job = Job("127.0.0.1", port, self._seed, self._requests, CLIENTS, self._bound_s, result.name)
+            async with start_child("simulation.drive.hostile.process", "the hostile clients", job) as process:
+                await process.await_end()
+            return msgspec.json.decode(result.read(), type=ClientReport)
 
     async def _await_no_connection(self, port: int) -> int:
         """Wait until the front door has ended every connection; return how many are left after the bound."""

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("scenario", default="siege")
+@click.argument("scenario", default="hostile")
 @click.option(
     "--requests", type=click.IntRange(1, 10_000_000), default=200_000, show_default=True, metavar="N",
     help="How many hostile requests.",
@@ -35,19 +35,19 @@ if TYPE_CHECKING:
 @click.option("--duration", type=float, metavar="S", help="Scale the sale to this length.")
 @out_option("fuzz")
 def fuzz(scenario: str, requests: int, seed: int, duration: float | None, out: Path | None) -> None:
-    """Run SCENARIO (default: siege) while hostile clients abuse the front door, and judge both.
+    """Run SCENARIO (default: hostile) while hostile clients abuse the front door, and judge both.
 
     On raw sockets they send malformed and oversized requests, requests hidden in others, bad input and random
     mutations of good requests; they are slow, close half of a connection, or go away. The same seed gives the
     same requests.
     """
-    from simulation.campaign.fuzz import HostileLoad
+    from simulation.campaign.fuzz import HostileDrive
 
     loaded = load_scenario(scenario, seed=seed, duration_s=duration)
     folder = out or name_folder("fuzz")
 
     def run(services: "Services") -> Coroutine[Any, Any, dict[str, Any]]:
-        driver = HostileLoad(loaded, requests, seed, folder, services, say).drive
+        driver = HostileDrive(loaded, requests, seed, folder, services, say).drive
         return carry_out(loaded, folder, services=services, driver=driver)
 
     end_by(run_on_services(run), folder)

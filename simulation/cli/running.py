@@ -136,7 +136,8 @@ def locust(
     process of Locust sends a few thousand requests/s, the driver of `flashsim run` many more; a load with too
     much lag is not valid.
     """
-    from simulation.drive.locust.driver import LOOPBACK, Locust, work
+    from simulation.drive.locust.driver import Locust, work
+    from simulation.drive.locust.job import LOOPBACK
 
     if workers and (worker or processes):
         raise click.UsageError("--workers waits for other workers: give no --worker and no --processes")

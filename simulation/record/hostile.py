@@ -5,13 +5,13 @@ from pathlib import Path
 import msgspec
 
 from simulation.errors import RunError
-from simulation.model.hostile import FILE, Siege
+from simulation.model.hostile import FILE, HostileRecord
 
 
-def read_siege(folder: Path) -> Siege | None:
-    """The siege of a run, None where there was none. Raises RunError."""
+def read_hostile(folder: Path) -> HostileRecord | None:
+    """Return the record of a run's hostile requests, None where there were none. Raises RunError."""
     try:
-        return msgspec.json.decode((folder / FILE).read_bytes(), type=Siege)
+        return msgspec.json.decode((folder / FILE).read_bytes(), type=HostileRecord)
     except FileNotFoundError:
         return None
     except (OSError, msgspec.DecodeError) as error:

@@ -5,8 +5,7 @@ import io
 import numpy as np
 from rich.console import Console
 
-from simulation.drive.job import RESPONSE_EDGES_MS
-from simulation.drive.progress import Progress
+from simulation.drive.progress import RESPONSE_EDGES_MS, Progress
 from simulation.live.figures import Figures, Tracker
 from simulation.live.terminal import format_line, open_view, sparkline
 from simulation.model.outcome import OUTCOMES
