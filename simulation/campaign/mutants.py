@@ -34,12 +34,12 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     scenario: str
     """Its name, and the faults that it does."""
     outcome: Outcome
-    """Void where the run with an unchanged engine did not pass, or none was as planned."""
+    """Void if the run with an unchanged engine did not pass, or no load was as planned."""
     verdict: str | None
     caught_by: list[str]
-    """The checks that are broken, those that were to be first."""
+    """The checks that are broken; first those that should be."""
     detail: str
-    """What the first of them found, or why there is no result."""
+    """What the first of these checks found, or why there is no result."""
 
 
 class Mutants(Series, kw_only=True):
@@ -102,7 +102,7 @@ async def _attempt(
 def judge_trial(
     mutation: Mutation, scenario: Scenario, summary: dict[str, Any] | None, explanation: str
 ) -> Trial:
-    """The result of a mutation whose run gave `summary`; None where there is nothing to compare it with."""
+    """Return the result of a mutation whose run gave `summary`; None without a control that passes."""
     checks = summary["checks"] if summary else []
     broken = {check["name"]: check["detail"] for check in checks if check["holds"] is False}
     caught_by = sorted(broken, key=lambda name: name not in mutation.breaks)
@@ -124,6 +124,6 @@ def judge_trial(
 
 
 def write_mutants(result: Mutants, folder: Path) -> None:
-    """Writes the result as JSON, Markdown and HTML."""
+    """Write the result as JSON, Markdown and HTML."""
     caught = sum(trial.outcome == "caught" for trial in result.trials)
     write_tables("mutants", result, folder, good=caught, total=len(result.trials))

@@ -21,7 +21,7 @@ SMALL: Final[dict[str, Any]] = {
     "sales.0.stock": 4_000,
     "drain_s": 10,
 }
-"""Makes single-fault as small as a bug allows."""
+"""Changes that make the scenario single-fault small."""
 
 
 class Edit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

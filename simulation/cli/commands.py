@@ -11,7 +11,7 @@ from simulation.errors import SimulationError
 
 
 class SimulationCommands(Commands):
-    """The same for what the simulation says; without a verdict the exit code is 2."""
+    """Commands that also end with one clear line for an error of the simulation, and exit code 2."""
 
     program = "flashsim"
     errors = (*Commands.errors, SimulationError)
@@ -23,9 +23,9 @@ class SimulationCommands(Commands):
 def main() -> None:
     """Flashsim drives simulated crowds at a Flashgrid engine and judges every purchase.
 
-    Exit codes: 0 pass, 1 fail, 2 unknown, invalid, or an error of use.
+    Exit codes: 0 pass, 1 fail, 2 unknown or an error of use.
     """
-    # A probe that can't read leaves a gap; its client library need not tell of it as well.
+    # A probe that can't read leaves a gap in the timeline; its client library need not log it as well.
     logging.basicConfig(level=logging.ERROR)
     for name in ("aiormq", "aio_pika", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
