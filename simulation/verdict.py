@@ -45,7 +45,7 @@ from simulation.record.state import load_final_state
 def judge_run(folder: Path) -> dict[str, Any]:
     """Judges a run by its record: the fields of its summary.
 
-    Raises RunError or HistoryError where the record is not whole.
+    Raises RunError where the record is not whole.
     """
     facts = read_facts(folder)
     history = read_history(folder / "history.parquet")
@@ -135,7 +135,7 @@ def finish_run(folder: Path) -> dict[str, Any]:
 
 
 def load_run(folder: Path) -> Run:
-    """A run from its record. Raises RunError or HistoryError where the record is not whole."""
+    """A run from its record. Raises RunError where the record is not whole."""
     facts, history = read_facts(folder), read_history(folder / "history.parquet")
     try:
         summary, state = json.loads((folder / "summary.json").read_text()), load_final_state(folder)
