@@ -12,7 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from simulation.campaign.series import Say, judge_one, say_result
-from simulation.report.tables import write_tables
+from simulation.report.page import write_tables
 from simulation.scenario.fault import STAGES, TARGETS, Fault
 from simulation.scenario.loading import load_scenario
 from simulation.scenario.schema import Scenario

@@ -20,7 +20,7 @@ from msgspec import Meta
 import engine
 from simulation.campaign.series import Say, judge_one
 from simulation.errors import MutationError, SimulationError
-from simulation.report.tables import write_tables
+from simulation.report.page import write_tables
 from simulation.scenario.loading import load_scenario
 from simulation.scenario.schema import Scenario
 from simulation.target.engine_process import private_services
