@@ -16,11 +16,6 @@ from simulation.report.page import SERIES, fill_page
 from simulation.report.words import count, ms, percent, seconds
 
 MOST_RUNS: Final = len(LETTERS)
-METHOD: Final = (
-    "Each run is compared with A. In brackets, where the change lies with a confidence of 95%: a bootstrap of"
-    f" {RESAMPLES:,} resamples over {SLICES} slices of time. A coloured change is certain: its interval does"
-    " not hold zero. This is true of these runs alone; another day or machine may differ by more."
-)
 
 
 def write_comparison(
@@ -39,12 +34,9 @@ def write_comparison(
         conditions=conditions,
         runs=[_describe_run(run, number, file.parent) for number, run in enumerate(runs)],
         notes=find_obstacles(runs),
-        method=METHOD,
-        heads=[
-            "",
-            "A",
-            *(head for run in list(zip(LETTERS, runs, strict=False))[1:] for head in (run[0], "change")),
-        ],
+        resamples=RESAMPLES,
+        slices=SLICES,
+        heads=["", "A"] + [head for letter in LETTERS[1 : len(runs)] for head in (letter, "change")],
         rows=[_fill_row(row) for row in rows],
         plots=_draw(runs, rows),
         differences=find_differences(runs),
@@ -63,10 +55,12 @@ def make_table(runs: Sequence[Run], rows: Sequence[Row]) -> Table:
             table.add_column("95%", justify="right", style="dim")
     colours = {"longer": "bold red", "shorter": "bold green", "": ""}
     for row in rows:
-        cells: list[str | Text] = [row.title, write_value(row, row.values[0])]
-        for value, change in zip(row.values[1:], row.changes, strict=True):
-            look = _describe_change(row, change)
-            cells += [write_value(row, value), Text(look["text"], colours[look["class"]]), look["note"]]
+        cells: list[str | Text] = []
+        for cell in _fill_row(row):
+            if isinstance(cell, str):
+                cells.append(cell)
+            else:
+                cells += [Text(cell["text"], colours[cell["class"]]), cell["note"]]
         table.add_row(*cells)
     return table
 

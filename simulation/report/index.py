@@ -42,9 +42,8 @@ def list_runs(folder: Path) -> list[Entry]:
             summary = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
-        if not {"verdict", "load", "stock", "started_at"} <= summary.keys():
-            continue
-        if not (file.parent / "report.html").exists():
+        whole = {"verdict", "load", "stock", "started_at"} <= summary.keys()
+        if not whole or not (file.parent / "report.html").exists():
             continue
         thumbnail = file.parent / "plots" / THUMBNAIL
         drawing = thumbnail.read_text(encoding="utf-8") if thumbnail.exists() else ""

@@ -14,8 +14,8 @@ from matplotlib.path import Path
 from simulation.judge.summary import PERCENTILES, TRUSTED, Floats, response_ms, service_ms
 from simulation.report.canvas import DASHED, FILL, Canvas, Course, note
 from simulation.report.page import HEAT, LIGHT
-from simulation.report.plots import OUTCOME_COLOURS, last_second, time_edges, word_of
-from simulation.report.words import count, ms, short
+from simulation.report.plots import OUTCOME_COLOURS, last_second, time_edges
+from simulation.report.words import OUTCOMES, count, ms, short
 
 _LINES: Final = {
     "p50": ("p50", "sky", 1.6),
@@ -68,7 +68,7 @@ def draw_latency(history: pd.DataFrame, course: Course) -> Canvas | None:
         return None
     end_s = last_second(history)
     edges = time_edges(end_s, 80)
-    canvas = Canvas({word_of(outcome).capitalize(): 165 for outcome in shown})
+    canvas = Canvas({OUTCOMES[outcome.lower()].capitalize(): 165 for outcome in shown})
     # Few requests are much quicker than the median: the axis is for those that are slower.
     took = response_ms(answered[answered["outcome"].isin(shown)])
     room = 4 if course.faults or course.moments else 2.4
@@ -131,7 +131,7 @@ def draw_percentiles(history: pd.DataFrame) -> Canvas | None:
             continue
         nines, at = tail_of(response)
         firm = len(response) - at >= TRUSTED
-        look, word = LIGHT[colour], word_of(outcome)
+        look, word = LIGHT[colour], OUTCOMES[outcome.lower()]
         axes.plot(nines, response[at], color=look, lw=0.9)
         axes.plot(nines[firm], response[at][firm], color=look, lw=2.2, label=f"{word}, response")
         axes.plot(nines, service[at], color=look, lw=1.1, ls=DASHED, label=f"{word}, service")

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from simulation.judge.summary import Floats, fulfilment_lag_ms
 from simulation.report.canvas import DASHED, FILL, Canvas, Course, Phase, note
 from simulation.report.page import LIGHT, SERIES
-from simulation.report.words import count, ms
+from simulation.report.words import OUTCOMES, count, ms
 
 CPU: Final = "cpu_percent "
 MEMORY: Final = "rss_mib "
@@ -100,7 +100,7 @@ def _measure_rates(history: pd.DataFrame, edges: Floats) -> Iterator[tuple[str, 
     # A request without an answer counts where it was intended.
     done_ns, outcome = history["done_ns"].fillna(history["intended_ns"]), history["outcome"].astype("str")
     chosen = {"answered": ("ink", history["done_ns"].notna())}
-    chosen |= {word_of(each): (colour, outcome == each) for each, colour in OUTCOME_COLOURS.items()}
+    chosen |= {OUTCOMES[each.lower()]: (colour, outcome == each) for each, colour in OUTCOME_COLOURS.items()}
     chosen["other"] = ("pink", ~outcome.isin(list(OUTCOME_COLOURS)))
     for word, (colour, rows) in chosen.items():
         if rows.any():
@@ -219,8 +219,3 @@ def middles_of(edges: Floats) -> Floats:
     """Return the middle of each bin."""
     middles: Floats = (edges[:-1] + edges[1:]) / 2
     return middles
-
-
-def word_of(outcome: str) -> str:
-    """Return how a plot calls an outcome of the history."""
-    return outcome.lower().replace("_", " ")

@@ -14,7 +14,7 @@ from simulation.judge.disturbance import Effect, Omission, find_omission, measur
 from simulation.judge.knee import find_ramp, measure_ramp
 from simulation.judge.summary import TRUSTED, is_trusted
 from simulation.model.hostile import Tally
-from simulation.record.facts import read_facts
+from simulation.record.facts import read_facts, read_timeline
 from simulation.record.history import read_history
 from simulation.record.hostile import read_siege
 from simulation.record.state import load_final_state
@@ -36,11 +36,12 @@ Figures = Mapping[str, tuple[str, str]]
 def write_report(run_folder: Path) -> Path:
     """Write the run's plots and report.html from its record; return the path of the page.
 
-    Raises OSError where summary.json, history.parquet or final/ can't be read.
+    Raises OSError, RunError or HistoryError where a file can't be read or written.
     """
     summary: dict[str, Any] = json.loads((run_folder / "summary.json").read_text())
     history = read_history(run_folder / "history.parquet")
-    timeline = read_timeline(run_folder / "timeline.csv")
+    probed = (run_folder / "timeline.csv").exists()
+    timeline = read_timeline(run_folder) if probed else pd.DataFrame({"t_s": []})
     siege = read_siege(run_folder)
     page = render_page(
         summary,
@@ -100,11 +101,6 @@ def _draw_knee(run_folder: Path, summary: dict[str, Any], history: pd.DataFrame)
     at_s, p99_ms = measure_ramp(history, start_s, start_s + segment.seconds)
     rates = segment.rate_rps + (segment.to_rps - segment.rate_rps) * (at_s - start_s) / segment.seconds
     return latency_plots.draw_knee(rates, p99_ms, summary["knee"])
-
-
-def read_timeline(file: Path) -> pd.DataFrame:
-    """Return the probes' samples; none where there is no such file."""
-    return pd.read_csv(file) if file.exists() else pd.DataFrame({"t_s": pd.Series(dtype="float64")})
 
 
 def measure_processes(timeline: pd.DataFrame) -> list[dict[str, Any]]:
