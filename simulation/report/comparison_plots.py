@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.ticker import NullLocator
 
 from simulation.judge.comparison import Row, Run
-from simulation.judge.summary import response_ms
+from simulation.judge.numbers.latency import response_ms
 from simulation.report.canvas import Canvas, Course
 from simulation.report.latency_plots import tail_of
 from simulation.report.page import LIGHT, SERIES
@@ -78,7 +78,7 @@ def draw_curves(runs: Sequence[Run], outcome: str) -> Canvas | None:
     [axes] = canvas.panels
     lowest, highest, most = np.inf, 0.0, 0
     for letter, colour, run in zip(LETTERS, SERIES, runs, strict=False):
-        took = np.sort(response_ms(run.measured.history[run.measured.history["outcome"] == outcome]))
+        took = np.sort(response_ms(run.metrics.history[run.metrics.history["outcome"] == outcome]))
         if len(took):
             nines, at = tail_of(took)
             axes.plot(nines, took[at], color=LIGHT[colour], label=letter)
@@ -93,12 +93,12 @@ def draw_curves(runs: Sequence[Run], outcome: str) -> Canvas | None:
 
 def draw_times(runs: Sequence[Run], course: Course) -> Canvas | None:
     """Draw the p99 of the response time of all answered requests, over time."""
-    end_s = max(last_second(run.measured.history) for run in runs)
+    end_s = max(last_second(run.metrics.history) for run in runs)
     edges = time_edges(end_s)
     canvas = Canvas({"Response time, p99": 230})
     [axes] = canvas.panels
     for letter, colour, run in zip(LETTERS, SERIES, runs, strict=False):
-        answered = run.measured.history.dropna(subset=["sent_ns", "done_ns"])
+        answered = run.metrics.history.dropna(subset=["sent_ns", "done_ns"])
         bins = np.digitize(answered["intended_ns"].to_numpy("int64") / 1e9, edges) - 1
         took = response_ms(answered)
         line = np.full(len(edges) - 1, np.nan)

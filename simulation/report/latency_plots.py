@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.patches import PathPatch
 from matplotlib.path import Path
 
-from simulation.judge.summary import PERCENTILES, TRUSTED, Floats, response_ms, service_ms
+from simulation.judge.numbers.latency import PERCENTILES, TRUSTED, Floats, response_ms, service_ms
 from simulation.report.canvas import DASHED, FILL, Canvas, Course, note
 from simulation.report.page import HEAT, LIGHT
 from simulation.report.plots import OUTCOME_COLOURS, last_second, time_edges

@@ -6,7 +6,7 @@ from typing import Any, Final
 import jinja2
 import msgspec
 
-from simulation.judge.summary import is_trusted
+from simulation.judge.numbers.latency import is_trusted
 from simulation.report.words import OUTCOMES, count, ms, seconds
 
 # Okabe and Ito's colour-blind safe palette, darkened until text in it reads on white.

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from simulation.judge.summary import Floats, fulfilment_lag_ms
+from simulation.judge.numbers.latency import Floats, delay_ms
 from simulation.report.canvas import DASHED, FILL, Canvas, Course, Phase, note
 from simulation.report.page import LIGHT, SERIES
 from simulation.report.words import OUTCOMES, count, ms
@@ -132,7 +132,7 @@ def draw_stock(timeline: pd.DataFrame, course: Course) -> Canvas | None:
 
 
 def _is_worth_drawing(timeline: pd.DataFrame, column: str) -> bool:
-    """Whether a column was measured. Failed orders are rare: a line along zero would say nothing."""
+    """Tell whether a column was measured. Failed orders are rare: a line along zero would say nothing."""
     least = 0 if column == "ledger_failed" else -1
     return column in timeline and bool(timeline[column].gt(least).any())
 
@@ -191,7 +191,7 @@ def draw_delay(orders: pd.DataFrame | None) -> Canvas | None:
     orders = None if orders is None else orders.dropna(subset=["accepted_us", "settled_us"])
     if orders is None or orders.empty:
         return None
-    delay = np.clip(fulfilment_lag_ms(orders), 0.1, None)
+    delay = np.clip(delay_ms(orders), 0.1, None)
     share = np.linspace(0, 100, 400)
     at_share = np.percentile(delay, share)
     canvas = Canvas({"Orders settled within": 200})

@@ -5,7 +5,7 @@ from typing import Final
 import numpy as np
 
 from simulation.drive.plan import build_plan
-from simulation.judge.summary import Floats
+from simulation.judge.numbers.latency import Floats
 from simulation.scenario.schema import Scenario
 
 ROWS: Final = 10
