@@ -3,7 +3,7 @@
 SimulationError
 ├── ScenarioError     a scenario can't be read, or a key of it has a bad value
 ├── HistoryError      a file is not a history
-├── BadAnswer         the bytes are not an HTTP/1.1 answer
+├── BadResponse       the bytes are no HTTP/1.1 response
 ├── DriverError       the load could not be driven
 ├── EngineError       the engine under test can't be started, reached, or put on sale
 ├── FaultError        a fault can't be done, or not be healed
@@ -26,8 +26,8 @@ class HistoryError(SimulationError):
     """A file is not a history."""
 
 
-class BadAnswer(SimulationError):
-    """The bytes are not an HTTP/1.1 answer."""
+class BadResponse(SimulationError):
+    """The bytes are no HTTP/1.1 response."""
 
 
 class DriverError(SimulationError):

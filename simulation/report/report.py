@@ -13,11 +13,11 @@ import pandas as pd
 from simulation.judge.numbers.disturbance import Effect, Omission, find_omission, measure_effect
 from simulation.judge.numbers.knee import find_ramp, measure_ramp
 from simulation.judge.numbers.latency import TRUSTED, is_trusted
-from simulation.model.hostile import Tally
+from simulation.model.hostile import KindCount
 from simulation.record.facts import read_facts, read_timeline
 from simulation.record.history import read_history
-from simulation.record.hostile import read_siege
-from simulation.record.state import load_final_state
+from simulation.record.hostile import read_hostile
+from simulation.record.state import read_state
 from simulation.report import latency_plots, plots
 from simulation.report.canvas import Canvas, Course, Phase, to_svg
 from simulation.report.page import STATES, fill_page
@@ -42,14 +42,14 @@ def write_report(run_folder: Path) -> Path:
     history = read_history(run_folder / "history.parquet")
     probed = (run_folder / "timeline.csv").exists()
     timeline = read_timeline(run_folder) if probed else pd.DataFrame({"t_s": []})
-    siege = read_siege(run_folder)
+    hostile = read_hostile(run_folder)
     page = render_page(
         summary,
         write_plots(run_folder, summary, history, timeline),
         effects=[measure_effect(history, fault) for fault in summary.get("faults", [])],
         omission=find_omission(history, summary),
         processes=measure_processes(timeline),
-        hostile=tabulate_hostile(siege.barrage.kinds if siege else {}),
+        hostile=tabulate_hostile(hostile.clients.kinds if hostile else {}),
     )
     report = run_folder / "report.html"
     report.write_text(page, encoding="utf-8")
@@ -78,7 +78,7 @@ def write_plots(
         "percentiles": latency_plots.draw_percentiles(history),
         "knee": _draw_knee(run_folder, summary, history),
         "stock": plots.draw_stock(timeline, course),
-        "delay": plots.draw_delay(load_final_state(run_folder).orders),
+        "delay": plots.draw_delay(read_state(run_folder).orders),
         "processes": plots.draw_processes(timeline, course, summary["machine"].get("cores")),
     }
     folder = run_folder / "plots"
@@ -116,7 +116,7 @@ def measure_processes(timeline: pd.DataFrame) -> list[dict[str, Any]]:
     ]
 
 
-def tabulate_hostile(kinds: Mapping[str, Tally]) -> dict[str, Any] | None:
+def tabulate_hostile(kinds: Mapping[str, KindCount]) -> dict[str, Any] | None:
     """Return the hostile requests of a run by kind, and the words of their answers: statuses first."""
     if not kinds:
         return None

@@ -30,7 +30,6 @@ rollback      killed, and started with the files that it had at the begin.
 failover      killed, and in its place comes a replica that was cut off at the begin.
 """
 
-from collections.abc import Sequence
 from typing import Annotated, Final
 
 import msgspec
@@ -55,9 +54,9 @@ TARGETS: Final[dict[str, tuple[str, ...]]] = {
 }
 """What each kind of fault can be done to."""
 LONGEST_S: Final = 3_600.0
-_INSTANT: Final = ("kill", "restart", "cut")
+INSTANT: Final = ("kill", "restart", "cut")
 """Kinds that do something even if they last no time."""
-_STRENGTH_OF: Final = {"latency_ms": "latency", "share": "drop_replies", "bytes_per_s": "bandwidth"}
+STRENGTH_OF: Final = {"latency_ms": "latency", "share": "drop_replies", "bytes_per_s": "bandwidth"}
 
 
 def _words(*words: str) -> Meta:
@@ -94,42 +93,6 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     def of_memory(self) -> bool:
         """Whether the gate loses its memory by it."""
         return self.kind in LOSSES
-
-    def scaled(self, time: float) -> "Fault":
-        """The same fault on a curve that is `time` times as long."""
-        return msgspec.structs.replace(self, at_s=self.at_s * time, seconds=self.seconds * time)
-
-
-class Interval(msgspec.Struct, frozen=True, kw_only=True):
-    """A fault as it was done, in seconds from the run's start."""
-
-    kind: str
-    on: str
-    start_s: float
-    end_s: float
-    """When it was healed: the connection is open, or the service answers, again."""
-
-
-def check_faults(faults: Sequence[Fault], duration_s: float) -> None:
-    """Raises ValueError, in one line that names the key at fault, for a timeline that can't be done."""
-    for number, fault in enumerate(faults):
-        if fault.at_s >= duration_s:
-            raise ValueError(f"faults.{number}.at_s: the load lasts {duration_s:g} s, got {fault.at_s:g}")
-        if not fault.seconds and fault.kind not in _INSTANT:
-            raise ValueError(f"faults.{number}.seconds: {fault.kind} needs a length greater than 0")
-        if fault.on not in (targets := TARGETS[fault.kind]):
-            way = "the way to " if fault.of_network else ""
-            raise ValueError(
-                f"faults.{number}.on: {fault.kind} is for {way}{', '.join(targets)}, got {fault.on!r}"
-            )
-        for name, kind in _STRENGTH_OF.items():
-            if getattr(fault, name) is not None and fault.kind != kind:
-                raise ValueError(f"faults.{number}.{name}: is for {kind}, not for {fault.kind}")
-        for earlier in faults[:number]:
-            if overlap(earlier, fault):
-                raise ValueError(
-                    f"faults.{number}.at_s: {fault.on} has another such fault until {earlier.end_s:g} s"
-                )
 
 
 def overlap(one: Fault, other: Fault, apart_s: float = 0.0) -> bool:

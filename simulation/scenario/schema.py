@@ -53,14 +53,6 @@ class Restock(Part, frozen=True):
     stock: Annotated[int, Meta(ge=0, le=MAX_STOCK)]
 
 
-class Restocked(Restock, frozen=True):
-    """A restock as it was done; `at_s` is when it was asked for."""
-
-    opened_s: float
-    """When the engine had answered, from the run's start."""
-    sale_id: Id
-
-
 class Bots(Part, frozen=True):
     """Programs among the people: each sends many requests, carries no key, and ignores what it is answered.
     Their user ids come after those of the people."""

@@ -12,7 +12,7 @@ from simulation.judge.numbers.disturbance import find_omission
 from simulation.judge.numbers.fairness import measure_order
 from simulation.judge.numbers.latency import measure_latency
 from simulation.judge.numbers.retries import measure_retries
-from simulation.model.hostile import Tally
+from simulation.model.hostile import KindCount
 from simulation.record.history import read_history
 from simulation.report.latency_plots import draw_knee
 from simulation.report.report import render_page, tabulate_hostile, write_report
@@ -109,7 +109,7 @@ def test_what_a_run_measured_besides_has_a_panel_of_its_own(tmp_path: Path) -> N
         | {"retries": measure_retries(history.assign(attempt=1), None)},
         {},
         hostile=tabulate_hostile(
-            {"huge body": Tally(9, {"413": 8, "500": 1}), "slow": Tally(2, {"left": 2})}
+            {"huge body": KindCount(9, {"413": 8, "500": 1}), "slow": KindCount(2, {"left": 2})}
         ),
     )
     assert all(f'id="{panel}"' in page for panel in panels)
