@@ -28,13 +28,13 @@ from simulation.record.state import read_state
 def judge_run(folder: Path) -> dict[str, Any]:
     """Judge a run by its record and return the fields of its summary.
 
-    Raises RunError or HistoryError if the record is incomplete.
+    Raises RunError if the record is incomplete.
     """
     return load_run(folder).summary
 
 
 def load_run(folder: Path) -> Run:
-    """Return a run from its record, judged. Raises RunError or HistoryError if the record is incomplete."""
+    """Return a run from its record, judged. Raises RunError if the record is incomplete."""
     facts, history, state = read_facts(folder), read_history(folder / "history.parquet"), read_state(folder)
     scenario = facts.scenario
     metrics = Metrics(

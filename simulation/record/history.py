@@ -24,7 +24,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from simulation.errors import HistoryError
+from simulation.errors import RunError
 from simulation.model.history import DTYPES
 
 _TYPES: Final = {"int16": pa.int16(), "int64": pa.int64(), "Int64": pa.int64(), "str": pa.string()}
@@ -45,7 +45,7 @@ def write_history(history: pd.DataFrame, path: Path) -> None:
 
 
 def read_history(path: Path) -> pd.DataFrame:
-    """Return the history in a parquet file. Raises HistoryError if the file is none."""
+    """Return the history in a parquet file. Raises RunError if the file is none."""
     try:
         table = pq.read_table(path)
         # Nullable integers: a float would round nanoseconds.
@@ -54,5 +54,5 @@ def read_history(path: Path) -> pd.DataFrame:
             frame = frame.assign(attempt=0, first_op=frame["op"])
         history: pd.DataFrame = frame[list(DTYPES)].astype(DTYPES)
     except (OSError, KeyError, ValueError, TypeError, pa.ArrowException) as error:
-        raise HistoryError(f"{path}: is not a history: {str(error).splitlines()[0]}") from None
+        raise RunError(f"{path}: is not a history: {str(error).splitlines()[0]}") from None
     return history
