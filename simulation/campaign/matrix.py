@@ -11,7 +11,7 @@ from typing import Final
 import msgspec
 
 from simulation.campaign.series import Series, judge_planned
-from simulation.report.tables import write_tables
+from simulation.report.page import write_tables
 from simulation.run import Say
 from simulation.scenario.fault import STAGES, TARGETS, Fault
 from simulation.scenario.loading import load_scenario

@@ -16,7 +16,7 @@ import msgspec
 from simulation.campaign.mutation import Mutation, copy_engine, mutate
 from simulation.campaign.series import Series, explain, judge_planned
 from simulation.errors import SimulationError
-from simulation.report.tables import write_tables
+from simulation.report.page import write_tables
 from simulation.run import Say
 from simulation.scenario.schema import Scenario
 from simulation.target.services import Services

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from simulation.live.figures import Figures, Show
-from simulation.report.page import count, ms
+from simulation.report.words import count, ms
 from simulation.run import TICK_S
 from simulation.scenario.schema import Scenario
 

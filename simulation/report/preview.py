@@ -13,14 +13,14 @@ _BLOCKS: Final = " ▁▂▃▄▅▆▇█"
 
 
 def count_arrivals(scenario: Scenario, edges: Floats) -> Floats:
-    """Requests a second between the edges, which are seconds from the run's start: those of its seed."""
+    """Return requests per second between edges in seconds from the start of the run, by the seed."""
     counts, _ = np.histogram(build_plan(scenario).intended_ns / 1e9, edges)
     rates: Floats = counts / np.diff(edges)
     return rates
 
 
 def preview(scenario: Scenario, columns: int = 72) -> str:
-    """The arrival curve in `columns` characters, with its phases and what is on sale."""
+    """Return the arrival curve in `columns` characters, with its phases and what is on sale."""
     end_s = scenario.duration_s()
     rates = count_arrivals(scenario, np.linspace(0, end_s, columns + 1))
     top = max(float(rates.max()), 1.0)
