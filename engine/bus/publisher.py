@@ -1,7 +1,6 @@
 """The publisher: writes purchases and dead letters to the bus, and reads how long its queue is."""
 
 import asyncio
-import contextlib
 from collections.abc import Iterable
 from typing import Any, Final
 
@@ -11,13 +10,11 @@ from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange, 
 from engine.bus.connection import close_connection, connect_bus, translate_errors
 from engine.bus.topology import DEAD, PURCHASES, REASON, declare_topology
 from engine.errors import BusUnavailable
-from engine.metrics import QUEUE_LENGTH
 from engine.model.dead_letter import DeadLetter
 
 _CONFIRM_S: Final = 30.0
 """Longest wait for a confirm, since one that was lost would hold up the relay forever. Publishing again is
 safe. But it leaves one more copy with a broker that blocks publishers, so the wait is long."""
-_SAMPLE_S: Final = 1.0
 
 
 class Publisher:
@@ -48,6 +45,10 @@ class Publisher:
             }
             await self._publish(DEAD, dead_letter.body, headers)
 
+    async def count_messages(self) -> int:
+        """Return the number of messages in the purchases' queue that no consumer holds."""
+        return (await self.read_queue())[0]
+
     async def read_queue(self) -> tuple[int, int]:
         """Return the number of messages in the purchases' queue that no consumer holds, and of its consumers.
 
@@ -59,14 +60,6 @@ class Publisher:
             queue = await channel.declare_queue(PURCHASES, passive=True)
             result = queue.declaration_result
             return result.message_count or 0, result.consumer_count or 0
-
-    async def watch(self) -> None:
-        """Keep the metric of the queue's length up to date, forever."""
-        while True:
-            with contextlib.suppress(BusUnavailable):
-                messages, _ = await self.read_queue()
-                QUEUE_LENGTH.set(messages)
-            await asyncio.sleep(_SAMPLE_S)
 
     async def close(self) -> None:
         """Close the connection, if there is one."""

@@ -17,14 +17,12 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
 from engine.gate.keys import ShardKeys
-from engine.metrics import OUTBOX_LENGTH
 from engine.model.dead_letter import DeadLetter
 from engine.model.message import Message
 
 _COUNT: Final = 256
 """Most entries of one stream in one read."""
 _START: Final = b"0-0"
-_SAMPLE_S: Final = 1.0
 
 Tag = tuple[bytes, bytes]
 """Stream and entry id."""
@@ -113,13 +111,6 @@ class Outbox:
                     stream, ShardKeys.GROUP, "-", "+", 1, consumername=self._consumer
                 ):
                     await self._redis.xgroup_delconsumer(stream, ShardKeys.GROUP, self._consumer)
-
-    async def watch(self) -> None:
-        """Keep the metric of the outbox's length up to date, forever."""
-        while True:
-            with contextlib.suppress(RedisError):
-                OUTBOX_LENGTH.set(await self.count_entries())
-            await asyncio.sleep(_SAMPLE_S)
 
     async def _read(self, wait_s: float) -> list[Message]:
         while self._own:

@@ -92,7 +92,8 @@ async def _settle_any(
         for half in split_lots(lots, size // 2):
             await _settle_any(pool, half, declines, settlement)
         return
-    settlement.settled[OrderStatus.CONFIRMED] += size - len(rows)
+    if confirmed := size - len(rows):
+        settlement.settled[OrderStatus.CONFIRMED] += confirmed
     if rows:
         _note_rows(settlement, lots, rows)
 

@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
-from typing import Final, Protocol, TypeVar
+from typing import Final, TypeVar
 
 from redis.exceptions import RedisError
 
@@ -20,7 +20,7 @@ from engine.gate.client import connect_redis
 from engine.gate.keys import ShardKeys
 from engine.gate.outbox import Outbox, name_consumer
 from engine.ledger.ledger import Ledger
-from engine.metrics import DEAD_LETTERS, FULFILMENT_LAG
+from engine.metrics import DEAD_LETTERS, FULFILMENT_LAG, OUTBOX_LENGTH
 from engine.model.dead_letter import DeadLetter
 from engine.model.lot import Lot, without_orders
 from engine.model.message import Message
@@ -30,7 +30,7 @@ from engine.payment.simulated import SimulatedGateway
 from engine.settings import Settings
 from engine.stages.batch import Batch, Packer
 from engine.stages.keeper import run_keeper
-from engine.stages.lifecycle import Outage, Pause, drain, running
+from engine.stages.lifecycle import Outage, Pause, drain, running, sample
 
 log = logging.getLogger(__name__)
 
@@ -43,24 +43,8 @@ _LEAST_PREFETCH: Final = 256
 T = TypeVar("T")
 
 
-class Source(Protocol):
-    """Where purchases come from: the bus, or the outbox itself. It repeats what is not acknowledged."""
-
-    async def read(self, wait_s: float) -> list[Message]:
-        """Return what arrived; wait up to `wait_s` for the first message."""
-        ...
-
-    async def acknowledge(self, messages: Iterable[Message]) -> None:
-        """Delete messages that are done."""
-        ...
-
-    async def put_aside(self, dead_letters: Iterable[DeadLetter]) -> None:
-        """Keep dead letters."""
-        ...
-
-    async def close(self) -> None:
-        """Leave messages that are not acknowledged to another reader."""
-        ...
+Source = Consumer | Outbox
+"""Where purchases come from: the bus, or the outbox itself. It repeats what is not acknowledged."""
 
 
 async def run_fulfilment(settings: Settings, stop: asyncio.Event) -> None:
@@ -84,7 +68,7 @@ async def run_fulfilment(settings: Settings, stop: asyncio.Event) -> None:
             outbox = Outbox(
                 redis, shards, name_consumer("fulfilment"), settings.relay_claim_ms, settings.outbox_wait_ms
             )
-            await cleanup.enter_async_context(running(outbox.watch()))
+            await cleanup.enter_async_context(running(sample(OUTBOX_LENGTH, outbox.count_entries)))
             source = outbox
         else:
             messages = 2 * settings.fulfilment_in_flight * settings.fulfilment_batch // settings.relay_batch
@@ -176,11 +160,10 @@ class Fulfilment:
         while True:
             try:
                 await step(argument)
-            except (FlashgridError, RedisError) as error:
-                await self._settling.wait(error)
             except Exception as error:
                 # Whatever a payment gateway raises, the purchases must not be lost.
-                log.exception("a batch of purchases failed")
+                if not isinstance(error, (FlashgridError, RedisError)):
+                    log.exception("a batch of purchases failed")
                 await self._settling.wait(error)
             else:
                 self._settling.end()

@@ -1,17 +1,24 @@
 """How a stage lives: it outlasts outages, pauses when it is asked to, and ends in order."""
 
 import asyncio
+import contextlib
 import logging
 import random
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, Final
+
+from prometheus_client import Gauge
+from redis.exceptions import RedisError
+
+from engine.errors import FlashgridError
 
 log = logging.getLogger(__name__)
 
 _FIRST_DELAY_S: Final = 0.05
 _LONGEST_DELAY_S: Final = 2.0
 _CANCEL_S: Final = 2.0
+_SAMPLE_S: Final = 1.0
 
 
 class Outage:
@@ -96,6 +103,14 @@ async def running(*background: Coroutine[Any, Any, None]) -> AsyncIterator[None]
         yield
     finally:
         await cancel(*tasks)
+
+
+async def sample(gauge: Gauge, read: Callable[[], Awaitable[int]]) -> None:
+    """Keep a metric up to date forever, as far as its store answers."""
+    while True:
+        with contextlib.suppress(FlashgridError, RedisError):
+            gauge.set(await read())
+        await asyncio.sleep(_SAMPLE_S)
 
 
 async def cancel(*tasks: asyncio.Task[Any]) -> None:

@@ -270,7 +270,7 @@ class Reconciliation:
 
 @asynccontextmanager
 async def reconciling(settings: Settings) -> AsyncIterator[Reconciliation]:
-    """Yield a reconciliation with connections of its own to Redis, PostgreSQL and the bus, if there is one."""
+    """Yield a reconciliation with connections of its own to every service."""
     if settings.redis_url is None or settings.postgres_url is None:
         raise SettingsError("reconciliation needs Redis and PostgreSQL")
     async with AsyncExitStack() as cleanup:

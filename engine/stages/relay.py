@@ -15,10 +15,10 @@ from engine.errors import BusUnavailable, SettingsError
 from engine.gate.client import connect_redis
 from engine.gate.keys import ShardKeys
 from engine.gate.outbox import Outbox, name_consumer
-from engine.metrics import RELAYED
+from engine.metrics import OUTBOX_LENGTH, QUEUE_LENGTH, RELAYED
 from engine.model.message import Message
 from engine.settings import Settings
-from engine.stages.lifecycle import Outage, cancel, drain, running
+from engine.stages.lifecycle import Outage, cancel, drain, running, sample
 
 _REDIS_TIMEOUT_MS: Final = 5_000
 _WAIT_S: Final = 0.25
@@ -57,7 +57,10 @@ class Relay:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Relay until `stop` is set and the outbox is empty."""
-        async with running(self._outbox.watch(), self._publisher.watch()):
+        async with running(
+            sample(OUTBOX_LENGTH, self._outbox.count_entries),
+            sample(QUEUE_LENGTH, self._publisher.count_messages),
+        ):
             while failure := await self._run_tasks(stop):
                 # Which of the messages under way arrived is unknown.
                 self._outbox.forget_held()
