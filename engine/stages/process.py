@@ -1,7 +1,7 @@
 """One stage's process: `python -m engine.stages.process ROLE`, started by the server.
 
 It reads its settings from the environment, writes "ready" to standard output, and stops in order when its
-standard input ends: the server wants it to, or is gone. On SIGTERM it writes "leaving" and goes on until then,
+standard input ends: the server wants it to, or is gone. On SIGTERM it writes "leaving" and goes on until then
 so that the server can start another process in its place.
 """
 
