@@ -29,7 +29,7 @@ RELAYED: Final = Counter("flashgrid_relayed_purchases", "Purchases confirmed by 
 ORDERS: Final = Counter(
     "flashgrid_orders", "Orders settled in the ledger; REJECTED ones met its guard", ["status"]
 )
-DEAD_LETTERS: Final = Counter("flashgrid_dead_letters", "Records given up as poison")
+DEAD_LETTERS: Final = Counter("flashgrid_dead_letters", "Records that could not be fulfilled")
 FULFILMENT_LAG: Final = Histogram(
     "flashgrid_fulfilment_lag_seconds",
     "Accepted to settled, of the oldest purchase of each batch",

@@ -281,12 +281,8 @@ async def _open_new_gate(settings: Settings) -> None:
     """Open the gate where there has never been a sale; any other closed gate waits for fulfilment."""
     if settings.postgres_url is None:
         return
-    redis = connect_redis(settings.redis_url or "", settings.gate_timeout_ms)
-    try:
-        async with reconciling(settings, redis) as reconciliation:
-            await _retry(reconciliation.open_new, (FlashgridError, RedisError), GateUnavailable, "the gate")
-    finally:
-        await redis.aclose()
+    async with reconciling(settings) as reconciliation:
+        await _retry(reconciliation.open_new, (FlashgridError, RedisError), GateUnavailable, "the gate")
 
 
 async def _retry(

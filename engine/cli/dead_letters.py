@@ -18,14 +18,13 @@ from engine.bus.connection import connect_bus, translate_errors
 from engine.bus.publisher import Publisher
 from engine.bus.topology import DEAD, REASON, declare_topology
 from engine.gate.keys import ShardKeys, shard_of
-from engine.model.delivery import decode_lines, encode_lines
-from engine.model.lot import Reservation
+from engine.model.lot import Lot, count_orders, decode_lots, encode_lots
 from engine.settings import Settings
 
 _ID_LENGTH: Final = 12
 
 
-class DeadLetter(msgspec.Struct, frozen=True, eq=False):
+class StoredDeadLetter(msgspec.Struct, frozen=True, eq=False):
     """One record that could not be fulfilled."""
 
     letter_id: str
@@ -34,8 +33,8 @@ class DeadLetter(msgspec.Struct, frozen=True, eq=False):
     """"queue" or "stream"."""
     body: bytes
     reason: str
-    reservations: list[Reservation]
-    """The purchases in it; none where the record can't be read."""
+    lots: list[Lot]
+    """The purchases in it; none if any part of the record can't be read."""
     tag: Any
     """What its store knows it by."""
 
@@ -43,15 +42,15 @@ class DeadLetter(msgspec.Struct, frozen=True, eq=False):
 class Store(Protocol):
     """A place where dead letters wait. Methods raise BusUnavailable or RedisError."""
 
-    async def read(self) -> list[DeadLetter]:
+    async def read(self) -> list[StoredDeadLetter]:
         """Every letter, oldest first."""
         ...
 
-    async def replay(self, letter: DeadLetter) -> None:
+    async def replay(self, letter: StoredDeadLetter) -> None:
         """Send its purchases on their way once more, then delete it."""
         ...
 
-    async def delete(self, letter: DeadLetter) -> None:
+    async def delete(self, letter: StoredDeadLetter) -> None:
         """Delete it."""
         ...
 
@@ -76,28 +75,28 @@ class _Stream:
         self._shards = shards
         self._dead = shards[0].dead
 
-    async def read(self) -> list[DeadLetter]:
+    async def read(self) -> list[StoredDeadLetter]:
         entries: Any = await self._redis.xrange(self._dead)
         return [
             _read_letter("stream", fields[b"body"], fields[b"reason"].decode(), entry_id)
             for entry_id, fields in entries
         ]
 
-    async def replay(self, letter: DeadLetter) -> None:
+    async def replay(self, letter: StoredDeadLetter) -> None:
         # Back into the outbox, whence fulfilment or a relay takes it.
-        by_shard: dict[int, list[Reservation]] = {}
-        for reservation in letter.reservations:
-            by_shard.setdefault(shard_of(reservation.product_id, len(self._shards)), []).append(reservation)
+        by_shard: dict[int, list[Lot]] = {}
+        for lot in letter.lots:
+            by_shard.setdefault(shard_of(lot.product_id, len(self._shards)), []).append(lot)
         async with self._redis.pipeline(transaction=True) as pipe:
-            for shard, reservations in by_shard.items():
+            for shard, lots in by_shard.items():
                 pipe.xadd(
                     self._shards[shard].outbox,
-                    {"orders": len(reservations), "purchases": encode_lines(reservations)},
+                    {"orders": count_orders(lots), "purchases": encode_lots(lots)},
                 )
             pipe.xdel(self._dead, letter.tag)
             await pipe.execute()
 
-    async def delete(self, letter: DeadLetter) -> None:
+    async def delete(self, letter: StoredDeadLetter) -> None:
         await self._redis.xdel(self._dead, letter.tag)
 
 
@@ -109,7 +108,7 @@ class _Queue:
         self._publisher = Publisher(url)
         self._cleanup = AsyncExitStack()
 
-    async def read(self) -> list[DeadLetter]:
+    async def read(self) -> list[StoredDeadLetter]:
         with translate_errors():
             connection = await self._cleanup.enter_async_context(await connect_bus(self._url, "dead letters"))
             channel = await connection.channel()
@@ -121,11 +120,11 @@ class _Queue:
                 letters.append(_read_letter("queue", message.body, reason, message))
             return letters
 
-    async def replay(self, letter: DeadLetter) -> None:
-        await self._publisher.publish(encode_lines(letter.reservations))
+    async def replay(self, letter: StoredDeadLetter) -> None:
+        await self._publisher.publish(encode_lots(letter.lots))
         await self.delete(letter)
 
-    async def delete(self, letter: DeadLetter) -> None:
+    async def delete(self, letter: StoredDeadLetter) -> None:
         message: AbstractIncomingMessage = letter.tag
         with translate_errors():
             await message.ack()
@@ -137,12 +136,7 @@ class _Queue:
         await self._publisher.close()
 
 
-def _read_letter(where: str, body: bytes, reason: str, tag: Any) -> DeadLetter:
+def _read_letter(where: str, body: bytes, reason: str, tag: Any) -> StoredDeadLetter:
     letter_id = hashlib.sha256(body).hexdigest()[:_ID_LENGTH]
-    return DeadLetter(letter_id, where, body, reason, _read_purchases(body), tag)
-
-
-def _read_purchases(lines: bytes) -> list[Reservation]:
-    """A message, or some of its lines; none if any part is unusable."""
-    reservations, poison = decode_lines(lines)
-    return [] if poison else reservations
+    lots, unreadable = decode_lots(body)
+    return StoredDeadLetter(letter_id, where, body, reason, [] if unreadable else lots, tag)

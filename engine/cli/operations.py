@@ -10,12 +10,13 @@ import click
 import msgspec
 from redis.exceptions import RedisError
 
-from engine.cli.dead_letters import DeadLetter, Store, open_stores
+from engine.cli.dead_letters import Store, StoredDeadLetter, open_stores
 from engine.errors import GateUnavailable, InputError, SettingsError
-from engine.gate.clearing import Compensation
+from engine.gate.clearing import Clearing
 from engine.gate.client import connect_redis
 from engine.gate.keys import ShardKeys
 from engine.ledger.ledger import Ledger
+from engine.model.lot import count_orders, without_orders
 from engine.settings import PREFIX, Settings, read_settings
 from engine.stages.reconciliation import Comparison, Reconciliation, Traffic, reconciling
 
@@ -42,9 +43,8 @@ def reconcile(dry_run: bool, wait_s: float, data_dir: str | None) -> None:
 
 
 async def _reconcile(settings: Settings, dry_run: bool, wait_s: float) -> None:
-    redis = connect_redis(settings.redis_url or "", _REDIS_TIMEOUT_MS)
     try:
-        async with reconciling(settings, redis) as reconciliation:
+        async with reconciling(settings) as reconciliation:
             generation = await reconciliation.read_generation()
             click.echo("the gate is open" if generation else "the gate is closed")
             traffic = await reconciliation.read_traffic()
@@ -61,8 +61,6 @@ async def _reconcile(settings: Settings, dry_run: bool, wait_s: float) -> None:
             _print(await reconciliation.compare())
     except (RedisError, OSError) as error:
         raise GateUnavailable(f"Redis: {error}") from error
-    finally:
-        await redis.aclose()
 
 
 async def _rebuild(reconciliation: Reconciliation) -> None:
@@ -91,8 +89,8 @@ _all = click.option("--all", "every", is_flag=True, help="All letters.")
 def list_letters(data_dir: str | None) -> None:
     """One line for each letter: id, where it is, its purchases, why it is there."""
 
-    async def show(_: Store, letter: DeadLetter) -> None:
-        click.echo(f"{letter.letter_id}  {letter.where:6}  {len(letter.reservations):>5}  {letter.reason}")
+    async def show(_: Store, letter: StoredDeadLetter) -> None:
+        click.echo(f"{letter.letter_id}  {letter.where:6}  {count_orders(letter.lots):>5}  {letter.reason}")
 
     asyncio.run(_for_letters(data_dir, (), True, show))
 
@@ -103,11 +101,15 @@ def list_letters(data_dir: str | None) -> None:
 def show_letter(ids: tuple[str, ...], data_dir: str | None) -> None:
     """Print letters whole."""
 
-    async def show(_: Store, letter: DeadLetter) -> None:
+    async def show(_: Store, letter: StoredDeadLetter) -> None:
         click.echo(f"id      {letter.letter_id}\nwhere   {letter.where}\nreason  {letter.reason}")
         click.echo(f"body    {letter.body.decode(errors='backslashreplace')}")
-        for reservation in letter.reservations:
-            click.echo(f"order   {msgspec.json.encode(reservation).decode()}")
+        for lot in letter.lots:
+            for order_id, user_id in zip(lot.order_ids, lot.user_ids, strict=True):
+                click.echo(
+                    f"order   {order_id}  user {user_id}  product {lot.product_id}  sale {lot.sale_id}"
+                    f"  quantity {lot.quantity}  accepted at {lot.accepted_ms} ms"
+                )
 
     asyncio.run(_for_letters(data_dir, ids, False, show))
 
@@ -122,10 +124,10 @@ def replay(ids: tuple[str, ...], every: bool, data_dir: str | None) -> None:
     However often a purchase is replayed, it is settled once. What can't be read stays.
     """
 
-    async def send(store: Store, letter: DeadLetter) -> None:
-        if letter.reservations:
+    async def send(store: Store, letter: StoredDeadLetter) -> None:
+        if letter.lots:
             await store.replay(letter)
-            click.echo(f"{letter.letter_id} replayed: {len(letter.reservations)} purchases")
+            click.echo(f"{letter.letter_id} replayed: {count_orders(letter.lots)} purchases")
         else:
             click.echo(f"{letter.letter_id} stays: it holds no purchase that can be read")
 
@@ -143,14 +145,15 @@ def drop(ids: tuple[str, ...], every: bool, data_dir: str | None) -> None:
     async def run() -> None:
         redis = connect_redis(settings.redis_url or "", _REDIS_TIMEOUT_MS)
         ledger = await Ledger.connect(settings.postgres_url or "")
-        compensation = Compensation(redis, [ShardKeys(shard) for shard in range(settings.gate_shards)])
+        clearing = Clearing(redis, [ShardKeys(shard) for shard in range(settings.gate_shards)])
 
-        async def delete(store: Store, letter: DeadLetter) -> None:
-            batch = letter.reservations
-            settlement = await ledger.settle(batch, [_DROPPED] * len(batch))
-            await compensation.settle(settlement.settled + settlement.repeated)
+        async def delete(store: Store, letter: StoredDeadLetter) -> None:
+            declines = {order_id: _DROPPED for lot in letter.lots for order_id in lot.order_ids}
+            settlement = await ledger.settle(letter.lots, declines)
+            settled = without_orders(letter.lots, settlement.dead_letters.keys())
+            await clearing.clear(settled, settlement.failed)
             await store.delete(letter)
-            click.echo(f"{letter.letter_id} dropped: {len(settlement.settled)} orders failed")
+            click.echo(f"{letter.letter_id} dropped: {settlement.settled.total()} orders failed")
 
         try:
             await _for_letters(data_dir, ids, every, delete)
@@ -165,7 +168,7 @@ async def _for_letters(
     data_dir: str | None,
     ids: tuple[str, ...],
     every: bool,
-    act: Callable[[Store, DeadLetter], Awaitable[None]],
+    act: Callable[[Store, StoredDeadLetter], Awaitable[None]],
 ) -> None:
     """Do something with every letter, or with those that are named. Raises InputError for a name of none."""
     if not ids and not every:

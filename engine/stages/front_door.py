@@ -17,7 +17,7 @@ from engine.settings import Settings
 async def run_front_door(
     settings: Settings, listener: socket.socket, stop: asyncio.Event, ready: Callable[[], None]
 ) -> None:
-    """Serve on a listening socket until `stop` is set; then answer what has been asked and close.
+    """Serve on a listening socket until `stop` is set; then answer the requests under way and close.
 
     Raises LedgerUnavailable if the settings hold no ledger that can ever be reached.
     """
@@ -42,12 +42,11 @@ async def listen(
     """Accept connections, each with a fast path, until the context ends; then answer what is under way.
 
     A connection that has not sent a whole request head for `keepalive_s` is closed, and so is one whose
-    client has not taken its answers for so long. Whoever asks on a connection at the end is told to use
-    another one from then on.
+    client has not read its answers for that long. At the end, each answer tells its client to connect anew.
     """
     await runner.setup()
     if hasattr(socket, "TCP_USER_TIMEOUT"):
-        # Accepted sockets inherit it. It holds for what waits in the kernel or after a close, too.
+        # Accepted sockets inherit it. It also bounds data that waits in the kernel or after a close.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(keepalive_s * 1000))
     loop = asyncio.get_running_loop()
     heads: Heads = {}
@@ -71,6 +70,6 @@ async def listen(
     finally:
         server.close()
         leaving.set()
-        # Who connected a moment ago has not said yet what for.
+        # A client that connected a moment ago has not sent its request yet.
         await asyncio.sleep(LAST_WORDS_S)
         await runner.cleanup()

@@ -1,8 +1,8 @@
 """One stage's process: `python -m engine.stages.process ROLE`, started by the server.
 
-It takes its settings from the environment, says "ready" on standard output, and stops in order when its
-standard input ends: the server wants it to, or is gone. On SIGTERM it says "leaving" and goes on until then,
-which is when the server has started another in its place.
+It reads its settings from the environment, writes "ready" to standard output, and stops in order when its
+standard input ends: the server wants it to, or is gone. On SIGTERM it writes "leaving" and goes on until then
+so that the server can start another process in its place.
 """
 
 import asyncio
@@ -28,11 +28,11 @@ from engine.stages.relay import run_relay
 READY: Final = b"ready\n"
 LEAVING: Final = b"leaving\n"
 _SUCCESSOR_S: Final = 10.0
-"""Longest wait of a stage that is leaving for the one that takes its place."""
+"""Longest wait of a leaving stage for the process that takes its place."""
 _GRACE_S: Final = 3.0
-"""What a stage gets beyond its own time to settle; less than the server gives it."""
+"""Time beyond drain_s until a stage gives up; less than the server allows."""
 _MOST_FILES: Final = 1_000_000
-"""Open files that a front door asks for; some systems refuse "unlimited"."""
+"""Most open files that a front door asks for; some systems refuse "unlimited"."""
 
 log = logging.getLogger(__name__)
 
@@ -82,13 +82,13 @@ async def run_stage(role: Role, settings: Settings, listener: socket.socket | No
 
 
 def give_up(role: Role) -> None:
-    """End at once, as a crash would: nothing accepted is lost by it, and a stage that hangs holds it up."""
-    log.error("the %s does not end by itself, and is ended", role)
+    """End at once, like a crash: no accepted purchase is lost, and a stage that hangs holds up nothing."""
+    log.error("the %s does not stop in time and is ended", role)
     os._exit(1)
 
 
 def raise_file_limit() -> int:
-    """Allow this process as many open files as the hard limit does, one a connection; return how many."""
+    """Raise the limit of open files, one for each connection, to the hard limit; return the limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -107,14 +107,14 @@ def _say(line: bytes) -> None:
 
 
 def set_up_logging(settings: Settings) -> None:
-    """Log lines go to standard error: time, level, module, text."""
+    """Log to standard error: time, level, module, text."""
     logging.basicConfig(
         level=settings.log_level.upper(),
         format="%(asctime)s.%(msecs)03d %(levelname)-7s %(name)s[%(process)d] %(message)s",
         datefmt="%H:%M:%S",
         stream=sys.stderr,
     )
-    # Their own lines at each connect and each lost connection say again what ours say.
+    # Their lines at each connect and each lost connection repeat ours.
     for name in ("aiormq", "aio_pika", "asyncio"):
         logging.getLogger(name).setLevel(logging.ERROR)
     # A traceback for each malformed request would let any client fill the disk.
@@ -135,7 +135,7 @@ def main() -> None:
         settings = read_settings()
         set_up_logging(settings)
         if role is not Role.FRONT_DOOR:
-            # The outbox can wait, a crowd at the door can't.
+            # The outbox can wait, a crowd at the front door can't.
             os.nice(settings.background_nice)
         uvloop.run(run_stage(role, settings, listener))
     except FlashgridError as error:
