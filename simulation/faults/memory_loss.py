@@ -11,7 +11,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from engine.local.process import ProcessId, free_port, stop_process
-from engine.local.programs import Redis
+from engine.local.redis import Redis
 from engine.local.stack import Stack
 from simulation.errors import FaultError
 from simulation.faults.refusals import command_redis
