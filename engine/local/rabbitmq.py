@@ -18,7 +18,7 @@ _PACKAGED: Final = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 
 
 class RabbitMQ:
-    """RabbitMQ out of the system's packages, with a port mapper (epmd), Erlang cookie and folders of its own."""
+    """RabbitMQ out of the system's packages, with its own port mapper (epmd), Erlang cookie and folders."""
 
     name = "rabbitmq"
     ports = 3  # AMQP, Erlang distribution, epmd
@@ -78,9 +78,8 @@ class RabbitMQ:
         server = self.find()
         if server is None:
             raise StackError(MISSING)
-        await run(
-            [server.with_name("rabbitmqctl"), *arguments], cwd=folder, env=_environment(folder, ports[2])
-        )
+        command = [server.with_name("rabbitmqctl"), *arguments]
+        await run(command, cwd=folder, env=_environment(folder, ports[2]))
 
     async def probe(self, port: int) -> str:
         """Open a connection and read its first frame, which holds the version."""

@@ -31,7 +31,7 @@ class Redis:
             "appendonly": "yes",
             "appendfsync": "always",
             "save": "",
-            # Most of the file is soon out of date. At the default of 64 MB a sale would rewrite it all the time.
+            # Most of the file is soon out of date; at the default, 64 MB, a sale rewrites it all the time.
             "auto-aof-rewrite-min-size": "256mb",
             "maxmemory-policy": "noeviction",
         }

@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Collection
-from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Final
 
@@ -56,6 +55,10 @@ class Stack:
 
     def __init__(self, data_dir: Path) -> None:
         self.data_dir = data_dir.resolve()
+        try:
+            self.data_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StackError(f"can't make the folder {data_dir}: {error.strerror}") from None
         self.urls = StackUrls()
         self.started: set[str] = set()
         """Services that this object started; the others ran already."""
@@ -64,19 +67,19 @@ class Stack:
 
     async def start(self, service: str) -> None:
         """Start one service again, on the same port and with the same data, unless it runs."""
-        async with _lock(self.data_dir):
+        async with lock_folder(self.data_dir):
             await self._start(service)
 
     async def stop(self, service: str | None = None) -> None:
         """Stop one service, or all that this object started."""
         services = {service} if service else set(self.started)
-        async with _lock(self.data_dir):
+        async with lock_folder(self.data_dir):
             await _stop(self.data_dir, services)
         self.started -= services
 
     async def kill(self, service: str) -> None:
         """Send SIGKILL to every process of a service. As in a crash, nothing is flushed."""
-        async with _lock(self.data_dir):
+        async with lock_folder(self.data_dir):
             await _kill(read_state(self.data_dir).get(service, Entry()))
 
     def pid(self, service: str) -> int:
@@ -138,7 +141,7 @@ async def start_stack(data_dir: Path, services: Collection[str] = SERVICES) -> S
     if _RABBITMQ.name in wanted and _RABBITMQ.find() is None:
         wanted.remove(_RABBITMQ.name)
         stack.notes.append(MISSING)
-    async with _lock(stack.data_dir):
+    async with lock_folder(stack.data_dir):
         try:
             await stack._start(*wanted)
         except BaseException:
@@ -151,7 +154,7 @@ async def stop_stack(data_dir: Path) -> list[str]:
     """Stop every service that runs for this folder, whoever started it; return their names."""
     if not read_state(data_dir):
         return []
-    async with _lock(data_dir):
+    async with lock_folder(data_dir):
         return await _stop(data_dir, SERVICES)
 
 
@@ -205,10 +208,6 @@ async def _stop(data_dir: Path, services: Collection[str]) -> list[str]:
     running = [name for name in services if name in state and survivors(state[name].processes)]
     await asyncio.gather(*(stop(name) for name in running))
     return running
-
-
-def _lock(data_dir: Path) -> AbstractAsyncContextManager[None]:
-    return lock_folder(data_dir, timeout_s=_START_S + _STOP_S)
 
 
 def _read_tail(log: Path) -> str:

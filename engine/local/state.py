@@ -14,6 +14,8 @@ from engine.errors import StackError
 from engine.local.process import ProcessId, survivors
 
 _POLL_S: Final = 0.05
+_LOCK_S: Final = 120.0
+"""Longer than a program takes to start or stop all services."""
 
 
 class Entry(msgspec.Struct):
@@ -48,18 +50,13 @@ def write_entry(data_dir: Path, name: str, entry: Entry) -> None:
 
 
 @asynccontextmanager
-async def lock_folder(data_dir: Path, timeout_s: float) -> AsyncIterator[None]:
+async def lock_folder(data_dir: Path) -> AsyncIterator[None]:
     """Hold the folder's lock, so that two programs don't start or stop its services at the same time.
 
-    Makes the folder if there is none. Raises StackError if another program holds the lock for too long.
+    Raises StackError if another program holds the lock for too long.
     """
-    deadline = time.monotonic() + timeout_s
-    try:
-        data_dir.mkdir(parents=True, exist_ok=True)
-        lock = (data_dir / "stack.lock").open("w")
-    except OSError as error:
-        raise StackError(f"{data_dir} can't hold the services' data: {error.strerror}") from None
-    with lock:
+    deadline = time.monotonic() + _LOCK_S
+    with (data_dir / "stack.lock").open("w") as lock:
         while True:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
