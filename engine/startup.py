@@ -116,8 +116,8 @@ async def _check_redis(redis: Redis) -> None:
         )
     if config["appendonly"] != "yes" or config["appendfsync"] != "always":
         log.warning(
-            "Redis may lose accepted purchases if it dies: set appendonly to yes (is %s), appendfsync to always"
-            " (is %s)",
+            "Redis may lose accepted purchases if it dies: set appendonly to yes (is %s),"
+            " appendfsync to always (is %s)",
             config["appendonly"], config["appendfsync"],
         )  # fmt: skip
 

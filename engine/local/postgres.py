@@ -57,7 +57,7 @@ class Postgres:
             "shared_buffers": "128MB",
             "max_connections": "100",
         }
-        command = [programs / "postgres", "-D", data]
+        command: list[str | Path] = [programs / "postgres", "-D", data]
         command += [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
         return [spawn(command, log=log_of(folder), cwd=folder, env=plain_environment(), user=user)]
 

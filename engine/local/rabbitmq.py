@@ -78,8 +78,8 @@ class RabbitMQ:
         server = self.find()
         if server is None:
             raise StackError(MISSING)
-        command = [server.with_name("rabbitmqctl"), *arguments]
-        await run(command, cwd=folder, env=_environment(folder, ports[2]))
+        command = str(server.with_name("rabbitmqctl"))
+        await run([command, *arguments], cwd=folder, env=_environment(folder, ports[2]))
 
     async def probe(self, port: int) -> str:
         """Open a connection and read its first frame, which holds the version."""
