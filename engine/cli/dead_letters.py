@@ -33,7 +33,7 @@ async def list_all(settings: Settings) -> None:
     """Print a line for each dead letter: id, place, number of purchases, reason."""
     async with open_services(settings) as services, open_stores(*services) as stored:
         for letter in stored:
-            click.echo(f"{letter.id}  {letter.where:6}  {len(letter.reservations):>5}  {letter.reason}")
+            click.echo(f"{letter.id}  {letter.where:6}  {len(letter.read()):>5}  {letter.reason}")
 
 
 @dead_letters.command()
@@ -46,7 +46,7 @@ async def show(ids: tuple[str, ...], settings: Settings) -> None:
         for letter in _select(stored, ids, every=False):
             click.echo(f"id      {letter.id}\nwhere   {letter.where}\nreason  {letter.reason}")
             click.echo(f"body    {letter.body.decode(errors='backslashreplace')}")
-            for reservation in letter.reservations:
+            for reservation in letter.read():
                 click.echo(f"order   {msgspec.json.encode(reservation).decode()}")
 
 
@@ -62,9 +62,10 @@ async def replay(ids: tuple[str, ...], every: bool, settings: Settings) -> None:
     """
     async with open_services(settings) as services, open_stores(*services) as stored:
         for letter in _select(stored, ids, every):
-            if letter.reservations:
-                await letter.replay()
-                click.echo(f"{letter.id} replayed: {len(letter.reservations)} purchases")
+            if purchases := letter.read():
+                await letter.send()
+                await letter.delete()
+                click.echo(f"{letter.id} replayed: {len(purchases)} purchases")
             else:
                 click.echo(f"{letter.id} stays: it holds no purchase that can be read")
 
@@ -84,7 +85,7 @@ async def drop(ids: tuple[str, ...], every: bool, settings: Settings) -> None:
         try:
             clearing = Compensation(redis, [ShardKeys(shard) for shard in range(found.gate_shards)])
             for letter in _select(stored, ids, every):
-                batch = letter.reservations
+                batch = letter.read()
                 settlement = await ledger.settle(batch, ["dropped by an operator"] * len(batch))
                 await clearing.settle(settlement.settled + settlement.repeated)
                 await letter.delete()

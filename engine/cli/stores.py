@@ -6,10 +6,12 @@ run again: the ledger settles an order once.
 """
 
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import ClassVar, Final
+from functools import partial
+from typing import Any, Final
 
+import msgspec
 from aio_pika.abc import AbstractIncomingMessage
 from redis.asyncio import Redis
 
@@ -18,6 +20,7 @@ from engine.bus.publisher import Publisher
 from engine.bus.topology import DEAD, REASON, declare_topology
 from engine.gate.keys import ShardKeys
 from engine.model.delivery import decode_lines
+from engine.model.lot import Reservation
 from engine.settings import Settings
 
 _ID_LENGTH: Final = 12
@@ -25,27 +28,27 @@ _SHARD: Final = ShardKeys(0)
 """Its stream holds the dead letters of all shards. Its outbox may carry the purchases of any product."""
 
 
-class StoredDeadLetter:
-    """A dead letter in its store. Methods raise BusUnavailable or RedisError."""
+class StoredDeadLetter(msgspec.Struct, frozen=True, eq=False):
+    """A dead letter in its store."""
 
-    where: ClassVar[str]
+    where: str
+    """"queue" or "stream"."""
+    body: bytes
+    reason: str
+    send: Callable[[], Awaitable[object]]
+    """Send its purchases to fulfilment once more. Raises BusUnavailable or RedisError."""
+    delete: Callable[[], Awaitable[object]]
+    """Delete it. Raises BusUnavailable or RedisError."""
 
-    def __init__(self, body: bytes, reason: str) -> None:
-        self.id = hashlib.sha256(body).hexdigest()[:_ID_LENGTH]
+    @property
+    def id(self) -> str:
         """The same for dead letters with the same body: they are about the same purchases."""
-        self.body = body
-        self.reason = reason
-        reservations, unreadable = decode_lines(body)
-        self.reservations = [] if unreadable else reservations
-        """What is in it; nothing if any part can't be read."""
+        return hashlib.sha256(self.body).hexdigest()[:_ID_LENGTH]
 
-    async def replay(self) -> None:
-        """Send its purchases to fulfilment once more, then delete it."""
-        raise NotImplementedError
-
-    async def delete(self) -> None:
-        """Delete it."""
-        raise NotImplementedError
+    def read(self) -> list[Reservation]:
+        """Return the purchases in it; none if any part of it can't be read."""
+        reservations, unreadable = decode_lines(self.body)
+        return [] if unreadable else reservations
 
 
 @asynccontextmanager
@@ -55,45 +58,15 @@ async def open_stores(settings: Settings, redis: Redis) -> AsyncIterator[list[St
     Those of the bus are held until the block ends, and then go back to their queue unless they are deleted.
     """
     async with AsyncExitStack() as cleanup:
-        queued = await _read_queue(settings.amqp_url, cleanup) if settings.amqp_url else []
-        streamed = [_Streamed(redis, *entry) for entry in await redis.xrange(_SHARD.dead)]
-        yield [*queued, *streamed]
-
-
-class _Streamed(StoredDeadLetter):
-    where = "stream"
-
-    def __init__(self, redis: Redis, entry_id: bytes, fields: dict[bytes, bytes]) -> None:
-        super().__init__(fields[b"body"], fields[b"reason"].decode())
-        self._redis = redis
-        self._entry_id = entry_id
-
-    async def replay(self) -> None:
-        async with self._redis.pipeline(transaction=True) as pipe:
-            pipe.xadd(_SHARD.outbox, {"orders": len(self.reservations), "purchases": self.body})
-            pipe.xdel(_SHARD.dead, self._entry_id)
-            await pipe.execute()
-
-    async def delete(self) -> None:
-        await self._redis.xdel(_SHARD.dead, self._entry_id)
-
-
-class _Queued(StoredDeadLetter):
-    where = "queue"
-
-    def __init__(self, publisher: Publisher, message: AbstractIncomingMessage) -> None:
-        reason = message.headers.get(REASON) or message.headers.get("x-first-death-reason") or ""
-        super().__init__(message.body, str(reason))
-        self._publisher = publisher
-        self._message = message
-
-    async def replay(self) -> None:
-        await self._publisher.publish(self.body)
-        await self.delete()
-
-    async def delete(self) -> None:
-        with translate_errors():
-            await self._message.ack()
+        stored = await _read_queue(settings.amqp_url, cleanup) if settings.amqp_url else []
+        entries: Any = await redis.xrange(_SHARD.dead)
+        for entry_id, fields in entries:
+            body = fields[b"body"]
+            entry = {"orders": len(decode_lines(body)[0]), "purchases": body}
+            send = partial(redis.xadd, _SHARD.outbox, entry)
+            delete = partial(redis.xdel, _SHARD.dead, entry_id)
+            stored.append(StoredDeadLetter("stream", body, fields[b"reason"].decode(), send, delete))
+        yield stored
 
 
 async def _read_queue(url: str, cleanup: AsyncExitStack) -> list[StoredDeadLetter]:
@@ -105,7 +78,14 @@ async def _read_queue(url: str, cleanup: AsyncExitStack) -> list[StoredDeadLette
         channel = await connection.channel()
         await declare_topology(channel)
         queue = await channel.get_queue(DEAD, ensure=False)
-        found: list[StoredDeadLetter] = []
+        stored = []
         while message := await queue.get(fail=False):
-            found.append(_Queued(publisher, message))
-        return found
+            reason = str(message.headers.get(REASON) or message.headers.get("x-first-death-reason") or "")
+            send, delete = partial(publisher.publish, message.body), partial(_acknowledge, message)
+            stored.append(StoredDeadLetter("queue", message.body, reason, send, delete))
+        return stored
+
+
+async def _acknowledge(message: AbstractIncomingMessage) -> None:
+    with translate_errors():
+        await message.ack()

@@ -22,6 +22,7 @@ class Postgres:
 
     name = "postgres"
     ports = 1
+    """How many ports it needs; the first is for clients."""
     stop_signal = signal.SIGINT  # "fast shutdown": ends the sessions, writes a checkpoint
 
     def url(self, port: int) -> str:

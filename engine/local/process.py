@@ -119,14 +119,11 @@ def find_process(known: ProcessId) -> psutil.Process | None:
 def family(known: ProcessId) -> list[ProcessId]:
     """Return the process and its descendants, as far as they run."""
     process = find_process(known)
-    members = []
     if process is not None:
         with contextlib.suppress(psutil.NoSuchProcess):
-            members = [known]
-            for child in process.children(recursive=True):
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    members.append(identify(child.pid))
-    return members
+            children = process.children(recursive=True)
+            return [known, *(ProcessId(child.pid, child.create_time()) for child in children)]
+    return []
 
 
 async def stop_process(known: ProcessId, stop_signal: signal.Signals, timeout_s: float) -> None:

@@ -1,31 +1,10 @@
 """What the programs behind the private services have in common."""
 
 import os
-import signal
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Protocol
 
 from engine.errors import StackError
-from engine.local.process import ProcessId
-
-
-class Program(Protocol):
-    """One kind of service. `ports[0]` is the port on which it serves."""
-
-    name: str
-    ports: int
-    """How many ports it needs."""
-    stop_signal: signal.Signals
-
-    def url(self, port: int) -> str:
-        """Return the URL for clients."""
-
-    async def launch(self, folder: Path, ports: list[int]) -> list[ProcessId]:
-        """Start it with its data in `folder`, which exists. Return its processes, the serving one first."""
-
-    async def probe(self, port: int) -> str:
-        """Ask for its version over its own protocol. Raises OSError or EOFError while it is not ready."""
 
 
 def log_of(folder: Path) -> Path:

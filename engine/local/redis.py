@@ -15,6 +15,7 @@ class Redis:
 
     name = "redis"
     ports = 1
+    """How many ports it needs; the first is for clients."""
     stop_signal = signal.SIGTERM
 
     def url(self, port: int) -> str:

@@ -16,14 +16,14 @@ import msgspec
 from engine.errors import StackError
 from engine.local.postgres import Postgres
 from engine.local.process import family, free_port, kill_processes, port_is_free, stop_process, survivors
-from engine.local.program import Program, log_of
+from engine.local.program import log_of
 from engine.local.rabbitmq import MISSING, RabbitMQ
 from engine.local.redis import Redis
 from engine.local.state import Entry, lock_folder, read_state, write_entry
 
+Program = Redis | Postgres | RabbitMQ
 _RABBITMQ: Final = RabbitMQ()
-_ALL: Final[tuple[Program, ...]] = (Redis(), Postgres(), _RABBITMQ)
-_PROGRAMS: Final = {program.name: program for program in _ALL}
+_PROGRAMS: Final[dict[str, Program]] = {"redis": Redis(), "postgres": Postgres(), "rabbitmq": _RABBITMQ}
 SERVICES: Final = tuple(_PROGRAMS)
 _START_S: Final = 90.0
 _STOP_S: Final = 30.0
@@ -97,15 +97,7 @@ class Stack:
             raise StackError(f"{service} does not run")
         return entry
 
-    async def _start(self, *services: str) -> None:
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                for name in services:
-                    tasks.create_task(self._start_one(name))
-        except ExceptionGroup as group:
-            raise group.exceptions[0] from None
-
-    async def _start_one(self, name: str) -> None:
+    async def _start(self, name: str) -> None:
         program, folder = _PROGRAMS[name], self.data_dir / name
         folder.mkdir(exist_ok=True)
         entry = read_state(self.data_dir).get(name) or Entry([free_port() for _ in range(program.ports)])
@@ -143,10 +135,12 @@ async def start_stack(data_dir: Path, services: Collection[str] = SERVICES) -> S
         stack.notes.append(MISSING)
     async with lock_folder(stack.data_dir):
         try:
-            await stack._start(*wanted)
-        except BaseException:
+            async with asyncio.TaskGroup() as tasks:
+                for name in wanted:
+                    tasks.create_task(stack._start(name))
+        except BaseException as error:
             await _stop(stack.data_dir, stack.started)
-            raise
+            raise error.exceptions[0] if isinstance(error, ExceptionGroup) else error from None
     return stack
 
 
@@ -163,8 +157,9 @@ def stack_status(data_dir: Path) -> list[ServiceStatus]:
     state, rows = read_state(data_dir), []
     for name, program in _PROGRAMS.items():
         entry = state.get(name, Entry())
-        running = (entry.processes[0].pid, program.url(entry.ports[0])) if entry.runs() else (None, None)
-        rows.append(ServiceStatus(name, *running, entry.version))
+        runs = entry.runs()
+        pid = entry.processes[0].pid if runs else None
+        rows.append(ServiceStatus(name, pid, program.url(entry.ports[0]) if runs else None, entry.version))
     return rows
 
 

@@ -46,14 +46,12 @@ class Role(StrEnum):
 
 async def run_stage(role: Role, settings: Settings, listener: socket.socket | None) -> None:
     """Run one stage until it is told to stop."""
-    stop, leaving = asyncio.Event(), asyncio.Event()
+    stop = asyncio.Event()
     loop = asyncio.get_running_loop()
 
     def leave() -> None:
-        if not leaving.is_set():
-            leaving.set()
-            _say(LEAVING)
-            loop.call_later(_SUCCESSOR_S, begin_stop)
+        _say(LEAVING)
+        loop.call_later(_SUCCESSOR_S, begin_stop)
 
     def read_input() -> None:
         if not os.read(sys.stdin.fileno(), 4096):

@@ -115,8 +115,9 @@ async def test_a_replay_killed_before_it_deleted_the_letter_loses_nothing_and_se
     async with open_stores(settings, redis) as [letter]:
         with monkeypatch.context() as patch:
             patch.setattr(aio_pika.IncomingMessage, "ack", die)
+            await letter.send()
             with pytest.raises(BusUnavailable):
-                await letter.replay()
+                await letter.delete()
     assert len(await ids_of(settings)) == 1
     async with running(settings, run_fulfilment):
         await until_settled(redis)
@@ -137,7 +138,7 @@ async def test_a_replay_that_the_bus_does_not_confirm_keeps_the_letter(
     monkeypatch.setattr(Publisher, "publish", fail)
     async with open_stores(settings, redis) as [letter]:
         with pytest.raises(BusUnavailable):
-            await letter.replay()
+            await letter.send()
     assert len(await ids_of(settings)) == 1
 
 
