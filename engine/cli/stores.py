@@ -62,7 +62,7 @@ async def open_stores(settings: Settings, redis: Redis) -> AsyncIterator[list[St
         entries: Any = await redis.xrange(_SHARD.dead)
         for entry_id, fields in entries:
             body = fields[b"body"]
-            entry = {"orders": len(decode_lines(body)[0]), "purchases": body}
+            entry: dict[Any, Any] = {"orders": len(decode_lines(body)[0]), "purchases": body}
             send = partial(redis.xadd, _SHARD.outbox, entry)
             delete = partial(redis.xdel, _SHARD.dead, entry_id)
             stored.append(StoredDeadLetter("stream", body, fields[b"reason"].decode(), send, delete))

@@ -5,7 +5,7 @@ Each raises InputError, which names the field at fault.
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from ipaddress import IPv6Address, ip_address
 from typing import Any, Final
 
@@ -56,22 +56,23 @@ def parse_order_id(text: str) -> str:
 
 def parse_product(query: Mapping[str, str]) -> int:
     """Return the product id of a query."""
-    return _read_whole(_single(query), "productId", 1, MAX_ID)
+    _refuse_repeated(query.keys())
+    return _read_whole(query, "productId", 1, MAX_ID)
 
 
 def parse_terms(query: Mapping[str, str]) -> SaleTerms:
     """Return the terms of a sale from the query that opens it."""
-    given = _single(query)
+    _refuse_repeated(query.keys())
     known = {"productId", "stock", "limit", "quantity", "startsAt", "endsAt"}
-    if unknown := sorted(given.keys() - known):
+    if unknown := sorted(query.keys() - known):
         raise InputError(unknown[0], "is not an option of a sale")
     terms = SaleTerms(
-        product_id=_read_whole(given, "productId", 1, MAX_ID),
-        stock=_read_whole(given, "stock", 0, MAX_STOCK),
-        limit=_read_whole(given, "limit", 1, MAX_STOCK) if "limit" in given else None,
-        quantity=_read_whole(given, "quantity", 1, 1_000_000) if "quantity" in given else 1,
-        starts_ms=_read_whole(given, "startsAt", 0, 2**52) if "startsAt" in given else None,
-        ends_ms=_read_whole(given, "endsAt", 0, 2**52) if "endsAt" in given else None,
+        product_id=_read_whole(query, "productId", 1, MAX_ID),
+        stock=_read_whole(query, "stock", 0, MAX_STOCK),
+        limit=_read_whole(query, "limit", 1, MAX_STOCK) if "limit" in query else None,
+        quantity=_read_whole(query, "quantity", 1, 1_000_000) if "quantity" in query else 1,
+        starts_ms=_read_whole(query, "startsAt", 0, 2**52) if "startsAt" in query else None,
+        ends_ms=_read_whole(query, "endsAt", 0, 2**52) if "endsAt" in query else None,
     )
     if terms.limit is not None and terms.limit < terms.quantity:
         raise InputError("limit", "must be at least quantity, or nobody can buy")
@@ -92,11 +93,8 @@ def is_loopback(host: str) -> bool:
 
 def _decode_object(body: bytes) -> dict[str, Any]:
     def refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        fields = dict(pairs)
-        if len(fields) != len(pairs):
-            names = [name for name, _ in pairs]
-            raise InputError(next(name for name in names if names.count(name) > 1), "is given more than once")
-        return fields
+        _refuse_repeated(name for name, _ in pairs)
+        return dict(pairs)
 
     try:
         # msgspec is strict about what JSON is; the standard library finds names given twice.
@@ -118,13 +116,12 @@ def _check_id(fields: dict[str, Any], name: str) -> int:
     return value
 
 
-def _single(query: Mapping[str, str]) -> dict[str, str]:
-    given: dict[str, str] = {}
-    for name, value in query.items():
-        if name in given:
+def _refuse_repeated(names: Iterable[str]) -> None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
             raise InputError(name, "is given more than once")
-        given[name] = value
-    return given
+        seen.add(name)
 
 
 def _read_whole(given: Mapping[str, str], name: str, least: int, most: int) -> int:

@@ -9,8 +9,14 @@ from typing import Final
 
 import asyncpg
 
-from engine.local.process import ProcessId, find_processes, kill_processes, run, spawn
-from engine.local.program import log_of, package_folder, plain_environment
+from engine.local.process import (
+    ProcessId,
+    find_processes,
+    kill_processes,
+    package_folder,
+    run,
+    spawn,
+)
 
 _DATABASE: Final = "flashgrid"
 _ROOT_BECOMES: Final = "nobody"
@@ -42,10 +48,7 @@ class Postgres:
             # An interrupted start leaves no half of a data directory: it gets its name when it is complete.
             shutil.rmtree(unfinished, ignore_errors=True)
             options = ["--auth=trust", "--encoding=UTF8", "--locale=C.UTF-8", "--username=postgres"]
-            await run(
-                [programs / "initdb", *options, "-D", unfinished],
-                cwd=folder, env=plain_environment(), user=user,
-            )  # fmt: skip
+            await run([programs / "initdb", *options, "-D", unfinished], folder, user=user)
             unfinished.rename(data)
         # Sessions of a server that was killed may outlive it, and keep the next one from starting.
         await kill_processes(find_processes(programs / "postgres", data))
@@ -60,7 +63,7 @@ class Postgres:
         }
         command: list[str | Path] = [programs / "postgres", "-D", data]
         command += [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
-        return [spawn(command, log=log_of(folder), cwd=folder, env=plain_environment(), user=user)]
+        return [spawn(command, folder, user=user)]
 
     async def probe(self, port: int) -> str:
         """Connect; create the database if there is none yet."""

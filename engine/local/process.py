@@ -9,7 +9,8 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
@@ -35,22 +36,22 @@ class ProcessId(msgspec.Struct, frozen=True):
 
 
 def spawn(
-    command: Sequence[str | Path], *, log: Path, cwd: Path, env: Mapping[str, str], user: str | None = None
+    command: Sequence[str | Path], folder: Path, env: Mapping[str, str] = {}, user: str | None = None
 ) -> ProcessId:
-    """Start a process in a session of its own, so that Ctrl-C here does not reach it.
+    """Start a process in a folder and in a session of its own, so that Ctrl-C here does not reach it.
 
-    Its output goes to the end of `log`. Raises StackError if the program can't be started.
+    Its output goes to the end of the folder's log. Raises StackError if the program can't be started.
     """
     arguments = [str(part) for part in command]
     try:
-        with log.open("ab") as output:
+        with log_of(folder).open("ab") as output:
             process = subprocess.Popen(
                 arguments,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                cwd=cwd,
-                env=dict(env),
+                cwd=folder,
+                env={**_plain(), **env},
                 user=user,
                 group=_group_of(user),
                 extra_groups=[] if user else None,
@@ -64,7 +65,7 @@ def spawn(
 
 
 async def run(
-    command: Sequence[str | Path], *, cwd: Path, env: Mapping[str, str], user: str | None = None
+    command: Sequence[str | Path], folder: Path, env: Mapping[str, str] = {}, user: str | None = None
 ) -> None:
     """Run a program to its end, and kill it if the caller is cancelled meanwhile.
 
@@ -75,8 +76,8 @@ async def run(
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        cwd=cwd,
-        env=env,
+        cwd=folder,
+        env={**_plain(), **env},
         user=user,
         group=_group_of(user),
         extra_groups=[] if user else None,
@@ -92,6 +93,11 @@ async def run(
         raise
     if process.returncode:
         raise StackError(f"{Path(command[0]).name} fails: {output.decode(errors='replace').strip()}")
+
+
+def _plain() -> dict[str, str]:
+    """Return an environment without settings for other servers (PGPORT, RABBITMQ_…, ERL_…)."""
+    return {"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8"}
 
 
 def _group_of(user: str | None) -> int | None:
@@ -130,7 +136,7 @@ async def stop_process(known: ProcessId, stop_signal: signal.Signals, timeout_s:
     """Ask the process to end, wait, and kill what is left of its family after `timeout_s`."""
     members = family(known)
     _send(members[:1], stop_signal)
-    if not await _gone(members, timeout_s):
+    if not await wait_until(lambda: not survivors(members), timeout_s):
         await kill_processes(members)
 
 
@@ -138,7 +144,7 @@ async def kill_processes(members: Iterable[ProcessId], timeout_s: float = 10) ->
     """Send SIGKILL to each of them. Raises StackError if one is still there after `timeout_s`."""
     members = list(members)
     _send(members, signal.SIGKILL)
-    if not await _gone(members, timeout_s):
+    if not await wait_until(lambda: not survivors(members), timeout_s):
         raise StackError(f"processes {[member.pid for member in members]} do not end, not even by SIGKILL")
 
 
@@ -147,6 +153,11 @@ def _send(members: Iterable[ProcessId], number: signal.Signals) -> None:
         if (process := find_process(member)) is not None:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.send_signal(number)
+
+
+def log_of(folder: Path) -> Path:
+    """Return the file for the output of the service whose data are in `folder`."""
+    return folder.with_name(folder.name + ".log")
 
 
 def find_processes(program: Path, cwd: Path) -> list[ProcessId]:
@@ -164,13 +175,22 @@ def survivors(members: Iterable[ProcessId]) -> list[ProcessId]:
     return [member for member in members if find_process(member) is not None]
 
 
-async def _gone(members: Sequence[ProcessId], timeout_s: float) -> bool:
+async def wait_until(holds: Callable[[], bool], timeout_s: float) -> bool:
+    """Wait until `holds()`; return False if it does not within `timeout_s`."""
     deadline = time.monotonic() + timeout_s
-    while survivors(members):
+    while not holds():
         if time.monotonic() > deadline:
             return False
         await asyncio.sleep(_POLL_S)
     return True
+
+
+def package_folder(package: str) -> Path:
+    """Return the folder of an installed Python package. Raises StackError if it is missing."""
+    spec = find_spec(package)
+    if spec is None or spec.origin is None:
+        raise StackError(f"{package} is not installed: pip install 'flashgrid[local]'")
+    return Path(spec.origin).parent
 
 
 def port_is_free(port: int) -> bool:

@@ -11,7 +11,6 @@ from typing import Final
 
 from engine.errors import StackError
 from engine.local.process import ProcessId, run, spawn
-from engine.local.program import log_of, plain_environment
 
 MISSING: Final = "RabbitMQ is not installed, so there is no bus: apt install rabbitmq-server"
 _PACKAGED: Final = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
@@ -65,12 +64,9 @@ class RabbitMQ:
             # Makes the script become the broker, in place of waiting for it as its parent.
             "RUNNING_UNDER_SYSTEMD": "true",
         }
-        log = log_of(folder)
-        broker = spawn([server], log=log, cwd=folder, env=env)
+        broker = spawn([server], folder, env)
         # It is up long before the broker, which first starts a virtual machine, asks for it.
-        mapper = spawn(
-            ["epmd", "-port", str(epmd_port), "-address", "127.0.0.1"], log=log, cwd=folder, env=env
-        )
+        mapper = spawn(["epmd", "-port", str(epmd_port), "-address", "127.0.0.1"], folder, env)
         return [broker, mapper]
 
     async def control(self, folder: Path, ports: list[int], arguments: Sequence[str]) -> None:
@@ -78,8 +74,8 @@ class RabbitMQ:
         server = self.find()
         if server is None:
             raise StackError(MISSING)
-        command = str(server.with_name("rabbitmqctl"))
-        await run([command, *arguments], cwd=folder, env=_environment(folder, ports[2]))
+        program = str(server.with_name("rabbitmqctl"))
+        await run([program, *arguments], folder, _environment(folder, ports[2]))
 
     async def probe(self, port: int) -> str:
         """Open a connection and read its first frame, which holds the version."""
@@ -97,7 +93,7 @@ class RabbitMQ:
 
 def _environment(folder: Path, epmd_port: int) -> dict[str, str]:
     """Return what the broker and its tools need to find each other."""
-    return plain_environment() | {
+    return {
         "HOME": str(folder / "home"),
         "ERL_EPMD_PORT": str(epmd_port),
         "ERL_EPMD_ADDRESS": "127.0.0.1",

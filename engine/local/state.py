@@ -1,19 +1,17 @@
 """What a data folder remembers of its services, <data_dir>/stack.json, and the lock that guards it."""
 
-import asyncio
 import fcntl
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
 from engine.errors import StackError
-from engine.local.process import ProcessId, survivors
+from engine.local.process import ProcessId, survivors, wait_until
 
-_POLL_S: Final = 0.05
 _LOCK_S: Final = 120.0
 """Longer than a program takes to start or stop all services."""
 
@@ -55,14 +53,15 @@ async def lock_folder(data_dir: Path) -> AsyncIterator[None]:
 
     Raises StackError if another program holds the lock for too long.
     """
-    deadline = time.monotonic() + _LOCK_S
     with (data_dir / "stack.lock").open("w") as lock:
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise StackError(f"another program holds {lock.name} for too long") from None
-                await asyncio.sleep(_POLL_S)
+        if not await wait_until(partial(_try_lock, lock.fileno()), _LOCK_S):
+            raise StackError(f"another program holds {lock.name} for too long")
         yield
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
