@@ -29,8 +29,8 @@ def serve(
     """Serve the engine: front door, relay and fulfilment.
 
     A backing service whose URL is not set (FLASHGRID_REDIS_URL, FLASHGRID_AMQP_URL, FLASHGRID_POSTGRES_URL)
-    is started privately on a free loopback port, and keeps its data for the next start. Ctrl-C stops the
-    stages in order.
+    is started privately on a free loopback port, and keeps its data for the next start. But beside Redis or
+    PostgreSQL of your own there is a bus only if you name one. Ctrl-C stops the stages in order.
     """
     settings = read_settings(host=host, port=port, workers=workers, data_dir=settings.data_dir)
     set_up_logging(settings)
