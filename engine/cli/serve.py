@@ -19,7 +19,6 @@ from engine.stages.process import Role, set_up_logging
     "roles",
     type=click.Choice([role.value for role in Role]),
     multiple=True,
-    default=list(Role),
     help="Serve only this stage; may be given more than once. [default: all]",
 )
 @settings_option
@@ -37,7 +36,7 @@ def serve(
     asyncio.run(
         run_server(
             settings,
-            [Role(role) for role in roles],
+            [Role(role) for role in roles] or list(Role),
             lambda line: click.echo(f"flashgrid: {line}", err=True),
         )
     )
