@@ -3,7 +3,7 @@
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup spike test serve lint clean
+.PHONY: help setup spike test quick serve lint clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
@@ -20,9 +20,13 @@ test: lint ## lint, type-check and run every test
 serve: setup ## serve the engine on http://127.0.0.1:8080
 	.venv/bin/flashgrid serve
 
-lint: setup ## check style, format and types
+quick: lint ## lint, and test the pure parts, in under a minute
+	.venv/bin/pytest -m "not services" --numprocesses logical --maxprocesses 4
+
+lint: setup ## check style, format, types, and which room imports which
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
+	.venv/bin/lint-imports --no-cache
 	.venv/bin/mypy
 
 clean: ## remove .venv and the caches; data in .flashgrid and reports stays

@@ -3,11 +3,16 @@
 import asyncio
 import contextlib
 import time
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from simulation.drive.answer import parse_answer
-from simulation.drive.open_loop import IDLE, OpenLoop
 from simulation.errors import BadAnswer
+
+if TYPE_CHECKING:
+    from simulation.drive.open_loop import OpenLoop
+
+IDLE = -1
+"""In place of a request's number: there is none."""
 
 
 class Connection(asyncio.Protocol):
@@ -17,7 +22,7 @@ class Connection(asyncio.Protocol):
 
     transport: asyncio.Transport
 
-    def __init__(self, loop: OpenLoop) -> None:
+    def __init__(self, loop: "OpenLoop") -> None:
         self.loop = loop
         self.op = IDLE
         self.is_open = False

@@ -25,7 +25,7 @@ from heapq import heappop, heappush
 from typing import Any, NamedTuple
 
 from simulation.drive.answer import Answer
-from simulation.drive.connection import Connection
+from simulation.drive.connection import IDLE, Connection
 from simulation.model.outcome import classify
 
 TICK_S = 0.001
@@ -34,7 +34,6 @@ SWEEP_NS = 50_000_000
 WARM = 256
 """Connections that are open before the first request is due: opening costs both sides more than a request
 does, and a load that starts at its full rate would begin with nothing else."""
-IDLE = -1
 NEVER = -1
 FAR = 1 << 62
 """A start that never comes."""

@@ -43,7 +43,7 @@ HARMLESS = Mutation(
     name="harmless",
     text="Nothing wrong.",
     breaks=["no oversell"],
-    edits=[Edit(file="gate.py", find='"""The gate:', replace='"""A gate:')],
+    edits=[Edit(file="gate/gate.py", find='"""The gate as', replace='"""A gate as')],
     changes=SHORT,
 )
 RULES = {check.name for check in judge(*play([Ask(1)], [Terms()]))} | {"recovers from faults"}
@@ -76,11 +76,17 @@ async def test_what_is_mutated_outside_of_python_is_fit_to_run(
 @pytest.mark.parametrize(
     ("edit", "said"),
     [
-        (Edit(file="gate.py", find="there is no such line", replace=""), "edits.0.find: .* is there 0 times"),
-        (Edit(file="gate.py", find="self", replace="us"), "edits.0.find: .* is there [0-9]+ times: self"),
+        (
+            Edit(file="gate/gate.py", find="there is no such line", replace=""),
+            "edits.0.find: .* is there 0 times",
+        ),
+        (
+            Edit(file="gate/gate.py", find="self", replace="us"),
+            "edits.0.find: .* is there [0-9]+ times: self",
+        ),
         (Edit(file="gait.py", find="self", replace="us"), "edits.0.file: the engine has no gait.py"),
         (
-            Edit(file="gate.py", find='"""The gate:', replace='"""The gate:'),
+            Edit(file="gate/gate.py", find='"""The gate as', replace='"""The gate as'),
             "edits.0.replace: changes nothing",
         ),
     ],
