@@ -28,7 +28,7 @@ QUEUE_LENGTH: Final = Gauge(
 RELAYED: Final = Counter("flashgrid_relayed_purchases", "Purchases confirmed by the bus")
 ORDERS: Final = Counter("flashgrid_orders", "Orders settled in the ledger, by status", ["status"])
 DEAD_LETTERS: Final = Counter("flashgrid_dead_letters", "Records that could not be fulfilled")
-FULFILMENT_LAG: Final = Histogram(
+FULFILMENT_DELAY: Final = Histogram(
     "flashgrid_fulfilment_lag_seconds",
     "From acceptance to settlement, for the oldest purchase of each batch",
     buckets=_SECONDS,

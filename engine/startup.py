@@ -85,7 +85,7 @@ async def prepare_stores(settings: Settings) -> None:
                 await _insist("PostgreSQL", ledger.create_schema)
             finally:
                 await ledger.close()
-            async with reconciling(settings, redis) as reconciliation:
+            async with reconciling(settings) as reconciliation:
                 await _insist("the gate", reconciliation.open_new)
 
 

@@ -3,14 +3,14 @@
 from collections.abc import Iterable
 
 import click
-import msgspec
 
 from engine.cli.options import open_services, run_async, settings_option
 from engine.cli.stores import StoredDeadLetter, open_stores
 from engine.errors import InputError
-from engine.gate.clearing import Compensation
+from engine.gate.clearing import Clearing
 from engine.gate.keys import ShardKeys
 from engine.ledger.ledger import Ledger
+from engine.model.lot import count_orders, without_orders
 from engine.settings import Settings
 
 _ids = click.argument("ids", nargs=-1)
@@ -33,7 +33,7 @@ async def list_all(settings: Settings) -> None:
     """Print a line for each dead letter: id, place, number of purchases, reason."""
     async with open_services(settings) as services, open_stores(*services) as stored:
         for letter in stored:
-            click.echo(f"{letter.id}  {letter.where:6}  {len(letter.read()):>5}  {letter.reason}")
+            click.echo(f"{letter.id}  {letter.where:6}  {count_orders(letter.read()):>5}  {letter.reason}")
 
 
 @dead_letters.command()
@@ -46,8 +46,12 @@ async def show(ids: tuple[str, ...], settings: Settings) -> None:
         for letter in _select(stored, ids, every=False):
             click.echo(f"id      {letter.id}\nwhere   {letter.where}\nreason  {letter.reason}")
             click.echo(f"body    {letter.body.decode(errors='backslashreplace')}")
-            for reservation in letter.read():
-                click.echo(f"order   {msgspec.json.encode(reservation).decode()}")
+            for lot in letter.read():
+                for order_id, user_id in zip(lot.order_ids, lot.user_ids, strict=True):
+                    click.echo(
+                        f"order   {order_id}  user {user_id}  product {lot.product_id}  sale {lot.sale_id}"
+                        f"  quantity {lot.quantity}  accepted at {lot.accepted_ms} ms"
+                    )
 
 
 @dead_letters.command()
@@ -62,10 +66,10 @@ async def replay(ids: tuple[str, ...], every: bool, settings: Settings) -> None:
     """
     async with open_services(settings) as services, open_stores(*services) as stored:
         for letter in _select(stored, ids, every):
-            if purchases := letter.read():
+            if lots := letter.read():
                 await letter.send()
                 await letter.delete()
-                click.echo(f"{letter.id} replayed: {len(purchases)} purchases")
+                click.echo(f"{letter.id} replayed: {count_orders(lots)} purchases")
             else:
                 click.echo(f"{letter.id} stays: it holds no purchase that can be read")
 
@@ -83,13 +87,15 @@ async def drop(ids: tuple[str, ...], every: bool, settings: Settings) -> None:
     async with open_services(settings) as (found, redis), open_stores(found, redis) as stored:
         ledger = await Ledger.connect(found.postgres_url or "")
         try:
-            clearing = Compensation(redis, [ShardKeys(shard) for shard in range(found.gate_shards)])
+            clearing = Clearing(redis, [ShardKeys(shard) for shard in range(found.gate_shards)])
             for letter in _select(stored, ids, every):
-                batch = letter.read()
-                settlement = await ledger.settle(batch, ["dropped by an operator"] * len(batch))
-                await clearing.settle(settlement.settled + settlement.repeated)
+                lots = letter.read()
+                declines = {order_id: "dropped by an operator" for lot in lots for order_id in lot.order_ids}
+                settlement = await ledger.settle(lots, declines)
+                settled = without_orders(lots, settlement.dead_letters.keys())
+                await clearing.clear(settled, settlement.failed)
                 await letter.delete()
-                click.echo(f"{letter.id} dropped: {len(settlement.settled)} orders failed")
+                click.echo(f"{letter.id} dropped: {settlement.settled.total()} orders failed")
         finally:
             await ledger.close()
 

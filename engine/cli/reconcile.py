@@ -30,7 +30,7 @@ async def reconcile(dry_run: bool, wait_s: float, settings: Settings) -> None:
     """
     # The command prints what it does; log lines would say it again.
     logging.getLogger("engine").setLevel(logging.ERROR)
-    async with open_services(settings) as (found, redis), reconciling(found, redis) as reconciliation:
+    async with open_services(settings) as (found, _), reconciling(found) as reconciliation:
         generation = await reconciliation.read_generation()
         click.echo("the gate is open" if generation else "the gate is closed")
         click.echo(_describe(await reconciliation.read_traffic()))

@@ -19,8 +19,7 @@ from engine.bus.connection import close_connection, connect_bus, translate_error
 from engine.bus.publisher import Publisher
 from engine.bus.topology import DEAD, REASON, declare_topology
 from engine.gate.keys import ShardKeys
-from engine.model.delivery import decode_lines
-from engine.model.lot import Reservation
+from engine.model.lot import Lot, count_orders, decode_lots
 from engine.settings import Settings
 
 _ID_LENGTH: Final = 12
@@ -45,10 +44,10 @@ class StoredDeadLetter(msgspec.Struct, frozen=True, eq=False):
         """The same for dead letters with the same body: they are about the same purchases."""
         return hashlib.sha256(self.body).hexdigest()[:_ID_LENGTH]
 
-    def read(self) -> list[Reservation]:
+    def read(self) -> list[Lot]:
         """Return the purchases in it; none if any part of it can't be read."""
-        reservations, unreadable = decode_lines(self.body)
-        return [] if unreadable else reservations
+        lots, unreadable = decode_lots(self.body)
+        return [] if unreadable else lots
 
 
 @asynccontextmanager
@@ -62,7 +61,7 @@ async def open_stores(settings: Settings, redis: Redis) -> AsyncIterator[list[St
         entries: Any = await redis.xrange(_SHARD.dead)
         for entry_id, fields in entries:
             body = fields[b"body"]
-            entry: dict[Any, Any] = {"orders": len(decode_lines(body)[0]), "purchases": body}
+            entry: dict[Any, Any] = {"orders": count_orders(decode_lots(body)[0]), "purchases": body}
             send = partial(redis.xadd, _SHARD.outbox, entry)
             delete = partial(redis.xdel, _SHARD.dead, entry_id)
             stored.append(StoredDeadLetter("stream", body, fields[b"reason"].decode(), send, delete))

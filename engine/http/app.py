@@ -117,7 +117,7 @@ class FrontDoor:
         """
         order_id = parse_order_id(request.match_info["order_id"])
         try:
-            pending = await self._gate.is_pending(order_id)
+            pending = await self._gate.reads.is_pending(order_id)
         except GateUnavailable:
             pending = None
         order = await self._ledger.find_order(order_id)
@@ -139,7 +139,7 @@ class FrontDoor:
     async def show_stock(self, request: web.Request) -> web.Response:
         """Show initial, remaining and sold units of a product's current sale, as the gate counts them."""
         product_id = parse_product(request.query)
-        stock = await self._gate.read_stock(product_id)
+        stock = await self._gate.reads.read_stock(product_id)
         if stock is None:
             return respond(answer_purchase(Outcome.UNKNOWN_PRODUCT, None))
         return respond_json(
@@ -158,7 +158,7 @@ class FrontDoor:
 
     async def show_readiness(self, _request: web.Request) -> web.Response:
         """Show whether the gate is open and the ledger answers."""
-        await asyncio.gather(self._gate.check_open(), self._ledger.ping())
+        await asyncio.gather(self._gate.reads.check_open(), self._ledger.ping())
         return respond_json({"status": "READY"})
 
     async def show_metrics(self, _request: web.Request) -> web.Response:

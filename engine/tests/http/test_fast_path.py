@@ -185,7 +185,7 @@ async def test_a_client_that_does_not_read_waits_for_itself(doors: Doors) -> Non
     # Others are served meanwhile; when they are, the purchase would have been made long ago.
     for _ in range(5):
         await exchange(doors.fast, [purchase(product(UNKNOWN)), LAST], 10)
-    assert await doors.gate.read_stock(1) == (1, 10_000_000, 10_000_000), "nothing is bought unheard"
+    assert await doors.gate.reads.read_stock(1) == (1, 10_000_000, 10_000_000), "nothing is bought unheard"
     connection.resume_writing()
     writer.write(LAST)
     answer = await asyncio.wait_for(reader.read(-1), 60)
