@@ -220,7 +220,7 @@ class FastPath(RequestHandler):
         return plain
 
     def resume_writing(self) -> None:
-        """The client reads again."""
+        """Look at the held bytes, now that the client reads again."""
         super().resume_writing()
         if self._held:
             self._loop.call_soon(self._look_at_held)

@@ -56,23 +56,22 @@ def parse_order_id(text: str) -> str:
 
 def parse_product(query: Mapping[str, str]) -> int:
     """Return the product id of a query."""
-    _refuse_repeated(query.keys())
-    return _read_whole(query, "productId", 1, MAX_ID)
+    return _read_whole(_refuse_repeated(query.items()), "productId", 1, MAX_ID)
 
 
 def parse_terms(query: Mapping[str, str]) -> SaleTerms:
     """Return the terms of a sale from the query that opens it."""
-    _refuse_repeated(query.keys())
+    given = _refuse_repeated(query.items())
     known = {"productId", "stock", "limit", "quantity", "startsAt", "endsAt"}
-    if unknown := sorted(query.keys() - known):
+    if unknown := sorted(given.keys() - known):
         raise InputError(unknown[0], "is not an option of a sale")
     terms = SaleTerms(
-        product_id=_read_whole(query, "productId", 1, MAX_ID),
-        stock=_read_whole(query, "stock", 0, MAX_STOCK),
-        limit=_read_whole(query, "limit", 1, MAX_STOCK) if "limit" in query else None,
-        quantity=_read_whole(query, "quantity", 1, 1_000_000) if "quantity" in query else 1,
-        starts_ms=_read_whole(query, "startsAt", 0, 2**52) if "startsAt" in query else None,
-        ends_ms=_read_whole(query, "endsAt", 0, 2**52) if "endsAt" in query else None,
+        product_id=_read_whole(given, "productId", 1, MAX_ID),
+        stock=_read_whole(given, "stock", 0, MAX_STOCK),
+        limit=_read_whole(given, "limit", 1, MAX_STOCK) if "limit" in given else None,
+        quantity=_read_whole(given, "quantity", 1, 1_000_000) if "quantity" in given else 1,
+        starts_ms=_read_whole(given, "startsAt", 0, 2**52) if "startsAt" in given else None,
+        ends_ms=_read_whole(given, "endsAt", 0, 2**52) if "endsAt" in given else None,
     )
     if terms.limit is not None and terms.limit < terms.quantity:
         raise InputError("limit", "must be at least quantity, or nobody can buy")
@@ -92,14 +91,10 @@ def is_loopback(host: str) -> bool:
 
 
 def _decode_object(body: bytes) -> dict[str, Any]:
-    def refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        _refuse_repeated(name for name, _ in pairs)
-        return dict(pairs)
-
     try:
         # msgspec is strict about what JSON is; the standard library finds names given twice.
         msgspec.json.decode(body)
-        fields = json.loads(body, object_pairs_hook=refuse_duplicates)
+        fields = json.loads(body, object_pairs_hook=_refuse_repeated)
     except (msgspec.DecodeError, ValueError, RecursionError):
         raise InputError("body", "must be a JSON object") from None
     if not isinstance(fields, dict):
@@ -116,12 +111,14 @@ def _check_id(fields: dict[str, Any], name: str) -> int:
     return value
 
 
-def _refuse_repeated(names: Iterable[str]) -> None:
-    seen: set[str] = set()
-    for name in names:
-        if name in seen:
+def _refuse_repeated(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the pairs as a dict. Raises InputError if a name is given twice."""
+    given: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in given:
             raise InputError(name, "is given more than once")
-        seen.add(name)
+        given[name] = value
+    return given
 
 
 def _read_whole(given: Mapping[str, str], name: str, least: int, most: int) -> int:
