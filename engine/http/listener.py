@@ -54,8 +54,7 @@ async def listen(
     """Accept connections, each with a fast path, until the block ends; then answer what is under way.
 
     A connection is closed if it has not sent a whole request head for `keepalive_s`, or if its client has not
-    taken its answers for so long. Requests that come once the block has ended are told to use another
-    connection from then on.
+    read its answers for that long. At the end, each answer tells its client to connect anew.
     """
     await runner.setup()
     if hasattr(socket, "TCP_USER_TIMEOUT"):

@@ -124,8 +124,10 @@ def _note_rows(settlement: Settlement, lots: Sequence[Lot], rows: Iterable[async
             )
 
 
-def _drop_duplicates(lots: Iterable[Lot]) -> list[Lot]:
+def _drop_duplicates(lots: Sequence[Lot]) -> Sequence[Lot]:
     """Return the lots with each order once."""
+    if len({order_id for lot in lots for order_id in lot.order_ids}) == count_orders(lots):
+        return lots
     distinct: list[Lot] = []
     seen: set[str] = set()
     for lot in lots:
@@ -147,8 +149,8 @@ def _write_user_ids(lots: Iterable[Lot]) -> str:
 
 def _write_column(lots: Iterable[Lot], name: str) -> str:
     """Return the array of a field's values, each as often as its lot has orders."""
-    values = (repeat(str(getattr(lot, name)), len(lot)) for lot in lots)
-    return "{" + ",".join(chain.from_iterable(values)) + "}"
+    values = [f"{getattr(lot, name)}," * len(lot.user_ids) for lot in lots]
+    return "{" + "".join(values).removesuffix(",") + "}"
 
 
 def _list_keys(lots: Sequence[Lot]) -> list[Any] | None:

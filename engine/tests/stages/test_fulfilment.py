@@ -187,10 +187,10 @@ async def test_dead_letters_are_put_aside_and_their_neighbours_are_fulfilled(
             await channel.default_exchange.publish(aio_pika.Message(body), PURCHASES)
     async with running(settings, run_fulfilment):
         await until_settled(redis)
-        letters = dict(await take_dead_letters(bus_url, 3))
+        dead_letters = dict(await take_dead_letters(bus_url, 3))
     assert await read_statuses(settings) == dict.fromkeys(ids(good), CONFIRMED)
-    assert letters.keys() == {encode_lots([lost]), b"no json", b"{}"}
-    assert letters[encode_lots([lost])] == "unknown sale"
+    assert dead_letters.keys() == {encode_lots([lost]), b"no json", b"{}"}
+    assert dead_letters[encode_lots([lost])] == "unknown sale"
 
 
 async def test_dead_letters_without_a_bus_go_to_a_stream(
@@ -201,10 +201,10 @@ async def test_dead_letters_without_a_bus_go_to_a_stream(
     await redis.xadd(SHARD.outbox, {"purchases": b"rubbish\n" + encode_lots([good])})
     async with running(settings_without_bus, run_fulfilment):
         await until_settled(redis)
-    letters: Any = await redis.xrange(SHARD.dead)
-    [(_, letter)] = letters
-    assert letter[b"body"] == b"rubbish"
-    assert letter[b"reason"]
+    dead_letters: Any = await redis.xrange(SHARD.dead)
+    [(_, fields)] = dead_letters
+    assert fields[b"body"] == b"rubbish"
+    assert fields[b"reason"]
     assert await read_statuses(settings_without_bus) == {good.order_ids[0]: CONFIRMED}
 
 
