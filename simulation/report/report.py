@@ -13,11 +13,11 @@ import pandas as pd
 from simulation.judge.numbers.disturbance import Effect, Omission, find_omission, measure_effect
 from simulation.judge.numbers.knee import find_ramp, measure_ramp
 from simulation.judge.numbers.latency import TRUSTED, is_trusted
-from simulation.model.hostile import Tally
+from simulation.model.hostile import KindCount
 from simulation.record.facts import read_facts
 from simulation.record.history import read_history
-from simulation.record.hostile import read_siege
-from simulation.record.state import load_final_state
+from simulation.record.hostile import read_hostile
+from simulation.record.state import read_state
 from simulation.report import latency_plots, plots
 from simulation.report.canvas import Canvas, Course, Phase
 from simulation.report.page import count, fill_page, ms, seconds
@@ -65,14 +65,14 @@ def write_report(run_folder: Path) -> Path:
     summary: dict[str, Any] = json.loads((run_folder / "summary.json").read_text())
     history = read_history(run_folder / "history.parquet")
     timeline = read_timeline(run_folder / "timeline.csv")
-    siege = read_siege(run_folder)
+    hostile = read_hostile(run_folder)
     page = render_page(
         summary,
         draw_plots(run_folder, summary, history, timeline),
         effects=[measure_effect(history, fault) for fault in summary.get("faults", [])],
         omission=find_omission(history, summary),
         processes=measure_processes(timeline),
-        siege=tabulate_siege(siege.barrage.kinds if siege else {}),
+        hostile=tabulate_hostile(hostile.clients.kinds if hostile else {}),
     )
     report = run_folder / "report.html"
     report.write_text(page, encoding="utf-8")
@@ -83,7 +83,7 @@ def draw_plots(
     run_folder: Path, summary: dict[str, Any], history: pd.DataFrame, timeline: pd.DataFrame
 ) -> list[Plot]:
     """Draw all that the record allows, and write each plot to plots/NAME.png as well, and a small picture."""
-    orders = load_final_state(run_folder).orders
+    orders = read_state(run_folder).orders
     sold_out_s = None
     if summary["time_to_sell_out_s"] is not None:
         sold_out_s = summary["time_to_sell_out_s"] + float(history["intended_ns"].min()) / 1e9
@@ -194,7 +194,7 @@ def measure_processes(timeline: pd.DataFrame) -> list[dict[str, Any]]:
     ]
 
 
-def tabulate_siege(kinds: Mapping[str, Tally]) -> dict[str, Any] | None:
+def tabulate_hostile(kinds: Mapping[str, KindCount]) -> dict[str, Any] | None:
     """The hostile requests of a run by kind, and the words of their answers: statuses first."""
     if not kinds:
         return None
@@ -212,7 +212,7 @@ def render_page(
     effects: Sequence[Effect] = (),
     omission: Omission | None = None,
     processes: Sequence[dict[str, Any]] = (),
-    siege: dict[str, Any] | None = None,
+    hostile: dict[str, Any] | None = None,
 ) -> str:
     """The page."""
     return fill_page(
@@ -227,7 +227,7 @@ def render_page(
         kinds=KINDS,
         omission=omission,
         processes=processes,
-        siege=siege,
+        hostile=hostile,
     )
 
 

@@ -12,11 +12,11 @@ from simulation.judge.numbers.disturbance import find_omission
 from simulation.judge.numbers.fairness import measure_order
 from simulation.judge.numbers.latency import measure_latency
 from simulation.judge.numbers.retries import measure_retries
-from simulation.model.hostile import Tally
+from simulation.model.hostile import KindCount
 from simulation.record.history import read_history
 from simulation.report.latency_plots import draw_knee
 from simulation.report.page import count, ms
-from simulation.report.report import KINDS, Plot, render_page, tabulate_siege, write_report
+from simulation.report.report import KINDS, Plot, render_page, tabulate_hostile, write_report
 from simulation.scenario.fault import TARGETS
 from simulation.tests.browser import open_page
 from simulation.tests.judge.test_disturbance import stand_still
@@ -92,7 +92,7 @@ def test_what_service_time_hides_is_told_in_a_sentence(tmp_path: Path) -> None:
 
 def test_what_a_run_measured_besides_has_a_panel_of_its_own(tmp_path: Path) -> None:
     summary = make_run(tmp_path)
-    panels = ("fairness", "restocks", "retries", "siege")
+    panels = ("fairness", "restocks", "retries", "hostile")
     bare = render_page(summary | dict.fromkeys(["fairness", "restocks", "retries"]), [])
     assert not any(f'id="{panel}"' in bare for panel in panels)
 
@@ -108,7 +108,9 @@ def test_what_a_run_measured_besides_has_a_panel_of_its_own(tmp_path: Path) -> N
         | {"fairness": fairness, "restocks": [restock]}
         | {"retries": measure_retries(history.assign(attempt=1), None)},
         [],
-        siege=tabulate_siege({"huge body": Tally(9, {"413": 8, "500": 1}), "slow": Tally(2, {"left": 2})}),
+        hostile=tabulate_hostile(
+            {"huge body": KindCount(9, {"413": 8, "500": 1}), "slow": KindCount(2, {"left": 2})}
+        ),
     )
     assert all(f'id="{panel}"' in page for panel in panels)
     assert "3 people, 3 bots" in page
