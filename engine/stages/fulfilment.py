@@ -20,7 +20,7 @@ from engine.gate.client import connect_redis
 from engine.gate.keys import ShardKeys
 from engine.gate.outbox import Outbox, name_consumer
 from engine.ledger.ledger import Ledger
-from engine.metrics import DEAD_LETTERS, FULFILMENT_LAG, OUTBOX_LENGTH
+from engine.metrics import DEAD_LETTERS, FULFILMENT_DELAY, OUTBOX_LENGTH
 from engine.model.dead_letter import DeadLetter
 from engine.model.lot import Lot, without_orders
 from engine.model.message import Message
@@ -192,5 +192,5 @@ class Fulfilment:
         await self._clearing.clear(without_orders(lots, settlement.dead_letters.keys()), failed)
         if settlement.settled.total():
             # They arrive in the order in which they were accepted, but for a few.
-            FULFILMENT_LAG.observe(max(0.0, time.time() - new[0].accepted_ms / 1000))
+            FULFILMENT_DELAY.observe(max(0.0, time.time() - new[0].accepted_ms / 1000))
         return settlement.dead_letters.values()

@@ -6,7 +6,7 @@ from redis.asyncio import Redis
 
 from engine.bus.publisher import Publisher
 from engine.bus.topology import DEAD
-from engine.cli.dead_letters import open_stores
+from engine.cli.stores import open_stores
 from engine.errors import BusUnavailable
 from engine.ledger.ledger import Ledger
 from engine.model.dead_letter import DeadLetter
@@ -113,12 +113,12 @@ async def test_a_replay_killed_before_it_deleted_the_letter_loses_nothing_and_se
     async def die(*_: object) -> None:
         raise ConnectionResetError
 
-    async with open_stores(settings, redis) as stores:
-        [letter] = await stores[0].read()
+    async with open_stores(settings, redis) as [letter]:
         with monkeypatch.context() as patch:
             patch.setattr(aio_pika.IncomingMessage, "ack", die)
+            await letter.send()
             with pytest.raises(BusUnavailable):
-                await stores[0].replay(letter)
+                await letter.delete()
     assert len(await ids_of(settings)) == 1
     async with running(settings, run_fulfilment):
         await until_settled(redis)
@@ -137,10 +137,9 @@ async def test_a_replay_that_the_bus_does_not_confirm_keeps_the_letter(
         raise BusUnavailable("no confirm")
 
     monkeypatch.setattr(Publisher, "publish", fail)
-    async with open_stores(settings, redis) as stores:
-        [letter] = await stores[0].read()
+    async with open_stores(settings, redis) as [letter]:
         with pytest.raises(BusUnavailable):
-            await stores[0].replay(letter)
+            await letter.send()
     assert len(await ids_of(settings)) == 1
 
 
@@ -165,7 +164,8 @@ async def test_a_whole_message_that_the_broker_gave_up_is_replayed(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"), [(["drop"], "--all"), (["replay", "ab"], "0 letters are named ab")]
+    ("arguments", "said"),
+    [(["drop"], "--all"), (["replay", "ab"], "0 dead letters have an id that begins with ab")],
 )
 async def test_a_letter_must_be_named(
     redis: Redis, settings_without_bus: Settings, arguments: list[str], said: str

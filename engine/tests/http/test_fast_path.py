@@ -13,11 +13,11 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from engine.gate.gate import Gate
-from engine.http.app import LEAVING, LINGER_S, FrontDoor
+from engine.http.app import LEAVING, FrontDoor
+from engine.http.listener import LINGER_S, listen
 from engine.ledger.ledger import Ledger
 from engine.model.sale import Sale, SaleTerms
 from engine.settings import Settings
-from engine.stages.front_door import listen
 
 EXAMPLES = 700
 """With about fifteen requests in each, over 10,000 requests."""

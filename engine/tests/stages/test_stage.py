@@ -26,7 +26,7 @@ def test_the_front_door_may_hold_as_many_connections_as_the_hard_limit_of_open_f
 HANGING = """
 import asyncio
 from engine.settings import Settings
-from engine.stages import process as stage
+from engine.stages import process
 
 async def hang(settings, stop):
     while True:
@@ -35,9 +35,9 @@ async def hang(settings, stop):
         except asyncio.CancelledError:
             pass
 
-stage.run_relay = hang
-stage._GRACE_S = 0.1
-asyncio.run(stage.run_stage(stage.Role.RELAY, Settings(drain_s=0), None))
+process.run_relay = hang
+process._GRACE_S = 0.1
+asyncio.run(process.run_stage(process.Role.RELAY, Settings(drain_s=0), None))
 """
 
 
