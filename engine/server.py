@@ -17,6 +17,7 @@ from prometheus_client.multiprocess import mark_process_dead
 
 from engine.http.listener import bind
 from engine.settings import PREFIX, Settings
+from engine.stages.lifecycle import running
 from engine.stages.process import LEAVING, READY, Role
 from engine.startup import prepare_stores, provide_services
 
@@ -24,10 +25,7 @@ log = logging.getLogger(__name__)
 
 _GRACE_S: Final = 5.0
 """What a stage gets beyond its own time to settle before it is killed."""
-_STEADY_S: Final = 5.0
-"""A process that lived for so long is started again at once when it dies."""
 _FIRST_PAUSE_S: Final = 0.1
-_LONGEST_PAUSE_S: Final = 5.0
 
 
 async def serve(settings: Settings, roles: Collection[Role], on_ready: Callable[[str], None]) -> None:
@@ -37,7 +35,7 @@ async def serve(settings: Settings, roles: Collection[Role], on_ready: Callable[
     """
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, _stop, stop)
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with AsyncExitStack() as cleanup:
         listener = cleanup.enter_context(bind(settings)) if Role.FRONT_DOOR in roles else None
         settings = await provide_services(settings, roles, cleanup)
@@ -50,9 +48,8 @@ async def serve(settings: Settings, roles: Collection[Role], on_ready: Callable[
             await asyncio.gather(*(stage.ready.wait() for stage in stages))
             on_ready(_describe(listener, stages))
 
-        announcing = asyncio.create_task(announce())
-        await stop.wait()
-        announcing.cancel()
+        async with running(announce()):
+            await stop.wait()
         log.info("stopping")
     log.info("stopped")
 
@@ -97,8 +94,8 @@ class StageProcess:
             started = loop.time()
             end = await self._run_once()
             if not self._stopping.is_set():
-                steady = loop.time() - started > _STEADY_S
-                pause_s = _FIRST_PAUSE_S if steady else min(pause_s * 2, _LONGEST_PAUSE_S)
+                # A process that dies young is started again after a longer and longer pause.
+                pause_s = min(pause_s * 2, 5.0) if loop.time() - started < 5 else _FIRST_PAUSE_S
                 log.warning("%s %s and is started again", self.name, end)
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._stopping.wait(), pause_s)
@@ -139,22 +136,16 @@ def _tell_to_stop(process: asyncio.subprocess.Process) -> None:
         process.stdin.close()
 
 
-def _stop(stop: asyncio.Event) -> None:
-    if stop.is_set():
-        log.warning("stopping already; the stages still have time to settle")
-    stop.set()
-
-
 def _make_environment(settings: Settings, cleanup: AsyncExitStack) -> dict[str, str]:
     """Return the stages' environment: every setting, and a folder for their metrics."""
     folder = tempfile.mkdtemp(prefix="flashgrid-metrics-")
     cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
-    environment["PROMETHEUS_MULTIPROC_DIR"] = folder
-    for name, value in msgspec.structs.asdict(settings).items():
-        if value is not None:
-            environment[PREFIX + name.upper()] = str(value)
-    return environment
+    given = {name: value for name, value in msgspec.structs.asdict(settings).items() if value is not None}
+    return {
+        **os.environ,
+        "PROMETHEUS_MULTIPROC_DIR": folder,
+        **{PREFIX + name.upper(): str(value) for name, value in given.items()},
+    }
 
 
 def _start_stages(
@@ -163,17 +154,17 @@ def _start_stages(
     listener: socket.socket | None,
     environment: dict[str, str],
 ) -> list[StageProcess]:
-    stages = []
-    if Role.FRONT_DOOR in roles:
-        stages += [
-            StageProcess(Role.FRONT_DOOR, f"front-door {number}", listener, environment)
-            for number in range(1, settings.workers + 1)
-        ]
-    if Role.RELAY in roles and settings.amqp_url is not None:
-        stages.append(StageProcess(Role.RELAY, "relay", None, environment))
-    if Role.FULFILMENT in roles:
-        stages.append(StageProcess(Role.FULFILMENT, "fulfilment", None, environment))
-    return stages
+    names = {
+        Role.FRONT_DOOR: [f"front-door {number}" for number in range(1, settings.workers + 1)],
+        Role.RELAY: ["relay"] if settings.amqp_url else [],
+        Role.FULFILMENT: ["fulfilment"],
+    }
+    return [
+        StageProcess(role, name, listener if role is Role.FRONT_DOOR else None, environment)
+        for role in Role
+        if role in roles
+        for name in names[role]
+    ]
 
 
 async def _stop_in_order(stages: list[StageProcess], within_s: float) -> None:

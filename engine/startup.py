@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, Final
@@ -22,7 +22,6 @@ log = logging.getLogger(__name__)
 
 _START_S: Final = 30.0
 """How long the backing services may take to answer."""
-_PAUSE_S: Final = 0.5
 
 
 async def provide_services(settings: Settings, roles: Collection[Role], cleanup: AsyncExitStack) -> Settings:
@@ -45,7 +44,7 @@ async def provide_services(settings: Settings, roles: Collection[Role], cleanup:
         cleanup.push_async_callback(stack.stop)
         for note in stack.notes:
             log.warning("%s", note)
-        settings = _fill_in(settings, stack.urls.redis, stack.urls.postgres, stack.urls.amqp)
+        settings = _fill_in(settings, stack.urls)
     if Role.RELAY in roles and settings.amqp_url is None:
         if Role.FULFILMENT not in roles:
             raise SettingsError(f"a relay needs a bus: set {PREFIX}AMQP_URL")
@@ -61,8 +60,8 @@ def find_services(settings: Settings) -> Settings:
     if settings.redis_url is None and settings.postgres_url is None:
         from engine.local.stack import stack_status
 
-        urls = {service.name: service.url for service in stack_status(Path(settings.data_dir))}
-        settings = _fill_in(settings, urls["redis"], urls["postgres"], urls["rabbitmq"])
+        rows = stack_status(Path(settings.data_dir))
+        settings = _fill_in(settings, {row.name: row.url for row in rows if row.url})
     if settings.redis_url is None or settings.postgres_url is None:
         raise SettingsError(
             f"no services run under {settings.data_dir}: set {PREFIX}REDIS_URL and {PREFIX}POSTGRES_URL"
@@ -76,25 +75,22 @@ async def prepare_stores(settings: Settings) -> None:
     A gate that is closed for any other reason waits for the keeper. Raises SettingsError if Redis may evict
     gate data, FlashgridError if a service does not answer in time.
     """
-    async with connect_redis(settings.redis_url or "", settings.gate_timeout_ms) as redis:
+    async with connect_redis(settings.redis_url, settings.gate_timeout_ms) as redis:
         await _insist("Redis", redis.ping)
         await _check_redis(redis)
         if settings.postgres_url is not None:
-            ledger = await Ledger.connect(settings.postgres_url)
-            try:
+            async with await Ledger.connect(settings.postgres_url) as ledger:
                 await _insist("PostgreSQL", ledger.create_schema)
-            finally:
-                await ledger.close()
             async with reconciling(settings) as reconciliation:
                 await _insist("the gate", reconciliation.open_new)
 
 
-def _fill_in(settings: Settings, redis: str | None, postgres: str | None, amqp: str | None) -> Settings:
+def _fill_in(settings: Settings, urls: Mapping[str, str]) -> Settings:
     return msgspec.structs.replace(
         settings,
-        redis_url=settings.redis_url or redis,
-        postgres_url=settings.postgres_url or postgres,
-        amqp_url=settings.amqp_url or amqp,
+        redis_url=settings.redis_url or urls.get("redis"),
+        postgres_url=settings.postgres_url or urls.get("postgres"),
+        amqp_url=settings.amqp_url or urls.get("rabbitmq"),
     )
 
 
@@ -132,6 +128,6 @@ async def _insist(name: str, attempt: Callable[[], Any]) -> None:
         except (FlashgridError, RedisError, OSError) as error:
             if loop.time() > deadline:
                 raise FlashgridError(f"{name} does not answer after {_START_S:.0f} s: {error}") from error
-            await asyncio.sleep(_PAUSE_S)
+            await asyncio.sleep(0.5)
         else:
             return

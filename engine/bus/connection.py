@@ -13,19 +13,17 @@ from yarl import URL
 
 from engine.errors import BusUnavailable
 
-_CONNECT_S: Final = 10.0
 _CLOSE_S: Final = 2.0
-_HEARTBEAT_S: Final = 15
 
 
 async def connect_bus(url: str, name: str) -> AbstractConnection:
     """Return a connection that is not made again by itself when it is lost."""
     connection = _Connection(
-        URL(url).update_query(heartbeat=_HEARTBEAT_S),
+        URL(url).update_query(heartbeat=15),
         client_properties={"connection_name": f"flashgrid {name}"},
     )
     try:
-        await connection.connect(timeout=_CONNECT_S)
+        await connection.connect(timeout=10)
     except BaseException:
         await connection.close()
         raise

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Any
 
 from aio_pika.abc import AbstractConnection
 from aiormq.abc import DeliveredMessage
@@ -15,16 +15,13 @@ from engine.errors import BusUnavailable
 from engine.model.dead_letter import DeadLetter
 from engine.model.message import Message
 
-_MOST_PREFETCH: Final = 65_535
-"""AMQP holds the prefetch in 16 bits."""
-
 
 class Consumer:
     """Reads messages from the bus; those that are not acknowledged are delivered again."""
 
     def __init__(self, url: str, prefetch: int) -> None:
         self._url = url
-        self._prefetch = min(prefetch, _MOST_PREFETCH)
+        self._prefetch = min(prefetch, 65_535)  # 16 bits in AMQP
         self._connection: AbstractConnection | None = None
         self._inbox: _Inbox | None = None
         # Dead letters have a connection of their own: RabbitMQ blocks a connection that publishes when memory

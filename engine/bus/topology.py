@@ -10,8 +10,6 @@ DEAD: Final = "flashgrid.dead"
 """Exchange, queue and routing key of the dead letters."""
 REASON: Final = "x-flashgrid-reason"
 """Header of a dead letter: why it can't be fulfilled."""
-_DELIVERY_LIMIT: Final = 1_000_000
-"""A purchase must outlive any number of outages; by default RabbitMQ 4 drops it after 20 deliveries."""
 
 
 async def declare_topology(channel: AbstractChannel) -> AbstractExchange:
@@ -27,7 +25,8 @@ async def declare_topology(channel: AbstractChannel) -> AbstractExchange:
             "x-queue-type": "quorum",
             "x-dead-letter-exchange": DEAD,
             "x-dead-letter-routing-key": DEAD,
-            "x-delivery-limit": _DELIVERY_LIMIT,
+            # A purchase must outlive any number of outages; RabbitMQ 4 drops it after 20 by default.
+            "x-delivery-limit": 1_000_000,
         },
     )
     await queue.bind(purchases, PURCHASES)

@@ -84,20 +84,20 @@ async def drop(ids: tuple[str, ...], every: bool, settings: Settings) -> None:
 
     Their orders, unless they are settled already, end as FAILED, and their units go back to the gate.
     """
-    async with open_services(settings) as (found, redis), open_stores(found, redis) as stored:
-        ledger = await Ledger.connect(found.postgres_url or "")
-        try:
-            clearing = Clearing(redis, [ShardKeys(shard) for shard in range(found.gate_shards)])
-            for letter in _select(stored, ids, every):
-                lots = letter.read()
-                declines = {order_id: "dropped by an operator" for lot in lots for order_id in lot.order_ids}
-                settlement = await ledger.settle(lots, declines)
-                settled = without_orders(lots, settlement.dead_letters.keys())
-                await clearing.clear(settled, settlement.failed)
-                await letter.delete()
-                click.echo(f"{letter.id} dropped: {settlement.settled.total()} orders failed")
-        finally:
-            await ledger.close()
+    async with (
+        open_services(settings) as (found, redis),
+        open_stores(found, redis) as stored,
+        await Ledger.connect(found.postgres_url) as ledger,
+    ):
+        clearing = Clearing(redis, [ShardKeys(shard) for shard in range(found.gate_shards)])
+        for letter in _select(stored, ids, every):
+            lots = letter.read()
+            declines = {order_id: "dropped by an operator" for lot in lots for order_id in lot.order_ids}
+            settlement = await ledger.settle(lots, declines)
+            settled = without_orders(lots, settlement.dead_letters.keys())
+            await clearing.clear(settled, settlement.failed)
+            await letter.delete()
+            click.echo(f"{letter.id} dropped: {settlement.settled.total()} orders failed")
 
 
 def _select(stored: Iterable[StoredDeadLetter], ids: tuple[str, ...], every: bool) -> list[StoredDeadLetter]:

@@ -4,18 +4,16 @@ import asyncio
 import functools
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
-from typing import Any, Final, ParamSpec
+from typing import Any, ParamSpec
 
 import click
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
-from engine.errors import GateUnavailable
 from engine.gate.client import connect_redis
+from engine.gate.reads import translate_errors
 from engine.settings import Settings, read_settings
 from engine.startup import find_services
 
-_REDIS_TIMEOUT_MS: Final = 10_000
 P = ParamSpec("P")
 
 settings_option = click.option(
@@ -44,8 +42,6 @@ async def open_services(settings: Settings) -> AsyncIterator[tuple[Settings, Red
     Raises SettingsError if there are none, GateUnavailable if Redis does not answer.
     """
     settings = find_services(settings)
-    try:
-        async with connect_redis(settings.redis_url or "", _REDIS_TIMEOUT_MS) as redis:
+    with translate_errors():
+        async with connect_redis(settings.redis_url) as redis:
             yield settings, redis
-    except (RedisError, OSError) as error:
-        raise GateUnavailable(f"Redis: {error}") from error

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-from typing import Final
 
 import click
 
@@ -10,8 +9,6 @@ from engine.cli.options import open_services, run_async, settings_option
 from engine.errors import GateUnavailable
 from engine.settings import Settings
 from engine.stages.reconciliation import Comparison, Reconciliation, Traffic, reconciling
-
-_POLL_S: Final = 0.2
 
 
 @click.command()
@@ -48,7 +45,7 @@ async def _rebuild(reconciliation: Reconciliation) -> None:
     """Wait until nothing is under way and the gate is open again, by this process or by a keeper."""
     while not await reconciliation.is_open():
         if not (await reconciliation.read_traffic()).drained or not await reconciliation.rebuild():
-            await asyncio.sleep(_POLL_S)
+            await asyncio.sleep(0.2)
 
 
 def _describe(traffic: Traffic) -> str:

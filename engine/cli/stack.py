@@ -26,10 +26,9 @@ def up(settings: Settings) -> None:
     running = asyncio.run(start_stack(Path(settings.data_dir)))
     for note in running.notes:
         click.echo(f"flashgrid: {note}", err=True)
-    urls = {"REDIS": running.urls.redis, "POSTGRES": running.urls.postgres, "AMQP": running.urls.amqp}
-    for name, url in urls.items():
-        if url:
-            click.echo(f"export {PREFIX}{name}_URL={url}")
+    for name, url in running.urls.items():
+        setting = "AMQP" if name == "rabbitmq" else name.upper()
+        click.echo(f"export {PREFIX}{setting}_URL={url}")
 
 
 @stack.command()

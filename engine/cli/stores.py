@@ -22,7 +22,6 @@ from engine.gate.keys import ShardKeys
 from engine.model.lot import Lot, count_orders, decode_lots
 from engine.settings import Settings
 
-_ID_LENGTH: Final = 12
 _SHARD: Final = ShardKeys(0)
 """Its stream holds the dead letters of all shards. Its outbox may carry the purchases of any product."""
 
@@ -42,7 +41,7 @@ class StoredDeadLetter(msgspec.Struct, frozen=True, eq=False):
     @property
     def id(self) -> str:
         """The same for dead letters with the same body: they are about the same purchases."""
-        return hashlib.sha256(self.body).hexdigest()[:_ID_LENGTH]
+        return hashlib.sha256(self.body).hexdigest()[:12]
 
     def read(self) -> list[Lot]:
         """Return the purchases in it; none if any part of it can't be read."""

@@ -63,7 +63,7 @@ class Clearing:
             )  # fmt: skip
         keys = [shard.fence, shard.pending, *map(shard.sale, places)]
         arguments = [*fence.seen, shard.prefix, _write_runs(lots), *releases]
-        generation, writes, units = await _CLEAR.run(self._redis, keys, arguments)
+        generation, writes, units = await _CLEAR.run(self._redis.execute_command, keys, arguments)
         fence.note(generation, writes)
         return int(units)
 

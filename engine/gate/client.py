@@ -10,16 +10,21 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError
 
+from engine.errors import SettingsError
+from engine.settings import PREFIX
+
 Argument = str | bytes | int
 
 
-def connect_redis(url: str, timeout_ms: int) -> Redis:
+def connect_redis(url: str | None, timeout_ms: int = 5_000) -> Redis:
     """Return a client that answers in bytes and connects at its first command.
 
     It never repeats a command by itself: a script whose answer is lost may have run, and only the caller
     knows whether it may run twice. `timeout_ms` bounds the connect and the wait for each answer, which ends
-    in redis.exceptions.TimeoutError; a blocking read must ask for less.
+    in redis.exceptions.TimeoutError; a blocking read must ask for less. Raises SettingsError without a URL.
     """
+    if url is None:
+        raise SettingsError(f"set {PREFIX}REDIS_URL")
     timeout_s = timeout_ms / 1000
     return Redis.from_url(
         url,
@@ -38,14 +43,10 @@ class Script:
         self._source = files("engine.gate").joinpath(file_name).read_bytes()
         self._digest = hashlib.sha1(self._source, usedforsecurity=False).hexdigest()
 
-    async def run(self, redis: Redis, keys: Sequence[str], arguments: Sequence[Argument]) -> Any:
-        """Run the script once and return its answer. Raises RedisError."""
-        return await self.run_by(redis.execute_command, keys, arguments)
-
-    async def run_by(
+    async def run(
         self, execute: Callable[..., Awaitable[Any]], keys: Sequence[str], arguments: Sequence[Argument]
     ) -> Any:
-        """Run the script once by a function that executes a command."""
+        """Run the script once by a function that executes a command, and return its answer."""
         try:
             return await execute("EVALSHA", self._digest, len(keys), *keys, *arguments)
         except NoScriptError:

@@ -38,16 +38,12 @@ class Fence:
 
     def __init__(self) -> None:
         self.writer = os.urandom(8).hex()
-        self._newest = (0, 0)
-
-    @property
-    def seen(self) -> tuple[str, int, int]:
+        self.seen = (self.writer, 0, 0)
         """What the scripts compare with: writer, generation, number of its last write."""
-        return self.writer, *self._newest
 
     def note(self, generation: int, writes: int) -> None:
         """Remember what a script answered; answers may come in any order."""
-        self._newest = max(self._newest, (generation, writes))
+        self.seen = max(self.seen, (self.writer, generation, writes))
 
 
 async def read_generations(redis: Redis, shards: Iterable[ShardKeys]) -> list[int]:

@@ -19,12 +19,10 @@ class Gate:
     """All shards of the gate, as one front-door worker sees them."""
 
     def __init__(self, settings: Settings) -> None:
-        if settings.redis_url is None:
-            raise ValueError("the gate needs redis_url")
         self._redis = connect_redis(settings.redis_url, settings.gate_timeout_ms)
         self._sold_out_s = settings.sold_out_ms / 1000
         shards = [ShardKeys(shard) for shard in range(settings.gate_shards)]
-        self._lanes = [Lane(shard, settings, settings.redis_url) for shard in shards]
+        self._lanes = [Lane(shard, settings) for shard in shards]
         self.reads = GateReads(self._redis, shards)
         only = self._lanes[0] if len(shards) == 1 else None
         self.submit: Callable[[Purchase], None] = only.submit if only else self._submit
@@ -33,9 +31,7 @@ class Gate:
         """Return whether a product is known to be sold out, and if so count a refusal; not for keys."""
 
     async def close(self) -> None:
-        """Reply to the purchases that wait, then disconnect."""
-        for lane in self._lanes:
-            lane.refuse_more()
+        """Refuse every further purchase, reply to those that wait, then disconnect."""
         await asyncio.gather(*(lane.close() for lane in self._lanes))
         await self._redis.aclose()
 
@@ -75,7 +71,7 @@ class Gate:
             terms.quantity, terms.starts_ms or 0, terms.ends_ms or 0,
         )  # fmt: skip
         with translate_errors():
-            generation, writes, replaced = await _OPEN_SALE.run(self._redis, keys, arguments)
+            generation, writes, replaced = await _OPEN_SALE.run(self._redis.execute_command, keys, arguments)
         lane.fence.note(generation, writes)
         if replaced:
             await asyncio.sleep(self._sold_out_s)

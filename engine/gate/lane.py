@@ -49,10 +49,10 @@ Groups = dict[bytes, list[Purchase]]
 class Lane:
     """One shard's waiting purchases, and the only task that takes them to Redis."""
 
-    def __init__(self, keys: ShardKeys, settings: Settings, redis_url: str) -> None:
+    def __init__(self, keys: ShardKeys, settings: Settings) -> None:
         self.keys = keys
         self.fence = Fence()
-        self._pool = connect_redis(redis_url, settings.gate_timeout_ms).connection_pool
+        self._pool = connect_redis(settings.redis_url, settings.gate_timeout_ms).connection_pool
         self._connection = self._pool.make_connection()  # type: ignore[no-untyped-call]
         # Sending and reading are bounded as one, by the timer in _reserve.
         self._connection.socket_timeout = None
@@ -97,13 +97,10 @@ class Lane:
         self._sent_away += 1
         return True
 
-    def refuse_more(self) -> None:
-        """Refuse every further purchase."""
+    async def close(self) -> None:
+        """Refuse every further purchase, reply to those that wait, then disconnect."""
         self._closing = True
         self._arrived.set()
-
-    async def close(self) -> None:
-        """Reply to the purchases that wait, then disconnect."""
         await self._task
         await self._connection.disconnect()
 
@@ -177,7 +174,7 @@ class Lane:
         started = time.perf_counter()
         try:
             async with asyncio.timeout(self._timeout_s):
-                generation, writes, codes = await _RESERVE.run_by(self._call, keys, arguments)
+                generation, writes, codes = await _RESERVE.run(self._call, keys, arguments)
         except (ResponseError, BusyLoadingError) as error:
             # Redis answered that it refused: closed, loading, read-only, out of memory, disk error.
             raise GateUnavailable(str(error)) from error

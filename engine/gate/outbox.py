@@ -10,7 +10,7 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
 from redis.asyncio import Redis
@@ -126,15 +126,13 @@ class Outbox:
             block=max(1, round(wait_s * 1000)),
         )
         return [
-            self._take(stream, entry_id, fields, repeated=False)
-            for stream, entries in answer
-            for entry_id, fields in entries
+            message for stream, entries in answer for message in self._take(stream, entries, repeated=False)
         ]
 
     async def _read_own(self) -> list[Message]:
         cursors: dict[Any, Any] = dict(self._own.items())
         answer: Any = await self._redis.xreadgroup(ShardKeys.GROUP, self._consumer, cursors, count=_COUNT)
-        messages = []
+        messages = list[Message]()
         for stream, entries in answer:
             if not entries:
                 del self._own[stream]
@@ -142,46 +140,47 @@ class Outbox:
             self._own[stream] = entries[-1][0]
             if gone := [entry_id for entry_id, fields in entries if not fields]:
                 await self._redis.xack(stream, ShardKeys.GROUP, *gone)
-            messages += self._take_free(stream, entries)
+            messages += self._take(stream, entries, repeated=True)
         return messages
 
     async def _claim(self) -> list[Message]:
-        messages = []
+        messages = list[Message]()
         for stream, start in self._idle.items():
             answer: Any = await self._redis.xautoclaim(
                 stream, ShardKeys.GROUP, self._consumer, self._claim_ms, start, count=_COUNT
             )
             self._idle[stream] = answer[0]
-            messages += self._take_free(stream, answer[1])
+            messages += self._take(stream, answer[1], repeated=True)
         if all(start == _START for start in self._idle.values()):
             self._claim_at = time.monotonic() + self._claim_ms / 1000
         return messages
 
-    def _take_free(self, stream: bytes, entries: list[tuple[bytes, dict[bytes, bytes]]]) -> list[Message]:
-        return [
-            self._take(stream, entry_id, fields, repeated=True)
-            for entry_id, fields in entries
-            if fields and (stream, entry_id) not in self._held
-        ]
-
-    def _take(self, stream: bytes, entry_id: bytes, fields: dict[bytes, bytes], repeated: bool) -> Message:
-        tag = (stream, entry_id)
-        self._held.add(tag)
-        # An entry that the gate did not write is handed on as well, to end as a dead letter.
-        lines = fields.get(b"purchases") or b" ".join(word for field in fields.items() for word in field)
-        orders = fields.get(b"orders", b"")
-        return Message(tag=tag, lines=lines, repeated=repeated, orders=int(orders) if orders.isdigit() else 1)
+    def _take(
+        self, stream: bytes, entries: Iterable[tuple[bytes, dict[bytes, bytes]]], repeated: bool
+    ) -> Iterator[Message]:
+        """Hold entries that this reader does not hold yet, and yield their messages."""
+        for entry_id, fields in entries:
+            tag = (stream, entry_id)
+            if fields and tag not in self._held:
+                self._held.add(tag)
+                # An entry that the gate did not write is handed on as well, to end as a dead letter.
+                lines = fields.get(b"purchases") or b" ".join(
+                    word for field in fields.items() for word in field
+                )
+                orders = fields.get(b"orders", b"")
+                yield Message(
+                    tag=tag, lines=lines, repeated=repeated, orders=int(orders) if orders.isdigit() else 1
+                )
 
     def _read_own_again(self) -> None:
         self._own = dict.fromkeys(self._streams, _START)
 
     async def _create_groups(self) -> None:
-        for stream in self._streams:
-            try:
-                await self._redis.xgroup_create(stream, ShardKeys.GROUP, id="0", mkstream=True)
-            except ResponseError as error:
-                if not str(error).startswith("BUSYGROUP"):
-                    raise
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for stream in self._streams:
+                pipe.xgroup_create(stream, ShardKeys.GROUP, id="0", mkstream=True)
+            # The group may exist on some streams. Any other refusal shows when they are read.
+            await pipe.execute(raise_on_error=False)
 
 
 def name_consumer(role: str) -> str:

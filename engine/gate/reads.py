@@ -27,7 +27,7 @@ def translate_errors() -> Iterator[None]:
     try:
         yield
     except (RedisError, OSError) as error:
-        raise GateUnavailable(str(error)) from error
+        raise GateUnavailable(f"Redis: {error}") from error
 
 
 class GateReads:

@@ -9,7 +9,6 @@ from engine.model.purchase import Outcome
 
 JSON: Final = "application/json"
 PROBLEM_JSON: Final = "application/problem+json"
-METRICS_TEXT: Final = "text/plain; version=0.0.4; charset=utf-8"
 RETRY_AFTER_S: Final = "1"
 SERVER: Final = "flashgrid"
 
@@ -23,30 +22,21 @@ class Answer(NamedTuple):
     retry_after: bool = False
 
 
-class Problem(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A problem document (RFC 9457). `code` is for programs to decide by, `field` is the input at fault."""
-
-    title: str
-    status: int
-    detail: str
-    code: str
-    field: str | None = None
-    type: str = "about:blank"
-
-
 def make_problem(
     status: int, title: str, detail: str, code: str, field: str | None = None, retry: bool = False
 ) -> Answer:
-    """Return an answer with a problem document; `retry` adds Retry-After."""
-    return Answer(
-        status, msgspec.json.encode(Problem(title, status, detail, code, field)), PROBLEM_JSON, retry
-    )
+    """Return an answer with a problem document (RFC 9457).
+
+    `code` is for programs to decide by, `field` is the input at fault, `retry` adds Retry-After.
+    """
+    problem = {"title": title, "status": status, "detail": detail, "code": code}
+    if field is not None:
+        problem["field"] = field
+    return Answer(status, msgspec.json.encode(problem), PROBLEM_JSON, retry)
 
 
-_ACCEPTED_HEAD: Final = b'{"status":"ACCEPTED","orderId":"'
-_SOLD_OUT: Final = Answer(429, b'{"status":"SOLD_OUT"}')
 _REFUSALS: Final = {
-    Outcome.SOLD_OUT: _SOLD_OUT,
+    Outcome.SOLD_OUT: Answer(429, b'{"status":"SOLD_OUT"}'),
     Outcome.UNKNOWN_PRODUCT: make_problem(
         404, "Unknown product", "there is no sale of this product", "UNKNOWN_PRODUCT", "productId"
     ),
@@ -84,7 +74,7 @@ _INPUT_ERRORS: Final = {
 def answer_purchase(outcome: Outcome, order_id: str | None) -> Answer:
     """Return the answer to a purchase."""
     if order_id is not None:
-        return Answer(200, _ACCEPTED_HEAD + order_id.encode("ascii") + b'"}')
+        return Answer(200, b'{"status":"ACCEPTED","orderId":"' + order_id.encode("ascii") + b'"}')
     return _REFUSALS[outcome]
 
 

@@ -14,7 +14,6 @@ from engine.errors import GateUnavailable, InputError, LedgerUnavailable
 from engine.gate.gate import Gate
 from engine.http.answers import (
     JSON,
-    METRICS_TEXT,
     RETRY_AFTER_S,
     SERVER,
     Answer,
@@ -42,7 +41,6 @@ log = logging.getLogger(__name__)
 
 LEAVING: Final = web.AppKey("leaving", asyncio.Event)
 """Set once nobody else may connect."""
-_FORWARDING_HEADERS: Final = ("Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Real-IP", "Via")
 
 
 class FrontDoor:
@@ -120,8 +118,7 @@ class FrontDoor:
             pending = await self._gate.reads.is_pending(order_id)
         except GateUnavailable:
             pending = None
-        order = await self._ledger.find_order(order_id)
-        if order is not None:
+        for order in await self._ledger.find_orders([order_id]):
             fields = {
                 "orderId": order.order_id,
                 "status": order.status,
@@ -158,12 +155,14 @@ class FrontDoor:
 
     async def show_readiness(self, _request: web.Request) -> web.Response:
         """Show whether the gate is open and the ledger answers."""
-        await asyncio.gather(self._gate.reads.check_open(), self._ledger.ping())
+        await asyncio.gather(self._gate.reads.check_open(), self._ledger.read_generation())
         return respond_json({"status": "READY"})
 
     async def show_metrics(self, _request: web.Request) -> web.Response:
         """Show the metrics of every process of this server, in Prometheus' text format."""
-        return respond(Answer(200, await asyncio.to_thread(render_metrics), METRICS_TEXT))
+        return respond(
+            Answer(200, await asyncio.to_thread(render_metrics), "text/plain; version=0.0.4; charset=utf-8")
+        )
 
     async def show_openapi(self, _request: web.Request) -> web.Response:
         """Show the OpenAPI document of this service."""
@@ -179,7 +178,7 @@ class FrontDoor:
         peer = request.transport.get_extra_info("peername") if request.transport else None
         if not peer or not is_loopback(peer[0]):
             raise InputError("Authorization", "without an admin token only loopback may open a sale", 403)
-        for name in _FORWARDING_HEADERS:
+        for name in ("Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Real-IP", "Via"):
             if name in request.headers:
                 raise InputError(name, "a forwarded request may open a sale only with an admin token", 403)
         if "Origin" in request.headers:

@@ -17,8 +17,6 @@ from engine.settings import PREFIX, Settings
 
 _BACKLOG: Final = 65_535
 """A crowd connects within one second; the kernel cuts this to net.core.somaxconn."""
-_LAST_REQUEST_S: Final = 0.5
-"""How long connected clients may still begin a request once nobody else may connect."""
 LINGER_S: Final = 1.0
 """How long a body that was refused may still come, so that its client gets to read why."""
 
@@ -35,16 +33,15 @@ def bind(settings: Settings) -> socket.socket:
             f" set {PREFIX}ADMIN_TOKEN, or anybody could open a sale"
         )
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
     try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((settings.host, settings.port))
-        listener.listen(_BACKLOG)
-        listener.setblocking(False)
+        return socket.create_server(
+            (settings.host, settings.port),
+            family=family,
+            backlog=_BACKLOG,
+            dualstack_ipv6=family == socket.AF_INET6,
+        )
     except OSError as error:
-        listener.close()
         raise SettingsError(f"can't listen on {settings.host}:{settings.port}: {error.strerror}") from None
-    return listener
 
 
 @asynccontextmanager
@@ -82,6 +79,6 @@ async def listen(
     finally:
         server.close()
         leaving.set()
-        # A client that has just connected has not asked anything yet.
-        await asyncio.sleep(_LAST_REQUEST_S)
+        # Connected clients may still begin a request: one that has just connected has not asked anything yet.
+        await asyncio.sleep(0.5)
         await runner.cleanup()

@@ -2,17 +2,19 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, NamedTuple, Self
 
 import asyncpg
 import msgspec
 
+from engine.errors import SettingsError
 from engine.ledger.queries import SCHEMA, Pool, fetch, translate_errors
 from engine.ledger.settling import Settlement, settle_lots
 from engine.model.lot import Lot
 from engine.model.order import Order
 from engine.model.sale import Sale, SaleTerms
+from engine.settings import PREFIX
 
 
 class Balance(NamedTuple):
@@ -33,18 +35,21 @@ class KeyedOrder(NamedTuple):
     """Time since it was accepted."""
 
 
-class Ledger:
+class Ledger(AbstractAsyncContextManager["Ledger"]):
     """Sales and settled orders. Every method raises LedgerUnavailable while PostgreSQL can't do its work."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
 
     @classmethod
-    async def connect(cls, url: str, connections: int = 4, timeout_ms: int = 10_000) -> Self:
+    async def connect(cls, url: str | None, connections: int = 4, timeout_ms: int = 10_000) -> Self:
         """Return a ledger at a postgresql:// URL that connects when it is first needed.
 
         It makes at most `connections`. `timeout_ms` bounds the connect and every statement.
+        Raises SettingsError without a URL.
         """
+        if url is None:
+            raise SettingsError(f"set {PREFIX}POSTGRES_URL")
         timeout_s = timeout_ms / 1000
         return cls(
             await asyncpg.create_pool(
@@ -57,6 +62,9 @@ class Ledger:
             )
         )
 
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
     async def close(self) -> None:
         """Close all connections, also those in use."""
         try:
@@ -68,10 +76,6 @@ class Ledger:
         """Create what is missing of tables and functions; any number of processes may do so at once."""
         with translate_errors():
             await self._pool.execute(SCHEMA)
-
-    async def ping(self) -> None:
-        """Return if PostgreSQL answers."""
-        await self._fetch("ping")
 
     async def open_sale(self, terms: SaleTerms) -> Sale:
         """Write a new sale and give it its number."""
@@ -95,10 +99,6 @@ class Ledger:
         alone.
         """
         return await settle_lots(self._pool, lots, declines)
-
-    async def find_order(self, order_id: str) -> Order | None:
-        """Return a settled order; None if the ledger has none of that id."""
-        return next(iter(await self.find_orders([order_id])), None)
 
     async def find_orders(self, order_ids: Iterable[str]) -> list[Order]:
         """Return the settled orders among these ids, in any order."""

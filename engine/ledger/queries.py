@@ -4,14 +4,12 @@ import contextlib
 import re
 from collections.abc import Iterator
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import asyncpg
+from asyncpg.pool import PoolConnectionProxy
 
 from engine.errors import LedgerUnavailable
-
-if TYPE_CHECKING:
-    from asyncpg.pool import PoolConnectionProxy
 
 Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
 

@@ -1,6 +1,3 @@
--- name: ping
-SELECT 1;
-
 -- name: open_sale
 INSERT INTO sales (product_id, stock, user_limit, quantity, starts_at, ends_at)
 VALUES ($1, $2, $3, $4, to_timestamp($5::bigint / 1000.0), to_timestamp($6::bigint / 1000.0))

@@ -61,8 +61,7 @@ async def _settle_plain(pool: Pool, lots: Sequence[Lot]) -> bool:
         )
     except RECORD_ERRORS:
         return False
-    settled: bool = rows[0]["settled"]
-    return settled
+    return bool(rows[0]["settled"])
 
 
 async def _settle_any(

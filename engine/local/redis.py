@@ -1,10 +1,10 @@
 """Redis or Valkey as a private service."""
 
-import asyncio
-import re
 import shutil
 import signal
 from pathlib import Path
+
+from redis.asyncio import from_url
 
 from engine.local.process import ProcessId, package_folder, spawn
 
@@ -43,13 +43,7 @@ class Redis:
 
     async def probe(self, port: int) -> str:
         """Send PING, which Redis refuses while it loads its data, and INFO."""
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        try:
-            writer.write(b"PING\r\nINFO server\r\n")
-            if await reader.readline() != b"+PONG\r\n":
-                raise ConnectionError("still loading its data")
-            info = await reader.readexactly(int((await reader.readline())[1:]))
-        finally:
-            writer.close()
-        match = re.search(rb"(?:valkey|redis)_version:(\S+)", info)
-        return match[1].decode() if match else "unknown"
+        async with from_url(self.url(port)) as client:
+            await client.ping()
+            info = await client.info("server")
+        return str(info.get("valkey_version") or info["redis_version"])

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
+from asyncpg import InterfaceError, PostgresError
+from redis.exceptions import RedisError
 
 from engine.errors import StackError
 from engine.local.postgres import Postgres
@@ -35,19 +37,6 @@ _RABBITMQ: Final = RabbitMQ()
 _PROGRAMS: Final[dict[str, Program]] = {"redis": Redis(), "postgres": Postgres(), "rabbitmq": _RABBITMQ}
 SERVICES: Final = tuple(_PROGRAMS)
 _START_S: Final = 90.0
-_STOP_S: Final = 30.0
-_PORT_S: Final = 3.0
-_PROBE_S: Final = 0.05
-_TAIL: Final = 15
-"""Log lines that an error shows."""
-
-
-class StackUrls(msgspec.Struct):
-    """Where the services are; "" or None for one that was not asked for or is not installed."""
-
-    redis: str = ""
-    postgres: str = ""
-    amqp: str | None = None
 
 
 class ServiceStatus(msgspec.Struct):
@@ -68,7 +57,8 @@ class Stack:
             self.data_dir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StackError(f"can't make the folder {data_dir}: {error.strerror}") from None
-        self.urls = StackUrls()
+        self.urls: dict[str, str] = {}
+        """By service; those that were not asked for or are not installed are missing."""
         self.started: set[str] = set()
         """Services that this object started; the others ran already."""
         self.notes: list[str] = []
@@ -115,7 +105,7 @@ class Stack:
         except StackError as error:
             raise StackError(f"{error}{_read_tail(log_of(folder))}") from None
         write_entry(self.data_dir, name, entry)
-        setattr(self.urls, "amqp" if name == _RABBITMQ.name else name, program.url(entry.ports[0]))
+        self.urls[name] = program.url(entry.ports[0])
 
     async def _bring_up(self, program: Program, folder: Path, entry: Entry) -> None:
         # A process that runs now may be about to end, and another program may take a port first: try twice.
@@ -124,7 +114,7 @@ class Stack:
                 await _kill(entry)  # a part of it may have survived the rest
                 # A killed process holds its port until its last thread ends.
                 entry.ports = [
-                    port if await wait_until(partial(port_is_free, port), _PORT_S) else free_port()
+                    port if await wait_until(partial(port_is_free, port), 3) else free_port()
                     for port in entry.ports
                 ]
                 entry.processes = await program.launch(folder, entry.ports)
@@ -138,7 +128,7 @@ class Stack:
 async def start_stack(data_dir: Path, services: Collection[str] = SERVICES) -> Stack:
     """Start those of the services that do not run yet for this folder, and wait until all of them answer.
 
-    If RabbitMQ is not installed, `urls.amqp` stays None and `notes` says so. If a service can't be started,
+    If RabbitMQ is not installed, it is not in `urls`, and `notes` says so. If a service can't be started,
     those that were are stopped again. Raises StackError with the end of that service's log.
     """
     stack = Stack(data_dir)
@@ -183,11 +173,11 @@ async def _await_ready(program: Program, entry: Entry) -> bool:
         # Look first whether it runs: an answer counts only if it can come from this process.
         if not entry.runs():
             return False
-        with contextlib.suppress(OSError, EOFError, TimeoutError):
+        with contextlib.suppress(OSError, EOFError, RedisError, PostgresError, InterfaceError):
             async with asyncio.timeout(5):
                 entry.version = await program.probe(entry.ports[0])
                 return True
-        await asyncio.sleep(_PROBE_S)
+        await asyncio.sleep(0.05)
     raise StackError(f"{program.name} does not answer after {_START_S:.0f} s")
 
 
@@ -201,7 +191,7 @@ async def _stop(data_dir: Path, services: Collection[str]) -> list[str]:
     async def stop(name: str) -> None:
         # One after the other: the broker needs its port mapper to the end.
         for process in state[name].processes:
-            await stop_process(process, _PROGRAMS[name].stop_signal, _STOP_S)
+            await stop_process(process, _PROGRAMS[name].stop_signal, timeout_s=30)
 
     running = [name for name in services if name in state and survivors(state[name].processes)]
     await asyncio.gather(*(stop(name) for name in running))
@@ -209,5 +199,6 @@ async def _stop(data_dir: Path, services: Collection[str]) -> list[str]:
 
 
 def _read_tail(log: Path) -> str:
-    text = log.read_text(errors="replace").splitlines()[-_TAIL:] if log.exists() else []
+    """Return the log's last lines, for an error."""
+    text = log.read_text(errors="replace").splitlines()[-15:] if log.exists() else []
     return "".join(f"\n    {line}" for line in (f"end of {log}:", *text)) if text else ""

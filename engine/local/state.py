@@ -5,15 +5,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Final
 
 import msgspec
 
 from engine.errors import StackError
 from engine.local.process import ProcessId, survivors, wait_until
-
-_LOCK_S: Final = 120.0
-"""Longer than a program takes to start or stop all services."""
 
 
 class Entry(msgspec.Struct):
@@ -54,7 +50,8 @@ async def lock_folder(data_dir: Path) -> AsyncIterator[None]:
     Raises StackError if another program holds the lock for too long.
     """
     with (data_dir / "stack.lock").open("w") as lock:
-        if not await wait_until(partial(_try_lock, lock.fileno()), _LOCK_S):
+        # No program takes so long to start or stop all services.
+        if not await wait_until(partial(_try_lock, lock.fileno()), timeout_s=120):
             raise StackError(f"another program holds {lock.name} for too long")
         yield
 

@@ -18,17 +18,15 @@ async def run_front_door(
 ) -> None:
     """Serve on a listening socket until `stop` is set; then answer what was asked, and close.
 
-    Raises LedgerUnavailable if the settings hold no ledger that can ever be reached.
+    Raises SettingsError without the URLs of Redis and PostgreSQL.
     """
-    if settings.postgres_url is None:
-        raise ValueError("the front door needs postgres_url")
     gate = Gate(settings)
-    ledger = await Ledger.connect(settings.postgres_url)
-    runner = web.AppRunner(FrontDoor(settings, gate, ledger).make_app(), shutdown_timeout=settings.drain_s)
-    try:
-        async with listen(runner, gate, listener, settings.keepalive_s):
-            ready()
-            await stop.wait()
-    finally:
-        await gate.close()
-        await ledger.close()
+    async with await Ledger.connect(settings.postgres_url) as ledger:
+        app = FrontDoor(settings, gate, ledger).make_app()
+        runner = web.AppRunner(app, shutdown_timeout=settings.drain_s)
+        try:
+            async with listen(runner, gate, listener, settings.keepalive_s):
+                ready()
+                await stop.wait()
+        finally:
+            await gate.close()

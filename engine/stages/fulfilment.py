@@ -14,7 +14,7 @@ from typing import Final, TypeVar
 from redis.exceptions import RedisError
 
 from engine.bus.consumer import Consumer
-from engine.errors import FlashgridError, SettingsError
+from engine.errors import FlashgridError
 from engine.gate.clearing import Clearing
 from engine.gate.client import connect_redis
 from engine.gate.keys import ShardKeys
@@ -34,11 +34,8 @@ from engine.stages.lifecycle import Outage, Pause, drain, running, sample
 
 log = logging.getLogger(__name__)
 
-_REDIS_TIMEOUT_MS: Final = 5_000
 _QUIET_S: Final = 0.5
 """A source that gave nothing for so long is empty."""
-_LEAST_PREFETCH: Final = 256
-"""Messages: purchases that arrive in ones and twos must be able to fill batches, too."""
 
 T = TypeVar("T")
 
@@ -53,26 +50,25 @@ async def run_fulfilment(settings: Settings, stop: asyncio.Event) -> None:
     The source is the bus, or the outbox itself if there is no amqp_url. The keeper runs beside it. Outages of
     every service are waited for. Raises SettingsError without the URLs of Redis and PostgreSQL.
     """
-    if settings.redis_url is None or settings.postgres_url is None:
-        raise SettingsError("fulfilment needs Redis and PostgreSQL")
     shards = [ShardKeys(shard) for shard in range(settings.gate_shards)]
     gateway = SimulatedGateway(
         settings.payment_latency_ms, settings.payment_decline_rate, settings.payment_seed
     )
     async with AsyncExitStack() as cleanup:
-        redis = await cleanup.enter_async_context(connect_redis(settings.redis_url, _REDIS_TIMEOUT_MS))
-        ledger = await Ledger.connect(settings.postgres_url, connections=settings.fulfilment_in_flight)
-        cleanup.push_async_callback(ledger.close)
-        source: Source
+        redis = await cleanup.enter_async_context(connect_redis(settings.redis_url))
+        ledger = await cleanup.enter_async_context(
+            await Ledger.connect(settings.postgres_url, connections=settings.fulfilment_in_flight)
+        )
         if settings.amqp_url is None:
             outbox = Outbox(
                 redis, shards, name_consumer("fulfilment"), settings.relay_claim_ms, settings.outbox_wait_ms
             )
             await cleanup.enter_async_context(running(sample(OUTBOX_LENGTH, outbox.count_entries)))
-            source = outbox
+            source: Source = outbox
         else:
             messages = 2 * settings.fulfilment_in_flight * settings.fulfilment_batch // settings.relay_batch
-            source = Consumer(settings.amqp_url, prefetch=max(_LEAST_PREFETCH, messages))
+            # Purchases that arrive in ones and twos must be able to fill batches, too.
+            source = Consumer(settings.amqp_url, prefetch=max(256, messages))
         cleanup.push_async_callback(source.close)
         clearing, pause = Clearing(redis, shards), Pause()
         fulfilment = Fulfilment(source, gateway, ledger, clearing, pause, settings)

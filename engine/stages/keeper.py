@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-from typing import Final
 
 from redis.exceptions import RedisError
 
@@ -13,10 +12,6 @@ from engine.stages.lifecycle import Outage, Pause
 from engine.stages.reconciliation import Comparison, Reconciliation, reconciling
 
 log = logging.getLogger(__name__)
-
-_OPEN_S: Final = 0.5
-_CLOSED_S: Final = 0.1
-"""Time between two looks at an open and at a closed gate."""
 
 
 async def run_keeper(settings: Settings, clearing: Clearing, pause: Pause) -> None:
@@ -55,7 +50,7 @@ async def run_keeper(settings: Settings, clearing: Clearing, pause: Pause) -> No
                     await _drain_and_rebuild(reconciliation, pause)
                 was_closed = not is_open
                 outage.end()
-                await asyncio.sleep(_OPEN_S if is_open else _CLOSED_S)
+                await asyncio.sleep(0.5 if is_open else 0.1)
             except (FlashgridError, RedisError) as error:
                 pause.end()
                 await outage.wait(error)

@@ -1,12 +1,11 @@
 """How a stage lives: it outlasts outages, pauses when it is asked to, and ends in order."""
 
 import asyncio
-import contextlib
 import logging
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import asynccontextmanager
-from typing import Any, Final
+from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 from prometheus_client import Gauge
 from redis.exceptions import RedisError
@@ -14,11 +13,6 @@ from redis.exceptions import RedisError
 from engine.errors import FlashgridError
 
 log = logging.getLogger(__name__)
-
-_FIRST_DELAY_S: Final = 0.05
-_LONGEST_DELAY_S: Final = 2.0
-_CANCEL_S: Final = 2.0
-_SAMPLE_S: Final = 1.0
 
 
 class Outage:
@@ -32,7 +26,7 @@ class Outage:
         """Wait after a failure: twice as long as the last time up to 2 s, less up to a half at random."""
         if not self._failures:
             log.warning("%s is interrupted and tries again until it works: %s", self._what, error)
-        delay_s = min(_FIRST_DELAY_S * 2 ** min(self._failures, 10), _LONGEST_DELAY_S)
+        delay_s = min(0.05 * 2 ** min(self._failures, 10), 2)
         self._failures += 1
         await asyncio.sleep(delay_s * random.uniform(0.5, 1))
 
@@ -47,33 +41,25 @@ class Pause:
     """Lets one task make another one rest."""
 
     def __init__(self) -> None:
-        self._over = asyncio.Event()
-        self._over.set()
+        self.wanted = False
+        """Whether the other task should rest as soon as it can."""
         self._resting = asyncio.Event()
 
     async def begin(self) -> None:
         """Ask the other task to rest; return once it does."""
-        self._over.clear()
+        self.wanted = True
         await self._resting.wait()
 
     def end(self) -> None:
         """Let the other task go on."""
-        self._over.set()
-
-    @property
-    def wanted(self) -> bool:
-        """Whether the task should rest as soon as it can."""
-        return not self._over.is_set()
+        self.wanted = False
 
     async def rest(self, stop: asyncio.Event) -> None:
         """Rest until the pause ends or `stop` is set."""
         self._resting.set()
-        waiting = [asyncio.create_task(event.wait()) for event in (self._over, stop)]
-        try:
-            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            await cancel(*waiting)
-            self._resting.clear()
+        while self.wanted and not stop.is_set():  # noqa: ASYNC110 (either of two ends it)
+            await asyncio.sleep(0.02)
+        self._resting.clear()
 
 
 async def drain(work: Coroutine[Any, Any, None], stop: asyncio.Event, drain_s: float) -> None:
@@ -106,11 +92,11 @@ async def running(*background: Coroutine[Any, Any, None]) -> AsyncIterator[None]
 
 
 async def sample(gauge: Gauge, read: Callable[[], Awaitable[int]]) -> None:
-    """Keep a metric up to date forever, as far as its store answers."""
+    """Set a metric once a second, as far as its store answers."""
     while True:
-        with contextlib.suppress(FlashgridError, RedisError):
+        with suppress(FlashgridError, RedisError):
             gauge.set(await read())
-        await asyncio.sleep(_SAMPLE_S)
+        await asyncio.sleep(1)
 
 
 async def cancel(*tasks: asyncio.Task[Any]) -> None:
@@ -124,5 +110,5 @@ async def cancel(*tasks: asyncio.Task[Any]) -> None:
     while pending:
         for task in pending:
             task.cancel()
-        _, pending = await asyncio.wait(pending, timeout=_CANCEL_S)
+        _, pending = await asyncio.wait(pending, timeout=2)
     await asyncio.gather(*tasks, return_exceptions=True)

@@ -26,8 +26,6 @@ from engine.stages.relay import run_relay
 
 READY: Final = b"ready\n"
 LEAVING: Final = b"leaving\n"
-_SUCCESSOR_S: Final = 10.0
-"""Longest wait of a process that is leaving for the one that takes its place."""
 _GRACE_S: Final = 3.0
 """What the process gives itself beyond its time to settle; less than the server gives it."""
 _MOST_FILES: Final = 1_000_000
@@ -44,14 +42,14 @@ class Role(StrEnum):
     FULFILMENT = "fulfilment"
 
 
-async def run_stage(role: Role, settings: Settings, listener: socket.socket | None) -> None:
-    """Run one stage until it is told to stop."""
+async def run_stage(role: Role, settings: Settings) -> None:
+    """Run one stage until it is told to stop; a front door, on the socket that the server gave it."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
 
     def leave() -> None:
         _say(LEAVING)
-        loop.call_later(_SUCCESSOR_S, begin_stop)
+        loop.call_later(10, begin_stop)  # if the server starts none in its place
 
     def read_input() -> None:
         if not os.read(sys.stdin.fileno(), 4096):
@@ -66,17 +64,13 @@ async def run_stage(role: Role, settings: Settings, listener: socket.socket | No
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, leave)
     loop.add_reader(sys.stdin.fileno(), read_input)
-    try:
-        if role is Role.FRONT_DOOR:
-            if listener is None:
-                raise ValueError("the front door needs a listening socket")
-            log.info("up to %d open files, and so a few connections less", raise_file_limit())
-            await run_front_door(settings, listener, stop, lambda: _say(READY))
-        else:
-            _say(READY)
-            await (run_relay if role is Role.RELAY else run_fulfilment)(settings, stop)
-    finally:
-        loop.remove_reader(sys.stdin.fileno())
+    if role is Role.FRONT_DOOR:
+        log.info("up to %d open files, and so a few connections less", raise_file_limit())
+        listener = socket.socket(fileno=int(sys.argv[2]))
+        await run_front_door(settings, listener, stop, lambda: _say(READY))
+    else:
+        _say(READY)
+        await (run_relay if role is Role.RELAY else run_fulfilment)(settings, stop)
 
 
 def give_up(role: Role) -> None:
@@ -115,16 +109,15 @@ def set_up_logging(settings: Settings) -> None:
 
 
 def main() -> None:
-    """Run the stage named on the command line; a second argument is the listening socket's descriptor."""
+    """Run the stage named on the command line; a front door also gets its listening socket's descriptor."""
     role = Role(sys.argv[1])
-    listener = socket.socket(fileno=int(sys.argv[2])) if len(sys.argv) > 2 else None
     try:
         settings = read_settings()
         set_up_logging(settings)
         if role is not Role.FRONT_DOOR:
             # The outbox can wait, a crowd at the front door can't.
             os.nice(settings.background_nice)
-        uvloop.run(run_stage(role, settings, listener))
+        uvloop.run(run_stage(role, settings))
     except FlashgridError as error:
         log.error("%s", error)
         sys.exit(1)

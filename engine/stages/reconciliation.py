@@ -21,14 +21,14 @@ rebuild. If it loses the lock and goes on, its writes are refused as soon as the
 import logging
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from typing import Any, Final, NamedTuple
 
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from engine.bus.publisher import Publisher
-from engine.errors import GateUnavailable, SettingsError
+from engine.errors import GateUnavailable
 from engine.gate.client import Script, connect_redis
 from engine.gate.fence import CLOSED, read_generations
 from engine.gate.keys import ShardKeys, shard_of
@@ -42,9 +42,6 @@ _CLOSE: Final = Script("close.lua")
 _RESTORE: Final = Script("restore.lua")
 _REMEMBER: Final = Script("remember.lua")
 _REOPEN: Final = Script("reopen.lua")
-_REDIS_TIMEOUT_MS: Final = 5_000
-_LEDGER_TIMEOUT_MS: Final = 60_000
-"""A rebuild looks at every order of a sale."""
 _CHUNK: Final = 1_000
 """Buyers or keys in one script call: Redis serves nobody else meanwhile, and Lua's stack bounds it, too."""
 
@@ -122,7 +119,7 @@ class Reconciliation:
     async def close(self, generation: int) -> None:
         """Close the gate unless another process has rebuilt it since this generation."""
         for shard in self._shards:
-            await _CLOSE.run(self._redis, [shard.fence], [generation])
+            await _CLOSE.run(self._redis.execute_command, [shard.fence], [generation])
 
     async def is_outdated(self) -> bool:
         """Return whether the ledger has settled an order newer than all that the gate has ever accepted."""
@@ -250,7 +247,7 @@ class Reconciliation:
 
     async def _run(self, script: Script, keys: Sequence[str], arguments: Sequence[str | int]) -> None:
         try:
-            await script.run(self._redis, keys, arguments)
+            await script.run(self._redis.execute_command, keys, arguments)
         except ResponseError as error:
             if str(error).startswith(CLOSED):
                 raise GateUnavailable(str(error)) from error
@@ -261,8 +258,7 @@ class Reconciliation:
         async with self._redis.pipeline(transaction=False) as pipe:
             for shard in self._shards:
                 pipe.hgetall(shard.fence)
-            fences: list[dict[bytes, bytes]] = await pipe.execute()
-        return fences
+            return await pipe.execute()
 
     def _shard_of(self, product_id: int) -> ShardKeys:
         return self._shards[shard_of(product_id, len(self._shards))]
@@ -271,13 +267,12 @@ class Reconciliation:
 @asynccontextmanager
 async def reconciling(settings: Settings) -> AsyncIterator[Reconciliation]:
     """Yield a reconciliation with connections of its own to every service."""
-    if settings.redis_url is None or settings.postgres_url is None:
-        raise SettingsError("reconciliation needs Redis and PostgreSQL")
-    async with AsyncExitStack() as cleanup:
-        redis = await cleanup.enter_async_context(connect_redis(settings.redis_url, _REDIS_TIMEOUT_MS))
-        ledger = await Ledger.connect(settings.postgres_url, connections=2, timeout_ms=_LEDGER_TIMEOUT_MS)
-        cleanup.push_async_callback(ledger.close)
-        bus = Publisher(settings.amqp_url) if settings.amqp_url else None
-        if bus:
-            cleanup.push_async_callback(bus.close)
-        yield Reconciliation(settings, redis, ledger, bus)
+    bus = Publisher(settings.amqp_url) if settings.amqp_url else None
+    # A rebuild looks at every order of a sale.
+    ledger = await Ledger.connect(settings.postgres_url, connections=2, timeout_ms=60_000)
+    async with connect_redis(settings.redis_url) as redis, ledger:
+        try:
+            yield Reconciliation(settings, redis, ledger, bus)
+        finally:
+            if bus:
+                await bus.close()

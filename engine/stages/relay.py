@@ -6,7 +6,6 @@ entry is published again: fulfilment settles an order once, however often it arr
 
 import asyncio
 from collections.abc import Iterable
-from typing import Final
 
 from redis.exceptions import RedisError
 
@@ -17,14 +16,8 @@ from engine.gate.keys import ShardKeys
 from engine.gate.outbox import Outbox, name_consumer
 from engine.metrics import OUTBOX_LENGTH, QUEUE_LENGTH, RELAYED
 from engine.model.message import Message
-from engine.settings import Settings
+from engine.settings import PREFIX, Settings
 from engine.stages.lifecycle import Outage, cancel, drain, running, sample
-
-_REDIS_TIMEOUT_MS: Final = 5_000
-_WAIT_S: Final = 0.25
-"""Longest wait of one read, and so until a stop is noticed."""
-_TASKS: Final = 2
-"""While one task waits for its confirms, the other one reads."""
 
 
 async def run_relay(settings: Settings, stop: asyncio.Event) -> None:
@@ -32,9 +25,9 @@ async def run_relay(settings: Settings, stop: asyncio.Event) -> None:
 
     Outages of Redis and RabbitMQ are waited for. Raises SettingsError without the URLs of both.
     """
-    if settings.redis_url is None or settings.amqp_url is None:
-        raise SettingsError("a relay needs Redis and RabbitMQ")
-    async with connect_redis(settings.redis_url, _REDIS_TIMEOUT_MS) as redis:
+    if settings.amqp_url is None:
+        raise SettingsError(f"set {PREFIX}AMQP_URL")
+    async with connect_redis(settings.redis_url) as redis:
         shards = [ShardKeys(shard) for shard in range(settings.gate_shards)]
         outbox = Outbox(
             redis, shards, name_consumer("relay"), settings.relay_claim_ms, settings.outbox_wait_ms
@@ -74,15 +67,15 @@ class Relay:
 
     async def _run_tasks(self, stop: asyncio.Event) -> BaseException | None:
         """Relay until the work is done, or return what went wrong."""
-        tasks = [asyncio.create_task(self._run_task(stop)) for _ in range(_TASKS)]
+        # While one task waits for its confirms, the other one reads.
+        tasks = [asyncio.create_task(self._run_task(stop)) for _ in range(2)]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
         finally:
             # Not a task group, which cancels once: a task that loses its cancellation would go on alone, and
             # the entries that the failed one held would wait forever.
             await cancel(*tasks)
-        failures = [task.exception() for task in tasks if not task.cancelled()]
-        failure = next(filter(None, failures), None)
+        failure = next(filter(None, [task.exception() for task in tasks if not task.cancelled()]), None)
         while isinstance(failure, BaseExceptionGroup):
             failure = failure.exceptions[0]
         if failure is not None and not isinstance(failure, (BusUnavailable, RedisError)):
@@ -91,7 +84,7 @@ class Relay:
 
     async def _run_task(self, stop: asyncio.Event) -> None:
         while True:
-            entries = await self._outbox.read(_WAIT_S)
+            entries = await self._outbox.read(0.25)  # a stop is noticed no later
             if entries:
                 await self._relay(entries)
                 self._outage.end()

@@ -48,19 +48,19 @@ async def stack(stack_dir: Path) -> AsyncIterator[Stack]:
 
 @pytest.fixture(scope="session")
 def redis_url(stack: Stack) -> str:
-    return stack.urls.redis
+    return stack.urls["redis"]
 
 
 @pytest.fixture(scope="session")
 def postgres_url(stack: Stack) -> str:
-    return stack.urls.postgres
+    return stack.urls["postgres"]
 
 
 @pytest.fixture(scope="session")
 def amqp_url(stack: Stack) -> str:
-    if stack.urls.amqp is None:
+    if "rabbitmq" not in stack.urls:
         skip_or_fail(stack.notes[0])
-    return str(stack.urls.amqp)
+    return stack.urls["rabbitmq"]
 
 
 @pytest.fixture

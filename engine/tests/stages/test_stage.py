@@ -37,7 +37,7 @@ async def hang(settings, stop):
 
 process.run_relay = hang
 process._GRACE_S = 0.1
-asyncio.run(process.run_stage(process.Role.RELAY, Settings(drain_s=0), None))
+asyncio.run(process.run_stage(process.Role.RELAY, Settings(drain_s=0)))
 """
 
 

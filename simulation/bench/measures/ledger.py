@@ -65,7 +65,7 @@ async def settle_batches(postgres_url: str, sale: Sale, seconds: float) -> float
                 raise BenchError(f"the ledger settled {settlement.settled.total()} of {size} orders")
 
     try:
-        await ledger.ping()
+        await ledger.read_generation()
         started = time.perf_counter()
         async with asyncio.TaskGroup() as workers:
             for _ in range(settings.fulfilment_in_flight):
