@@ -125,15 +125,13 @@ def read_settings(environment: Mapping[str, str] = os.environ, **overrides: Any)
         names = ", ".join(PREFIX + name.upper() for name in unknown)
         raise SettingsError(f"unknown setting {names}; `flashgrid settings` lists the known ones")
     raw |= {name: value for name, value in overrides.items() if value is not None}
-    for name, value in raw.items():
-        try:
-            # One field at a time, so that the message can name it and show its value.
-            msgspec.convert({name: value}, Settings, strict=False)
-        except msgspec.ValidationError as error:
-            detail = str(error).split(" - at ")[0]
-            shown = "(hidden)" if name.endswith(("token", "url")) else repr(value)
-            raise SettingsError(f"{PREFIX}{name.upper()}: {detail}, got {shown}") from None
-    return msgspec.convert(raw, Settings, strict=False)
+    try:
+        return msgspec.convert(raw, Settings, strict=False)
+    except msgspec.ValidationError as error:
+        detail, _, path = str(error).partition(" - at `$.")
+        name = path.removesuffix("`")
+        shown = "(hidden)" if name.endswith(("token", "url")) else repr(raw[name])
+        raise SettingsError(f"{PREFIX}{name.upper()}: {detail}, got {shown}") from None
 
 
 def describe_settings() -> list[tuple[str, str, str, str]]:

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 from redis.asyncio import Redis
@@ -15,13 +15,11 @@ from engine.errors import FlashgridError, SettingsError
 from engine.gate.client import connect_redis
 from engine.ledger.ledger import Ledger
 from engine.settings import PREFIX, Settings
+from engine.stages.lifecycle import Outage
 from engine.stages.process import Role
 from engine.stages.reconciliation import reconciling
 
 log = logging.getLogger(__name__)
-
-_START_S: Final = 30.0
-"""How long the backing services may take to answer."""
 
 
 async def provide_services(settings: Settings, roles: Collection[Role], cleanup: AsyncExitStack) -> Settings:
@@ -119,15 +117,8 @@ async def _check_redis(redis: Redis) -> None:
 
 
 async def _insist(name: str, attempt: Callable[[], Any]) -> None:
-    """Await `attempt()` until it works. Raises FlashgridError once the services' time to answer is over."""
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + _START_S
-    while True:
-        try:
-            await attempt()
-        except (FlashgridError, RedisError, OSError) as error:
-            if loop.time() > deadline:
-                raise FlashgridError(f"{name} does not answer after {_START_S:.0f} s: {error}") from error
-            await asyncio.sleep(0.5)
-        else:
-            return
+    """Await `attempt()` until it works. Raises FlashgridError if it does not within half a minute."""
+    try:
+        await asyncio.wait_for(Outage(name).insist(attempt), timeout=30)
+    except TimeoutError:
+        raise FlashgridError(f"{name} does not answer after 30 s") from None

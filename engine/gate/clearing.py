@@ -32,14 +32,27 @@ class Clearing:
         nothing back: the rebuild has counted the unit as not sold. Raises RedisError.
         """
         by_shard: defaultdict[int, tuple[list[Lot], list[Order]]] = defaultdict(lambda: ([], []))
+        numbers = range(len(self._shards))
         # A plain clearing of a failed order would delete the evidence that its release needs.
         for lot in without_orders(lots, {order.order_id for order in failed}):
-            by_shard[shard_of(lot.product_id, len(self._shards))][0].append(lot)
+            by_shard[shard_of(lot.product_id, numbers)][0].append(lot)
         for order in failed:
-            by_shard[shard_of(order.product_id, len(self._shards))][1].append(order)
+            by_shard[shard_of(order.product_id, numbers)][1].append(order)
         released = 0
-        for shard, (its_lots, its_failed) in by_shard.items():
-            released += await self._clear_shard(*self._shards[shard], its_lots, its_failed)
+        for number, (its_lots, its_failed) in by_shard.items():
+            shard, fence = self._shards[number]
+            places: dict[int, int] = {}
+            releases: list[str | int] = []
+            for order in its_failed:
+                place = places.setdefault(order.product_id, len(places) + 3)
+                releases += (
+                    *split_order_id(order.order_id), place, order.sale_id, order.user_id, order.quantity,
+                )  # fmt: skip
+            keys = [shard.fence, shard.pending, *map(shard.sale, places)]
+            arguments = [*fence.seen, shard.prefix, _write_runs(its_lots), *releases]
+            generation, writes, units = await _CLEAR.run(self._redis.execute_command, keys, arguments)
+            fence.note(generation, writes)
+            released += int(units)
         return released
 
     async def is_remembered(self) -> bool:
@@ -50,22 +63,6 @@ class Clearing:
             if found[0] and found < seen:
                 return False
         return True
-
-    async def _clear_shard(
-        self, shard: ShardKeys, fence: Fence, lots: Sequence[Lot], failed: Sequence[Order]
-    ) -> int:
-        places: dict[int, int] = {}
-        releases: list[str | int] = []
-        for order in failed:
-            place = places.setdefault(order.product_id, len(places) + 3)
-            releases += (
-                *split_order_id(order.order_id), place, order.sale_id, order.user_id, order.quantity,
-            )  # fmt: skip
-        keys = [shard.fence, shard.pending, *map(shard.sale, places)]
-        arguments = [*fence.seen, shard.prefix, _write_runs(lots), *releases]
-        generation, writes, units = await _CLEAR.run(self._redis.execute_command, keys, arguments)
-        fence.note(generation, writes)
-        return int(units)
 
 
 def _write_runs(lots: Iterable[Lot]) -> str:

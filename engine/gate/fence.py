@@ -23,14 +23,10 @@ ledger's guard: such a purchase ends REJECTED.
 
 import os
 from collections.abc import Iterable
-from typing import Final
 
 from redis.asyncio import Redis
 
 from engine.gate.keys import ShardKeys
-
-CLOSED: Final = "CLOSED"
-"""First word of a script's error if the gate is closed, or was just closed by the script."""
 
 
 class Fence:

@@ -31,21 +31,18 @@ class Gate:
         """Return whether a product is known to be sold out, and if so count a refusal; not for keys."""
 
     async def close(self) -> None:
-        """Refuse every further purchase, reply to those that wait, then disconnect."""
+        """Reply to the purchases that wait, then disconnect."""
+        for lane in self._lanes:
+            lane.refuse_more()
         await asyncio.gather(*(lane.close() for lane in self._lanes))
         await self._redis.aclose()
 
-    @property
-    def waiting(self) -> int:
-        """Number of purchases that wait for the next batch."""
-        return sum(len(lane.waiting) for lane in self._lanes)
-
     def _submit(self, purchase: Purchase) -> None:
         _, product_id, _, _ = purchase
-        self._lane_of(int(product_id)).submit(purchase)
+        shard_of(int(product_id), self._lanes).submit(purchase)
 
     def _send_away(self, product_id: bytes) -> bool:
-        return self._lane_of(int(product_id)).send_away(product_id)
+        return shard_of(int(product_id), self._lanes).send_away(product_id)
 
     async def reserve(self, user_id: int, product_id: int, key: str | None) -> tuple[Outcome, str | None]:
         """Return outcome and order id of one purchase; cancelling this does not take the purchase back."""
@@ -64,7 +61,7 @@ class Gate:
         Returns once no front door of any machine repeats a refusal of the older one.
         """
         terms = sale.terms
-        lane = self._lane_of(terms.product_id)
+        lane = shard_of(terms.product_id, self._lanes)
         keys = [lane.keys.fence, lane.keys.sale(terms.product_id)]
         arguments = (
             lane.fence.writer, lane.keys.prefix, sale.sale_id, terms.stock, terms.limit or 0,
@@ -75,6 +72,3 @@ class Gate:
         lane.fence.note(generation, writes)
         if replaced:
             await asyncio.sleep(self._sold_out_s)
-
-    def _lane_of(self, product_id: int) -> Lane:
-        return self._lanes[shard_of(product_id, len(self._lanes))]

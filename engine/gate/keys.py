@@ -13,7 +13,10 @@ Every key of a shard carries the shard's hash tag, so that a script stays on one
     fg:{<shard>}:mark              hash    the fence: proof that the shard remembers (fence.py)
 """
 
-from typing import Final
+from collections.abc import Sequence
+from typing import Final, TypeVar
+
+T = TypeVar("T")
 
 
 class ShardKeys:
@@ -34,11 +37,7 @@ class ShardKeys:
         """Return the key of the product's current sale."""
         return f"{self.prefix}sale:{product_id}"
 
-    def buyers(self, sale_id: int) -> str:
-        """Return the key of the units that each user of a sale has bought."""
-        return f"{self.prefix}buyers:{sale_id}"
 
-
-def shard_of(product_id: int, shards: int) -> int:
+def shard_of(product_id: int, shards: Sequence[T]) -> T:
     """Return the shard of a product by Fibonacci hashing (Knuth, TAOCP 3, 6.4), the same on every machine."""
-    return (product_id * 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF) * shards >> 64
+    return shards[(product_id * 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF) * len(shards) >> 64]

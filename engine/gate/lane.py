@@ -97,10 +97,13 @@ class Lane:
         self._sent_away += 1
         return True
 
-    async def close(self) -> None:
-        """Refuse every further purchase, reply to those that wait, then disconnect."""
+    def refuse_more(self) -> None:
+        """Refuse every further purchase."""
         self._closing = True
         self._arrived.set()
+
+    async def close(self) -> None:
+        """Reply to the purchases that wait, then disconnect."""
         await self._task
         await self._connection.disconnect()
 

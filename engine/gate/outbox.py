@@ -68,7 +68,7 @@ class Outbox:
                 messages = await self._read(wait_s)
             except RedisError:
                 # The answer is lost; the entries in it are pending under this reader's name.
-                self._read_own_again()
+                self._own = dict.fromkeys(self._streams, _START)
                 raise
             self._read_from = time.monotonic() + self._wait_s if len(messages) < _COUNT else 0.0
             return messages
@@ -87,7 +87,7 @@ class Outbox:
     def forget_held(self) -> None:
         """Forget the entries that this reader holds: it reads them again."""
         self._held.clear()
-        self._read_own_again()
+        self._own = dict.fromkeys(self._streams, _START)
 
     async def put_aside(self, dead_letters: Iterable[DeadLetter]) -> None:
         """Keep dead letters in a stream, for an engine without a bus."""
@@ -171,9 +171,6 @@ class Outbox:
                 yield Message(
                     tag=tag, lines=lines, repeated=repeated, orders=int(orders) if orders.isdigit() else 1
                 )
-
-    def _read_own_again(self) -> None:
-        self._own = dict.fromkeys(self._streams, _START)
 
     async def _create_groups(self) -> None:
         async with self._redis.pipeline(transaction=False) as pipe:

@@ -39,7 +39,7 @@ class GateReads:
 
     async def read_stock(self, product_id: int) -> Stock | None:
         """Return the stock of the product's current sale, None if it has none."""
-        shard = self._shards[shard_of(product_id, len(self._shards))]
+        shard = shard_of(product_id, self._shards)
         with translate_errors():
             async with self._redis.pipeline(transaction=True) as pipe:
                 pipe.hget(shard.fence, "open")

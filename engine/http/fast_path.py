@@ -243,19 +243,17 @@ class _Responses:
     """The HTTP responses to purchases, byte for byte the ordinary handler's, made once a second."""
 
     def __init__(self) -> None:
-        self.stale_at = 0.0
-        """On time.monotonic: when their date is out of date."""
-        self.accepted = b""
-        """Up to the order id."""
-        self.refusals: dict[Outcome, bytes] = {}
+        self.refresh()
 
     def refresh(self) -> None:
         """Write them anew, with the present date."""
         self.stale_at = monotonic() + 1 - time() % 1
+        """On time.monotonic: when their date is out of date."""
         # All order ids have the length of this placeholder.
         whole = self._write(answer_purchase(Outcome.ACCEPTED, "x" * 36))
         self.accepted = whole.removesuffix(b"x" * 36 + b'"}')
-        self.refusals = {
+        """Up to the order id."""
+        self.refusals: dict[Outcome, bytes] = {
             outcome: self._write(answer_purchase(outcome, None))
             for outcome in Outcome
             if outcome is not Outcome.ACCEPTED

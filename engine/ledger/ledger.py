@@ -138,7 +138,7 @@ class Ledger(AbstractAsyncContextManager["Ledger"]):
         return [(row["user_id"], row["units"]) for row in await self._fetch("count_bought", sale_id)]
 
     async def find_keys(self, max_age_s: float) -> AsyncIterator[list[KeyedOrder]]:
-        """Yield the orders accepted under a key within `max_age_s`, oldest first, some thousand at a time."""
+        """Yield the orders accepted under a key within `max_age_s`, oldest first, a thousand at a time."""
         last = "00000000-0000-0000-0000-000000000000"
         while rows := await self._fetch("find_keys", last, max_age_s):
             page = [KeyedOrder(str(row["order_id"]), *row[1:]) for row in rows]

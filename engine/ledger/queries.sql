@@ -45,7 +45,7 @@ SELECT order_id, product_id, user_id, idempotency_key, extract(epoch FROM now() 
 FROM orders
 WHERE order_id > $1::uuid AND idempotency_key IS NOT NULL AND accepted_at > now() - make_interval(secs => $2::float8)
 ORDER BY order_id
-LIMIT 5000;
+LIMIT 1000;
 
 -- name: find_newest
 SELECT (extract(epoch FROM max(accepted_at)) * 1000)::bigint AS accepted_ms

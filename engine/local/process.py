@@ -82,10 +82,8 @@ async def run(
     try:
         output, _ = await process.communicate()
     except asyncio.CancelledError:
-        members = family(identify(process.pid))
         os.killpg(process.pid, signal.SIGKILL)
         await process.wait()
-        await kill_processes(members[1:])
         raise
     if process.returncode:
         raise StackError(f"{Path(command[0]).name} fails: {output.decode(errors='replace').strip()}")
@@ -191,13 +189,11 @@ def package_folder(package: str) -> Path:
 
 def port_is_free(port: int) -> bool:
     """Return whether a server could listen on this loopback port now."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-        return True
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+    except OSError:
+        return False
+    return True
 
 
 def free_port() -> int:

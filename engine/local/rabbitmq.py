@@ -7,13 +7,9 @@ import shutil
 import signal
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
 
 from engine.errors import StackError
 from engine.local.process import ProcessId, run, spawn
-
-MISSING: Final = "RabbitMQ is not installed, so there is no bus: apt install rabbitmq-server"
-_PACKAGED: Final = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 
 
 class RabbitMQ:
@@ -27,19 +23,18 @@ class RabbitMQ:
         """Return the URL of the broker's default user, whom it lets in from loopback only."""
         return f"amqp://guest:guest@127.0.0.1:{port}/"
 
-    def find(self) -> Path | None:
-        """Return the broker's start script, None if it or Erlang is not installed."""
-        if not (shutil.which("erl") and shutil.which("epmd")):
-            return None
+    def find(self) -> Path:
+        """Return the broker's start script. Raises StackError if it or Erlang is not installed."""
         # The one on PATH beside a packaged one is a wrapper that insists on the system's user and folders.
-        on_path = shutil.which("rabbitmq-server")
-        return _PACKAGED if _PACKAGED.exists() else Path(on_path) if on_path else None
+        packaged = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
+        server = packaged if packaged.exists() else shutil.which("rabbitmq-server")
+        if not (server and shutil.which("erl") and shutil.which("epmd")):
+            raise StackError("RabbitMQ is not installed, so there is no bus: apt install rabbitmq-server")
+        return Path(server)
 
     async def launch(self, folder: Path, ports: list[int]) -> list[ProcessId]:
         """Start epmd and the broker. Raises StackError if RabbitMQ is not installed."""
         server = self.find()
-        if server is None:
-            raise StackError(MISSING)
         port, distribution_port, epmd_port = ports
         home = folder / "home"
         home.mkdir(exist_ok=True)
@@ -71,10 +66,7 @@ class RabbitMQ:
 
     async def control(self, folder: Path, ports: list[int], arguments: Sequence[str]) -> None:
         """Run rabbitmqctl for the broker in `folder`. Raises StackError with its output if it fails."""
-        server = self.find()
-        if server is None:
-            raise StackError(MISSING)
-        program = str(server.with_name("rabbitmqctl"))
+        program = str(self.find().with_name("rabbitmqctl"))
         await run([program, *arguments], folder, _environment(folder, ports[2]))
 
     async def probe(self, port: int) -> str:

@@ -28,7 +28,7 @@ from engine.local.process import (
     survivors,
     wait_until,
 )
-from engine.local.rabbitmq import MISSING, RabbitMQ
+from engine.local.rabbitmq import RabbitMQ
 from engine.local.redis import Redis
 from engine.local.state import Entry, lock_folder, read_state, write_entry
 
@@ -133,9 +133,12 @@ async def start_stack(data_dir: Path, services: Collection[str] = SERVICES) -> S
     """
     stack = Stack(data_dir)
     wanted = list(services)
-    if _RABBITMQ.name in wanted and _RABBITMQ.find() is None:
-        wanted.remove(_RABBITMQ.name)
-        stack.notes.append(MISSING)
+    if _RABBITMQ.name in wanted:
+        try:
+            _RABBITMQ.find()
+        except StackError as error:
+            wanted.remove(_RABBITMQ.name)
+            stack.notes.append(str(error))
     async with lock_folder(stack.data_dir):
         try:
             async with asyncio.TaskGroup() as tasks:

@@ -7,9 +7,10 @@ settled once by the ledger, and released once by the gate.
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AsyncExitStack
-from typing import Final, TypeVar
+from functools import partial
+from typing import Final
 
 from redis.exceptions import RedisError
 
@@ -36,9 +37,6 @@ log = logging.getLogger(__name__)
 
 _QUIET_S: Final = 0.5
 """A source that gave nothing for so long is empty."""
-
-T = TypeVar("T")
-
 
 Source = Consumer | Outbox
 """Where purchases come from: the bus, or the outbox itself. It repeats what is not acknowledged."""
@@ -144,26 +142,13 @@ class Fulfilment:
 
     async def _fulfil(self, batch: Batch) -> None:
         try:
-            await self._insist(self._settle, batch)
+            # Whatever a payment gateway raises, the purchases must not be lost.
+            await self._settling.insist(partial(self._settle, batch))
             if finished := batch.finish():
-                await self._insist(self._source.acknowledge, finished)
+                await self._settling.insist(partial(self._source.acknowledge, finished))
         finally:
             self._working -= 1
             self._slots.release()
-
-    async def _insist(self, step: Callable[[T], Awaitable[None]], argument: T) -> None:
-        """Repeat a step until it succeeds."""
-        while True:
-            try:
-                await step(argument)
-            except Exception as error:
-                # Whatever a payment gateway raises, the purchases must not be lost.
-                if not isinstance(error, (FlashgridError, RedisError)):
-                    log.exception("a batch of purchases failed")
-                await self._settling.wait(error)
-            else:
-                self._settling.end()
-                return
 
     async def _settle(self, batch: Batch) -> None:
         dead_letters = list(batch.dead_letters)

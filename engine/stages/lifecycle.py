@@ -24,11 +24,24 @@ class Outage:
 
     async def wait(self, error: BaseException) -> None:
         """Wait after a failure: twice as long as the last time up to 2 s, less up to a half at random."""
-        if not self._failures:
+        if not isinstance(error, (FlashgridError, RedisError, OSError)):
+            log.error("%s failed", self._what, exc_info=error)
+        elif not self._failures:
             log.warning("%s is interrupted and tries again until it works: %s", self._what, error)
         delay_s = min(0.05 * 2 ** min(self._failures, 10), 2)
         self._failures += 1
         await asyncio.sleep(delay_s * random.uniform(0.5, 1))
+
+    async def insist(self, step: Callable[[], Awaitable[None]]) -> None:
+        """Repeat a step until it succeeds, whatever it raises."""
+        while True:
+            try:
+                await step()
+            except Exception as error:
+                await self.wait(error)
+            else:
+                self.end()
+                return
 
     def end(self) -> None:
         """Note that it works."""
@@ -71,8 +84,7 @@ async def drain(work: Coroutine[Any, Any, None], stop: asyncio.Event, drain_s: f
     stopped = asyncio.create_task(stop.wait())
     try:
         await asyncio.wait({task, stopped}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            await asyncio.wait({task}, timeout=drain_s)
+        await asyncio.wait({task}, timeout=drain_s)
         if task.done():
             task.result()
         else:

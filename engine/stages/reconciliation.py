@@ -28,9 +28,8 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from engine.bus.publisher import Publisher
-from engine.errors import GateUnavailable
 from engine.gate.client import Script, connect_redis
-from engine.gate.fence import CLOSED, read_generations
+from engine.gate.fence import read_generations
 from engine.gate.keys import ShardKeys, shard_of
 from engine.gate.pending import count_pending
 from engine.ledger.ledger import Balance, KeyedOrder, Ledger
@@ -43,7 +42,7 @@ _RESTORE: Final = Script("restore.lua")
 _REMEMBER: Final = Script("remember.lua")
 _REOPEN: Final = Script("reopen.lua")
 _CHUNK: Final = 1_000
-"""Buyers or keys in one script call: Redis serves nobody else meanwhile, and Lua's stack bounds it, too."""
+"""Buyers in one script call: Redis serves nobody else meanwhile, and Lua's stack bounds it, too."""
 
 
 class Comparison(NamedTuple):
@@ -151,7 +150,7 @@ class Reconciliation:
         async with self._redis.pipeline(transaction=False) as pipe:
             for balance in balances:
                 product_id = balance.sale.terms.product_id
-                pipe.hmget(self._shard_of(product_id).sale(product_id), ["sale_id", "remaining"])
+                pipe.hmget(shard_of(product_id, self._shards).sale(product_id), ["sale_id", "remaining"])
             rows = await pipe.execute()
         return [
             Comparison(balance, int(sale_id) if sale_id else None, int(remaining or 0))
@@ -181,8 +180,8 @@ class Reconciliation:
     async def rebuild(self) -> bool:
         """Rebuild a closed gate while nothing is under way, and open it.
 
-        Returns False if another process does it or has done it. Raises GateUnavailable if another one began
-        meanwhile.
+        Returns False if another process does it or has done it. Raises ResponseError (CLOSED) if another one
+        began meanwhile.
         """
         async with self._ledger.try_lock() as mine:
             if not mine or await self.is_open():
@@ -198,7 +197,7 @@ class Reconciliation:
                 await self._restore_answers(generation, orders)
             newest_ms = await self._ledger.find_newest()
             for shard in self._shards:
-                await self._run(_REOPEN, [shard.fence], [generation, newest_ms])
+                await _REOPEN.run(self._redis.execute_command, [shard.fence], [generation, newest_ms])
         units = sum(balance.sale.terms.stock - balance.sold for balance in balances)
         log.info(
             "the gate is open in generation %d: %d sales, %d units left", generation, len(balances), units
@@ -219,7 +218,7 @@ class Reconciliation:
 
     async def _restore_sale(self, generation: int, balance: Balance) -> None:
         terms, sale_id = balance.sale.terms, balance.sale.sale_id
-        shard = self._shard_of(terms.product_id)
+        shard = shard_of(terms.product_id, self._shards)
         keys = [shard.fence, shard.sale(terms.product_id)]
         fields = [
             sale_id, terms.stock, terms.stock - balance.sold, terms.limit or 0, terms.quantity,
@@ -230,28 +229,19 @@ class Reconciliation:
             chunk = buyers[start : start + _CHUNK]
             counts = [number for buyer in chunk for number in buyer]
             arguments: list[str | int] = [generation, shard.prefix, int(start == 0), *fields, *counts]
-            await self._run(_RESTORE, keys, arguments)
+            await _RESTORE.run(self._redis.execute_command, keys, arguments)
 
     async def _restore_answers(self, generation: int, orders: Iterable[KeyedOrder]) -> None:
         by_shard: defaultdict[ShardKeys, list[str | int]] = defaultdict(list)
         for order in orders:
-            by_shard[self._shard_of(order.product_id)] += (
+            by_shard[shard_of(order.product_id, self._shards)] += (
                 f"{order.product_id}:{order.user_id}:{order.key}",
                 order.order_id,
                 max(1, round(self._remember_s - order.age_s)),
             )
         for shard, words in by_shard.items():
-            for start in range(0, len(words), 3 * _CHUNK):
-                arguments = [generation, shard.prefix, *words[start : start + 3 * _CHUNK]]
-                await self._run(_REMEMBER, [shard.fence], arguments)
-
-    async def _run(self, script: Script, keys: Sequence[str], arguments: Sequence[str | int]) -> None:
-        try:
-            await script.run(self._redis.execute_command, keys, arguments)
-        except ResponseError as error:
-            if str(error).startswith(CLOSED):
-                raise GateUnavailable(str(error)) from error
-            raise
+            arguments = [generation, shard.prefix, *words]
+            await _REMEMBER.run(self._redis.execute_command, [shard.fence], arguments)
 
     async def _read_fences(self) -> list[dict[bytes, bytes]]:
         """Return every shard's fence, which changes with each write to the shard."""
@@ -259,9 +249,6 @@ class Reconciliation:
             for shard in self._shards:
                 pipe.hgetall(shard.fence)
             return await pipe.execute()
-
-    def _shard_of(self, product_id: int) -> ShardKeys:
-        return self._shards[shard_of(product_id, len(self._shards))]
 
 
 @asynccontextmanager

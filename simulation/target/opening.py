@@ -100,7 +100,7 @@ async def _find_at_gate(services: Services, sales: Sequence[Sale], shards: int) 
     ):
         for sale in sales:
             product = sale.terms.product_id
-            pipe.hget(ShardKeys(shard_of(product, shards)).sale(product), "sale_id")
+            pipe.hget(ShardKeys(shard_of(product, range(shards))).sale(product), "sale_id")
         return {int(sale_id or 0) for sale_id in await pipe.execute()}
 
 

@@ -83,7 +83,7 @@ class GateStore:
             sales = list(self._sales)
             for sale in sales:
                 product = sale.terms.product_id
-                key = self._shards[shard_of(product, len(self._shards))].sale(product)
+                key = shard_of(product, self._shards).sale(product)
                 pipe.hmget(key, ["sale_id", "remaining", "released"])
             answers = await pipe.execute()
         cut = 2 * len(self._shards)

@@ -60,10 +60,10 @@ async def test_a_declined_order_of_an_old_sale_leaves_the_new_sale_alone(redis: 
     await open_at_gate(redis, new, remaining=50)
     batch = reserve(old)
     await accept(redis, batch)
-    await redis.hset(SHARD.buyers(8), "1", "1")
+    await redis.hset(f"{SHARD.prefix}buyers:8", "1", "1")
     assert await Clearing(redis, [SHARD]).clear(batch, fail(batch)) == 0
     assert await units(redis) == (50, 0)
-    assert await redis.hget(SHARD.buyers(8), "1") == b"1"
+    assert await redis.hget(f"{SHARD.prefix}buyers:8", "1") == b"1"
     assert not await redis.exists(SHARD.pending)
 
 
@@ -72,9 +72,9 @@ async def test_a_declined_user_may_buy_again_under_a_limit(redis: Redis) -> None
     await open_at_gate(redis, sale, remaining=90)
     batch = reserve(sale)
     await accept(redis, batch)
-    await redis.hset(SHARD.buyers(7), "1", "4")
+    await redis.hset(f"{SHARD.prefix}buyers:7", "1", "4")
     await Clearing(redis, [SHARD]).clear(batch, fail(batch))
-    assert await redis.hget(SHARD.buyers(7), "1") == b"2"
+    assert await redis.hget(f"{SHARD.prefix}buyers:7", "1") == b"2"
 
 
 async def test_a_sale_without_a_limit_counts_no_buyers(redis: Redis) -> None:
@@ -83,7 +83,7 @@ async def test_a_sale_without_a_limit_counts_no_buyers(redis: Redis) -> None:
     batch = reserve(sale)
     await accept(redis, batch)
     await Clearing(redis, [SHARD]).clear(batch, fail(batch))
-    assert await redis.exists(SHARD.buyers(7)) == 0
+    assert await redis.exists(f"{SHARD.prefix}buyers:7") == 0
 
 
 async def test_orders_of_a_gate_that_forgot_them_release_nothing(redis: Redis) -> None:
@@ -113,7 +113,7 @@ async def test_every_order_is_cleared_in_the_shard_of_its_product(redis: Redis) 
     for product in range(1, 30):
         sale = Sale(sale_id=product, terms=make_terms(stock=10, product_id=product))
         lots += reserve(sale)
-        home = shards[shard_of(product, 3)]
+        home = shard_of(product, shards)
         await redis.hset(home.sale(product), mapping={"sale_id": product, "remaining": 9, "released": 0})
         await mark_pending(redis, lots[-1:], home)
     assert await Clearing(redis, shards).clear(lots, fail(lots)) == 29

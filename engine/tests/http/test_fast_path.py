@@ -221,9 +221,9 @@ async def test_closing_answers_what_is_under_way(settings_without_bus: Settings)
             clients = [await asyncio.open_connection("127.0.0.1", port_of(listener)) for _ in range(20)]
             for _, writer in clients:
                 writer.write(purchase(product(UNKNOWN)))
-            while not gate.waiting:  # noqa: ASYNC110 (the gate has no event for it, and needs none)
+            while not gate._lanes[0].waiting:  # noqa: ASYNC110 (the gate has no event for it, and needs none)
                 await asyncio.sleep(0)
-            under_way = gate.waiting
+            under_way = len(gate._lanes[0].waiting)
         answers = [await reader.read(-1) for reader, _ in clients]
         assert len([answer for answer in answers if answer.startswith(b"HTTP/1.1 404")]) >= under_way
         for _, writer in clients:

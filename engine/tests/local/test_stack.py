@@ -19,7 +19,7 @@ import pytest
 from redis.asyncio import Redis
 
 from engine.errors import StackError
-from engine.local.rabbitmq import MISSING, RabbitMQ
+from engine.local.rabbitmq import RabbitMQ
 from engine.local.stack import SERVICES, Stack, stack_status, start_stack, stop_stack
 from engine.tests.services import skip_or_fail
 
@@ -30,8 +30,10 @@ TWO = ("redis", "postgres")
 @pytest.fixture(scope="module")
 def services() -> tuple[str, ...]:
     """All that can run on this machine."""
-    if RabbitMQ().find() is None:
-        skip_or_fail(MISSING)
+    try:
+        RabbitMQ().find()
+    except StackError as error:
+        skip_or_fail(str(error))
     return SERVICES
 
 

@@ -270,12 +270,14 @@ async def test_limits_and_keys_survive(
     await buy(gate, 20, key="k", product_id=2)
     async with running(settings, run_fulfilment):
         await until_settled(redis)
-    before: Any = await redis.hgetall(SHARD.buyers(1))
+    before: Any = await redis.hgetall(f"{SHARD.prefix}buyers:1")
     await redis.flushall()
     async with reconciling(settings) as reconciliation:
         assert await reconciliation.rebuild()
     statuses = await read_statuses(settings)
-    assert {user: n for user, n in before.items() if n != b"0"} == await redis.hgetall(SHARD.buyers(1))
+    assert {user: n for user, n in before.items() if n != b"0"} == await redis.hgetall(
+        f"{SHARD.prefix}buyers:1"
+    )
     assert await buy(gate, 20, key="k") == first
     assert await redis.ttl(f"{SHARD.prefix}answer:1:1:k") in range(
         settings.idempotency_s - 60, settings.idempotency_s + 1
