@@ -23,8 +23,6 @@ from engine.startup import prepare_stores, provide_services
 
 log = logging.getLogger(__name__)
 
-_GRACE_S: Final = 5.0
-"""What a stage gets beyond its own time to settle before it is killed."""
 _FIRST_PAUSE_S: Final = 0.1
 
 
@@ -42,7 +40,8 @@ async def serve(settings: Settings, roles: Collection[Role], on_ready: Callable[
         await prepare_stores(settings)
         environment = _make_environment(settings, cleanup)
         stages = _start_stages(settings, roles, listener, environment)
-        cleanup.push_async_callback(_stop_in_order, stages, settings.drain_s + _GRACE_S)
+        # Each stage gets a little more than the time that it gives itself.
+        cleanup.push_async_callback(_stop_in_order, stages, settings.drain_s + 5)
 
         async def announce() -> None:
             await asyncio.gather(*(stage.ready.wait() for stage in stages))

@@ -31,16 +31,15 @@ class Clearing:
         gate that forgot an order, or was rebuilt without it, holds no evidence that its unit is out, and gets
         nothing back: the rebuild has counted the unit as not sold. Raises RedisError.
         """
-        by_shard: defaultdict[int, tuple[list[Lot], list[Order]]] = defaultdict(lambda: ([], []))
-        numbers = range(len(self._shards))
+        by_shard: defaultdict[tuple[ShardKeys, Fence], tuple[list[Lot], list[Order]]]
+        by_shard = defaultdict(lambda: ([], []))
         # A plain clearing of a failed order would delete the evidence that its release needs.
         for lot in without_orders(lots, {order.order_id for order in failed}):
-            by_shard[shard_of(lot.product_id, numbers)][0].append(lot)
+            by_shard[shard_of(lot.product_id, self._shards)][0].append(lot)
         for order in failed:
-            by_shard[shard_of(order.product_id, numbers)][1].append(order)
+            by_shard[shard_of(order.product_id, self._shards)][1].append(order)
         released = 0
-        for number, (its_lots, its_failed) in by_shard.items():
-            shard, fence = self._shards[number]
+        for (shard, fence), (its_lots, its_failed) in by_shard.items():
             places: dict[int, int] = {}
             releases: list[str | int] = []
             for order in its_failed:

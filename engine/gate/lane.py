@@ -57,9 +57,8 @@ class Lane:
         # Sending and reading are bounded as one, by the timer in _reserve.
         self._connection.socket_timeout = None
         self._timeout_s = settings.gate_timeout_ms / 1000
-        self._batch_size = settings.gate_batch
         self._capacity = settings.gate_waiting
-        self._remember_s = settings.idempotency_s
+        self._settings = settings
         self._sold_out_s = settings.sold_out_ms / 1000
         self._sold_out_until: dict[bytes, float] = {}
         """Product id → end of its lease, on time.monotonic."""
@@ -115,8 +114,8 @@ class Lane:
                     return
                 self._arrived.clear()
                 continue
-            batch = self.waiting[: self._batch_size]
-            del self.waiting[: self._batch_size]
+            batch = self.waiting[: self._settings.gate_batch]
+            del self.waiting[: self._settings.gate_batch]
             await self._commit(batch)
 
     async def _commit(self, batch: list[Purchase]) -> None:
@@ -166,7 +165,7 @@ class Lane:
         """Run the script. Raises GateUnavailable if it surely did not run, OutcomeUnknown if it may have."""
         keys = [self.keys.fence, self.keys.outbox, self.keys.pending]
         arguments: list[Argument] = [
-            *self.fence.seen, stem, self.keys.prefix, self._remember_s, _pack(groups),
+            *self.fence.seen, stem, self.keys.prefix, self._settings.idempotency_s, _pack(groups),
         ]  # fmt: skip
         try:
             # Its own step, since a connect that fails has sent nothing.

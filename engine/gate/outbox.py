@@ -64,7 +64,11 @@ class Outbox:
                 if not str(error).startswith(("NOGROUP", "UNBLOCKED")):
                     raise
                 # A stream is new, or was deleted.
-                await self._create_groups()
+                async with self._redis.pipeline(transaction=False) as pipe:
+                    for stream in self._streams:
+                        pipe.xgroup_create(stream, ShardKeys.GROUP, id="0", mkstream=True)
+                    # The group may exist on some streams. Any other refusal shows in the next read.
+                    await pipe.execute(raise_on_error=False)
                 messages = await self._read(wait_s)
             except RedisError:
                 # The answer is lost; the entries in it are pending under this reader's name.
@@ -171,13 +175,6 @@ class Outbox:
                 yield Message(
                     tag=tag, lines=lines, repeated=repeated, orders=int(orders) if orders.isdigit() else 1
                 )
-
-    async def _create_groups(self) -> None:
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for stream in self._streams:
-                pipe.xgroup_create(stream, ShardKeys.GROUP, id="0", mkstream=True)
-            # The group may exist on some streams. Any other refusal shows when they are read.
-            await pipe.execute(raise_on_error=False)
 
 
 def name_consumer(role: str) -> str:

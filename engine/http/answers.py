@@ -8,7 +8,6 @@ from engine.errors import InputError
 from engine.model.purchase import Outcome
 
 JSON: Final = "application/json"
-PROBLEM_JSON: Final = "application/problem+json"
 RETRY_AFTER_S: Final = "1"
 SERVER: Final = "flashgrid"
 
@@ -32,7 +31,7 @@ def make_problem(
     problem = {"title": title, "status": status, "detail": detail, "code": code}
     if field is not None:
         problem["field"] = field
-    return Answer(status, msgspec.json.encode(problem), PROBLEM_JSON, retry)
+    return Answer(status, msgspec.json.encode(problem), "application/problem+json", retry)
 
 
 _REFUSALS: Final = {

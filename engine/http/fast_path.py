@@ -28,8 +28,6 @@ from engine.http.requests import PLAIN_BUY, parse_key
 from engine.model.purchase import Outcome
 
 _MAX_HEAD_BYTES: Final = 4096
-_MAX_HEADERS: Final = 64
-_HEADS_REMEMBERED: Final = 1024
 _MAX_HELD_BYTES: Final = 65_536
 
 _HEAD: Final = re.compile(
@@ -203,7 +201,7 @@ class FastPath(RequestHandler):
             found[name] = value
         length = found.get(b"content-length", b"")
         if (
-            len(lines) > _MAX_HEADERS
+            len(lines) > 64
             or b"host" not in found
             or found.get(b"content-type") != JSON.encode()
             or not _LENGTH.fullmatch(length)
@@ -215,7 +213,7 @@ class FastPath(RequestHandler):
             except InputError:
                 return None
         plain = _Head(int(length), None)
-        if len(self._heads) < _HEADS_REMEMBERED:
+        if len(self._heads) < 1024:
             self._heads[head] = plain
         return plain
 

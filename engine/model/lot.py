@@ -66,13 +66,12 @@ class Lot(msgspec.Struct, frozen=True, array_like=True, gc=False):
         )
 
 
-_encoder: Final = msgspec.json.Encoder()
 _decoder: Final = msgspec.json.Decoder(Lot)
 
 
 def encode_lots(lots: Iterable[Lot]) -> bytes:
     """Return the lines that `decode_lots` reads."""
-    return b"\n".join(map(_encoder.encode, lots))
+    return b"\n".join(map(msgspec.json.encode, lots))
 
 
 def decode_lots(lines: bytes) -> tuple[list[Lot], list[DeadLetter]]:
