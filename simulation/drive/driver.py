@@ -31,10 +31,6 @@ HEAD_START_S: Final = 0.3
 """From the moment at which all are ready to the start."""
 
 
-def _ignore(_: Progress) -> None:
-    pass
-
-
 @dataclass(frozen=True, slots=True)
 class Load:
     """A load: what is sent, where to, how, and who watches it."""
@@ -45,7 +41,7 @@ class Load:
     options: DriverOptions
     t0_ns: int | None = None
     """The run's start on time.monotonic_ns(); None: as soon as all processes are ready."""
-    on_progress: Callable[[Progress], None] = _ignore
+    on_progress: Callable[[Progress], None] = field(default=lambda _: None)
     """Is called about four times a second, and once more at the end."""
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     """Once it is set, which is looked at as often, no further request is made; the history leaves out those
