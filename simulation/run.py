@@ -19,7 +19,7 @@ import msgspec
 from engine.model.sale import Sale
 from engine.settings import read_settings
 from simulation.drive.abort import find_abort
-from simulation.drive.driver import Drive, Load, drive
+from simulation.drive.driver import Drive, LoadSpec, drive
 from simulation.drive.plan import Plan, build_plan
 from simulation.drive.progress import Progress
 from simulation.errors import RunError
@@ -203,7 +203,7 @@ async def _record(
     restocker = Restocker(scenario.restocks, sales, target.url, target.admin_token)
     try:
         async with Probe(services, sales, target.shards, meter) as probe, _beside(show()):
-            driven = await driver(Load(plan, target.url, scenario.driver, t0_ns, keep, stop))
+            driven = await driver(LoadSpec(plan, target.url, scenario.driver, t0_ns, keep, stop))
             restocks = await restocker.finish()
             if abort:
                 # Rounded up, so that the last request was meant to start before.

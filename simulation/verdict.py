@@ -26,14 +26,12 @@ from simulation.drive.driver import OPEN_LOOP
 from simulation.errors import RunError
 from simulation.judge.comparison import Run
 from simulation.judge.hostile import judge_hostile
-from simulation.judge.knee import find_knee
-from simulation.judge.load import LoadReport, load_report
-from simulation.judge.recovery import judge_recovery, measure_recovery
-from simulation.judge.summary import (
-    summarise,
-)
-from simulation.judge.thresholds import Measured, judge_abort, judge_thresholds
-from simulation.judge.verdict import judge
+from simulation.judge.numbers.knee import find_knee
+from simulation.judge.numbers.load import Load, measure_load
+from simulation.judge.numbers.recovery import measure_recovery
+from simulation.judge.summary import summarise
+from simulation.judge.thresholds import Metrics, judge_abort, judge_thresholds
+from simulation.judge.verdict import judge, judge_recovery
 from simulation.model.state import FinalState
 from simulation.record.facts import RunFacts, read_facts, read_faults, read_timeline
 from simulation.record.history import read_history
@@ -94,9 +92,9 @@ def _find_declines(facts: RunFacts) -> Callable[[str], bool] | None:
 
 def measure_run(
     history: pd.DataFrame, state: FinalState, facts: RunFacts, timeline: pd.DataFrame | None = None
-) -> Measured:
+) -> Metrics:
     """The run, as metrics are read from it."""
-    return Measured(
+    return Metrics(
         history,
         state,
         judge_load(history, facts),
@@ -107,11 +105,11 @@ def measure_run(
     )
 
 
-def judge_load(history: pd.DataFrame, facts: RunFacts) -> LoadReport:
-    """The load as `load_report` judges it; an engine that died under it leaves it invalid."""
-    load = load_report(history, facts.scenario, facts.ended_s)
+def judge_load(history: pd.DataFrame, facts: RunFacts) -> Load:
+    """The load as `measure_load` judges it; an engine that died under it leaves it invalid."""
+    load = measure_load(history, facts.scenario, facts.ended_s)
     reasons = [load.reason]
-    if facts.driver != OPEN_LOOP and load.late_p99_ms > facts.scenario.driver.late_p99_ms and not load.valid:
+    if facts.driver != OPEN_LOOP and load.lag_p99_ms > facts.scenario.driver.late_p99_ms and not load.valid:
         reasons.append(
             f"{facts.driver}: each keeps up with a few thousand requests/s where it has a core to itself, so"
             " give it more --processes or let flashsim run send them"
@@ -142,4 +140,4 @@ def load_run(folder: Path) -> Run:
     except (OSError, ValueError, KeyError) as error:
         raise RunError(f"{folder}: is not the folder of a whole run: {error}") from None
     measured = measure_run(history, state, facts)
-    return Run(folder.resolve().name, folder, summary, measured, facts.scenario.duration_s())
+    return Run(folder.resolve().name, str(folder), summary, measured, facts.scenario.duration_s())

@@ -1,1 +1,5 @@
-"""The judge: rules, numbers and comparison, pure. Imports the scenario's types and the model alone."""
+"""The judge: says from a run's record whether the engine was correct, and what the run measured.
+
+Pure: it reads no file, asks no service and knows nothing of the engine. Only scenario, model and errors are
+imported here; record, report, campaign and the run import the judge.
+"""

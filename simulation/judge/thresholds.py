@@ -1,4 +1,4 @@
-"""Thresholds: what a scenario asks of a run besides correctness. Pure, from the record alone."""
+"""Thresholds: what a scenario asks of a run besides correctness, and the metrics that it asks about."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,138 +6,98 @@ from datetime import datetime
 from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
-from simulation.judge.knee import Knee
-from simulation.judge.load import LoadReport
-from simulation.judge.summary import (
-    Floats,
-    fulfilment_lag_ms,
+from simulation.judge.numbers.knee import Knee
+from simulation.judge.numbers.latency import Floats, delay_ms, response_ms, service_ms, take_stat
+from simulation.judge.numbers.load import Load
+from simulation.judge.numbers.requests import select_outcome, select_span
+from simulation.judge.numbers.sales import (
     measure_fulfilment,
     measure_stock,
-    response_ms,
-    service_ms,
     settled_orders,
     time_to_sell_out,
 )
 from simulation.judge.verdict import Check
-from simulation.model.outcome import REFUSALS
 from simulation.model.state import FinalState
 from simulation.scenario.abort import Abort
-from simulation.scenario.condition import Condition, Span, parse_condition, quantile_of, unit_of
+from simulation.scenario.condition import Condition, Span, parse_condition, unit_of
 from simulation.scenario.schema import Restocked, Scenario
 
 
 @dataclass(frozen=True)
-class Measured:
-    """A run, as metrics are read from it."""
+class Metrics:
+    """The record of a run, and the metrics that are read from it (simulation.scenario.condition)."""
 
     history: pd.DataFrame
     state: FinalState
-    load: LoadReport
+    load: Load
     started_at: datetime
     """The moment of the history's zero."""
     restocks: Sequence[Restocked] = ()
     knee: Knee | None = None
     timeline: pd.DataFrame | None = None
-    """What the probes read (simulation.probes)."""
 
     def measure(self, metric: str, span: Span | None = None) -> float | None:
-        """A metric of judge.condition, over a span of the run; None where nothing is to measure."""
-        kind, _, rest = metric.partition(".")
-        if rest.startswith("lag_"):
-            return take_stat(self.lag_ms(span), rest.removeprefix("lag_"))
+        """Return a metric over a span of the run, or all of it; None where there is nothing to measure."""
+        outcome, _, rest = metric.partition(".")
         if metric in self._whole:
             return self._whole[metric]
-        within = self._within(span)
-        chosen = within if kind == "all" else within[self.is_outcome(within, kind)]
+        if rest.startswith("lag_"):
+            return take_stat(self.sample_delays(span)[1], rest.removeprefix("lag_"))
+        within = select_span(self.history, *span) if span else self.history
+        chosen = select_outcome(within, outcome)
         if rest == "count":
             return len(chosen)
         if rest == "share":
             return len(chosen) / len(within) if len(within) else None
-        took, _, stat = rest.partition(".")
-        return take_stat(response_ms(chosen) if took == "response" else service_ms(chosen), stat)
+        kind, _, stat = rest.partition(".")
+        return take_stat(response_ms(chosen) if kind == "response" else service_ms(chosen), stat)
 
-    @staticmethod
-    def is_outcome(history: pd.DataFrame, name: str) -> npt.NDArray[np.bool_]:
-        """For each request, whether it ended so, in the words of `count_outcomes`."""
-        words = {"rejected": list(REFUSALS), "error": ["UNAVAILABLE"]}.get(name, [name.upper()])
-        found: npt.NDArray[np.bool_] = history["outcome"].isin(words).to_numpy()
-        return found
-
-    def lag_ms(self, span: Span | None = None) -> Floats:
-        """From accepted to settled, of the orders that were accepted within the span."""
+    def sample_delays(self, span: Span | None = None) -> tuple[Floats, Floats]:
+        """Return when each settled order was accepted, in seconds from the run's start, and its delay in ms;
+        only those accepted within the span."""
         orders = settled_orders(self.state)
         if orders is None:
-            return np.empty(0)
-        if span is not None:
-            accepted_s = orders["accepted_us"].to_numpy("int64") / 1e6 - self.started_at.timestamp()
-            orders = orders[(accepted_s >= span[0]) & (accepted_s < span[1])]
-        return fulfilment_lag_ms(orders)
-
-    def _within(self, span: Span | None) -> pd.DataFrame:
-        if span is None:
-            return self.history
-        meant_s = self.history["intended_ns"] / 1e9
-        return self.history[(meant_s >= span[0]) & (meant_s < span[1])]
+            return np.empty(0), np.empty(0)
+        at_s = orders["accepted_us"].to_numpy("int64") / 1e6 - self.started_at.timestamp()
+        start_s, end_s = span or (-np.inf, np.inf)
+        within = (at_s >= start_s) & (at_s < end_s)
+        return at_s[within], delay_ms(orders)[within]
 
     @cached_property
     def _whole(self) -> dict[str, float | None]:
-        orders = settled_orders(self.state)
-        stock, done = measure_stock(orders, self.state), measure_fulfilment(orders, self.state)
+        """The metrics that only the whole run has."""
+        stock, done, knee = measure_stock(self.state), measure_fulfilment(self.state), self.knee
         return {
             **{name: stock[name] for name in ("oversold", "sold", "remaining")},
             **{f"fulfilment.{name}": done[name] for name in ("confirmed", "failed", "rejected", "drained_s")},
             "sold_out_after_s": time_to_sell_out(self.history, self.restocks),
-            "load.late_p99": self.load.late_p99_ms,
+            "load.late_p99": self.load.lag_p99_ms,
             "front_door.rss_max_mib": self._front_door_mib(),
-            **self._knee(),
+            "knee.rps": knee and knee.rps,
+            "knee.plateau_p99": knee and knee.plateau_p99_ms,
+            "knee.achieved_max_rps": knee and knee.achieved_max_rps,
         }
 
     def _front_door_mib(self) -> float | None:
-        if self.timeline is None or pd.isna(most := measure_front_door(self.timeline).max()):
+        if self.timeline is None:
             return None
-        return float(most)
-
-    def _knee(self) -> dict[str, float | None]:
-        if self.knee is None:
-            return dict.fromkeys(("knee.rps", "knee.plateau_p99", "knee.achieved_max_rps"))
-        return {
-            "knee.rps": self.knee.rps,
-            "knee.plateau_p99": self.knee.plateau_p99_ms,
-            "knee.achieved_max_rps": self.knee.achieved_max_rps,
-        }
+        return take_stat(measure_front_door(self.timeline).dropna().to_numpy(), "max")
 
 
 def measure_front_door(timeline: pd.DataFrame) -> pd.Series:
-    """Resident memory of all front doors together at each sample, in MiB; NaN where it was not read."""
+    """Return the memory of all front doors together at each sample, in MiB; NaN where it was not read."""
     columns = [column for column in timeline if str(column).startswith("rss_mib front-door")]
     return timeline[columns].sum(axis=1, min_count=1).astype("float64")
 
 
-def take_stat(values: Floats, stat: str) -> float | None:
-    """A percentile, the maximum or the mean; None of nothing."""
-    if not len(values):
-        return None
-    return float(values.mean() if stat == "mean" else np.quantile(values, quantile_of(stat)))
-
-
-def judge_thresholds(scenario: Scenario, run: Measured) -> list[Check]:
-    """Each threshold of the scenario as a check: it holds, or is broken, or there was nothing to measure."""
+def judge_thresholds(scenario: Scenario, run: Metrics) -> list[Check]:
+    """Return a check for each threshold of the scenario: held, broken, or None where nothing was measured."""
     return [_judge(parse_condition(text), scenario, run) for text in scenario.thresholds]
 
 
-def judge_abort(abort: Abort | None, load: LoadReport) -> list[Check]:
-    """The abort of a load as a check: it is broken, unless the driver itself may have been at fault."""
-    if abort is None:
-        return []
-    unit = unit_of(parse_condition(abort.condition).metric)
-    detail = f"{abort.value:,.3g} {unit}".strip() + f", the load was stopped after {abort.at_s:.1f} s"
-    return [Check(f"stop when {abort.condition}", False if load.valid else None, int(load.valid), detail, "")]
-
-
-def _judge(condition: Condition, scenario: Scenario, run: Measured) -> Check:
+def _judge(condition: Condition, scenario: Scenario, run: Metrics) -> Check:
     span = condition.window.find(scenario.spans(), np.inf) if condition.window else None
     value = run.measure(condition.metric, span)
     if value is None:
@@ -146,3 +106,12 @@ def _judge(condition: Condition, scenario: Scenario, run: Measured) -> Check:
     digits = f"{value:,.4g}" if abs(value) < 10_000 else f"{value:,.0f}"
     measured = f"{digits} {unit_of(condition.metric)}".strip()
     return Check(str(condition), holds, int(not holds), measured, "")
+
+
+def judge_abort(abort: Abort | None, load: Load) -> list[Check]:
+    """Return the abort of a load as a broken check, or as one not judged if the driver may be at fault."""
+    if abort is None:
+        return []
+    unit = unit_of(parse_condition(abort.condition).metric)
+    detail = f"{abort.value:,.3g} {unit}".strip() + f", the load was stopped after {abort.at_s:.1f} s"
+    return [Check(f"stop when {abort.condition}", False if load.valid else None, int(load.valid), detail, "")]

@@ -1,22 +1,46 @@
-"""The verdict on a run: a pure function of what the clients saw and what the stores held at the end."""
+"""The verdict on a run: every rule judged, and what follows from all of them together."""
 
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 import pandas as pd
 
-from simulation.judge.evidence import Evidence, Unread
-from simulation.judge.rules import RULES, Rule
+from simulation.judge.numbers.recovery import Recovery
+from simulation.judge.rules import orders, refusals, stock
+from simulation.judge.rules.evidence import Evidence, Finding, Unread
 from simulation.model.state import FinalState
 from simulation.scenario.schema import Restocked
 
 Verdict = Literal["pass", "fail", "unknown"]
+Rule = Callable[[Evidence], Finding]
+RULES: Final[tuple[Rule, ...]] = (
+    stock.no_oversell,
+    orders.accepted_is_settled,
+    orders.order_ids_are_unique,
+    orders.no_phantom_orders,
+    stock.units_are_conserved,
+    stock.nothing_is_stranded,
+    stock.user_limit_is_kept,
+    orders.a_key_buys_once,
+    refusals.sold_out_means_sold_out,
+    stock.demand_empties_the_stock,
+    refusals.refusals_are_plausible,
+    refusals.sales_keep_their_hours,
+    orders.no_dead_letters,
+    stock.guard_never_needed,
+    orders.payment_decides,
+)
+"""The rules that every correct run obeys. Each docstring is shown in the report as the rule's meaning.
+
+A rule calls broken only what no correct engine can have done: an unknown outcome, a release, or a retry under
+the same Idempotency-Key is given its most innocent reading.
+"""
 
 
 class Check(msgspec.Struct, frozen=True):
-    """One rule, judged: `holds` is None where a part of the record that it needs could not be read."""
+    """One rule or threshold, judged: `holds` is None where something that it needs could not be read."""
 
     name: str
     holds: bool | None
@@ -29,17 +53,15 @@ def judge(
     history: pd.DataFrame,
     state: FinalState,
     *,
-    gate_loss: bool = False,
     declines: Callable[[str], bool] | None = None,
     restocks: Sequence[Restocked] = (),
 ) -> list[Check]:
-    """Judge a run by every rule.
+    """Return a check for every rule.
 
-    `history` has the columns of simulation.history; `gate_loss` says that the gate was made to forget;
-    `declines` tells whether payment declines an order id, where that is known; `restocks` is what was opened
-    under the load.
+    `history` has the columns of simulation.model.history; `declines` says whether payment declines an order
+    id, where that is known; `restocks` are the sales that were opened under the load.
     """
-    evidence = Evidence(history, state, gate_loss, declines, restocks)
+    evidence = Evidence(history.assign(key=history["key"].fillna("")), state, declines, restocks)
     return [_apply(rule, evidence) for rule in RULES]
 
 
@@ -53,8 +75,24 @@ def _apply(rule: Rule, evidence: Evidence) -> Check:
     return Check(name, violations == 0, violations, detail, meaning)
 
 
+def judge_recovery(recoveries: Sequence[Recovery]) -> Check:
+    """Return the check of the rule that the engine recovers from every fault by itself."""
+    times_s = [each.recovered_after_s for each in recoveries if each.recovered_after_s is not None]
+    lost = len(recoveries) - len(times_s)
+    longest = f", the longest recovery {max(times_s):.2f} s" if times_s else ""
+    return Check(
+        name="recovers from faults",
+        holds=not lost,
+        violations=lost,
+        detail=f"{len(recoveries):,} faults{longest}",
+        meaning="After every fault, without anybody's help, requests are answered as before, and what waited"
+        " for the ledger drains.",
+    )
+
+
 def verdict(checks: Sequence[Check], load_valid: bool) -> Verdict:
-    """`fail` if any is broken; `unknown` if any could not be judged or the load was not as planned."""
+    """Return `fail` if a check is broken, or else `unknown` if one was not judged or the load not as
+    planned."""
     if any(check.holds is False for check in checks):
         return "fail"
     if not checks or not load_valid or any(check.holds is None for check in checks):
@@ -63,7 +101,7 @@ def verdict(checks: Sequence[Check], load_valid: bool) -> Verdict:
 
 
 def verdict_in_words(checks: Sequence[Check], load_valid: bool, thresholds: Sequence[Check] = ()) -> str:
-    """The verdict as one sentence, or two: first what the rules say, then the thresholds."""
+    """Return the verdict in one sentence or two: first about the rules, then about the thresholds."""
     broken = [check.name for check in checks if check.holds is False]
     unjudged = [check.name for check in checks if check.holds is None]
     missed = [f"{each.name} ({each.detail})" for each in thresholds if each.holds is False]

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.ticker import NullLocator
 
 from simulation.judge.comparison import Row, Run
-from simulation.judge.summary import Floats, response_ms
+from simulation.judge.numbers.latency import Floats, response_ms
 from simulation.report.canvas import LIGHT, SERIES, Canvas, Entry, Phase
 from simulation.report.plots import last_second, middles_of, time_edges
 
@@ -83,7 +83,7 @@ def draw_curves(runs: Sequence[Run], outcome: str, wide: bool) -> Canvas | None:
     """Response time at every percentile of one outcome's requests; the x axis counts nines."""
     curves = []
     for number, run in enumerate(runs):
-        took = np.sort(response_ms(run.measured.history[run.measured.history["outcome"] == outcome]))
+        took = np.sort(response_ms(run.metrics.history[run.metrics.history["outcome"] == outcome]))
         if len(took):
             curves.append((LETTERS[number], SERIES[number % len(SERIES)], took))
     if not curves:
@@ -104,12 +104,12 @@ def draw_curves(runs: Sequence[Run], outcome: str, wide: bool) -> Canvas | None:
 
 def draw_times(runs: Sequence[Run], phases: Sequence[Phase], wide: bool) -> Canvas | None:
     """The p99 of the response time of all that was answered, over time."""
-    end_s = max(last_second(run.measured.history) for run in runs)
+    end_s = max(last_second(run.metrics.history) for run in runs)
     edges = time_edges(end_s, wide)
     canvas = Canvas(wide, [230], key_rows=1 if wide else 0)
     lines: list[Floats] = []
     for number, run in enumerate(runs):
-        answered = run.measured.history.dropna(subset=["sent_ns", "done_ns"])
+        answered = run.metrics.history.dropna(subset=["sent_ns", "done_ns"])
         bins = np.digitize(answered["intended_ns"].to_numpy("int64") / 1e9, edges) - 1
         took = response_ms(answered)
         line = np.full(len(edges) - 1, np.nan)

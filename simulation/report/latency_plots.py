@@ -11,7 +11,7 @@ from matplotlib.patches import PathPatch
 from matplotlib.path import Path
 from matplotlib.ticker import MaxNLocator
 
-from simulation.judge.summary import PERCENTILES, TRUSTED, Floats, response_ms, service_ms
+from simulation.judge.numbers.latency import PERCENTILES, TRUSTED, Floats, response_ms, service_ms
 from simulation.report.canvas import HEAT, LIGHT, Canvas, Course, Entry, milliseconds, short
 from simulation.report.plots import FILL, OUTCOME_COLOURS, last_second, time_edges
 

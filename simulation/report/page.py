@@ -5,7 +5,7 @@ from typing import Any, Final
 
 import jinja2
 
-from simulation.judge.summary import is_trusted
+from simulation.judge.numbers.latency import is_trusted
 from simulation.report.canvas import DARK, LIGHT, milliseconds
 
 MARKS: Final = {"pass": "✓", "fail": "✕", "unknown": "?", True: "✓", False: "✕", None: "?"}

@@ -6,7 +6,7 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 
-from simulation.judge.summary import Floats, fulfilment_lag_ms
+from simulation.judge.numbers.latency import Floats, delay_ms
 from simulation.report.canvas import LIGHT, SERIES, Canvas, Course, Entry, Phase, milliseconds
 
 _STEPS_S: Final = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120, 300, 600)
@@ -145,7 +145,7 @@ def draw_lag(orders: pd.DataFrame | None, wide: bool) -> Canvas | None:
     orders = None if orders is None else orders.dropna(subset=["accepted_us", "settled_us"])
     if orders is None or orders.empty:
         return None
-    lag = np.clip(np.sort(fulfilment_lag_ms(orders)), 0.1, None)
+    lag = np.clip(np.sort(delay_ms(orders)), 0.1, None)
     share = np.linspace(0, 100, 400)
     canvas = Canvas(wide, [200], key_rows=1 if wide else 0)
     axes = canvas.panels[0]

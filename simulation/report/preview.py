@@ -6,7 +6,7 @@ from typing import Final
 import numpy as np
 
 from simulation.drive.plan import build_plan
-from simulation.judge.summary import Floats
+from simulation.judge.numbers.latency import Floats
 from simulation.report.canvas import LIGHT, Canvas, Phase
 from simulation.report.plots import time_edges
 from simulation.scenario.schema import Scenario

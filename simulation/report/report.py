@@ -10,9 +10,9 @@ from typing import Any, Final, NamedTuple
 
 import pandas as pd
 
-from simulation.judge.disturbance import Effect, Omission, find_omission, measure_effect
-from simulation.judge.knee import find_ramp, measure_ramp
-from simulation.judge.summary import TRUSTED, is_trusted
+from simulation.judge.numbers.disturbance import Effect, Omission, find_omission, measure_effect
+from simulation.judge.numbers.knee import find_ramp, measure_ramp
+from simulation.judge.numbers.latency import TRUSTED, is_trusted
 from simulation.model.hostile import KindCount
 from simulation.record.facts import read_facts
 from simulation.record.history import read_history

@@ -1,4 +1,4 @@
-"""Histories and final states for the tests, out of a model of a correct engine."""
+"""Histories and final states for the tests, made by a model of a correct engine."""
 
 import uuid
 from collections import defaultdict
@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from simulation.judge.verdict import Check
 from simulation.model.state import ORDER_TYPES, SALE_TYPES, FinalState
 
 STATUS = {
@@ -33,7 +34,7 @@ class Terms:
     limit: int | None = None
     starts_us: int | None = None
     opens_ns: int = 0
-    """When it replaces the sale of its product before it."""
+    """When it replaces the earlier sale of its product."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Model:
         self.releases: list[tuple[int, int, int, int]] = []
 
     def decide(self, ask: Ask) -> tuple[str, str | None]:
-        """The outcome, and the order id of an accepted purchase."""
+        """Return the outcome, and the order id of an accepted purchase."""
         self.release_until(ask.gate_ns)
         number = self.current(ask.product_id, ask.gate_ns)
         if number == 0:
@@ -96,7 +97,7 @@ class Model:
         return "ACCEPTED", order_id
 
     def current(self, product_id: int, now_ns: int) -> int:
-        """The number of the product's sale at that moment; 0: there is none."""
+        """Return the number of the product's sale at that moment; 0 if there is none."""
         opened = [
             number
             for number, sale in enumerate(self.sales, 1)
@@ -105,7 +106,7 @@ class Model:
         return max(opened, default=0)
 
     def release_until(self, now_ns: int) -> None:
-        """Give back what was declined long enough ago."""
+        """Release the units of payments that were declined long enough ago."""
         for release in sorted(self.releases):
             due, user_id, number, quantity = release
             if due <= now_ns:
@@ -118,7 +119,7 @@ class Model:
 def order(
     order_id: str, ask: Ask, sale_id: int, quantity: int = 1, status: str = "CONFIRMED"
 ) -> dict[str, Any]:
-    """A row of the ledger."""
+    """Return a row of the ledger."""
     reason = {"FAILED": "declined", "REJECTED": "no unit left"}.get(status)
     accepted_us = ask.gate_ns // 1000
     return {
@@ -136,7 +137,7 @@ def order(
 
 
 def operation(op: int, ask: Ask, outcome: str, order_id: str | None = None) -> dict[str, Any]:
-    """A row of the history."""
+    """Return a row of the history."""
     result = {"ACCEPTED": "ok", "UNKNOWN": "unknown"}.get(outcome, "fail")
     return {
         "op": op,
@@ -157,7 +158,7 @@ def operation(op: int, ask: Ask, outcome: str, order_id: str | None = None) -> d
 
 
 def history_of(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """The rows as a history, in its types."""
+    """Return the rows as a history, in its types."""
     frame = pd.DataFrame(rows, columns=list(operation(0, Ask(1), "ACCEPTED")))
     whole = dict.fromkeys(["op", "user_id", "product_id", "intended_ns", "attempt", "first_op"], "int64")
     text = {"key": "str", "order_id": "str", "outcome": "category", "result": "category"}
@@ -165,7 +166,7 @@ def history_of(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
 
 
 def orders_of(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """The rows as the ledger's orders, in their types."""
+    """Return the rows as the ledger's orders, in their types."""
     frame = pd.DataFrame(rows, columns=list(ORDER_TYPES))
     return frame.astype(
         {name: "Int64" if str(kind) == "int64" else "str" for name, kind in ORDER_TYPES.items()}
@@ -173,7 +174,7 @@ def orders_of(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
 
 
 def play(asks: Sequence[Ask], sales: Sequence[Terms]) -> tuple[pd.DataFrame, FinalState]:
-    """What a correct engine makes of the requests: the history of the clients, and the settled stores."""
+    """Return the history that clients of a correct engine see, and the final state of its stores."""
     model = Model(sales)
     rows = {}
     for op, ask in sorted(enumerate(asks), key=lambda pair: pair[1].gate_ns):
@@ -211,20 +212,37 @@ def play(asks: Sequence[Ask], sales: Sequence[Terms]) -> tuple[pd.DataFrame, Fin
     return history_of([rows[op] for op in sorted(rows)]), state
 
 
-def with_orders(state: FinalState, rows: Sequence[dict[str, Any]], recount: bool = True) -> FinalState:
-    """The state with other orders; `recount` makes the sales' own counts agree with them."""
+def with_orders(state: FinalState, rows: Sequence[dict[str, Any]]) -> FinalState:
+    """Return the state with other orders, and the sales' own counts in agreement with them."""
     assert state.sales is not None
     orders, sales = orders_of(rows), state.sales.copy()
-    if recount:
-        units = orders[orders["status"] == "CONFIRMED"].groupby("sale_id")["quantity"].sum()
-        sales["sold"] = sales["sale_id"].map(units).fillna(0).astype("Int64")
+    units = orders[orders["status"] == "CONFIRMED"].groupby("sale_id")["quantity"].sum()
+    sales["sold"] = sales["sale_id"].map(units).fillna(0).astype("Int64")
     return replace(state, orders=orders, sales=sales)
 
 
 def order_rows(state: FinalState) -> list[dict[str, Any]]:
-    """The ledger's orders as rows to change."""
+    """Return the ledger's orders as rows to change."""
     assert state.orders is not None
     return [
         {str(name): None if pd.isna(value) else value for name, value in row.items()}
         for row in state.orders.to_dict("records")
     ]
+
+
+def at(time: int, user_id: int, **more: object) -> Ask:
+    """Return a request that is sent, decided and answered within ten nanoseconds of `time`."""
+    return replace(Ask(user_id, sent_ns=time, gate_ns=time + 5, done_ns=time + 10), **more)  # type: ignore[arg-type]
+
+
+def broken(checks: list[Check]) -> set[str]:
+    """Return the names of the broken rules."""
+    return {check.name for check in checks if check.holds is False}
+
+
+def edited(history: pd.DataFrame, op: int, **values: object) -> pd.DataFrame:
+    """Return the history with other values in the row of `op`."""
+    rows = history.astype({"outcome": "str", "result": "str"})
+    for name, value in values.items():
+        rows[name] = rows[name].mask(rows["op"] == op, value)
+    return rows

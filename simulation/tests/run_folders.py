@@ -11,9 +11,9 @@ import msgspec
 import numpy as np
 import pandas as pd
 
-from simulation.judge.load import load_report
+from simulation.judge.numbers.load import measure_load
 from simulation.judge.summary import summarise
-from simulation.judge.thresholds import Measured, judge_thresholds
+from simulation.judge.thresholds import Metrics, judge_thresholds
 from simulation.judge.verdict import judge
 from simulation.model.history import DTYPES
 from simulation.model.state import FinalState
@@ -166,7 +166,7 @@ def make_run(
         versions={"python": "3.11.7", "aiohttp": "3.14.5", "redis-server": "7.0.15", "postgresql": "18.6"},
     )
     (folder / "run.json").write_bytes(msgspec.json.encode(facts))
-    load = load_report(history, scenario)
+    load = measure_load(history, scenario)
     summary = summarise(
         history,
         state,
@@ -178,7 +178,7 @@ def make_run(
         machine=facts.machine,
         versions=facts.versions,
         command=facts.command,
-        thresholds=judge_thresholds(scenario, Measured(history, state, load, facts.started_at)),
+        thresholds=judge_thresholds(scenario, Metrics(history, state, load, facts.started_at)),
     )
     (folder / "summary.json").write_text(json.dumps(summary))
     return summary

@@ -9,15 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simulation.judge.summary import measure_restock, time_to_sell_out
+from simulation.judge.numbers.sales import measure_restock, time_to_sell_out
 from simulation.judge.verdict import judge
 from simulation.model.state import FinalState
 from simulation.record.facts import read_facts
 from simulation.run import run
 from simulation.scenario.loading import load_scenario
 from simulation.scenario.schema import Restocked
-from simulation.tests.histories import Ask, Terms, order, order_rows, play, with_orders
-from simulation.tests.judge.test_checker import at, broken, edited
+from simulation.tests.histories import Ask, Terms, at, broken, edited, order, order_rows, play, with_orders
 from simulation.tests.test_run import PATIENT, services
 from simulation.verdict import judge_run
 
@@ -119,7 +118,7 @@ def test_each_stock_is_timed_from_its_own_opening() -> None:
     history, state = restocked_sale()
     first_s = (300 - 100) * US / 1e9 + 10e-9  # the third buyer's answer, from the first request on
     assert time_to_sell_out(history, [RESTOCK]) == pytest.approx(first_s)
-    timed = measure_restock(history, state.orders, RESTOCK, [RESTOCK])
+    timed = measure_restock(history, state, RESTOCK, [RESTOCK])
     assert timed["sold_out_after_s"] == pytest.approx((200 * US + 10) / 1e9 + US / 1e9)
     assert timed["sold"] == 2
     assert timed.items() >= {"sale_id": 2, "stock": 2, "at_s": RESTOCK.at_s}.items()
@@ -128,9 +127,11 @@ def test_each_stock_is_timed_from_its_own_opening() -> None:
 def test_a_stock_that_was_not_sold_out_has_no_time() -> None:
     history, state = play([at(100 * US, 1), at(AGAIN_NS + 100 * US, 2)], [OLD, NEW])
     assert time_to_sell_out(history, [RESTOCK]) is None
-    assert measure_restock(history, None, RESTOCK, [RESTOCK])["sold_out_after_s"] is None
+    assert (
+        measure_restock(history, replace(state, orders=None), RESTOCK, [RESTOCK])["sold_out_after_s"] is None
+    )
     lone = order("x", at(AGAIN_NS, 2), 2, status="FAILED")
-    assert measure_restock(history, with_orders(state, [lone]).orders, RESTOCK, [RESTOCK])["sold"] == 0
+    assert measure_restock(history, with_orders(state, [lone]), RESTOCK, [RESTOCK])["sold"] == 0
 
 
 def short_restock(**changes: Any) -> Any:

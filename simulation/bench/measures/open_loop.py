@@ -13,7 +13,7 @@ import pandas as pd
 from simulation.bench.options import Say
 from simulation.bench.results import Capacity, DriverRates, Responses, Spread
 from simulation.bench.subjects import PLENTY, Engine
-from simulation.drive.driver import Load, drive
+from simulation.drive.driver import LoadSpec, drive
 from simulation.drive.plan import Plan
 from simulation.errors import BenchError
 from simulation.scenario.arrivals import Constant as ConstantRate
@@ -109,7 +109,7 @@ async def measure_crowd(
 async def flood(url: str, size: int, options: DriverOptions | None = None) -> float:
     """Requests answered per second, first sent to last answered, when far more are due."""
     plan = _plan(np.arange(size) * (10**9 // FLOOD_RPS))
-    history = (await drive(Load(plan, url, options or _options()))).history
+    history = (await drive(LoadSpec(plan, url, options or _options()))).history
     answered = history[history["status"] > 0]
     if len(answered) < size:
         raise BenchError(f"{url} answered {len(answered):,} of {size:,} requests")
@@ -121,7 +121,7 @@ async def offer(
 ) -> pd.DataFrame:
     """The history of a Poisson stream of so many requests per second."""
     arrivals = draw_arrivals([ConstantRate(seconds=seconds, rate_rps=rate_rps)], np.random.SeedSequence(1))
-    return (await drive(Load(_plan(arrivals), url, options or _options()))).history
+    return (await drive(LoadSpec(_plan(arrivals), url, options or _options()))).history
 
 
 def _options() -> DriverOptions:

@@ -6,14 +6,14 @@ import pytest
 
 from simulation.drive.abort import GRACE_S, find_abort, measure_progress
 from simulation.drive.progress import RESPONSE_EDGES_MS, Progress
-from simulation.judge.load import LoadReport
+from simulation.judge.numbers.load import Load
 from simulation.judge.thresholds import judge_abort
 from simulation.judge.verdict import verdict
 from simulation.model.outcome import OUTCOMES
 from simulation.scenario.condition import parse_abort
 
 COUNTS = {"ACCEPTED": 10, "SOLD_OUT": 50, "LIMIT_REACHED": 3, "INVALID": 2, "UNAVAILABLE": 30, "UNKNOWN": 5}
-LOAD = LoadReport(requests=1, sent=1, offered_rps=1, achieved_rps=1, late_p99_ms=1, valid=True, reason="")
+LOAD = Load(requests=1, sent=1, offered_rps=1, achieved_rps=1, lag_p99_ms=1, valid=True, reason="", retries=0)
 
 
 def progress_at(t_s: float, outcomes: dict[str, int] = COUNTS) -> Progress:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from simulation.judge.load import LoadReport, load_report
+from simulation.judge.numbers.load import Load, measure_load
 from simulation.model.history import make_history
 from simulation.scenario.loading import read_scenario
 from simulation.tests.scenario.test_scenario import minimal
@@ -21,7 +21,7 @@ def report(
     ended_s: float | None = None,
     attempts: list[int] | None = None,
     **options: Any,
-) -> LoadReport:
+) -> Load:
     def nanoseconds(column: int) -> list[int]:
         return [-1 if (value := row[column]) is None else round(value * MS) for row in rows]
 
@@ -46,7 +46,7 @@ def report(
     )
     driver = {"connections": 10, "timeout_ms": 1_000, "late_p99_ms": 5} | options
     arrivals = [{"shape": "constant", "seconds": 2, "rate_rps": 50}]
-    return load_report(history, read_scenario(minimal(arrivals=arrivals, driver=driver)), ended_s)
+    return measure_load(history, read_scenario(minimal(arrivals=arrivals, driver=driver)), ended_s)
 
 
 def on_time(count: int = 100) -> list[Row]:
@@ -55,12 +55,13 @@ def on_time(count: int = 100) -> list[Row]:
 
 def test_a_load_that_was_on_time_is_valid() -> None:
     found = report(on_time())
-    assert found == LoadReport(
+    assert found == Load(
         requests=100,
         sent=100,
         offered_rps=50,
         achieved_rps=50,
-        late_p99_ms=1,
+        lag_p99_ms=1,
+        retries=0,
         valid=True,
         reason="",
     )

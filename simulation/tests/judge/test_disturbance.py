@@ -1,4 +1,4 @@
-"""A standstill is found, and what service time hides of it is told."""
+"""A standstill is found, and the report says how much of it service time hides."""
 
 from typing import Any
 
@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from simulation.judge.disturbance import find_omission, find_stall, measure_effect
-from simulation.judge.summary import count_outcomes, measure_latency
+from simulation.judge.numbers.disturbance import find_omission, find_stall, measure_effect
+from simulation.judge.numbers.latency import measure_latency
+from simulation.judge.numbers.requests import count_outcomes
 from simulation.tests.run_folders import make_history
 
 START_S, END_S = 7.0, 8.0

@@ -1,4 +1,4 @@
-"""Who won is held against who came first and against who came at all."""
+"""Fairness compares the winners with the order of arrival, and bots with people."""
 
 from typing import Any
 
@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simulation.judge.fairness import measure_bots, measure_fairness, measure_order
-from simulation.judge.retries import measure_retries
+from simulation.judge.numbers.fairness import measure_bots, measure_fairness, measure_order
+from simulation.judge.numbers.retries import measure_retries
 from simulation.model.history import make_history
 from simulation.scenario.loading import read_scenario
 from simulation.tests.histories import Ask, order, orders_of
@@ -17,7 +17,7 @@ from simulation.tests.scenario.test_scenario import minimal
 
 MS = 1_000_000
 Row = tuple[int, str, int]
-"""When a client came, in ms; what it was told; and when, in ms."""
+"""When a client came, in ms; the outcome that it was told; and when it was told, in ms."""
 
 
 def history_of(rows: list[Row], **columns: Any) -> pd.DataFrame:

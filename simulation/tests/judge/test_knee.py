@@ -1,4 +1,4 @@
-"""The knee is found where a made-up ramp has it, whatever single half seconds are like."""
+"""The knee of a made-up ramp is found, whatever a single half second looks like."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simulation.judge.knee import BUCKET_S, find_knee, find_ramp, locate_knee
+from simulation.judge.numbers.knee import BUCKET_S, find_knee, find_ramp, locate_knee
 from simulation.model.history import make_history
 from simulation.scenario.loading import load_scenario, read_scenario
 from simulation.scenario.schema import Scenario

@@ -1,11 +1,12 @@
-"""Recovery is measured from the record alone: when requests are decided, and what waits has drained."""
+"""Recovery is measured from the record alone: requests are decided again, and the backlogs have drained."""
 
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from simulation.judge.recovery import judge_recovery, measure_recovery
+from simulation.judge.numbers.recovery import measure_recovery
+from simulation.judge.verdict import judge_recovery
 from simulation.model.history import DTYPES
 from simulation.scenario.fault import Interval
 
@@ -47,36 +48,36 @@ def timeline(backlog: tuple[float, float] | None = None, unread: tuple[float, fl
     return pd.DataFrame({"t_s": t_s, "pending_orders": pending})
 
 
-def healed_s(history: Any, timeline: Any, *faults: Interval) -> list[float | None]:
-    return [recovery.healed_s for recovery in measure_recovery(history, timeline, faults or [FAULT])]
+def recovered(history: Any, timeline: Any, *faults: Interval) -> list[float | None]:
+    return [recovery.recovered_after_s for recovery in measure_recovery(history, timeline, faults or [FAULT])]
 
 
 def test_an_engine_that_never_faltered_recovers_at_once() -> None:
-    assert healed_s(history(), timeline()) == [0.0]
+    assert recovered(history(), timeline()) == [0.0]
 
 
 def test_it_takes_until_requests_are_decided_again() -> None:
-    assert healed_s(history(refused=(2.0, 4.2)), timeline()) == [1.2]
-    assert healed_s(history(slow=(2.0, 3.5)), timeline()) == [0.5]
+    assert recovered(history(refused=(2.0, 4.2)), timeline()) == [1.2]
+    assert recovered(history(slow=(2.0, 3.5)), timeline()) == [0.5]
 
 
 def test_it_takes_until_what_waited_has_drained_or_can_be_read() -> None:
-    assert healed_s(history(), timeline(backlog=(2.2, 5.0))) == [2.0]
-    assert healed_s(history(), timeline(unread=(2.2, 4.0))) == [1.0]
+    assert recovered(history(), timeline(backlog=(2.2, 5.0))) == [2.0]
+    assert recovered(history(), timeline(unread=(2.2, 4.0))) == [1.0]
 
 
 def test_what_only_the_last_sample_shows_to_have_drained_has_drained() -> None:
-    assert healed_s(history(), timeline(backlog=(2.2, 9.7))) == [6.8]
+    assert recovered(history(), timeline(backlog=(2.2, 9.7))) == [6.8]
 
 
 def test_trouble_that_begins_right_after_the_fault_counts() -> None:
     killed = Interval(kind="kill", on="relay", start_s=2.0, end_s=2.0)
-    assert healed_s(history(), timeline(backlog=(2.6, 4.0)), killed) == [2.0]
+    assert recovered(history(), timeline(backlog=(2.6, 4.0)), killed) == [2.0]
 
 
 def test_what_the_next_fault_does_is_not_the_earlier_ones() -> None:
     later = Interval(kind="cut", on="redis", start_s=3.6, end_s=5.0)
-    assert healed_s(history(refused=(3.6, 5.2)), timeline(), FAULT, later) == [0.0, 0.2]
+    assert recovered(history(refused=(3.6, 5.2)), timeline(), FAULT, later) == [0.0, 0.2]
 
 
 def test_an_engine_that_does_not_come_back_breaks_the_rule() -> None:

@@ -9,17 +9,11 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from simulation.judge.load import load_report
-from simulation.judge.summary import (
-    count_outcomes,
-    is_trusted,
-    measure_fulfilment,
-    measure_latency,
-    measure_phase,
-    measure_stock,
-    summarise,
-    time_to_sell_out,
-)
+from simulation.judge.numbers.latency import is_trusted, measure_latency
+from simulation.judge.numbers.load import measure_load
+from simulation.judge.numbers.requests import count_outcomes
+from simulation.judge.numbers.sales import measure_fulfilment, measure_stock, time_to_sell_out
+from simulation.judge.summary import measure_phase, summarise
 from simulation.judge.verdict import judge
 from simulation.model.state import FinalState
 from simulation.scenario.loading import load_scenario
@@ -41,7 +35,7 @@ def summary_of(history: pd.DataFrame, state: FinalState) -> dict[str, Any]:
         history,
         state,
         judge(history, state),
-        load_report(history, scenario),
+        measure_load(history, scenario),
         scenario,
         started_at=datetime(2026, 1, 2, 13, 30, tzinfo=timezone(timedelta(hours=2))),
         commit="c",
@@ -111,14 +105,14 @@ def test_outcomes_add_up_to_the_requests() -> None:
     assert count_outcomes(history) == {"accepted": 1, "sold_out": 1, "rejected": 3, "error": 1, "unknown": 2}
 
 
-def test_fulfilment_counts_by_status_and_measures_the_lag() -> None:
+def test_fulfilment_counts_by_status_and_measures_the_delay() -> None:
     _, state = play([Ask(user, gate_ns=user) for user in range(1, 5)], [Terms(stock=9)])
     rows = [
         row | {"settled_us": row["accepted_us"] + 1000 * (i + 1)} for i, row in enumerate(order_rows(state))
     ]
     rows[3]["status"] = "FAILED"
     state = with_orders(state, rows)
-    fulfilment = measure_fulfilment(state.orders, replace(state, bus=False))
+    fulfilment = measure_fulfilment(replace(state, bus=False))
     assert fulfilment == {
         "confirmed": 3, "failed": 1, "rejected": 0, "lag_p50_ms": 2.5, "lag_p99_ms": pytest.approx(3.97),
         "drained_s": 0.1, "bus": "outbox",
@@ -129,7 +123,7 @@ def test_oversold_units_are_not_hidden_by_another_sale_with_units_left() -> None
     _, state = play([Ask(1), Ask(2, product_id=2)], [Terms(stock=1), Terms(product_id=2, stock=50)])
     rows = [*order_rows(state), order("extra", Ask(3), 1), order("more", Ask(4), 1)]
     state = with_orders(state, rows)
-    assert measure_stock(state.orders, state)["oversold"] == 2
+    assert measure_stock(state)["oversold"] == 2
 
 
 def test_time_to_sell_out_ends_with_the_last_unit_and_not_with_a_retry() -> None:

@@ -7,9 +7,10 @@ import pandas as pd
 import pytest
 
 from simulation.errors import ScenarioError
-from simulation.judge.load import load_report
-from simulation.judge.summary import count_outcomes, measure_latency
-from simulation.judge.thresholds import Measured, judge_thresholds
+from simulation.judge.numbers.latency import measure_latency
+from simulation.judge.numbers.load import measure_load
+from simulation.judge.numbers.requests import count_outcomes
+from simulation.judge.thresholds import Metrics, judge_thresholds
 from simulation.judge.verdict import verdict, verdict_in_words
 from simulation.scenario.condition import Condition, parse_change, parse_condition, quantile_of
 from simulation.scenario.loading import load_scenario
@@ -28,14 +29,14 @@ def scenario_with(*thresholds: str) -> Scenario:
 
 
 @pytest.fixture(scope="module")
-def run() -> Measured:
+def run() -> Metrics:
     history = make_history(5_000)
     state = make_state(history, 5_000)
-    load = load_report(history, scenario_with())
-    return Measured(history, state, load, datetime.fromtimestamp(START_US / 1e6, UTC))
+    load = measure_load(history, scenario_with())
+    return Metrics(history, state, load, datetime.fromtimestamp(START_US / 1e6, UTC))
 
 
-def test_metrics_are_those_of_the_summary(run: Measured) -> None:
+def test_metrics_are_those_of_the_summary(run: Metrics) -> None:
     latency = measure_latency(run.history[run.history["outcome"] == "ACCEPTED"])
     for kind in ("response", "service"):
         for stat, value in latency[kind].items():
@@ -48,7 +49,7 @@ def test_metrics_are_those_of_the_summary(run: Measured) -> None:
     assert run.measure("fulfilment.confirmed") == 5_000
 
 
-def test_the_front_doors_memory_is_the_most_that_all_of_them_take(run: Measured) -> None:
+def test_the_front_doors_memory_is_the_most_that_all_of_them_take(run: Metrics) -> None:
     timeline = pd.DataFrame(
         {"t_s": [0, 1, 2], "rss_mib front-door 1": [50, 60, 70], "rss_mib redis": [9, 9, 9]}
     )
@@ -58,12 +59,12 @@ def test_the_front_doors_memory_is_the_most_that_all_of_them_take(run: Measured)
         assert replace(run, timeline=unread).measure("front_door.rss_max_mib") is None
 
 
-def test_over_a_window_only_its_own_requests_count(run: Measured) -> None:
+def test_over_a_window_only_its_own_requests_count(run: Metrics) -> None:
     assert run.measure("all.count", (0, 2)) == 1_200
     assert run.measure("all.count", (2, 6)) == 20_000
     assert run.measure("rejected.response.p99", (2, 6)) is None
-    parts = [len(run.lag_ms(span)) for span in ((0, 2), (2, 3), (3, 60))]
-    assert sum(parts) == len(run.lag_ms()) == 5_000
+    parts = [len(run.sample_delays(span)[1]) for span in ((0, 2), (2, 3), (3, 60))]
+    assert sum(parts) == len(run.sample_delays()[1]) == 5_000
     assert 0 < parts[0] <= 1_200
 
 
@@ -84,12 +85,12 @@ def test_over_a_window_only_its_own_requests_count(run: Measured) -> None:
         ("fulfilment.lag_p50 < 100 during tail", None),
     ],
 )
-def test_a_threshold_is_judged(run: Measured, text: str, holds: bool | None) -> None:
+def test_a_threshold_is_judged(run: Metrics, text: str, holds: bool | None) -> None:
     (check,) = judge_thresholds(scenario_with(text), run)
     assert check.holds is holds
 
 
-def test_what_was_measured_is_said_in_plain_digits(run: Measured) -> None:
+def test_what_was_measured_is_said_in_plain_digits(run: Metrics) -> None:
     checks = judge_thresholds(
         scenario_with("all.count > 1", "all.count > 1 during base", "error.share < 1"), run
     )
@@ -149,7 +150,7 @@ def test_a_change_is_relative_or_in_its_own_unit() -> None:
         parse_change("oversold > much")
 
 
-def test_a_missed_threshold_fails_a_run_in_which_all_rules_hold(run: Measured) -> None:
+def test_a_missed_threshold_fails_a_run_in_which_all_rules_hold(run: Metrics) -> None:
     rules = judge_thresholds(scenario_with("oversold == 0"), run)
     missed = judge_thresholds(scenario_with("accepted.response.max < 1", "oversold == 0"), run)
     assert verdict([*rules, *missed], load_valid=True) == "fail"

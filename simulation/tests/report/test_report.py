@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from simulation.judge.disturbance import find_omission
-from simulation.judge.fairness import measure_order
-from simulation.judge.retries import measure_retries
-from simulation.judge.summary import measure_latency
+from simulation.judge.numbers.disturbance import find_omission
+from simulation.judge.numbers.fairness import measure_order
+from simulation.judge.numbers.latency import measure_latency
+from simulation.judge.numbers.retries import measure_retries
 from simulation.model.hostile import KindCount
 from simulation.record.history import read_history
 from simulation.report.latency_plots import draw_knee

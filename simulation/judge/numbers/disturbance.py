@@ -1,4 +1,4 @@
-"""What a standstill or a fault did to the requests of a run: pure functions of its history."""
+"""What a standstill or a fault did to the requests of a run."""
 
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
@@ -6,7 +6,8 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import pandas as pd
 
-from simulation.judge.summary import is_trusted, response_ms
+from simulation.judge.numbers.latency import is_trusted, response_ms, take_stat
+from simulation.judge.numbers.requests import is_decided, select_span
 
 LEAST_DUE: Final = 10
 """Fewest requests that must be due while nothing is answered before that is a standstill."""
@@ -21,13 +22,13 @@ class Stall(NamedTuple):
     start_s: float
     seconds: float
     due: int
-    """Requests that were meant to start in it."""
+    """Requests with an intended start in it."""
     unsent: int
     """Those of them that were not sent before it was over."""
 
 
 class Omission(NamedTuple):
-    """How far service time hides what buyers waited, for one outcome."""
+    """How much of the buyers' wait the service time hides, for one outcome."""
 
     outcome: str
     response_p99_ms: float
@@ -40,13 +41,14 @@ class Effect(NamedTuple):
 
     due: int
     undecided: int
-    """Those that were never told whether they bought: no answer, or 503."""
+    """Those whose buyers never learnt whether they bought: no answer, or 503."""
     p99_ms: float | None
     """Response time of those that were answered."""
 
 
 def find_stall(history: pd.DataFrame) -> Stall | None:
-    """The run's longest standstill, None where there is none worth the name."""
+    """Return the longest standstill that is worth telling (LEAST_STALL_S, LEAST_DUE); None if there is
+    none."""
     done_ns = np.sort(history["done_ns"].dropna().to_numpy("int64"))
     meant_ns = np.sort(history["intended_ns"].to_numpy("int64"))
     if not len(done_ns):
@@ -64,13 +66,14 @@ def find_stall(history: pd.DataFrame) -> Stall | None:
 
 
 def find_omission(history: pd.DataFrame, summary: Mapping[str, Any]) -> Omission | None:
-    """Where service time hides what buyers waited, those who bought first; None where it hides little.
+    """Return how much of the wait service time hides, for accepted requests first; None where it hides
+    little.
 
-    The difference is what a closed loop leaves out, since it sends nothing while it waits ("coordinated
-    omission": Tene).
+    The difference is what a closed loop leaves out, because it sends nothing while it waits ("coordinated
+    omission", Gil Tene).
     """
-    for outcome, kinds in summary["latency_ms"].items():
-        response, service = kinds["response"]["p99"], kinds["service"]["p99"]
+    for outcome, times in summary["latency_ms"].items():
+        response, service = times["response"]["p99"], times["service"]["p99"]
         if response is None or not is_trusted("p99", summary["outcomes"][outcome]):
             continue
         if response >= NOTABLE_RATIO * service and response - service >= NOTABLE_MS:
@@ -79,12 +82,7 @@ def find_omission(history: pd.DataFrame, summary: Mapping[str, Any]) -> Omission
 
 
 def measure_effect(history: pd.DataFrame, fault: Mapping[str, Any]) -> Effect:
-    """What a fault of a summary did, until it was healed and the engine recovered."""
-    end_s = fault["end_s"] + (fault["healed_s"] or 0.0)
-    if fault["healed_s"] is None:
-        end_s = np.inf
-    meant_s = history["intended_ns"] / 1e9
-    due = history[(meant_s >= fault["start_s"]) & (meant_s < end_s)]
-    took = response_ms(due)
-    undecided = due["outcome"].isin(["UNKNOWN", "UNAVAILABLE"])
-    return Effect(len(due), int(undecided.sum()), float(np.percentile(took, 99)) if len(took) else None)
+    """Return what a fault of a summary did, from its start until the engine had recovered from it."""
+    recovered_s = np.inf if fault["healed_s"] is None else fault["end_s"] + fault["healed_s"]
+    due = select_span(history, fault["start_s"], recovered_s)
+    return Effect(len(due), int((~is_decided(due)).sum()), take_stat(response_ms(due), "p99"))

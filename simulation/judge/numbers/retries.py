@@ -1,19 +1,19 @@
-"""What became of the clients that came again. Pure, from the history and the ledger's orders."""
+"""What became of the retries."""
 
 import numpy as np
 import pandas as pd
 
 
 def measure_retries(history: pd.DataFrame, orders: pd.DataFrame | None) -> dict[str, int | None]:
-    """The fields of the summary.
+    """Return the fields of the summary.
 
-    requests               retries that were made
-    clients                that came again
-    most                   tries of the client that came most often
-    accepted_later         clients that were first accepted when they came again
-    keyed_bought_again     orders on top of one for each Idempotency-Key: a correct engine writes none
-    unkeyed_bought_again   orders on top of one for each client without a key, at least: such a client can't
-                           be told from a new one, and buys again if it never learnt that it had bought
+    requests               retries
+    clients                clients that sent at least one
+    most                   tries of the client with the most tries
+    accepted_later         clients that were first accepted at a retry
+    keyed_bought_again     orders beyond one for each Idempotency-Key: a correct engine writes none
+    unkeyed_bought_again   orders beyond one for each client without a key, at least: the engine can't tell
+                           the retry of such a client from a new purchase, so a lost answer makes it buy again
 
     The last two are None where the ledger could not be read.
     """

@@ -1,0 +1,88 @@
+"""Whether the load was the one that the scenario asks for."""
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from simulation.judge.numbers.latency import lag_ms, take_stat
+from simulation.scenario.schema import Scenario
+
+
+class Load(msgspec.Struct, frozen=True, kw_only=True):
+    """The load that was offered, and whether a verdict on the engine may rest on it."""
+
+    requests: int
+    """Planned requests and retries."""
+    sent: int
+    offered_rps: float
+    """All requests, over the length of the arrival curve or, if longer, the time to the last retry."""
+    achieved_rps: float
+    """Answered requests, over the length of the arrival curve or, if longer, the time to the last answer."""
+    lag_p99_ms: float = msgspec.field(name="late_p99_ms")
+    """p99 of the lag (sent − intended) of the requests that were sent."""
+    valid: bool
+    reason: str
+    """Why it is not valid; empty if it is."""
+    retries: int
+    """How many of the requests were retries."""
+
+
+def measure_load(history: pd.DataFrame, scenario: Scenario, ended_s: float | None = None) -> Load:
+    """Return the load and whether it is valid; `ended_s` is when it was stopped before its end.
+
+    It is valid if the p99 of the lag is at most `driver.late_p99_ms` and every request was sent, or refused
+    by a server that did not listen, or given up where `driver.may_give_up`. A request that waited longer than
+    that because all connections were busy breaks the open loop: a slow server held back its own load. Such a
+    load is not valid, unless `driver.connections_may_run_out`; then such requests don't count for the p99.
+    """
+    options = scenario.driver
+    sent = history[history["sent_ns"].notna()]
+    given_up = int((history["sent_ns"].isna() & history["done_ns"].isna()).sum())
+    lag = lag_ms(sent)
+    waited = (lag > options.late_p99_ms) & find_all_busy(sent, options.connections, options.timeout_ms)
+    judged_p99_ms = take_stat(lag[~waited] if options.connections_may_run_out else lag, "p99") or 0.0
+
+    answered = sent["done_ns"].dropna()
+    end_s = scenario.duration_s() if ended_s is None else ended_s
+    last_start_s = history["intended_ns"].max() / 1e9 if len(history) else 0.0
+    last_answer_s = answered.max() / 1e9 if len(answered) else 0.0
+    reasons = []
+    if not len(sent):
+        reasons.append("no request was sent")
+    if given_up and not options.may_give_up:
+        reasons.append(f"{given_up:,} requests were never sent")
+    if waited.any() and not options.connections_may_run_out:
+        reasons.append(
+            f"{np.count_nonzero(waited):,} requests waited while all {options.connections:,} connections"
+            " were busy, so the loop was not open"
+        )
+    if judged_p99_ms > options.late_p99_ms:
+        reasons.append(f"the p99 of the lag is {judged_p99_ms:.1f} ms, more than {options.late_p99_ms:g} ms")
+    return Load(
+        requests=len(history),
+        sent=len(sent),
+        offered_rps=float(len(history) / max(end_s, last_start_s)),
+        achieved_rps=float(len(answered) / max(end_s, last_answer_s)),
+        lag_p99_ms=take_stat(lag, "p99") or 0.0,
+        valid=not reasons,
+        reason="; ".join(reasons),
+        retries=int(np.count_nonzero(history["attempt"])),
+    )
+
+
+def find_all_busy(sent: pd.DataFrame, connections: int, timeout_ms: int) -> npt.NDArray[np.bool_]:
+    """Return for each request that was sent whether it took the last free connection of its driver process.
+
+    A request without an answer holds its connection until its timeout.
+    """
+    busy = np.zeros(len(sent), np.bool_)
+    sent_ns = sent["sent_ns"].to_numpy(np.int64)
+    freed_ns = sent["done_ns"].fillna(sent["sent_ns"] + timeout_ms * 1_000_000).to_numpy(np.int64)
+    drivers = sent["driver"].to_numpy()
+    for driver in np.unique(drivers):
+        mine = drivers == driver
+        taken = np.searchsorted(np.sort(sent_ns[mine]), sent_ns[mine], side="right")
+        freed = np.searchsorted(np.sort(freed_ns[mine]), sent_ns[mine], side="right")
+        busy[mine] = taken - freed >= connections
+    return busy

@@ -1,0 +1,86 @@
+"""How long after each fault the engine works as before.
+
+It works when two things hold for a second, or until the next fault begins. Requests are decided: nine in ten
+of those of each 100 ms, within a second. And the backlogs are small: no more is on its way to the ledger than
+before the first fault, or than the engine takes in half a second.
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from simulation.judge.numbers.latency import Floats
+from simulation.judge.numbers.requests import is_decided
+from simulation.scenario.fault import Interval
+
+BIN_S: Final = 0.1
+STEADY_S: Final = 1.0
+SHARE: Final = 0.9
+PROMPT_MS: Final = 1_000.0
+LEAST: Final = 5
+"""Fewest requests of a bin that can show trouble."""
+AT_ONCE_S: Final = 0.5
+BACKLOGS: Final = ("outbox_entries", "queue_messages", "pending_orders")
+
+Flags = npt.NDArray[np.bool_]
+
+
+class Recovery(Interval, frozen=True, kw_only=True):
+    """A fault, and how the engine came back from it."""
+
+    recovered_after_s: float | None = msgspec.field(name="healed_s")
+    """Seconds from the fault's end until the engine works as before; None if it never does."""
+
+
+def measure_recovery(
+    history: pd.DataFrame, timeline: pd.DataFrame, faults: Sequence[Interval]
+) -> list[Recovery]:
+    """Return the recovery from each fault, in the order of the faults."""
+    starts_s = np.array([fault.start_s for fault in faults])
+    last_s = timeline["t_s"].max() if len(timeline) else 0.0
+    found = []
+    for fault in faults:
+        # The last bin begins after the last sample.
+        bins = max(-1, int(np.ceil((last_s - fault.end_s) / BIN_S))) + 1
+        edges_s = fault.end_s + BIN_S * np.arange(bins + 1, dtype=np.float64)
+        works = _flows(history, edges_s) & _is_drained(history, timeline, edges_s[:-1], starts_s.min())
+        recovered = None
+        for number, moment_s in enumerate(edges_s[:-1]):
+            next_s = min(starts_s[starts_s > moment_s], default=np.inf)
+            steady = max(1, round(min(STEADY_S, next_s - moment_s) / BIN_S))
+            if works[number : number + steady].all():
+                recovered = round(number * BIN_S, 1)
+                break
+        found.append(Recovery(**msgspec.structs.asdict(fault), recovered_after_s=recovered))
+    return found
+
+
+def _flows(history: pd.DataFrame, edges_s: Floats) -> Flags:
+    """Return for each bin whether its requests were decided; a bin with fewer than LEAST requests passes."""
+    meant_s = history["intended_ns"].to_numpy("int64") / 1e9
+    took_ms = (history["done_ns"] - history["intended_ns"]).to_numpy("float64", na_value=np.inf) / 1e6
+    total, _ = np.histogram(meant_s, edges_s)
+    normal, _ = np.histogram(meant_s[is_decided(history) & (took_ms <= PROMPT_MS)], edges_s)
+    return (total < LEAST) | (normal >= SHARE * total)
+
+
+def _is_drained(
+    history: pd.DataFrame, timeline: pd.DataFrame, moments_s: Floats, first_fault_s: float
+) -> Flags:
+    """Return for each moment whether the backlogs are small, by the last sample before it."""
+    t_s = timeline["t_s"].to_numpy("float64")
+    accepted_s = history.loc[history["outcome"] == "ACCEPTED", "intended_ns"].to_numpy("int64") / 1e9
+    enough = AT_ONCE_S * len(accepted_s) / max(accepted_s.max(initial=0.0), 1.0)
+    fine = np.ones(len(t_s), np.bool_)
+    for name in BACKLOGS:
+        if name in timeline and timeline[name].notna().any():
+            waiting = timeline[name].to_numpy("float64", na_value=np.nan)
+            usual = np.nanmax(waiting[t_s < first_fault_s], initial=0.0)
+            # A store that could not be read is not known to have drained.
+            fine &= waiting <= max(usual, enough, 1.0)
+    latest = np.searchsorted(t_s, np.round(moments_s, 3), side="right") - 1
+    return fine[np.maximum(latest, 0)]

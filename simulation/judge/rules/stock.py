@@ -1,0 +1,106 @@
+"""Rules about units: none is sold twice, none appears, and none vanishes."""
+
+import numpy as np
+
+from simulation.judge.rules.evidence import LIVE, Breach, Evidence, Finding, find, read
+
+
+def no_oversell(evidence: Evidence) -> Finding:
+    """No sale confirms more units than its stock, and buyers are not promised more units than that either.
+    The ledger's own count of sold units agrees with its orders."""
+    sales, orders, accepted = evidence.sales, evidence.orders, evidence.accepted
+    oversold = (np.maximum(sales["CONFIRMED"], sales["sold"]) - sales["stock"]).clip(lower=0)
+    miscounted = (sales["sold"] - sales["CONFIRMED"]).abs()
+
+    lapsed = orders[orders["status"].isin(["FAILED", "REJECTED"]) & orders["order"].isin(accepted["order"])]
+    of_product = sales.groupby("product_id").agg({"stock": "sum", "quantity": "max"})
+    promises = accepted.drop_duplicates("order")["product_id"].value_counts()
+    promised = promises * of_product["quantity"].reindex(promises.index, fill_value=1)
+    promised = promised.sub(lapsed.groupby("product_id")["quantity"].sum(), fill_value=0)
+    overpromised = promised.sub(of_product["stock"], fill_value=0).clip(lower=0)
+    return find(
+        f"{sales['CONFIRMED'].sum():,} units confirmed of {sales['stock'].sum():,} in stock",
+        Breach(oversold.sum(), "units too many", "sale", sales.index[oversold > 0]),
+        Breach(
+            miscounted.sum(), "units apart from the sale's own count", "sale", sales.index[miscounted > 0]
+        ),
+        Breach(overpromised.sum(), "units promised beyond the stock"),
+    )
+
+
+def units_are_conserved(evidence: Evidence) -> Finding:
+    """No unit appears or vanishes. For every sale the stock equals the units left at the gate, plus the units
+    held by confirmed and pending orders, plus the units on their way from the gate to the ledger."""
+    gate = read(evidence.state.gate, "gate").set_index("product_id")
+    current = evidence.sales[~evidence.sales["product_id"].duplicated(keep="last")].reset_index()
+    current = current.join(gate[["sale_id", "remaining"]].add_suffix("_gate"), on="product_id")
+    # A pending id is in flight only until the ledger has it; its product is known from the client's answer.
+    on_way = evidence.accepted.drop_duplicates("order")
+    on_way = on_way[on_way["order"].isin(evidence.pending) & ~on_way["order"].isin(evidence.orders["order"])]
+    flying = current["product_id"].map(on_way["product_id"].value_counts()).fillna(0) * current["quantity"]
+    forgotten = current["sale_id_gate"] != current["sale_id"]
+    off = current["stock"] - current["remaining_gate"] - current["live"] - flying
+    off = off.where(~forgotten, current["stock"]).abs()
+    return find(
+        f"{current['stock'].sum():,} units = {current['remaining_gate'].sum():,.0f} left at the gate"
+        f" + {current['live'].sum():,} held by orders + {flying.sum():,.0f} on their way"
+        + (f"; the gate does not know {forgotten.sum():,} of the sales" if forgotten.any() else ""),
+        Breach(off.sum(), "units unaccounted for", "sale", current.loc[off > 0, "sale_id"]),
+    )
+
+
+def nothing_is_stranded(evidence: Evidence) -> Finding:
+    """Once the load is over, everything drains: no reservation waits to be settled, and the outbox and the
+    queue are empty."""
+    state = evidence.state
+    left = {
+        "pending reservations": None if state.pending is None else len(state.pending),
+        "outbox entries": state.outbox,
+        "queue messages": state.queue,
+    }
+    stranded = sum(count or 0 for count in left.values())
+    if not stranded:
+        for name, count in left.items():
+            read(count, f"number of {name}")
+    detail = ", ".join(f"{count:,} {name}" for name, count in left.items() if count is not None)
+    return Finding(stranded, detail)
+
+
+def user_limit_is_kept(evidence: Evidence) -> Finding:
+    """No buyer holds more units of a sale than the sale's limit for each user."""
+    limits = evidence.sales["user_limit"].dropna().astype("int64")
+    if limits.empty:
+        return Finding(0, "no sale has a limit")
+    orders = evidence.orders
+    held = orders[orders["status"].isin(LIVE) & orders["sale_id"].isin(limits.index)]
+    units = held.groupby(["sale_id", "user_id"], as_index=False)["quantity"].sum()
+    excess = units[units["quantity"] > units["sale_id"].map(limits)]
+    return find(
+        f"{len(units):,} buyers of sales with a limit",
+        Breach(len(excess), "of them hold more", "user", excess["user_id"]),
+    )
+
+
+def guard_never_needed(evidence: Evidence) -> Finding:
+    """The gate alone keeps to the stock: the ledger's own guard against overselling never has to reject an
+    order."""
+    rejected = int((evidence.orders["status"] == "REJECTED").sum())
+    return Finding(rejected, f"{rejected:,} orders rejected")
+
+
+def demand_empties_the_stock(evidence: Evidence) -> Finding:
+    """No unit stays unsold while buyers want it: a sale that told somebody SOLD_OUT, or whose buyers took all
+    it had, has nothing left. Two kinds of unsold units are allowed: those that a declined payment gave back
+    too late for another buyer, and a rest that is too small for one purchase."""
+    sales = evidence.timed_sales
+    refused = sales.index.isin(evidence.sold_out["sale_id"])
+    wanted = evidence.bought["sale_id"].value_counts().reindex(sales.index, fill_value=0) * sales["quantity"]
+    sufficed = refused | (wanted + sales["quantity"] > sales["stock"])
+    reached = sales[sufficed]
+    unsold = reached["stock"] - reached["live"]
+    left = (unsold - reached["FAILED"] - reached["quantity"] + 1).clip(lower=0)
+    return find(
+        f"demand reached the stock of {len(reached):,} of {len(sales):,} sales; "
+        f"{unsold.sum():,} units unsold there",
+        Breach(left.sum(), "of them without a reason", "sale", left.index[left > 0]),
+    )
