@@ -20,7 +20,8 @@ _PACKAGES: Final = (
     "flashgrid", "aio-pika", "aiohttp", "asyncpg", "hiredis", "msgspec", "numpy", "pandas", "redis", "uvloop",
 )  # fmt: skip
 _TIMEOUT_S: Final = 5.0
-_ROOT: Final = Path(__file__).parents[2]
+ROOT: Final = Path(__file__).parents[2]
+"""The checkout that this module belongs to."""
 
 
 def describe_machine() -> dict[str, str | int]:
@@ -33,19 +34,19 @@ def describe_machine() -> dict[str, str | int]:
     }
 
 
-def read_commit() -> str:
-    """The commit of this source tree, "+dirty" if tracked files differ from it; "unknown" outside git."""
+def read_commit(root: Path = ROOT) -> str:
+    """Return the commit of a checkout, "+dirty" if tracked files differ from it; "unknown" outside git."""
     command = [
         "git",
         "-C",
-        str(_ROOT),
+        str(root),
         "describe",
         "--always",
         "--exclude=*",
         "--abbrev=40",
         "--dirty=+dirty",
     ]
-    if not (_ROOT / ".git").exists():
+    if not (root / ".git").exists():
         return "unknown"
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
