@@ -2,13 +2,12 @@
 
 SimulationError
 ├── ScenarioError     a scenario can't be read, or a key of it has a bad value
-├── HistoryError      a file is not a history
 ├── BadResponse       the bytes are no HTTP/1.1 response
 ├── DriverError       the load could not be driven
 ├── EngineError       the engine under test can't be started, reached, or put on sale
-├── FaultError        a fault can't be done, or not be healed
+├── FaultError        a fault can't be done, or can't be healed
 ├── Unreadable        a store can't be read now
-├── RunError          a run, or the folder of one, is not as it should be
+├── RunError          a run, or what its folder holds, is not as it should be
 ├── BenchError        something can't be measured
 └── MutationError     a mutation can't be read, or does not fit the engine
 """
@@ -20,10 +19,6 @@ class SimulationError(Exception):
 
 class ScenarioError(SimulationError):
     """A scenario can't be read, or a key of it has a bad value."""
-
-
-class HistoryError(SimulationError):
-    """A file is not a history."""
 
 
 class BadResponse(SimulationError):
@@ -39,7 +34,7 @@ class EngineError(SimulationError):
 
 
 class FaultError(SimulationError):
-    """A fault can't be done, or not be healed."""
+    """A fault can't be done, or can't be healed."""
 
 
 class Unreadable(SimulationError):
@@ -47,7 +42,7 @@ class Unreadable(SimulationError):
 
 
 class RunError(SimulationError):
-    """A run, or the folder of one, is not as it should be."""
+    """A run, or what its folder holds, is not as it should be."""
 
 
 class BenchError(SimulationError):

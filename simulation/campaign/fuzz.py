@@ -9,88 +9,46 @@ import asyncio
 import contextlib
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Final
 from urllib.parse import urlsplit
 
 import msgspec
 import psutil
-from rich.console import Console
 
 from engine.settings import read_settings
 from simulation.drive.child import start_child
 from simulation.drive.driver import DriveResult, LoadSpec, drive
 from simulation.drive.hostile.client import Job
-from simulation.drive.hostile.kinds import KINDS
 from simulation.drive.hostile.request import DECOY, PRODUCTS_BELOW, SMUGGLED
 from simulation.errors import ScenarioError
-from simulation.live.terminal import LiveView
 from simulation.model.hostile import FILE, ClientReport, HostileRecord, Stock
 from simulation.model.state import FinalState
-from simulation.record.facts import ENGINE_LOG
-from simulation.run import run
+from simulation.record.facts import ENGINE_LOG, write_json
+from simulation.run import Say
 from simulation.scenario.schema import SaleOffer, Scenario
-from simulation.target.engine_process import private_services
 from simulation.target.final_state import read_final_state
 from simulation.target.opening import open_sales
 from simulation.target.services import Services
 
 CLIENTS: Final = 128
 SLACK_S: Final = 10.0
-"""What a full machine may add to the time after which a connection must have been ended."""
+"""What a busy machine may add to the time after which a connection must have ended."""
 DECOY_UNITS: Final = 1_000_000_000
 SMUGGLED_UNITS: Final = 1_000
 POLL_S: Final = 0.1
 _HELD: Final = (psutil.CONN_ESTABLISHED, psutil.CONN_CLOSE_WAIT)
 
 
-async def run_hostile(
-    scenario: Scenario,
-    requests: int,
-    seed: int,
-    folder: Path,
-    say: Callable[[str], None],
-    command: str,
-    console: Console,
-    services: Services | None = None,
-) -> None:
-    """Runs the scenario under so many hostile requests, and writes the record of both into `folder`.
-
-    It runs on `services`, or on private ones where none are given. Raises ScenarioError for a sale that
-    hostile requests might buy from, and what `run` raises.
-    """
-    if any(sale.product_id >= PRODUCTS_BELOW for sale in scenario.sales):
-        raise ScenarioError(f"hostile requests name products from {PRODUCTS_BELOW:,} on: sell one below")
-    async with contextlib.AsyncExitStack() as cleanup:
-        if services is None:
-            say("starting private services")
-            services = await cleanup.enter_async_context(private_services(say))
-        beside = HostileDrive(scenario, requests, seed, folder, services, say)
-        with LiveView(scenario, console) as view:
-            await run(
-                scenario,
-                folder,
-                say,
-                watch=view.update,
-                services=services,
-                command=command,
-                driver=beside.drive,
-            )
-
-
 class HostileDrive:
-    """Drives a load as `drive` does, with hostile clients beside it, and writes down what they did."""
+    """Drives a load as `drive` does, with hostile clients beside it, and records what they did."""
 
     def __init__(
-        self,
-        scenario: Scenario,
-        requests: int,
-        seed: int,
-        folder: Path,
-        services: Services,
-        say: Callable[[str], None],
+        self, scenario: Scenario, requests: int, seed: int, folder: Path, services: Services, say: Say
     ) -> None:
+        """Raise ScenarioError if hostile requests might buy from the scenario's sales."""
+        if any(sale.product_id >= PRODUCTS_BELOW for sale in scenario.sales):
+            raise ScenarioError(f"hostile requests name products from {PRODUCTS_BELOW:,} on: sell one below")
         settings = read_settings({}, **scenario.engine)
         self._scenario, self._folder, self._services, self._say = scenario, folder, services, say
         self._requests, self._seed = requests, seed
@@ -99,7 +57,7 @@ class HostileDrive:
         self._bound_s = 2 * settings.keepalive_s + settings.client_timeout_ms / 1000 + 1 + SLACK_S
 
     async def drive(self, load: LoadSpec) -> DriveResult:
-        """Send the load and the hostile requests; return when both are through and every connection is ended.
+        """Send the load and the hostile requests; return when both are done and every connection has ended.
 
         Raises DriverError.
         """
@@ -109,27 +67,26 @@ class HostileDrive:
         ]
         decoy, smuggled = await open_sales(load.url, offers, None)
         port = urlsplit(load.url).port or 80
-        before = find_engine(port)
+        before = find_processes()
         hostile = asyncio.create_task(self._play_clients(port))
         try:
             driven = await drive(load)
             driven_s = (time.monotonic_ns() - driven.t0_ns) / 1e9
             if not hostile.done():
-                self._say("the sale is over; waiting for the rest of the hostile requests")
+                self._say("the load is over; waiting for the rest of the hostile requests")
             seen = await hostile
         finally:
             hostile.cancel()
             await asyncio.gather(hostile, return_exceptions=True)
         left = await self._await_no_connection(port)
-        after = find_engine(port)
+        after = find_processes()
         state = await read_final_state(
-            self._services.redis_url,
-            self._services.amqp_url,
-            self._services.postgres_url,
+            self._services,
             self._shards,
             sale_ids=[decoy.sale_id, smuggled.sale_id],
             drain_timeout_s=self._scenario.drain_s,
         )
+        log = (self._folder / ENGINE_LOG).read_text(errors="replace")
         record = HostileRecord(
             seed=self._seed,
             requests=self._requests,
@@ -139,14 +96,12 @@ class HostileDrive:
             processes_before=before,
             processes_after=after,
             connections_left=left,
-            tracebacks=(self._folder / ENGINE_LOG)
-            .read_text(errors="replace")
-            .count("Traceback (most recent"),
+            tracebacks=log.count("Traceback (most recent"),
             decoy=count_stock(state, decoy.sale_id, seen.order_ids),
             smuggled=count_stock(state, smuggled.sale_id, []),
         )
         record.clients.order_ids = []
-        (self._folder / FILE).write_bytes(msgspec.json.format(msgspec.json.encode(record)) + b"\n")
+        write_json(record, self._folder / FILE)
         return driven
 
     async def _play_clients(self, port: int) -> ClientReport:
@@ -158,46 +113,34 @@ class HostileDrive:
             return msgspec.json.decode(result.read(), type=ClientReport)
 
     async def _await_no_connection(self, port: int) -> int:
-        """Waits until the front door has ended every connection; how many are left when the time is over."""
+        """Wait until the front door has ended every connection; return how many are left after the bound."""
         deadline = time.monotonic() + self._bound_s
         while (left := count_connections(port)) and time.monotonic() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(POLL_S)
         return left
 
 
-def find_engine(port: int) -> dict[str, int]:
-    """The processes of the engine that listens on a port: pid by name and place; empty where none does."""
-    pids = [each.pid for each in find_connections(port) if each.status == psutil.CONN_LISTEN and each.pid]
-    if not pids:
-        return {}
-    # The front doors share the socket of the server, whose children they are.
-    listening = psutil.Process(pids[0])
-    server = (
-        cast(psutil.Process, listening.parent())
-        if "engine.stages.process" in listening.cmdline()
-        else listening
-    )
-    found = {"server": server.pid}
-    for number, child in enumerate(server.children()):
+def find_processes() -> dict[str, int]:
+    """Return the pid of the run's own server and of each of its stages, by name and number."""
+    found: dict[str, int] = {}
+    for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
-            command = child.cmdline()
+            command = process.cmdline()
             if "engine.stages.process" in command:
-                found[f"{command[command.index('engine.stages.process') + 1]} {number}"] = child.pid
+                found["server"] = process.ppid()
+                stage = command[command.index("engine.stages.process") + 1]
+                found[f"{stage} {len(found)}"] = process.pid
     return found
 
 
 def count_connections(port: int) -> int:
-    """Connections that a process on this machine accepted on a port and has not ended."""
-    return sum(each.status in _HELD and each.pid is not None for each in find_connections(port))
-
-
-def find_connections(port: int) -> list[Any]:
-    """Sockets of this machine, by any process, whose own port it is."""
-    return [each for each in psutil.net_connections("tcp4") if each.laddr and each.laddr.port == port]
+    """Count the connections that a process on this machine accepted on a port and has not ended."""
+    sockets = [each for each in psutil.net_connections("tcp4") if each.laddr and each.laddr.port == port]
+    return sum(each.status in _HELD and each.pid is not None for each in sockets)
 
 
 def count_stock(state: FinalState, sale_id: int, promised: list[str]) -> Stock | None:
-    """What became of a sale's units, and how many of the promised orders the ledger has settled."""
+    """Return what became of a sale's units, and how many of the promised orders the ledger has settled."""
     if state.gate is None or state.sales is None or state.orders is None:
         return None
     sale = state.sales[state.sales["sale_id"] == sale_id].iloc[0]
@@ -213,13 +156,3 @@ def count_stock(state: FinalState, sale_id: int, promised: list[str]) -> Stock |
         promised=len(set(promised)),
         kept=len(set(promised) & set(settled["order_id"])),
     )
-
-
-def describe_clients(record: HostileRecord) -> str:
-    """A line for each kind: how many were sent and what came back."""
-    lines = []
-    for kind in sorted(record.clients.kinds, key=list(KINDS).index):
-        count = record.clients.kinds[kind]
-        answers = sorted(count.answers.items(), key=lambda answer: -answer[1])
-        lines.append(f"  {kind:22} {count.sent:>8,}  " + ", ".join(f"{n:,} {word}" for word, n in answers))
-    return "\n".join(lines)

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import Final
 
 from simulation.drive.progress import Progress
+from simulation.model.events import Abort
 from simulation.model.outcome import OUTCOMES, REFUSALS
-from simulation.scenario.abort import Abort
 from simulation.scenario.condition import Condition, quantile_of
 
 GRACE_S: Final = 3.0

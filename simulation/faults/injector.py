@@ -1,31 +1,31 @@
 """The injector: does a timeline of faults to a running engine, and heals each of them, whatever happens."""
 
 import asyncio
+import contextlib
 import signal
-import time
-from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
-from contextlib import asynccontextmanager
-from typing import Any, Final
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import psutil
 
 from engine.local.process import ProcessId, family, find_process, identify
-from engine.local.stack import Stack
+from engine.stages.lifecycle import cancel
 from simulation.errors import FaultError
+from simulation.faults.commands import insist
 from simulation.faults.memory_loss import MemoryLoss
 from simulation.faults.proxy import Proxy
 from simulation.faults.refusals import make_refusal
-from simulation.scenario.fault import REFUSALS, STAGES, Fault, Interval
+from simulation.model.events import Interval
+from simulation.scenario.fault import REFUSALS, STAGES, Fault
+from simulation.target.background import Background
 from simulation.target.engine_process import EngineProcess
 from simulation.target.services import Services
 
-STAGE_S: Final = 15.0
-"""Longest wait for a stage that is being started again, when the next fault is to be done to it."""
-POLL_S: Final = 0.02
+T = TypeVar("T")
 
 
 def check_targets(faults: Sequence[Fault], services: Services | None, own_engine: bool) -> None:
-    """Raises FaultError where a fault needs something that this run does not have."""
+    """Raise FaultError for a fault that needs something that this run does not have."""
     for fault in faults:
         if not own_engine or services is None:
             raise FaultError("faults need an engine of the run's own, not one at --target")
@@ -37,8 +37,22 @@ def check_targets(faults: Sequence[Fault], services: Services | None, own_engine
             raise FaultError(f"{fault.on} is not the run's own: it can't {fault.kind} it")
 
 
-class Injector:
-    """Does the faults of one run."""
+async def _do_nothing() -> None:
+    pass
+
+
+class _Effect(NamedTuple):
+    """How a fault is done and healed."""
+
+    begin: Callable[[], Awaitable[Any]]
+    heal: Callable[[], Awaitable[Any]]
+    """Runs at the end, also if anything before was interrupted."""
+    strike: Callable[[], Awaitable[Any]] = _do_nothing
+    """Runs before the end, if nothing was interrupted."""
+
+
+class Injector(Background):
+    """Does the faults of one run. At the end of `async with` it heals those under way and does no more."""
 
     def __init__(
         self,
@@ -47,189 +61,151 @@ class Injector:
         services: Services | None,
         proxy: Proxy | None,
     ) -> None:
+        super().__init__()
         self.intervals: list[Interval] = []
-        """Those that were done and healed, in the order of their ends."""
+        """The faults that have ended, in the order of their ends."""
         self._faults = faults
         self._engine = engine
         self._services = services
         self._proxy = proxy
-        self._t0_ns: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self._task = asyncio.create_task(self._run(), name="injector")
-
-    def begin(self, t0_ns: int) -> None:
-        """The run's start, on time.monotonic_ns(), is known; may be said more than once."""
-        if not self._t0_ns.done():
-            self._t0_ns.set_result(t0_ns)
 
     async def finish(self, early: bool = False) -> list[Interval]:
-        """Waits until every fault is healed; `early`: ends those under way, and does no more.
+        """Wait until every fault has ended, and return them by their starts.
 
-        Raises FaultError or the engine's StackError.
+        `early`: heal those under way, and do no more. Raises FaultError or the engine's StackError.
         """
         if early:
-            await self.abandon()
+            await self._cancel()
         else:
             await self._task
         return sorted(self.intervals, key=lambda interval: interval.start_s)
 
-    async def abandon(self) -> None:
-        """Does no more faults, and waits until those under way are healed."""
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
-
     async def _run(self) -> None:
-        t0_ns = await self._t0_ns
+        await self._begun.wait()
+        tasks = [asyncio.create_task(self._inject(fault)) for fault in self._faults]
         try:
-            async with asyncio.TaskGroup() as tasks:
-                for fault in self._faults:
-                    tasks.create_task(self._inject(fault, t0_ns))
-        except ExceptionGroup as group:
-            raise group.exceptions[0] from None
-
-    async def _inject(self, fault: Fault, t0_ns: int) -> None:
-        await asyncio.sleep(fault.at_s - _since(t0_ns))
-        start_s = _since(t0_ns)
-        try:
-            async with self._inflict(fault):
-                await asyncio.sleep(fault.seconds)
+            await asyncio.gather(*tasks)
         finally:
-            end_s = _since(t0_ns) if fault.seconds or fault.on not in STAGES else start_s
-            self.intervals.append(
-                Interval(kind=fault.kind, on=fault.on, start_s=round(start_s, 3), end_s=round(end_s, 3))
-            )
+            await cancel(*tasks)
 
-    @asynccontextmanager
-    async def _inflict(self, fault: Fault) -> AsyncIterator[None]:
-        """Does the fault, and heals it at the end, also where doing it was interrupted."""
-        if fault.of_memory:
-            async with self._forget(fault):
-                yield
-            return
-        healing: Coroutine[Any, Any, None]
-        stopped: list[ProcessId] = []
+    async def _inject(self, fault: Fault) -> None:
+        await asyncio.sleep(fault.at_s - self._seconds())
+        start_s = self._seconds()
+        effect = self._effect_of(fault)
+        try:
+            await effect.begin()
+            await asyncio.sleep(fault.seconds)
+            await effect.strike()
+        finally:
+            try:
+                await _to_the_end(effect.heal())
+            finally:
+                # The server starts a stage again by itself: such a fault ends as it begins.
+                end_s = self._seconds() if fault.seconds or fault.on not in STAGES else start_s
+                self.intervals.append(
+                    Interval(kind=fault.kind, on=fault.on, start_s=round(start_s, 3), end_s=round(end_s, 3))
+                )
+
+    def _effect_of(self, fault: Fault) -> _Effect:
+        kind, on = fault.kind, fault.on
         if fault.of_network:
-            healing = self._heal_network(fault)
-        elif fault.kind in REFUSALS:
-            refusal = make_refusal(fault.kind, fault.on, self._known_services, self._stack)
-            healing = refusal.end()
-        elif fault.kind == "stop":
-            healing = _continue(stopped)
-        elif fault.on in STAGES:
-            healing = asyncio.sleep(0)  # the server heals it
-        else:
-            healing = self._start_service(fault.on)
-        try:
-            if fault.of_network:
-                await self._change_network(fault)
-            elif fault.kind in REFUSALS:
-                await refusal.begin()
-            elif fault.kind == "stop":
-                await self._stop(fault.on, stopped)
-            elif fault.on in STAGES:
-                number = signal.SIGKILL if fault.kind == "kill" else signal.SIGTERM
-                _signal(await self._find_processes(fault.on), number)
-            elif fault.kind == "kill":
-                await self._stack.kill(fault.on)
-            else:
-                await self._stack.stop(fault.on)
-            yield
-        finally:
-            await _to_the_end(healing)
-
-    @asynccontextmanager
-    async def _forget(self, fault: Fault) -> AsyncIterator[None]:
-        """Fulfilment stands still while the block lasts; at its end the gate loses its memory."""
-        loss = MemoryLoss(fault.kind, self._known_services, self._stack)
+            proxy = _known(self._proxy)
+            return _Effect(lambda: proxy.set_fault(on, fault), lambda: proxy.set_fault(on, None))
         stopped: list[ProcessId] = []
+        if kind == "stop":
+            return _Effect(lambda: self._stop(on, stopped), lambda: _continue(stopped))
+        if on in STAGES:
+            return _Effect(lambda: self._end_stage(on, kind), _do_nothing)
+        services = _known(self._services)
+        stack = _known(services.stack)
+        if fault.of_memory:
+            return self._forget(MemoryLoss(kind, services, stack), stopped)
+        if kind in REFUSALS:
+            refusal = make_refusal(kind, on, services, stack)
+            return _Effect(refusal.begin, refusal.end)
+        end = stack.kill if kind == "kill" else stack.stop
+        return _Effect(lambda: end(on), lambda: self._start_service(on))
+
+    def _forget(self, loss: MemoryLoss, stopped: list[ProcessId]) -> _Effect:
+        """Let fulfilment stand still during the fault, and take the gate's memory away at its end."""
+
+        async def begin() -> None:
+            await self._stop("fulfilment", stopped)
+            await loss.prepare()
+
+        async def strike() -> None:
+            await self._stop("front-door", stopped)
+            await loss.drain()
+            await loss.strike()
 
         async def heal() -> None:
             try:
                 await self._start_service("redis")
             finally:
-                _signal(stopped, signal.SIGCONT)
+                await _continue(stopped)
                 loss.tidy()
 
-        try:
-            await self._stop("fulfilment", stopped)
-            await loss.prepare()
-            yield
-            await self._stop("front-door", stopped)
-            await loss.drain()
-            await loss.strike()
-        finally:
-            await _to_the_end(heal())
+        return _Effect(begin, heal, strike)
 
     async def _stop(self, name: str, stopped: list[ProcessId]) -> None:
-        """SIGSTOP; the processes are in `stopped` before, so that all of them are continued."""
+        """Send SIGSTOP. The processes join `stopped` before, so that all of them are continued."""
         found = await self._find_processes(name)
         stopped += found
         _signal(found, signal.SIGSTOP)
 
-    @property
-    def _known_services(self) -> Services:
-        if self._services is None:
-            raise FaultError("the services are not the run's own")
-        return self._services
-
-    @property
-    def _stack(self) -> Stack:
-        if (stack := self._known_services.stack) is None:
-            raise FaultError("the services are not the run's own")
-        return stack
+    async def _end_stage(self, name: str, kind: str) -> None:
+        _signal(await self._find_processes(name), signal.SIGKILL if kind == "kill" else signal.SIGTERM)
 
     async def _find_processes(self, name: str) -> list[ProcessId]:
-        """The processes of a stage or service. Raises FaultError where it has none for too long."""
+        """Return the processes of a stage or service. Raises FaultError if there are none for too long."""
         if name not in STAGES:
-            return family(identify(self._stack.pid(name)))
-        if self._engine is None:
-            raise FaultError("the engine is not the run's own")
-        deadline = time.monotonic() + STAGE_S
-        while not (found := self._engine.find_stage(name)):
-            if time.monotonic() > deadline:
+            return family(identify(_known(_known(self._services).stack).pid(name)))
+        engine = _known(self._engine)
+
+        async def find() -> list[ProcessId]:
+            if not (found := engine.find_stage(name)):
                 raise FaultError(f"{name} does not run")
-            await asyncio.sleep(POLL_S)
-        return found
+            return found
+
+        return await insist(find)
 
     async def _start_service(self, name: str) -> None:
-        before = repr(self._stack.urls)
-        await self._stack.start(name)
-        if repr(self._stack.urls) != before:
+        services = _known(self._services)
+        stack = _known(services.stack)
+        before = repr(stack.urls)
+        await stack.start(name)
+        if repr(stack.urls) != before:
             raise FaultError(f"another program has taken the port of {name} while it was down")
-        if self._services is not None:
-            self._services.pids[name] = self._stack.pid(name)
-
-    async def _change_network(self, fault: Fault) -> None:
-        if self._proxy is None:
-            raise FaultError(f"there is no proxy before {fault.on}")
-        await self._proxy.set_fault(fault.on, fault)
-
-    async def _heal_network(self, fault: Fault) -> None:
-        if self._proxy is not None:
-            await self._proxy.set_fault(fault.on, None)
+        services.pids[name] = stack.pid(name)
 
 
-async def _continue(stopped: list[ProcessId]) -> None:
+def _known(part: T | None) -> T:
+    """Return a part of the run that `check_targets` has made sure of."""
+    if part is None:
+        raise FaultError("engine, services or proxy are not the run's own")
+    return part
+
+
+async def _continue(stopped: Iterable[ProcessId]) -> None:
     _signal(stopped, signal.SIGCONT)
 
 
 def _signal(processes: Iterable[ProcessId], number: signal.Signals) -> None:
     for known in processes:
         if (process := find_process(known)) is not None:
-            try:
+            with contextlib.suppress(psutil.NoSuchProcess):
                 process.send_signal(number)
-            except psutil.NoSuchProcess:
-                continue
 
 
-async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
-    """Awaits `work`; a cancellation waits for its end, too."""
+async def _to_the_end(work: Awaitable[Any]) -> None:
+    """Await `work`. Cancellations, however many, wait for its end, too."""
     task = asyncio.ensure_future(work)
-    try:
-        await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.gather(task, return_exceptions=True)
-        raise
-
-
-def _since(t0_ns: int) -> float:
-    return (time.monotonic_ns() - t0_ns) / 1e9
+    cancelled = False
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError:
+            cancelled = True
+    if cancelled and not task.exception():
+        raise asyncio.CancelledError
+    task.result()

@@ -1,9 +1,8 @@
-"""The proxy that network faults are done with: it stands between the engine and its services.
+"""The proxy that does the network faults: it stands between the engine and its services.
 
-It is a process of its own, so that its work and that of the run do not hold each other up. On standard input
-it is told a Job, and then Changes, each as a line of JSON; it says when each is done by a line on standard
-output, the first of which names its ports. When standard input ends, its parent is gone and so is the
-process.
+It is a process of its own, so that its work and the run's do not delay each other. Its parent sends a Job and
+then Changes on standard input, each as a line of JSON. It answers each with a line on standard output, the
+first of which names its ports. It ends with its standard input: then its parent is gone.
 """
 
 import asyncio
@@ -16,29 +15,32 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Final, cast
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import msgspec
 import uvloop
 
 from engine.local.process import free_port
+from engine.stages.lifecycle import cancel
 from simulation.errors import FaultError
 from simulation.scenario.fault import Fault
 from simulation.target.services import Services
 
-START_S: Final = 30.0
+ANSWER_S: Final = 30.0
 CHUNK: Final = 65_536
 WAITING: Final = 64
-"""Chunks that may wait on a way before the sender has to."""
+"""Chunks that may wait in one direction before the sender has to."""
 PIECES_PER_S: Final = 20
-"""In how many pieces a narrow way passes what it may in a second."""
+"""Pieces in which a narrow way passes the bytes of one second."""
 LATENCY_MS: Final = 100.0
 SHARE: Final = 0.1
 BYTES_PER_S: Final = 50_000
+_URLS: Final = {"redis": "redis_url", "rabbitmq": "amqp_url", "postgres": "postgres_url"}
+"""The field of Services for each service."""
 
 
 class Job(msgspec.Struct, frozen=True):
-    """Which services to stand before: host and port by name. `seed` decides which answers are dropped."""
+    """Host and port of the services to stand before, by name. `seed` decides which answers are dropped."""
 
     services: dict[str, tuple[str, int]]
     seed: int
@@ -55,31 +57,31 @@ class Proxy:
     """The proxy's process, seen from its parent."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self._process = process
+        self._stdin = cast(asyncio.StreamWriter, process.stdin)
+        self._stdout = cast(asyncio.StreamReader, process.stdout)
         self._talking = asyncio.Lock()
 
     async def set_fault(self, on: str, fault: Fault | None) -> None:
-        """Gives the way to a service this fault, or takes the one that it has away. Raises FaultError."""
+        """Give the way to a service this fault, or end the one that it has. Raises FaultError."""
         await self.tell(Change(on, fault))
 
     async def tell(self, order: Job | Change) -> bytes:
-        """Sends a line and returns the answer. Raises FaultError if the process has died."""
-        stdin, stdout = cast(asyncio.StreamWriter, self._process.stdin), self._process.stdout
+        """Send a line and return the answer. Raises FaultError if there is none."""
         async with self._talking:
-            with contextlib.suppress(ConnectionError):  # then it doesn't answer either
-                stdin.write(msgspec.json.encode(order) + b"\n")
-                await stdin.drain()
-            answer = await cast(asyncio.StreamReader, stdout).readline()
-        if not answer:
-            raise FaultError("the proxy between the engine and its services has died")
-        return answer
+            with contextlib.suppress(ConnectionError, TimeoutError):
+                async with asyncio.timeout(ANSWER_S):
+                    self._stdin.write(msgspec.json.encode(order) + b"\n")
+                    await self._stdin.drain()
+                    if answer := await self._stdout.readline():
+                        return answer
+        raise FaultError("the proxy between the engine and its services does not answer")
 
 
 @asynccontextmanager
 async def start_proxy(
     services: Services, names: Iterable[str], seed: int = 0
 ) -> AsyncIterator[tuple[Proxy, Services]]:
-    """A proxy before the services of these names, and the services as they are reached by way of it.
+    """Start a proxy before the named services, and yield it with the services as seen through it.
 
     Raises FaultError.
     """
@@ -88,71 +90,52 @@ async def start_proxy(
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, start_new_session=True,
     )  # fmt: skip
     try:
-        urls = {
-            "redis": services.redis_url,
-            "rabbitmq": services.amqp_url or "",
-            "postgres": services.postgres_url,
-        }
-        parts = {name: urlsplit(urls[name]) for name in names}
+        urls = {name: urlsplit(getattr(services, _URLS[name])) for name in names}
+        places = {name: (url.hostname or "", url.port or 0) for name, url in urls.items()}
         proxy = Proxy(process)
-        places = {name: (part.hostname or "", part.port or 0) for name, part in parts.items()}
-        async with asyncio.timeout(START_S):
-            ports = msgspec.json.decode(await proxy.tell(Job(places, seed)), type=dict[str, int])
-        seen = urls | {name: _at(url, ports[name]) for name, url in urls.items() if name in ports}
-        yield (
-            proxy,
-            replace(
-                services,
-                redis_url=seen["redis"],
-                amqp_url=seen["rabbitmq"] or None,
-                postgres_url=seen["postgres"],
-            ),
-        )
-    except TimeoutError:
-        raise FaultError(f"the proxy is not ready after {START_S:.0f} s") from None
+        ports = msgspec.json.decode(await proxy.tell(Job(places, seed)), type=dict[str, int])
+        seen = {_URLS[name]: _at(url, ports[name]) for name, url in urls.items()}
+        yield proxy, replace(services, **seen)  # type: ignore[arg-type]
     finally:
         cast(asyncio.StreamWriter, process.stdin).close()
         await process.communicate()
 
 
-def _at(url: str, port: int) -> str:
-    """The same URL with the proxy's port in place of the service's address."""
-    parts = urlsplit(url)
-    user, sign, _ = parts.netloc.rpartition("@")
-    return parts._replace(netloc=f"{user}{sign}127.0.0.1:{port}").geturl()
+def _at(url: SplitResult, port: int) -> str:
+    """Return the URL with the proxy's port in place of the service's address."""
+    user, sign, _ = url.netloc.rpartition("@")
+    return url._replace(netloc=f"{user}{sign}127.0.0.1:{port}").geturl()
 
 
 class Way:
     """The way to one service."""
 
     def __init__(self, host: str, port: int, seed: str) -> None:
-        self.port = 0
+        self.port = free_port()
         self._target = (host, port)
         self._fault: Fault | None = None
         self._random = random.Random(seed)
         self._flows = asyncio.Event()
         self._flows.set()
         self._writers: set[asyncio.StreamWriter] = set()
-        self._server: asyncio.Server | None = None
+        self._server: asyncio.Server
 
     async def listen(self) -> None:
-        """Takes connections, on the same port each time."""
-        self.port = self.port or free_port()
+        """Take connections, on the same port each time."""
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
 
     async def set_fault(self, fault: Fault | None) -> None:
-        """From now on the way has this fault, or none."""
+        """Give the way this fault, or none."""
         self._fault = fault
         if self._has("freeze"):
             self._flows.clear()
         else:
             self._flows.set()
-        if self._has("cut") and self._server is not None:
+        if self._has("cut") and self._server.is_serving():
             self._server.close()
-            self._server = None
             for writer in list(self._writers):
                 _reset(writer)
-        elif not self._has("cut") and self._server is None:
+        elif not self._has("cut") and not self._server.is_serving():
             await self.listen()
 
     def _has(self, kind: str) -> bool:
@@ -174,15 +157,13 @@ class Way:
             # One direction that has ended ends the connection: none of these protocols half-closes.
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await cancel(*tasks)
             self._writers -= ends
             for end in ends:
                 end.close()
 
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, replies: bool) -> None:
-        """Carries bytes in one direction until either side closes, or an answer is dropped."""
+        """Carry bytes in one direction until either side closes, or an answer is dropped."""
         waiting: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(WAITING)
         receiving = asyncio.create_task(_receive(reader, waiting))
         try:
@@ -200,8 +181,7 @@ class Way:
                 with contextlib.suppress(OSError):
                     await self._send(writer, data)
         finally:
-            receiving.cancel()
-            await asyncio.gather(receiving, return_exceptions=True)
+            await cancel(receiving)
 
     async def _send(self, writer: asyncio.StreamWriter, data: bytes) -> None:
         while data and self._has("bandwidth"):
@@ -220,16 +200,16 @@ class Way:
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:
-    """Closes a connection as a crash or a firewall does: without a word, and what is unsent is lost."""
+    """Close a connection as a crash does: at once, and unsent bytes are lost."""
     with contextlib.suppress(OSError):
-        # Lingering for no time makes the kernel send RST in place of FIN.
+        # To linger for no time makes the kernel send RST instead of FIN.
         linger = struct.pack("ii", 1, 0)
         writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
     writer.transport.abort()
 
 
 async def _receive(reader: asyncio.StreamReader, waiting: "asyncio.Queue[tuple[float, bytes]]") -> None:
-    """Takes what comes, with the time at which it came; at the end, nothing."""
+    """Queue each piece that arrives with its arrival time; an empty piece is the end."""
     loop = asyncio.get_running_loop()
     with contextlib.suppress(OSError):
         while data := await reader.read(CHUNK):

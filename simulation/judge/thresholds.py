@@ -19,10 +19,10 @@ from simulation.judge.numbers.sales import (
     time_to_sell_out,
 )
 from simulation.judge.verdict import Check
+from simulation.model.events import Abort, Restocked
 from simulation.model.state import FinalState
-from simulation.scenario.abort import Abort
 from simulation.scenario.condition import Condition, Span, parse_condition, unit_of
-from simulation.scenario.schema import Restocked, Scenario
+from simulation.scenario.schema import Scenario
 
 
 @dataclass(frozen=True)

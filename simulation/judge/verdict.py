@@ -10,8 +10,8 @@ import pandas as pd
 from simulation.judge.numbers.recovery import Recovery
 from simulation.judge.rules import orders, refusals, stock
 from simulation.judge.rules.evidence import Evidence, Finding, Unread
+from simulation.model.events import Restocked
 from simulation.model.state import FinalState
-from simulation.scenario.schema import Restocked
 
 Verdict = Literal["pass", "fail", "unknown"]
 Rule = Callable[[Evidence], Finding]

@@ -1,1 +1,4 @@
-"""What all rooms talk about: outcomes, the history, the final state. Pure; imports nothing of the house."""
+"""What all rooms talk about: outcomes, history, final state, and what happened in a run.
+
+Pure: it imports no other room, and every room may import it.
+"""

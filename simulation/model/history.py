@@ -27,7 +27,7 @@ DTYPES: Final[dict[str, Any]] = {
 
 
 def make_history(columns: dict[str, Any]) -> pd.DataFrame:
-    """A history from its columns; -1 in `sent_ns` and `done_ns` is null. Sorted by op.
+    """Return a history of these columns, sorted by op; -1 in `sent_ns` and `done_ns` is null.
 
     Without `attempt` and `first_op` every request is a first try.
     """

@@ -36,7 +36,7 @@ class _Body(msgspec.Struct):
 
 
 def classify(status: int, body: bytes) -> tuple[str, str | None]:
-    """Outcome and order id of an answer; `body` is only looked at for 200 and 503."""
+    """Return outcome and order id of an answer; `body` matters only for 200 and 503."""
     if status == 200:
         answer = _decode(body)
         if answer.status == "ACCEPTED" and isinstance(answer.orderId, str) and answer.orderId:
@@ -46,11 +46,11 @@ def classify(status: int, body: bytes) -> tuple[str, str | None]:
 
 
 def result_of(outcome: str) -> str:
-    """ok, fail or unknown: what the outcome says about the reservation."""
+    """Return ok, fail or unknown: what the outcome says about the reservation."""
     return {"ACCEPTED": "ok", "UNKNOWN": "unknown"}.get(outcome, "fail")
 
 
-# Refusals of one kind are the same bytes, and come by the thousand.
+# Thousands of refusals have the same bytes.
 @lru_cache(maxsize=1_024)
 def _refusal(status: int, body: bytes) -> str:
     if status == 503:

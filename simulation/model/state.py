@@ -7,8 +7,6 @@ import pandas as pd
 import pyarrow as pa
 
 GATE_COLUMNS: Final = ("product_id", "sale_id", "stock", "remaining", "released")
-
-
 SALE_TYPES: Final = {
     "sale_id": pa.int64(),
     "product_id": pa.int64(),
@@ -19,8 +17,6 @@ SALE_TYPES: Final = {
     "starts_us": pa.int64(),
     "ends_us": pa.int64(),
 }
-
-
 ORDER_TYPES: Final = {
     "order_id": pa.string(),
     "sale_id": pa.int64(),
@@ -48,7 +44,7 @@ class FinalState:
     queue: int | None = None
     """Messages ready in the bus; 0 without a bus."""
     dead: int | None = None
-    """Records given up as poison."""
+    """Dead letters, at the bus and at the gate."""
     sales: pd.DataFrame | None = None
     """One row for each sale: SALE_TYPES; times in Unix microseconds, null where the sale has no such term."""
     orders: pd.DataFrame | None = None
@@ -56,5 +52,5 @@ class FinalState:
     bus: bool = True
     """Whether purchases went over RabbitMQ."""
     drained_s: float | None = None
-    """Seconds until everything had settled; None when that took longer than allowed."""
+    """Seconds until everything had settled; None if that took longer than allowed."""
     unread: dict[str, str] = field(default_factory=dict)

@@ -1,24 +1,20 @@
 """Arrivals: when each request is meant to start, as a pure function of segments and a seed.
 
-A segment's rate r(t), in requests a second at t seconds from the segment's start, has the integral Λ(t): the
-requests expected by then. Both spacings put points on the axis of Λ and carry them back to time by Λ⁻¹:
+A segment's rate r(t) is in requests a second, t in seconds from the segment's start. Its integral Λ(t) is the
+number of requests expected by t. Both spacings place points on the axis of Λ and map them to time by Λ⁻¹:
 
     poisson   a Poisson process of rate 1, which becomes one of rate r(t) (Çinlar, Introduction to
               Stochastic Processes, chapter 4): independent arrivals, as a crowd of strangers makes them.
     even      the points k + 1/2, counted over the whole curve, so that no request is lost between segments.
 """
 
-import csv
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 from msgspec import Meta
-
-from simulation.errors import ScenarioError
 
 Floats = npt.NDArray[np.float64]
 Nanoseconds = npt.NDArray[np.int64]
@@ -32,65 +28,47 @@ _STEPS = 1 << 16
 
 
 class Shape(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="shape"):
-    """A stretch of the arrival curve that starts at `rate_rps` and lasts `seconds`; `name` is its phase."""
+    """A part of the arrival curve that starts at `rate_rps` and lasts `seconds`; `name` is its phase."""
 
     name: str = ""
     seconds: Length
     rate_rps: Rate
     spacing: Literal["poisson", "even"] = "poisson"
 
-    def peak_rps(self) -> float:
-        """The highest rate of the segment."""
-        return self.rate_rps
-
     def expected(self) -> float:
-        """Λ(seconds): the requests that the whole segment is expected to make."""
+        """Return Λ(seconds): the requests that the whole segment is expected to make."""
         raise NotImplementedError
 
     def invert(self, count: Floats) -> Floats:
-        """Λ⁻¹: the seconds from the segment's start at which `count` requests are expected."""
+        """Return Λ⁻¹: the seconds from the segment's start at which `count` requests are expected."""
         raise NotImplementedError
-
-    def scaled(self, rate: float, time: float) -> "Shape":
-        """The same segment with its rates times `rate` and its lengths times `time`."""
-        return msgspec.structs.replace(self, rate_rps=self.rate_rps * rate, seconds=self.seconds * time)
 
 
 class Constant(Shape, frozen=True, kw_only=True, tag="constant"):
     """r(t) = rate."""
 
     def expected(self) -> float:
-        """Λ = rate · seconds."""
+        """Return Λ = rate · seconds."""
         return self.rate_rps * self.seconds
 
     def invert(self, count: Floats) -> Floats:
-        """T = count / rate."""
+        """Return t = count / rate."""
         return count / self.rate_rps
 
 
 class _Slope(Shape, frozen=True, kw_only=True):
     to_rps: Rate
 
-    def peak_rps(self) -> float:
-        """The higher one of the two ends."""
-        return max(self.rate_rps, self.to_rps)
-
-    def scaled(self, rate: float, time: float) -> Shape:
-        """The same segment with its rates times `rate` and its lengths times `time`."""
-        return msgspec.structs.replace(
-            self, rate_rps=self.rate_rps * rate, to_rps=self.to_rps * rate, seconds=self.seconds * time
-        )
-
 
 class Linear(_Slope, frozen=True, kw_only=True, tag="linear"):
     """r(t) = rate + a·t with a = (to − rate) / seconds."""
 
     def expected(self) -> float:
-        """Λ = (rate + to) / 2 · seconds."""
+        """Return Λ = (rate + to) / 2 · seconds."""
         return (self.rate_rps + self.to_rps) / 2 * self.seconds
 
     def invert(self, count: Floats) -> Floats:
-        """T = 2·count / (rate + √(rate² + 2·a·count)): the root that does not cancel near a = 0."""
+        """Return t = 2·count / (rate + √(rate² + 2·a·count)), the form that does not cancel near a = 0."""
         slope = (self.to_rps - self.rate_rps) / self.seconds
         root = np.sqrt(np.maximum(self.rate_rps**2 + 2 * slope * count, 0.0))
         with np.errstate(invalid="ignore"):  # 0 / 0 where a curve that rises from nothing starts
@@ -98,18 +76,18 @@ class Linear(_Slope, frozen=True, kw_only=True, tag="linear"):
 
 
 class Decay(_Slope, frozen=True, kw_only=True, tag="decay"):
-    """r(t) = rate · e^(−k·t) with k = ln(rate / to) / seconds: it fades by the same share each second."""
+    """r(t) = rate · e^(−k·t) with k = ln(rate / to) / seconds: it falls by the same share each second."""
 
     def __post_init__(self) -> None:
         if not 0 < self.to_rps < self.rate_rps:
             raise ValueError("a decay needs 0 < to_rps < rate_rps")
 
     def expected(self) -> float:
-        """Λ = (rate − to) / k."""
+        """Return Λ = (rate − to) / k."""
         return (self.rate_rps - self.to_rps) / self._fading()
 
     def invert(self, count: Floats) -> Floats:
-        """T = −ln(1 − k·count / rate) / k."""
+        """Return t = −ln(1 − k·count / rate) / k."""
         fading = self._fading()
         return -np.log1p(-fading * count / self.rate_rps) / fading
 
@@ -120,27 +98,22 @@ class Decay(_Slope, frozen=True, kw_only=True, tag="decay"):
 class Sine(_Slope, frozen=True, kw_only=True, tag="sine"):
     """r(t) = (rate + to)/2 + (rate − to)/2 · cos(2π·t / period): in each period from rate to `to` and back.
 
-    With no `period_s` the segment is one period.
+    Without `period_s` the segment is one period.
     """
 
     period_s: Length | None = None
 
     def expected(self) -> float:
-        """Λ(seconds)."""
+        """Return Λ(seconds)."""
         return float(self._integral(np.float64(self.seconds)))
 
     def invert(self, count: Floats) -> Floats:
-        """T by linear interpolation in a table of Λ, which has no inverse in closed form."""
+        """Return t by linear interpolation in a table of Λ, which has no inverse in closed form."""
         seconds = np.linspace(0.0, self.seconds, _STEPS + 1)
         return np.interp(count, np.asarray(self._integral(seconds)), seconds)
 
-    def scaled(self, rate: float, time: float) -> Shape:
-        """The same segment with its rates times `rate` and its lengths times `time`."""
-        period = None if self.period_s is None else self.period_s * time
-        return msgspec.structs.replace(super().scaled(rate, time), period_s=period)
-
     def _integral(self, seconds: Floats | np.float64) -> Floats | np.float64:
-        """Λ(t) = (rate + to)/2 · t + (rate − to)/2 · period/2π · sin(2π·t / period)."""
+        """Return Λ(t) = (rate + to)/2 · t + (rate − to)/2 · period/2π · sin(2π·t / period)."""
         turns = 2 * np.pi / (self.period_s or self.seconds)
         half_sum, half_gap = (self.rate_rps + self.to_rps) / 2, (self.rate_rps - self.to_rps) / 2
         return half_sum * seconds + half_gap / turns * np.sin(turns * seconds)
@@ -151,18 +124,18 @@ class Trace(Shape, frozen=True, kw_only=True, tag="trace"):
 
     counts: Annotated[list[Rate], Meta(min_length=1, max_length=7 * 86_400)]
     file: str = ""
-    """Where the counts were read."""
+    """The CSV file that the counts come from."""
 
     def __post_init__(self) -> None:
         if not any(self.counts):
             raise ValueError("a trace needs a count above 0")
 
     def expected(self) -> float:
-        """Λ = rate · seconds · mean / highest of the counts."""
+        """Return Λ = rate · seconds · mean / highest of the counts."""
         return self.rate_rps * self.seconds * sum(self.counts) / len(self.counts) / max(self.counts)
 
     def invert(self, count: Floats) -> Floats:
-        """T by linear interpolation between the steps, within which Λ is a line."""
+        """Return t by linear interpolation: within a step Λ is a line."""
         passed = np.concatenate([[0.0], np.cumsum(self.counts)])
         edges_s = np.linspace(0.0, self.seconds, len(passed))
         return np.interp(count, passed / passed[-1] * self.expected(), edges_s)
@@ -171,48 +144,20 @@ class Trace(Shape, frozen=True, kw_only=True, tag="trace"):
 Segment = Constant | Linear | Sine | Decay | Trace
 
 
-def read_trace(file: Path) -> list[float]:
-    """The counts of a CSV file: one column, a row for each second, with or without a line that names it.
-
-    Raises ScenarioError, which names the file and the line at fault.
-    """
-    try:
-        rows = list(csv.reader(file.read_text(encoding="utf-8-sig").rstrip().splitlines()))
-    except OSError as error:
-        raise ScenarioError(f"{file}: {error.strerror or error}") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ScenarioError(f"{file}: is not CSV: {error}") from None
-    counts: list[float] = []
-    for line, row in enumerate(rows, 1):
-        try:
-            (text,) = row
-            count = float(text)
-        except ValueError:
-            if line == 1 and len(row) == 1:
-                continue
-            raise ScenarioError(f"{file}: line {line}: must be one number, got {','.join(row)!r}") from None
-        if not 0 <= count <= MAX_RPS:
-            raise ScenarioError(f"{file}: line {line}: must be a count from 0 to {MAX_RPS:,.0f}, got {text}")
-        counts.append(count)
-    if not any(counts):
-        raise ScenarioError(f"{file}: line {len(rows)}: ends without a count above 0")
-    return counts
-
-
 def expected_requests(segments: Sequence[Segment]) -> float:
-    """The requests that the whole curve is expected to make."""
+    """Return the requests that the whole curve is expected to make."""
     return sum(segment.expected() for segment in segments)
 
 
 def peak_rps(segments: Sequence[Segment]) -> float:
-    """The highest rate of the curve, in requests a second."""
-    return max(segment.peak_rps() for segment in segments)
+    """Return the highest rate of the curve, in requests a second."""
+    return max(max(segment.rate_rps, getattr(segment, "to_rps", 0.0)) for segment in segments)
 
 
 def draw_arrivals(segments: Sequence[Segment], seed: np.random.SeedSequence) -> Nanoseconds:
-    """The intended starts: sorted int64, ns from the run's start.
+    """Return the intended starts, sorted, in ns from the run's start.
 
-    Each segment draws from a stream of its own, so that a change to one leaves the others as they are.
+    Each segment draws from its own stream, so that a change to one segment leaves the others as they are.
     """
     parts: list[Nanoseconds] = []
     start_s, before = 0.0, 0.0

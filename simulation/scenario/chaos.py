@@ -9,27 +9,26 @@ from msgspec import Meta
 from simulation.scenario.fault import LOSSES, TARGETS, Fault, overlap
 
 APART_S: Final = 0.5
-"""Between two faults that are done to the same target: it is up again before it falls once more."""
+"""Time between two faults of the same target, so that it is up again before the next one."""
 TRIES: Final = 100
-"""Places that are tried for a fault before the load counts as full."""
+"""Places to try for a fault before the load counts as full."""
 
 
 class Chaos(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The `[chaos]` table of a scenario."""
 
     faults: Annotated[int, Meta(ge=1, le=1_000)]
-    """Most faults of a timeline; each number from 1 on is as likely."""
+    """Most faults of a timeline; each number from 1 on is equally likely."""
     longest_s: Annotated[float, Meta(gt=0.1, le=600)] = 2.0
     """Longest fault."""
     quiet_s: Annotated[float, Meta(ge=0, le=600)] = 1.0
-    """Time without faults at the begin of the load, and at its end."""
+    """Time without faults at the start of the load, and at its end."""
 
 
 def draw_faults(chaos: Chaos, seed: int, duration_s: float) -> list[Fault]:
-    """The timeline of a seed for a load of `duration_s`, in the order of its begins.
+    """Return the timeline of a seed for a load of `duration_s`, in the order of the faults' starts.
 
-    Faults may be under way at the same time, except two of one sort on one target. Raises ValueError where
-    the load is too short for any.
+    Faults may overlap, except two of the same sort on one target. Raises ValueError if the load is too short.
     """
     latest_s = duration_s - chaos.quiet_s - chaos.longest_s
     if latest_s < chaos.quiet_s:
@@ -46,7 +45,7 @@ def draw_faults(chaos: Chaos, seed: int, duration_s: float) -> list[Fault]:
 
 
 def _draw_fault(random_: random.Random, chaos: Chaos, latest_s: float) -> Fault:
-    # A loss of memory stands alone among the faults of processes, and would leave little room for others.
+    # A loss of memory overlaps with every fault of a process, and would leave little room for others.
     kind = random_.choice([kind for kind in TARGETS if kind not in LOSSES])
     on = random_.choice(TARGETS[kind])
     at_s = round(random_.uniform(chaos.quiet_s, latest_s), 2)

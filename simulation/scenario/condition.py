@@ -8,10 +8,10 @@
               | fulfilment.lag_STAT                                                   ms
               | one of WHOLE                                                          of the whole run only
 
-Under the load only OUTCOME.count, OUTCOME.share and all.response.STAT (a percentile or `max`) are known.
-
 OUTCOME is one of OUTCOMES, STAT a percentile (p50, p99, p999 for 99.9 and so on), `max` or `mean`. A span is
-a phase or a fault of the scenario. Over a window only what was meant to start within it counts.
+a phase or a fault of the scenario. A window counts the requests that were meant to start within it.
+
+While the load goes on, only OUTCOME.count, OUTCOME.share and all.response.STAT (not `mean`) are known.
 """
 
 import operator
@@ -60,14 +60,14 @@ Span = tuple[float, float]
 
 
 class Window(msgspec.Struct, frozen=True):
-    """A part of the run: the span of that name, what comes after it, or the seconds between."""
+    """A part of the run: during the span of that name, after it, or between two moments."""
 
     kind: str
     name: str = ""
     seconds: Span = (0.0, 0.0)
 
     def find(self, spans: Mapping[str, Span], end_s: float) -> Span:
-        """Its start and end in a run that has those spans. Raises ValueError for one that is not there."""
+        """Return its start and end in a run with those spans. Raises ValueError for an unknown name."""
         if self.kind == "between":
             return self.seconds
         if self.name not in spans:
@@ -75,15 +75,12 @@ class Window(msgspec.Struct, frozen=True):
         start, end = spans[self.name]
         return (start, end) if self.kind == "during" else (end, end_s)
 
-    def __str__(self) -> str:
-        if self.kind == "between":
-            return f"between {self.seconds[0]:g}s {self.seconds[1]:g}s"
-        return f"{self.kind} {self.name}"
-
 
 class Condition(msgspec.Struct, frozen=True, kw_only=True):
     """A metric of a run, or the change of one, against a limit."""
 
+    text: str
+    """As it was written."""
     metric: str
     sign: str
     limit: float
@@ -92,36 +89,26 @@ class Condition(msgspec.Struct, frozen=True, kw_only=True):
     window: Window | None = None
 
     def holds(self, value: float) -> bool:
-        """Whether the condition is true of a value."""
+        """Return whether the condition is true of a value."""
         return SIGNS[self.sign](value, self.limit)
 
-    def scaled(self, time: float) -> "Condition":
-        """The same condition for a run `time` times as long."""
-        if self.window is None or self.window.kind != "between":
-            return self
-        first, last = self.window.seconds
-        window = msgspec.structs.replace(self.window, seconds=(first * time, last * time))
-        return msgspec.structs.replace(self, window=window)
-
     def __str__(self) -> str:
-        window = f" {self.window}" if self.window else ""
-        limit = f"{self.limit:+g}%" if self.relative else f"{self.limit:g}"
-        return f"{self.metric} {self.sign} {limit}{window}"
+        return self.text
 
 
 def parse_condition(text: str) -> Condition:
-    """A condition on a run. Raises ValueError, in words that follow the text at fault."""
+    """Return a condition on a run. Raises ValueError, in words that follow the text at fault."""
     metric, sign, limit, window = _split(text)
     if not re.fullmatch(rf"-?{_NUMBER}", limit):
         raise ValueError(f"{limit!r} is not a number")
     found = _parse_window(window) if window else None
     if found and not _SLICED.fullmatch(metric):
-        raise ValueError(f"{metric} is of the whole run: it has no window")
-    return Condition(metric=metric, sign=sign, limit=float(limit), window=found)
+        raise ValueError(f"{metric} is of the whole run: it takes no window")
+    return Condition(text=text, metric=metric, sign=sign, limit=float(limit), window=found)
 
 
 def parse_abort(text: str) -> Condition:
-    """A condition on a load under way, such as `error.share > 0.5`.
+    """Return a condition on a load under way, such as `error.share > 0.5`.
 
     Raises ValueError, in words that follow the text at fault.
     """
@@ -135,20 +122,29 @@ def parse_abort(text: str) -> Condition:
 
 
 def parse_change(text: str) -> Condition:
-    """A condition on how a metric changed: `accepted.response.p99 > +10%`, or `oversold > 0` in its own unit.
+    """Return a condition on a metric's change: `accepted.response.p99 > +10%`, or `oversold > 0` in its unit.
 
     Raises ValueError, in words that follow the text at fault.
     """
     metric, sign, limit, window = _split(text)
     if window:
-        raise ValueError("a change is of the whole run: it has no window")
+        raise ValueError("a change is of the whole run: it takes no window")
     if not re.fullmatch(rf"[-+]?{_NUMBER}%?", limit):
         raise ValueError(f"{limit!r} is not a change, such as +10% or -5")
-    return Condition(metric=metric, sign=sign, limit=float(limit.rstrip("%")), relative=limit.endswith("%"))
+    return Condition(
+        text=text, metric=metric, sign=sign, limit=float(limit.rstrip("%")), relative=limit.endswith("%")
+    )
+
+
+def scale_window(text: str, time: float) -> str:
+    """Return a condition's text for a run `time` times as long: its seconds, if it has any, times that."""
+    return _BETWEEN.sub(
+        lambda found: f"between {float(found[1]) * time:g}s {float(found[2]) * time:g}s", text
+    )
 
 
 def quantile_of(stat: str) -> float:
-    """The share below a percentile: 0.999 for p999, 1 for the maximum."""
+    """Return the share of values below a percentile: 0.999 for p999, 1 for the maximum."""
     if stat == "max":
         return 1.0
     digits = stat.removeprefix("p")
@@ -156,7 +152,7 @@ def quantile_of(stat: str) -> float:
 
 
 def unit_of(metric: str) -> str:
-    """ms, s, /s, MiB or nothing."""
+    """Return the metric's unit: ms, s, /s, MiB or nothing."""
     if metric.endswith("_s"):
         return "s"
     if metric.endswith("rps"):

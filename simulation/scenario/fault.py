@@ -1,36 +1,35 @@
-"""Faults: what is done to the engine and its services while a run goes on, and when. Every one of them ends.
+"""Faults: what is done to the engine and its services during a run, and when. Every fault ends.
 
-kill          SIGKILL. The server starts a stage again by itself; a service is started again, with its data
-              and on its port, at the fault's end.
+kill          SIGKILL. The server starts a stage again by itself. A service starts again at the fault's end,
+              with its data and on its port.
 stop          SIGSTOP, and SIGCONT at the fault's end.
-restart       an ordinary stop; what starts again and when is as for kill.
-latency       every byte takes longer, each way, between the engine and the service.
-cut           connections are reset, and refused until the fault's end.
-freeze        bytes are held back until the fault's end.
-drop_replies  requests pass; some answers are thrown away and their connections reset: what was asked is done,
-              and who asked never learns it.
-bandwidth     only so many bytes a second pass, each way, on each connection.
+restart       An ordinary stop. Stage and service start again as after kill.
+latency       Every byte between the engine and the service takes longer, each way.
+cut           Connections are reset, and refused until the fault's end.
+freeze        Bytes are held back until the fault's end.
+drop_replies  Requests pass. Some answers are dropped and their connections reset: the request is done, but
+              the client does not learn it.
+bandwidth     A limited number of bytes a second passes, each way, on each connection.
 
 Refusals, by a service that lives:
 
-out_of_memory   redis: every write that could take memory is refused (OOM, maxmemory with noeviction).
-                rabbitmq: the memory alarm, under which publishers are blocked.
-disk_full       redis: every write is refused because the last snapshot failed (MISCONF).
-                rabbitmq: the disk alarm, under which publishers are blocked.
+out_of_memory   redis: it refuses every write that could take memory (OOM, maxmemory with noeviction).
+                rabbitmq: the memory alarm blocks publishers.
+disk_full       redis: it refuses every write because the last snapshot failed (MISCONF).
+                rabbitmq: the disk alarm blocks publishers.
 read_only       redis: it is a replica without a primary (READONLY). postgres: every transaction is read-only.
 no_connections  postgres: every connection slot is taken, and the engine's sessions are ended.
 
-Losses of the gate's memory. Fulfilment is stopped from the begin on, so that RabbitMQ holds purchases that
-the ledger does not know. At the end the front door is stopped, the relay hands over what is in the outbox
-(what only the gate knew nobody could bring back), Redis loses its memory, and both stages are continued:
+Losses of the gate's memory. Fulfilment is stopped during the fault, so that RabbitMQ holds purchases that the
+ledger does not know. At the end the front door is stopped and the relay hands over the outbox: nobody could
+restore what only the gate knew. Then Redis loses its memory, and both stages continue:
 
-flush         it holds nothing (FLUSHALL).
-wipe          killed, and started without any files.
-rollback      killed, and started with the files that it had at the begin.
-failover      killed, and in its place comes a replica that was cut off at the begin.
+flush         Redis holds nothing (FLUSHALL).
+wipe          Redis is killed, and starts without any files.
+rollback      Redis is killed, and starts with the files that it had when the fault began.
+failover      Redis is killed, and a replica takes its place that was cut off when the fault began.
 """
 
-from collections.abc import Sequence
 from typing import Annotated, Final
 
 import msgspec
@@ -55,9 +54,9 @@ TARGETS: Final[dict[str, tuple[str, ...]]] = {
 }
 """What each kind of fault can be done to."""
 LONGEST_S: Final = 3_600.0
-_INSTANT: Final = ("kill", "restart", "cut")
+INSTANT: Final = ("kill", "restart", "cut")
 """Kinds that do something even if they last no time."""
-_STRENGTH_OF: Final = {"latency_ms": "latency", "share": "drop_replies", "bytes_per_s": "bandwidth"}
+STRENGTH_OF: Final = {"latency_ms": "latency", "share": "drop_replies", "bytes_per_s": "bandwidth"}
 
 
 def _words(*words: str) -> Meta:
@@ -71,71 +70,35 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """When it begins, from the run's start."""
     kind: Annotated[str, _words(*TARGETS)]
     on: Annotated[str, _words(*STAGES, *SERVICES)]
-    """All processes of a stage, or a service; for a fault of the network, the engine's way to it."""
+    """A service, or all processes of a stage; for a network fault, the way from the engine to the service."""
     seconds: Annotated[float, Meta(ge=0, le=LONGEST_S)] = 0.0
     latency_ms: Annotated[float, Meta(gt=0, le=60_000)] | None = None
-    """Of latency, one way; default 100."""
+    """For latency, one way; default 100."""
     share: Annotated[float, Meta(gt=0, le=1)] | None = None
-    """Of drop_replies: the share of the answers, as they come in pieces, that is thrown away; default 0.1."""
+    """For drop_replies: the share of the pieces of answers that is dropped; default 0.1."""
     bytes_per_s: Annotated[int, Meta(ge=100)] | None = None
-    """Of bandwidth; default 50,000."""
+    """For bandwidth; default 50,000."""
 
     @property
     def end_s(self) -> float:
-        """When it is to be healed."""
+        """When it is to end."""
         return self.at_s + self.seconds
 
     @property
     def of_network(self) -> bool:
-        """Whether it is done to the network, and so by the proxy."""
+        """Whether it is a network fault, which the proxy does."""
         return self.kind in NETWORK_KINDS
 
     @property
     def of_memory(self) -> bool:
-        """Whether the gate loses its memory by it."""
+        """Whether the gate loses its memory."""
         return self.kind in LOSSES
-
-    def scaled(self, time: float) -> "Fault":
-        """The same fault on a curve that is `time` times as long."""
-        return msgspec.structs.replace(self, at_s=self.at_s * time, seconds=self.seconds * time)
-
-
-class Interval(msgspec.Struct, frozen=True, kw_only=True):
-    """A fault as it was done, in seconds from the run's start."""
-
-    kind: str
-    on: str
-    start_s: float
-    end_s: float
-    """When it was healed: the connection is open, or the service answers, again."""
-
-
-def check_faults(faults: Sequence[Fault], duration_s: float) -> None:
-    """Raises ValueError, in one line that names the key at fault, for a timeline that can't be done."""
-    for number, fault in enumerate(faults):
-        if fault.at_s >= duration_s:
-            raise ValueError(f"faults.{number}.at_s: the load lasts {duration_s:g} s, got {fault.at_s:g}")
-        if not fault.seconds and fault.kind not in _INSTANT:
-            raise ValueError(f"faults.{number}.seconds: {fault.kind} needs a length greater than 0")
-        if fault.on not in (targets := TARGETS[fault.kind]):
-            way = "the way to " if fault.of_network else ""
-            raise ValueError(
-                f"faults.{number}.on: {fault.kind} is for {way}{', '.join(targets)}, got {fault.on!r}"
-            )
-        for name, kind in _STRENGTH_OF.items():
-            if getattr(fault, name) is not None and fault.kind != kind:
-                raise ValueError(f"faults.{number}.{name}: is for {kind}, not for {fault.kind}")
-        for earlier in faults[:number]:
-            if overlap(earlier, fault):
-                raise ValueError(
-                    f"faults.{number}.at_s: {fault.on} has another such fault until {earlier.end_s:g} s"
-                )
 
 
 def overlap(one: Fault, other: Fault, apart_s: float = 0.0) -> bool:
-    """Whether two faults would be done to the same processes, or the same way, less than `apart_s` apart.
+    """Return whether two faults hit the same processes, or the same way, less than `apart_s` apart.
 
-    A loss of memory stops and continues stages, and so stands alone among the faults of processes.
+    A loss of memory stops and continues stages: it overlaps with any fault that is not of the network.
     """
     same = one.of_network == other.of_network and (one.on == other.on or one.of_memory or other.of_memory)
     return same and one.at_s <= other.end_s + apart_s and other.at_s <= one.end_s + apart_s

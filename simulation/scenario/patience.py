@@ -1,5 +1,7 @@
-"""Patience: which clients come again, after which answers, and when. Seeded: the same table and stream give
-the same pauses."""
+"""Patience: which clients try again, after which answers, and when.
+
+The same table and stream of random numbers give the same pauses.
+"""
 
 from typing import Annotated, Literal
 
@@ -14,25 +16,25 @@ Reason = Literal["UNKNOWN", "UNAVAILABLE", "NOT_STARTED"]
 class Patience(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The `[population.patience]` table of a scenario.
 
-    A client that comes again repeats its request as it was: with the same Idempotency-Key, or again with
-    none, and then it may truly buy twice.
+    A client that tries again repeats its request: with the same Idempotency-Key, or without one, and then it
+    may buy twice.
     """
 
     after: Annotated[tuple[Reason, ...], Meta(min_length=1)] = ("UNKNOWN", "UNAVAILABLE", "NOT_STARTED")
-    """Outcomes after which it comes again. UNKNOWN: a timeout, a reset, or an answer that says so."""
+    """Outcomes after which it tries again. UNKNOWN: a timeout, a reset, or an answer that says so."""
     pause_ms: Annotated[float, Meta(ge=1, le=600_000)] = 1_000.0
     """From the end of a try to the next one."""
     jitter: Annotated[float, Meta(ge=0, le=1)] = 0.5
-    """Each client has a pause of its own, drawn evenly from pause_ms · (1 ± jitter): without it, those who
-    failed together would come again together (Brooker, "Exponential Backoff and Jitter", 2015)."""
+    """Each client has its own pause, drawn evenly from pause_ms · (1 ± jitter). Without jitter, clients that
+    failed together would try again together (Brooker, "Exponential Backoff and Jitter", 2015)."""
     most: Annotated[int, Meta(ge=1, le=1_000)] = 3
-    """How often it comes again at most."""
+    """Most repetitions."""
     share: Annotated[float, Meta(ge=0, le=1)] = 1.0
-    """Share of the clients that come again at all."""
+    """Share of the clients that try again at all."""
 
 
 def draw_pauses(patience: Patience, size: int, stream: np.random.SeedSequence) -> npt.NDArray[np.int64]:
-    """The pause of each of so many clients, in ns; 0 for one that never comes again."""
+    """Return the pause of each client, in ns; 0 for one that never tries again."""
     returns, pauses = (np.random.Generator(np.random.PCG64(part)) for part in stream.spawn(2))
     pause_ms = patience.pause_ms * (1 + patience.jitter * pauses.uniform(-1, 1, size))
     pause_ns = np.rint(np.maximum(pause_ms, 1) * 1e6).astype(np.int64)

@@ -1,4 +1,4 @@
-"""A scenario: what is sold, who comes and when, and how it is driven. TOML, validated here, once."""
+"""The schema of a scenario: what is sold, who buys and when, and how the load is driven."""
 
 import math
 from typing import Annotated
@@ -33,19 +33,19 @@ class SaleOffer(Part, frozen=True):
     quantity: Annotated[int, Meta(ge=1, le=1_000_000)] = 1
     """Units that one purchase takes."""
     products: Annotated[int, Meta(ge=1, le=100_000)] = 1
-    """How many products to sell so, from `product_id` on, each in a sale of its own."""
+    """Number of products, from `product_id` on, each in its own sale."""
     starts_in_s: Annotated[float, Meta(ge=0, le=7 * 86_400)] | None = None
-    """When its doors open, from the run's start, by the gate's clock; None: they are open from the first."""
+    """When it opens, from the run's start, by the gate's clock; None: it is open from the start."""
 
     def each(self) -> list["SaleOffer"]:
-        """One offer for each product."""
+        """Return one offer for each product."""
         replace = msgspec.structs.replace
         ids = range(self.product_id, self.product_id + self.products)
         return [replace(self, product_id=product_id, products=1) for product_id in ids]
 
 
 class Restock(Part, frozen=True):
-    """A further sale of a product, opened under the load, on the terms of the one it replaces."""
+    """A further sale of a product during the load, on the terms of the sale that it replaces."""
 
     at_s: Annotated[float, Meta(gt=0)]
     """When it is opened, from the run's start."""
@@ -53,35 +53,29 @@ class Restock(Part, frozen=True):
     stock: Annotated[int, Meta(ge=0, le=MAX_STOCK)]
 
 
-class Restocked(Restock, frozen=True):
-    """A restock as it was done; `at_s` is when it was asked for."""
-
-    opened_s: float
-    """When the engine had answered, from the run's start."""
-    sale_id: Id
-
-
 class Bots(Part, frozen=True):
-    """Programs among the people: each sends many requests, carries no key, and ignores what it is answered.
-    Their user ids come after those of the people."""
+    """Programs among the people: each sends many requests without a key and ignores the answers.
+
+    Their user ids come after those of the people.
+    """
 
     users: Annotated[int, Meta(ge=1, le=MAX_ID)]
-    """How many there are, each as likely as the other."""
+    """Number of bots, all equally likely."""
     share: Annotated[float, Meta(gt=0, lt=1)]
     """Their share of the requests."""
 
 
 class Population(Part, frozen=True):
-    """Who buys: user ids 1 to `users`, each as likely as the other."""
+    """Who buys: user ids 1 to `users`, all equally likely."""
 
     users: Annotated[int, Meta(ge=1, le=MAX_ID)]
     keyed_share: Annotated[float, Meta(ge=0, le=1)] = 0.0
     """Share of the requests that carry an Idempotency-Key."""
     zipf: Annotated[float, Meta(ge=0, le=10)] = 0.0
-    """Exponent s of the products' popularity: the k-th sale draws a share of the crowd proportional to 1/k^s
-    (Zipf's law); 0 makes all alike."""
+    """Exponent s of the products' popularity: the share of the k-th sale in the requests is proportional to
+    1/k^s (Zipf's law); 0 makes all equally popular."""
     patience: Patience | None = None
-    """Which clients come again; None: nobody does."""
+    """Which clients try again; None: nobody does."""
     bots: Bots | None = None
 
 
@@ -92,19 +86,19 @@ class DriverOptions(Part, frozen=True):
     connections: Annotated[int, Meta(ge=1, le=50_000)] = 1_000
     """Most connections of one process."""
     connection_per_request: bool = False
-    """Whether every request opens a connection of its own, as a crowd of strangers does."""
+    """Whether every request opens its own connection, as a crowd of strangers does."""
     timeout_ms: Annotated[int, Meta(ge=10, le=600_000)] = 5_000
     """Longest wait for an answer, and longest wait of a request for a connection."""
     late_p99_ms: Annotated[float, Meta(gt=0, le=60_000)] = 50.0
     """Largest p99 of the lag (sent − intended) with which a run is valid."""
     connections_may_run_out: bool = False
-    """Whether a run is valid in which requests waited because every connection was busy."""
+    """Whether a run stays valid if requests had to wait for a free connection."""
     may_give_up: bool = False
-    """Whether a run is valid in which requests were never sent, since they waited the whole timeout."""
+    """Whether a run stays valid if requests were never sent, because they waited for the whole timeout."""
 
 
 class Scenario(Part, frozen=True):
-    """A scenario, validated. The same scenario gives the same plan."""
+    """A scenario. The same scenario gives the same plan."""
 
     name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
     text: str
@@ -116,28 +110,28 @@ class Scenario(Part, frozen=True):
     restocks: list[Restock] = []
     driver: DriverOptions = DriverOptions()
     engine: dict[str, str | int | float | bool] = {}
-    """The engine's settings, where the run starts a private engine."""
+    """The engine's settings, if the run starts a private engine."""
     faults: list[Fault] = []
-    """What is done to the run's own engine and services under the load."""
+    """What is done to the private engine and its services during the load."""
     chaos: Chaos | None = None
-    """How faults are drawn from the seed, where they are not given one by one."""
+    """How faults are drawn from the seed, if they are not given one by one."""
     thresholds: list[str] = []
-    """What the run must reach besides correctness: conditions of simulation.judge.condition."""
+    """What the run must reach besides correctness: conditions (simulation.scenario.condition)."""
     abort_when: list[str] = []
-    """When the load is hopeless and stops early: conditions on what the driver has seen so far."""
+    """When the load stops early because it is hopeless: conditions on what the driver has seen so far."""
     drain_s: Annotated[float, Meta(ge=0, le=86_400)] = 60.0
-    """Longest wait, after the load, for every accepted purchase to be settled."""
+    """Longest wait after the load until every accepted purchase is settled."""
 
     def duration_s(self) -> float:
-        """The length of the arrival curve."""
+        """Return the length of the arrival curve, in seconds."""
         return math.fsum(segment.seconds for segment in self.arrivals)
 
     def timeline(self) -> list[Fault]:
-        """The faults that are given, or those that the seed gives."""
+        """Return the given faults, or those that chaos draws from the seed. Raises ValueError."""
         return draw_faults(self.chaos, self.seed, self.duration_s()) if self.chaos else self.faults
 
     def phases(self) -> list[tuple[str, float, float]]:
-        """Name, start and end, in seconds from the run's start, of each segment."""
+        """Return name, start and end of each segment, in seconds from the run's start."""
         found, start = [], 0.0
         for number, segment in enumerate(self.arrivals, 1):
             found.append((segment.name or f"segment {number}", start, start + segment.seconds))
@@ -145,8 +139,10 @@ class Scenario(Part, frozen=True):
         return found
 
     def spans(self) -> dict[str, Span]:
-        """The phases, and the faults as in "stop front-door", by name: from the first start to the last end
-        of those that share one."""
+        """Return the phases and the faults (as "stop front-door") by name.
+
+        A name that occurs more than once spans from its first start to its last end.
+        """
         found: dict[str, Span] = {}
         faults = [(f"{fault.kind} {fault.on}", fault.at_s, fault.end_s) for fault in self.faults]
         for name, start, end in self.phases() + faults:

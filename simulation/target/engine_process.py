@@ -1,10 +1,9 @@
-"""An engine of the run's own: `flashgrid serve` as a process, and private services for it."""
+"""A private engine: `flashgrid serve` as a process, and private services for it."""
 
 import asyncio
 import contextlib
 import os
 import re
-import shutil
 import signal
 import sys
 import tempfile
@@ -16,7 +15,7 @@ from typing import Any, Final
 import aiohttp
 import psutil
 
-from engine.local.process import ProcessId, kill_processes, survivors
+from engine.local.process import ProcessId, family, identify, kill_processes, survivors
 from engine.local.stack import start_stack
 from engine.settings import PREFIX
 from simulation.errors import EngineError
@@ -24,9 +23,9 @@ from simulation.target.process_meter import STAGE_MODULES
 from simulation.target.services import Services, services_of
 
 START_S: Final = 90.0
-"""Longest time from the start of the process until it is ready."""
+"""Longest time until a started engine is ready."""
 SETTLE_S: Final = 5.0
-"""What each stage may take to settle when the engine is stopped; a run has drained by then."""
+"""Longest time for each stage to finish its work when the engine stops; a run has drained by then."""
 POLL_S: Final = 0.05
 _LISTENING: Final = re.compile(r"^flashgrid: listening on (http://\S+)", re.MULTILINE)
 _SERVE: Final = "from engine.cli import main; main()"
@@ -34,21 +33,18 @@ _SERVE: Final = "from engine.cli import main; main()"
 
 @asynccontextmanager
 async def private_services(say: Callable[[str], None]) -> AsyncIterator[Services]:
-    """Fresh services in a temporary folder, which goes with them at the end.
+    """Start services in a temporary folder; both end with the block.
 
     `say` hears what is missing. Raises StackError.
     """
-    folder = Path(tempfile.mkdtemp(prefix="flashsim-"))
-    try:
-        stack = await start_stack(folder)
+    with tempfile.TemporaryDirectory(prefix="flashsim-", ignore_cleanup_errors=True) as folder:
+        stack = await start_stack(Path(folder))
         try:
             for note in stack.notes:
                 say(note)
             yield services_of(stack)
         finally:
             await stack.stop()
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 class EngineProcess:
@@ -59,7 +55,7 @@ class EngineProcess:
         self.log = log
         self._process = process
         self._stages: set[ProcessId] = set()
-        """Every process that the server was seen to have: for a while they outlive one that is killed."""
+        """All processes that the server was seen to start: they outlive a killed server for a while."""
 
     @property
     def pid(self) -> int:
@@ -68,32 +64,25 @@ class EngineProcess:
 
     @property
     def death(self) -> str | None:
-        """What the server died of, None while it runs."""
+        """How the server ended; None while it runs."""
         code = self._process.returncode
         if code is None:
             return None
         return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
     def find_stage(self, role: str) -> list[ProcessId]:
-        """The processes of a stage that run now."""
+        """Return the running processes of a stage."""
         found = []
         for child in psutil.Process(self.pid).children() if self.death is None else []:
             with contextlib.suppress(psutil.Error):
                 if child.cmdline()[1:4] in [["-m", module, role] for module in STAGE_MODULES]:
-                    found.append(ProcessId(child.pid, child.create_time()))
+                    found.append(identify(child.pid))
         return found
 
-    def remember(self) -> None:
-        """Takes down which processes it consists of now, so that `stop` can end all of them."""
-        if self.death is None:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                for child in psutil.Process(self.pid).children(recursive=True):
-                    self._stages.add(ProcessId(child.pid, child.create_time()))
-
     async def stop(self, settle_s: float = SETTLE_S) -> None:
-        """Stops it in order, and kills what is left after its time to settle."""
-        self.remember()
-        # Three kinds of stage stop one after the other, each with some grace of the server's.
+        """Stop it in order, and kill what is left after its time to settle."""
+        self._remember()
+        # Three kinds of stage stop one after the other; the server grants each some time more.
         allowed_s = 3 * (settle_s + 5) + 5
         try:
             async with asyncio.timeout(allowed_s):
@@ -109,7 +98,7 @@ class EngineProcess:
             await kill_processes(self._stages)
 
     async def await_ready(self) -> None:
-        """Waits until it answers /readyz with 200. Raises EngineError with the end of its log."""
+        """Wait until it answers /readyz with 200. Raises EngineError with the end of its log."""
         try:
             async with asyncio.timeout(START_S):
                 while not (found := _LISTENING.search(self.log.read_text(errors="replace"))):
@@ -120,7 +109,12 @@ class EngineProcess:
                         await self._pause()
         except TimeoutError:
             raise EngineError(f"the engine is not ready after {START_S:.0f} s{_tail(self.log)}") from None
-        self.remember()
+        self._remember()
+
+    def _remember(self) -> None:
+        if self.death is None:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                self._stages.update(family(identify(self.pid))[1:])
 
     async def _pause(self) -> None:
         if self.death:
@@ -132,10 +126,10 @@ class EngineProcess:
 async def start_engine(
     services: Services, settings: Mapping[str, Any], log: Path, code: Path | None = None
 ) -> AsyncIterator[EngineProcess]:
-    """An engine on a free loopback port that is ready for purchases; it is stopped at the end.
+    """Start an engine on a free loopback port and wait until it is ready; it is stopped with the block.
 
-    `settings` are the engine's, by name; its output goes to `log`; `code` is the folder of another copy of
-    the package that is to run. Raises EngineError.
+    `settings` are the engine's, by name. Its output goes to `log`. `code` is the folder of another copy of
+    the package, which then runs instead. Raises EngineError.
     """
     wanted = {
         "port": 0,
@@ -145,17 +139,16 @@ async def start_engine(
         "postgres_url": services.postgres_url,
         "amqp_url": services.amqp_url,
     }
-    # Settings of another engine, in whose shell the simulation may run, are not this one's.
+    # The shell may hold settings of another engine; they are not for this one.
     environment = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
     environment |= {PREFIX + name.upper(): str(value) for name, value in wanted.items() if value is not None}
     with log.open("wb") as output:
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-c", _SERVE, "serve",
             stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output,
-            # A session of its own: Ctrl-C is for the run, which then stops the engine in order.
+            # In its own session Ctrl-C does not reach it: the run does, and stops the engine in order.
             env=environment, start_new_session=True,
-            # Python looks for a package where it is started before it looks anywhere else; the stages are
-            # started there, too.
+            # Python finds a package first in the folder where it starts; the stages start there, too.
             cwd=code,
         )  # fmt: skip
     engine = EngineProcess(process, log)

@@ -1,5 +1,6 @@
 """Where a run took place, and what it ran with."""
 
+import contextlib
 import os
 import platform
 import subprocess
@@ -7,14 +8,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
 
-import asyncpg
 import psutil
-from aio_pika.exceptions import AMQPError
-from redis.exceptions import RedisError
 
 from engine.bus.connection import connect_bus
 from engine.gate.client import connect_redis
+from simulation.errors import Unreadable
 from simulation.target.services import Services
+from simulation.target.stores import connect_ledger, read_within
 
 _PACKAGES: Final = (
     "flashgrid", "aio-pika", "aiohttp", "asyncpg", "hiredis", "msgspec", "numpy", "pandas", "redis", "uvloop",
@@ -25,7 +25,7 @@ ROOT: Final = Path(__file__).parents[2]
 
 
 def describe_machine() -> dict[str, str | int]:
-    """Processor, cores that this process may use, memory and system."""
+    """Return processor, cores that this process may use, memory and system."""
     return {
         "cpu": _cpu_model(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
@@ -35,42 +35,29 @@ def describe_machine() -> dict[str, str | int]:
 
 
 def read_commit(root: Path = ROOT) -> str:
-    """Return the commit of a checkout, "+dirty" if tracked files differ from it; "unknown" outside git."""
-    command = [
-        "git",
-        "-C",
-        str(root),
-        "describe",
-        "--always",
-        "--exclude=*",
-        "--abbrev=40",
-        "--dirty=+dirty",
-    ]
+    """Return the commit of a checkout, with "+dirty" if tracked files differ; "unknown" outside git."""
+    command = ["git", "describe", "--always", "--exclude=*", "--abbrev=40", "--dirty=+dirty"]
     if not (root / ".git").exists():
         return "unknown"
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
+        return subprocess.check_output(
+            command, cwd=root, stderr=subprocess.DEVNULL, text=True, timeout=30
+        ).strip()
     except (OSError, subprocess.SubprocessError):
         return "unknown"
 
 
 async def read_versions(services: Services | None) -> dict[str, str]:
-    """Versions of Python, of the packages that matter to a run, and of the services that answer."""
+    """Return the versions of Python, of packages that matter to a run, and of services that answer."""
     versions = {"Python": platform.python_version()}
     for package in _PACKAGES:
-        try:
+        with contextlib.suppress(PackageNotFoundError):
             versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    if services is None:
-        return versions
-    for name, read in {"Redis": _redis, "PostgreSQL": _postgres, "RabbitMQ": _rabbitmq}.items():
-        try:
-            if found := await read(services):
-                versions[name] = found
-        except (RedisError, AMQPError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
-            continue
-    return versions
+    if services is not None:
+        for name, read in {"Redis": _redis, "PostgreSQL": _postgres, "RabbitMQ": _rabbitmq}.items():
+            with contextlib.suppress(Unreadable):
+                versions[name] = await read_within(read(services), _TIMEOUT_S)
+    return {name: found for name, found in versions.items() if found}
 
 
 def _cpu_model() -> str:
@@ -89,16 +76,13 @@ async def _redis(services: Services) -> str:
 
 
 async def _postgres(services: Services) -> str:
-    connection = await asyncpg.connect(services.postgres_url, timeout=_TIMEOUT_S)
-    try:
+    async with connect_ledger(services.postgres_url) as connection:
         return str(connection.get_settings().server_version).split()[0]
-    finally:
-        await connection.close()
 
 
-async def _rabbitmq(services: Services) -> str | None:
+async def _rabbitmq(services: Services) -> str:
     if services.amqp_url is None:
-        return None
+        return ""
     async with await connect_bus(services.amqp_url, "versions") as connection:
         underlay = getattr(connection.transport, "connection", None)
-        return str(underlay.server_properties["version"]) if underlay else None
+        return str(underlay.server_properties["version"]) if underlay else ""

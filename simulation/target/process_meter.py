@@ -1,10 +1,12 @@
-"""CPU and memory of the processes of a run, by name: front-door N, relay, fulfilment, server, redis,
-postgres, rabbitmq, driver N (of Locust as well, its master among them), flashsim."""
+"""CPU and memory of the processes of a run, by name.
+
+The names are front-door N, relay, fulfilment, server, redis, postgres, rabbitmq, driver N and flashsim. The
+processes of Locust, its master among them, are drivers, too.
+"""
 
 import contextlib
 import os
 import time
-from collections import defaultdict
 from collections.abc import Mapping
 from operator import attrgetter
 from typing import Final, NamedTuple
@@ -12,7 +14,7 @@ from typing import Final, NamedTuple
 import psutil
 
 SCAN_S: Final = 1.0
-"""How often processes that came and went are looked for: a scan reads every process of the machine."""
+"""Time between two scans for new processes: a scan reads every process of the machine."""
 _NUMBERED: Final = ("front-door", "driver")
 """Names of which there may be several processes."""
 STAGE_MODULES: Final = ("engine.stages.process", "engine.stage")
@@ -24,16 +26,16 @@ class Usage(NamedTuple):
     """What the processes of one name use."""
 
     cpu_percent: float
-    """100 is one core, since the reading before."""
+    """Since the reading before; 100 is one core."""
     rss_mib: float
-    """Resident memory; what they share with each other counts once."""
+    """Resident memory; memory that they share counts once."""
 
 
 class ProcessMeter:
     """Reads what the processes of a run use.
 
-    `services` names the serving process of each backing service; all of its children count as it. `engine` is
-    the server's process, `None` where the engine runs elsewhere.
+    `services` names the serving process of each backing service; its descendants count with it. `engine` is
+    the server's process, or None for an engine that runs elsewhere.
     """
 
     def __init__(self, services: Mapping[str, int], engine: int | None = None) -> None:
@@ -46,7 +48,7 @@ class ProcessMeter:
         self._cpu_s: dict[psutil.Process, float] = {}
 
     def read(self) -> dict[str, Usage]:
-        """What each name uses now; a name whose processes have ended is left out."""
+        """Return what each name uses now; a name whose processes have ended is left out."""
         now = time.monotonic()
         if now - self._scanned_s >= SCAN_S:
             self._groups = self._scan()
@@ -87,32 +89,25 @@ class ProcessMeter:
         return Usage(round(100 * spent / elapsed_s, 1), round((own + shared) / _MIB, 1))
 
     def _scan(self) -> dict[str, list[psutil.Process]]:
-        children = defaultdict(list)
-        known = {}
-        for process in psutil.process_iter(["ppid"]):
-            children[process.info["ppid"]].append(process)
-            known[process.pid] = process
-        parents = filter(None, (self._engine, os.getpid()))
-        candidates = sorted((child for pid in parents for child in children[pid]), key=attrgetter("pid"))
-        # Who has a name keeps it; one that is started again takes the name of the one that died.
-        names = {child.pid: self._names[child.pid] for child in candidates if child.pid in self._names}
-        groups: dict[str, list[psutil.Process]] = {}
-        for child in candidates:
-            if name := names.get(child.pid) or _name(child, set(names.values())):
-                names[child.pid] = name
-                groups[name] = [child]
-        self._names = names
+        """Find the processes of each name that run now."""
+        groups = {name: _family(pid, recursive=True) for name, pid in self._services.items()}
+        workers: list[psutil.Process] = []
         for name, pid in {"server": self._engine, "flashsim": os.getpid()}.items():
-            if pid in known:
-                groups[name] = [known[pid]]
-        for name, pid in self._services.items():
-            if pid in known:
-                groups[name] = _family(known[pid], children)
+            family = _family(pid)
+            groups[name] = family[:1]
+            workers += family[1:]
+        # A process keeps its name. One that is started again takes the name of the one that died.
+        names = {worker.pid: self._names[worker.pid] for worker in workers if worker.pid in self._names}
+        for worker in sorted(workers, key=attrgetter("pid")):
+            if title := names.get(worker.pid) or _name(worker, set(names.values())):
+                names[worker.pid] = title
+                groups[title] = [worker]
+        self._names = names
         return groups
 
 
 def _name(process: psutil.Process, taken: set[str]) -> str | None:
-    """The name of a stage of the engine or of a driver; None for another process."""
+    """Return the name of a stage of the engine or of a driver; None for another process."""
     try:
         command = process.cmdline()
     except psutil.Error:
@@ -128,8 +123,10 @@ def _name(process: psutil.Process, taken: set[str]) -> str | None:
     return next(name for number in range(1, 10_000) if (name := f"{kind} {number}") not in taken)
 
 
-def _family(process: psutil.Process, children: Mapping[int, list[psutil.Process]]) -> list[psutil.Process]:
-    members = [process]
-    for child in children.get(process.pid, []):
-        members += _family(child, children)
-    return members
+def _family(pid: int | None, recursive: bool = False) -> list[psutil.Process]:
+    """Return the process and its children, or all that descend from it; nothing if it does not run."""
+    if pid is not None:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process = psutil.Process(pid)
+            return [process, *process.children(recursive)]
+    return []

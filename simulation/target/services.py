@@ -1,4 +1,4 @@
-"""The backing services behind the engine under test: where they are, and which processes they are."""
+"""The backing services of the engine under test: where they are, and which processes they are."""
 
 from dataclasses import dataclass, field
 from ipaddress import ip_address
@@ -11,21 +11,21 @@ from engine.settings import Settings
 from simulation.errors import EngineError
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Services:
-    """Gate, ledger and bus of one engine; without `amqp_url` it has no bus."""
+    """Redis, PostgreSQL and RabbitMQ of one engine; without `amqp_url` it has no bus."""
 
     redis_url: str
     postgres_url: str
     amqp_url: str | None = None
     pids: dict[str, int] = field(default_factory=dict)
-    """The serving process of each service that runs on this machine, as far as it is known."""
+    """The serving process of each service, if it is known and runs on this machine."""
     stack: Stack | None = None
-    """The private stack that they are, where the run may stop and start them."""
+    """The private stack that they belong to, if the run may stop and start them."""
 
 
 def services_of(stack: Stack) -> Services:
-    """The services of a private stack."""
+    """Return the services of a private stack."""
     return Services(
         redis_url=stack.urls.redis,
         postgres_url=stack.urls.postgres,
@@ -36,17 +36,17 @@ def services_of(stack: Stack) -> Services:
 
 
 def find_services(target: str, settings: Settings) -> Services | None:
-    """The services of an engine that runs already, where nobody names them: those of the environment
-    (FLASHGRID_REDIS_URL…), else, for an engine on this machine, those that run for the data folder.
+    """Return the services of a running engine: those of the environment (FLASHGRID_REDIS_URL and so on), or
+    else, for an engine on this machine, those that run for the data folder; None if there are none.
 
-    None where they can't be known. Raises EngineError where the environment knows only a part of them.
+    Raises EngineError if the environment names only a part of them.
     """
     given = check_services(settings.redis_url, settings.amqp_url, settings.postgres_url)
-    return _read_stack(settings) if given is None and is_this_machine(target) else given
+    return _read_stack(settings) if given is None and _is_this_machine(target) else given
 
 
 def check_services(redis_url: str | None, amqp_url: str | None, postgres_url: str | None) -> Services | None:
-    """The services at these URLs, None if there are none. Raises EngineError in one clear line."""
+    """Return the services at these URLs, None without any. Raises EngineError in one clear line."""
     schemes = {
         "Redis": (redis_url, ("redis", "rediss", "unix")),
         "AMQP": (amqp_url, ("amqp", "amqps")),
@@ -64,8 +64,7 @@ def check_services(redis_url: str | None, amqp_url: str | None, postgres_url: st
     return None
 
 
-def is_this_machine(url: str) -> bool:
-    """Whether a URL names this machine's loopback."""
+def _is_this_machine(url: str) -> bool:
     host = urlsplit(url).hostname or ""
     try:
         return ip_address(host).is_loopback

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from simulation.judge.numbers.sales import measure_restock, time_to_sell_out
 from simulation.judge.verdict import judge
+from simulation.model.events import Restocked
 from simulation.model.state import FinalState
 from simulation.record.facts import read_facts
 from simulation.run import run
 from simulation.scenario.loading import load_scenario
-from simulation.scenario.schema import Restocked
 from simulation.tests.histories import Ask, Terms, at, broken, edited, order, order_rows, play, with_orders
 from simulation.tests.test_run import PATIENT, services
 from simulation.verdict import judge_run

@@ -19,8 +19,8 @@ from engine.settings import Settings
 from engine.tests.services import execute
 from simulation.drive.progress import Progress
 from simulation.errors import EngineError, RunError
+from simulation.model.events import Interval
 from simulation.run import Watch, run
-from simulation.scenario.fault import Interval
 from simulation.scenario.loading import load_scenario
 from simulation.scenario.schema import SaleOffer, Scenario
 from simulation.target.engine_process import start_engine

@@ -15,7 +15,7 @@ import pandas as pd
 
 from simulation.judge.numbers.latency import Floats
 from simulation.judge.numbers.requests import is_decided
-from simulation.scenario.fault import Interval
+from simulation.model.events import Interval
 
 BIN_S: Final = 0.1
 STEADY_S: Final = 1.0

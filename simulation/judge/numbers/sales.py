@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from simulation.judge.numbers.latency import delay_ms, take_percentiles
+from simulation.model.events import Restocked
 from simulation.model.state import FinalState
-from simulation.scenario.schema import Restocked
 
 
 def settled_orders(state: FinalState) -> pd.DataFrame | None:

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from simulation.model.events import Restocked
 from simulation.model.state import FinalState
-from simulation.scenario.schema import Restocked
 
 BUYER: Final = ["user_id", "product_id", "key"]
 """What identifies a purchase that may be retried."""

@@ -7,7 +7,7 @@ import msgspec
 
 from simulation.campaign.matrix import Cell, Matrix, list_faults, write_matrix
 from simulation.scenario.arrivals import expected_requests
-from simulation.scenario.fault import check_faults
+from simulation.scenario.checks import check_faults
 from simulation.scenario.loading import load_scenario
 
 CELL = Cell(

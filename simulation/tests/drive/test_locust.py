@@ -199,10 +199,8 @@ async def test_a_run_through_locust_is_a_run_like_any_other(services: Services, 
     ("arguments", "said"),
     [
         (["flood"], "no scenario 'flood'"),
-        (["--master"], "--master needs --workers"),
-        (["--workers", "2"], "--master needs --workers"),
-        (["--worker", "--master", "--workers", "2"], "either --master or --worker"),
-        (["--master", "--workers", "2", "--processes", "2"], "give one"),
+        (["--worker", "--workers", "2"], "--workers waits for other workers"),
+        (["--workers", "2", "--processes", "2"], "--workers waits for other workers"),
     ],
 )
 def test_an_error_of_use_is_one_clear_line(arguments: list[str], said: str) -> None:

@@ -11,7 +11,8 @@ from simulation.campaign.matrix import list_faults
 from simulation.campaign.series import judge_one
 from simulation.errors import ScenarioError
 from simulation.scenario.chaos import APART_S, Chaos, draw_faults
-from simulation.scenario.fault import check_faults, overlap
+from simulation.scenario.checks import check_faults
+from simulation.scenario.fault import overlap
 from simulation.scenario.loading import load_scenario
 from simulation.target.services import Services
 from simulation.tests.faults.test_single_faults import PATIENT, services

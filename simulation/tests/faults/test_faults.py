@@ -7,7 +7,8 @@ import pytest
 
 from simulation.errors import FaultError, ScenarioError
 from simulation.faults.injector import check_targets
-from simulation.scenario.fault import Fault, check_faults, overlap
+from simulation.scenario.checks import check_faults
+from simulation.scenario.fault import Fault, overlap
 from simulation.scenario.loading import load_scenario
 from simulation.target.services import Services
 

@@ -26,12 +26,9 @@ __all__ = ["services"]
 @asynccontextmanager
 async def refusing(kind: str, on: str, services: Services) -> AsyncIterator[None]:
     """A fault that lasts longer than the block, at whose end its run is interrupted."""
-    injector = Injector([Fault(at_s=0, seconds=600, kind=kind, on=on)], None, services, None)
-    injector.begin(time.monotonic_ns())
-    try:
+    async with Injector([Fault(at_s=0, seconds=600, kind=kind, on=on)], None, services, None) as injector:
+        injector.begin(time.monotonic_ns())
         yield
-    finally:
-        await injector.abandon()
 
 
 async def until_it_fails(action: Callable[[], Awaitable[object]]) -> Exception:

@@ -7,8 +7,8 @@ import pandas as pd
 
 from simulation.judge.numbers.recovery import measure_recovery
 from simulation.judge.verdict import judge_recovery
+from simulation.model.events import Interval
 from simulation.model.history import DTYPES
-from simulation.scenario.fault import Interval
 
 FAULT = Interval(kind="kill", on="redis", start_s=2.0, end_s=3.0)
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from simulation.errors import HistoryError
+from simulation.errors import RunError
 from simulation.model.history import DTYPES, make_history
 from simulation.model.outcome import OUTCOMES, RESULTS
 from simulation.record.history import SCHEMA, read_history, write_history
@@ -39,7 +39,7 @@ def history_of(found: list[dict[str, Any]]) -> pd.DataFrame:
     return make_history({"op": range(len(found))} | columns)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(rows, max_size=5))
 def test_it_comes_back_as_it_was(tmp_path: Path, found: list[dict[str, Any]]) -> None:
     history = history_of(found)
@@ -89,11 +89,11 @@ def test_in_a_file_from_before_anybody_came_again_every_request_is_a_first_try(t
 
 def test_a_file_that_is_no_history_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "history.parquet"
-    with pytest.raises(HistoryError, match="is not a history"):
+    with pytest.raises(RunError, match="is not a history"):
         read_history(path)
     path.write_bytes(b"not parquet")
-    with pytest.raises(HistoryError, match="is not a history"):
+    with pytest.raises(RunError, match="is not a history"):
         read_history(path)
     pd.DataFrame({"op": [1]}).to_parquet(path)
-    with pytest.raises(HistoryError, match="is not a history"):
+    with pytest.raises(RunError, match="is not a history"):
         read_history(path)

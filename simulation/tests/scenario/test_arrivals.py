@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Literal
 
+import msgspec
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from simulation.errors import ScenarioError
@@ -21,8 +22,10 @@ from simulation.scenario.arrivals import (
     draw_arrivals,
     expected_requests,
     peak_rps,
-    read_trace,
 )
+from simulation.scenario.loading import read_scenario, scale_scenario
+from simulation.scenario.traces import read_trace
+from simulation.tests.scenario.test_scenario import minimal
 
 rates = st.floats(0.5, 500)
 lengths = st.floats(0.5, 20)
@@ -80,7 +83,7 @@ def test_the_curve_has_the_rate_that_was_asked_for(segment: Segment) -> None:
     assert segment.expected() == pytest.approx(requests[-1], rel=1e-5)
     places = np.arange(0, 20_001, 1_000)
     assert segment.invert(requests[places]) == pytest.approx(seconds[places], abs=segment.seconds * 1e-3)
-    assert segment.peak_rps() >= rate.max() - 1e-6
+    assert peak_rps([segment]) >= rate.max() - 1e-6
 
 
 @given(st.lists(segments(), min_size=1, max_size=4), st.integers(0, 2**63 - 1))
@@ -149,10 +152,12 @@ def test_a_segment_in_which_nobody_comes_is_only_time() -> None:
 
 @given(segments(), st.floats(0.1, 10), st.floats(0.1, 10))
 def test_a_scaled_segment_keeps_its_shape(segment: Segment, rate: float, time: float) -> None:
-    scaled = segment.scaled(rate, time)
-    assert scaled.expected() == pytest.approx(segment.expected() * rate * time)
-    assert scaled.peak_rps() == pytest.approx(segment.peak_rps() * rate)
-    assert scaled.seconds == pytest.approx(segment.seconds * time)
+    assume(min(segment.expected(), segment.expected() * rate * time) > 1.01)
+    before = read_scenario(minimal(arrivals=[msgspec.to_builtins(segment)]))
+    scaled = scale_scenario(before, rate, time).arrivals
+    assert expected_requests(scaled) == pytest.approx(segment.expected() * rate * time)
+    assert peak_rps(scaled) == pytest.approx(peak_rps([segment]) * rate)
+    assert scaled[0].seconds == pytest.approx(segment.seconds * time)
 
 
 def test_the_peak_is_the_highest_rate_of_all_segments() -> None:

@@ -20,12 +20,12 @@ from engine.model.sale import Sale, SaleTerms
 from engine.settings import Settings
 from simulation.judge.verdict import judge
 from simulation.model.state import FinalState
-from simulation.record.state import load_final_state, save_final_state
+from simulation.record.state import read_state, write_state
 from simulation.target.final_state import await_drain, read_final_state
+from simulation.target.services import Services
 from simulation.tests.histories import history_of
 
 KEYS = ShardKeys(0)
-NOWHERE = "redis://127.0.0.1:1"
 
 
 async def sell(settings: Settings) -> tuple[Sale, list[str]]:
@@ -59,22 +59,23 @@ async def sell(settings: Settings) -> tuple[Sale, list[str]]:
         await ledger.close()
 
 
-async def read(settings: Settings, **more: object) -> FinalState:
+def services_of(settings: Settings, **elsewhere: str) -> Services:
     assert settings.redis_url is not None
     assert settings.postgres_url is not None
-    return await read_final_state(
-        settings.redis_url,
-        settings.amqp_url,
-        settings.postgres_url,
-        drain_timeout_s=0.2,
-        **more,  # type: ignore[arg-type]
+    services = Services(
+        redis_url=settings.redis_url, postgres_url=settings.postgres_url, amqp_url=settings.amqp_url
     )
+    return replace(services, **elsewhere)  # type: ignore[arg-type]
+
+
+async def read(services: Services, **more: object) -> FinalState:
+    return await read_final_state(services, drain_timeout_s=0.2, **more)  # type: ignore[arg-type]
 
 
 async def test_it_reads_gate_and_ledger(settings_without_bus: Settings, redis: Redis) -> None:
     sale, ids = await sell(settings_without_bus)
     await redis.hdel(KEYS.pending, *(split_order_id(order_id)[0] for order_id in ids[:2]))
-    state = await read(settings_without_bus, sale_ids=[sale.sale_id])
+    state = await read(services_of(settings_without_bus), sale_ids=[sale.sale_id])
     assert state.unread == {}
     assert state.gate is not None
     assert state.gate.to_dict("records") == [
@@ -105,9 +106,9 @@ async def test_it_can_be_saved_and_judged_again(
     settings_without_bus: Settings, redis: Redis, tmp_path: Path
 ) -> None:
     await sell(settings_without_bus)
-    state = await read(settings_without_bus)
-    save_final_state(state, tmp_path)
-    loaded = load_final_state(tmp_path)
+    state = await read(services_of(settings_without_bus))
+    write_state(state, tmp_path)
+    loaded = read_state(tmp_path)
     for part in ("gate", "sales", "orders"):
         pd.testing.assert_frame_equal(getattr(loaded, part), getattr(state, part))
     frameless = {"gate": None, "sales": None, "orders": None}
@@ -124,7 +125,7 @@ async def test_it_counts_messages_and_dead_letters(settings: Settings, redis: Re
         for queue in (PURCHASES, PURCHASES, DEAD):
             await channel.default_exchange.publish(aio_pika.Message(b"[]"), queue)
     await redis.xadd(KEYS.dead, {"body": b"x"})
-    state = await read(settings)
+    state = await read(services_of(settings))
     assert (state.queue, state.dead, state.bus) == (2, 2, True)
 
 
@@ -132,23 +133,19 @@ async def test_a_store_that_is_down_is_said_to_be_unread(
     settings_without_bus: Settings, redis: Redis
 ) -> None:
     await sell(settings_without_bus)
-    assert settings_without_bus.postgres_url is not None
-    state = await read_final_state(NOWHERE, None, settings_without_bus.postgres_url, drain_timeout_s=0.1)
+    state = await read(services_of(settings_without_bus, redis_url="redis://127.0.0.1:1"))
     assert state.unread.keys() == {"gate"}
     assert (state.gate, state.pending, state.outbox, state.dead) == (None, None, None, None)
     assert state.orders is not None
-    assert settings_without_bus.redis_url is not None
-    nowhere = "postgresql://127.0.0.1:1/none"
-    state = await read_final_state(
-        settings_without_bus.redis_url, "amqp://127.0.0.1:1", nowhere, drain_timeout_s=0.1
-    )
+    nowhere = {"amqp_url": "amqp://127.0.0.1:1", "postgres_url": "postgresql://127.0.0.1:1/none"}
+    state = await read(services_of(settings_without_bus, **nowhere))
     assert state.unread.keys() == {"ledger", "bus"}
     assert (state.sales, state.orders, state.queue) == (None, None, None)
 
 
 @pytest.mark.parametrize("left", ["outbox", "pending", "queue"])
 async def test_the_drain_waits_for_every_stage(settings: Settings, redis: Redis, left: str) -> None:
-    assert settings.redis_url is not None
+    services = services_of(settings)
     assert settings.amqp_url is not None
     async with await aio_pika.connect(settings.amqp_url) as connection, connection.channel() as channel:
         await declare_topology(channel)
@@ -159,8 +156,8 @@ async def test_the_drain_waits_for_every_stage(settings: Settings, redis: Redis,
             await redis.hset(KEYS.pending, "x", "1")
         else:
             await channel.default_exchange.publish(aio_pika.Message(b"[]"), PURCHASES)
-        assert await await_drain(settings.redis_url, settings.amqp_url, 1, 0.3) is None
-        waiting = asyncio.create_task(await_drain(settings.redis_url, settings.amqp_url, 1, 30))
+        assert await await_drain(services, 1, 0.3) is None
+        waiting = asyncio.create_task(await_drain(services, 1, 30))
         await redis.delete(KEYS.outbox, KEYS.pending)
         await queue.purge()
         assert await waiting is not None

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from simulation.errors import Unreadable
-from simulation.target.reading import read_within
+from simulation.target.stores import read_within
 
 Reading = Callable[[], Coroutine[Any, Any, int]]
 

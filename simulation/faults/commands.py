@@ -1,0 +1,65 @@
+"""Commands to the services of a run, which may be on their way back from another fault."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, Final, TypeVar
+
+import asyncpg
+from redis.exceptions import RedisError
+
+from engine.errors import StackError
+from engine.gate.client import connect_redis
+from simulation.errors import FaultError
+
+TIMEOUT_S: Final = 10.0
+START_S: Final = 30.0
+"""Longest time in which a service or stage that another fault has ended must be up again."""
+POLL_S: Final = 0.02
+
+T = TypeVar("T")
+
+
+async def insist(action: Callable[[], Awaitable[T]]) -> T:
+    """Repeat the action while it raises FaultError or StackError. Raises FaultError after START_S."""
+    deadline = time.monotonic() + START_S
+    while True:
+        try:
+            return await action()
+        except (FaultError, StackError) as error:
+            if time.monotonic() > deadline:
+                raise FaultError(str(error)) from None
+        await asyncio.sleep(POLL_S)
+
+
+async def command_redis(url: str, *command: str) -> Any:
+    """Send one command to Redis and return its answer. Raises FaultError."""
+    try:
+        async with connect_redis(url, round(TIMEOUT_S * 1000)) as redis:
+            return await redis.execute_command(*command)  # type: ignore[no-untyped-call]
+    except (RedisError, OSError) as error:
+        raise FaultError(f"redis does not do {' '.join(command)}: {error}") from None
+
+
+async def alter_postgres(url: str, change: str) -> None:
+    """Do ALTER SYSTEM with this change, and let the server read it. Raises FaultError."""
+    with postgres_faults(f"ALTER SYSTEM {change}"):
+        # The session may write even while the default is that none does.
+        connection = await asyncpg.connect(
+            url, timeout=TIMEOUT_S, server_settings={"default_transaction_read_only": "off"}
+        )
+        try:
+            await connection.execute(f"ALTER SYSTEM {change}")
+            await connection.execute("SELECT pg_reload_conf()")
+        finally:
+            await connection.close()
+
+
+@contextlib.contextmanager
+def postgres_faults(action: str) -> Iterator[None]:
+    """Turn any error of the client library into a FaultError that names the action."""
+    try:
+        yield
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+        raise FaultError(f"postgres does not do {action}: {error}") from None

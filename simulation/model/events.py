@@ -1,0 +1,35 @@
+"""What happens in a run besides its requests; all times are in seconds from the run's start."""
+
+import msgspec
+
+
+class Interval(msgspec.Struct, frozen=True, kw_only=True):
+    """A fault as it was done."""
+
+    kind: str
+    on: str
+    start_s: float
+    end_s: float
+    """When it ended: the connection is open, or the service answers, again."""
+
+
+class Restocked(msgspec.Struct, frozen=True, kw_only=True):
+    """A restock as it was done."""
+
+    at_s: float
+    """When the engine was asked for it."""
+    product_id: int
+    stock: int
+    opened_s: float
+    """When the engine had answered."""
+    sale_id: int
+
+
+class Abort(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a load was stopped early, and when."""
+
+    condition: str
+    value: float
+    """The condition's metric at that moment."""
+    at_s: float
+    """When the last request was meant to start."""

@@ -1,0 +1,87 @@
+"""Checks of a whole scenario: what the types of its single keys can't say."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from engine.errors import SettingsError
+from engine.settings import read_settings
+from simulation.scenario.arrivals import expected_requests
+from simulation.scenario.condition import parse_abort, parse_condition
+from simulation.scenario.fault import INSTANT, STRENGTH_OF, TARGETS, Fault, overlap
+from simulation.scenario.schema import MAX_ID, Scenario
+
+MAX_REQUESTS = 50_000_000
+"""Most requests of a scenario: its plan and history are held in memory."""
+
+
+def check_scenario(scenario: Scenario) -> None:
+    """Raise ValueError, in one line that names the key at fault, for a scenario that can't be run."""
+    duration_s = scenario.duration_s()
+    expected = expected_requests(scenario.arrivals)
+    if not 1 <= expected <= MAX_REQUESTS:
+        raise ValueError(f"arrivals: {expected:,.0f} requests; must be 1 to {MAX_REQUESTS:,}")
+    bots = scenario.population.bots
+    if bots and scenario.population.users + bots.users > MAX_ID:
+        raise ValueError(f"population.bots.users: there are not so many ids, got {bots.users}")
+    _check_sales(scenario, duration_s)
+    if scenario.chaos and scenario.faults:
+        raise ValueError("chaos: draws all faults; leave either it or faults out")
+    check_faults(scenario.timeline(), duration_s)
+    for number, text in enumerate(scenario.abort_when):
+        with _naming(f"abort_when.{number}: {text!r}"):
+            parse_abort(text)
+    for number, text in enumerate(scenario.thresholds):
+        with _naming(f"thresholds.{number}: {text!r}"):
+            if window := parse_condition(text).window:
+                window.find(scenario.spans(), duration_s)
+    for name, value in scenario.engine.items():
+        try:
+            read_settings({}, **{name: value})
+        except SettingsError as error:
+            raise ValueError(f"engine.{name}: {str(error).partition(': ')[2]}") from None
+
+
+def check_faults(faults: Sequence[Fault], duration_s: float) -> None:
+    """Raise ValueError, in one line that names the key at fault, for a timeline that can't be done."""
+    for number, fault in enumerate(faults):
+        key = f"faults.{number}"
+        _check_time(f"{key}.at_s", fault.at_s, duration_s)
+        if not fault.seconds and fault.kind not in INSTANT:
+            raise ValueError(f"{key}.seconds: {fault.kind} needs a length greater than 0")
+        if fault.on not in (targets := TARGETS[fault.kind]):
+            way = "the way to " if fault.of_network else ""
+            raise ValueError(f"{key}.on: {fault.kind} is for {way}{', '.join(targets)}, got {fault.on!r}")
+        for name, kind in STRENGTH_OF.items():
+            if getattr(fault, name) is not None and fault.kind != kind:
+                raise ValueError(f"{key}.{name}: is for {kind}, not for {fault.kind}")
+        for earlier in faults[:number]:
+            if overlap(earlier, fault):
+                raise ValueError(f"{key}.at_s: {fault.on} has another such fault until {earlier.end_s:g} s")
+
+
+def _check_sales(scenario: Scenario, duration_s: float) -> None:
+    known: set[int] = set()
+    for number, offer in enumerate(scenario.sales):
+        _check_time(f"sales.{number}.starts_in_s", offer.starts_in_s or 0, duration_s)
+        for sale in offer.each():
+            if sale.product_id in known:
+                raise ValueError(f"sales.{number}.product_id: {sale.product_id} is on sale already")
+            known.add(sale.product_id)
+    for number, restock in enumerate(scenario.restocks):
+        if restock.product_id not in known:
+            raise ValueError(f"restocks.{number}.product_id: {restock.product_id} is not on sale before")
+        _check_time(f"restocks.{number}.at_s", restock.at_s, duration_s)
+
+
+def _check_time(key: str, at_s: float, duration_s: float) -> None:
+    if at_s >= duration_s:
+        raise ValueError(f"{key}: the load lasts {duration_s:g} s, got {at_s:g}")
+
+
+@contextmanager
+def _naming(key: str) -> Iterator[None]:
+    """Put the key in front of the message of a ValueError."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from None

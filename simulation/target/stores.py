@@ -1,0 +1,181 @@
+"""The engine's stores, read past the engine: the gate with its outbox, the bus, and the ledger.
+
+A store may be down, stopped or cut off while it is read. It is then unreadable, and nothing else happens.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import aio_pika
+import asyncpg
+
+from engine.bus.connection import close_connection, connect_bus
+from engine.bus.topology import PURCHASES
+from engine.gate.client import connect_redis
+from engine.gate.fence import read_generations
+from engine.gate.keys import ShardKeys, shard_of
+from engine.gate.pending import count_pending
+from engine.model.sale import Sale
+from engine.stages.lifecycle import cancel
+from simulation.errors import Unreadable
+
+TIMEOUT_S: Final = 30.0
+"""Longest wait for a store; `read_within` allows less."""
+CLOSE_S: Final = 0.5
+_SOLD: Final = Path(__file__).with_name("probe_sold.sql").read_text()
+
+T = TypeVar("T")
+Counts = dict[str, int]
+"""Some of the fields of `probes.Sample`."""
+
+
+async def read_within(reading: Coroutine[Any, Any, T], timeout_s: float) -> T:
+    """Return what `reading` returns. Raises Unreadable if it does not within `timeout_s`, for any reason.
+
+    Client libraries raise errors of many kinds when a service dies, and aio_pika cancels the tasks that wait
+    on a connection when it closes. So `reading` runs in its own task.
+    """
+    task = asyncio.ensure_future(reading)
+    try:
+        await asyncio.wait([task], timeout=max(timeout_s, 0.0))
+        done = task.done()
+    finally:
+        await cancel(task)
+    if not done:
+        raise Unreadable("no answer in time")
+    if task.cancelled():
+        raise Unreadable("the connection was closed")
+    if error := task.exception():
+        raise Unreadable(f"{type(error).__name__}: {error}".rstrip(": ")) from error
+    return task.result()
+
+
+@asynccontextmanager
+async def connect_ledger(url: str) -> AsyncIterator[asyncpg.Connection]:
+    """Connect to PostgreSQL until the end of the block."""
+    connection = await asyncpg.connect(url, timeout=TIMEOUT_S)
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+class GateStore:
+    """The gate, and of its products those that `sales` names. `sales` may grow."""
+
+    def __init__(self, url: str, sales: Sequence[Sale], shards: int) -> None:
+        self._redis = connect_redis(url, round(TIMEOUT_S * 1000))
+        self._shards = [ShardKeys(shard) for shard in range(shards)]
+        self._sales = sales
+        self._failed: dict[int, int] = {}
+        """Failed orders by sale id; for a sale that was replaced, the last number that the gate knew."""
+
+    async def read(self) -> Counts:
+        """Return what the gate holds."""
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for keys in self._shards:
+                pipe.xlen(keys.outbox)
+                pipe.hvals(keys.pending)
+            sales = list(self._sales)
+            for sale in sales:
+                product = sale.terms.product_id
+                key = self._shards[shard_of(product, len(self._shards))].sale(product)
+                pipe.hmget(key, ["sale_id", "remaining", "released"])
+            answers = await pipe.execute()
+        cut = 2 * len(self._shards)
+        remaining = 0
+        for sale, fields in zip(sales, answers[cut:], strict=True):
+            sale_id, left, released = (int(field or 0) for field in fields)
+            if sale_id == sale.sale_id:
+                remaining += left
+                self._failed[sale_id] = released // sale.terms.quantity
+        return {
+            "outbox_entries": sum(answers[0:cut:2]),
+            "pending_orders": sum(map(count_pending, answers[1:cut:2])),
+            "stock_remaining": remaining,
+            "ledger_failed": sum(self._failed.values()),
+            "closed_shards": (await read_generations(self._redis, self._shards)).count(0),
+        }
+
+    async def close(self) -> None:
+        """Disconnect; the next reading connects again."""
+        await self._redis.aclose()
+
+
+class LedgerStore:
+    """The ledger's own count of the units sold."""
+
+    def __init__(self, url: str, sales: Sequence[Sale]) -> None:
+        self._url = url
+        self._sales = sales
+        self._connection: asyncpg.Connection | None = None
+
+    async def read(self) -> Counts:
+        """Return the number of confirmed orders."""
+        if self._connection is None:
+            self._connection = await asyncpg.connect(self._url)
+        quantities = {sale.sale_id: sale.terms.quantity for sale in self._sales}
+        rows = await self._connection.fetch(_SOLD, list(quantities))
+        return {"ledger_confirmed": sum(sold // quantities[sale_id] for sale_id, sold in rows)}
+
+    async def close(self) -> None:
+        """Disconnect; the next reading connects again."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.terminate()
+
+
+class BusStore:
+    """The bus's queues."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._connection: aio_pika.abc.AbstractConnection | None = None
+        self._channel: aio_pika.abc.AbstractChannel | None = None
+
+    async def read(self) -> Counts:
+        """Return the number of messages that are ready in the engine's queue."""
+        return {"queue_messages": await self.count(PURCHASES)}
+
+    async def count(self, queue: str) -> int:
+        """Return the number of messages that are ready in a queue, by a passive declare."""
+        if self._channel is None:
+            self._connection = await connect_bus(self._url, "simulation")
+            self._channel = await self._connection.channel()
+        declared = await self._channel.declare_queue(queue, passive=True)
+        return declared.declaration_result.message_count or 0
+
+    async def close(self) -> None:
+        """Disconnect; the next reading connects again."""
+        connection, self._connection, self._channel = self._connection, None, None
+        await close_connection(connection)
+
+
+Store = GateStore | LedgerStore | BusStore
+
+
+async def read_stores(stores: Sequence[Store], timeout_s: float) -> Counts:
+    """Return the counts of all stores that can be read within `timeout_s`; the others connect anew."""
+    counts: Counts = {}
+    for part in await asyncio.gather(*(_read(store, timeout_s) for store in stores)):
+        counts |= part
+    return counts
+
+
+async def close_stores(stores: Sequence[Store]) -> None:
+    """Disconnect from the stores. An error, or a store that does not say goodbye, is passed over."""
+    for store in stores:
+        with contextlib.suppress(Unreadable):
+            await read_within(store.close(), CLOSE_S)
+
+
+async def _read(store: Store, timeout_s: float) -> Counts:
+    try:
+        return await read_within(store.read(), timeout_s)
+    except Unreadable:
+        await close_stores([store])
+        return {}
