@@ -13,7 +13,7 @@ from engine.bus.topology import DEAD, PURCHASES, declare_topology
 from engine.gate.gate import Gate
 from engine.gate.keys import ShardKeys
 from engine.ledger.ledger import Ledger
-from engine.model.lot import Reservation
+from engine.model.lot import Lot
 from engine.model.order_id import split_order_id
 from engine.model.purchase import Outcome
 from engine.model.sale import Sale, SaleTerms
@@ -41,18 +41,13 @@ async def sell(settings: Settings) -> tuple[Sale, list[str]]:
         assert {outcome for outcome, _ in bought} == {Outcome.ACCEPTED}
         ids = [order_id for _, order_id in bought if order_id]
         batch = [
-            Reservation(
-                order_id=order_id,
-                user_id=user_id,
-                product_id=7,
-                sale_id=sale.sale_id,
-                quantity=1,
-                accepted_ms=1_700_000_000_123,
-                key="key" if user_id == 1 else None,
+            Lot(
+                *split_order_id(order_id), 7, sale.sale_id, 1, 1_700_000_000_123, [user_id],
+                ["key"] if user_id == 1 else None,
             )
             for user_id, order_id in ((1, ids[0]), (2, ids[1]))
-        ]
-        await ledger.settle(batch, [None, 'declined, "for" a reason\nof two lines'])
+        ]  # fmt: skip
+        await ledger.settle(batch, {ids[1]: 'declined, "for" a reason\nof two lines'})
         return sale, ids
     finally:
         await gate.close()
