@@ -1,1 +1,4 @@
-"""The benchmark: engine, baselines and driver, measured against each other in one run."""
+"""The benchmark: measures engine, baselines and driver against each other in one run.
+
+Only the command line imports this room.
+"""

@@ -1,7 +1,7 @@
 """What a run of the benchmark measures, and for how long."""
 
-from collections.abc import Callable
 from enum import StrEnum
+from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -29,8 +29,6 @@ class Subject(StrEnum):
 
 SERVED_WITHOUT_ENGINE: Final = frozenset({Subject.NGINX, Subject.AIOHTTP, Subject.DRIVER, Subject.DISK})
 
-Say = Callable[[str], None]
-
 
 class Sizes(msgspec.Struct, frozen=True, kw_only=True):
     """The sizes at which a cost is measured, smallest first."""
@@ -44,27 +42,18 @@ class Sizes(msgspec.Struct, frozen=True, kw_only=True):
     crowd_rps: int = 5_000
 
 
-QUICK: Final = Sizes(
-    connections=(1, 10, 100),
-    products=(1, 100),
-    stock=(1_000, 100_000),
-    orders=(0, 50_000),
-    idle=(200,),
-    memory_requests=100_000,
-    crowd_rps=500,
-)
-
-
 class Options(msgspec.Struct, frozen=True, kw_only=True):
     """How the benchmark runs."""
 
     rounds: int = 3
     seconds: float = 3
-    """Of each measurement; wrk knows whole ones only."""
+    """Length of each measurement; wrk knows whole seconds only."""
     subjects: frozenset[Subject] = frozenset(Subject)
     sizes: Sizes = Sizes()
+    against: Path | None = None
+    """Another checkout, whose engine is compared with this one's; then nothing else is measured."""
 
     @property
     def growth_seconds(self) -> float:
-        """The length of a measurement where there are many: of a cost at one size."""
+        """The length of a measurement where a cost is measured at many sizes."""
         return max(1.0, self.seconds * 2 / 3)

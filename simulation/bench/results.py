@@ -1,5 +1,6 @@
-"""What the benchmark found: the fields of bench.json. Rates are per second, times as their names say."""
+"""What the benchmark found: the fields of bench.json. Rates are per second; names tell the unit of times."""
 
+import math
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from statistics import median
@@ -23,13 +24,26 @@ class Spread(Result, frozen=True):
 
     @classmethod
     def of(cls, values: Iterable[float]) -> Self:
-        """The spread of at least one value."""
+        """Return the spread of at least one value."""
         found = [float(f"{value:.6g}") for value in values]
         return cls(median=median(found), low=min(found), high=max(found), values=found)
 
     def over(self, other: "Spread") -> "Spread":
-        """The ratio to another measurement, round by round."""
+        """Return the ratio to another measurement, round by round."""
         return Spread.of(mine / theirs for mine, theirs in zip(self.values, other.values, strict=True))
+
+    def interval(self) -> tuple[float, float] | None:
+        """Return the 95 % confidence interval of the median; None for fewer than six rounds, which give none.
+
+        The number of values below the median is binomial, whatever their distribution: the interval lies
+        between two order statistics (Conover, Practical Nonparametric Statistics, 3rd edition, section 3.2).
+        """
+        size, cut, outside = len(self.values), 0, 0.5 ** len(self.values)
+        while outside <= 0.025:
+            cut += 1
+            outside += math.comb(size, cut) / 2**size
+        ordered = sorted(self.values)
+        return (ordered[cut - 1], ordered[-cut]) if cut else None
 
 
 class Sample(Result, frozen=True):
@@ -42,16 +56,22 @@ class Sample(Result, frozen=True):
     socket_errors: int
     p50_ms: float
     p99_ms: float
-    """wrk's own: each connection waits for its answer before it asks again, so stalls are under-counted."""
+    """By wrk: each connection waits for its answer before it asks again, so stalls are under-counted."""
     fault: str = ""
     """Why it did not measure what it was meant to; empty if it did."""
     cpu: dict[str, float] = {}
-    """Processor time by process, in cores."""
+    """Processor time by process during the load, in cores."""
+    cpu_s: dict[str, float] = {}
+    """Processor time by process, in seconds, from the load's start until the ledger had everything."""
     accepted: int = 0
     backlog: int = 0
     """Purchases accepted and not yet settled in the ledger when the load ended."""
     drain_s: float | None = None
-    """From the end of the load until the ledger had them all."""
+    """From the end of the load until the ledger had all of them."""
+
+    def cpu_us(self, *names: str) -> float:
+        """Return the processor time of these processes per answer."""
+        return 1e6 * sum(self.cpu_s.get(name, 0.0) for name in names) / self.requests
 
 
 class FrontDoor(Result, frozen=True):
@@ -64,15 +84,36 @@ class FrontDoor(Result, frozen=True):
 
 
 class Ratio(Result, frozen=True):
-    """One rate over another one, each round by itself."""
+    """One measurement over another one, each round by itself."""
 
     name: str
     connections: int
     ratio: Spread
+    interval: tuple[float, float] | None = None
+    """95 % confidence interval of the median, where one was asked for and the rounds suffice."""
+
+
+class ProcessCost(Result, frozen=True):
+    """Processor time of one process per accepted purchase, of this checkout's engine and of the other's."""
+
+    process: str
+    this_us: Spread
+    other_us: Spread
+
+
+class Against(Result, frozen=True):
+    """This checkout's engine beside that of another one, measured in turn."""
+
+    commit: str
+    """Of the other checkout."""
+    front_door: list[FrontDoor]
+    ratios: list[Ratio]
+    """This over other."""
+    processes: list[ProcessCost]
 
 
 class Persisted(Result, frozen=True):
-    """What relay, bus, fulfilment and ledger did while and after the front door accepted."""
+    """What relay, bus, fulfilment and ledger did while the front door accepted, and afterwards."""
 
     connections: int
     accepted_rps: Spread
@@ -81,7 +122,7 @@ class Persisted(Result, frozen=True):
     backlog: Spread
     drain_s: Spread
     drain_rps: Spread
-    """Orders settled per second after that, until none was left."""
+    """Orders settled per second after the load, until none was left."""
 
 
 class LedgerRates(Result, frozen=True):
@@ -119,18 +160,18 @@ class Responses(Result, frozen=True):
 
     subject: str
     share: float | None
-    """Of the capacity; None where the rate is a fixed one."""
+    """The rate as a share of the capacity; None where the rate is fixed."""
     offered_rps: float
     answered_rps: Spread
     ms: dict[str, Spread]
     """By percentile."""
     lag_p99_ms: Spread
     lost: int
-    """Requests without an answer of the claimed kind, all rounds together."""
+    """Requests without the answer that the subject names, all rounds together."""
 
 
 class Capacity(Result, frozen=True):
-    """What the open-loop driver and the engine answer together when far more is due."""
+    """The rate that driver and engine reach together when far more requests are due."""
 
     subject: str
     connections: int
@@ -165,9 +206,9 @@ class Memory(Result, frozen=True):
     """Resident memory of the front door, MiB."""
 
     requests: list[int]
-    """Sold-out purchases answered so far…"""
+    """Sold-out purchases answered so far."""
     rss_mib: list[float]
-    """…and the memory then."""
+    """The memory then."""
 
 
 class IdleConnections(Result, frozen=True):
@@ -192,6 +233,7 @@ class Bench(msgspec.Struct, kw_only=True):
     growth_seconds: float
     took_s: float = 0.0
     notes: list[str] = []
+    against: Against | None = None
     front_door: list[FrontDoor] = []
     ratios: list[Ratio] = []
     persisted: list[Persisted] = []
@@ -208,12 +250,13 @@ class Bench(msgspec.Struct, kw_only=True):
 def make_curve(
     axis: str,
     subject: str,
-    rates: Sequence[tuple[int, Sequence[float]]],
-    note: str = "",
-    cpu_us: Sequence[float | None] = (),
+    sizes: Sequence[int],
+    rates: Sequence[Sequence[float]],
+    note: str,
+    cpu_us: Sequence[float | None] | None = None,
 ) -> Curve:
-    """The curve of (size, rate of each round), smallest size first."""
-    costs = [Spread.of(1e6 / rate for rate in rps) for _, rps in rates]
+    """Return the curve of the rates of each round at each size, smallest size first."""
+    costs = [Spread.of(1e6 / rate for rate in rps) for rps in rates]
     cheapest = min(cost.median for cost in costs)
     points = [
         Growth(
@@ -222,8 +265,8 @@ def make_curve(
             cost_us=cost,
             times_smallest=cost.over(costs[0]),
             times_cheapest=round(cost.median / cheapest, 3),
-            cpu_us=cpu_us[number] if cpu_us else None,
+            cpu_us=spent,
         )
-        for number, ((size, rps), cost) in enumerate(zip(rates, costs, strict=True))
+        for size, rps, cost, spent in zip(sizes, rates, costs, cpu_us or [None] * len(sizes), strict=True)
     ]
     return Curve(axis=axis, subject=subject, points=points, note=note)

@@ -5,42 +5,47 @@ import shutil
 import time
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import msgspec
+from msgspec.structs import replace
 
-from simulation.bench.measures.disk import measure_disk
-from simulation.bench.measures.front_door import compare
-from simulation.bench.measures.growth import grow_connections, grow_orders, grow_products, grow_stock
-from simulation.bench.measures.ledger import measure_ledger
-from simulation.bench.measures.memory import watch_memory, weigh_connections
-from simulation.bench.measures.open_loop import measure_crowd, measure_driver, measure_responses
-from simulation.bench.options import SERVED_WITHOUT_ENGINE, Options, Say, Subject
+from simulation.bench.measures import against, disk, front_door, growth, ledger, memory, open_loop
+from simulation.bench.options import SERVED_WITHOUT_ENGINE, Options, Subject
 from simulation.bench.page import write_page
 from simulation.bench.programs import describe_missing, find_program, serve_baseline, serve_nginx
-from simulation.bench.results import Bench
-from simulation.bench.subjects import Constant, Engine, EngineInState, HttpSubject, Textbook, serve_engine
+from simulation.bench.results import Against, Bench
+from simulation.bench.rounds import Rounds, Say
+from simulation.bench.subjects import STATES, Engine, measure_refusals, measure_textbook, serve_engine
+from simulation.errors import BenchError
 from simulation.run import make_folder
 from simulation.target.engine_process import private_services
-from simulation.target.machine import describe_machine, read_commit, read_versions
+from simulation.target.machine import ROOT, describe_machine, read_commit, read_versions
 from simulation.target.services import Services
 
-_BY_WRK: Final = frozenset(
-    {
+_NEEDS: Final = {
+    "wrk": {
         Subject.NGINX, Subject.AIOHTTP, Subject.TEXTBOOK, Subject.SOLD_OUT, Subject.ACCEPTING,
         Subject.CONNECTIONS, Subject.PRODUCTS, Subject.ORDERS, Subject.MEMORY,
-    }
-)  # fmt: skip
-_BESIDE_NGINX: Final = frozenset({Subject.NGINX, Subject.DRIVER, Subject.CONNECTIONS})
+    },
+    "nginx": {Subject.NGINX, Subject.DRIVER},
+}  # fmt: skip
+"""The subjects that are measured with a program that may not be installed."""
+_BESIDE_NGINX: Final = _NEEDS["nginx"] | {Subject.CONNECTIONS}
+_STATE_OF: Final = {Subject.SOLD_OUT: "sold out", Subject.ACCEPTING: "accepting"}
 
 
 async def run_bench(options: Options, folder: Path, say: Say, command: str) -> None:
-    """Measures what `options` ask for and writes bench.json, bench.md and plots into `folder`, which is made.
+    """Measure what `options` ask for; write bench.json, bench.md and plots into `folder`, which is made.
 
-    What it started is stopped when it returns; when it is cancelled nothing is left of the folder either.
+    Everything that it started is stopped when it returns; a run that is cancelled leaves no folder either.
     Raises BenchError, RunError, EngineError, DriverError or the engine's StackError.
     """
+    # Where there is no other engine, Python would start this one instead.
+    if options.against and not (options.against / "engine" / "__init__.py").is_file():
+        raise BenchError(f"{options.against} is no checkout: it has no package named engine")
     make_folder(folder)
     try:
         async with AsyncExitStack() as cleanup:
@@ -58,8 +63,9 @@ class _Run:
         self._log = folder / "engine.log"
         self._say = say
         self._cleanup = cleanup
-        self._subjects = set(options.subjects)
+        self._subjects = set() if options.against else set(options.subjects)
         self._notes: list[str] = []
+        self._rounds = Rounds(options.rounds, options.seconds, say)
 
     async def measure(self, command: str) -> Bench:
         started = time.monotonic()
@@ -79,102 +85,108 @@ class _Run:
             notes=self._notes,
         )
         if Subject.DISK in self._subjects:
-            bench.disk = await measure_disk(self._options.rounds, self._options.seconds, self._say)
-        if services is None:
-            await self._measure_servers(bench, nginx_url, None)
-        else:
+            bench.disk = await disk.measure_disk(self._rounds)
+        if services and self._options.against:
+            bench.against = await self._compare(services, self._options.against)
+        elif services:
             async with serve_engine(services, self._log) as engine:
                 await self._measure_servers(bench, nginx_url, engine)
                 await self._measure_engine(bench, nginx_url, engine)
             await self._measure_memory(bench, services)
+        else:
+            await self._measure_servers(bench, nginx_url, None)
         bench.took_s = round(time.monotonic() - started, 1)
         return bench
 
     async def _provide_nginx(self) -> str | None:
-        if find_program("wrk") is None and (skipped := self._subjects & _BY_WRK):
-            self._note(f"{describe_missing('wrk')}; skipped: {', '.join(sorted(skipped))}")
-            self._subjects -= skipped
-        if not self._subjects & _BESIDE_NGINX:
-            return None
-        if find_program("nginx") is None:
-            skipped = self._subjects & {Subject.NGINX, Subject.DRIVER}
-            self._note(f"{describe_missing('nginx')}; skipped: {', '.join(sorted(skipped))}")
-            self._subjects -= skipped
+        for program, subjects in _NEEDS.items():
+            if find_program(program) is None and (skipped := self._subjects & subjects):
+                self._subjects -= skipped
+                self._note(f"{describe_missing(program)}; skipped: {', '.join(sorted(skipped))}")
+        if find_program("nginx") is None or not self._subjects & _BESIDE_NGINX:
             return None
         return await self._cleanup.enter_async_context(serve_nginx())
 
     async def _provide_services(self) -> Services | None:
-        if not self._subjects - SERVED_WITHOUT_ENGINE:
+        if not (self._options.against or self._subjects - SERVED_WITHOUT_ENGINE):
             return None
         self._say("starting private services and the engine")
         return await self._cleanup.enter_async_context(private_services(self._note))
 
-    async def _measure_servers(self, bench: Bench, nginx_url: str | None, engine: Engine | None) -> None:
-        """All HTTP servers by wrk, and the driver."""
-        options, chosen = self._options, self._subjects
-        async with AsyncExitStack() as cleanup:
-            servers: list[HttpSubject] = []
-            if Subject.NGINX in chosen and nginx_url:
-                servers.append(Constant("nginx", nginx_url))
-            if Subject.AIOHTTP in chosen:
-                url = await cleanup.enter_async_context(serve_baseline("bare"))
-                servers.append(Constant("aiohttp, bare", url))
-            if Subject.TEXTBOOK in chosen and engine:
-                servers += await self._provide_textbook(engine.services, cleanup)
-            if engine:
-                states = {Subject.SOLD_OUT: True, Subject.ACCEPTING: False}
-                servers += [EngineInState(engine, out) for name, out in states.items() if name in chosen]
-            bench.front_door, bench.ratios, bench.persisted = await compare(
-                servers, options.rounds, options.seconds, self._say
-            )
-        if Subject.DRIVER in chosen and nginx_url:
-            bench.driver = await measure_driver(nginx_url, options.rounds, options.seconds, self._say)
+    async def _compare(self, services: Services, checkout: Path) -> Against:
+        async with (
+            private_services(self._say) as others,
+            # Both are started in the same way, each in the folder of its code.
+            serve_engine(services, self._log, ROOT) as this,
+            serve_engine(others, self._log.with_name("other-engine.log"), checkout) as other,
+        ):
+            return await against.compare_engines(this, other, read_commit(checkout), self._rounds)
 
-    async def _provide_textbook(self, services: Services, cleanup: AsyncExitStack) -> list[HttpSubject]:
+    async def _measure_servers(self, bench: Bench, nginx_url: str | None, engine: Engine | None) -> None:
+        """Measure all HTTP servers by wrk, and the driver."""
+        async with AsyncExitStack() as cleanup:
+            servers: front_door.Servers = {}
+            if Subject.NGINX in self._subjects and nginx_url:
+                servers["nginx"] = partial(measure_refusals, nginx_url)
+            if Subject.AIOHTTP in self._subjects:
+                url = await cleanup.enter_async_context(serve_baseline("bare"))
+                servers["aiohttp, bare"] = partial(measure_refusals, url)
+            if Subject.TEXTBOOK in self._subjects and engine:
+                servers |= await self._provide_textbook(engine.services, cleanup)
+            for subject, state in _STATE_OF.items():
+                if subject in self._subjects and engine:
+                    servers[f"engine, {state}"] = partial(engine.measure_state, STATES[state])
+            bench.front_door = await front_door.measure_servers(servers, self._rounds)
+        bench.ratios = front_door.compare_rates(bench.front_door)
+        bench.persisted = front_door.describe_persistence(bench.front_door, self._options.seconds)
+        if Subject.DRIVER in self._subjects and nginx_url:
+            bench.driver = await open_loop.measure_driver(nginx_url, self._rounds)
+
+    async def _provide_textbook(self, services: Services, cleanup: AsyncExitStack) -> front_door.Servers:
         if services.amqp_url is None:
             self._note("textbook skipped: there is no RabbitMQ")
-            return []
+            return {}
         server = serve_baseline("textbook", services.redis_url, services.amqp_url)
         url = await cleanup.enter_async_context(server)
-        return [Textbook(url, services, sold_out) for sold_out in (True, False)]
+        return {
+            f"textbook, {state}": partial(measure_textbook, url, services, stock)
+            for state, stock in STATES.items()
+        }
 
     async def _measure_engine(self, bench: Bench, nginx_url: str | None, engine: Engine) -> None:
-        options, chosen, say = self._options, self._subjects, self._say
-        rounds, seconds, sizes = options.rounds, options.seconds, options.sizes
+        chosen, rounds, sizes = self._subjects, self._rounds, self._options.sizes
         if Subject.RESPONSE in chosen:
-            for sold_out in (True, False):
-                capacity, responses = await measure_responses(engine, sold_out, rounds, seconds, say)
+            for state in STATES:
+                capacity, responses = await open_loop.measure_responses(engine, state, rounds)
                 bench.capacities.append(capacity)
                 bench.responses += responses
         if Subject.CROWD in chosen:
-            capacity, response = await measure_crowd(engine, sizes.crowd_rps, rounds, seconds, say)
+            capacity, responses = await open_loop.measure_crowd(engine, sizes.crowd_rps, rounds)
             bench.capacities.append(capacity)
-            bench.responses.append(response)
-        seconds = options.growth_seconds
+            bench.responses += responses
+        shorter = replace(rounds, seconds=self._options.growth_seconds)
         if Subject.CONNECTIONS in chosen:
-            bench.growth += await grow_connections(engine, nginx_url, sizes.connections, rounds, seconds, say)
+            bench.growth += await growth.grow_connections(engine, nginx_url, sizes.connections, shorter)
         if Subject.PRODUCTS in chosen:
-            bench.growth += await grow_products(engine, sizes.products, rounds, seconds, say)
+            bench.growth += await growth.grow_products(engine, sizes.products, shorter)
         if Subject.STOCK in chosen:
-            bench.growth.append(await grow_stock(engine, sizes.stock, rounds, seconds, say))
+            bench.growth.append(await growth.grow_stock(engine, sizes.stock, shorter))
         if Subject.LEDGER in chosen:
-            bench.ledger = await measure_ledger(engine, rounds, options.seconds, say)
+            bench.ledger = await ledger.measure_ledger(engine, rounds)
         # Last, since the ledger stays large.
         if Subject.ORDERS in chosen:
-            bench.growth += await grow_orders(engine, sizes.orders, rounds, seconds, say)
+            bench.growth += await growth.grow_orders(engine, sizes.orders, shorter)
 
     async def _measure_memory(self, bench: Bench, services: Services) -> None:
         if Subject.MEMORY not in self._subjects:
             return
         sizes = self._options.sizes
-        # A fresh engine for each: memory that it had used and freed would hide what it takes now.
+        # A fresh engine for each: memory that it used and freed hides what it takes now.
         async with serve_engine(services, self._log) as engine:
-            bench.idle, notes = await weigh_connections(engine, sizes.idle, self._say)
-            for note in notes:
-                self._note(note)
+            bench.idle = await memory.weigh_connections(engine, sizes.idle, self._say, self._note)
         async with serve_engine(services, self._log) as engine:
             window_s = max(1.0, min(10.0, sizes.memory_requests / 500_000))
-            bench.memory = await watch_memory(engine, sizes.memory_requests, window_s, self._say)
+            bench.memory = await memory.watch_memory(engine, sizes.memory_requests, window_s, self._say)
 
     def _note(self, line: str) -> None:
         self._notes.append(line)

@@ -1,16 +1,18 @@
-"""The HTTP servers that are measured, each in the state that its name claims, and the proof that it was.
+"""The servers under measurement: each is brought into a state, loaded, and shown to have been in that state.
 
-Every one of them gets the same bytes from wrk: user 101 buys product 1.
+Each of them gets the same bytes from wrk: user 101 buys product 1.
 """
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import aiohttp
+from msgspec.structs import replace
 from prometheus_client.parser import text_string_to_metric_families
 from redis.asyncio import Redis
 
@@ -21,7 +23,7 @@ from engine.gate.pending import count_pending
 from engine.model.purchase import Outcome
 from engine.model.sale import Sale
 from simulation.bench.baselines import textbook
-from simulation.bench.programs import WrkReport, run_wrk
+from simulation.bench.programs import run_wrk
 from simulation.bench.results import Sample
 from simulation.errors import BenchError
 from simulation.scenario.schema import SaleOffer
@@ -35,59 +37,40 @@ PLENTY: Final = 10**9
 DRAIN_S: Final = 180.0
 """Longest wait for the ledger to have everything."""
 OPENED_AT_ONCE: Final = 16
-GATE: Final = ("front-door 1", "redis")
+FRONT_DOOR: Final = "front-door 1"
+GATE: Final = (FRONT_DOOR, "redis")
 """The processes that a sold-out purchase meets."""
+STATES: Final = {"sold out": 0, "accepting": PLENTY}
+"""The stock of a sale in each state."""
 
 
-class HttpSubject(Protocol):
-    """A server in one state."""
-
-    name: str
-
-    async def measure(self, connections: int, seconds: float) -> Sample:
-        """Bring it into its state, load it, and let it come to rest."""
-        ...
+async def measure_refusals(url: str, connections: int, seconds: float) -> Sample:
+    """Load a server that answers 429 to everything."""
+    sample = await run_wrk(url, connections, seconds)
+    return (
+        sample if sample.refused == sample.requests else replace(sample, fault="not every answer was a 429")
+    )
 
 
-class Constant:
-    """A server that answers 429, whatever comes."""
-
-    def __init__(self, name: str, url: str) -> None:
-        self.name = name
-        self.url = url
-
-    async def measure(self, connections: int, seconds: float) -> Sample:
-        """Load it."""
-        report = await run_wrk(self.url, connections, seconds)
-        return make_sample(report, "" if report.refused == report.requests else "not every answer was a 429")
-
-
-class Textbook:
-    """The textbook architecture, sold out or with units for everybody."""
-
-    def __init__(self, url: str, services: Services, sold_out: bool) -> None:
-        self.name = "textbook, sold out" if sold_out else "textbook, accepting"
-        self.url = url
-        self._services = services
-        self._sold_out = sold_out
-
-    async def measure(self, connections: int, seconds: float) -> Sample:
-        """Load it; nobody consumes its queue, which is emptied afterwards."""
-        stock = 0 if self._sold_out else PLENTY
-        async with connect_redis(self._services.redis_url, 5_000) as redis:
-            await redis.set(textbook.stock_key(1), stock)
-            before = await _count_scripts(redis)
-            report = await run_wrk(self.url, connections, seconds)
-            decided = await _count_scripts(redis) - before
-            accepted = stock - int(await redis.get(textbook.stock_key(1)) or 0)
-        async with await connect_bus(str(self._services.amqp_url), "benchmark") as bus:
-            channel = await bus.channel()
-            await (await channel.declare_queue(textbook.QUEUE, passive=True)).purge()
-        expected = report.requests if self._sold_out else 0
-        fault = "" if report.refused == expected else f"{report.refused} of {report.requests} were refused"
-        if decided < report.requests:
-            fault = f"{decided} of {report.requests} requests reached Redis"
-        return make_sample(report, fault, accepted=accepted)
+async def measure_textbook(
+    url: str, services: Services, stock: int, connections: int, seconds: float
+) -> Sample:
+    """Load the textbook architecture; nobody consumes its queue, which is purged afterwards."""
+    async with connect_redis(services.redis_url, 5_000) as redis:
+        await redis.set(textbook.stock_key(1), stock)
+        before = await _count_scripts(redis)
+        sample = await run_wrk(url, connections, seconds)
+        decided = await _count_scripts(redis) - before
+        accepted = stock - int(await redis.get(textbook.stock_key(1)) or 0)
+    async with await connect_bus(str(services.amqp_url), "benchmark") as bus:
+        channel = await bus.channel()
+        await (await channel.declare_queue(textbook.QUEUE, passive=True)).purge()
+    fault = sample.fault
+    if decided < sample.requests:
+        fault = f"{decided} of {sample.requests} requests reached Redis"
+    elif sample.refused != (0 if stock else sample.requests):
+        fault = f"{sample.refused} of {sample.requests} were refused"
+    return replace(sample, fault=fault, accepted=accepted)
 
 
 async def _count_scripts(redis: Redis) -> int:
@@ -96,7 +79,7 @@ async def _count_scripts(redis: Redis) -> int:
 
 
 class Engine:
-    """The engine under test with its private services; relay and fulfilment run all the time."""
+    """The engine under test with its private services; all of its stages run all the time."""
 
     def __init__(self, process: EngineProcess, services: Services, redis: Redis) -> None:
         self.url = process.url
@@ -111,39 +94,40 @@ class Engine:
         return (await self.open_sales([SaleOffer(product_id=product_id, stock=stock)]))[0]
 
     async def open_past_sale(self) -> Sale:
-        """A sale that a newer one has taken the place of.
+        """Open a sale, then a newer one of the same product, and return the older one.
 
-        What is settled in it behind the gate's back is none of the current sale's units, which the engine
-        would otherwise miss at the gate.
+        Orders can be settled in it without the gate: the engine audits the units of the newer sale only.
         """
         sale = await self.open_sale(PLENTY)
         await self.open_sale(PLENTY)
         return sale
 
     async def open_sales(self, offers: Sequence[SaleOffer]) -> list[Sale]:
-        """Put many on offer, several at once; in any order."""
+        """Put many sales on offer, several at once; return them in any order."""
         groups = [offers[start::OPENED_AT_ONCE] for start in range(min(OPENED_AT_ONCE, len(offers)))]
         opened = await asyncio.gather(*(open_sales(self.url, group, None) for group in groups))
         return [sale for group in opened for sale in group]
 
-    async def count_answers(self) -> dict[Outcome, int]:
-        """Purchases answered since it started, by outcome."""
+    async def count_answers(self) -> Counter[Outcome]:
+        """Return the purchases answered since the engine started, by outcome."""
         async with aiohttp.ClientSession() as session, session.get(f"{self.url}/metrics") as answer:
-            text = await answer.text()
-        counts = dict.fromkeys(Outcome, 0)
-        for family in text_string_to_metric_families(text):
-            for sample in family.samples if family.name == "flashgrid_purchases" else ():
-                if sample.name.endswith("_total"):
-                    counts[Outcome(sample.labels["outcome"])] += int(sample.value)
-        return counts
+            families = text_string_to_metric_families(await answer.text())
+        samples = [sample for family in families for sample in family.samples]
+        return Counter(
+            {
+                Outcome(sample.labels["outcome"]): int(sample.value)
+                for sample in samples
+                if sample.name == "flashgrid_purchases_total"
+            }
+        )
 
     async def count_pending(self) -> int:
-        """Purchases accepted and not yet settled in the ledger."""
+        """Return the number of purchases that are accepted and not yet settled in the ledger."""
         values: Any = await self.redis.hvals(self._keys.pending)
         return count_pending(values)
 
     async def drain(self) -> float:
-        """Wait until the ledger has everything; returns the seconds it took. Raises BenchError."""
+        """Wait until the ledger has everything; return the seconds that it took. Raises BenchError."""
         started = time.monotonic()
         while (behind := await self.count_pending()) or await self.redis.xlen(self._keys.outbox):
             if time.monotonic() - started > DRAIN_S:
@@ -154,74 +138,62 @@ class Engine:
     async def measure(
         self, outcome: Outcome, connections: int, seconds: float, products: int | None = None
     ) -> Sample:
-        """Load it by wrk, and prove by its own count that every purchase had the outcome."""
-        before = await self.count_answers()
+        """Load the engine by wrk, and wait until the ledger has everything.
+
+        The sample has a fault unless the engine's own count says that every purchase had the outcome.
+        """
+        answers = await self.count_answers()
+        cpu_s = await self._read_cpu_s()
         self._meter.read()
-        report = await run_wrk(self.url, connections, seconds, products)
+        sample = await run_wrk(self.url, connections, seconds, products)
         backlog = await self.count_pending()
         cpu = {name: usage.cpu_percent / 100 for name, usage in self._meter.read().items()}
         drain_s = await self.drain()
-        after = await self.count_answers()
-        counts = {word: after[word] - before[word] for word in Outcome if after[word] > before[word]}
-        fault = ""
+        spent_s = {name: spent - cpu_s.get(name, 0.0) for name, spent in (await self._read_cpu_s()).items()}
+        counts = await self.count_answers() - answers
+        fault = sample.fault
         if set(counts) != {outcome}:
             fault = "answers were " + ", ".join(f"{count} {word}" for word, count in counts.items())
-        elif counts[outcome] < report.requests:
-            fault = f"it counts {counts[outcome]} answers, wrk {report.requests}"
-        elif report.refused != (0 if outcome is Outcome.ACCEPTED else report.requests):
-            fault = f"{report.refused} of {report.requests} were refused"
-        accepted = counts.get(Outcome.ACCEPTED, 0)
-        return make_sample(report, fault, cpu, accepted, backlog, drain_s if accepted else None)
+        elif counts[outcome] < sample.requests:
+            fault = f"it counts {counts[outcome]} answers, wrk {sample.requests}"
+        elif sample.refused != (0 if outcome is Outcome.ACCEPTED else sample.requests):
+            fault = f"{sample.refused} of {sample.requests} were refused"
+        accepted = counts[Outcome.ACCEPTED]
+        return replace(
+            sample,
+            fault=fault,
+            cpu=cpu,
+            cpu_s={name: round(spent, 6) for name, spent in spent_s.items()},
+            accepted=accepted,
+            backlog=backlog,
+            drain_s=drain_s if accepted else None,
+        )
+
+    async def measure_state(self, stock: int, connections: int, seconds: float) -> Sample:
+        """Open a sale of that stock, 0 or PLENTY, and load it."""
+        await self.open_sale(stock)
+        return await self.measure(Outcome.ACCEPTED if stock else Outcome.SOLD_OUT, connections, seconds)
+
+    async def _read_cpu_s(self) -> dict[str, float]:
+        """Return the processor time of each process so far.
+
+        The system counts in ticks of 10 ms, too coarse for what a sold-out sale costs Redis; Redis counts its
+        own time in microseconds.
+        """
+        info = await self.redis.info("cpu")
+        kinds = ("user", "sys", "user_children", "sys_children")
+        return self._meter.read_cpu_s() | {"redis": sum(info[f"used_cpu_{kind}"] for kind in kinds)}
 
     def front_door_rss_mib(self) -> float:
-        """Resident memory of the front door."""
-        return self._meter.read()["front-door 1"].rss_mib
-
-
-class EngineInState:
-    """The engine, sold out or accepting."""
-
-    def __init__(self, engine: Engine, sold_out: bool) -> None:
-        self.name = "engine, sold out" if sold_out else "engine, accepting"
-        self._engine = engine
-        self._sold_out = sold_out
-
-    async def measure(self, connections: int, seconds: float) -> Sample:
-        """Open a sale, load it, and wait until the ledger has everything."""
-        await self._engine.open_sale(0 if self._sold_out else PLENTY)
-        outcome = Outcome.SOLD_OUT if self._sold_out else Outcome.ACCEPTED
-        return await self._engine.measure(outcome, connections, seconds)
+        """Return the resident memory of the front door."""
+        return self._meter.read()[FRONT_DOOR].rss_mib
 
 
 @asynccontextmanager
-async def serve_engine(services: Services, log: Path) -> AsyncIterator[Engine]:
-    """An engine with default settings: one front-door worker, relay, fulfilment."""
+async def serve_engine(services: Services, log: Path, code: Path | None = None) -> AsyncIterator[Engine]:
+    """Serve with default settings: one front-door worker and all other stages; `code` is another checkout."""
     async with (
-        start_engine(services, {}, log) as process,
+        start_engine(services, {}, log, code) as process,
         connect_redis(services.redis_url, 10_000) as redis,
     ):
         yield Engine(process, services, redis)
-
-
-def make_sample(
-    report: WrkReport,
-    fault: str = "",
-    cpu: dict[str, float] | None = None,
-    accepted: int = 0,
-    backlog: int = 0,
-    drain_s: float | None = None,
-) -> Sample:
-    """A sample of what wrk reported."""
-    return Sample(
-        requests=report.requests,
-        rps=round(report.rps, 1),
-        refused=report.refused,
-        socket_errors=report.socket_errors,
-        p50_ms=report.p50_us / 1000,
-        p99_ms=report.p99_us / 1000,
-        fault=fault or (f"{report.socket_errors} socket errors" if report.socket_errors else ""),
-        cpu=cpu or {},
-        accepted=accepted,
-        backlog=backlog,
-        drain_s=drain_s,
-    )

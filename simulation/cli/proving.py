@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 import msgspec
 
-from simulation.bench.options import QUICK, Options, Sizes, Subject
+from simulation.bench.options import Options, Subject
 from simulation.cli.shared import (
     EXIT_CODES,
     NO_VERDICT,
@@ -127,19 +127,26 @@ def soak(minutes: float, seed: int, out: Path | None) -> None:
 
 @click.command()
 @click.option(
-    "--rounds", type=click.IntRange(1, 100), help="Rounds, of which the median counts. [default: 3]"
-)
-@click.option("--seconds", type=click.FloatRange(1, 600), help="Length of each measurement. [default: 3]")
+    "--rounds", type=click.IntRange(1, 100),
+    help="Rounds, of which the median counts. [default: 3; with --against 15]",
+)  # fmt: skip
+@click.option(
+    "--seconds", type=click.FloatRange(1, 600), default=3, show_default=True,
+    help="Length of each measurement.",
+)  # fmt: skip
 @click.option(
     "--only", multiple=True, metavar="SUBJECT", type=click.Choice([*map(str, Subject)]),
     help=f"Measure only this; may be given more than once: {', '.join(Subject)}.",
 )  # fmt: skip
-@click.option("--quick", is_flag=True, help="One round of one second each, small sizes.")
+@click.option(
+    "--against", metavar="WORKTREE", type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Compare the engine with that of another checkout, and measure nothing else.",
+)  # fmt: skip
 @click.option(
     "--out", type=click.Path(path_type=Path), help="The run's folder [default: reports/TIME-bench]."
 )
 def bench(
-    rounds: int | None, seconds: float | None, only: tuple[str, ...], quick: bool, out: Path | None
+    rounds: int | None, seconds: float, only: tuple[str, ...], against: Path | None, out: Path | None
 ) -> None:
     """Measure engine, baselines and driver against each other, and how the engine's cost grows.
 
@@ -147,11 +154,13 @@ def bench(
     """
     from simulation.bench.run import run_bench
 
+    if only and against:
+        raise click.UsageError("--only and --against exclude each other")
     options = Options(
-        rounds=rounds or (1 if quick else 3),
-        seconds=seconds or (1 if quick else 3),
+        rounds=rounds or (15 if against else 3),
+        seconds=seconds,
         subjects=frozenset(map(Subject, only)) or frozenset(Subject),
-        sizes=QUICK if quick else Sizes(),
+        against=against,
     )
     folder = out or name_folder("bench")
     run_until_signal(run_bench(options, folder, say, repeat_command()))

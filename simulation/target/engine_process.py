@@ -19,6 +19,7 @@ from engine.local.process import ProcessId, family, identify, kill_processes, su
 from engine.local.stack import start_stack
 from engine.settings import PREFIX
 from simulation.errors import EngineError
+from simulation.target.process_meter import STAGE_MODULES
 from simulation.target.services import Services, services_of
 
 START_S: Final = 90.0
@@ -74,7 +75,7 @@ class EngineProcess:
         found = []
         for child in psutil.Process(self.pid).children() if self.death is None else []:
             with contextlib.suppress(psutil.Error):
-                if child.cmdline()[1:4] == ["-m", "engine.stages.process", role]:
+                if child.cmdline()[1:4] in [["-m", module, role] for module in STAGE_MODULES]:
                     found.append(identify(child.pid))
         return found
 

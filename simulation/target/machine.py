@@ -20,7 +20,8 @@ _PACKAGES: Final = (
     "flashgrid", "aio-pika", "aiohttp", "asyncpg", "hiredis", "msgspec", "numpy", "pandas", "redis", "uvloop",
 )  # fmt: skip
 _TIMEOUT_S: Final = 5.0
-_ROOT: Final = Path(__file__).parents[2]
+ROOT: Final = Path(__file__).parents[2]
+"""The checkout that this module belongs to."""
 
 
 def describe_machine() -> dict[str, str | int]:
@@ -33,14 +34,14 @@ def describe_machine() -> dict[str, str | int]:
     }
 
 
-def read_commit() -> str:
-    """Return this source tree's commit, with "+dirty" if tracked files differ; "unknown" outside git."""
+def read_commit(root: Path = ROOT) -> str:
+    """Return the commit of a checkout, with "+dirty" if tracked files differ; "unknown" outside git."""
     command = ["git", "describe", "--always", "--exclude=*", "--abbrev=40", "--dirty=+dirty"]
-    if not (_ROOT / ".git").exists():
+    if not (root / ".git").exists():
         return "unknown"
     try:
         return subprocess.check_output(
-            command, cwd=_ROOT, stderr=subprocess.DEVNULL, text=True, timeout=30
+            command, cwd=root, stderr=subprocess.DEVNULL, text=True, timeout=30
         ).strip()
     except (OSError, subprocess.SubprocessError):
         return "unknown"

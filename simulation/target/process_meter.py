@@ -17,6 +17,8 @@ SCAN_S: Final = 1.0
 """Time between two scans for new processes: a scan reads every process of the machine."""
 _NUMBERED: Final = ("front-door", "driver")
 """Names of which there may be several processes."""
+STAGE_MODULES: Final = ("engine.stages.process", "engine.stage")
+"""What a stage runs; a checkout of an earlier version, which may be under test as well, has the latter."""
 _MIB: Final = 1024 * 1024
 
 
@@ -58,6 +60,17 @@ class ProcessMeter:
             for name, group in self._groups.items()
             if (usage := self._measure(group, before, elapsed))
         }
+
+    def read_cpu_s(self) -> dict[str, float]:
+        """Return the processor time of each name so far, in seconds; children that ended count as well."""
+        spent_s: dict[str, float] = {}
+        for name, group in self._scan().items():
+            for process in group:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    times = process.cpu_times()
+                    own, ended = times.user + times.system, times.children_user + times.children_system
+                    spent_s[name] = spent_s.get(name, 0.0) + own + ended
+        return spent_s
 
     def _measure(
         self, group: list[psutil.Process], before: Mapping[psutil.Process, float], elapsed_s: float
@@ -101,8 +114,8 @@ def _name(process: psutil.Process, taken: set[str]) -> str | None:
         return None
     if not {"simulation.drive.process", "simulation.drive.locust.process"}.isdisjoint(command):
         kind = "driver"
-    elif "engine.stages.process" in command[:-1]:
-        kind = command[command.index("engine.stages.process") + 1]
+    elif module := next((word for word in STAGE_MODULES if word in command[:-1]), None):
+        kind = command[command.index(module) + 1]
     else:
         return None
     if kind not in _NUMBERED and kind not in taken:

@@ -1,1 +1,1 @@
-"""What the engine is measured against: servers that answer the same purchase in other ways."""
+"""The baselines: servers that answer the same purchase in other ways. The benchmark starts them."""

@@ -1,6 +1,6 @@
-"""An aiohttp application that does nothing: every purchase is answered 429 with the engine's own body.
+"""An aiohttp application that does nothing but answer every purchase with the engine's own 429.
 
-`python -m simulation.baselines.bare PORT`: one process, on uvloop, without an access log.
+`python -m simulation.bench.baselines.bare PORT`: one process, on uvloop, without an access log.
 """
 
 import sys
@@ -15,7 +15,7 @@ SOLD_OUT = answer_purchase(Outcome.SOLD_OUT, None)
 
 
 async def refuse(_request: web.Request) -> web.Response:
-    """Sold out, whoever asks for whatever."""
+    """Answer that the sale is sold out."""
     return web.Response(status=SOLD_OUT.status, body=SOLD_OUT.body, content_type=JSON)
 
 

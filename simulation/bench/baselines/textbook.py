@@ -1,10 +1,10 @@
 """The textbook flash sale, as books and talks on system design draw it: Redis decides, a queue remembers.
 
-Each purchase runs one script in Redis (EVALSHA: check and decrement). Each one that got a unit is published
-to RabbitMQ as a persistent message, its confirm is awaited, and only then it is answered 200; where the
-publish fails the unit goes back. Everybody else is answered 429.
+Each purchase runs one script in Redis (EVALSHA: check and decrement). A purchase that got a unit is published
+to RabbitMQ as a persistent message and answered 200 once that is confirmed; where the publish fails, the unit
+goes back. Every other purchase is answered 429.
 
-`python -m simulation.baselines.textbook PORT REDIS_URL AMQP_URL`: one process on uvloop; one pool of
+`python -m simulation.bench.baselines.textbook PORT REDIS_URL AMQP_URL`: one process on uvloop; one pool of
 connections to Redis, one channel to RabbitMQ, no access log.
 """
 
@@ -27,7 +27,7 @@ from redis.exceptions import RedisError
 
 QUEUE: Final = "textbook.orders"
 MOST_REDIS_CONNECTIONS: Final = 10_000
-"""One for each request under way: with the client's default, the 101st is an error."""
+"""One for each request under way: with the client's default of 100, one more is an error."""
 _SCRIPT: Final = files("simulation.bench.baselines").joinpath("textbook.lua").read_text()
 _TAKE: Final = web.AppKey("take", AsyncScript)
 _REDIS: Final = web.AppKey("redis", Redis)
@@ -45,7 +45,7 @@ _purchase: Final = msgspec.json.Decoder(Purchase)
 
 
 def stock_key(product_id: int) -> str:
-    """The key that counts the units left."""
+    """Return the key that counts the units left."""
     return f"textbook:stock:{product_id}"
 
 
@@ -81,7 +81,7 @@ def _respond(status: int, body: dict[str, str]) -> web.Response:
 
 
 def make_app(redis_url: str, amqp_url: str) -> web.Application:
-    """The application; it connects when it starts."""
+    """Return the application, which connects when it starts."""
 
     async def connect(app: web.Application) -> AsyncIterator[None]:
         redis = Redis.from_url(redis_url, max_connections=MOST_REDIS_CONNECTIONS)

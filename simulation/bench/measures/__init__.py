@@ -1,1 +1,1 @@
-"""What the benchmark measures, one module for each question. Imported by bench.run."""
+"""What the benchmark measures: one module for each question. Only bench.run imports this room."""

@@ -1,43 +1,38 @@
 """The disk: how long an appended write takes to be on it while nothing else writes.
 
-With `appendfsync always` no purchase is accepted faster than that, and where the disk stalls everybody waits.
+With `appendfsync always` no purchase is accepted faster, and a disk that stalls delays all purchases.
 """
 
 import asyncio
 import os
 import tempfile
 import time
+from functools import partial
 from typing import Final
 
 import numpy as np
 
-from simulation.bench.options import Say
 from simulation.bench.results import Disk, Spread
+from simulation.bench.rounds import Rounds
 
 WRITE_BYTES: Final = 12_000
 """What Redis appends for a batch of some fifty purchases."""
 PAUSE_S: Final = 0.002
-"""Between two writes: about as often as the gate of a busy sale has a batch written."""
+"""Between two writes, about as often as the gate of a busy sale writes a batch."""
 
 
-async def measure_disk(rounds: int, seconds: float, say: Say) -> Disk:
+async def measure_disk(rounds: Rounds) -> Disk:
     """Time writes where the private services keep their data."""
-    found = []
-    for number in range(1, rounds + 1):
-        found.append(await asyncio.to_thread(time_writes, seconds))
-        p50, p99, longest = found[-1]
-        say(f"round {number}/{rounds}: on disk in {p50:.2f} ms, p99 {p99:.2f} ms, longest {longest:.1f} ms")
-    p50s, p99s, longests = zip(*found, strict=True)
-    return Disk(
-        write_bytes=WRITE_BYTES,
-        p50_ms=Spread.of(p50s),
-        p99_ms=Spread.of(p99s),
-        longest_ms=Spread.of(longests),
+    (found,) = await rounds.repeat(
+        {"disk": partial(asyncio.to_thread, time_writes, rounds.seconds)},
+        "p50 {0[0]:.2f} ms, p99 {0[1]:.2f} ms, longest {0[2]:.1f} ms".format,
     )
+    p50_ms, p99_ms, longest_ms = map(Spread.of, zip(*found, strict=True))
+    return Disk(write_bytes=WRITE_BYTES, p50_ms=p50_ms, p99_ms=p99_ms, longest_ms=longest_ms)
 
 
 def time_writes(seconds: float) -> tuple[float, float, float]:
-    """p50, p99 and longest of appending and fdatasync, in milliseconds."""
+    """Return p50, p99 and longest time of append and fdatasync, in milliseconds."""
     data = bytes(WRITE_BYTES)
     taken_s = []
     with tempfile.TemporaryFile(buffering=0) as file:

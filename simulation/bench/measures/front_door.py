@@ -1,11 +1,11 @@
-"""Answers per second of all HTTP servers, in turn and over again, so that a slow minute meets all alike."""
+"""Answers per second of all HTTP servers, in turn, so that a slow minute meets all of them alike."""
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Final
 
-from simulation.bench.options import Say
 from simulation.bench.results import FrontDoor, Persisted, Ratio, Sample, Spread
-from simulation.bench.subjects import HttpSubject
+from simulation.bench.rounds import Rounds
 
 CONNECTIONS: Final = (64, 256)
 WARM_S: Final = 1
@@ -17,62 +17,56 @@ RATIOS: Final = (
     ("engine, accepting", "textbook, accepting"),
 )
 
+Measure = Callable[[int, float], Awaitable[Sample]]
+"""Load a server in one state, from so many connections for so many seconds."""
+Servers = dict[str, Measure]
 
-async def compare(
-    subjects: Sequence[HttpSubject], rounds: int, seconds: float, say: Say
-) -> tuple[list[FrontDoor], list[Ratio], list[Persisted]]:
-    """Measure all subjects at all numbers of connections, in turn."""
-    samples: dict[tuple[str, int], list[Sample]] = {}
-    for subject in subjects:
-        await subject.measure(CONNECTIONS[0], WARM_S)
-    for number in range(1, rounds + 1):
-        for connections in CONNECTIONS:
-            for subject in subjects:
-                sample = await subject.measure(connections, seconds)
-                samples.setdefault((subject.name, connections), []).append(sample)
-                say(
-                    f"round {number}/{rounds}, {connections} connections:"
-                    f" {subject.name} {sample.rps:,.0f}/s{f' ({sample.fault})' if sample.fault else ''}"
-                )
-    rows = [
-        FrontDoor(subject=name, connections=connections, rps=_rps(found), samples=found)
-        for (name, connections), found in samples.items()
+
+async def measure_servers(
+    servers: Servers, rounds: Rounds, sizes: Sequence[int] = CONNECTIONS
+) -> list[FrontDoor]:
+    """Measure all servers at all numbers of connections."""
+    for measure in servers.values():
+        await measure(sizes[0], WARM_S)
+    rows = [(name, size) for size in sizes for name in servers]
+    found = await rounds.repeat(
+        {f"{name}, {size} connections": partial(servers[name], size, rounds.seconds) for name, size in rows}
+    )
+    return [
+        FrontDoor(
+            subject=name,
+            connections=size,
+            rps=Spread.of(sample.rps for sample in samples),
+            samples=samples,
+        )
+        for (name, size), samples in zip(rows, found, strict=True)
     ]
-    return rows, _compare_rates(rows), _describe_persistence(rows, seconds)
 
 
-def _rps(samples: Sequence[Sample]) -> Spread:
-    return Spread.of(sample.rps for sample in samples)
-
-
-def _compare_rates(rows: Sequence[FrontDoor]) -> list[Ratio]:
+def compare_rates(rows: Sequence[FrontDoor]) -> list[Ratio]:
+    """Return the ratios of RATIOS, as far as both sides were measured."""
     rates = {(row.subject, row.connections): row.rps for row in rows}
     return [
-        Ratio(
-            name=f"{mine} / {theirs}",
-            connections=connections,
-            ratio=rates[mine, connections].over(rates[theirs, connections]),
-        )
+        Ratio(name=f"{mine} / {theirs}", connections=size, ratio=rates[mine, size].over(rates[theirs, size]))
         for mine, theirs in RATIOS
-        for connections in CONNECTIONS
-        if (mine, connections) in rates and (theirs, connections) in rates
+        for size in CONNECTIONS
+        if (mine, size) in rates and (theirs, size) in rates
     ]
 
 
-def _describe_persistence(rows: Sequence[FrontDoor], seconds: float) -> list[Persisted]:
+def describe_persistence(rows: Sequence[FrontDoor], seconds: float) -> list[Persisted]:
+    """Return how the ledger kept up, for each row of an engine that accepted."""
     found = []
     for row in rows:
-        drained = [sample for sample in row.samples if sample.drain_s is not None]
-        if not drained:
-            continue
-        found.append(
-            Persisted(
+        drained = [(sample, sample.drain_s) for sample in row.samples if sample.drain_s is not None]
+        if drained:
+            persisted = Persisted(
                 connections=row.connections,
-                accepted_rps=Spread.of(sample.accepted / seconds for sample in drained),
-                during_rps=Spread.of((sample.accepted - sample.backlog) / seconds for sample in drained),
-                backlog=Spread.of(sample.backlog for sample in drained),
-                drain_s=Spread.of(sample.drain_s or 0.0 for sample in drained),
-                drain_rps=Spread.of(sample.backlog / max(sample.drain_s or 0.0, 0.001) for sample in drained),
+                accepted_rps=Spread.of(sample.accepted / seconds for sample, _ in drained),
+                during_rps=Spread.of((sample.accepted - sample.backlog) / seconds for sample, _ in drained),
+                backlog=Spread.of(sample.backlog for sample, _ in drained),
+                drain_s=Spread.of(drain_s for _, drain_s in drained),
+                drain_rps=Spread.of(sample.backlog / max(drain_s, 0.001) for sample, drain_s in drained),
             )
-        )
+            found.append(persisted)
     return found

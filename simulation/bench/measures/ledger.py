@@ -1,9 +1,10 @@
-"""Orders settled per second by the ledger alone: in batches as fulfilment does it, and one at a time."""
+"""Orders that the ledger alone settles per second: in batches as fulfilment does it, and one at a time."""
 
 import asyncio
 import re
 import time
 from collections.abc import Sequence
+from functools import partial
 from importlib.resources import files
 from typing import Final
 from uuid import uuid4
@@ -15,13 +16,13 @@ from engine.model.lot import Reservation
 from engine.model.order_id import PLACES, make_stem
 from engine.model.sale import Sale
 from engine.settings import Settings
-from simulation.bench.options import Say
 from simulation.bench.results import LedgerRates, Spread
+from simulation.bench.rounds import Rounds
 from simulation.bench.subjects import Engine
 from simulation.errors import BenchError
 
 ORDERS_PER_SECOND: Final = 40_000
-"""Orders that a measurement of a second is given to settle."""
+"""Orders to settle for each second that a measurement should take."""
 _TEXTBOOK: Final = dict(
     re.findall(
         r"^-- name: (\w+)\n(.+?);$",
@@ -31,18 +32,17 @@ _TEXTBOOK: Final = dict(
 )
 
 
-async def measure_ledger(engine: Engine, rounds: int, seconds: float, say: Say) -> LedgerRates:
-    """Both ways in turn, on the engine's own tables, while the engine has nothing to do."""
+async def measure_ledger(engine: Engine, rounds: Rounds) -> LedgerRates:
+    """Measure both ways in turn, on the engine's own tables, while the engine has nothing to do."""
     settings = Settings()
     sale = await engine.open_past_sale()
-    batched, one_by_one = [], []
-    for number in range(1, rounds + 1):
-        batched.append(await settle_batches(engine.services.postgres_url, sale, seconds))
-        one_by_one.append(await settle_one_by_one(engine.services.postgres_url, sale, seconds))
-        say(
-            f"round {number}/{rounds}: ledger settles {batched[-1]:,.0f}/s in batches,"
-            f" {one_by_one[-1]:,.0f}/s one at a time"
-        )
+    measures = {"in batches": settle_batches, "one at a time": settle_one_by_one}
+    batched, one_by_one = await rounds.repeat(
+        {
+            f"ledger, {name}": partial(measure, engine.services.postgres_url, sale, rounds.seconds)
+            for name, measure in measures.items()
+        }
+    )
     return LedgerRates(
         batch=settings.fulfilment_batch,
         in_flight=settings.fulfilment_in_flight,
@@ -52,7 +52,7 @@ async def measure_ledger(engine: Engine, rounds: int, seconds: float, say: Say) 
 
 
 async def settle_batches(postgres_url: str, sale: Sale, seconds: float) -> float:
-    """Orders per second of Ledger.settle in fulfilment's batches, as many in flight. Raises BenchError."""
+    """Settle as fulfilment does, batches in flight together; return orders per second. Raises BenchError."""
     settings = Settings()
     size = settings.fulfilment_batch
     count = max(1, round(ORDERS_PER_SECOND * seconds / size))
@@ -78,7 +78,7 @@ async def settle_batches(postgres_url: str, sale: Sale, seconds: float) -> float
 
 
 async def settle_one_by_one(postgres_url: str, sale: Sale, seconds: float) -> float:
-    """Orders per second where each is a transaction of its own, one after the other on one connection."""
+    """Settle each order in a transaction of its own, on one connection; return orders per second."""
     connection = await asyncpg.connect(postgres_url)
     try:
         insert = await connection.prepare(_TEXTBOOK["insert_order"])
@@ -96,7 +96,7 @@ async def settle_one_by_one(postgres_url: str, sale: Sale, seconds: float) -> fl
 
 
 def make_batch(sale: Sale, size: int) -> Sequence[Reservation]:
-    """Purchases of a sale as the gate would have accepted them in one batch; at most 4096."""
+    """Return reservations as the gate makes them for one batch; at most 4096."""
     stem = make_stem()
     now_ms = time.time_ns() // 1_000_000
     return [

@@ -1,173 +1,167 @@
-"""The open loop: what the driver can do, and response times at shares of what engine and driver can do.
+"""The open loop: the capacity of driver and server together, then lag and response times below it.
 
-Capacity is what the driver and the server answer together when far more is due: the driver then has a request
-for every connection at any time. It is measured with the same driver as everything that refers to it, so that
-a share of it is the same share for both.
+The capacity is the rate that they reach when far more requests are due, so that each connection is always
+busy. The same driver measures capacity and responses: a share of the capacity is the same share for both.
 """
 
-from typing import Final
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Final, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
-from simulation.bench.options import Say
 from simulation.bench.results import Capacity, DriverRates, Responses, Spread
-from simulation.bench.subjects import PLENTY, Engine
+from simulation.bench.rounds import Rounds
+from simulation.bench.subjects import STATES, Engine
 from simulation.drive.driver import drive
 from simulation.drive.plan import Plan
 from simulation.errors import BenchError
-from simulation.scenario.arrivals import Constant as ConstantRate
-from simulation.scenario.arrivals import draw_arrivals
+from simulation.judge.numbers.latency import lag_ms, response_ms
+from simulation.scenario.arrivals import Constant, draw_arrivals
 from simulation.scenario.schema import DriverOptions
 
 CONNECTIONS: Final = 256
 FLOOD_RPS: Final = 500_000
-"""A rate that nothing answers."""
+"""A rate that no server reaches."""
 GUESS_REQUESTS: Final = 20_000
-"""Requests by which the size of a longer flood is guessed."""
+"""Requests of a short flood, from whose rate the size of the longer ones follows."""
 SHARES: Final = (0.25, 0.5, 0.75)
-PERCENTILES: Final = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99.9": 0.999}
+PERCENTILES: Final = {"p50": 50, "p90": 90, "p99": 99, "p99.9": 99.9}
 TIMEOUT_MS: Final = 60_000
 USERS: Final = 1_000_000
 CROWD_CONNECTIONS: Final = 10_000
 
 
-async def measure_driver(nginx_url: str, rounds: int, seconds: float, say: Say) -> DriverRates:
-    """Capacity of one driver process against nginx, then its lag at half of that."""
-    capacity = []
-    size = round(await flood(nginx_url, GUESS_REQUESTS) * seconds)
-    for number in range(1, rounds + 1):
-        capacity.append(await flood(nginx_url, size))
-        say(f"round {number}/{rounds}: driver {capacity[-1]:,.0f}/s")
-    spread = Spread.of(capacity)
-    lags = []
-    for number in range(1, rounds + 1):
-        history = await offer(nginx_url, spread.median / 2, seconds)
-        lags.append(_lag_p99_ms(history))
-        say(f"round {number}/{rounds}: driver lag p99 {lags[-1]:.2f} ms at {spread.median / 2:,.0f}/s")
+class Server(NamedTuple):
+    """A server under the open-loop driver: a URL, or an engine, which comes to rest after each load."""
+
+    url: str
+    engine: Engine | None = None
+    connections: int = CONNECTIONS
+    connection_per_request: bool = False
+
+    async def load(self, intended_ns: npt.NDArray[np.int64]) -> pd.DataFrame:
+        """Send a request at each moment; return the history. Raises BenchError where nothing is answered."""
+        size = len(intended_ns)
+        plan = Plan(
+            intended_ns=intended_ns,
+            user_id=np.random.default_rng(1).integers(1, USERS, size, endpoint=True),
+            product_id=np.ones(size, np.int64),
+            key=[None] * size,
+        )
+        options = DriverOptions(
+            connections=self.connections,
+            connection_per_request=self.connection_per_request,
+            timeout_ms=TIMEOUT_MS,
+        )
+        history = (await drive(plan, self.url, options)).history
+        if self.engine:
+            await self.engine.drain()
+        if not (history["status"] > 0).any():
+            raise BenchError(f"{self.url} answered none of {size:,} requests")
+        return history
+
+    async def flood(self, size: int) -> float:
+        """Return the requests answered per second, first sent to last answered, when far more are due."""
+        history = await self.load(np.arange(size) * (10**9 // FLOOD_RPS))
+        answered = history[history["status"] > 0]
+        if len(answered) < size:
+            raise BenchError(f"{self.url} answered {len(answered):,} of {size:,} requests")
+        return float(len(answered) / (answered["done_ns"].max() - answered["sent_ns"].min()) * 1e9)
+
+    async def offer(self, rate_rps: float, seconds: float) -> pd.DataFrame:
+        """Send a Poisson stream of requests; return the history."""
+        arrivals = draw_arrivals([Constant(seconds=seconds, rate_rps=rate_rps)], np.random.SeedSequence(1))
+        return await self.load(arrivals)
+
+    async def find_capacity(self, name: str, rounds: Rounds, guess: int = GUESS_REQUESTS) -> Spread:
+        """Return the rate of a flood that takes about as long as a measurement."""
+        size = round(await self.flood(guess) * rounds.seconds)
+        (found,) = await rounds.repeat({f"{name}, open loop, capacity": partial(self.flood, size)})
+        return Spread.of(found)
+
+
+async def measure_driver(nginx_url: str, rounds: Rounds) -> DriverRates:
+    """Measure the capacity of one driver process against nginx, then its lag at half of it."""
+    server = Server(nginx_url)
+    capacity = await server.find_capacity("driver", rounds)
+    rate_rps = capacity.median / 2
+    (histories,) = await rounds.repeat(
+        {f"driver at {rate_rps:,.0f}/s, lag": partial(server.offer, rate_rps, rounds.seconds)},
+        _show(_lag_p99_ms),
+    )
     return DriverRates(
         connections=CONNECTIONS,
-        capacity_rps=spread,
-        offered_rps=round(spread.median / 2, 1),
-        lag_p99_ms=Spread.of(lags),
+        capacity_rps=capacity,
+        offered_rps=round(rate_rps, 1),
+        lag_p99_ms=Spread.of(map(_lag_p99_ms, histories)),
     )
 
 
-async def measure_responses(
-    engine: Engine, sold_out: bool, rounds: int, seconds: float, say: Say
-) -> tuple[Capacity, list[Responses]]:
-    """Capacity, then response times at shares of it, in turn."""
-    name = "engine, sold out" if sold_out else "engine, accepting"
-    await engine.open_sale(0 if sold_out else PLENTY)
-    capacity = []
-    size = round(await flood(engine.url, GUESS_REQUESTS) * seconds)
-    for number in range(1, rounds + 1):
-        await engine.drain()
-        capacity.append(await flood(engine.url, size))
-        say(f"round {number}/{rounds}: {name}, open loop: capacity {capacity[-1]:,.0f}/s")
-    await engine.drain()
-    spread = Spread.of(capacity)
-    histories: dict[float, list[pd.DataFrame]] = {share: [] for share in SHARES}
-    for number in range(1, rounds + 1):
-        for share in SHARES:
-            history = await offer(engine.url, spread.median * share, seconds)
-            await engine.drain()
-            histories[share].append(history)
-            p99 = _response_ms(history)["p99"]
-            say(f"round {number}/{rounds}: {name} at {share:.0%} of that: response p99 {p99:.2f} ms")
-    outcome = "SOLD_OUT" if sold_out else "ACCEPTED"
-    return Capacity(subject=name, connections=CONNECTIONS, rps=spread), [
-        _describe(name, share, spread.median * share, histories[share], outcome) for share in SHARES
+async def measure_responses(engine: Engine, state: str, rounds: Rounds) -> tuple[Capacity, list[Responses]]:
+    """Measure the capacity in one of STATES, then response times at shares of it, in turn."""
+    name = f"engine, {state}"
+    await engine.open_sale(STATES[state])
+    server = Server(engine.url, engine)
+    capacity = await server.find_capacity(name, rounds)
+    rates: dict[float | None, float] = {share: capacity.median * share for share in SHARES}
+    responses = await _offer(server, name, rates, "ACCEPTED" if STATES[state] else "SOLD_OUT", rounds)
+    return Capacity(subject=name, connections=CONNECTIONS, rps=capacity), responses
+
+
+async def measure_crowd(engine: Engine, rate_rps: float, rounds: Rounds) -> tuple[Capacity, list[Responses]]:
+    """Measure shoppers with a connection each, sold out: the capacity, then responses at one rate."""
+    name = "engine, sold out, a connection each"
+    await engine.open_sale(0)
+    few = Server(engine.url, engine, CONNECTIONS, connection_per_request=True)
+    capacity = await few.find_capacity(name, rounds, GUESS_REQUESTS // 10)
+    many = few._replace(connections=CROWD_CONNECTIONS)
+    responses = await _offer(many, name, {None: rate_rps}, "SOLD_OUT", rounds)
+    return Capacity(subject=name, connections=CONNECTIONS, rps=capacity), responses
+
+
+async def _offer(
+    server: Server, name: str, rates: Mapping[float | None, float], outcome: str, rounds: Rounds
+) -> list[Responses]:
+    """Return the responses at each of the rates, which are named by their share of the capacity."""
+    found = await rounds.repeat(
+        {
+            f"{name} at {rate_rps:,.0f}/s, response": partial(server.offer, rate_rps, rounds.seconds)
+            for rate_rps in rates.values()
+        },
+        _show(_response_p99_ms),
+    )
+    return [
+        Responses(
+            subject=name,
+            share=share,
+            offered_rps=round(rate_rps, 1),
+            answered_rps=Spread.of(map(_answered_rps, histories)),
+            ms={
+                percentile: Spread.of(np.percentile(response_ms(history), rank) for history in histories)
+                for percentile, rank in PERCENTILES.items()
+            },
+            lag_p99_ms=Spread.of(map(_lag_p99_ms, histories)),
+            lost=sum(int((history["outcome"] != outcome).sum()) for history in histories),
+        )
+        for (share, rate_rps), histories in zip(rates.items(), found, strict=True)
     ]
 
 
-async def measure_crowd(
-    engine: Engine, rate_rps: float, rounds: int, seconds: float, say: Say
-) -> tuple[Capacity, Responses]:
-    """Shoppers that each open a connection of their own, against a sale that is sold out: how many of them
-    can be served per second, then response times at a given rate."""
-    name = "engine, sold out, a connection each"
-    await engine.open_sale(0)
-    few = DriverOptions(connections=CONNECTIONS, connection_per_request=True, timeout_ms=TIMEOUT_MS)
-    many = DriverOptions(connections=CROWD_CONNECTIONS, connection_per_request=True, timeout_ms=TIMEOUT_MS)
-    capacity, histories = [], []
-    size = round(await flood(engine.url, GUESS_REQUESTS // 10, few) * seconds)
-    for number in range(1, rounds + 1):
-        capacity.append(await flood(engine.url, size, few))
-        histories.append(await offer(engine.url, rate_rps, seconds, many))
-        p99 = _response_ms(histories[-1])["p99"]
-        say(
-            f"round {number}/{rounds}: {capacity[-1]:,.0f} new connections/s;"
-            f" at {rate_rps:,.0f}/s: response p99 {p99:.2f} ms"
-        )
-    return (
-        Capacity(subject=name, connections=CONNECTIONS, rps=Spread.of(capacity)),
-        _describe(name, None, rate_rps, histories, "SOLD_OUT"),
-    )
-
-
-async def flood(url: str, size: int, options: DriverOptions | None = None) -> float:
-    """Requests answered per second, first sent to last answered, when far more are due."""
-    plan = _plan(np.arange(size) * (10**9 // FLOOD_RPS))
-    history = (await drive(plan, url, options or _options())).history
-    answered = history[history["status"] > 0]
-    if len(answered) < size:
-        raise BenchError(f"{url} answered {len(answered):,} of {size:,} requests")
-    return float(len(answered) / (answered["done_ns"].max() - answered["sent_ns"].min()) * 1e9)
-
-
-async def offer(
-    url: str, rate_rps: float, seconds: float, options: DriverOptions | None = None
-) -> pd.DataFrame:
-    """The history of a Poisson stream of so many requests per second."""
-    arrivals = draw_arrivals([ConstantRate(seconds=seconds, rate_rps=rate_rps)], np.random.SeedSequence(1))
-    return (await drive(_plan(arrivals), url, options or _options())).history
-
-
-def _options() -> DriverOptions:
-    return DriverOptions(connections=CONNECTIONS, timeout_ms=TIMEOUT_MS)
-
-
-def _plan(intended_ns: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Plan:
-    size = len(intended_ns)
-    return Plan(
-        intended_ns=intended_ns,
-        user_id=np.random.default_rng(1).integers(1, USERS, size, endpoint=True),
-        product_id=np.ones(size, np.int64),
-        key=[None] * size,
-    )
-
-
-def _describe(
-    subject: str, share: float | None, rate_rps: float, histories: list[pd.DataFrame], outcome: str
-) -> Responses:
-    times = [_response_ms(history) for history in histories]
-    return Responses(
-        subject=subject,
-        share=share,
-        offered_rps=round(rate_rps, 1),
-        answered_rps=Spread.of(_answered_rps(history) for history in histories),
-        ms={name: Spread.of(each[name] for each in times) for name in PERCENTILES},
-        lag_p99_ms=Spread.of(_lag_p99_ms(history) for history in histories),
-        lost=sum(int((history["outcome"] != outcome).sum()) for history in histories),
-    )
+def _show(measure: Callable[[pd.DataFrame], float]) -> Callable[[pd.DataFrame], str]:
+    return lambda history: f"p99 {measure(history):.2f} ms"
 
 
 def _answered_rps(history: pd.DataFrame) -> float:
     answered = history[history["status"] > 0]
-    length_ns = max(history["intended_ns"].max(), answered["done_ns"].max() if len(answered) else 0)
-    return float(len(answered) / length_ns * 1e9)
+    return float(len(answered) / max(history["intended_ns"].max(), answered["done_ns"].max()) * 1e9)
 
 
-def _response_ms(history: pd.DataFrame) -> dict[str, float]:
-    answered = history[history["status"] > 0]
-    response_ms = (answered["done_ns"].to_numpy(np.int64) - answered["intended_ns"].to_numpy(np.int64)) / 1e6
-    if not len(response_ms):
-        return dict.fromkeys(PERCENTILES, float("inf"))
-    return {name: float(np.percentile(response_ms, 100 * share)) for name, share in PERCENTILES.items()}
+def _response_p99_ms(history: pd.DataFrame) -> float:
+    return float(np.percentile(response_ms(history), 99))
 
 
 def _lag_p99_ms(history: pd.DataFrame) -> float:
-    sent = history.dropna(subset=["sent_ns"])
-    lag_ms = (sent["sent_ns"].to_numpy(np.int64) - sent["intended_ns"].to_numpy(np.int64)) / 1e6
-    return float(np.percentile(lag_ms, 99)) if len(lag_ms) else float("inf")
+    return float(np.percentile(lag_ms(history), 99))

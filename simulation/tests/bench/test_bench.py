@@ -7,6 +7,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import aio_pika
@@ -30,8 +31,9 @@ from simulation.bench.options import Options, Sizes, Subject
 from simulation.bench.page import render
 from simulation.bench.programs import find_program, serve_baseline, serve_nginx
 from simulation.bench.results import Bench, FrontDoor, Sample, Spread, make_curve
+from simulation.bench.rounds import Rounds
 from simulation.bench.run import run_bench
-from simulation.bench.subjects import Constant, Engine, serve_engine
+from simulation.bench.subjects import Engine, measure_refusals, serve_engine
 from simulation.errors import BenchError
 from simulation.target.services import Services
 from simulation.tests.http_server import ACCEPTED, Request, http_server
@@ -46,6 +48,7 @@ TINY = Sizes(
     memory_requests=1_000,
     crowd_rps=50,
 )
+ROOT = Path(__file__).parents[3]
 BODY = b'{"userId":101,"productId":1}'
 JSON = {"Content-Type": "application/json"}
 
@@ -154,7 +157,7 @@ async def test_a_server_that_does_not_refuse_is_no_constant_429() -> None:
         request.send(ACCEPTED)
 
     async with http_server(accept) as server:
-        sample = await Constant("a server", server.url).measure(2, 1)
+        sample = await measure_refusals(server.url, 2, 1)
     assert sample.requests
     assert sample.fault == "not every answer was a 429"
 
@@ -180,6 +183,7 @@ async def test_after_a_measurement_the_ledger_has_all_that_was_accepted(
     sample = await engine.measure(Outcome.ACCEPTED, 4, 1)
     assert sample.fault == ""
     assert sample.accepted >= sample.requests
+    assert all(sample.cpu_s[name] > 0 for name in ("front-door 1", "relay", "fulfilment", "redis"))
     connection = await asyncpg.connect(services.postgres_url)
     assert await connection.fetchval("SELECT count(*) FROM orders") == sample.accepted
     await connection.close()
@@ -248,6 +252,51 @@ async def test_a_run_measures_every_subject_and_leaves_nothing_running(tmp_path:
         assert (folder / "plots" / f"{name}.png").stat().st_size > 1_000
 
 
+@needs_wrk
+@pytest.mark.timeout(120)
+async def test_two_checkouts_are_measured_in_turn(tmp_path: Path) -> None:
+    before = children()
+    told: list[str] = []
+    options = Options(rounds=2, seconds=1, against=ROOT)
+    await run_bench(options, tmp_path / "run", told.append, "flashsim bench --against .")
+    assert started_since(before) == []
+    rounds = [line.partition(", ")[2].partition(" connections")[0] for line in told if "round " in line]
+    order = [f"{who}, {state}, 256" for state in ("sold out", "accepting") for who in ("this", "other")]
+    assert rounds == order + order[::-1], "every second round runs backwards"
+    bench = msgspec.json.decode((tmp_path / "run" / "bench.json").read_bytes(), type=Bench)
+    assert bench.against
+    assert bench.against.commit == bench.commit
+    assert [sample.fault for row in bench.against.front_door for sample in row.samples if sample.fault] == []
+    assert [row.name for row in bench.against.ratios] == [
+        f"{state}: {what}"
+        for state in ("sold out", "accepting")
+        for what in (
+            "answers per second",
+            "processor time per answer of front door",
+            "processor time per answer of Redis",
+            "processor time per answer of front door and Redis",
+        )
+    ]
+    for row in bench.against.ratios:
+        assert len(row.ratio.values) == 2
+        assert 0.1 < row.ratio.median < 10
+        assert row.interval is None, "two rounds are too few for an interval"
+    costs = {row.process: row for row in bench.against.processes}
+    assert {"front-door 1", "relay", "fulfilment", "server", "redis", "postgres", "rabbitmq"} <= set(costs)
+    assert costs["fulfilment"].this_us.median > 0
+    assert costs["fulfilment"].other_us.median > 0
+    assert not bench.front_door
+    assert not bench.growth
+    page = (tmp_path / "run" / "bench.md").read_text()
+    assert "## This engine against that of another checkout" in page
+    assert "| fulfilment |" in page
+
+
+async def test_a_folder_without_an_engine_is_no_checkout(tmp_path: Path) -> None:
+    with pytest.raises(BenchError, match="is no checkout"):
+        await run_bench(Options(against=tmp_path), tmp_path / "run", lambda _: None, "flashsim bench")
+
+
 async def test_what_is_not_installed_is_skipped_and_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -284,10 +333,41 @@ async def test_a_signal_stops_it_and_all_that_it_started(tmp_path: Path) -> None
 def test_ratios_and_costs_are_taken_round_by_round() -> None:
     ratio = Spread.of([100, 50, 10]).over(Spread.of([200, 50, 40]))
     assert ratio == Spread(median=0.5, low=0.25, high=1.0, values=[0.5, 1.0, 0.25])
-    curve = make_curve("products", "engine", [(1, [100.0, 200.0]), (10, [50.0, 50.0])])
+    curve = make_curve("products", "engine", [1, 10], [[100.0, 200.0], [50.0, 50.0]], "")
     assert curve.points[0].times_smallest.values == [1, 1]
     assert curve.points[1].times_smallest.values == [2, 4]
     assert curve.points[1].cost_us.median == 20_000
+
+
+def test_the_interval_of_a_median_lies_between_order_statistics() -> None:
+    assert Spread.of(range(1, 6)).interval() is None
+    assert Spread.of(range(1, 7)).interval() == (1, 6)
+    assert Spread.of([15, *range(1, 15)]).interval() == (4, 12)
+
+
+async def test_every_second_round_runs_backwards() -> None:
+    order: list[str] = []
+
+    async def measure(name: str) -> float:
+        order.append(name)
+        return float(len(order))
+
+    told: list[str] = []
+    measures = {name: partial(measure, name) for name in "ab"}
+    assert await Rounds(2, 1, told.append).repeat(measures) == [[1, 4], [2, 3]]
+    assert order == ["a", "b", "b", "a"]
+    assert told[2] == "round 2/2, b: 3/s"
+
+
+def test_a_record_of_before_makes_the_same_page() -> None:
+    record = ROOT / "reports" / "reference-bench"
+    bench = msgspec.json.decode((record / "bench.json").read_bytes(), type=Bench)
+    page = render(bench, ["front_door", "responses", "growth"])
+    tables = [
+        [line for line in text.splitlines() if line.startswith("|")]
+        for text in (page, (record / "bench.md").read_text())
+    ]
+    assert tables[0] == tables[1]
 
 
 def test_the_page_shows_what_was_skipped_and_what_went_wrong() -> None:

@@ -1,0 +1,42 @@
+"""How the benchmark repeats its measurements: in rounds, one measurement of each kind to a round."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TypeVar
+
+import msgspec
+
+from simulation.bench.results import Sample
+
+Say = Callable[[str], None]
+T = TypeVar("T")
+
+
+def describe(found: float | Sample) -> str:
+    """Return a measured rate in words, with what went wrong."""
+    if not isinstance(found, Sample):
+        return f"{found:,.0f}/s"
+    return f"{found.rps:,.0f}/s{f' ({found.fault})' if found.fault else ''}"
+
+
+class Rounds(msgspec.Struct, frozen=True):
+    """How often, and for how long, each thing is measured; `say` hears each result."""
+
+    count: int
+    seconds: float
+    say: Say
+
+    async def repeat(
+        self,
+        measures: Mapping[str, Callable[[], Awaitable[T]]],
+        show: Callable[[T], str] = describe,  # type: ignore[assignment] # a default for rates and samples
+    ) -> list[list[T]]:
+        """Run each of the named measures once a round; return what each of them found, in their order.
+
+        Every second round runs backwards, so that a drift of the machine meets all of them alike.
+        """
+        found: dict[str, list[T]] = {name: [] for name in measures}
+        for number in range(1, self.count + 1):
+            for name in list(measures)[:: 1 if number % 2 else -1]:
+                found[name].append(await measures[name]())
+                self.say(f"round {number}/{self.count}, {name}: {show(found[name][-1])}")
+        return list(found.values())
