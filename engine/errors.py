@@ -3,16 +3,16 @@
 FlashgridError
 ├── SettingsError         a setting is unknown or has a bad value
 ├── StackError            a private backing service can't be started or stopped
-├── InputError            a request from outside is malformed; names the field
+├── InputError            a request from outside is malformed
 ├── GateUnavailable       the purchase did not reach the gate: nothing is reserved
-├── OutcomeUnknown        the purchase was sent to the gate and its answer is lost
+├── OutcomeUnknown        the purchase was sent to the gate, and its answer is lost
 ├── LedgerUnavailable     PostgreSQL can't be reached or refuses to work
 └── BusUnavailable        RabbitMQ can't be reached, or did not confirm
 """
 
 
 class FlashgridError(Exception):
-    """Any error that the engine raises on purpose."""
+    """An error that the engine raises on purpose. Its message is one line for the operator."""
 
 
 class SettingsError(FlashgridError):
@@ -38,7 +38,7 @@ class GateUnavailable(FlashgridError):
 
 
 class OutcomeUnknown(FlashgridError):
-    """The purchase was sent to the gate and its answer is lost: it may be reserved."""
+    """The purchase was sent to the gate, and its answer is lost: it may be reserved."""
 
 
 class LedgerUnavailable(FlashgridError):

@@ -1,7 +1,7 @@
 """What the engine measures of itself, for Prometheus.
 
-Every process writes into files under PROMETHEUS_MULTIPROC_DIR, which the server sets before its processes
-start, so that any front-door worker answers /metrics for all of them. Counts are taken a batch at a time.
+Every process writes files under PROMETHEUS_MULTIPROC_DIR, which the server sets before it starts them, so
+that any front-door worker answers /metrics for all of them. Counters grow by whole batches.
 """
 
 from typing import Final
@@ -17,34 +17,32 @@ GATE_BATCH: Final = Histogram(
     "flashgrid_gate_batch_purchases", "Purchases in one script call", buckets=_SIZES
 )
 GATE_SCRIPT: Final = Histogram(
-    "flashgrid_gate_script_seconds", "Script call, sent to answered", buckets=_SECONDS
+    "flashgrid_gate_script_seconds", "From sending a script call to its answer", buckets=_SECONDS
 )
 OUTBOX_LENGTH: Final = Gauge(
     "flashgrid_outbox_entries", "Outbox entries not yet relayed", multiprocess_mode="mostrecent"
 )
 QUEUE_LENGTH: Final = Gauge(
-    "flashgrid_queue_messages", "Messages in the bus's queue", multiprocess_mode="mostrecent"
+    "flashgrid_queue_messages", "Messages in the purchases' queue of the bus", multiprocess_mode="mostrecent"
 )
 RELAYED: Final = Counter("flashgrid_relayed_purchases", "Purchases confirmed by the bus")
-ORDERS: Final = Counter(
-    "flashgrid_orders", "Orders settled in the ledger; REJECTED ones met its guard", ["status"]
-)
-DEAD_LETTERS: Final = Counter("flashgrid_dead_letters", "Records given up as poison")
-FULFILMENT_LAG: Final = Histogram(
+ORDERS: Final = Counter("flashgrid_orders", "Orders settled in the ledger, by status", ["status"])
+DEAD_LETTERS: Final = Counter("flashgrid_dead_letters", "Records that could not be fulfilled")
+FULFILMENT_DELAY: Final = Histogram(
     "flashgrid_fulfilment_lag_seconds",
-    "Accepted to settled, of the oldest purchase of each batch",
+    "From acceptance to settlement, for the oldest purchase of each batch",
     buckets=_SECONDS,
 )
 LEDGER_BATCH: Final = Histogram(
     "flashgrid_ledger_batch_purchases", "Purchases in one transaction", buckets=_SIZES
 )
 LEDGER_SECONDS: Final = Histogram(
-    "flashgrid_ledger_batch_seconds", "One transaction of the ledger", buckets=_SECONDS
+    "flashgrid_ledger_batch_seconds", "Duration of one transaction", buckets=_SECONDS
 )
 
 
 def render_metrics() -> bytes:
-    """The metrics of every process of this server, in Prometheus' text format."""
+    """Return the metrics of every process of this server, in Prometheus' text format."""
     registry = CollectorRegistry()
     MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
     return generate_latest(registry)

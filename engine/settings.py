@@ -1,6 +1,6 @@
-"""Every setting of the engine: name, unit, default, bounds and meaning, in one place.
+"""Every setting of the engine: name, unit, default, bounds and meaning.
 
-A setting `x` is read from the environment variable `FLASHGRID_X`.
+The setting `x` comes from the environment variable `FLASHGRID_X`.
 """
 
 import os
@@ -14,9 +14,6 @@ from engine.errors import SettingsError
 
 PREFIX: Final = "FLASHGRID_"
 
-Count = Annotated[int, Meta(ge=1)]
-Milliseconds = Annotated[int, Meta(ge=1)]
-
 
 def _setting(meaning: str, unit: str = "", **bounds: Any) -> Meta:
     return Meta(description=meaning, extra_json_schema={"unit": unit}, **bounds)
@@ -27,47 +24,54 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     # Where it listens
     host: Annotated[
-        str, _setting("address the front door binds; beyond loopback it needs an admin token")
+        str, _setting("address that the front door binds; any but loopback needs an admin token")
     ] = "127.0.0.1"
     port: Annotated[int, _setting("port of the front door; 0 takes a free one", ge=0, le=65535)] = 8080
     workers: Annotated[int, _setting("front-door processes that share the port", ge=1, le=256)] = 1
     keepalive_s: Annotated[
-        float, _setting("how long a connection may wait for its next whole request head", "s", ge=0.1)
+        float, _setting("longest wait of a connection for a whole request head", "s", ge=0.1)
     ] = 75.0
     client_timeout_ms: Annotated[
         int, _setting("longest wait for the rest of a request's body", "ms", ge=100)
     ] = 10_000
-    admin_token: Annotated[str | None, _setting("bearer token that may open a sale")] = None
+    admin_token: Annotated[
+        str | None, _setting("bearer token that opening a sale needs; without one, only loopback may")
+    ] = None
 
     # Backing services: each one that is not given is started privately
-    redis_url: Annotated[str | None, _setting("gate and outbox, redis://…")] = None
-    amqp_url: Annotated[str | None, _setting("bus, amqp://…")] = None
-    postgres_url: Annotated[str | None, _setting("ledger, postgresql://…")] = None
+    redis_url: Annotated[str | None, _setting("Redis, which holds gate and outbox: redis://…")] = None
+    amqp_url: Annotated[str | None, _setting("RabbitMQ, the bus: amqp://…")] = None
+    postgres_url: Annotated[str | None, _setting("PostgreSQL, the ledger: postgresql://…")] = None
     data_dir: Annotated[str, _setting("folder of the private backing services", min_length=1)] = ".flashgrid"
 
     # Gate
-    gate_shards: Annotated[int, _setting("parts the gate's keys are spread over", ge=1, le=1024)] = 1
+    gate_shards: Annotated[
+        int, _setting("parts of the gate, over which the products are spread", ge=1, le=1024)
+    ] = 1
     gate_batch: Annotated[int, _setting("most purchases in one script call", "purchases", ge=1, le=4096)] = (
         512
     )
     gate_waiting: Annotated[
-        int, _setting("most purchases of a worker that may wait for the gate", "purchases", ge=1)
+        int, _setting("most purchases that wait for the gate, for each worker", "purchases", ge=1)
     ] = 20_000
     gate_timeout_ms: Annotated[int, _setting("longest wait for the gate's answer", "ms", ge=10)] = 2_000
     sold_out_ms: Annotated[
-        int, _setting("how long a sold-out answer is repeated without asking the gate again", "ms", ge=0)
+        int, _setting("how long a worker repeats a sold-out answer before it asks the gate again", "ms", ge=0)
     ] = 100
-    idempotency_s: Annotated[int, _setting("how long an Idempotency-Key is remembered", "s", ge=60)] = 86_400
+    idempotency_s: Annotated[int, _setting("how long the gate remembers an Idempotency-Key", "s", ge=60)] = (
+        86_400
+    )
 
     # Relay
     relay_batch: Annotated[int, _setting("most purchases in one message", "purchases", ge=1, le=10_000)] = (
         2_048
     )
     outbox_wait_ms: Annotated[
-        int, _setting("shortest time between two reads of the outbox, for entries to gather", "ms", ge=0)
+        int, _setting("shortest time between two reads of the outbox, so that entries gather", "ms", ge=0)
     ] = 100
     relay_claim_ms: Annotated[
-        int, _setting("idle time after which a dead reader's outbox entries are claimed", "ms", ge=100)
+        int,
+        _setting("time after which another reader claims outbox entries that a dead one holds", "ms", ge=100),
     ] = 5_000
 
     # Fulfilment
@@ -78,26 +82,36 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     fulfilment_in_flight: Annotated[
         int, _setting("batches settled at the same time", "batches", ge=1, le=64)
     ] = 4
-    payment_latency_ms: Annotated[float, _setting("time the simulated payment takes", "ms", ge=0)] = 0.0
+    payment_latency_ms: Annotated[float, _setting("duration of a simulated payment", "ms", ge=0)] = 0.0
     payment_decline_rate: Annotated[
-        float, _setting("share of purchases the simulated payment declines", "", ge=0, le=1)
+        float, _setting("share of purchases that the simulated payment declines, 0 to 1", "", ge=0, le=1)
     ] = 0.0
-    payment_seed: Annotated[int, _setting("seed of the simulated payment's decisions")] = 0
+    payment_seed: Annotated[int, _setting("seed of the decisions of the simulated payment")] = 0
 
     # Life
     background_nice: Annotated[
-        int, _setting("how far relay and fulfilment step back for the front door", "nice", ge=0, le=19)
+        int,
+        _setting(
+            "niceness of relay and fulfilment, which yield the processor to the front door",
+            "nice",
+            ge=0,
+            le=19,
+        ),
     ] = 10
     drain_s: Annotated[
-        float, _setting("longest time that a stage may take to settle when it is stopped", "s", ge=0)
+        float, _setting("longest time that a stage may take to finish its work when it is stopped", "s", ge=0)
     ] = 30.0
-    log_level: Annotated[str, _setting("least serious log line", pattern="^(debug|info|warning|error)$")] = (
-        "info"
-    )
+    log_level: Annotated[
+        str,
+        _setting(
+            "least serious log lines to write: debug, info, warning or error",
+            pattern="^(debug|info|warning|error)$",
+        ),
+    ] = "info"
 
 
 def read_settings(environment: Mapping[str, str] = os.environ, **overrides: Any) -> Settings:
-    """Settings from the environment; `overrides` that are not None go before it.
+    """Return the settings of the environment; `overrides` that are not None take precedence.
 
     Raises SettingsError, in one line, for an unknown FLASHGRID_ variable or a bad value.
     """
@@ -109,11 +123,11 @@ def read_settings(environment: Mapping[str, str] = os.environ, **overrides: Any)
     known = {field.name for field in msgspec.structs.fields(Settings)}
     if unknown := sorted(raw.keys() - known):
         names = ", ".join(PREFIX + name.upper() for name in unknown)
-        raise SettingsError(f"unknown setting {names}; `flashgrid settings` lists those there are")
+        raise SettingsError(f"unknown setting {names}; `flashgrid settings` lists the known ones")
     raw |= {name: value for name, value in overrides.items() if value is not None}
     for name, value in raw.items():
         try:
-            # One field at a time, so that the message can name it and show what was given.
+            # One field at a time, so that the message can name it and show its value.
             msgspec.convert({name: value}, Settings, strict=False)
         except msgspec.ValidationError as error:
             detail = str(error).split(" - at ")[0]
@@ -123,16 +137,9 @@ def read_settings(environment: Mapping[str, str] = os.environ, **overrides: Any)
 
 
 def describe_settings() -> list[tuple[str, str, str, str]]:
-    """One row for each setting: environment name, unit, default, meaning."""
-    rows = []
-    for field in msgspec.json.schema(Settings)["$defs"]["Settings"]["properties"].items():
-        name, schema = field
-        rows.append(
-            (
-                PREFIX + name.upper(),
-                schema.get("unit", ""),
-                str(schema.get("default", "")),
-                schema["description"],
-            )
-        )
-    return rows
+    """Return a row for each setting: environment name, unit, default, meaning."""
+    properties = msgspec.json.schema(Settings)["$defs"]["Settings"]["properties"]
+    return [
+        (PREFIX + name.upper(), schema["unit"], str(schema["default"]), schema["description"])
+        for name, schema in properties.items()
+    ]

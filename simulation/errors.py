@@ -2,7 +2,7 @@
 
 SimulationError
 ├── ScenarioError     a scenario can't be read, or a key of it has a bad value
-├── BadAnswer         the bytes are not an HTTP/1.1 answer
+├── BadResponse       the bytes are no HTTP/1.1 response
 ├── DriverError       the load could not be driven
 ├── EngineError       the engine under test can't be started, reached, or put on sale
 ├── FaultError        a fault can't be done, or can't be ended
@@ -21,8 +21,8 @@ class ScenarioError(SimulationError):
     """A scenario can't be read, or a key of it has a bad value."""
 
 
-class BadAnswer(SimulationError):
-    """The bytes are not an HTTP/1.1 answer."""
+class BadResponse(SimulationError):
+    """The bytes are no HTTP/1.1 response."""
 
 
 class DriverError(SimulationError):

@@ -1,1 +1,1 @@
-"""The bus: all that speaks to RabbitMQ. Imported by the stages."""
+"""The bus: all that speaks to RabbitMQ. Imported by the stages and the command line."""

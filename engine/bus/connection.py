@@ -1,4 +1,4 @@
-"""Connections to RabbitMQ: one that closes when it is told to, and one error for all that goes wrong."""
+"""Connections to RabbitMQ: they close when they are told to, and all their errors are BusUnavailable."""
 
 import asyncio
 import contextlib
@@ -14,16 +14,12 @@ from yarl import URL
 from engine.errors import BusUnavailable
 
 _CONNECT_S: Final = 10.0
-
-
 _CLOSE_S: Final = 2.0
-
-
 _HEARTBEAT_S: Final = 15
 
 
 async def connect_bus(url: str, name: str) -> AbstractConnection:
-    """A connection that does not come back by itself when it is lost."""
+    """Return a connection that is not made again by itself when it is lost."""
     connection = _Connection(
         URL(url).update_query(heartbeat=_HEARTBEAT_S),
         client_properties={"connection_name": f"flashgrid {name}"},
@@ -37,28 +33,28 @@ async def connect_bus(url: str, name: str) -> AbstractConnection:
 
 
 class _Connection(aio_pika.Connection):
-    """A connection that is closed once it was told to, even if its broker does not say goodbye.
+    """A connection that is closed once `close` returns, even if the broker does not answer.
 
-    After an attempt that failed the library holds it for open, and closes it when it is collected, in
-    whatever loop runs then.
+    The library takes a connection whose close failed for open, and closes it when it is collected, in any
+    loop that runs then.
     """
 
     async def close(self, exc: ExceptionType | None = ConnectionClosed) -> None:
-        """Close it. A broker that doesn't answer does not hold up who leaves."""
+        """Close the connection; wait for the broker's answer no longer than two seconds."""
         try:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_CLOSE_S):
                     if self.transport is not None and not self.transport.connection.is_closed:
-                        # The library drops what it has not sent yet, such as the last acknowledgement.
+                        # The library drops frames that it has not sent yet, such as the last acknowledgement.
                         await self.transport.connection.write_queue.join()
                     await super().close(exc)
         finally:
-            # The second time there is nothing to wait for.
+            # This second call waits for nothing.
             await super().close(exc)
 
 
 async def close_connection(connection: AbstractConnection | None) -> None:
-    """Close the connection, if there is one, whatever state it is in."""
+    """Close the connection, if there is one, in whatever state it is."""
     if connection is not None:
         with contextlib.suppress(BusUnavailable), translate_errors():
             await connection.close()
@@ -66,7 +62,7 @@ async def close_connection(connection: AbstractConnection | None) -> None:
 
 @contextlib.contextmanager
 def translate_errors() -> Iterator[None]:
-    """Raise BusUnavailable for any error of the client library: the bus did not do what was asked."""
+    """Raise BusUnavailable for any error of the client library."""
     try:
         yield
     except BusUnavailable:
@@ -74,7 +70,7 @@ def translate_errors() -> Iterator[None]:
     except Exception as error:
         raise BusUnavailable(f"{type(error).__name__}: {error}") from error
     except asyncio.CancelledError as error:
-        # The library cancels who waits on a connection that it closes; a true cancellation goes on.
+        # The library cancels tasks that wait on a connection it closes; any other cancellation goes on.
         task = asyncio.current_task()
         if task is not None and task.cancelling():
             raise

@@ -1,4 +1,4 @@
-"""The consumer: reads purchases from the bus and acknowledges those that are done."""
+"""The consumer: reads messages from the bus and acknowledges those that are done."""
 
 import asyncio
 import contextlib
@@ -12,46 +12,49 @@ from engine.bus.connection import close_connection, connect_bus, translate_error
 from engine.bus.publisher import Publisher
 from engine.bus.topology import PURCHASES, declare_topology
 from engine.errors import BusUnavailable
-from engine.model.dead_letter import Poison
-from engine.model.delivery import Delivery
+from engine.model.dead_letter import DeadLetter
+from engine.model.message import Message
 
 _MOST_PREFETCH: Final = 65_535
-"""AMQP counts it in 16 bits."""
+"""AMQP holds the prefetch in 16 bits."""
 
 
 class Consumer:
-    """Reads purchases from the bus; what is not acknowledged is delivered again."""
+    """Reads messages from the bus; those that are not acknowledged are delivered again."""
 
     def __init__(self, url: str, prefetch: int) -> None:
         self._url = url
         self._prefetch = min(prefetch, _MOST_PREFETCH)
         self._connection: AbstractConnection | None = None
         self._inbox: _Inbox | None = None
-        # Dead letters go their own way: RabbitMQ blocks a connection that publishes when memory runs low,
-        # and the one that consumes is what makes memory free again.
+        # Dead letters have a connection of their own: RabbitMQ blocks a connection that publishes when memory
+        # runs low, and the one that consumes is what frees memory again.
         self._publisher = Publisher(url)
 
-    async def read(self, wait_s: float) -> list[Delivery]:
-        """Messages that arrived; waits up to `wait_s` for the first of them. Raises BusUnavailable."""
+    async def read(self, wait_s: float) -> list[Message]:
+        """Return messages that arrived; wait up to `wait_s` for the first of them. Raises BusUnavailable."""
         if self._inbox is None:
             self._inbox = await self._connect()
         try:
-            return [_take(message) for message in await self._inbox.take(wait_s)]
+            return [
+                Message(tag=message, lines=message.body, repeated=bool(message.redelivered))
+                for message in await self._inbox.take(wait_s)
+            ]
         except BusUnavailable:
             await self._disconnect()
             raise
 
-    async def acknowledge(self, deliveries: Iterable[Delivery]) -> None:
-        """Delete messages that are done. On a channel that is gone this does nothing: they come again."""
-        for delivery in deliveries:
-            message: DeliveredMessage = delivery.tag
+    async def acknowledge(self, messages: Iterable[Message]) -> None:
+        """Delete messages that are done. Does nothing if their channel is lost: they are delivered again."""
+        for message in messages:
+            delivered: DeliveredMessage = message.tag
             with contextlib.suppress(BusUnavailable), translate_errors():
-                await message.channel.basic_ack(message.delivery_tag or 0, wait=False)
+                await delivered.channel.basic_ack(delivered.delivery_tag or 0, wait=False)
 
-    async def dead_letter(self, poison: Iterable[Poison]) -> None:
-        """Keep records that can't be fulfilled. Raises BusUnavailable."""
+    async def put_aside(self, dead_letters: Iterable[DeadLetter]) -> None:
+        """Keep dead letters in their queue. Raises BusUnavailable."""
         try:
-            await self._publisher.dead_letter(poison)
+            await self._publisher.put_aside(dead_letters)
         except BusUnavailable:
             await self._publisher.close()
             raise
@@ -102,12 +105,8 @@ class _Inbox:
                 async with asyncio.timeout(wait_s):
                     await self._changed.wait()
         if self._closed:
-            # What arrived can no longer be acknowledged, and is on its way to the next consumer.
+            # What arrived can no longer be acknowledged, and is delivered to the next consumer.
             raise BusUnavailable("the channel was closed")
         messages, self._messages = self._messages, []
         self._changed.clear()
         return messages
-
-
-def _take(message: DeliveredMessage) -> Delivery:
-    return Delivery(tag=message, lines=message.body, repeated=bool(message.redelivered))

@@ -1,11 +1,6 @@
-"""The bus: RabbitMQ carries purchases from the relay to fulfilment, and keeps what nobody can fulfil.
-
-Connections are made when they are needed. After a failure `close` makes the next call connect anew; when that
-is to be is for the caller to decide.
-"""
+"""The publisher: writes purchases and dead letters to the bus, and reads how long its queue is."""
 
 import asyncio
-import contextlib
 from collections.abc import Iterable
 from typing import Any, Final
 
@@ -15,19 +10,18 @@ from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange, 
 from engine.bus.connection import close_connection, connect_bus, translate_errors
 from engine.bus.topology import DEAD, PURCHASES, REASON, declare_topology
 from engine.errors import BusUnavailable
-from engine.metrics import QUEUE_LENGTH
-from engine.model.dead_letter import Poison
+from engine.model.dead_letter import DeadLetter
 
 _CONFIRM_S: Final = 30.0
-"""Longest wait for a confirm. To publish again is safe, and a confirm that was lost would hold up for ever
-what is in hand. But each time leaves one more copy with a broker that blocks publishers, so it is long."""
-_SAMPLE_S: Final = 1.0
+"""Longest wait for a confirm, since one that was lost would hold up the relay forever. Publishing again is
+safe. But it leaves one more copy with a broker that blocks publishers, so the wait is long."""
 
 
 class Publisher:
-    """Publishes with confirms: what it returned from is on the disks of the bus.
+    """Publishes with confirms: when a call returns, the message is on the disks of the bus.
 
-    Raises BusUnavailable if a message was not confirmed. It may still have arrived, so publish it again.
+    Every method raises BusUnavailable if the bus did not confirm; the message may have arrived all the same.
+    The first call connects, and so does the first one after `close`.
     """
 
     def __init__(self, url: str) -> None:
@@ -38,41 +32,34 @@ class Publisher:
         self._exchanges: dict[str, AbstractExchange] = {}
 
     async def publish(self, lines: bytes) -> None:
-        """Send one message of purchases, a line each (reservation.py)."""
+        """Send one message of lots, one a line (lot.py)."""
         await self._publish(PURCHASES, lines, {})
 
-    async def dead_letter(self, poison: Iterable[Poison]) -> None:
-        """Keep records that can't be fulfilled, each with the reason and the way it came."""
-        for record in poison:
+    async def put_aside(self, dead_letters: Iterable[DeadLetter]) -> None:
+        """Keep dead letters in their queue, each with its reason and its origin."""
+        for dead_letter in dead_letters:
             headers = {
-                REASON: record.reason,
+                REASON: dead_letter.reason,
                 "x-flashgrid-exchange": PURCHASES,
                 "x-flashgrid-routing-key": PURCHASES,
             }
-            await self._publish(DEAD, record.body, headers)
+            await self._publish(DEAD, dead_letter.body, headers)
 
     async def count_messages(self) -> int:
-        """Messages in the purchases' queue that no consumer holds."""
+        """Return the number of messages in the purchases' queue that no consumer holds."""
         return (await self.read_queue())[0]
 
     async def read_queue(self) -> tuple[int, int]:
-        """Messages in the purchases' queue that no consumer holds, and consumers.
+        """Return the number of messages in the purchases' queue that no consumer holds, and of its consumers.
 
-        RabbitMQ counts a consumer for as long as it holds messages, even one whose connection has broken, so
-        that no messages and no consumers mean that the queue is empty and nothing of it is under way.
+        RabbitMQ counts a consumer for as long as it holds messages, even after its connection broke. So no
+        messages and no consumers mean that the queue is empty and nothing of it is under way.
         """
         with translate_errors():
             channel = await self._connect()
             queue = await channel.declare_queue(PURCHASES, passive=True)
             result = queue.declaration_result
             return result.message_count or 0, result.consumer_count or 0
-
-    async def watch(self) -> None:
-        """Keep the metric of the queue's length up to date, for ever."""
-        while True:
-            with contextlib.suppress(BusUnavailable):
-                QUEUE_LENGTH.set(await self.count_messages())
-            await asyncio.sleep(_SAMPLE_S)
 
     async def close(self) -> None:
         """Close the connection, if there is one."""
@@ -99,10 +86,10 @@ class Publisher:
     async def _connect(self) -> AbstractChannel:
         async with self._connecting:
             if self._channel is None:
-                # One on which a step of this failed.
+                # There may be one on which a step below failed.
                 await close_connection(self._connection)
                 self._connection = await connect_bus(self._url, "publisher")
-                # A message that no queue takes is an error, not lost.
+                # A message that no queue takes raises an error and is not lost.
                 channel = await self._connection.channel(publisher_confirms=True, on_return_raises=True)
                 self._exchanges = {
                     PURCHASES: await declare_topology(channel),

@@ -6,18 +6,12 @@ from aio_pika.abc import AbstractChannel, AbstractExchange
 
 PURCHASES: Final = "flashgrid.purchases"
 """Exchange, queue and routing key of the purchases."""
-
-
 DEAD: Final = "flashgrid.dead"
-"""Exchange, queue and routing key of the records that can't be fulfilled."""
-
-
+"""Exchange, queue and routing key of the dead letters."""
 REASON: Final = "x-flashgrid-reason"
-"""Header of a dead letter."""
-
-
+"""Header of a dead letter: why it can't be fulfilled."""
 _DELIVERY_LIMIT: Final = 1_000_000
-"""A purchase outlives any number of outages; RabbitMQ 4 would give it up after 20 deliveries."""
+"""A purchase must outlive any number of outages; by default RabbitMQ 4 drops it after 20 deliveries."""
 
 
 async def declare_topology(channel: AbstractChannel) -> AbstractExchange:

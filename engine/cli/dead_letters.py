@@ -1,148 +1,112 @@
-"""Dead letters: records that could not be fulfilled, until a person replays or drops them.
+"""The commands `flashgrid dead-letters …`: what a person does with records that can't be fulfilled."""
 
-They wait in a queue of the bus and, where there was no bus, in a stream of the gate's Redis. A letter is
-deleted only after what was to be done with it is done and safe. Who is interrupted in between does it again,
-and that changes nothing: an order is settled once.
-"""
+from collections.abc import Iterable
 
-import hashlib
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any, Final, Protocol
+import click
 
-import msgspec
-from aio_pika.abc import AbstractIncomingMessage
-from redis.asyncio import Redis
-
-from engine.bus.connection import connect_bus, translate_errors
-from engine.bus.publisher import Publisher
-from engine.bus.topology import DEAD, REASON, declare_topology
-from engine.gate.keys import ShardKeys, shard_of
-from engine.model.delivery import decode_lines, encode_lines
-from engine.model.lot import Reservation
+from engine.cli.options import open_services, run_async, settings_option
+from engine.cli.stores import StoredDeadLetter, open_stores
+from engine.errors import InputError
+from engine.gate.clearing import Clearing
+from engine.gate.keys import ShardKeys
+from engine.ledger.ledger import Ledger
+from engine.model.lot import count_orders, without_orders
 from engine.settings import Settings
 
-_ID_LENGTH: Final = 12
+_ids = click.argument("ids", nargs=-1)
+_all = click.option("--all", "every", is_flag=True, help="All dead letters.")
 
 
-class DeadLetter(msgspec.Struct, frozen=True, eq=False):
-    """One record that could not be fulfilled."""
+@click.group()
+def dead_letters() -> None:
+    """Look after records that can't be fulfilled.
 
-    letter_id: str
-    """The same for letters with the same body: they are about the same purchases."""
-    where: str
-    """"queue" or "stream"."""
-    body: bytes
-    reason: str
-    reservations: list[Reservation]
-    """The purchases in it; none where the record can't be read."""
-    tag: Any
-    """What its store knows it by."""
+    Name a dead letter by its id, or by the first characters of it that no other has. Dead letters with the
+    same body have the same id.
+    """
 
 
-class Store(Protocol):
-    """A place where dead letters wait. Methods raise BusUnavailable or RedisError."""
-
-    async def read(self) -> list[DeadLetter]:
-        """Every letter, oldest first."""
-        ...
-
-    async def replay(self, letter: DeadLetter) -> None:
-        """Send its purchases on their way once more, then delete it."""
-        ...
-
-    async def delete(self, letter: DeadLetter) -> None:
-        """Delete it."""
-        ...
+@dead_letters.command("list")
+@settings_option
+@run_async
+async def list_all(settings: Settings) -> None:
+    """Print a line for each dead letter: id, place, number of purchases, reason."""
+    async with open_services(settings) as services, open_stores(*services) as stored:
+        for letter in stored:
+            click.echo(f"{letter.id}  {letter.where:6}  {count_orders(letter.read()):>5}  {letter.reason}")
 
 
-@asynccontextmanager
-async def open_stores(settings: Settings, redis: Redis) -> AsyncIterator[list[Store]]:
-    """Every place where this engine's dead letters may be. Raises BusUnavailable."""
-    async with AsyncExitStack() as cleanup:
-        stores: list[Store] = [_Stream(redis, [ShardKeys(shard) for shard in range(settings.gate_shards)])]
-        if settings.amqp_url:
-            queue = _Queue(settings.amqp_url)
-            cleanup.push_async_callback(queue.close)
-            stores.insert(0, queue)
-        yield stores
+@dead_letters.command()
+@_ids
+@settings_option
+@run_async
+async def show(ids: tuple[str, ...], settings: Settings) -> None:
+    """Print dead letters with their bodies and purchases."""
+    async with open_services(settings) as services, open_stores(*services) as stored:
+        for letter in _select(stored, ids, every=False):
+            click.echo(f"id      {letter.id}\nwhere   {letter.where}\nreason  {letter.reason}")
+            click.echo(f"body    {letter.body.decode(errors='backslashreplace')}")
+            for lot in letter.read():
+                for order_id, user_id in zip(lot.order_ids, lot.user_ids, strict=True):
+                    click.echo(
+                        f"order   {order_id}  user {user_id}  product {lot.product_id}  sale {lot.sale_id}"
+                        f"  quantity {lot.quantity}  accepted at {lot.accepted_ms} ms"
+                    )
 
 
-class _Stream:
-    """The stream of an engine without a bus."""
+@dead_letters.command()
+@_ids
+@_all
+@settings_option
+@run_async
+async def replay(ids: tuple[str, ...], every: bool, settings: Settings) -> None:
+    """Send the purchases of dead letters to fulfilment once more.
 
-    def __init__(self, redis: Redis, shards: Sequence[ShardKeys]) -> None:
-        self._redis = redis
-        self._shards = shards
-        self._dead = shards[0].dead
-
-    async def read(self) -> list[DeadLetter]:
-        entries: Any = await self._redis.xrange(self._dead)
-        return [
-            _read_letter("stream", fields[b"body"], fields[b"reason"].decode(), entry_id)
-            for entry_id, fields in entries
-        ]
-
-    async def replay(self, letter: DeadLetter) -> None:
-        # Back into the outbox, whence fulfilment or a relay takes it.
-        by_shard: dict[int, list[Reservation]] = {}
-        for reservation in letter.reservations:
-            by_shard.setdefault(shard_of(reservation.product_id, len(self._shards)), []).append(reservation)
-        async with self._redis.pipeline(transaction=True) as pipe:
-            for shard, reservations in by_shard.items():
-                pipe.xadd(
-                    self._shards[shard].outbox,
-                    {"orders": len(reservations), "purchases": encode_lines(reservations)},
-                )
-            pipe.xdel(self._dead, letter.tag)
-            await pipe.execute()
-
-    async def delete(self, letter: DeadLetter) -> None:
-        await self._redis.xdel(self._dead, letter.tag)
+    However often a purchase is replayed, the ledger settles it once. A dead letter that can't be read stays.
+    """
+    async with open_services(settings) as services, open_stores(*services) as stored:
+        for letter in _select(stored, ids, every):
+            if lots := letter.read():
+                await letter.send()
+                await letter.delete()
+                click.echo(f"{letter.id} replayed: {count_orders(lots)} purchases")
+            else:
+                click.echo(f"{letter.id} stays: it holds no purchase that can be read")
 
 
-class _Queue:
-    """The queue of the bus. Letters that are read are held, and go back to the queue at the end."""
+@dead_letters.command()
+@_ids
+@_all
+@settings_option
+@run_async
+async def drop(ids: tuple[str, ...], every: bool, settings: Settings) -> None:
+    """Delete dead letters.
 
-    def __init__(self, url: str) -> None:
-        self._url = url
-        self._publisher = Publisher(url)
-        self._cleanup = AsyncExitStack()
-
-    async def read(self) -> list[DeadLetter]:
-        with translate_errors():
-            connection = await self._cleanup.enter_async_context(await connect_bus(self._url, "dead letters"))
-            channel = await connection.channel()
-            await declare_topology(channel)
-            queue = await channel.get_queue(DEAD, ensure=False)
-            letters = []
-            while message := await queue.get(fail=False):
-                reason = str(message.headers.get(REASON) or message.headers.get("x-first-death-reason") or "")
-                letters.append(_read_letter("queue", message.body, reason, message))
-            return letters
-
-    async def replay(self, letter: DeadLetter) -> None:
-        await self._publisher.publish(encode_lines(letter.reservations))
-        await self.delete(letter)
-
-    async def delete(self, letter: DeadLetter) -> None:
-        message: AbstractIncomingMessage = letter.tag
-        with translate_errors():
-            await message.ack()
-
-    async def close(self) -> None:
-        """Let go of what was read."""
-        with translate_errors():
-            await self._cleanup.aclose()
-        await self._publisher.close()
+    Their orders, unless they are settled already, end as FAILED, and their units go back to the gate.
+    """
+    async with open_services(settings) as (found, redis), open_stores(found, redis) as stored:
+        ledger = await Ledger.connect(found.postgres_url or "")
+        try:
+            clearing = Clearing(redis, [ShardKeys(shard) for shard in range(found.gate_shards)])
+            for letter in _select(stored, ids, every):
+                lots = letter.read()
+                declines = {order_id: "dropped by an operator" for lot in lots for order_id in lot.order_ids}
+                settlement = await ledger.settle(lots, declines)
+                settled = without_orders(lots, settlement.dead_letters.keys())
+                await clearing.clear(settled, settlement.failed)
+                await letter.delete()
+                click.echo(f"{letter.id} dropped: {settlement.settled.total()} orders failed")
+        finally:
+            await ledger.close()
 
 
-def _read_letter(where: str, body: bytes, reason: str, tag: Any) -> DeadLetter:
-    letter_id = hashlib.sha256(body).hexdigest()[:_ID_LENGTH]
-    return DeadLetter(letter_id, where, body, reason, _read_purchases(body), tag)
-
-
-def _read_purchases(lines: bytes) -> list[Reservation]:
-    """A message, or some of its lines; none if any part is unusable."""
-    reservations, poison = decode_lines(lines)
-    return [] if poison else reservations
+def _select(stored: Iterable[StoredDeadLetter], ids: tuple[str, ...], every: bool) -> list[StoredDeadLetter]:
+    """Return the dead letters that `ids` name, or all. Raises InputError if a name is no dead letter's."""
+    if not ids and not every:
+        raise InputError("ids", "name the dead letters, or give --all")
+    stored = list(stored)
+    for name in ids:
+        found = {letter.id for letter in stored if letter.id.startswith(name)}
+        if len(found) != 1:
+            raise InputError("ids", f"{len(found)} dead letters have an id that begins with {name}")
+    return [letter for letter in stored if every or letter.id.startswith(ids)]

@@ -1,1 +1,1 @@
-"""The gate: all that speaks to Redis. Imported by the stages and by http."""
+"""The gate: all that speaks to Redis. Imported by all rooms above it."""

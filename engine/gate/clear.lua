@@ -1,44 +1,44 @@
--- Takes settled orders out of the pending set, and gives the units of failed ones back, each at most once: an order that
--- is still pending is the evidence that its unit is out, and only who removes it may release.
+-- Takes settled orders out of the pending set, and releases the units of failed ones, each at most once: an order that is
+-- still pending is the evidence that its unit is out, and only the call that removes it may release the unit.
 --
--- KEYS  mark, pending, then for each failed order's product: its sale
--- ARGV  writer, generation and number of the last write that it has seen (mark.py), the key names' prefix,
+-- KEYS  fence, pending, then for each failed order's product: its sale
+-- ARGV  writer, generation and number of the last write that the writer has seen (fence.py), the key names' prefix,
 --       orders without a release: stem of a batch (order_id.py), first place and number of each run of them, by spaces,
 --       then for each failed order: stem, place in its batch, place of its sale in KEYS, sale id, user id, quantity
 --
 -- Units go back only while the order's sale is the product's current one. A shard that is older than what the writer has
--- seen is closed. Returns the generation (0 closed), the number of the writer's last write, and the units given back.
+-- seen is closed. Returns the generation (0 closed), the number of the writer's last write, and the units released.
 
-local mark, pending = KEYS[1], KEYS[2]
+local fence, pending = KEYS[1], KEYS[2]
 local writer, seen_generation, seen_writes, prefix = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
 
-local memory = redis.call('HMGET', mark, 'open', writer)
+local memory = redis.call('HMGET', fence, 'open', writer)
 local generation, writes = tonumber(memory[1] or 0), tonumber(memory[2] or 0)
 if generation > 0 and (generation < seen_generation or generation == seen_generation and writes < seen_writes) then
-  redis.call('HDEL', mark, 'open')
+  redis.call('HDEL', fence, 'open')
   generation = 0
 end
 
 -- Takes `count` orders of a batch, from a place on, out of the pending set (pending.py); how many of them were in it.
-local function settle(stem, first, count)
+local function clear(stem, first, count)
   local digits = redis.call('HGET', pending, stem)
   if not digits then return 0 end
   local before, after = string.sub(digits, 1, first), string.sub(digits, first + count + 1)
-  local settled, were_pending = string.gsub(string.sub(digits, first + 1, first + count), '1', '0')
+  local cleared, were_pending = string.gsub(string.sub(digits, first + 1, first + count), '1', '0')
   if not string.find(before, '1', 1, true) and not string.find(after, '1', 1, true) then
     redis.call('HDEL', pending, stem)
   elseif were_pending > 0 then
-    redis.call('HSET', pending, stem, before .. settled .. after)
+    redis.call('HSET', pending, stem, before .. cleared .. after)
   end
   return were_pending
 end
 
-for stem, first, count in string.gmatch(ARGV[5], '(%S+) (%d+) (%d+)') do settle(stem, first, count) end
+for stem, first, count in string.gmatch(ARGV[5], '(%S+) (%d+) (%d+)') do clear(stem, first, count) end
 
 local released = 0
 for at = 6, #ARGV, 6 do
   local stem, place, sale, sale_id, user, quantity = ARGV[at], ARGV[at + 1], KEYS[tonumber(ARGV[at + 2])], unpack(ARGV, at + 3, at + 5)
-  if settle(stem, place, 1) == 1 and redis.call('HGET', sale, 'sale_id') == sale_id then
+  if clear(stem, place, 1) == 1 and redis.call('HGET', sale, 'sale_id') == sale_id then
     redis.call('HINCRBY', sale, 'remaining', quantity)
     redis.call('HINCRBY', sale, 'released', quantity)
     local buyers = prefix .. 'buyers:' .. sale_id
@@ -48,4 +48,4 @@ for at = 6, #ARGV, 6 do
     released = released + quantity
   end
 end
-return {generation, redis.call('HINCRBY', mark, writer, 1), released}
+return {generation, redis.call('HINCRBY', fence, writer, 1), released}

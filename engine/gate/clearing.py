@@ -1,82 +1,82 @@
-"""Compensation: the gate learns how orders ended, and gets back the units of those that failed."""
+"""Clearing: the gate learns that orders are settled, and gets back the units of those that failed."""
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from redis.asyncio import Redis
 
 from engine.gate.client import Script
-from engine.gate.fence import Witness
+from engine.gate.fence import Fence
 from engine.gate.keys import ShardKeys, shard_of
-from engine.model.order import Order, OrderStatus
+from engine.model.lot import Lot, without_orders
+from engine.model.order import Order
 from engine.model.order_id import split_order_id
 
-SETTLE: Final = Script("clear.lua")
+_CLEAR: Final = Script("clear.lua")
 
 
-class Compensation:
-    """Tells the gate how orders ended, and notices where the gate has lost its memory."""
+class Clearing:
+    """Tells the gate which orders are settled, and notices if the gate has lost its memory."""
 
     def __init__(self, redis: Redis, shards: Sequence[ShardKeys]) -> None:
         self._redis = redis
-        self._shards = [(shard, Witness()) for shard in shards]
+        self._shards = [(shard, Fence()) for shard in shards]
 
-    async def settle(self, orders: Sequence[Order]) -> int:
-        """Take the orders out of the gate's pending sets; return how many units went back into sale.
+    async def clear(self, lots: Iterable[Lot], failed: Sequence[Order] = ()) -> int:
+        """Take settled orders out of the pending sets, and release the units of those that FAILED.
 
-        Only FAILED orders give their units back. REJECTED ones never do: the ledger found that there was no
-        unit. Telling the gate again changes nothing, so a lost answer is safe to repeat. A gate that forgot
-        an order, or was rebuilt without it, holds no evidence that its unit is out, and gets nothing back:
-        the rebuild has counted the unit as not sold. Raises RedisError.
+        Returns how many units went back into sale. REJECTED orders never give units back: the ledger found
+        that there was none. Clearing an order again changes nothing, so a lost answer is safe to repeat. A
+        gate that forgot an order, or was rebuilt without it, holds no evidence that its unit is out, and gets
+        nothing back: the rebuild has counted the unit as not sold. Raises RedisError.
         """
-        by_shard: dict[int, list[Order]] = {}
-        if len(self._shards) == 1:
-            by_shard[0] = list(orders)
-        else:
-            for order in orders:
-                by_shard.setdefault(shard_of(order.product_id, len(self._shards)), []).append(order)
+        by_shard: defaultdict[int, tuple[list[Lot], list[Order]]] = defaultdict(lambda: ([], []))
+        # A plain clearing of a failed order would delete the evidence that its release needs.
+        for lot in without_orders(lots, {order.order_id for order in failed}):
+            by_shard[shard_of(lot.product_id, len(self._shards))][0].append(lot)
+        for order in failed:
+            by_shard[shard_of(order.product_id, len(self._shards))][1].append(order)
         released = 0
-        for shard, members in by_shard.items():
-            released += await _settle_shard(self._redis, *self._shards[shard], members)
+        for shard, (its_lots, its_failed) in by_shard.items():
+            released += await self._clear_shard(*self._shards[shard], its_lots, its_failed)
         return released
 
     async def is_remembered(self) -> bool:
-        """Whether every open shard still holds what this process has written. Raises RedisError."""
-        for shard, witness in self._shards:
-            writer, generation, writes = witness.testimony
-            found = await self._redis.hmget(shard.mark, ["open", writer])
-            now_generation, now_writes = (int(number or 0) for number in found)
-            if now_generation and (now_generation, now_writes) < (generation, writes):
+        """Return whether every open shard still holds what this process has written. Raises RedisError."""
+        for shard, fence in self._shards:
+            writer, *seen = fence.seen
+            found = [int(number or 0) for number in await self._redis.hmget(shard.fence, ["open", writer])]
+            if found[0] and found < seen:
                 return False
         return True
 
-
-async def _settle_shard(redis: Redis, shard: ShardKeys, witness: Witness, orders: Sequence[Order]) -> int:
-    plain = _find_runs([order.order_id for order in orders if order.status is not OrderStatus.FAILED])
-    places: dict[int, int] = {}
-    releases: list[str | int] = []
-    for order in orders:
-        if order.status is OrderStatus.FAILED:
+    async def _clear_shard(
+        self, shard: ShardKeys, fence: Fence, lots: Sequence[Lot], failed: Sequence[Order]
+    ) -> int:
+        places: dict[int, int] = {}
+        releases: list[str | int] = []
+        for order in failed:
             place = places.setdefault(order.product_id, len(places) + 3)
             releases += (
                 *split_order_id(order.order_id), place, order.sale_id, order.user_id, order.quantity,
             )  # fmt: skip
-    keys = [shard.mark, shard.pending, *map(shard.sale, places)]
-    arguments = [*witness.testimony, shard.prefix, plain, *releases]
-    generation, writes, units = await SETTLE.run(redis, keys, arguments)
-    witness.note(generation, writes)
-    return int(units)
+        keys = [shard.fence, shard.pending, *map(shard.sale, places)]
+        arguments = [*fence.seen, shard.prefix, _write_runs(lots), *releases]
+        generation, writes, units = await _CLEAR.run(self._redis, keys, arguments)
+        fence.note(generation, writes)
+        return int(units)
 
 
-def _find_runs(order_ids: Sequence[str]) -> str:
-    """Stem, first place and number of each run of orders whose places follow one another."""
-    runs: list[str] = []
-    run_stem, first, after = "", 0, 0
-    for order_id in order_ids:
-        stem, place = split_order_id(order_id)
-        if stem != run_stem or place != after:
-            runs.append(f"{run_stem} {first} {after - first}")
-            run_stem, first = stem, place
-        after = place + 1
-    runs.append(f"{run_stem} {first} {after - first}")
-    return " ".join(runs[1:])
+def _write_runs(lots: Iterable[Lot]) -> str:
+    """Return stem, first place and number of each run of orders whose places follow one another."""
+    runs: list[tuple[str, int, int]] = []
+    run_stem, after = "", 0
+    for lot in lots:
+        if lot.stem == run_stem and lot.first_place == after:
+            _, first, _ = runs.pop()
+        else:
+            run_stem, first = lot.stem, lot.first_place
+        after = lot.first_place + len(lot)
+        runs.append((run_stem, first, after - first))
+    return " ".join(f"{stem} {first} {count}" for stem, first, count in runs)

@@ -1,7 +1,7 @@
 """How the engine talks to Redis: one way to connect, one way to run a script."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -10,9 +10,11 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError
 
+Argument = str | bytes | int
+
 
 def connect_redis(url: str, timeout_ms: int) -> Redis:
-    """A client with bytes in its answers, which connects at its first command.
+    """Return a client that answers in bytes and connects at its first command.
 
     It never repeats a command by itself: a script whose answer is lost may have run, and only the caller
     knows whether it may run twice. `timeout_ms` bounds the connect and the wait for each answer, which ends
@@ -30,20 +32,22 @@ def connect_redis(url: str, timeout_ms: int) -> Redis:
 
 
 class Script:
-    """A Lua script of this package, run by its digest; a server that doesn't know it is taught on the way."""
+    """A Lua script of this package, run by its digest, or whole on a server that does not know it yet."""
 
     def __init__(self, file_name: str) -> None:
-        self.source = files("engine.gate").joinpath(file_name).read_bytes()
-        self.sha = hashlib.sha1(self.source, usedforsecurity=False).hexdigest()
+        self._source = files("engine.gate").joinpath(file_name).read_bytes()
+        self._digest = hashlib.sha1(self._source, usedforsecurity=False).hexdigest()
 
-    async def run(self, redis: Redis, keys: Sequence[str], args: Sequence[str | bytes | int]) -> Any:
-        """Run the script once and return its answer. Raises redis.exceptions.RedisError."""
+    async def run(self, redis: Redis, keys: Sequence[str], arguments: Sequence[Argument]) -> Any:
+        """Run the script once and return its answer. Raises RedisError."""
+        return await self.run_by(redis.execute_command, keys, arguments)
+
+    async def run_by(
+        self, execute: Callable[..., Awaitable[Any]], keys: Sequence[str], arguments: Sequence[Argument]
+    ) -> Any:
+        """Run the script once by a function that executes a command."""
         try:
-            return await redis.execute_command(  # type: ignore[no-untyped-call]
-                "EVALSHA", self.sha, len(keys), *keys, *args
-            )
+            return await execute("EVALSHA", self._digest, len(keys), *keys, *arguments)
         except NoScriptError:
-            # The server refused before it ran anything (new, or restarted); EVAL runs and keeps the script.
-            return await redis.execute_command(  # type: ignore[no-untyped-call]
-                "EVAL", self.source, len(keys), *keys, *args
-            )
+            # The server, new or restarted, refused before it ran anything. EVAL runs and keeps the script.
+            return await execute("EVAL", self._source, len(keys), *keys, *arguments)

@@ -1,23 +1,23 @@
 """Names of the gate's keys, and which shard holds a product.
 
-Every key of a shard carries the shard's hash tag, so that a script stays on one node of a Redis Cluster.
+Every key of a shard carries the shard's hash tag, so that a script stays on one node of a Redis Cluster:
+
+    fg:{<shard>}:outbox            stream  an entry for each batch that accepted something (lot.py)
+    fg:{<shard>}:pending           hash    orders that are accepted and not yet settled (pending.py)
+    fg:{<shard>}:sale:<product>    hash    the product's current sale: sale_id stock remaining released limit
+                                           quantity starts_ms ends_ms
+    fg:{<shard>}:buyers:<sale>     hash    user id → units bought; only if the sale has a limit
+    fg:{<shard>}:answer:<product>:<user>:<key>
+                                   string  order id that an Idempotency-Key got; expires
+    fg:{<shard>}:dead              stream  dead letters of an engine without a bus
+    fg:{<shard>}:mark              hash    the fence: proof that the shard remembers (fence.py)
 """
 
 from typing import Final
 
 
 class ShardKeys:
-    """The keys of one shard.
-
-    outbox      stream     one entry for each batch that accepted something
-    pending     hash       orders that are accepted and not yet settled: see pending.py
-    sale        hash       a product's current sale: sale_id stock remaining released limit quantity
-                           starts_ms ends_ms
-    buyers      hash       user id → units bought in a sale; only where the sale has a limit
-    answer      string     order id that a user's Idempotency-Key got for a product; expires
-    dead        stream     records that fulfilment can't use, where no bus is configured
-    mark        hash       proof that the shard has not lost its memory: see mark.py
-    """
+    """The keys of one shard."""
 
     GROUP: Final = "fulfilment"
     """The outbox's only consumer group."""
@@ -28,17 +28,17 @@ class ShardKeys:
         self.outbox = f"{self.prefix}outbox"
         self.pending = f"{self.prefix}pending"
         self.dead = f"{self.prefix}dead"
-        self.mark = f"{self.prefix}mark"
+        self.fence = f"{self.prefix}mark"
 
     def sale(self, product_id: int) -> str:
-        """The hash of the product's current sale."""
+        """Return the key of the product's current sale."""
         return f"{self.prefix}sale:{product_id}"
 
     def buyers(self, sale_id: int) -> str:
-        """The hash of units bought by each user of a sale."""
+        """Return the key of the units that each user of a sale has bought."""
         return f"{self.prefix}buyers:{sale_id}"
 
 
 def shard_of(product_id: int, shards: int) -> int:
-    """The shard that holds a product: Fibonacci hashing (Knuth, TAOCP 3, 6.4), the same on every machine."""
+    """Return the shard of a product by Fibonacci hashing (Knuth, TAOCP 3, 6.4), the same on every machine."""
     return (product_id * 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF) * shards >> 64

@@ -1,26 +1,25 @@
-"""The gate: decides who gets a unit, a batch at a time (group commit).
+"""A lane: one connection to one shard, and the purchases that wait for it (group commit).
 
-While one script call of a shard is in flight, the purchases that arrive wait and form the next batch. So a
-crowd costs as many round trips, scripts and fsyncs as there are batches, and each answer is on disk (with
-`appendfsync always`) before it is given.
+While one script call is in flight, the purchases that arrive wait and form the next batch. So a crowd costs
+as many round trips, scripts and fsyncs as there are batches, and each answer is on disk (with `appendfsync
+always`) before it is given.
 
-A product that was sold out stays so for a moment: what the script said of it is repeated for `sold_out_ms`
-from the time it was asked, as a lease on that answer. A unit that comes back in between waits for its end,
-and who opens a new sale of the product is answered after it, so that nobody hears of a sale and is then sent
-away in the name of the one before.
+A sold-out answer is a lease: it is repeated for `sold_out_ms` from the time the script was asked, without
+asking again. A unit that comes back in between waits for the end of the lease. The opening of a new sale is
+answered after it, so that nobody hears of a sale and is then refused because of the one before.
 """
 
 import asyncio
 import logging
 import time
 from collections.abc import Iterable, Sequence
-from typing import Final
+from typing import Any, Final
 
-from redis.exceptions import BusyLoadingError, NoScriptError, RedisError, ResponseError
+from redis.exceptions import BusyLoadingError, RedisError, ResponseError
 
 from engine.errors import GateUnavailable, OutcomeUnknown
-from engine.gate.client import Script, connect_redis
-from engine.gate.fence import Witness
+from engine.gate.client import Argument, Script, connect_redis
+from engine.gate.fence import Fence
 from engine.gate.keys import ShardKeys
 from engine.metrics import GATE_BATCH, GATE_SCRIPT, PURCHASES
 from engine.model.order_id import PLACES, make_stem
@@ -29,9 +28,7 @@ from engine.settings import Settings
 
 log = logging.getLogger(__name__)
 
-RESERVE: Final = Script("reserve.lua")
-
-
+_RESERVE: Final = Script("reserve.lua")
 _OUTCOME_OF: Final = {
     "A": Outcome.ACCEPTED,
     "R": Outcome.ACCEPTED,
@@ -41,8 +38,12 @@ _OUTCOME_OF: Final = {
     "N": Outcome.NOT_STARTED,
     "E": Outcome.SALE_ENDED,
 }
+"""The script's result codes."""
 _COUNTERS: Final = {outcome: PURCHASES.labels(outcome) for outcome in Outcome}
 _ORDER_ID_LENGTH: Final = 36
+
+Groups = dict[bytes, list[Purchase]]
+"""The purchases of a batch by product id."""
 
 
 class Lane:
@@ -50,7 +51,7 @@ class Lane:
 
     def __init__(self, keys: ShardKeys, settings: Settings, redis_url: str) -> None:
         self.keys = keys
-        self.witness = Witness()
+        self.fence = Fence()
         self._pool = connect_redis(redis_url, settings.gate_timeout_ms).connection_pool
         self._connection = self._pool.make_connection()  # type: ignore[no-untyped-call]
         # Sending and reading are bounded as one, by the timer in _reserve.
@@ -61,9 +62,9 @@ class Lane:
         self._remember_s = settings.idempotency_s
         self._sold_out_s = settings.sold_out_ms / 1000
         self._sold_out_until: dict[bytes, float] = {}
-        """Product id → until when, on time.monotonic, it is known to be sold out."""
+        """Product id → end of its lease, on time.monotonic."""
         self._sent_away = 0
-        """Purchases answered from that knowledge and not counted yet."""
+        """Purchases refused by a lease and not counted yet."""
         self._loop = asyncio.get_running_loop()
         self.waiting: list[Purchase] = []
         self._arrived = asyncio.Event()
@@ -72,25 +73,26 @@ class Lane:
         self._task = asyncio.create_task(self._run(), name=f"gate lane {keys.shard}")
 
     def submit(self, purchase: Purchase) -> None:
-        """Put a purchase into the next batch; its answer is called later, exactly once."""
+        """Put a purchase into the next batch; its reply is called later, exactly once."""
+        _, product_id, key, reply = purchase
         if self._closing:
-            _answer_all([purchase], Outcome.GATE_UNAVAILABLE)
-        elif purchase[2] is None and self.send_away(purchase[1]):
-            purchase[3](Outcome.SOLD_OUT, None)
+            _reply_all([purchase], Outcome.GATE_UNAVAILABLE)
+        elif key is None and self.send_away(product_id):
+            reply(Outcome.SOLD_OUT, None)
         elif len(self.waiting) >= self._capacity:
-            _answer_all([purchase], Outcome.OVERLOADED)
+            _reply_all([purchase], Outcome.OVERLOADED)
         else:
             self.waiting.append(purchase)
             self._arrived.set()
 
     def send_away(self, product_id: bytes) -> bool:
-        """Whether the product is known to be sold out, for a purchase without a key; counts the refusal."""
-        # Whoever comes with a key may have bought already, which only the script knows.
+        """Return whether a product is known to be sold out, and if so count a refusal; not for keys."""
+        # A purchase with a key may be a repeated one that was accepted, which only the script knows.
         until = self._sold_out_until.get(product_id)
         if until is None or time.monotonic() >= until or self._closing:
             return False
         if not self._sent_away:
-            # Counted together with all that this turn of the loop brings.
+            # Counted together with all refusals of this turn of the loop.
             self._loop.call_soon(self._count_sent_away)
         self._sent_away += 1
         return True
@@ -101,7 +103,7 @@ class Lane:
         self._arrived.set()
 
     async def close(self) -> None:
-        """Answer the purchases that wait, then disconnect."""
+        """Reply to the purchases that wait, then disconnect."""
         await self._task
         await self._connection.disconnect()
 
@@ -118,52 +120,53 @@ class Lane:
             await self._commit(batch)
 
     async def _commit(self, batch: list[Purchase]) -> None:
-        """Take one batch to Redis and answer it. Answers everybody, whatever happens."""
-        groups: dict[bytes, list[Purchase]] = {}
+        """Take one batch to Redis and reply to every purchase of it, whatever happens."""
+        groups: Groups = {}
         for purchase in batch:
-            group = groups.get(purchase[1])
+            _, product_id, _, _ = purchase
+            group = groups.get(product_id)
             if group is None:
-                groups[purchase[1]] = [purchase]
+                groups[product_id] = [purchase]
             else:
                 group.append(purchase)
         stem = make_stem()
         asked_at = time.monotonic()
         try:
-            letters = await self._reserve(stem, groups)
+            codes = await self._reserve(stem, groups)
         except GateUnavailable as error:
             self._lose(batch, Outcome.GATE_UNAVAILABLE, error)
         except OutcomeUnknown as error:
             self._lose(batch, Outcome.OUTCOME_UNKNOWN, error)
         except Exception as error:
-            # Nothing may end this task: the crowd behind this batch would wait for ever.
+            # Nothing may end this task: the purchases behind this batch would wait forever.
             log.exception("the gate's answer could not be used")
             self._lose(batch, Outcome.OUTCOME_UNKNOWN, error)
         else:
             if not self._reachable:
                 log.info("gate shard %d answers again", self.keys.shard)
                 self._reachable = True
-            self._remember_sold_out(groups, letters, asked_at)
-            # In the next turn of the loop, when the batch that has gathered is on its way: to write so many
-            # answers takes about as long as the script.
-            self._loop.call_soon(_give_answers, stem, groups.values(), letters)
+            self._remember_sold_out(groups, codes, asked_at)
+            # In the next turn of the loop, after the next batch is sent: to write so many replies takes about
+            # as long as the script.
+            self._loop.call_soon(_give_replies, stem, groups.values(), codes)
 
-    def _remember_sold_out(self, groups: dict[bytes, list[Purchase]], letters: str, asked_at: float) -> None:
-        if "S" in letters:
+    def _remember_sold_out(self, groups: Groups, codes: str, asked_at: float) -> None:
+        if "S" in codes:
             place = 0
             for product_id, purchases in groups.items():
                 place += len(purchases)
-                if letters[place - 1] == "S":
+                if codes[place - 1] == "S":
                     self._sold_out_until[product_id] = asked_at + self._sold_out_s
 
     def _count_sent_away(self) -> None:
         _COUNTERS[Outcome.SOLD_OUT].inc(self._sent_away)
         self._sent_away = 0
 
-    async def _reserve(self, stem: str, groups: dict[bytes, list[Purchase]]) -> str:
+    async def _reserve(self, stem: str, groups: Groups) -> str:
         """Run the script. Raises GateUnavailable if it surely did not run, OutcomeUnknown if it may have."""
-        arguments: list[str | bytes | int] = [
-            RESERVE.sha, 3, self.keys.mark, self.keys.outbox, self.keys.pending,
-            *self.witness.testimony, stem, self.keys.prefix, self._remember_s, _pack(groups),
+        keys = [self.keys.fence, self.keys.outbox, self.keys.pending]
+        arguments: list[Argument] = [
+            *self.fence.seen, stem, self.keys.prefix, self._remember_s, _pack(groups),
         ]  # fmt: skip
         try:
             # Its own step, since a connect that fails has sent nothing.
@@ -174,11 +177,7 @@ class Lane:
         started = time.perf_counter()
         try:
             async with asyncio.timeout(self._timeout_s):
-                try:
-                    reply = await self._call("EVALSHA", *arguments)
-                except NoScriptError:
-                    # Redis, new or restarted, refused before it ran anything; EVAL runs and keeps the script.
-                    reply = await self._call("EVAL", RESERVE.source, *arguments[1:])
+                generation, writes, codes = await _RESERVE.run_by(self._call, keys, arguments)
         except (ResponseError, BusyLoadingError) as error:
             # Redis answered that it refused: closed, loading, read-only, out of memory, disk error.
             raise GateUnavailable(str(error)) from error
@@ -186,30 +185,28 @@ class Lane:
             raise OutcomeUnknown(str(error) or "no answer in time") from error
         GATE_SCRIPT.observe(time.perf_counter() - started)
         GATE_BATCH.observe(sum(map(len, groups.values())))
-        generation, writes, letters = reply
-        self.witness.note(generation, writes)
-        return letters.decode("ascii")
+        self.fence.note(generation, writes)
+        return str(codes, "ascii")
 
-    async def _call(self, *command: str | bytes | int) -> tuple[int, int, bytes]:
+    async def _call(self, *command: Argument) -> Any:
         await self._connection.send_packed_command(
             self._connection.pack_command(*command), check_health=False
         )
-        answer: tuple[int, int, bytes] = await self._connection.read_response()
-        return answer
+        return await self._connection.read_response()
 
     def _lose(self, batch: list[Purchase], outcome: Outcome, error: Exception) -> None:
         if self._reachable:
             log.warning("gate shard %d does not answer: %s", self.keys.shard, error or type(error).__name__)
             self._reachable = False
-        _answer_all(batch, outcome)
-        # Those behind have waited for the same silence: they hear at once that nothing is reserved for them,
-        # which bounds everybody's wait by the time of one call.
+        _reply_all(batch, outcome)
+        # The purchases behind have waited for the same silence: they hear at once that nothing is reserved,
+        # which bounds every wait by the time of one call.
         behind, self.waiting = self.waiting, []
-        _answer_all(behind, Outcome.GATE_UNAVAILABLE)
+        _reply_all(behind, Outcome.GATE_UNAVAILABLE)
 
 
-def _pack(groups: dict[bytes, list[Purchase]]) -> bytes:
-    """The purchases as the script reads them."""
+def _pack(groups: Groups) -> bytes:
+    """Return the purchases as the script reads them."""
     lines = []
     for product_id, purchases in groups.items():
         users = b",".join([user for user, _, _, _ in purchases])
@@ -224,31 +221,31 @@ def _pack_keys(purchases: Sequence[Purchase]) -> bytes:
     return "".join([" ." if key is None else f" ={key}" for key in keys]).encode("ascii")
 
 
-def _answer_all(purchases: Sequence[Purchase], outcome: Outcome) -> None:
-    for _, _, _, answer in purchases:
-        answer(outcome, None)
+def _reply_all(purchases: Sequence[Purchase], outcome: Outcome) -> None:
+    for _, _, _, reply in purchases:
+        reply(outcome, None)
     _COUNTERS[outcome].inc(len(purchases))
 
 
-def _give_answers(stem: str, groups: Iterable[list[Purchase]], letters: str) -> None:
-    """Tell each purchase its outcome; `letters` is the script's reply for the groups in this order."""
+def _give_replies(stem: str, groups: Iterable[list[Purchase]], codes: str) -> None:
+    """Tell each purchase its outcome; `codes` is the script's answer for the groups in this order."""
     purchases = [purchase for group in groups for purchase in group]
     count = len(purchases)
-    first = letters[0]
-    if first not in "AR" and letters.count(first) == count:
+    first = codes[0]
+    if first not in "AR" and codes.count(first) == count:
         # What a crowd hears most of the time.
-        _answer_all(purchases, _OUTCOME_OF[first])
+        _reply_all(purchases, _OUTCOME_OF[first])
         return
     places = iter(PLACES)
-    replays = letters[count:]
+    replays = codes[count:]
     replayed = 0
-    for (_, _, _, answer), letter in zip(purchases, letters, strict=False):
-        if letter == "A":
-            answer(Outcome.ACCEPTED, stem + next(places))
-        elif letter == "R":
-            answer(Outcome.ACCEPTED, replays[replayed : replayed + _ORDER_ID_LENGTH])
+    for (_, _, _, reply), code in zip(purchases, codes, strict=False):
+        if code == "A":
+            reply(Outcome.ACCEPTED, stem + next(places))
+        elif code == "R":
+            reply(Outcome.ACCEPTED, replays[replayed : replayed + _ORDER_ID_LENGTH])
             replayed += _ORDER_ID_LENGTH
         else:
-            answer(_OUTCOME_OF[letter], None)
-    for letter in set(letters[:count]):
-        _COUNTERS[_OUTCOME_OF[letter]].inc(letters.count(letter, 0, count))
+            reply(_OUTCOME_OF[code], None)
+    for code in set(codes[:count]):
+        _COUNTERS[_OUTCOME_OF[code]].inc(codes.count(code, 0, count))

@@ -1,12 +1,12 @@
 -- Opens a sale of a product at the gate. A newer sale replaces an older one, never the other way round, and
 -- opening the same sale again changes nothing.
 --
--- KEYS  mark, the product's sale
--- ARGV  writer (mark.py), the key names' prefix, sale id, stock, limit (0 none), quantity, starts_ms (0 none), ends_ms (0 none)
--- A closed gate takes the sale, too: who rebuilds it keeps a sale that is newer than those it knows.
+-- KEYS  fence, the product's sale
+-- ARGV  writer (fence.py), the key names' prefix, sale id, stock, limit (0 none), quantity, starts_ms (0 none), ends_ms (0 none)
+-- A closed gate takes the sale, too: a rebuild keeps a sale that is newer than those it knows.
 -- Returns the generation (0 closed), the number of the writer's last write, and 1 if an older sale was replaced, 0 if not.
 
-local mark, sale = KEYS[1], KEYS[2]
+local fence, sale = KEYS[1], KEYS[2]
 local writer, prefix, sale_id = ARGV[1], ARGV[2], ARGV[3]
 local current = redis.call('HGET', sale, 'sale_id')
 local replaced = 0
@@ -19,4 +19,4 @@ if not current or tonumber(current) < tonumber(sale_id) then
     replaced = 1
   end
 end
-return {tonumber(redis.call('HGET', mark, 'open') or 0), redis.call('HINCRBY', mark, writer, 1), replaced}
+return {tonumber(redis.call('HGET', fence, 'open') or 0), redis.call('HINCRBY', fence, writer, 1), replaced}

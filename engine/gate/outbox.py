@@ -1,8 +1,8 @@
 """The outbox: the gate's stream of accepted purchases, read by a consumer group.
 
-What a reader was given stays pending under its name until it is acknowledged. A reader that failed reads its
-own pending entries again; those of a reader that died are claimed by another once they have been idle for
-long enough (XAUTOCLAIM). So an entry may be delivered twice and is never lost.
+An entry that a reader was given stays pending under the reader's name until it is acknowledged. A reader that
+failed reads its own pending entries again; those of a reader that died are claimed by another reader once
+they have been idle for long enough (XAUTOCLAIM). So an entry may be read twice and is never lost.
 """
 
 import asyncio
@@ -17,14 +17,12 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
 from engine.gate.keys import ShardKeys
-from engine.metrics import OUTBOX_LENGTH
-from engine.model.dead_letter import Poison
-from engine.model.delivery import Delivery
+from engine.model.dead_letter import DeadLetter
+from engine.model.message import Message
 
 _COUNT: Final = 256
-"""Most entries of one shard in one read."""
+"""Most entries of one stream in one read."""
 _START: Final = b"0-0"
-_SAMPLE_S: Final = 1.0
 
 Tag = tuple[bytes, bytes]
 """Stream and entry id."""
@@ -33,7 +31,7 @@ Tag = tuple[bytes, bytes]
 class Outbox:
     """The outbox streams of all shards, as one reader of the group sees them.
 
-    Every method raises RedisError where Redis can't be reached; to call it again is safe.
+    Every method raises RedisError if Redis can't be reached, and may then be called again.
     """
 
     def __init__(
@@ -52,32 +50,32 @@ class Outbox:
         self._idle = dict.fromkeys(self._streams, _START)
         self._claim_at = 0.0
 
-    async def read(self, wait_s: float) -> list[Delivery]:
-        """Entries that this reader doesn't hold yet; waits up to `wait_s` for the first of them.
+    async def read(self, wait_s: float) -> list[Message]:
+        """Return entries that this reader does not hold yet; wait up to `wait_s` for the first of them.
 
         Two reads are at least `wait_ms` apart unless the first one left entries behind: to read, hand on and
-        acknowledge costs much the same for one entry as for twenty.
+        acknowledge one entry costs about as much as twenty.
         """
         async with self._reading:
             await asyncio.sleep(self._read_from - time.monotonic())
             try:
-                deliveries = await self._read(wait_s)
+                messages = await self._read(wait_s)
             except ResponseError as error:
                 if not str(error).startswith(("NOGROUP", "UNBLOCKED")):
                     raise
-                # The streams are new, or somebody deleted them.
+                # A stream is new, or was deleted.
                 await self._create_groups()
-                deliveries = await self._read(wait_s)
+                messages = await self._read(wait_s)
             except RedisError:
                 # The answer is lost; the entries in it are pending under this reader's name.
                 self._read_own_again()
                 raise
-            self._read_from = time.monotonic() + self._wait_s if len(deliveries) < _COUNT else 0.0
-            return deliveries
+            self._read_from = time.monotonic() + self._wait_s if len(messages) < _COUNT else 0.0
+            return messages
 
-    async def acknowledge(self, deliveries: Iterable[Delivery]) -> None:
+    async def acknowledge(self, messages: Iterable[Message]) -> None:
         """Delete entries that are done, in one round trip."""
-        tags = [delivery.tag for delivery in deliveries]
+        tags = [message.tag for message in messages]
         async with self._redis.pipeline(transaction=True) as pipe:
             for stream in self._streams:
                 if ids := [entry_id for its_stream, entry_id in tags if its_stream == stream]:
@@ -86,27 +84,27 @@ class Outbox:
             await pipe.execute()
         self._held.difference_update(tags)
 
-    def release(self) -> None:
-        """Give up what this reader holds: it is delivered again."""
+    def forget_held(self) -> None:
+        """Forget the entries that this reader holds: it reads them again."""
         self._held.clear()
         self._read_own_again()
 
-    async def dead_letter(self, poison: Iterable[Poison]) -> None:
-        """Keep records that can't be fulfilled, where no bus has a queue for them."""
+    async def put_aside(self, dead_letters: Iterable[DeadLetter]) -> None:
+        """Keep dead letters in a stream, for an engine without a bus."""
         async with self._redis.pipeline(transaction=True) as pipe:
-            for record in poison:
-                pipe.xadd(self._dead, {"body": record.body, "reason": record.reason})
+            for dead_letter in dead_letters:
+                pipe.xadd(self._dead, {"body": dead_letter.body, "reason": dead_letter.reason})
             await pipe.execute()
 
-    async def length(self) -> int:
-        """Entries of all shards that are not done."""
+    async def count_entries(self) -> int:
+        """Return the number of entries of all shards that are not acknowledged."""
         async with self._redis.pipeline(transaction=False) as pipe:
             for stream in self._streams:
                 pipe.xlen(stream)
             return sum(await pipe.execute())
 
     async def close(self) -> None:
-        """Leave the group, but not where entries are pending under this name: those would be lost."""
+        """Leave the group of each stream, unless entries are pending under this name: they would be lost."""
         with contextlib.suppress(RedisError):
             for stream in self._streams:
                 if not await self._redis.xpending_range(
@@ -114,19 +112,12 @@ class Outbox:
                 ):
                     await self._redis.xgroup_delconsumer(stream, ShardKeys.GROUP, self._consumer)
 
-    async def watch(self) -> None:
-        """Keep the metric of the outbox's length up to date, for ever."""
-        while True:
-            with contextlib.suppress(RedisError):
-                OUTBOX_LENGTH.set(await self.length())
-            await asyncio.sleep(_SAMPLE_S)
-
-    async def _read(self, wait_s: float) -> list[Delivery]:
+    async def _read(self, wait_s: float) -> list[Message]:
         while self._own:
-            if deliveries := await self._read_own():
-                return deliveries
-        if time.monotonic() >= self._claim_at and (deliveries := await self._claim()):
-            return deliveries
+            if messages := await self._read_own():
+                return messages
+        if time.monotonic() >= self._claim_at and (messages := await self._claim()):
+            return messages
         answer: Any = await self._redis.xreadgroup(
             ShardKeys.GROUP,
             self._consumer,
@@ -140,10 +131,10 @@ class Outbox:
             for entry_id, fields in entries
         ]
 
-    async def _read_own(self) -> list[Delivery]:
+    async def _read_own(self) -> list[Message]:
         cursors: dict[Any, Any] = dict(self._own.items())
         answer: Any = await self._redis.xreadgroup(ShardKeys.GROUP, self._consumer, cursors, count=_COUNT)
-        deliveries = []
+        messages = []
         for stream, entries in answer:
             if not entries:
                 del self._own[stream]
@@ -151,37 +142,35 @@ class Outbox:
             self._own[stream] = entries[-1][0]
             if gone := [entry_id for entry_id, fields in entries if not fields]:
                 await self._redis.xack(stream, ShardKeys.GROUP, *gone)
-            deliveries += self._take_free(stream, entries)
-        return deliveries
+            messages += self._take_free(stream, entries)
+        return messages
 
-    async def _claim(self) -> list[Delivery]:
-        deliveries = []
+    async def _claim(self) -> list[Message]:
+        messages = []
         for stream, start in self._idle.items():
             answer: Any = await self._redis.xautoclaim(
                 stream, ShardKeys.GROUP, self._consumer, self._claim_ms, start, count=_COUNT
             )
             self._idle[stream] = answer[0]
-            deliveries += self._take_free(stream, answer[1])
+            messages += self._take_free(stream, answer[1])
         if all(start == _START for start in self._idle.values()):
             self._claim_at = time.monotonic() + self._claim_ms / 1000
-        return deliveries
+        return messages
 
-    def _take_free(self, stream: bytes, entries: list[tuple[bytes, dict[bytes, bytes]]]) -> list[Delivery]:
+    def _take_free(self, stream: bytes, entries: list[tuple[bytes, dict[bytes, bytes]]]) -> list[Message]:
         return [
             self._take(stream, entry_id, fields, repeated=True)
             for entry_id, fields in entries
             if fields and (stream, entry_id) not in self._held
         ]
 
-    def _take(self, stream: bytes, entry_id: bytes, fields: dict[bytes, bytes], repeated: bool) -> Delivery:
+    def _take(self, stream: bytes, entry_id: bytes, fields: dict[bytes, bytes], repeated: bool) -> Message:
         tag = (stream, entry_id)
         self._held.add(tag)
-        # What somebody else wrote is handed on as well, to end as a dead letter.
+        # An entry that the gate did not write is handed on as well, to end as a dead letter.
         lines = fields.get(b"purchases") or b" ".join(word for field in fields.items() for word in field)
         orders = fields.get(b"orders", b"")
-        return Delivery(
-            tag=tag, lines=lines, repeated=repeated, orders=int(orders) if orders.isdigit() else 1
-        )
+        return Message(tag=tag, lines=lines, repeated=repeated, orders=int(orders) if orders.isdigit() else 1)
 
     def _read_own_again(self) -> None:
         self._own = dict.fromkeys(self._streams, _START)
@@ -196,5 +185,5 @@ class Outbox:
 
 
 def name_consumer(role: str) -> str:
-    """The name of this process among the readers; who comes back under it inherits its entries."""
+    """Return the name of this process among the readers; a reader of the same name inherits its entries."""
     return f"{role}-{socket.gethostname()}-{os.getpid()}"

@@ -15,12 +15,12 @@ from engine.model.order_id import PLACES
 
 
 def count_pending(values: Iterable[bytes]) -> int:
-    """Pending orders in the values of a shard's hash."""
+    """Return the number of pending orders in the values of a shard's hash."""
     return sum(value.count(b"1") for value in values)
 
 
 async def read_pending(redis: Redis, shard: ShardKeys) -> set[str]:
-    """The ids of a shard's pending orders. Raises RedisError."""
+    """Return the ids of a shard's pending orders. Raises RedisError."""
     batches: Any = await redis.hgetall(shard.pending)
     return {
         stem.decode() + PLACES[place]

@@ -1,9 +1,9 @@
 -- Remembers which orders Idempotency-Keys got; for a rebuild (reconciliation.py).
 --
--- KEYS  mark
+-- KEYS  fence
 -- ARGV  generation, the key names' prefix, then for each key: "<product>:<user>:<key>", order id, seconds to remember it
 --
--- What the gate remembers by itself stays. Answers the error CLOSED where another process has begun to rebuild, or Redis
+-- What the gate remembers by itself stays. Answers the error CLOSED if another process has begun to rebuild, or if Redis
 -- has forgotten that this one does.
 
 if redis.call('HGET', KEYS[1], 'rebuilding') ~= ARGV[1] then

@@ -1,9 +1,9 @@
 -- Opens a shard that was rebuilt, in its new generation.
 --
--- KEYS  mark
+-- KEYS  fence
 -- ARGV  generation, acceptance time of the newest order in the ledger (Unix milliseconds)
 --
--- Answers the error CLOSED where another process has begun to rebuild, or Redis has forgotten that this one does.
+-- Answers the error CLOSED if another process has begun to rebuild, or if Redis has forgotten that this one does.
 
 if redis.call('HGET', KEYS[1], 'rebuilding') ~= ARGV[1] then
   return redis.error_reply('CLOSED the rebuild was overtaken')

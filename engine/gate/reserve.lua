@@ -1,35 +1,35 @@
 -- Reserves units for a whole batch of purchases and hands the accepted ones to the outbox, in one atomic step.
 --
--- KEYS  mark, outbox, pending
--- ARGV  writer, generation and number of the last write that it has seen (mark.py),
+-- KEYS  fence, outbox, pending
+-- ARGV  writer, generation and number of the last write that the writer has seen (fence.py),
 --       stem of the batch's order ids (order_id.py), the key names' prefix, seconds a key is remembered,
---       the purchases: a line for each product, "<product id> <number> <user ids, by commas>" and, where one of them
---       has an Idempotency-Key, for each of them " =<key>" or " ."
+--       the purchases: a line for each product, "<product id> <number> <user ids, by commas>" and, if one of them has
+--       an Idempotency-Key, " =<key>" or " ." for each of them
 --
--- Returns the generation, the number of the writer's last write, and in one string a letter for each purchase, in
--- the order given, then the order ids of the replayed ones:
+-- Returns the generation, the number of the writer's last write, and in one string a code for each purchase, in the
+-- order given, then the order ids of the repeated ones (R):
 --   A accepted   R accepted before under the same key   S sold out   L limit reached
 --   U unknown product   N not started   E ended
--- The accepted ones have their places in the order given, from 0. Answers the error CLOSED, having reserved nothing,
--- where the shard is closed or older than what the writer has seen.
+-- The accepted ones have their places in the order given, from 0. Answers the error CLOSED, having reserved nothing, if
+-- the shard is closed or older than what the writer has seen.
 --
 -- All reading and deciding comes first, all writing last: a script that Redis refuses to let write
 -- (out of memory, disk error) fails at its first write and leaves nothing behind.
 
-local mark, outbox, pending = KEYS[1], KEYS[2], KEYS[3]
+local fence, outbox, pending = KEYS[1], KEYS[2], KEYS[3]
 local writer, seen_generation, seen_writes = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local stem, prefix, remember_s = ARGV[4], ARGV[5], ARGV[6]
 
-local memory = redis.call('HMGET', mark, 'open', writer)
+local memory = redis.call('HMGET', fence, 'open', writer)
 local generation, writes = tonumber(memory[1] or 0), tonumber(memory[2] or 0)
 if generation == 0 then return redis.error_reply('CLOSED the gate waits to be rebuilt') end
 if generation < seen_generation or generation == seen_generation and writes < seen_writes then
-  redis.call('HDEL', mark, 'open')
+  redis.call('HDEL', fence, 'open')
   return redis.error_reply('CLOSED the gate has lost what it answered before')
 end
 
-local letters, replayed = {}, {}
-local lines = {}                     -- what goes to the outbox: a line for each product (reservation.py)
+local codes, repeated = {}, {}
+local lines = {}                     -- lots, what goes to the outbox: a line for each product (lot.py)
 local accepted = 0                   -- orders in those lines
 local remaining_of = {}              -- sale key → units left after this batch
 local counts_of = {}                 -- buyers key → {user → units bought}
@@ -44,7 +44,7 @@ local function clock_ms()
   return now_ms
 end
 
--- The letter that answers everybody who asks for this product, or nil if units may be left.
+-- The code for everybody who asks for this product, or nil if units may be left.
 local function refuse_all(sale)
   if not sale.id then return 'U' end
   if sale.starts_ms > 0 and clock_ms() < sale.starts_ms then return 'N' end
@@ -90,14 +90,14 @@ local function count_buyer(sale, user)
   return true
 end
 
--- The letter of one purchase, whose order gets this place if it is accepted.
+-- The code for one purchase; its order gets this place if it is accepted.
 local function decide(sale, product, user, key, place)
   local answer_key
   if key then
     answer_key = prefix .. 'answer:' .. product .. ':' .. user .. ':' .. key
     local order = order_of[answer_key] or redis.call('GET', answer_key)
     if order then
-      replayed[#replayed + 1] = order
+      repeated[#repeated + 1] = order
       return 'R'
     end
   end
@@ -115,9 +115,9 @@ local function decide_each(sale, product, users, tokens)
   for user in string.gmatch(users, '%d+') do
     local token = next_token()
     local key = token and token ~= '.' and string.sub(token, 2)
-    local letter = decide(sale, product, user, key, accepted + #buyers)
-    letters[#letters + 1] = letter
-    if letter == 'A' then
+    local code = decide(sale, product, user, key, accepted + #buyers)
+    codes[#codes + 1] = code
+    if code == 'A' then
       buyers[#buyers + 1] = user
       keys[#keys + 1] = key and cjson.encode(key) or 'null'
       sale.remaining = sale.remaining - sale.quantity
@@ -134,11 +134,11 @@ for product, size, users, tokens in string.gmatch(ARGV[7], '(%d+) (%d+) ([%d,]+)
   local sale = read_sale(prefix .. 'sale:' .. product)
   local refusal = tokens == '' and refuse_all(sale)
   if refusal then
-    letters[#letters + 1] = string.rep(refusal, size)
+    codes[#codes + 1] = string.rep(refusal, size)
   elseif tokens == '' and sale.limit == 0 then
-    -- First come, first served, with nothing to look up for anybody: most of what a crowd asks.
+    -- First come, first served, with nothing to look up for a user: most of what a crowd asks.
     local takes = math.min(size, math.floor(sale.remaining / sale.quantity))
-    letters[#letters + 1] = string.rep('A', takes) .. string.rep('S', size - takes)
+    codes[#codes + 1] = string.rep('A', takes) .. string.rep('S', size - takes)
     if takes < tonumber(size) then users = cut(users, takes) end
     take(sale, product, takes, '[' .. users .. ']')
   else
@@ -170,7 +170,7 @@ if accepted > 0 then
   for key, order in pairs(order_of) do
     redis.call('SET', key, order, 'EX', remember_s)
   end
-  writes = redis.call('HINCRBY', mark, writer, 1)
+  writes = redis.call('HINCRBY', fence, writer, 1)
 end
 
-return {generation, writes, table.concat(letters) .. table.concat(replayed)}
+return {generation, writes, table.concat(codes) .. table.concat(repeated)}

@@ -1,15 +1,15 @@
 -- Sets a sale at the gate as the ledger knows it; for a rebuild (reconciliation.py).
 --
--- KEYS  mark, sale
+-- KEYS  fence, sale
 -- ARGV  generation, the key names' prefix, 1 for the first call for a sale and 0 for those that add to it,
 --       sale id, stock, remaining, limit (0 none), quantity, starts_ms (0 none), ends_ms (0 none),
---       then user id and units of each buyer, where the sale has a limit
+--       then user id and units of each buyer, if the sale has a limit
 --
--- A sale that is newer than this one was opened meanwhile, and stays. Answers the error CLOSED where another process has
--- begun to rebuild, or Redis has forgotten that this one does.
+-- A sale that is newer than this one was opened meanwhile, and stays. Answers the error CLOSED if another process has
+-- begun to rebuild, or if Redis has forgotten that this one does.
 
-local mark, sale, prefix, sale_id = KEYS[1], KEYS[2], ARGV[2], ARGV[4]
-if redis.call('HGET', mark, 'rebuilding') ~= ARGV[1] then
+local fence, sale, prefix, sale_id = KEYS[1], KEYS[2], ARGV[2], ARGV[4]
+if redis.call('HGET', fence, 'rebuilding') ~= ARGV[1] then
   return redis.error_reply('CLOSED the rebuild was overtaken')
 end
 

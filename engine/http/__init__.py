@@ -1,1 +1,1 @@
-"""HTTP: what the front door reads and answers. Imported by the front door's stage."""
+"""HTTP: what the front door reads and answers. Imported by the stages, and by the server for its socket."""

@@ -1,4 +1,4 @@
-"""What the front door answers: status and body of every outcome, and problem documents (RFC 9457)."""
+"""The front door's answers: status and body for every outcome, and problem documents (RFC 9457)."""
 
 from typing import Final, NamedTuple
 
@@ -9,6 +9,7 @@ from engine.model.purchase import Outcome
 
 JSON: Final = "application/json"
 PROBLEM_JSON: Final = "application/problem+json"
+METRICS_TEXT: Final = "text/plain; version=0.0.4; charset=utf-8"
 RETRY_AFTER_S: Final = "1"
 SERVER: Final = "flashgrid"
 
@@ -23,7 +24,7 @@ class Answer(NamedTuple):
 
 
 class Problem(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A problem document (RFC 9457). `code` is the word a program decides by, `field` the input at fault."""
+    """A problem document (RFC 9457). `code` is for programs to decide by, `field` is the input at fault."""
 
     title: str
     status: int
@@ -36,7 +37,7 @@ class Problem(msgspec.Struct, frozen=True, omit_defaults=True):
 def make_problem(
     status: int, title: str, detail: str, code: str, field: str | None = None, retry: bool = False
 ) -> Answer:
-    """An answer that holds a problem document; `retry` adds Retry-After."""
+    """Return an answer with a problem document; `retry` adds Retry-After."""
     return Answer(
         status, msgspec.json.encode(Problem(title, status, detail, code, field)), PROBLEM_JSON, retry
     )
@@ -50,7 +51,7 @@ _REFUSALS: Final = {
         404, "Unknown product", "there is no sale of this product", "UNKNOWN_PRODUCT", "productId"
     ),
     Outcome.LIMIT_REACHED: make_problem(
-        409, "Limit reached", "this user has bought all that the sale allows", "LIMIT_REACHED", "userId"
+        409, "Limit reached", "this user has bought as much as the sale allows", "LIMIT_REACHED", "userId"
     ),
     Outcome.NOT_STARTED: make_problem(403, "Not started", "the sale has not started yet", "NOT_STARTED"),
     Outcome.SALE_ENDED: make_problem(410, "Sale ended", "the sale is over", "SALE_ENDED"),
@@ -81,13 +82,13 @@ _INPUT_ERRORS: Final = {
 
 
 def answer_purchase(outcome: Outcome, order_id: str | None) -> Answer:
-    """The answer to a purchase."""
+    """Return the answer to a purchase."""
     if order_id is not None:
         return Answer(200, _ACCEPTED_HEAD + order_id.encode("ascii") + b'"}')
     return _REFUSALS[outcome]
 
 
 def answer_input_error(error: InputError) -> Answer:
-    """The answer to bad input: it names the field at fault."""
+    """Return the answer to bad input, which names the field at fault."""
     title, code = _INPUT_ERRORS[error.status]
     return make_problem(error.status, title, error.detail, code, error.field)

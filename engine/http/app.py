@@ -1,8 +1,7 @@
-"""The front door: the HTTP service (aiohttp) through which a sale is opened, bought from and looked at."""
+"""The front door: the HTTP service (aiohttp) that opens sales, sells, and shows orders and stock."""
 
 import asyncio
 import hmac
-import ipaddress
 import logging
 from importlib.resources import files
 from typing import Final
@@ -15,6 +14,7 @@ from engine.errors import GateUnavailable, InputError, LedgerUnavailable
 from engine.gate.gate import Gate
 from engine.http.answers import (
     JSON,
+    METRICS_TEXT,
     RETRY_AFTER_S,
     SERVER,
     Answer,
@@ -24,6 +24,7 @@ from engine.http.answers import (
 )
 from engine.http.requests import (
     MAX_BODY_BYTES,
+    is_loopback,
     parse_buy,
     parse_key,
     parse_order_id,
@@ -41,15 +42,11 @@ log = logging.getLogger(__name__)
 
 LEAVING: Final = web.AppKey("leaving", asyncio.Event)
 """Set once nobody else may connect."""
-LAST_WORDS_S: Final = 0.5
-"""How long those who are connected may still ask then."""
-LINGER_S: Final = 1.0
-"""How long a body that was refused may still come, so that its client gets to read why."""
 _FORWARDING_HEADERS: Final = ("Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Real-IP", "Via")
 
 
 class FrontDoor:
-    """The handlers of all requests, and what they need."""
+    """The handlers of all requests."""
 
     def __init__(self, settings: Settings, gate: Gate, ledger: Ledger) -> None:
         self._admin_token = settings.admin_token
@@ -59,22 +56,26 @@ class FrontDoor:
         self._openapi = files("engine.http").joinpath("openapi.json").read_bytes()
 
     def make_app(self) -> web.Application:
-        """The aiohttp application."""
+        """Return the aiohttp application."""
         # aiohttp refuses a body as soon as it is longer than this.
         app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[take_leave, answer_errors])
         app[LEAVING] = asyncio.Event()
-        app.router.add_post("/purchase/init", self.open_sale)
-        app.router.add_post("/purchase/buy", self.buy)
-        app.router.add_get("/purchase/orders/{order_id}", self.show_order)
-        app.router.add_get("/purchase/stock", self.show_stock)
-        app.router.add_get("/healthz", self.show_health)
-        app.router.add_get("/readyz", self.show_readiness)
-        app.router.add_get("/metrics", self.show_metrics)
-        app.router.add_get("/openapi.json", self.show_openapi)
+        app.add_routes(
+            [
+                web.post("/purchase/init", self.open_sale),
+                web.post("/purchase/buy", self.buy),
+                web.get("/purchase/orders/{order_id}", self.show_order),
+                web.get("/purchase/stock", self.show_stock),
+                web.get("/healthz", self.show_health),
+                web.get("/readyz", self.show_readiness),
+                web.get("/metrics", self.show_metrics),
+                web.get("/openapi.json", self.show_openapi),
+            ]
+        )
         return app
 
     async def buy(self, request: web.Request) -> web.Response:
-        """Buy: validate, join the gate's batch, say what the gate said."""
+        """Validate a purchase, put it into the gate's batch, and answer what the gate said."""
         if request.content_type != JSON:
             raise InputError("Content-Type", f"must be {JSON}", 415)
         key = parse_key(request.headers.getall("Idempotency-Key", []))
@@ -84,13 +85,13 @@ class FrontDoor:
         except TimeoutError:
             raise InputError("body", "did not arrive in time", 408) from None
         except RuntimeError:
-            # So says aiohttp where the client had gone before the reading began.
+            # aiohttp raises this if the client had gone before the reading began.
             raise ConnectionResetError("the client has gone") from None
         user_id, product_id = parse_buy(body)
         return respond(answer_purchase(*await self._gate.reserve(user_id, product_id, key)))
 
     async def open_sale(self, request: web.Request) -> web.Response:
-        """Open a new sale: first a row in the ledger, then the gate."""
+        """Open a new sale: first in the ledger, then at the gate."""
         self._check_admin(request)
         terms = parse_terms(request.query)
         sale: Sale = await self._ledger.open_sale(terms)
@@ -109,20 +110,17 @@ class FrontDoor:
         )
 
     async def show_order(self, request: web.Request) -> web.Response:
-        """Where an order stands.
+        """Show the status of an order.
 
-        The gate is asked before the ledger: an order leaves the gate's pending set only after the ledger has
-        committed it, so an order that was accepted is seen in at least one of them.
+        Ask the gate before the ledger: an order leaves the gate's pending set only after the ledger has
+        committed it, so at least one of them knows an order that was accepted.
         """
         order_id = parse_order_id(request.match_info["order_id"])
-        gate_error: GateUnavailable | None = None
         try:
-            pending = await self._gate.is_pending(order_id)
-        except GateUnavailable as error:
-            pending, gate_error = False, error
+            pending = await self._gate.reads.is_pending(order_id)
+        except GateUnavailable:
+            pending = None
         order = await self._ledger.find_order(order_id)
-        if order is None and gate_error is not None:
-            raise gate_error
         if order is not None:
             fields = {
                 "orderId": order.order_id,
@@ -132,14 +130,16 @@ class FrontDoor:
                 "quantity": order.quantity,
             }
             return respond_json(fields | ({"reason": order.reason} if order.reason else {}))
+        if pending is None:
+            raise GateUnavailable("only the gate can tell whether the order is pending")
         if pending:
             return respond_json({"orderId": order_id, "status": OrderStatus.PENDING})
         raise InputError("orderId", "this order was never accepted", 404)
 
     async def show_stock(self, request: web.Request) -> web.Response:
-        """Initial, remaining and sold units of a product's current sale, as the gate counts them."""
+        """Show initial, remaining and sold units of a product's current sale, as the gate counts them."""
         product_id = parse_product(request.query)
-        stock = await self._gate.read_stock(product_id)
+        stock = await self._gate.reads.read_stock(product_id)
         if stock is None:
             return respond(answer_purchase(Outcome.UNKNOWN_PRODUCT, None))
         return respond_json(
@@ -153,23 +153,20 @@ class FrontDoor:
         )
 
     async def show_health(self, _request: web.Request) -> web.Response:
-        """Whether this process lives."""
+        """Show that this process lives."""
         return respond_json({"status": "OK"})
 
     async def show_readiness(self, _request: web.Request) -> web.Response:
-        """Whether the gate is open and the ledger can be reached."""
-        await asyncio.gather(self._gate.check_open(), self._ledger.ping())
+        """Show whether the gate is open and the ledger answers."""
+        await asyncio.gather(self._gate.reads.check_open(), self._ledger.ping())
         return respond_json({"status": "READY"})
 
     async def show_metrics(self, _request: web.Request) -> web.Response:
-        """Metrics of every process of this server, in Prometheus' text format."""
-        text = await asyncio.to_thread(render_metrics)
-        return web.Response(
-            body=text, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8", "Server": SERVER}
-        )
+        """Show the metrics of every process of this server, in Prometheus' text format."""
+        return respond(Answer(200, await asyncio.to_thread(render_metrics), METRICS_TEXT))
 
     async def show_openapi(self, _request: web.Request) -> web.Response:
-        """The OpenAPI document of this service."""
+        """Show the OpenAPI document of this service."""
         return respond(Answer(200, self._openapi))
 
     def _check_admin(self, request: web.Request) -> None:
@@ -179,19 +176,20 @@ class FrontDoor:
             if not hmac.compare_digest(given, b"Bearer " + self._admin_token.encode()):
                 raise InputError("Authorization", "must be Bearer with the admin token", 401)
             return
-        if not _is_loopback(request):
+        peer = request.transport.get_extra_info("peername") if request.transport else None
+        if not peer or not is_loopback(peer[0]):
             raise InputError("Authorization", "without an admin token only loopback may open a sale", 403)
         for name in _FORWARDING_HEADERS:
             if name in request.headers:
                 raise InputError(name, "a forwarded request may open a sale only with an admin token", 403)
         if "Origin" in request.headers:
-            # A page in a browser on this machine must not open sales for whoever wrote the page.
+            # A page in a browser on this machine must not open sales for the page's author.
             raise InputError("Origin", "a web page may open a sale only with an admin token", 403)
 
 
 @web.middleware
 async def take_leave(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Tell who asks a front door that is leaving to connect anew (RFC 9112, 9.6)."""
+    """Tell the clients of a front door that is leaving to connect anew (RFC 9112, 9.6)."""
     response = await handler(request)
     if request.app[LEAVING].is_set():
         response.force_close()
@@ -202,13 +200,13 @@ async def take_leave(request: web.Request, handler: Handler) -> web.StreamRespon
 async def answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Turn errors into problem documents."""
     if request.version not in (HttpVersion10, HttpVersion11) and request.transport is not None:
-        # aiohttp answers in the version that it was asked in, which here nobody could read.
+        # aiohttp answers in the version of the request, which here no client could read.
         request.transport.abort()
         return respond(answer_input_error(InputError("version", "must be HTTP/1.0 or HTTP/1.1")))
     try:
         return await handler(request)
     except (web.RequestPayloadError, ConnectionError):
-        # Where the connection is lost nobody hears it.
+        # If the connection is lost, nobody receives this.
         response = respond(answer_input_error(InputError("body", "can't be read")))
         response.force_close()
         return response
@@ -233,7 +231,7 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
         if "Allow" in error.headers:
             response.headers["Allow"] = error.headers["Allow"]
         if request.method == "CONNECT":
-            # What follows it is framed by nobody knows what.
+            # How the bytes behind it are framed is unknown.
             response.force_close()
         return response
     except Exception:
@@ -242,7 +240,7 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
 
 
 def respond(answer: Answer) -> web.Response:
-    """The aiohttp response of an answer."""
+    """Return the aiohttp response of an answer."""
     headers = {"Content-Type": answer.content_type, "Server": SERVER}
     if answer.retry_after:
         headers["Retry-After"] = RETRY_AFTER_S
@@ -250,14 +248,5 @@ def respond(answer: Answer) -> web.Response:
 
 
 def respond_json(fields: object) -> web.Response:
-    """A 200 with a JSON body."""
+    """Return a 200 with a JSON body."""
     return respond(Answer(200, msgspec.json.encode(fields)))
-
-
-def _is_loopback(request: web.Request) -> bool:
-    peer = request.transport.get_extra_info("peername") if request.transport else None
-    if not peer:
-        return False
-    address = ipaddress.ip_address(peer[0].split("%")[0])
-    mapped = getattr(address, "ipv4_mapped", None)
-    return (mapped or address).is_loopback

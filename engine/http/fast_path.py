@@ -1,13 +1,13 @@
 """The front door's fast path: a plain purchase goes from the socket straight into the gate's batch.
 
-An aiohttp connection spends most of its time on generality: a task, a request, a response, a stream for each
-message. `FastPath` is such a connection that first looks whether what arrived is exactly one complete, plain
-`POST /purchase/buy`. If so it joins the gate's batch at once and its answer is written as one piece of bytes,
-the same that the ordinary handler would give. Everything else goes to aiohttp unchanged.
+An aiohttp connection makes a task, a request, a response and a stream for each message. `FastPath` is such a
+connection that looks first whether exactly one complete, plain `POST /purchase/buy` arrived. If so, the
+purchase joins the gate's batch at once, and its answer is written as one piece of bytes, the same that the
+ordinary handler would give. Everything else goes to aiohttp unchanged.
 
-Plain means: nothing of this connection is under way, the whole request is in this one piece (or the head
-came first and the body follows), the head is well-formed and holds no header that changes how the message is
-read, and the body is the usual JSON. When in doubt, it is not plain.
+A request is plain if nothing of its connection is under way, if all of it arrives in one piece (or the head
+first and then the body), if its head is well-formed and has no header that changes how the message is read,
+and if its body is the usual JSON. When in doubt, it is not plain.
 """
 
 import asyncio
@@ -33,15 +33,15 @@ _HEADS_REMEMBERED: Final = 1024
 _MAX_HELD_BYTES: Final = 65_536
 
 _HEAD: Final = re.compile(
-    # RFC 9112: request line, then field lines of a token, a colon and visible ASCII. A line can be read in
-    # one way only: with two, a head of forty lines that fails at its end would be tried in 2^40.
+    # RFC 9112: request line, then field lines of a token, a colon and visible ASCII. Each line matches in one
+    # way only: with two, a head of forty lines that fails at its end would be tried in 2^40 ways.
     rb"POST /purchase/buy HTTP/1\.1\r\n(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[ -~\t]*\r\n)+\r\n"
 )
 _LENGTH: Final = re.compile(rb"[1-9][0-9]{0,2}")
-# Headers that change how a message is framed, decoded or answered.
 _NOT_PLAIN: Final = re.compile(
     rb"transfer-encoding|content-encoding|expect|upgrade|te|trailer|proxy-connection|http2-settings|sec-websocket.*"
 )
+"""Headers that change how a message is framed, decoded or answered."""
 
 
 class _Head(NamedTuple):
@@ -78,14 +78,14 @@ class FastPath(RequestHandler):
         self._submit, self._send_away = gate.submit, gate.send_away
         self._heads = heads
         self._leaving = leaving
-        """Set when each answer has to say that it is the last on its connection, which aiohttp's do."""
+        """Set once each answer must say that its connection ends; aiohttp writes such answers."""
         self._under_way = False
         """Whether a purchase of the fast path waits for its answer."""
         self._held = b""
-        """What arrived and can't be looked at yet."""
+        """Bytes that arrived and can't be looked at yet."""
         self._head: _Head | None = None
         self._head_bytes = b""
-        """This connection's last plain head; its client will likely say the same again."""
+        """This connection's last plain head, which its client will likely send again."""
         self._served = False
         """Whether a purchase was taken since the keep-alive timer last fired."""
         self._passed_on = False
@@ -100,7 +100,7 @@ class FastPath(RequestHandler):
             data = self._held + data
             self._held = b""
         if self._under_way or self._paused:
-            # Its turn comes when the answer before it is written and the client has read enough.
+            # Their turn comes when the answer before them is written and the client has read enough.
             self._hold(data)
         elif (
             self._close
@@ -120,7 +120,7 @@ class FastPath(RequestHandler):
         if head is None:
             self._pass_on(data)
         elif len(data) == body:
-            # Many clients send head and body apart; a body is never longer than three digits say.
+            # Many clients send the head first. A body is short, since its length has three digits at most.
             self._held = data
         elif len(data) == body + head.body_length and (plain := PLAIN_BUY.fullmatch(data, body)):
             self._served = True
@@ -134,7 +134,7 @@ class FastPath(RequestHandler):
             self._pass_on(data)
 
     def _answer(self, outcome: Outcome, order_id: str | None) -> None:
-        """Write the gate's answer, then look at what arrived meanwhile."""
+        """Write the answer to the gate's outcome, then look at what arrived meanwhile."""
         self._under_way = False
         if self._answered is not None and not self._answered.done():
             self._answered.set_result(None)
@@ -160,14 +160,14 @@ class FastPath(RequestHandler):
             self._pause_reading_for_buffer()
 
     def _is_idle(self) -> bool:
-        """Whether aiohttp has nothing to do for this connection, and holds no part of a message."""
+        """Return whether aiohttp has nothing to do for this connection, and holds no part of a message."""
         return self._clean and not self._messages and not self._request_in_progress
 
     def _pass_on(self, data: bytes) -> None:
         """Give the bytes to aiohttp, and note whether its parser may keep a part of them."""
         self._passed_on = True
         if self._clean and data:
-            # One whole message without a body leaves nothing behind; of anything else that's hard to say.
+            # One whole message without a body leaves nothing behind; anything else may.
             before = len(self._messages)
             super().data_received(data)
             self._clean = (
@@ -180,7 +180,7 @@ class FastPath(RequestHandler):
             super().data_received(data)
 
     def _find_head(self, data: bytes) -> _Head | None:
-        """The plain head that the data begins with, if it does."""
+        """Return the plain head at the start of the data, None if there is none."""
         head_bytes = data[: data.find(b"\r\n\r\n") + 4]
         head = self._heads.get(head_bytes) or self._read_head(head_bytes)
         if head is not None:
@@ -188,7 +188,7 @@ class FastPath(RequestHandler):
         return head
 
     def _read_head(self, head: bytes) -> _Head | None:
-        """What a head says if it is plain; heads without a key are remembered, as clients repeat them."""
+        """Read a head; None if it is not plain. Remember heads without a key, since clients repeat them."""
         if len(head) > _MAX_HEAD_BYTES or not _HEAD.fullmatch(head):
             return None
         found: dict[bytes, bytes] = {}
@@ -220,7 +220,7 @@ class FastPath(RequestHandler):
         return plain
 
     def resume_writing(self) -> None:
-        """The client reads again."""
+        """Look at the held bytes, now that the client reads again."""
         super().resume_writing()
         if self._held:
             self._loop.call_soon(self._look_at_held)
@@ -240,19 +240,19 @@ class FastPath(RequestHandler):
 
 
 class _Responses:
-    """The HTTP responses to purchases, byte for byte as the ordinary handler's, made once in a second."""
+    """The HTTP responses to purchases, byte for byte the ordinary handler's, made once a second."""
 
     def __init__(self) -> None:
         self.stale_at = 0.0
-        """On time.monotonic: when the date that they carry is over."""
+        """On time.monotonic: when their date is out of date."""
         self.accepted = b""
         """Up to the order id."""
         self.refusals: dict[Outcome, bytes] = {}
 
     def refresh(self) -> None:
-        """Write them anew, with the date of now."""
+        """Write them anew, with the present date."""
         self.stale_at = monotonic() + 1 - time() % 1
-        # A name of the length that all order ids have stands for the one that comes later.
+        # All order ids have the length of this placeholder.
         whole = self._write(answer_purchase(Outcome.ACCEPTED, "x" * 36))
         self.accepted = whole.removesuffix(b"x" * 36 + b'"}')
         self.refusals = {

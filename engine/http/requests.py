@@ -1,11 +1,12 @@
-"""What comes from outside, checked at the edge: one function for each kind of request.
+"""What comes from outside, checked at the edge: one function for each kind of input.
 
-Each raises InputError that names the field at fault.
+Each raises InputError, which names the field at fault.
 """
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from ipaddress import IPv6Address, ip_address
 from typing import Any, Final
 
 import msgspec
@@ -16,15 +17,15 @@ from engine.model.sale import MAX_ID, MAX_STOCK, SaleTerms
 MAX_BODY_BYTES: Final = 2047
 """Bodies of 2 KiB and more are refused."""
 
-# The usual spelling of a purchase, with ids that surely fit; any other is decoded in full.
 PLAIN_BUY: Final = re.compile(rb'\{"userId": ?([1-9][0-9]{0,17}), ?"productId": ?([1-9][0-9]{0,17})\}')
+"""The usual spelling of a purchase, with ids that surely fit; any other is decoded in full."""
 _WHOLE_NUMBER: Final = re.compile(r"0|[1-9][0-9]{0,18}")
 _ORDER_ID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _KEY: Final = re.compile(r"[!-~]{1,128}")
 
 
 def parse_buy(body: bytes) -> tuple[int, int]:
-    """User id and product id of a purchase's JSON body."""
+    """Return user id and product id of a purchase's JSON body."""
     if plain := PLAIN_BUY.fullmatch(body):
         return int(plain[1]), int(plain[2])
     if len(body) > MAX_BODY_BYTES:
@@ -36,7 +37,7 @@ def parse_buy(body: bytes) -> tuple[int, int]:
 
 
 def parse_key(values: list[str]) -> str | None:
-    """The Idempotency-Key among a request's header values of that name, None if there is none."""
+    """Return the Idempotency-Key out of the values of that header, None if there is none."""
     if not values:
         return None
     if len(values) > 1:
@@ -47,20 +48,20 @@ def parse_key(values: list[str]) -> str | None:
 
 
 def parse_order_id(text: str) -> str:
-    """An order id in its canonical form; anything else names no order."""
+    """Return an order id in its canonical form. No order has any other."""
     if not _ORDER_ID.fullmatch(text):
         raise InputError("orderId", "this order was never accepted", 404)
     return text
 
 
 def parse_product(query: Mapping[str, str]) -> int:
-    """The product id of a query."""
-    return _read_whole(_single(query), "productId", 1, MAX_ID)
+    """Return the product id of a query."""
+    return _read_whole(_refuse_repeated(query.items()), "productId", 1, MAX_ID)
 
 
 def parse_terms(query: Mapping[str, str]) -> SaleTerms:
-    """The terms of a sale from the query that opens it."""
-    given = _single(query)
+    """Return the terms of a sale from the query that opens it."""
+    given = _refuse_repeated(query.items())
     known = {"productId", "stock", "limit", "quantity", "startsAt", "endsAt"}
     if unknown := sorted(given.keys() - known):
         raise InputError(unknown[0], "is not an option of a sale")
@@ -79,18 +80,21 @@ def parse_terms(query: Mapping[str, str]) -> SaleTerms:
     return terms
 
 
-def _decode_object(body: bytes) -> dict[str, Any]:
-    def refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        fields = dict(pairs)
-        if len(fields) != len(pairs):
-            names = [name for name, _ in pairs]
-            raise InputError(next(name for name in names if names.count(name) > 1), "is given more than once")
-        return fields
-
+def is_loopback(host: str) -> bool:
+    """Return whether an address is one of this machine alone."""
     try:
-        # msgspec is strict about what JSON is; the standard library can tell duplicate names.
+        address = ip_address(host.partition("%")[0])
+    except ValueError:
+        return host == "localhost"
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    return (mapped or address).is_loopback
+
+
+def _decode_object(body: bytes) -> dict[str, Any]:
+    try:
+        # msgspec is strict about what JSON is; the standard library finds names given twice.
         msgspec.json.decode(body)
-        fields = json.loads(body, object_pairs_hook=refuse_duplicates)
+        fields = json.loads(body, object_pairs_hook=_refuse_repeated)
     except (msgspec.DecodeError, ValueError, RecursionError):
         raise InputError("body", "must be a JSON object") from None
     if not isinstance(fields, dict):
@@ -107,9 +111,10 @@ def _check_id(fields: dict[str, Any], name: str) -> int:
     return value
 
 
-def _single(query: Mapping[str, str]) -> dict[str, str]:
-    given: dict[str, str] = {}
-    for name, value in query.items():
+def _refuse_repeated(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the pairs as a dict. Raises InputError if a name is given twice."""
+    given: dict[str, Any] = {}
+    for name, value in pairs:
         if name in given:
             raise InputError(name, "is given more than once")
         given[name] = value

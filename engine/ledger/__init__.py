@@ -1,1 +1,1 @@
-"""The ledger: all that speaks to PostgreSQL. Imported by the stages and by http."""
+"""The ledger: all that speaks to PostgreSQL. Imported by all rooms above it."""

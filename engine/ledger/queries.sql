@@ -7,7 +7,7 @@ VALUES ($1, $2, $3, $4, to_timestamp($5::bigint / 1000.0), to_timestamp($6::bigi
 RETURNING sale_id;
 
 -- name: find_orders
-SELECT order_id, user_id, product_id, sale_id, quantity, status, reason
+SELECT order_id::text, user_id, product_id, sale_id, quantity, status, reason
 FROM orders
 WHERE order_id = ANY ($1::uuid[]);
 

@@ -1,4 +1,4 @@
-"""Processes that outlive the program that started them: spawn, recognise again, stop."""
+"""Processes that outlive the program that started them: spawn them, recognise them again, stop them."""
 
 import asyncio
 import contextlib
@@ -9,7 +9,8 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
@@ -35,41 +36,81 @@ class ProcessId(msgspec.Struct, frozen=True):
 
 
 def spawn(
-    command: Sequence[str | Path], *, log: Path, cwd: Path, env: Mapping[str, str], user: str | None = None
+    command: Sequence[str | Path], folder: Path, env: Mapping[str, str] = {}, user: str | None = None
 ) -> ProcessId:
-    """Starts a process in a session of its own, so that Ctrl-C here does not reach it.
+    """Start a process in a folder and in a session of its own, so that Ctrl-C here does not reach it.
 
-    Its output goes to the end of `log`. Raises StackError where the program can't be started.
+    Its output goes to the end of the folder's log. Raises StackError if the program can't be started.
     """
     arguments = [str(part) for part in command]
     try:
-        with log.open("ab") as output:
+        with log_of(folder).open("ab") as output:
             process = subprocess.Popen(
                 arguments,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                cwd=cwd,
-                env=dict(env),
+                cwd=folder,
+                env={**_plain(), **env},
                 user=user,
-                group=pwd.getpwnam(user).pw_gid if user else None,
+                group=_group_of(user),
                 extra_groups=[] if user else None,
                 start_new_session=True,
             )
     except OSError as error:
         raise StackError(f"can't start {arguments[0]}: {error.strerror}") from None
-    # The process outlives this object, which would otherwise warn of that when it is collected.
+    # The process outlives this object, which would warn of that when it is collected.
     process.returncode = 0
     return identify(process.pid)
 
 
+async def run(
+    command: Sequence[str | Path], folder: Path, env: Mapping[str, str] = {}, user: str | None = None
+) -> None:
+    """Run a program to its end, and kill it if the caller is cancelled meanwhile.
+
+    Raises StackError with its output if it fails.
+    """
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        cwd=folder,
+        env={**_plain(), **env},
+        user=user,
+        group=_group_of(user),
+        extra_groups=[] if user else None,
+        start_new_session=True,
+    )
+    try:
+        output, _ = await process.communicate()
+    except asyncio.CancelledError:
+        members = family(identify(process.pid))
+        os.killpg(process.pid, signal.SIGKILL)
+        await process.wait()
+        await kill_processes(members[1:])
+        raise
+    if process.returncode:
+        raise StackError(f"{Path(command[0]).name} fails: {output.decode(errors='replace').strip()}")
+
+
+def _plain() -> dict[str, str]:
+    """Return an environment without settings for other servers (PGPORT, RABBITMQ_…, ERL_…)."""
+    return {"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8"}
+
+
+def _group_of(user: str | None) -> int | None:
+    return pwd.getpwnam(user).pw_gid if user else None
+
+
 def identify(pid: int) -> ProcessId:
-    """The process that has this number now; raises psutil.NoSuchProcess where there is none."""
+    """Return the process that has this number now. Raises psutil.NoSuchProcess if there is none."""
     return ProcessId(pid, psutil.Process(pid).create_time())
 
 
 def find_process(known: ProcessId) -> psutil.Process | None:
-    """The process where it still runs; one that ended is reaped if it is a child of ours."""
+    """Return the process if it still runs, else None. Reap it if it ended and is a child of this process."""
     with contextlib.suppress(psutil.NoSuchProcess):
         process = psutil.Process(known.pid)
         # The start time is counted from the system's boot: a step of the wall clock shifts it.
@@ -82,31 +123,28 @@ def find_process(known: ProcessId) -> psutil.Process | None:
 
 
 def family(known: ProcessId) -> list[ProcessId]:
-    """The process and all that descend from it, as far as they run."""
+    """Return the process and its descendants, as far as they run."""
     process = find_process(known)
-    members = []
     if process is not None:
         with contextlib.suppress(psutil.NoSuchProcess):
-            members = [known]
-            for child in process.children(recursive=True):
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    members.append(identify(child.pid))
-    return members
+            children = process.children(recursive=True)
+            return [known, *(ProcessId(child.pid, child.create_time()) for child in children)]
+    return []
 
 
 async def stop_process(known: ProcessId, stop_signal: signal.Signals, timeout_s: float) -> None:
-    """Asks the process to end, waits, and kills what is left of its family after `timeout_s`."""
+    """Ask the process to end, wait, and kill what is left of its family after `timeout_s`."""
     members = family(known)
     _send(members[:1], stop_signal)
-    if not await _gone(members, timeout_s):
+    if not await wait_until(lambda: not survivors(members), timeout_s):
         await kill_processes(members)
 
 
 async def kill_processes(members: Iterable[ProcessId], timeout_s: float = 10) -> None:
-    """SIGKILL to each of them; raises StackError where one is still there after `timeout_s`."""
+    """Send SIGKILL to each of them. Raises StackError if one is still there after `timeout_s`."""
     members = list(members)
     _send(members, signal.SIGKILL)
-    if not await _gone(members, timeout_s):
+    if not await wait_until(lambda: not survivors(members), timeout_s):
         raise StackError(f"processes {[member.pid for member in members]} do not end, not even by SIGKILL")
 
 
@@ -117,8 +155,13 @@ def _send(members: Iterable[ProcessId], number: signal.Signals) -> None:
                 process.send_signal(number)
 
 
+def log_of(folder: Path) -> Path:
+    """Return the file for the output of the service whose data are in `folder`."""
+    return folder.with_name(folder.name + ".log")
+
+
 def find_processes(program: Path, cwd: Path) -> list[ProcessId]:
-    """All that run this program file in this folder."""
+    """Return all processes that run this program file in this folder."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
@@ -128,21 +171,30 @@ def find_processes(program: Path, cwd: Path) -> list[ProcessId]:
 
 
 def survivors(members: Iterable[ProcessId]) -> list[ProcessId]:
-    """Those that still run; all the others are reaped."""
+    """Return those that still run; reap the others."""
     return [member for member in members if find_process(member) is not None]
 
 
-async def _gone(members: Sequence[ProcessId], timeout_s: float) -> bool:
+async def wait_until(holds: Callable[[], bool], timeout_s: float) -> bool:
+    """Wait until `holds()`; return False if it does not within `timeout_s`."""
     deadline = time.monotonic() + timeout_s
-    while survivors(members):
+    while not holds():
         if time.monotonic() > deadline:
             return False
         await asyncio.sleep(_POLL_S)
     return True
 
 
+def package_folder(package: str) -> Path:
+    """Return the folder of an installed Python package. Raises StackError if it is missing."""
+    spec = find_spec(package)
+    if spec is None or spec.origin is None:
+        raise StackError(f"{package} is not installed: pip install 'flashgrid[local]'")
+    return Path(spec.origin).parent
+
+
 def port_is_free(port: int) -> bool:
-    """Whether a server could listen on this loopback port now."""
+    """Return whether a server could listen on this loopback port now."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -153,9 +205,9 @@ def port_is_free(port: int) -> bool:
 
 
 def free_port() -> int:
-    """A free loopback port, below those that systems hand out to outgoing connections.
+    """Return a free loopback port, below the range that systems hand out to outgoing connections.
 
-    So it is still free after the service was down for a moment.
+    So the port is still free after its service was down for a moment. Raises StackError if none is free.
     """
     for _ in range(1000):
         port = random.SystemRandom().randint(15_000, 32_000)

@@ -6,39 +6,44 @@
 
 import asyncio
 import contextlib
-import fcntl
 import time
-from collections.abc import AsyncIterator, Collection
-from contextlib import asynccontextmanager
+from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
 from engine.errors import StackError
+from engine.local.postgres import Postgres
 from engine.local.process import (
-    ProcessId,
     family,
     free_port,
     kill_processes,
+    log_of,
     port_is_free,
     stop_process,
     survivors,
+    wait_until,
 )
-from engine.local.programs import Postgres, Program, RabbitMQ, Redis
+from engine.local.rabbitmq import MISSING, RabbitMQ
+from engine.local.redis import Redis
+from engine.local.state import Entry, lock_folder, read_state, write_entry
 
+Program = Redis | Postgres | RabbitMQ
 _RABBITMQ: Final = RabbitMQ()
-_ALL: Final[tuple[Program, ...]] = (Redis(), Postgres(), _RABBITMQ)
-_PROGRAMS: Final = {program.name: program for program in _ALL}
+_PROGRAMS: Final[dict[str, Program]] = {"redis": Redis(), "postgres": Postgres(), "rabbitmq": _RABBITMQ}
 SERVICES: Final = tuple(_PROGRAMS)
 _START_S: Final = 90.0
 _STOP_S: Final = 30.0
 _PORT_S: Final = 3.0
 _PROBE_S: Final = 0.05
+_TAIL: Final = 15
+"""Log lines that an error shows."""
 
 
 class StackUrls(msgspec.Struct):
-    """Where the services are; "" or None for one that was not asked for or can't be had."""
+    """Where the services are; "" or None for one that was not asked for or is not installed."""
 
     redis: str = ""
     postgres: str = ""
@@ -46,7 +51,7 @@ class StackUrls(msgspec.Struct):
 
 
 class ServiceStatus(msgspec.Struct):
-    """One service of a data folder; pid and url are None where it does not run."""
+    """One service of a data folder; pid and url are None if it does not run."""
 
     name: str
     pid: int | None
@@ -54,140 +59,129 @@ class ServiceStatus(msgspec.Struct):
     version: str
 
 
-class _Entry(msgspec.Struct):
-    """What stack.json remembers of a service, also while it is stopped."""
-
-    ports: list[int]
-    processes: list[ProcessId] = []
-    """The serving process first."""
-    version: str = ""
-
-
-_State = dict[str, _Entry]
-
-
 class Stack:
     """The running services of a data folder, as `start_stack` left them."""
 
     def __init__(self, data_dir: Path) -> None:
         self.data_dir = data_dir.resolve()
+        try:
+            self.data_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StackError(f"can't make the folder {data_dir}: {error.strerror}") from None
         self.urls = StackUrls()
         self.started: set[str] = set()
         """Services that this object started; the others ran already."""
         self.notes: list[str] = []
-        """Lines that a person should read."""
+        """Lines for a person to read."""
 
     async def start(self, service: str) -> None:
-        """Starts one service again, on the same port and with the same data; does nothing where it runs."""
-        async with _locked(self.data_dir):
-            await self._start([service])
+        """Start one service again, on the same port and with the same data, unless it runs."""
+        async with lock_folder(self.data_dir):
+            await self._start(service)
 
     async def stop(self, service: str | None = None) -> None:
-        """Stops one service, or all that this object started; what ran already goes on."""
+        """Stop one service, or all that this object started."""
         services = {service} if service else set(self.started)
-        async with _locked(self.data_dir):
+        async with lock_folder(self.data_dir):
             await _stop(self.data_dir, services)
         self.started -= services
 
     async def kill(self, service: str) -> None:
-        """SIGKILL to every process of a service, as a crash would: no goodbye, nothing flushed."""
-        async with _locked(self.data_dir):
-            await _kill(_read(self.data_dir).get(service, _Entry([])))
+        """Send SIGKILL to every process of a service. As in a crash, nothing is flushed."""
+        async with lock_folder(self.data_dir):
+            await _kill(read_state(self.data_dir).get(service, Entry()))
 
     def pid(self, service: str) -> int:
-        """Number of the process that serves; raises StackError where the service does not run."""
-        entry = _read(self.data_dir).get(service)
-        if entry is None or not _runs(entry):
-            raise StackError(f"{service} does not run")
-        return entry.processes[0].pid
+        """Return the number of the serving process. Raises StackError if the service does not run."""
+        return self._find_running(service).processes[0].pid
 
     async def control_rabbitmq(self, *arguments: str) -> None:
-        """Runs rabbitmqctl for the broker, which must run. Raises StackError with what it says."""
-        entry = _read(self.data_dir).get(_RABBITMQ.name, _Entry([]))
-        if not _runs(entry):
-            raise StackError(f"{_RABBITMQ.name} does not run")
-        await _RABBITMQ.control(self.data_dir / _RABBITMQ.name, entry.ports, arguments)
+        """Run rabbitmqctl for the running broker. Raises StackError with its output if it fails."""
+        ports = self._find_running(_RABBITMQ.name).ports
+        await _RABBITMQ.control(self.data_dir / _RABBITMQ.name, ports, arguments)
 
-    async def _start(self, services: Collection[str]) -> None:
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                for name in services:
-                    tasks.create_task(self._start_one(name))
-        except ExceptionGroup as group:
-            raise group.exceptions[0] from None
+    def _find_running(self, service: str) -> Entry:
+        entry = read_state(self.data_dir).get(service, Entry())
+        if not entry.runs():
+            raise StackError(f"{service} does not run")
+        return entry
 
-    async def _start_one(self, name: str) -> None:
-        program, folder = _PROGRAMS[name], _folder(self.data_dir / name)
-        entry = _read(self.data_dir).get(name) or _Entry([free_port() for _ in range(program.ports)])
+    async def _start(self, name: str) -> None:
+        program, folder = _PROGRAMS[name], self.data_dir / name
+        folder.mkdir(exist_ok=True)
+        entry = read_state(self.data_dir).get(name) or Entry([free_port() for _ in range(program.ports)])
         try:
             await self._bring_up(program, folder, entry)
         except StackError as error:
-            raise StackError(f"{error}{_tail(folder)}") from None
-        _write(self.data_dir, name, entry)
+            raise StackError(f"{error}{_read_tail(log_of(folder))}") from None
+        write_entry(self.data_dir, name, entry)
         setattr(self.urls, "amqp" if name == _RABBITMQ.name else name, program.url(entry.ports[0]))
 
-    async def _bring_up(self, program: Program, folder: Path, entry: _Entry) -> None:
-        # What runs now may be about to end, and another program may take a port first: then once more.
+    async def _bring_up(self, program: Program, folder: Path, entry: Entry) -> None:
+        # A process that runs now may be about to end, and another program may take a port first: try twice.
         for _ in range(2):
-            if not _runs(entry):
+            if not entry.runs():
                 await _kill(entry)  # a part of it may have survived the rest
-                entry.ports = [port if await _comes_free(port) else free_port() for port in entry.ports]
+                # A killed process holds its port until its last thread ends.
+                entry.ports = [
+                    port if await wait_until(partial(port_is_free, port), _PORT_S) else free_port()
+                    for port in entry.ports
+                ]
                 entry.processes = await program.launch(folder, entry.ports)
                 self.started.add(program.name)
-                _write(self.data_dir, program.name, entry)
+                write_entry(self.data_dir, program.name, entry)
             if await _await_ready(program, entry):
                 return
         raise StackError(f"{program.name} ends while it starts")
 
 
 async def start_stack(data_dir: Path, services: Collection[str] = SERVICES) -> Stack:
-    """Starts those of the services that do not run yet for this folder, and waits until all of them answer.
+    """Start those of the services that do not run yet for this folder, and wait until all of them answer.
 
-    A RabbitMQ that is not installed leaves `urls.amqp` None and a line in `notes`. Where a service can't be
-    started, those that were are stopped again. Raises StackError, with the end of that service's log.
+    If RabbitMQ is not installed, `urls.amqp` stays None and `notes` says so. If a service can't be started,
+    those that were are stopped again. Raises StackError with the end of that service's log.
     """
     stack = Stack(data_dir)
     wanted = list(services)
     if _RABBITMQ.name in wanted and _RABBITMQ.find() is None:
         wanted.remove(_RABBITMQ.name)
-        stack.notes.append(_RABBITMQ.MISSING)
-    async with _locked(stack.data_dir):
+        stack.notes.append(MISSING)
+    async with lock_folder(stack.data_dir):
         try:
-            await stack._start(wanted)
-        except BaseException:
+            async with asyncio.TaskGroup() as tasks:
+                for name in wanted:
+                    tasks.create_task(stack._start(name))
+        except BaseException as error:
             await _stop(stack.data_dir, stack.started)
-            raise
+            raise error.exceptions[0] if isinstance(error, ExceptionGroup) else error from None
     return stack
 
 
 async def stop_stack(data_dir: Path) -> list[str]:
-    """Stops every service that runs for this folder, whoever started it; returns their names."""
-    if not _read(data_dir):
+    """Stop every service that runs for this folder, whoever started it; return their names."""
+    if not read_state(data_dir):
         return []
-    async with _locked(data_dir):
+    async with lock_folder(data_dir):
         return await _stop(data_dir, SERVICES)
 
 
 def stack_status(data_dir: Path) -> list[ServiceStatus]:
-    """How every service of this folder stands."""
-    state, rows = _read(data_dir), []
+    """Return the status of every service of this folder."""
+    state, rows = read_state(data_dir), []
     for name, program in _PROGRAMS.items():
-        entry = state.get(name)
-        if entry is not None and _runs(entry):
-            rows.append(
-                ServiceStatus(name, entry.processes[0].pid, program.url(entry.ports[0]), entry.version)
-            )
-        else:
-            rows.append(ServiceStatus(name, None, None, entry.version if entry else ""))
+        entry = state.get(name, Entry())
+        runs = entry.runs()
+        pid = entry.processes[0].pid if runs else None
+        rows.append(ServiceStatus(name, pid, program.url(entry.ports[0]) if runs else None, entry.version))
     return rows
 
 
-async def _await_ready(program: Program, entry: _Entry) -> bool:
-    """Waits for the service's first answer, its version; False where it ended before that."""
+async def _await_ready(program: Program, entry: Entry) -> bool:
+    """Wait for the service's first answer, its version; return False if it ended before that."""
     deadline = time.monotonic() + _START_S
     while time.monotonic() < deadline:
-        # Whether it runs is looked at first: an answer counts only if it can be this process that gave it.
-        if not _runs(entry):
+        # Look first whether it runs: an answer counts only if it can come from this process.
+        if not entry.runs():
             return False
         with contextlib.suppress(OSError, EOFError, TimeoutError):
             async with asyncio.timeout(5):
@@ -197,22 +191,12 @@ async def _await_ready(program: Program, entry: _Entry) -> bool:
     raise StackError(f"{program.name} does not answer after {_START_S:.0f} s")
 
 
-async def _comes_free(port: int) -> bool:
-    """Whether the port is free, or is so soon: a killed process holds sockets until its last thread ends."""
-    deadline = time.monotonic() + _PORT_S
-    while not port_is_free(port):
-        if time.monotonic() > deadline:
-            return False
-        await asyncio.sleep(_PROBE_S)
-    return True
-
-
-async def _kill(entry: _Entry) -> None:
+async def _kill(entry: Entry) -> None:
     await kill_processes([member for process in entry.processes for member in family(process)])
 
 
 async def _stop(data_dir: Path, services: Collection[str]) -> list[str]:
-    state = _read(data_dir)
+    state = read_state(data_dir)
 
     async def stop(name: str) -> None:
         # One after the other: the broker needs its port mapper to the end.
@@ -224,48 +208,6 @@ async def _stop(data_dir: Path, services: Collection[str]) -> list[str]:
     return running
 
 
-def _runs(entry: _Entry) -> bool:
-    return bool(entry.processes) and survivors(entry.processes) == entry.processes
-
-
-def _read(data_dir: Path) -> _State:
-    try:
-        return msgspec.json.decode((data_dir / "stack.json").read_bytes(), type=_State)
-    except FileNotFoundError:
-        return {}
-    except msgspec.DecodeError as error:
-        raise StackError(f"{data_dir / 'stack.json'} can't be read: {error}") from None
-
-
-def _write(data_dir: Path, name: str, entry: _Entry) -> None:
-    state = _read(data_dir) | {name: entry}
-    unfinished = data_dir / "stack.json.new"
-    unfinished.write_bytes(msgspec.json.format(msgspec.json.encode(state)))
-    unfinished.rename(data_dir / "stack.json")
-
-
-@asynccontextmanager
-async def _locked(data_dir: Path) -> AsyncIterator[None]:
-    """Holds the folder's lock, so that two programs don't start or stop its services at the same time."""
-    deadline = time.monotonic() + _START_S + _STOP_S
-    with (_folder(data_dir) / "stack.lock").open("w") as lock:
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise StackError(f"another program has held {lock.name} for too long") from None
-                await asyncio.sleep(_PROBE_S)
-        yield
-
-
-def _folder(path: Path) -> Path:
-    path.mkdir(parents=True, exist_ok=True)
-    return path
-
-
-def _tail(folder: Path, lines: int = 15) -> str:
-    log = folder.with_name(folder.name + ".log")
-    text = log.read_text(errors="replace").splitlines()[-lines:] if log.exists() else []
+def _read_tail(log: Path) -> str:
+    text = log.read_text(errors="replace").splitlines()[-_TAIL:] if log.exists() else []
     return "".join(f"\n    {line}" for line in (f"end of {log}:", *text)) if text else ""

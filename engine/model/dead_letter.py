@@ -3,8 +3,8 @@
 import msgspec
 
 
-class Poison(msgspec.Struct, frozen=True):
-    """A record that can't be fulfilled: its bytes as they came, and why."""
+class DeadLetter(msgspec.Struct, frozen=True):
+    """A record that can't be fulfilled: its bytes as they arrived, and why."""
 
     body: bytes
     reason: str

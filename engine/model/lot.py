@@ -1,20 +1,20 @@
-"""A reservation: one purchase that the gate accepted, on its way to the ledger.
+"""Lots: the reservations of one batch and product, on their way from the gate to the ledger.
 
-They travel in lots. The gate appends one outbox entry for each batch; its field `orders` says how many it
-accepted, and `purchases` holds a line of JSON for each product of the batch,
+The gate appends one outbox entry for each batch. Its field `orders` says how many purchases it accepted, and
+`purchases` holds a lot for each product, a line of JSON each:
 
     ["stem",first place,product id,sale id,quantity,accepted, Unix ms,[user ids],[Idempotency-Keys or null]]
 
-the last of them only where somebody has a key. The n-th purchase has the n-th place from the first on, which
-completes the stem to its order id (order_id.py). On the bus a message holds some of the same lines (NDJSON),
-so that the relay need not look into them.
+The keys are left out where no purchase has one. The n-th purchase of a lot has the n-th place from the first
+on, which completes the stem to its order id (order_id.py). A message of the bus holds some of the same lines.
 """
 
-from itertools import repeat
-from typing import Annotated
+from collections.abc import Iterable, Sequence, Set
+from typing import Annotated, Final
 
 import msgspec
 
+from engine.model.dead_letter import DeadLetter
 from engine.model.order_id import PLACES, OrderStem
 from engine.model.sale import Id, TimestampMs
 
@@ -22,28 +22,17 @@ IdempotencyKey = Annotated[str, msgspec.Meta(pattern="^[!-~]{1,128}$")]
 """1 to 128 visible ASCII characters, without spaces."""
 
 
-class Reservation(msgspec.Struct, frozen=True, gc=False):
-    """Units taken out of the gate's stock for one purchase, not yet settled in the ledger."""
-
-    order_id: str
-    user_id: int
-    product_id: int
-    sale_id: int
-    quantity: int
-    accepted_ms: int
-    """When the gate accepted it, Unix milliseconds of the gate's clock."""
-    key: str | None = None
-
-
-class Lot(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True, gc=False):
-    """Reservations of one batch and product, as they travel."""
+class Lot(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Reservations of one batch and product. Its length is the number of orders."""
 
     stem: OrderStem
     first_place: Annotated[int, msgspec.Meta(ge=0)]
     product_id: Id
     sale_id: Id
     quantity: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
+    """Units of each reservation."""
     accepted_ms: TimestampMs
+    """When the gate accepted it, Unix milliseconds of the gate's clock."""
     user_ids: Annotated[list[Id], msgspec.Meta(min_length=1)]
     keys: list[IdempotencyKey | None] | None = None
 
@@ -53,12 +42,85 @@ class Lot(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True, gc=F
         if self.keys is not None and len(self.keys) != len(self.user_ids):
             raise ValueError("as many keys as users are needed")
 
-    def unpack(self) -> list[Reservation]:
-        """Its reservations, in the order of their places."""
-        stem, product_id, sale_id = self.stem, self.product_id, self.sale_id
-        quantity, accepted_ms = self.quantity, self.accepted_ms
-        places = PLACES[self.first_place : self.first_place + len(self.user_ids)]
-        return [
-            Reservation(stem + place, user_id, product_id, sale_id, quantity, accepted_ms, key)
-            for place, user_id, key in zip(places, self.user_ids, self.keys or repeat(None), strict=False)
-        ]
+    def __len__(self) -> int:
+        return len(self.user_ids)
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """What completes the stem to each order's id."""
+        return PLACES[self.first_place : self.first_place + len(self.user_ids)]
+
+    @property
+    def order_ids(self) -> list[str]:
+        """The ids of its orders."""
+        stem = self.stem
+        return [stem + place for place in self.places]
+
+    def cut(self, start: int, end: int) -> "Lot":
+        """Return the part that holds the orders from number `start` up to `end`, which is left out."""
+        return msgspec.structs.replace(
+            self,
+            first_place=self.first_place + start,
+            user_ids=self.user_ids[start:end],
+            keys=self.keys and self.keys[start:end],
+        )
+
+
+_encoder: Final = msgspec.json.Encoder()
+_decoder: Final = msgspec.json.Decoder(Lot)
+
+
+def encode_lots(lots: Iterable[Lot]) -> bytes:
+    """Return the lines that `decode_lots` reads."""
+    return b"\n".join(map(_encoder.encode, lots))
+
+
+def decode_lots(lines: bytes) -> tuple[list[Lot], list[DeadLetter]]:
+    """Return the lots, and the lines that hold none."""
+    dead_letters: list[DeadLetter] = []
+    try:
+        lots = _decoder.decode_lines(lines)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        lots = []
+        for line in lines.split(b"\n"):
+            try:
+                lots.append(_decoder.decode(line))
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                dead_letters.append(DeadLetter(line, str(error)))
+    return lots, dead_letters
+
+
+def count_orders(lots: Iterable[Lot]) -> int:
+    """Return the number of orders in all lots."""
+    return sum([len(lot.user_ids) for lot in lots])
+
+
+def split_lots(lots: Sequence[Lot], size: int) -> tuple[list[Lot], list[Lot]]:
+    """Return the first `size` orders, and the rest; the lot in between is cut in two."""
+    for number, lot in enumerate(lots):
+        if size < len(lot):
+            first, rest = list(lots[:number]), list(lots[number:])
+            if size:
+                first.append(lot.cut(0, size))
+                rest[0] = lot.cut(size, len(lot))
+            return first, rest
+        size -= len(lot)
+    return list(lots), []
+
+
+def without_orders(lots: Iterable[Lot], order_ids: Set[str]) -> list[Lot]:
+    """Return the lots without these orders, each cut where one of them is left out."""
+    kept: list[Lot] = []
+    for lot in lots:
+        if not order_ids or order_ids.isdisjoint(lot.order_ids):
+            kept.append(lot)
+            continue
+        start = 0
+        for number, order_id in enumerate(lot.order_ids):
+            if order_id in order_ids:
+                if start < number:
+                    kept.append(lot.cut(start, number))
+                start = number + 1
+        if start < len(lot):
+            kept.append(lot.cut(start, len(lot)))
+    return kept

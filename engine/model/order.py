@@ -1,4 +1,4 @@
-"""Orders: reservations that the ledger has settled, or will settle."""
+"""Orders: reservations that the ledger has settled or will settle."""
 
 from enum import StrEnum
 
@@ -13,11 +13,11 @@ class OrderStatus(StrEnum):
     FAILED = "FAILED"
     """The payment was declined."""
     REJECTED = "REJECTED"
-    """The ledger's guard found no unit left."""
+    """The ledger had no unit left."""
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """A reservation as the ledger settled it."""
+    """An order as the ledger settled it."""
 
     order_id: str
     user_id: int

@@ -1,8 +1,8 @@
 """Order ids: made for a whole batch at once.
 
 An order id is a UUID version 7 in its canonical text form (RFC 9562, 5.7): 48 bits of Unix milliseconds, then
-random bits, of which the last twelve are the counter that its section 6.2 (method 1) allows. All orders that
-one call of the gate accepts share the rest of it, their stem, and differ in the counter, their place.
+random bits, of which the last twelve are a counter (its section 6.2, method 1). All orders that one call of
+the gate accepts share the rest of it, their stem, and differ in the counter, their place.
 """
 
 import os
@@ -17,21 +17,20 @@ _STEM_LENGTH: Final = 33
 OrderId = Annotated[str, msgspec.Meta(pattern=f"^{_STEM}[0-9a-f]{{3}}$")]
 """The id of one order."""
 OrderStem = Annotated[str, msgspec.Meta(pattern=f"^{_STEM}$")]
-"""What the orders of one batch have in common."""
+"""What the order ids of one batch have in common."""
 
 PLACES: Final = tuple(f"{place:03x}" for place in range(4096))
 """What completes a stem, by the order's place in its batch."""
 
 
 def make_stem() -> str:
-    """A stem that nobody else has, of the present millisecond."""
-    stamp = time.time_ns() // 1_000_000
+    """Return a new random stem of the present millisecond."""
+    milliseconds = f"{time.time_ns() // 1_000_000:012x}"
     random = os.urandom(8).hex()
     variant = "89ab"[int(random[3], 16) & 3]
-    milliseconds = f"{stamp:012x}"
     return f"{milliseconds[:8]}-{milliseconds[8:]}-7{random[:3]}-{variant}{random[4:7]}-{random[7:16]}"
 
 
 def split_order_id(order_id: str) -> tuple[str, int]:
-    """Stem and place of an OrderId."""
+    """Return stem and place of an order id."""
     return order_id[:_STEM_LENGTH], int(order_id[_STEM_LENGTH:], 16)

@@ -1,11 +1,11 @@
-"""Purchases: requests to buy, and what the gate says to them."""
+"""Purchases: requests to buy, and what the gate decides about them."""
 
 from collections.abc import Callable
 from enum import StrEnum
 
 
 class Outcome(StrEnum):
-    """What the gate says to a purchase."""
+    """What the gate decides about a purchase."""
 
     ACCEPTED = "ACCEPTED"
     SOLD_OUT = "SOLD_OUT"
@@ -13,21 +13,21 @@ class Outcome(StrEnum):
     UNKNOWN_PRODUCT = "UNKNOWN_PRODUCT"
     NOT_STARTED = "NOT_STARTED"
     SALE_ENDED = "SALE_ENDED"
-    # These three say that the gate could not answer.
+    # These three say that the gate could not decide.
     GATE_UNAVAILABLE = "GATE_UNAVAILABLE"
-    """It never reached the gate, or the gate is closed: nothing is reserved."""
+    """The purchase never reached the gate, or the gate is closed: nothing is reserved."""
     OUTCOME_UNKNOWN = "OUTCOME_UNKNOWN"
-    """It was sent and the answer is lost: it may be reserved."""
+    """The purchase was sent and the gate's answer is lost: it may be reserved."""
     OVERLOADED = "OVERLOADED"
     """Too many purchases are waiting: nothing is reserved."""
 
 
-Answer = Callable[[Outcome, str | None], None]
+Reply = Callable[[Outcome, str | None], None]
 """Called once with the outcome and, if it is ACCEPTED, the order id. It must not raise."""
 
 
-Purchase = tuple[bytes, bytes, str | None, Answer]
-"""One validated request to buy: user id and product id in digits, Idempotency-Key, who waits for the answer.
+Purchase = tuple[bytes, bytes, str | None, Reply]
+"""One validated request to buy: user id and product id in digits, Idempotency-Key, reply.
 
-A plain tuple of what came off the wire, since a crowd makes a hundred thousand of them in a second.
+A plain tuple, since a crowd makes a hundred thousand of them in a second.
 """

@@ -1,4 +1,4 @@
-"""A sale: what is sold, how much of it, to whom and when."""
+"""Sales: what is sold, how much of it, to whom and when."""
 
 from typing import Annotated
 
@@ -27,7 +27,7 @@ class SaleTerms(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Sale(msgspec.Struct, frozen=True, kw_only=True):
-    """A sale that was opened: its terms under the number that the ledger gave it."""
+    """An open sale: its terms, and the number that the ledger gave it."""
 
     sale_id: Id
     terms: SaleTerms

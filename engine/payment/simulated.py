@@ -1,10 +1,10 @@
-"""Payment: what stands between a reservation and a confirmed order."""
+"""A simulated payment gateway."""
 
 import asyncio
 from collections.abc import Sequence
 from hashlib import blake2b
 
-from engine.model.lot import Reservation
+from engine.model.lot import Lot
 
 
 class SimulatedGateway:
@@ -12,21 +12,24 @@ class SimulatedGateway:
 
     def __init__(self, latency_ms: float = 0.0, decline_rate: float = 0.0, seed: int = 0) -> None:
         self._latency_s = latency_ms / 1000
-        # An order is declined if its hash, evenly spread over 64 bits, falls below the rate's share of them.
+        # An order is declined if its hash, evenly spread over 64 bits, is below the rate's share of them.
         self._bound = int(decline_rate * 2**64)
         self._seed = str(seed).encode()
 
-    async def charge(self, batch: Sequence[Reservation]) -> list[str | None]:
-        """One latency for the whole batch: its payments run side by side."""
+    async def charge(self, lots: Sequence[Lot]) -> dict[str, str]:
+        """Charge the lots; the latency is one for all of them, as their payments run side by side."""
         if self._latency_s:
             await asyncio.sleep(self._latency_s)
         if not self._bound:
-            return [None] * len(batch)
-        return ["payment declined" if self.declines(r.order_id) else None for r in batch]
+            return {}
+        return {
+            order_id: "payment declined"
+            for lot in lots
+            for order_id in lot.order_ids
+            if self.declines(order_id)
+        }
 
     def declines(self, order_id: str) -> bool:
-        """Whether it declines that order, however often it is asked."""
-        if not self._bound:
-            return False
+        """Return whether the payment of this order is declined."""
         digest = blake2b(order_id.encode(), key=self._seed, digest_size=8).digest()
         return int.from_bytes(digest, "big") < self._bound

@@ -1,1 +1,1 @@
-"""The stages: front door, relay, fulfilment and keeper, each a process that works between two stores."""
+"""The stages: front door, relay, fulfilment and keeper. Imported by the server and the command line."""

@@ -2,14 +2,13 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 
 from aiohttp import web
 
 from engine.gate.gate import Gate
-from engine.http.app import LAST_WORDS_S, LEAVING, LINGER_S, FrontDoor
-from engine.http.fast_path import FastPath, Heads
+from engine.http.app import FrontDoor
+from engine.http.listener import listen
 from engine.ledger.ledger import Ledger
 from engine.settings import Settings
 
@@ -17,7 +16,7 @@ from engine.settings import Settings
 async def run_front_door(
     settings: Settings, listener: socket.socket, stop: asyncio.Event, ready: Callable[[], None]
 ) -> None:
-    """Serve on a listening socket until `stop` is set; then answer what has been asked and close.
+    """Serve on a listening socket until `stop` is set; then answer what was asked, and close.
 
     Raises LedgerUnavailable if the settings hold no ledger that can ever be reached.
     """
@@ -33,44 +32,3 @@ async def run_front_door(
     finally:
         await gate.close()
         await ledger.close()
-
-
-@asynccontextmanager
-async def listen(
-    runner: web.AppRunner, gate: Gate, listener: socket.socket, keepalive_s: float
-) -> AsyncIterator[None]:
-    """Accept connections, each with a fast path, until the context ends; then answer what is under way.
-
-    A connection that has not sent a whole request head for `keepalive_s` is closed, and so is one whose
-    client has not taken its answers for so long. Whoever asks on a connection at the end is told to use
-    another one from then on.
-    """
-    await runner.setup()
-    if hasattr(socket, "TCP_USER_TIMEOUT"):
-        # Accepted sockets inherit it. It holds for what waits in the kernel or after a close, too.
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(keepalive_s * 1000))
-    loop = asyncio.get_running_loop()
-    heads: Heads = {}
-    leaving = runner.app[LEAVING]
-
-    def connect() -> FastPath:
-        return FastPath(
-            runner.server,
-            loop=loop,
-            gate=gate,
-            heads=heads,
-            leaving=leaving,
-            access_log=None,
-            keepalive_timeout=keepalive_s,
-            lingering_time=LINGER_S,
-        )
-
-    server = await loop.create_server(connect, sock=listener, backlog=65_535)
-    try:
-        yield
-    finally:
-        server.close()
-        leaving.set()
-        # Who connected a moment ago has not said yet what for.
-        await asyncio.sleep(LAST_WORDS_S)
-        await runner.cleanup()

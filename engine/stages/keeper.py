@@ -1,81 +1,72 @@
-"""The keeper: audits the gate, closes it where it is wrong, rebuilds it, and opens it again."""
+"""The keeper: audits the gate, closes it if it is wrong, rebuilds it, and opens it again."""
 
 import asyncio
-from typing import Final, Protocol
+import logging
+from typing import Final
 
 from redis.exceptions import RedisError
 
 from engine.errors import FlashgridError
-from engine.stages.lifecycle import Outage
-from engine.stages.reconciliation import Comparison, Reconciliation, log
+from engine.gate.clearing import Clearing
+from engine.settings import Settings
+from engine.stages.lifecycle import Outage, Pause
+from engine.stages.reconciliation import Comparison, Reconciliation, reconciling
 
-_WATCH_S: Final = 0.5
+log = logging.getLogger(__name__)
 
-
+_OPEN_S: Final = 0.5
 _CLOSED_S: Final = 0.1
+"""Time between two looks at an open and at a closed gate."""
 
 
-class Settler(Protocol):
-    """The fulfilment of this process."""
+async def run_keeper(settings: Settings, clearing: Clearing, pause: Pause) -> None:
+    """Keep the gate forever, with connections of its own.
 
-    async def rest(self) -> None:
-        """Leave the bus once nothing is under way; return when that is so."""
-        ...
-
-    def wake(self) -> None:
-        """Go on after `rest`."""
-        ...
-
-    async def is_remembered(self) -> bool:
-        """Whether the gate still knows what this fulfilment told it."""
-        ...
-
-
-async def keep_gate(reconciliation: Reconciliation, settler: Settler) -> None:
-    """Watch over the gate for ever: rebuild it where it is closed, close it where it is wrong."""
-    outage = Outage("the watch over the gate")
+    It runs in the process of a fulfilment, whose clearing tells whether the gate forgot what it was told, and
+    which has to pause before the gate is rebuilt.
+    """
+    outage = Outage("the keeper")
     suspects: list[Comparison] = []
-    closed = compared = False
-    while True:
-        try:
-            generation = await reconciliation.read_generation()
-            if not compared and await reconciliation.is_outdated():
-                log.warning("the ledger knows newer orders than the gate")
-                await reconciliation.close(generation)
-            compared = True
-            if not await settler.is_remembered():
-                log.warning("the gate has forgotten orders that it was told are settled")
-                await reconciliation.close(generation)
-            if await reconciliation.is_open():
-                closed = False
-                settler.wake()
-                found = await reconciliation.audit()
-                if found and found == suspects:
-                    log.warning(
-                        "gate and ledger disagree on %d sales, the first one: %s", len(found), found[0]
-                    )
+    was_closed = compared = False
+    async with reconciling(settings) as reconciliation:
+        while True:
+            try:
+                generation = await reconciliation.read_generation()
+                if not compared and await reconciliation.is_outdated():
+                    log.warning("the ledger knows newer orders than the gate")
                     await reconciliation.close(generation)
-                suspects = found
-                pause_s = _WATCH_S
-            else:
-                if not closed:
-                    log.warning("the gate is closed until it is rebuilt from the ledger")
-                closed = True
-                await _settle_and_rebuild(reconciliation, settler)
-                pause_s = _CLOSED_S
-            outage.end()
-            await asyncio.sleep(pause_s)
-        except (FlashgridError, RedisError) as error:
-            settler.wake()
-            await outage.wait(error)
+                compared = True
+                if not await clearing.is_remembered():
+                    log.warning("the gate has forgotten orders that it was told are settled")
+                    await reconciliation.close(generation)
+                is_open = await reconciliation.is_open()
+                if is_open:
+                    pause.end()
+                    found = await reconciliation.audit()
+                    if found and found == suspects:
+                        log.warning(
+                            "gate and ledger disagree on %d sales, the first one: %s", len(found), found[0]
+                        )
+                        await reconciliation.close(generation)
+                    suspects = found
+                else:
+                    if not was_closed:
+                        log.warning("the gate is closed until it is rebuilt from the ledger")
+                    await _drain_and_rebuild(reconciliation, pause)
+                was_closed = not is_open
+                outage.end()
+                await asyncio.sleep(_OPEN_S if is_open else _CLOSED_S)
+            except (FlashgridError, RedisError) as error:
+                pause.end()
+                await outage.wait(error)
 
 
-async def _settle_and_rebuild(reconciliation: Reconciliation, settler: Settler) -> None:
-    """One step on the way to an open gate."""
+async def _drain_and_rebuild(reconciliation: Reconciliation, pause: Pause) -> None:
+    """Take one step towards an open gate."""
     traffic = await reconciliation.read_traffic()
     if traffic.entries or traffic.messages:
-        settler.wake()
+        pause.end()
         return
-    await settler.rest()
+    await pause.begin()
     if (await reconciliation.read_traffic()).drained:
         await reconciliation.rebuild()

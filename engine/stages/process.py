@@ -1,8 +1,8 @@
-"""One stage's process: `python -m engine.stages.process ROLE`, started by the server.
+"""One process of a stage: `python -m engine.stages.process ROLE`, started by the server.
 
-It takes its settings from the environment, says "ready" on standard output, and stops in order when its
-standard input ends: the server wants it to, or is gone. On SIGTERM it says "leaving" and goes on until then,
-which is when the server has started another in its place.
+It takes its settings from the environment and says "ready" on standard output. It stops in order when its
+standard input ends, because the server closes it or is gone. On SIGTERM it says "leaving" and goes on; once
+the server has started another process in its place, it closes the input of this one.
 """
 
 import asyncio
@@ -13,7 +13,6 @@ import resource
 import signal
 import socket
 import sys
-from collections.abc import Callable
 from enum import StrEnum
 from typing import Final
 
@@ -28,11 +27,11 @@ from engine.stages.relay import run_relay
 READY: Final = b"ready\n"
 LEAVING: Final = b"leaving\n"
 _SUCCESSOR_S: Final = 10.0
-"""Longest wait of a stage that is leaving for the one that takes its place."""
+"""Longest wait of a process that is leaving for the one that takes its place."""
 _GRACE_S: Final = 3.0
-"""What a stage gets beyond its own time to settle; less than the server gives it."""
+"""What the process gives itself beyond its time to settle; less than the server gives it."""
 _MOST_FILES: Final = 1_000_000
-"""Open files that a front door asks for; some systems refuse "unlimited"."""
+"""Open files for which a front door asks; some systems refuse "unlimited"."""
 
 log = logging.getLogger(__name__)
 
@@ -47,14 +46,17 @@ class Role(StrEnum):
 
 async def run_stage(role: Role, settings: Settings, listener: socket.socket | None) -> None:
     """Run one stage until it is told to stop."""
-    stop, leaving = asyncio.Event(), asyncio.Event()
+    stop = asyncio.Event()
     loop = asyncio.get_running_loop()
 
     def leave() -> None:
-        if not leaving.is_set():
-            leaving.set()
-            _say(LEAVING)
-            loop.call_later(_SUCCESSOR_S, begin_stop)
+        _say(LEAVING)
+        loop.call_later(_SUCCESSOR_S, begin_stop)
+
+    def read_input() -> None:
+        if not os.read(sys.stdin.fileno(), 4096):
+            loop.remove_reader(sys.stdin.fileno())
+            begin_stop()
 
     def begin_stop() -> None:
         if not stop.is_set():
@@ -63,42 +65,33 @@ async def run_stage(role: Role, settings: Settings, listener: socket.socket | No
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, leave)
-    loop.add_reader(sys.stdin.fileno(), _stop_at_end_of_input, loop, begin_stop)
+    loop.add_reader(sys.stdin.fileno(), read_input)
     try:
-        match role:
-            case Role.FRONT_DOOR:
-                if listener is None:
-                    raise ValueError("the front door needs a listening socket")
-                log.info("at most %d open files, and so somewhat fewer connections", raise_file_limit())
-                await run_front_door(settings, listener, stop, say_ready)
-            case Role.RELAY:
-                say_ready()
-                await run_relay(settings, stop)
-            case Role.FULFILMENT:
-                say_ready()
-                await run_fulfilment(settings, stop)
+        if role is Role.FRONT_DOOR:
+            if listener is None:
+                raise ValueError("the front door needs a listening socket")
+            log.info("up to %d open files, and so a few connections less", raise_file_limit())
+            await run_front_door(settings, listener, stop, lambda: _say(READY))
+        else:
+            _say(READY)
+            await (run_relay if role is Role.RELAY else run_fulfilment)(settings, stop)
     finally:
         loop.remove_reader(sys.stdin.fileno())
 
 
 def give_up(role: Role) -> None:
-    """End at once, as a crash would: nothing accepted is lost by it, and a stage that hangs holds it up."""
-    log.error("the %s does not end by itself, and is ended", role)
+    """End the process at once. As in a crash, nothing that was accepted is lost."""
+    log.error("the %s does not stop in time, and ends as it is", role)
     os._exit(1)
 
 
 def raise_file_limit() -> int:
-    """Allow this process as many open files as the hard limit does, one a connection; return how many."""
+    """Raise the limit of open files, one for each connection, to the hard limit; return it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-
-
-def say_ready() -> None:
-    """Tell the server that this process works."""
-    _say(READY)
 
 
 def _say(line: bytes) -> None:
@@ -107,24 +100,18 @@ def _say(line: bytes) -> None:
 
 
 def set_up_logging(settings: Settings) -> None:
-    """Log lines go to standard error: time, level, module, text."""
+    """Send log lines to standard error: time, level, module, text."""
     logging.basicConfig(
         level=settings.log_level.upper(),
         format="%(asctime)s.%(msecs)03d %(levelname)-7s %(name)s[%(process)d] %(message)s",
         datefmt="%H:%M:%S",
         stream=sys.stderr,
     )
-    # Their own lines at each connect and each lost connection say again what ours say.
+    # Their lines at each connect and each lost connection repeat what the engine's say.
     for name in ("aiormq", "aio_pika", "asyncio"):
         logging.getLogger(name).setLevel(logging.ERROR)
     # A traceback for each malformed request would let any client fill the disk.
     logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
-
-
-def _stop_at_end_of_input(loop: asyncio.AbstractEventLoop, begin_stop: Callable[[], None]) -> None:
-    if not os.read(sys.stdin.fileno(), 4096):
-        loop.remove_reader(sys.stdin.fileno())
-        begin_stop()
 
 
 def main() -> None:
@@ -135,7 +122,7 @@ def main() -> None:
         settings = read_settings()
         set_up_logging(settings)
         if role is not Role.FRONT_DOOR:
-            # The outbox can wait, a crowd at the door can't.
+            # The outbox can wait, a crowd at the front door can't.
             os.nice(settings.background_nice)
         uvloop.run(run_stage(role, settings, listener))
     except FlashgridError as error:

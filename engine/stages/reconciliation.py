@@ -1,27 +1,27 @@
 """Reconciliation: a gate that has lost its memory is closed, rebuilt from the ledger, and opened again.
 
-mark.py says how the loss is noticed. From then on every script refuses, so nothing new is accepted, while
-relay and fulfilment go on. Once nothing is under way any more, the ledger knows the fate of every purchase
-that survived, and the gate is what follows from it: remaining units = stock - confirmed units, each user's
-count = their confirmed units, each Idempotency-Key = its order. The new generation is written last and opens
-the gate.
+fence.py says how the loss is noticed. From then on every script refuses, so nothing new is accepted, while
+relay and fulfilment go on. Once nothing is under way any more, the ledger knows the state of every purchase
+that survived, and the gate follows from it: remaining units = stock - confirmed units, each user's count =
+their confirmed units, each Idempotency-Key = its order. The new generation, written last, opens the gate.
 
-"Nothing is under way" is: every outbox is empty, and the purchases' queue has neither messages nor consumers.
-While the gate is closed each fulfilment leaves the bus when it holds nothing, and comes back for what
-arrives, so the bus itself says that nobody holds anything. What it can't know is what a relay read from an
-outbox that was wiped afterwards, and has not published yet. Such a purchase is settled all the same: the
+Nothing is under way if every outbox is empty, and the purchases' queue has neither messages nor consumers.
+While the gate is closed each fulfilment leaves the bus when it holds nothing, and returns when something
+arrives, so the bus itself says that nobody holds anything. It can't know of purchases that a relay read from
+an outbox that was wiped afterwards, and has not published yet. Such a purchase is settled all the same: the
 ledger's guard keeps its unit from being sold twice, clear.lua finds no evidence of it and so releases
 nothing, and the audit finds the unit that the gate now has too many: whenever nothing is under way, gate and
-ledger must agree, and where they don't, twice in a row, the gate is rebuilt.
+ledger must agree, and if they differ twice in a row, the gate is rebuilt.
 
-The ledger is followed in everything: a sale that it has and the gate lacks is put on offer, one that only the
-gate has is withdrawn. Any number of processes may reconcile at once. PostgreSQL's advisory lock lets one of
-them rebuild; should it lose the lock and go on, its writes are refused as soon as the next one has begun.
+The gate follows the ledger in everything: a sale that the gate lacks is offered, one that only the gate has
+is withdrawn. Any number of processes may reconcile at once. PostgreSQL's advisory lock lets one of them
+rebuild. If it loses the lock and goes on, its writes are refused as soon as the next one has begun.
 """
 
 import logging
+from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final, NamedTuple
 
 from redis.asyncio import Redis
@@ -29,23 +29,24 @@ from redis.exceptions import ResponseError
 
 from engine.bus.publisher import Publisher
 from engine.errors import GateUnavailable, SettingsError
-from engine.gate.client import Script
+from engine.gate.client import Script, connect_redis
 from engine.gate.fence import CLOSED, read_generations
 from engine.gate.keys import ShardKeys, shard_of
 from engine.gate.pending import count_pending
-from engine.ledger.ledger import Answered, Balance, Ledger
+from engine.ledger.ledger import Balance, KeyedOrder, Ledger
 from engine.settings import Settings
 
 log = logging.getLogger(__name__)
 
-CLOSE: Final = Script("close.lua")
-RESTORE: Final = Script("restore.lua")
-REMEMBER: Final = Script("remember.lua")
-REOPEN: Final = Script("reopen.lua")
+_CLOSE: Final = Script("close.lua")
+_RESTORE: Final = Script("restore.lua")
+_REMEMBER: Final = Script("remember.lua")
+_REOPEN: Final = Script("reopen.lua")
+_REDIS_TIMEOUT_MS: Final = 5_000
 _LEDGER_TIMEOUT_MS: Final = 60_000
 """A rebuild looks at every order of a sale."""
 _CHUNK: Final = 1_000
-"""Buyers or keys in one call: Redis serves nobody else meanwhile, and Lua's stack bounds it, too."""
+"""Buyers or keys in one script call: Redis serves nobody else meanwhile, and Lua's stack bounds it, too."""
 
 
 class Comparison(NamedTuple):
@@ -53,17 +54,17 @@ class Comparison(NamedTuple):
 
     balance: Balance
     sale_id: int | None
-    """The gate's; None where it has no sale of the product."""
+    """The gate's; None if it has no sale of the product."""
     remaining: int
 
     @property
     def expected(self) -> int:
-        """Units that are left once nothing is under way."""
+        """Units that the gate must have once nothing is under way."""
         return self.balance.sale.terms.stock - self.balance.sold
 
     @property
     def agrees(self) -> bool:
-        """Whether the gate says what the ledger does."""
+        """Whether gate and ledger say the same."""
         return self.sale_id == self.balance.sale.sale_id and self.remaining == self.expected
 
 
@@ -71,28 +72,29 @@ class Traffic(NamedTuple):
     """What is under way between gate and ledger."""
 
     entries: int
-    """In the outboxes."""
+    """Entries of the outboxes."""
     messages: int
-    """In the purchases' queue; those that a consumer holds don't count."""
+    """Messages of the purchases' queue; those that a consumer holds don't count."""
     consumers: int
+    """Consumers of the purchases' queue."""
     pending: int
     """Orders that the gate remembers as accepted and not settled."""
 
     @property
     def drained(self) -> bool:
-        """Whether the ledger knows all that outbox and bus knew."""
+        """Whether the ledger knows every purchase that outbox and bus held."""
         return not (self.entries or self.messages or self.consumers)
 
     @property
     def settled(self) -> bool:
-        """Whether the gate knows of no order that is not settled, and none waits."""
+        """Whether every order that the gate remembers is settled, and none waits."""
         return not (self.entries or self.messages or self.pending)
 
 
 class Reconciliation:
     """Gate, bus and ledger side by side.
 
-    Every method raises RedisError, BusUnavailable or LedgerUnavailable where one of them does not answer.
+    Every method raises RedisError, BusUnavailable or LedgerUnavailable if one of them does not answer.
     """
 
     def __init__(self, settings: Settings, redis: Redis, ledger: Ledger, bus: Publisher | None) -> None:
@@ -104,7 +106,7 @@ class Reconciliation:
         self._audited: Any = None
 
     async def is_open(self) -> bool:
-        """Whether every shard is open in the latest generation; otherwise all of them are closed."""
+        """Return whether every shard is open in the latest generation; if not, close all of them."""
         latest = await self._ledger.read_generation()
         generations = await read_generations(self._redis, self._shards)
         if min(generations) >= max(latest, 1):
@@ -114,30 +116,30 @@ class Reconciliation:
         return False
 
     async def read_generation(self) -> int:
-        """The gate's latest generation; 0 if every shard is closed."""
+        """Return the gate's latest generation; 0 if every shard is closed."""
         return max(await read_generations(self._redis, self._shards))
 
     async def close(self, generation: int) -> None:
-        """Close the gate, unless another process has rebuilt it since this generation."""
+        """Close the gate unless another process has rebuilt it since this generation."""
         for shard in self._shards:
-            await CLOSE.run(self._redis, [shard.mark], [generation])
+            await _CLOSE.run(self._redis, [shard.fence], [generation])
 
     async def is_outdated(self) -> bool:
-        """Whether the ledger has settled an order that is newer than all that the gate has ever accepted."""
-        # The ledger first: what is accepted and settled in between must not make the gate look older.
+        """Return whether the ledger has settled an order newer than all that the gate has ever accepted."""
+        # The ledger first: an order accepted and settled in between must not make the gate look older.
         settled_ms = await self._ledger.find_newest()
         newest_ms = 0
         for shard in self._shards:
-            newest_ms = max(newest_ms, int(await self._redis.hget(shard.mark, "newest") or 0))
+            newest_ms = max(newest_ms, int(await self._redis.hget(shard.fence, "newest") or 0))
             try:
                 stream: Any = await self._redis.xinfo_stream(shard.outbox)
             except ResponseError:
-                continue  # there is none yet
+                continue  # there is no stream yet
             newest_ms = max(newest_ms, int(stream["last-generated-id"].partition(b"-")[0]))
         return newest_ms < settled_ms
 
     async def read_traffic(self) -> Traffic:
-        """What is under way."""
+        """Return what is under way."""
         async with self._redis.pipeline(transaction=False) as pipe:
             for shard in self._shards:
                 pipe.xlen(shard.outbox)
@@ -147,7 +149,7 @@ class Reconciliation:
         return Traffic(sum(answers[::2]), messages, consumers, sum(map(count_pending, answers[1::2])))
 
     async def compare(self) -> list[Comparison]:
-        """Every product's current sale. While something is under way gate and ledger differ by it."""
+        """Return every product's current sale; what is under way is a difference of gate and ledger."""
         balances = await self._ledger.find_current_sales()
         async with self._redis.pipeline(transaction=False) as pipe:
             for balance in balances:
@@ -160,29 +162,30 @@ class Reconciliation:
         ]
 
     async def audit(self) -> list[Comparison]:
-        """The sales of which gate and ledger disagree though nothing is under way.
+        """Return the sales in which gate and ledger disagree though nothing is under way.
 
-        Empty, too, where something is under way, or nothing happened since an audit that found nothing.
+        Returns none, too, while something is under way, or if nothing happened since an audit without any.
         """
-        before = await self._read_marks()
+        before = await self._read_fences()
         if before == self._audited or not (await self.read_traffic()).settled:
             return []
         differing = [comparison for comparison in await self.compare() if not comparison.agrees]
-        if not (await self.read_traffic()).settled or await self._read_marks() != before:
+        if not (await self.read_traffic()).settled or await self._read_fences() != before:
             return []
         if not differing:
             self._audited = before
         return differing
 
     async def open_new(self) -> None:
-        """Open a gate that has never had a sale: nothing is to be rebuilt, so nothing is to be waited for."""
+        """Open a gate that has never had a sale: there is nothing to rebuild, and so nothing to wait for."""
         if not await self.is_open() and not await self._ledger.find_current_sales():
             await self.rebuild()
 
     async def rebuild(self) -> bool:
-        """Rebuild a closed gate through which nothing is under way, and open it.
+        """Rebuild a closed gate while nothing is under way, and open it.
 
-        False if another process is at it or has done it. Raises GateUnavailable if one got in between.
+        Returns False if another process does it or has done it. Raises GateUnavailable if another one began
+        meanwhile.
         """
         async with self._ledger.try_lock() as mine:
             if not mine or await self.is_open():
@@ -194,11 +197,11 @@ class Reconciliation:
             balances = await self._ledger.find_current_sales()
             for balance in balances:
                 await self._restore_sale(generation, balance)
-            async for answers in self._ledger.find_keys(self._remember_s):
-                await self._restore_answers(generation, answers)
+            async for orders in self._ledger.find_keys(self._remember_s):
+                await self._restore_answers(generation, orders)
             newest_ms = await self._ledger.find_newest()
             for shard in self._shards:
-                await self._run(REOPEN, [shard.mark], [generation, newest_ms])
+                await self._run(_REOPEN, [shard.fence], [generation, newest_ms])
         units = sum(balance.sale.terms.stock - balance.sold for balance in balances)
         log.info(
             "the gate is open in generation %d: %d sales, %d units left", generation, len(balances), units
@@ -206,12 +209,12 @@ class Reconciliation:
         return True
 
     async def _begin(self, generation: int, balances: Sequence[Balance]) -> None:
-        """Forget what is to be rebuilt; keep what is newer."""
+        """Forget what is rebuilt; keep sales that are newer."""
         known = {balance.sale.terms.product_id for balance in balances}
         for shard in self._shards:
             async with self._redis.pipeline(transaction=True) as pipe:
-                pipe.delete(shard.mark, shard.pending)
-                pipe.hset(shard.mark, "rebuilding", generation)
+                pipe.delete(shard.fence, shard.pending)
+                pipe.hset(shard.fence, "rebuilding", generation)
                 await pipe.execute()
             async for name in self._redis.scan_iter(match=f"{shard.prefix}sale:*", count=_CHUNK):
                 if int(name.rpartition(b":")[2]) not in known:
@@ -220,7 +223,7 @@ class Reconciliation:
     async def _restore_sale(self, generation: int, balance: Balance) -> None:
         terms, sale_id = balance.sale.terms, balance.sale.sale_id
         shard = self._shard_of(terms.product_id)
-        keys = [shard.mark, shard.sale(terms.product_id)]
+        keys = [shard.fence, shard.sale(terms.product_id)]
         fields = [
             sale_id, terms.stock, terms.stock - balance.sold, terms.limit or 0, terms.quantity,
             terms.starts_ms or 0, terms.ends_ms or 0,
@@ -230,24 +233,20 @@ class Reconciliation:
             chunk = buyers[start : start + _CHUNK]
             counts = [number for buyer in chunk for number in buyer]
             arguments: list[str | int] = [generation, shard.prefix, int(start == 0), *fields, *counts]
-            await self._run(RESTORE, keys, arguments)
+            await self._run(_RESTORE, keys, arguments)
 
-    async def _restore_answers(self, generation: int, answers: Iterable[Answered]) -> None:
-        by_shard: dict[int, list[str | int]] = {}
-        for answered in answers:
-            number = shard_of(answered.product_id, len(self._shards))
-            by_shard.setdefault(number, []).extend(
-                (
-                    f"{answered.product_id}:{answered.user_id}:{answered.key}",
-                    answered.order_id,
-                    max(1, round(self._remember_s - answered.age_s)),
-                )
+    async def _restore_answers(self, generation: int, orders: Iterable[KeyedOrder]) -> None:
+        by_shard: defaultdict[ShardKeys, list[str | int]] = defaultdict(list)
+        for order in orders:
+            by_shard[self._shard_of(order.product_id)] += (
+                f"{order.product_id}:{order.user_id}:{order.key}",
+                order.order_id,
+                max(1, round(self._remember_s - order.age_s)),
             )
-        for number, words in by_shard.items():
-            shard = self._shards[number]
+        for shard, words in by_shard.items():
             for start in range(0, len(words), 3 * _CHUNK):
                 arguments = [generation, shard.prefix, *words[start : start + 3 * _CHUNK]]
-                await self._run(REMEMBER, [shard.mark], arguments)
+                await self._run(_REMEMBER, [shard.fence], arguments)
 
     async def _run(self, script: Script, keys: Sequence[str], arguments: Sequence[str | int]) -> None:
         try:
@@ -257,28 +256,28 @@ class Reconciliation:
                 raise GateUnavailable(str(error)) from error
             raise
 
-    async def _read_marks(self) -> list[dict[bytes, bytes]]:
-        """Every shard's mark, which changes with each write to the shard."""
+    async def _read_fences(self) -> list[dict[bytes, bytes]]:
+        """Return every shard's fence, which changes with each write to the shard."""
         async with self._redis.pipeline(transaction=False) as pipe:
             for shard in self._shards:
-                pipe.hgetall(shard.mark)
-            marks: list[dict[bytes, bytes]] = await pipe.execute()
-        return marks
+                pipe.hgetall(shard.fence)
+            fences: list[dict[bytes, bytes]] = await pipe.execute()
+        return fences
 
     def _shard_of(self, product_id: int) -> ShardKeys:
         return self._shards[shard_of(product_id, len(self._shards))]
 
 
 @asynccontextmanager
-async def reconciling(settings: Settings, redis: Redis) -> AsyncIterator[Reconciliation]:
-    """A reconciliation with connections of its own to PostgreSQL, and to RabbitMQ if there is one."""
-    if settings.postgres_url is None:
-        raise SettingsError("reconciliation needs PostgreSQL")
-    ledger = await Ledger.connect(settings.postgres_url, connections=2, timeout_ms=_LEDGER_TIMEOUT_MS)
-    bus = Publisher(settings.amqp_url) if settings.amqp_url else None
-    try:
-        yield Reconciliation(settings, redis, ledger, bus)
-    finally:
+async def reconciling(settings: Settings) -> AsyncIterator[Reconciliation]:
+    """Yield a reconciliation with connections of its own to every service."""
+    if settings.redis_url is None or settings.postgres_url is None:
+        raise SettingsError("reconciliation needs Redis and PostgreSQL")
+    async with AsyncExitStack() as cleanup:
+        redis = await cleanup.enter_async_context(connect_redis(settings.redis_url, _REDIS_TIMEOUT_MS))
+        ledger = await Ledger.connect(settings.postgres_url, connections=2, timeout_ms=_LEDGER_TIMEOUT_MS)
+        cleanup.push_async_callback(ledger.close)
+        bus = Publisher(settings.amqp_url) if settings.amqp_url else None
         if bus:
-            await bus.close()
-        await ledger.close()
+            cleanup.push_async_callback(bus.close)
+        yield Reconciliation(settings, redis, ledger, bus)

@@ -1,11 +1,11 @@
 """The relay: takes purchases out of the outbox and hands them to the bus.
 
-An entry leaves the outbox only after the bus confirmed every message that holds some of it. Where a confirm
-is lost nobody knows, and the entry is published again: fulfilment settles an order once however often
-it comes.
+An entry leaves the outbox only after the bus confirmed the message that holds it. If a confirm is lost the
+entry is published again: fulfilment settles an order once, however often it arrives.
 """
 
 import asyncio
+from collections.abc import Iterable
 from typing import Final
 
 from redis.exceptions import RedisError
@@ -15,16 +15,16 @@ from engine.errors import BusUnavailable, SettingsError
 from engine.gate.client import connect_redis
 from engine.gate.keys import ShardKeys
 from engine.gate.outbox import Outbox, name_consumer
-from engine.metrics import RELAYED
-from engine.model.delivery import Delivery, make_messages
+from engine.metrics import OUTBOX_LENGTH, QUEUE_LENGTH, RELAYED
+from engine.model.message import Message
 from engine.settings import Settings
-from engine.stages.lifecycle import Outage, cancel, drain, running
+from engine.stages.lifecycle import Outage, cancel, drain, running, sample
 
 _REDIS_TIMEOUT_MS: Final = 5_000
 _WAIT_S: Final = 0.25
-"""Longest wait of one read, and so for a stop to be noticed."""
-_LANES: Final = 2
-"""Reads that are under way at the same time: while one waits for its confirms, the next one is packed."""
+"""Longest wait of one read, and so until a stop is noticed."""
+_TASKS: Final = 2
+"""While one task waits for its confirms, the other one reads."""
 
 
 async def run_relay(settings: Settings, stop: asyncio.Event) -> None:
@@ -47,7 +47,7 @@ async def run_relay(settings: Settings, stop: asyncio.Event) -> None:
 
 
 class Relay:
-    """Carries what is in one outbox to one publisher."""
+    """Carries the entries of one outbox to one publisher."""
 
     def __init__(self, outbox: Outbox, publisher: Publisher, batch: int) -> None:
         self._outbox = outbox
@@ -57,10 +57,13 @@ class Relay:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Relay until `stop` is set and the outbox is empty."""
-        async with running(self._outbox.watch(), self._publisher.watch()):
-            while failure := await self._run_lanes(stop):
+        async with running(
+            sample(OUTBOX_LENGTH, self._outbox.count_entries),
+            sample(QUEUE_LENGTH, self._publisher.count_messages),
+        ):
+            while failure := await self._run_tasks(stop):
                 # Which of the messages under way arrived is unknown.
-                self._outbox.release()
+                self._outbox.forget_held()
                 await self._publisher.close()
                 await self._outage.wait(failure)
 
@@ -69,16 +72,16 @@ class Relay:
         await self._outbox.close()
         await self._publisher.close()
 
-    async def _run_lanes(self, stop: asyncio.Event) -> BaseException | None:
-        """What went wrong, or None if the work is done."""
-        lanes = [asyncio.create_task(self._run_lane(stop)) for _ in range(_LANES)]
+    async def _run_tasks(self, stop: asyncio.Event) -> BaseException | None:
+        """Relay until the work is done, or return what went wrong."""
+        tasks = [asyncio.create_task(self._run_task(stop)) for _ in range(_TASKS)]
         try:
-            await asyncio.wait(lanes, return_when=asyncio.FIRST_EXCEPTION)
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
         finally:
-            # No task group, which cancels once: a lane that loses that goes on alone, and what the failed
-            # one held waits for ever.
-            await cancel(*lanes)
-        failures = [lane.exception() for lane in lanes if not lane.cancelled()]
+            # Not a task group, which cancels once: a task that loses its cancellation would go on alone, and
+            # the entries that the failed one held would wait forever.
+            await cancel(*tasks)
+        failures = [task.exception() for task in tasks if not task.cancelled()]
         failure = next(filter(None, failures), None)
         while isinstance(failure, BaseExceptionGroup):
             failure = failure.exceptions[0]
@@ -86,18 +89,34 @@ class Relay:
             raise failure
         return failure
 
-    async def _run_lane(self, stop: asyncio.Event) -> None:
+    async def _run_task(self, stop: asyncio.Event) -> None:
         while True:
-            deliveries = await self._outbox.read(_WAIT_S)
-            if deliveries:
-                await self._relay(deliveries)
+            entries = await self._outbox.read(_WAIT_S)
+            if entries:
+                await self._relay(entries)
                 self._outage.end()
-            elif stop.is_set() and not await self._outbox.length():
+            elif stop.is_set() and not await self._outbox.count_entries():
                 return
 
-    async def _relay(self, deliveries: list[Delivery]) -> None:
+    async def _relay(self, entries: list[Message]) -> None:
         async with asyncio.TaskGroup() as publishing:
-            for lines in make_messages(deliveries, self._batch):
+            for lines in join_entries(entries, self._batch):
                 publishing.create_task(self._publisher.publish(lines))
-        await self._outbox.acknowledge(deliveries)
-        RELAYED.inc(sum(delivery.orders for delivery in deliveries))
+        await self._outbox.acknowledge(entries)
+        RELAYED.inc(sum(entry.orders for entry in entries))
+
+
+def join_entries(entries: Iterable[Message], size: int) -> list[bytes]:
+    """Return the lines of all entries in their order, whole entries of at most `size` orders together.
+
+    A larger entry stays alone.
+    """
+    joined: list[list[bytes]] = []
+    room = 0
+    for entry in entries:
+        if not joined or entry.orders > room:
+            joined.append([])
+            room = size
+        joined[-1].append(entry.lines)
+        room -= entry.orders
+    return [b"\n".join(lines) for lines in joined]

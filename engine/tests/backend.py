@@ -84,15 +84,15 @@ async def read_sold(settings: Settings, sale: Sale) -> int:
 
 async def take_dead_letters(url: str, count: int) -> list[tuple[bytes, str]]:
     """Wait for so many dead letters on the bus: body and reason of each."""
-    letters: list[tuple[bytes, str]] = []
+    dead_letters: list[tuple[bytes, str]] = []
     async with await aio_pika.connect(url) as connection, connection.channel() as channel:
         queue = await channel.declare_queue(DEAD, passive=True)
-        while len(letters) < count:
+        while len(dead_letters) < count:
             if message := await queue.get(fail=False):
                 await message.ack()
-                letters.append((message.body, str(message.headers[REASON])))
+                dead_letters.append((message.body, str(message.headers[REASON])))
         assert await queue.get(fail=False) is None
-    return letters
+    return dead_letters
 
 
 CONFIRMED, FAILED, REJECTED = (

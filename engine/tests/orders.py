@@ -1,4 +1,4 @@
-"""What tests of the back half are made of: order ids, reservations, and the gate's side of them."""
+"""What tests of the back half are made of: lots, and the gate's side of them."""
 
 import time
 from collections.abc import Iterable, Sequence
@@ -7,31 +7,35 @@ from typing import Any
 from redis.asyncio import Redis
 
 from engine.gate.keys import ShardKeys
-from engine.model.delivery import Delivery, decode_lines, encode_lines
-from engine.model.lot import Reservation
-from engine.model.order import Order
-from engine.model.order_id import PLACES, make_stem, split_order_id
+from engine.model.lot import Lot, count_orders, decode_lots, encode_lots, split_lots
+from engine.model.message import Message
+from engine.model.order_id import make_stem
 from engine.model.sale import Sale, SaleTerms
 
 SHARD = ShardKeys(0)
+_BATCH = 100
 
 
-def reserve(sale: Sale, count: int = 1, key: str | None = None) -> list[Reservation]:
-    """Reservations of different users for one sale, accepted one after the other in batches of 100."""
-    stems = [make_stem() for _ in range(0, count, 100)]
+def reserve(sale: Sale, count: int = 1, key: str | None = None, size: int = 1) -> list[Lot]:
+    """Lots of `size` users each, numbered from 1, for one sale, accepted one after the other in batches."""
+    terms = sale.terms
     now_ms = time.time_ns() // 1_000_000
-    return [
-        Reservation(
-            order_id=stems[(user - 1) // 100] + PLACES[(user - 1) % 100],
-            user_id=user,
-            product_id=sale.terms.product_id,
-            sale_id=sale.sale_id,
-            quantity=sale.terms.quantity,
-            accepted_ms=now_ms + user,
-            key=key,
-        )
-        for user in range(1, count + 1)
-    ]
+    lots: list[Lot] = []
+    for batch in range(0, count, _BATCH):
+        stem, end = make_stem(), min(batch + _BATCH, count)
+        for start in range(batch, end, size):
+            users = list(range(start + 1, min(start + size, end) + 1))
+            keys: list[str | None] | None = [key] * len(users) if key else None
+            place, accepted_ms = start - batch, now_ms + start + 1
+            lots.append(
+                Lot(stem, place, terms.product_id, sale.sale_id, terms.quantity, accepted_ms, users, keys)
+            )
+    return lots
+
+
+def ids(lots: Iterable[Lot]) -> list[str]:
+    """The order ids of all lots."""
+    return [order_id for lot in lots for order_id in lot.order_ids]
 
 
 def make_terms(stock: int, product_id: int = 1, limit: int | None = None, quantity: int = 1) -> SaleTerms:
@@ -54,23 +58,22 @@ async def open_at_gate(redis: Redis, sale: Sale, remaining: int | None = None) -
     await redis.hset(SHARD.sale(terms.product_id), mapping=fields)
 
 
-async def accept(redis: Redis, batch: Sequence[Reservation], entry_size: int = 256) -> None:
+async def accept(redis: Redis, lots: Sequence[Lot], entry_size: int = 256) -> None:
     """Do what the gate does with accepted purchases: outbox entries of `entry_size`, and the pending set.
 
-    Who is fulfilled meanwhile must have been pending before.
+    A fulfilment that runs meanwhile must find every order pending.
     """
-    await mark_pending(redis, batch)
-    for start in range(0, len(batch), entry_size):
-        part = batch[start : start + entry_size]
-        await redis.xadd(SHARD.outbox, {"orders": len(part), "purchases": encode_lines(part)})
+    await mark_pending(redis, lots)
+    while lots:
+        entry, lots = split_lots(lots, entry_size)
+        await redis.xadd(SHARD.outbox, {"orders": count_orders(entry), "purchases": encode_lots(entry)})
 
 
-async def mark_pending(redis: Redis, batch: Iterable[Reservation | Order], shard: ShardKeys = SHARD) -> None:
+async def mark_pending(redis: Redis, lots: Iterable[Lot], shard: ShardKeys = SHARD) -> None:
     """Put the orders into the gate's pending set."""
     places: dict[str, set[int]] = {}
-    for r in batch:
-        stem, place = split_order_id(r.order_id)
-        places.setdefault(stem, set()).add(place)
+    for lot in lots:
+        places.setdefault(lot.stem, set()).update(range(lot.first_place, lot.first_place + len(lot)))
     for stem, its_places in places.items():
         digits: Any = await redis.hget(shard.pending, stem) or b""
         its_places |= {place for place, digit in enumerate(digits) if digit == ord("1")}
@@ -78,8 +81,8 @@ async def mark_pending(redis: Redis, batch: Iterable[Reservation | Order], shard
         await redis.hset(shard.pending, stem, text)
 
 
-def unpack(deliveries: Iterable[Delivery]) -> list[Reservation]:
-    """The reservations of all deliveries, which must hold nothing else."""
-    read = [decode_lines(delivery.lines) for delivery in deliveries]
-    assert not any(poison for _, poison in read)
-    return [reservation for reservations, _ in read for reservation in reservations]
+def unpack(messages: Iterable[Message]) -> list[Lot]:
+    """The lots of all messages, which must hold nothing else."""
+    read = [decode_lots(message.lines) for message in messages]
+    assert not any(dead_letters for _, dead_letters in read)
+    return [lot for lots, _ in read for lot in lots]

@@ -70,7 +70,7 @@ async def redis(redis_url: str) -> AsyncIterator[Redis]:
         await client.flushall()
         await client.script_flush()
         for shard in range(_SHARDS):
-            await client.hset(ShardKeys(shard).mark, "open", 1)
+            await client.hset(ShardKeys(shard).fence, "open", 1)
         yield client
 
 

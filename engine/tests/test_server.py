@@ -1,4 +1,4 @@
-"""What `flashgrid serve` promises: one command serves it all, heals what dies, and leaves nothing behind."""
+"""What `flashgrid serve` promises: one command serves it all, restarts what dies, and leaves nothing."""
 
 import asyncio
 import os
@@ -329,6 +329,6 @@ async def test_a_redis_that_may_evict_is_refused(settings_without_bus: Settings,
     try:
         code, errors = await run_to_the_end(settings_without_bus, "serve")
         assert code == 1
-        assert "must be noeviction" in errors
+        assert "maxmemory-policy must be noeviction" in errors
     finally:
         await redis.config_set("maxmemory-policy", "noeviction")

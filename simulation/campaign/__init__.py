@@ -1,1 +1,1 @@
-"""Campaigns: many runs that prove one thing. Imported by the command line."""
+"""Campaigns: many runs that prove one thing. Imported by the command line alone."""

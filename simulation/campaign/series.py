@@ -1,49 +1,76 @@
-"""Many runs on one private stack: each finds its services empty, and keeps its record only if it must."""
+"""Many runs on one set of private services: each finds them empty, and keeps its record only if it must."""
 
 import asyncio
-import shlex
 import shutil
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, Self
 from uuid import uuid4
 
 import asyncpg
+import msgspec
 
 from engine.bus.connection import connect_bus
 from engine.bus.topology import DEAD, PURCHASES
 from engine.gate.client import connect_redis
-from simulation.run import Watch, run
+from simulation.run import Say, run
 from simulation.scenario.loading import load_scenario
 from simulation.scenario.schema import Scenario
-from simulation.target.engine_process import private_services
+from simulation.target.machine import describe_machine, read_commit
 from simulation.target.services import Services
 from simulation.verdict import finish_run, judge_run
 
 TIMEOUT_MS: Final = 30_000
+TRIES: Final = 2
+"""A load that was not as planned says nothing about the engine and is sent once more."""
 
-Say = Callable[[str], None]
+
+class Series(msgspec.Struct, kw_only=True):
+    """The result of many runs; here where it comes from, in subclasses what each run gave."""
+
+    command: str
+    started_at: datetime
+    commit: str
+    machine: dict[str, str | int]
+
+    @classmethod
+    def begin(cls, command: str) -> Self:
+        """Return a series that starts now, without results."""
+        return cls(
+            command=command, started_at=datetime.now(UTC), commit=read_commit(), machine=describe_machine()
+        )
+
+
+async def judge_planned(
+    scenario: Scenario, folder: Path, services: Services, command: str, code: Path | None = None
+) -> tuple[dict[str, Any], int]:
+    """Run a scenario as `judge_one` does until its load is as planned, at most TRIES times.
+
+    Returns the last summary and the number of tries. A second try's folder ends in -2.
+    """
+    for tries in range(1, TRIES + 1):
+        place = folder if tries == 1 else folder.with_name(f"{folder.name}-{tries}")
+        summary = await judge_one(scenario, place, services, command, code)
+        if summary["verdict"] != "unknown":
+            break
+    return summary, tries
 
 
 async def judge_one(
-    scenario: Scenario,
-    folder: Path,
-    services: Services,
-    command: str,
-    watch: Watch | None = None,
-    code: Path | None = None,
+    scenario: Scenario, folder: Path, services: Services, command: str, code: Path | None = None
 ) -> dict[str, Any]:
-    """Runs a scenario on these services, emptied, and returns its summary.
+    """Run a scenario on these services, emptied, and return its summary.
 
     `code` is the folder of another copy of the engine's package. The run's folder stays, with the whole
     report, only if the verdict is not pass. Raises what `run` raises.
     """
     async with empty_services(services) as fresh:
-        await run(scenario, folder, lambda _: None, watch=watch, services=fresh, command=command, code=code)
+        await run(scenario, folder, lambda _: None, services=fresh, command=command, code=code)
     summary = await asyncio.to_thread(judge_run, folder)
     if summary["verdict"] == "pass":
         shutil.rmtree(folder)
@@ -54,7 +81,7 @@ async def judge_one(
 
 @asynccontextmanager
 async def empty_services(services: Services) -> AsyncIterator[Services]:
-    """The services without anything in them: an empty Redis, no queues, and a ledger of its own."""
+    """Empty Redis, delete the queues, and give the services a ledger of their own until the end."""
     async with connect_redis(services.redis_url, TIMEOUT_MS) as redis:
         await redis.flushall()
     if services.amqp_url is not None:
@@ -69,40 +96,31 @@ async def empty_services(services: Services) -> AsyncIterator[Services]:
         await _execute(services.postgres_url, f"DROP DATABASE {name} WITH (FORCE)")
 
 
+def explain(summary: dict[str, Any]) -> str:
+    """Return the verdict in words, and why the load is not valid, if so."""
+    return f"{summary['verdict']}: {summary['verdict_in_words']} {summary['load']['reason']}".rstrip()
+
+
+async def soak(minutes: float, first_seed: int, folder: Path, services: Services, say: Say) -> dict[str, Any]:
+    """Run the chaos scenario, seed after seed, for so many minutes.
+
+    Returns the last run's summary. If it does not pass, its record is in `folder`.
+    """
+    deadline = time.monotonic() + 60 * minutes
+    for seed in count(first_seed):
+        command = f"flashsim run chaos --seed {seed}"
+        summary = await judge_one(load_scenario("chaos", seed=seed), folder, services, command)
+        say(f"seed {seed}: {explain(summary)}")
+        if summary["verdict"] != "pass":
+            say(f"replay it with: {command}")
+        if summary["verdict"] != "pass" or time.monotonic() >= deadline:
+            break
+    return summary
+
+
 async def _execute(postgres_url: str, statement: str) -> None:
     connection = await asyncpg.connect(postgres_url, timeout=TIMEOUT_MS / 1000)
     try:
         await connection.execute(statement)
     finally:
         await connection.close()
-
-
-async def soak(minutes: float, first_seed: int, folder: Path, say: Say) -> dict[str, Any] | None:
-    """Runs the chaos scenario, seed after seed, for so long; returns the summary of the first that does not
-    pass, whose record is in `folder`, or None.
-    """
-    deadline = time.monotonic() + 60 * minutes
-    async with private_services(say) as services:
-        for seed in count(first_seed):
-            scenario = load_scenario("chaos", seed=seed)
-            command = shlex.join(["flashsim", "run", "chaos", "--seed", str(seed)])
-            summary = await judge_one(scenario, folder, services, command)
-            say(f"seed {seed}: {say_result(summary)}")
-            if summary["verdict"] != "pass":
-                say(f"replay it with: {command}")
-                return summary
-            if time.monotonic() >= deadline:
-                return None
-    return None
-
-
-def say_result(summary: dict[str, Any]) -> str:
-    """Verdict and faults of a run, in one line."""
-    faults = ", ".join(f"{fault['kind']} {fault['on']}" for fault in summary["faults"]) or "no fault"
-    times = [fault["healed_s"] for fault in summary["faults"]]
-    known = [cast(float, each) for each in times if each is not None]
-    healed = f"recovered within {max(known):.1f} s" if known and len(known) == len(times) else "not recovered"
-    why = (
-        "" if summary["verdict"] == "pass" else f": {summary['verdict_in_words']} {summary['load']['reason']}"
-    )
-    return f"{summary['verdict']} ({faults}; {healed}){why}"

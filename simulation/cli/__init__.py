@@ -1,4 +1,4 @@
-"""The command `flashsim`."""
+"""The command `flashsim`: one module for each group of commands. Nothing else imports it."""
 
 from simulation.cli.commands import main
 

@@ -6,16 +6,16 @@ import click
 
 from engine.cli.commands import Commands
 from simulation.cli import judging, proving, running
-from simulation.cli.shared import NO_VERDICT
+from simulation.cli.shared import EXIT_CODES
 from simulation.errors import SimulationError
 
 
 class SimulationCommands(Commands):
-    """The same for what the simulation says; without a verdict the exit code is 2."""
+    """Commands that also end with one clear line for an error of the simulation, and exit code 2."""
 
     program = "flashsim"
     errors = (*Commands.errors, SimulationError)
-    exit_code = NO_VERDICT
+    exit_code = EXIT_CODES["unknown"]
 
 
 @click.group(cls=SimulationCommands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -23,9 +23,9 @@ class SimulationCommands(Commands):
 def main() -> None:
     """Flashsim drives simulated crowds at a Flashgrid engine and judges every purchase.
 
-    Exit codes: 0 pass, 1 fail, 2 unknown, invalid, or an error of use.
+    Exit codes: 0 pass, 1 fail, 2 unknown or an error of use.
     """
-    # A probe that can't read leaves a gap; its client library need not tell of it as well.
+    # A probe that can't read leaves a gap in the timeline; its client library need not log it as well.
     logging.basicConfig(level=logging.ERROR)
     for name in ("aiormq", "aio_pika", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)

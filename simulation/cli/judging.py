@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from simulation.cli.shared import EXIT_CODES, NO_VERDICT, REPORTS, list_anew
+from simulation.cli.shared import EXIT_CODES, REPORTS, list_anew
 from simulation.scenario.condition import parse_change
 
 
@@ -14,8 +14,7 @@ from simulation.scenario.condition import parse_change
 def verify(folder: Path) -> None:
     """Judge again what a run recorded in its folder RUN, and show every check. Writes nothing.
 
-    Ends with exit code 1 as well where a file was changed since, or summary.json says otherwise than the
-    record.
+    The exit code is also 1 if a file was changed since, or if summary.json disagrees with the record.
     """
     from simulation.record.manifest import find_contradictions, read_manifest
     from simulation.report.words import describe
@@ -27,7 +26,7 @@ def verify(folder: Path) -> None:
         click.echo(f"{mark:8} {check['name']}: {check['detail']}")
     click.echo(describe(summary))
     if read_manifest(folder) is None:
-        click.echo("there is no manifest.json: nothing tells whether the files are as the run wrote them")
+        click.echo("there is no manifest.json: changes of the files can't be found")
     contradictions = find_contradictions(folder, summary)
     for contradiction in contradictions:
         click.echo(f"CHANGED: {contradiction}")
@@ -37,7 +36,7 @@ def verify(folder: Path) -> None:
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path), metavar="RUN")
 def report(folder: Path) -> None:
-    """Judge again what a run recorded in its folder RUN, and write its summary, plots and report anew."""
+    """Judge again what a run recorded in its folder RUN, and write its summary, plots and report again."""
     from simulation.verdict import finish_run
 
     finish_run(folder)
@@ -67,8 +66,8 @@ def index(folder: Path) -> None:
 def compare(folders: tuple[Path, ...], changes: tuple[str, ...], out: Path | None) -> None:
     """Compare runs with the first of them: a table, and a page with plots.
 
-    Shows how every time and count changed, and how sure that is. Exit codes: 0, 1 where a --fail-if is true,
-    2 where one could not be measured.
+    Shows how every time and count changed, and how sure that is. Exit codes: 0, 1 if a --fail-if is true, 2
+    if one could not be measured.
     """
     from rich.console import Console
 
@@ -97,4 +96,4 @@ def compare(folders: tuple[Path, ...], changes: tuple[str, ...], out: Path | Non
         click.echo(f"{'unknown' if broken is None else 'TRUE' if broken else 'false':8} fail if {text}")
     click.echo(f"comparison: {page}")
     outcomes = [broken for _, broken in judged]
-    sys.exit(1 if True in outcomes else NO_VERDICT if None in outcomes else 0)
+    sys.exit(1 if True in outcomes else EXIT_CODES["unknown"] if None in outcomes else 0)

@@ -1,67 +1,66 @@
 """Commands that run the engine many times: under faults, abuse and deliberate bugs, and against the clock."""
 
-import shlex
 import sys
+from collections.abc import Coroutine
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
-import msgspec
 
 from simulation.bench.options import Options, Subject
 from simulation.cli.shared import (
     EXIT_CODES,
-    NO_VERDICT,
+    carry_out,
     end_by,
-    list_anew,
     name_folder,
+    out_option,
     repeat_command,
+    run_on_services,
     run_until_signal,
     say,
 )
 from simulation.scenario.loading import load_scenario
 
+if TYPE_CHECKING:
+    from simulation.target.services import Services
+
 
 @click.command()
-@click.argument("scenario", default="siege")
+@click.argument("scenario", default="hostile")
 @click.option(
     "--requests", type=click.IntRange(1, 10_000_000), default=200_000, show_default=True, metavar="N",
     help="How many hostile requests.",
 )  # fmt: skip
-@click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Seed of both.")
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Seed of both loads.")
 @click.option("--duration", type=float, metavar="S", help="Scale the sale to this length.")
-@click.option("--out", type=click.Path(path_type=Path), help="The run's folder [default: reports/TIME-fuzz].")
+@out_option("fuzz")
 def fuzz(scenario: str, requests: int, seed: int, duration: float | None, out: Path | None) -> None:
-    """Run SCENARIO (default: siege) while hostile clients abuse the front door, and judge what came of both.
+    """Run SCENARIO (default: hostile) while hostile clients abuse the front door, and judge both.
 
-    They send malformed and oversized requests, requests hidden in others, bad input and random mutations of
-    good ones on raw sockets; they are slow, half there, or go away in the middle. A seed gives the same ones.
+    On raw sockets they send malformed and oversized requests, requests hidden in others, bad input and random
+    mutations of good requests; they are slow, close half of a connection, or go away. The same seed gives the
+    same requests.
     """
-    from rich.console import Console
-
-    from simulation.campaign.fuzz import describe_barrage, run_siege
-    from simulation.record.hostile import read_siege
-    from simulation.verdict import finish_run
+    from simulation.campaign.fuzz import HostileDrive
 
     loaded = load_scenario(scenario, seed=seed, duration_s=duration)
     folder = out or name_folder("fuzz")
-    run_until_signal(run_siege(loaded, requests, seed, folder, say, repeat_command(), Console()))
-    say("judging")
-    summary = finish_run(folder)
-    list_anew(folder)
-    if siege := read_siege(folder):
-        click.echo(describe_barrage(siege))
-    end_by(summary, folder)
+
+    def run(services: "Services") -> Coroutine[Any, Any, dict[str, Any]]:
+        driver = HostileDrive(loaded, requests, seed, folder, services, say).drive
+        return carry_out(loaded, folder, services=services, driver=driver)
+
+    end_by(run_on_services(run), folder)
 
 
 @click.command()
 @click.option("--only", multiple=True, metavar="KIND:ON", help="Only this fault, for example kill:redis.")
-@click.option(
-    "--out", type=click.Path(path_type=Path), help="The matrix' folder [default: reports/TIME-matrix]."
-)
+@out_option("matrix")
 def matrix(only: tuple[str, ...], out: Path | None) -> None:
-    """Do every fault to every component, one to a run, and write a table of how the engine came back.
+    """Do every fault to every component, one to a run, and write a table of how the engine recovered.
 
-    Takes about ten minutes; leaves nothing behind but its folder.
+    Takes about ten minutes; leaves nothing behind but its folder. Exit codes: 0 if every run passes, 1, or 2
+    where a verdict is unknown.
     """
     from simulation.campaign.matrix import list_faults, run_matrix
 
@@ -69,60 +68,45 @@ def matrix(only: tuple[str, ...], out: Path | None) -> None:
     if not faults or len(faults) < len(only):
         known = ", ".join(f"{fault.kind}:{fault.on}" for fault in list_faults())
         raise click.UsageError(f"--only: there are {known}")
-    folder = out or name_folder("matrix")
-    run_until_signal(run_matrix(faults, folder, say, repeat_command()))
+    folder, command = out or name_folder("matrix"), repeat_command()
+    result = run_on_services(lambda services: run_matrix(faults, folder, services, say, command))
     click.echo((folder / "matrix.md").read_text())
-    verdicts = {
-        cell["verdict"] for cell in msgspec.json.decode((folder / "matrix.json").read_bytes())["cells"]
-    }
-    sys.exit(max(EXIT_CODES[verdict] for verdict in verdicts))
+    sys.exit(max(EXIT_CODES[cell.verdict] for cell in result.cells))
 
 
 @click.command()
 @click.argument("names", nargs=-1, metavar="[NAME]...")
-@click.option(
-    "--out", type=click.Path(path_type=Path), help="The result's folder [default: reports/TIME-mutants]."
-)
+@out_option("mutants")
 def mutants(names: tuple[str, ...], out: Path | None) -> None:
-    """Put deliberate bugs into copies of the engine, one at a time, and see whether the checker finds them.
+    """Put deliberate bugs into copies of the engine, one at a time, and see whether the judge finds them.
 
-    Runs all of simulation/proofs/mutations, or those named; each beside a run without it, which must pass.
-    Takes about ten minutes; leaves nothing behind but its folder. Exit codes: 0, 1 where a bug is not found,
-    2 where it could not be tried.
+    Runs all of simulation/campaign/mutations, or those named, each beside a run without it, which must pass.
+    Takes about ten minutes; leaves nothing behind but its folder. Exit codes: 0, 1 if a bug is not found, 2
+    if it could not be tried.
     """
-    from simulation.campaign.mutants import list_mutations, load_mutation, run_mutants
+    from simulation.campaign.mutants import run_mutants
+    from simulation.campaign.mutation import list_mutations, load_mutation
 
     mutations = [load_mutation(name) for name in dict.fromkeys(names) or list_mutations()]
-    folder = out or name_folder("mutants")
-    run_until_signal(run_mutants(mutations, folder, say, shlex.join(["flashsim", "mutants", *names])))
+    folder, command = out or name_folder("mutants"), repeat_command()
+    result = run_on_services(lambda services: run_mutants(mutations, folder, services, say, command))
     click.echo((folder / "mutants.md").read_text())
-    trials = msgspec.json.decode((folder / "mutants.json").read_bytes())["trials"]
-    outcomes = {trial["outcome"] for trial in trials}
-    sys.exit(1 if "survived" in outcomes else NO_VERDICT if "void" in outcomes else 0)
+    outcomes = {trial.outcome for trial in result.trials}
+    sys.exit(1 if "survived" in outcomes else EXIT_CODES["unknown"] if "void" in outcomes else 0)
 
 
 @click.command()
 @click.option("--minutes", type=click.FloatRange(0), default=10.0, show_default=True, help="How long.")
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="The first seed.")
-@click.option(
-    "--out", type=click.Path(path_type=Path),
-    help="Folder of the first run that does not pass [default: reports/TIME-soak].",
-)  # fmt: skip
+@out_option("soak")
 def soak(minutes: float, seed: int, out: Path | None) -> None:
     """Run the chaos scenario seed after seed, and keep the first run that does not pass."""
     from simulation.campaign.series import soak as run_soak
 
     folder = out or name_folder("soak")
-    failed: list[str] = []
-
-    async def work() -> None:
-        if summary := await run_soak(minutes, seed, folder, say):
-            failed.append(summary["verdict"])
-
-    run_until_signal(work())
-    if failed:
-        click.echo(f"report: {folder / 'report.html'}")
-        sys.exit(EXIT_CODES[failed[0]])
+    summary = run_on_services(lambda services: run_soak(minutes, seed, folder, services, say))
+    if summary["verdict"] != "pass":
+        end_by(summary, folder)
 
 
 @click.command()
@@ -142,9 +126,7 @@ def soak(minutes: float, seed: int, out: Path | None) -> None:
     "--against", metavar="WORKTREE", type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Compare the engine with that of another checkout, and measure nothing else.",
 )  # fmt: skip
-@click.option(
-    "--out", type=click.Path(path_type=Path), help="The run's folder [default: reports/TIME-bench]."
-)
+@out_option("bench")
 def bench(
     rounds: int | None, seconds: float, only: tuple[str, ...], against: Path | None, out: Path | None
 ) -> None:

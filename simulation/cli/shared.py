@@ -1,46 +1,56 @@
-"""What the commands share: where they write, how they talk, how they are interrupted, how they end."""
+"""What the commands share: where they write, how they talk, how a signal stops them, how they end."""
 
 import asyncio
 import shlex
 import signal
 import sys
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 import click
 from click.core import ParameterSource
 
 from simulation.errors import RunError
+from simulation.scenario.schema import Scenario
+
+if TYPE_CHECKING:
+    from simulation.target.services import Services
 
 EXIT_CODES: Final = {"pass": 0, "fail": 1, "unknown": 2}
-NO_VERDICT: Final = 2
 REPORTS: Final = Path("reports")
-_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 _NOT_REPEATED: Final = (
-    "out", "live", "live_port", "web", "web_port", "admin_token", "redis_url", "amqp_url", "postgres_url"
+    "out", "live", "live_port", "web", "admin_token", "redis_url", "amqp_url", "postgres_url"
 )  # fmt: skip
 
 T = TypeVar("T")
 
 
+def out_option(what: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return the option --out of a command that writes into a folder of reports/ by default."""
+    return click.option(
+        "--out", type=click.Path(path_type=Path), help=f"Folder to write into [default: reports/TIME-{what}]."
+    )
+
+
 def name_folder(what: str) -> Path:
-    """A folder in reports/ for what begins now."""
+    """Return a folder in reports/ for what begins now."""
     return REPORTS / f"{datetime.now(UTC):%Y-%m-%dT%H-%M-%SZ}-{what}"
 
 
 def end_by(summary: Mapping[str, Any], folder: Path) -> NoReturn:
-    """Tells the verdict of a run and where its report is, and ends with its exit code."""
+    """List the run, tell its verdict and where its report is, and end with its exit code."""
     from simulation.report.words import describe
 
+    list_anew(folder)
     click.echo(describe(summary))
     click.echo(f"report: {folder / 'report.html'}")
     sys.exit(EXIT_CODES[summary["verdict"]])
 
 
 def list_anew(folder: Path) -> None:
-    """Rewrites the list of runs, where the run is one of reports/."""
+    """Write the list of runs again, if the run's folder is in reports/."""
     from simulation.report.index import write_index
 
     if folder.resolve().parent == REPORTS.resolve():
@@ -48,34 +58,75 @@ def list_anew(folder: Path) -> None:
 
 
 def repeat_command() -> str:
-    """The command line that is running, without what is secret or belongs to this run alone."""
+    """Return the command line that is running, without what is secret or belongs to this run alone."""
     context = click.get_current_context()
-    words = ["flashsim", str(context.info_name), *filter(None, [context.params.get("scenario")])]
-    for option in context.command.params:
-        name = option.name or ""
-        given = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
-        if isinstance(option, click.Option) and given and name not in _NOT_REPEATED:
-            values = context.params[name] if option.multiple else [context.params[name]]
-            parts = [option.opts[0]] if option.is_flag else None
-            words += parts or [word for value in values for word in (option.opts[0], str(value))]
+    words = ["flashsim", str(context.info_name)]
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        value = context.params[name]
+        values = map(str, value if isinstance(value, tuple) else [value])
+        if isinstance(parameter, click.Argument):
+            words += values
+        elif context.get_parameter_source(name) is ParameterSource.COMMANDLINE and name not in _NOT_REPEATED:
+            option = parameter.opts[0]
+            words += [option] if value is True else [word for each in values for word in (option, each)]
     return shlex.join(words)
 
 
+async def carry_out(
+    scenario: Scenario, folder: Path, live_port: int | None = None, **options: Any
+) -> dict[str, Any]:
+    """Run a scenario in sight, judge it, write its report, and return its summary.
+
+    `live_port` is the port of the live page, 0 a free one, None: no page. `options` are those of `run`.
+    """
+    from rich.console import Console
+
+    from simulation.live.figures import follow
+    from simulation.live.page import serve_page
+    from simulation.live.terminal import open_view
+    from simulation.run import run
+    from simulation.verdict import finish_run
+
+    async with serve_page(scenario, live_port) as page:
+        if page.url:
+            say(f"live page: {page.url}")
+        with open_view(scenario, Console()) as show:
+            watch = follow(scenario, show, page.show)
+            await run(scenario, folder, say, watch=watch, command=repeat_command(), **options)
+        say("judging")
+        page.judge()
+        summary = await asyncio.to_thread(finish_run, folder)
+        page.end(summary, folder / "report.html")
+    return summary
+
+
+def run_on_services(work: "Callable[[Services], Coroutine[Any, Any, T]]") -> T:
+    """Return the result of `work` on private services, which go with it."""
+    from simulation.target.engine_process import private_services
+
+    async def work_on_services() -> T:
+        say("starting private services")
+        async with private_services(say) as services:
+            return await work(services)
+
+    return run_until_signal(work_on_services())
+
+
 def run_until_signal(work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`; SIGINT or SIGTERM cancels it, once, so that it can stop what it started."""
+    """Return the result of `work`. SIGINT or SIGTERM cancels it, once, so that it stops what it started."""
 
     async def guarded() -> T:
         task = asyncio.ensure_future(work)
-        loop = asyncio.get_running_loop()
 
-        def cancel() -> None:
-            for number in _SIGNALS:  # a second signal must not cut the stopping short
-                loop.add_signal_handler(number, say, "stopping already")
-            say("stopping")
-            task.cancel()
+        def stop() -> None:
+            # A second signal must not cut the stopping short.
+            say("stopping already" if task.cancelling() else "stopping")
+            if not task.cancelling():
+                task.cancel()
 
-        for number in _SIGNALS:
-            loop.add_signal_handler(number, cancel)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, stop)
         return await task
 
     try:
@@ -85,5 +136,5 @@ def run_until_signal(work: Coroutine[Any, Any, T]) -> T:
 
 
 def say(line: str) -> None:
-    """Tells the person at the terminal; what a program reads goes to standard output."""
+    """Tell the person at the terminal; what a program reads goes to standard output."""
     click.echo(f"flashsim: {line}", err=True)

@@ -1,1 +1,5 @@
-"""Driving the load: the plan, the open loop, its processes, and the same load through Locust."""
+"""Sends the load: the plan of a scenario, the open loop, and the processes that run it.
+
+`locust` sends the same plan through Locust, `hostile` plays hostile clients. Everything that carries out or
+records a run may import this room; it imports only the scenario and the model.
+"""

@@ -1,20 +1,19 @@
-"""Aborting a load that is hopeless: conditions on what the driver has seen so far."""
+"""Stops a load that is hopeless: conditions on what the driver has seen so far."""
 
 from collections.abc import Sequence
 from typing import Final
 
 from simulation.drive.progress import Progress
 from simulation.model.events import Abort
-from simulation.model.outcome import REFUSALS
+from simulation.model.outcome import OUTCOMES, REFUSALS
 from simulation.scenario.condition import Condition, quantile_of
 
 GRACE_S: Final = 3.0
 """How long every load may go on, from its start: the first requests meet cold connections."""
-_NAMED: Final = {"ACCEPTED": "accepted", "SOLD_OUT": "sold_out", "UNKNOWN": "unknown"}
 
 
 def find_abort(conditions: Sequence[Condition], progress: Progress) -> Abort | None:
-    """The first of the conditions that is true of the load so far."""
+    """Return the first of the conditions that is true of the load so far."""
     if progress.t_s < GRACE_S:
         return None
     for condition in conditions:
@@ -25,15 +24,14 @@ def find_abort(conditions: Sequence[Condition], progress: Progress) -> Abort | N
 
 
 def measure_progress(metric: str, progress: Progress) -> float | None:
-    """A metric of `parse_abort`: counts and shares of all requests that ended so far, response times of those
-    of the last second, in ms; None where there are none."""
+    """Return a metric of `parse_abort`: counts and shares of all requests that have ended, response times in
+    ms of those that ended in the last second; None where there are none."""
     name, _, rest = metric.partition(".")
     if rest.startswith("response."):
         return progress.response_ms(quantile_of(rest.removeprefix("response.")))
-    counts = dict.fromkeys(("accepted", "sold_out", "rejected", "error", "unknown"), 0)
-    for outcome, count in progress.outcomes.items():
-        counts[_NAMED.get(outcome, "rejected" if outcome in REFUSALS else "error")] += count
-    counts["all"] = total = sum(counts.values())
+    outcomes = {"all": OUTCOMES, "rejected": REFUSALS, "error": ("UNAVAILABLE",)}.get(name, (name.upper(),))
+    count = sum(progress.outcomes[outcome] for outcome in outcomes)
     if rest == "count":
-        return counts[name]
-    return counts[name] / total if total else None
+        return count
+    total = sum(progress.outcomes.values())
+    return count / total if total else None

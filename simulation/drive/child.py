@@ -1,115 +1,135 @@
-"""A process of a driver, seen from its parent."""
+"""A child process that sends requests, seen from its parent (Child) and from inside (Parent).
+
+The two talk in lines: the parent writes a job as JSON to the child's standard input, and perhaps more lines;
+the child writes its own to standard output. When its input ends, the parent is gone and the child ends.
+"""
 
 import asyncio
 import contextlib
+import os
+import select
+import signal
 import sys
-import time
-from pathlib import Path
-from typing import cast
+import tempfile
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import IO, Any, Final, cast
 
 import msgspec
-import numpy as np
-import numpy.typing as npt
 
-from simulation.drive.job import RESPONSE_EDGES_MS, Snapshot
-from simulation.drive.plan import Plan
 from simulation.errors import DriverError
-from simulation.model.outcome import OUTCOMES
+
+STOP_S: Final = 5.0
+"""Longest time in which a child must end once its parent is gone; after it, it is killed."""
 
 
 class Child:
-    """A process of a driver, seen from its parent: `module`, which does the requests `ops` of the plan."""
+    """A child process, seen from its parent."""
 
-    process: asyncio.subprocess.Process
+    def __init__(self, process: asyncio.subprocess.Process, title: str, errors: IO[bytes]) -> None:
+        self.process = process
+        self.title = title
+        self._errors = errors
 
-    def __init__(
-        self,
-        number: int,
-        ops: npt.NDArray[np.int64],
-        folder: Path,
-        *,
-        module: str = "simulation.drive.process",
-        title: str = "",
-    ) -> None:
-        self.number = number
-        self.ops = ops
-        self.module = module
-        self.title = title or f"driver process {number}"
-        self.plan = folder / f"plan-{number}.npz"
-        self.result = folder / f"result-{number}.npz"
-        self.errors = folder / f"errors-{number}.txt"
-        self.snapshot = Snapshot(0, 0, 0, [0] * len(OUTCOMES), [0] * (len(RESPONSE_EDGES_MS) + 1))
-        self.heard_ns: int | None = None
-        """When the snapshot came."""
-
-    def write_plan(self, plan: Plan) -> Path:
-        """Writes its part of the plan for it to read."""
-        np.savez(
-            self.plan,
-            intended_ns=plan.intended_ns[self.ops],
-            user_id=plan.user_id[self.ops],
-            product_id=plan.product_id[self.ops],
-            key=np.array([plan.key[op] or "" for op in self.ops.tolist()], np.str_),
-            pause_ns=np.empty(0) if plan.pause_ns is None else plan.pause_ns[self.ops],
-        )
-        return self.plan
-
-    async def start(self, job: msgspec.Struct) -> None:
-        """Starts the process and gives it its job."""
-        with self.errors.open("wb") as errors:
-            self.process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                self.module,
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=errors,
-            )
-        await self._tell(msgspec.json.encode(job))
-
-    async def await_ready(self) -> None:
-        """Waits until it waits for the start. Raises DriverError if it ends before."""
-        if await self.hear() != b"ready\n":
-            await self._fail()
-
-    async def follow(self, t0_ns: int) -> None:
-        """Starts it, and keeps its latest snapshot until it ends."""
-        await self._tell(b"%d" % t0_ns)
-        while line := await self.hear():
-            self.snapshot, self.heard_ns = msgspec.json.decode(line, type=Snapshot), time.monotonic_ns()
-        await self.await_end()
-
-    async def await_end(self) -> None:
-        """Raises DriverError, with its last words, unless it ends in order."""
-        if await self.process.wait() != 0:
-            await self._fail()
-
-    async def stop(self) -> None:
-        """Lets it make no further request."""
-        await self._tell(b"stop")
-
-    async def end(self) -> None:
-        """Ends it if it still runs, and waits until it is gone."""
-        if not hasattr(self, "process"):
-            return
-        if self.process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                self.process.kill()
-        if self.process.stdin:
-            self.process.stdin.close()
-        await self.process.communicate()
-
-    async def _tell(self, line: bytes) -> None:
+    async def tell(self, line: bytes) -> None:
+        """Send a line. A child that has died is noticed by whoever listens to it."""
         stdin = cast(asyncio.StreamWriter, self.process.stdin)
-        with contextlib.suppress(ConnectionError):  # what it died of is found when it is listened to
+        with contextlib.suppress(ConnectionError):
             stdin.write(line + b"\n")
             await stdin.drain()
 
     async def hear(self) -> bytes:
-        """Its next line; empty where it says no more."""
+        """Return its next line; empty when it says no more."""
         return await cast(asyncio.StreamReader, self.process.stdout).readline()
 
-    async def _fail(self) -> None:
+    async def expect(self) -> bytes:
+        """Return its next line. Raises DriverError if it ends instead."""
+        if line := await self.hear():
+            return line
+        raise await self._failure()
+
+    async def await_end(self) -> None:
+        """Wait until it ends. Raises DriverError, with its last words, unless it ends in order."""
+        if await self.process.wait() != 0:
+            raise await self._failure()
+
+    async def _failure(self) -> DriverError:
         code = await self.process.wait()
-        said = self.errors.read_text(errors="replace").strip().splitlines()
-        raise DriverError(f"{self.title} ended with code {code}: {said[-1] if said else 'no word'}")
+        self._errors.seek(0)
+        said = self._errors.read().decode(errors="replace").strip().splitlines()
+        return DriverError(f"{self.title} ended with code {code}: {said[-1] if said else 'it said nothing'}")
+
+
+@asynccontextmanager
+async def start_child(module: str, title: str, job: msgspec.Struct) -> AsyncIterator[Child]:
+    """Start a process that runs `module` and give it its job; let it end after the block, or kill it."""
+    with tempfile.TemporaryFile() as errors:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", module,
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=errors,
+        )  # fmt: skip
+        try:
+            child = Child(process, title, errors)
+            await child.tell(msgspec.json.encode(job))
+            yield child
+        finally:
+            cast(asyncio.StreamWriter, process.stdin).close()
+            try:
+                async with asyncio.timeout(STOP_S):
+                    await process.communicate()
+            except TimeoutError:
+                process.kill()
+                await process.communicate()
+
+
+async def run_together(*work: Coroutine[Any, Any, Any]) -> list[Any]:
+    """Return the results of all of `work`; the first error cancels the rest and is raised."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(each) for each in work]
+        return [task.result() for task in tasks]
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+
+
+class Parent:
+    """The parent process, seen from its child. Works in every event loop, since it needs none."""
+
+    def __init__(self) -> None:
+        self._heard = b""
+
+    def listen(self) -> bytes:
+        """Wait for the next line and return it. Ends the process when the parent is gone."""
+        while not (line := self.poll(wait_s=None)):
+            pass
+        return line
+
+    def poll(self, wait_s: float | None = 0) -> bytes:
+        """Return the next line, or nothing while there is none. Ends the process when the parent is gone."""
+        stdin = sys.stdin.fileno()
+        while b"\n" not in self._heard and select.select([stdin], [], [], wait_s)[0]:
+            data = os.read(stdin, 65_536)
+            if not data:
+                sys.exit()
+            self._heard += data
+        line, end, rest = self._heard.partition(b"\n")
+        if not end:
+            return b""
+        self._heard = rest
+        return line
+
+    def say(self, line: bytes) -> None:
+        """Send a line; it is left out if the parent is too slow to read, which must not stop the load."""
+        # A line shorter than PIPE_BUF is written whole or not at all.
+        with contextlib.suppress(BlockingIOError, BrokenPipeError):
+            os.write(sys.stdout.fileno(), line + b"\n")
+
+
+def run_child(work: Callable[[Parent], None]) -> None:
+    """Do the work of a child process; a DriverError is its last word."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    os.set_blocking(sys.stdout.fileno(), False)
+    try:
+        work(Parent())
+    except DriverError as error:
+        sys.exit(str(error))

@@ -14,7 +14,7 @@ Integers = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One row for each request; its number, the op, is its index."""
+    """The requests of a run; the number of a request, its op, is its index."""
 
     intended_ns: Integers
     """Intended starts, sorted, ns from the run's start."""
@@ -23,23 +23,23 @@ class Plan:
     key: list[str | None]
     """Idempotency keys; None where the request carries none."""
     patience: Patience | None = None
-    """After what, and how often, a client comes again; None: nobody does."""
+    """After which outcomes, and how often, clients retry; None: none of them does."""
     pause_ns: Integers | None = None
-    """How long each client waits before it comes again, 0 where it never does; None without patience."""
+    """The pause of each client before it retries, 0 where it never does; None without patience."""
 
     def __len__(self) -> int:
         return len(self.intended_ns)
 
 
 def build_plan(scenario: Scenario, key_prefix: str = "") -> Plan:
-    """The requests of a scenario: the same scenario gives the same plan.
+    """Return the plan of a scenario: the same scenario gives the same plan.
 
     Arrivals, users, products, keys, bots and pauses draw from streams of their own, so that a change to one
-    leaves the others as they are. Bots have the user ids after those of the people; they carry no key and
-    never come again, since they ignore what they are answered.
+    leaves the others as they are. Bots have the user ids after those of the people; they send no key and
+    never retry, since they ignore the responses.
 
-    `key_prefix` goes before each Idempotency-Key: an engine that outlives a run remembers its keys, and a
-    prefix of the run's own keeps the next run from being answered with this one's orders.
+    `key_prefix` goes before each Idempotency-Key. An engine that outlives a run remembers its keys; with a
+    prefix of its own, the next run is not answered with the orders of this one.
     """
     population = scenario.population
     streams = np.random.SeedSequence(scenario.seed).spawn(6)
@@ -69,7 +69,7 @@ def build_plan(scenario: Scenario, key_prefix: str = "") -> Plan:
 
 
 def _draw_ranks(random: np.random.Generator, ranks: int, zipf: float, size: int) -> Integers:
-    """As many ranks from 0, rank k with a probability proportional to 1 / (k + 1)^zipf."""
+    """Return `size` ranks from 0, rank k with a probability proportional to 1 / (k + 1)^zipf."""
     if not zipf:
         return random.integers(0, ranks, size)
     share = np.cumsum(np.arange(1, ranks + 1, dtype=np.float64) ** -zipf)

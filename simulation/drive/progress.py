@@ -1,21 +1,97 @@
-"""How far a load is, all processes together."""
+"""How far a load is: each process counts what has ended (Tally), and the driver adds it up (Gauge)."""
 
-import asyncio
 import time
+from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from simulation.drive.child import Child
-from simulation.drive.job import RESPONSE_EDGES_MS, SNAPSHOT_S
-from simulation.model.outcome import OUTCOMES
+from simulation.drive.plan import Integers
+from simulation.drive.schedule import Schedule
+from simulation.model.outcome import OUTCOMES, classify
 
+SNAPSHOT_S: Final = 0.25
 RECENT: Final = round(1 / SNAPSHOT_S)
 """Snapshots that "recent" spans: a second."""
+RESPONSE_EDGES_MS: Final = np.geomspace(0.01, 100_000, 141)
+"""Edges of the buckets that response times are counted in: 20 a decade, so 12 % wide."""
+BUCKETS: Final = len(RESPONSE_EDGES_MS) + 1
+
+
+class Snapshot(msgspec.Struct, frozen=True):
+    """How far a process is. Every count is from the start, and retries count like any request."""
+
+    intended: int
+    sent: int
+    done: int
+    """Requests that ended, with a response or without."""
+    outcomes: list[int]
+    """In the order of OUTCOMES; each 200 counts as ACCEPTED."""
+    responses: list[int]
+    """Response times (done − intended): counts below each of RESPONSE_EDGES_MS, and last those above."""
+    retries: int = 0
+    """Retries that clients have decided on so far."""
+
+
+class Tally:
+    """Counts what has ended in one process, in bulk, a few times a second."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        self.schedule = schedule
+        self.seen = 0
+        self.unsent = 0
+        self.outcomes = np.zeros(len(OUTCOMES), np.int64)
+        self.responses = np.zeros(BUCKETS, np.int64)
+
+    def count(self) -> None:
+        """Count what has ended since the last time."""
+        schedule = self.schedule
+        ended = schedule.ended[self.seen :]
+        ops = np.array(ended, np.int64)
+        # No view of an array may outlive the count: the schedule could not append a retry to it.
+        sent_ns = np.frombuffer(schedule.sent_ns, np.int64)[ops]
+        done_ns = np.frombuffer(schedule.done_ns, np.int64)[ops]
+        intended_ns = np.array([schedule.intended_ns[op] for op in ended], np.int64)
+        self.seen += len(ops)
+        self.unsent += int(np.count_nonzero(sent_ns < 0))
+        self.outcomes += np.bincount(find_outcomes(schedule, ops), minlength=len(OUTCOMES))
+        response_ms = (done_ns - intended_ns)[done_ns >= 0] / 1e6
+        buckets = np.searchsorted(RESPONSE_EDGES_MS, response_ms, side="right")
+        self.responses += np.bincount(buckets, minlength=BUCKETS)
+
+    def read(self) -> Snapshot:
+        """Return the counts as of now."""
+        self.count()
+        schedule = self.schedule
+        now = time.monotonic_ns() - schedule.t0_ns
+        due = len(schedule.retries) - len(schedule.pausing)
+        return Snapshot(
+            intended=bisect_right(schedule.intended_ns, now, 0, schedule.planned) + due,
+            sent=schedule.next + due - len(schedule.due) - self.unsent - schedule.withdrawn,
+            done=self.seen,
+            outcomes=self.outcomes.tolist(),
+            responses=self.responses.tolist(),
+            retries=len(schedule.retries),
+        )
+
+
+def find_outcomes(schedule: Schedule, ops: Integers) -> npt.NDArray[np.int8]:
+    """Return indices into OUTCOMES of requests that ended; a 200 counts as ACCEPTED without a look at its
+    body."""
+    status = np.frombuffer(schedule.status, np.int16)[ops]  # 0 without a response, which is UNKNOWN
+    found = np.empty(len(ops), np.int8)
+    for value in np.unique(status).tolist():
+        outcome = "ACCEPTED" if value == 200 else classify(value, b"")[0]
+        found[status == value] = OUTCOMES.index(outcome)
+    for place in np.flatnonzero(status == 503).tolist():
+        found[place] = OUTCOMES.index(classify(503, schedule.bodies[int(ops[place])])[0])
+    found[np.frombuffer(schedule.sent_ns, np.int64)[ops] < 0] = OUTCOMES.index("UNAVAILABLE")
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,22 +101,21 @@ class Progress:
     t0_ns: int
     """The run's start on time.monotonic_ns()."""
     t_s: float
-    """Seconds from then to the moment of which the counts are; below 0 before the start."""
+    """Seconds from then to the moment of the counts; below 0 before the start."""
     planned: int
     """Requests of the plan, and the retries that clients have decided on so far."""
     intended: int
     """Requests whose intended start has passed."""
     sent: int
     done: int
-    """Requests that ended, with an answer or without."""
+    """Requests that ended, with a response or without."""
     outcomes: dict[str, int]
     recent_responses: npt.NDArray[np.int64]
-    """Response times of the last second: counts below each of RESPONSE_EDGES_MS, and at the end those
-    above."""
+    """Response times of the last second: counts below each of RESPONSE_EDGES_MS, and last those above."""
 
     def response_ms(self, share: float) -> float | None:
-        """The response time that `share` of the last second's answers stayed below, to 12 %; None without
-        answers."""
+        """Return the response time that `share` of the last second's responses stayed below, to 12 %; None
+        without responses."""
         below = np.cumsum(self.recent_responses)
         if below[-1] == 0:
             return None
@@ -48,43 +123,43 @@ class Progress:
         return float(RESPONSE_EDGES_MS[min(bucket, len(RESPONSE_EDGES_MS) - 1)])
 
 
-class Gauge:
-    """Merges the snapshots of the children."""
+def add_up(snapshots: Sequence[Snapshot]) -> Snapshot:
+    """Return how far all processes are together."""
+    counts = zip(*map(msgspec.structs.astuple, snapshots), strict=True)
+    return Snapshot(*(np.sum(each, axis=0).tolist() for each in counts))
 
-    def __init__(self, children: list[Child], planned: int, t0_ns: int) -> None:
-        self.children = children
+
+class Gauge:
+    """Adds up the snapshots of all processes."""
+
+    def __init__(self, processes: int, planned: int, t0_ns: int) -> None:
         self.planned = planned
         self.t0_ns = t0_ns
-        zero = np.zeros(len(RESPONSE_EDGES_MS) + 1, np.int64)
-        self.earlier = deque([zero], maxlen=RECENT)
+        self.snapshots = [Snapshot(0, 0, 0, [0] * len(OUTCOMES), [0] * BUCKETS)] * processes
+        self.heard_ns: dict[int, int] = {}
+        """When the latest snapshot of each process came."""
+        self.earlier = deque([np.zeros(BUCKETS, np.int64)], maxlen=RECENT)
+
+    def hear(self, number: int, line: bytes) -> None:
+        """Take a snapshot of a process."""
+        self.snapshots[number] = msgspec.json.decode(line, type=Snapshot)
+        self.heard_ns[number] = time.monotonic_ns()
 
     def read(self) -> Progress:
         """Return the progress as the latest snapshots have it."""
-        snapshots = [child.snapshot for child in self.children]
-        # A rate is taken over the time between snapshots, however late they are looked at.
-        heard_ns = [child.heard_ns for child in self.children if child.heard_ns is not None]
-        at_ns = sum(heard_ns) / len(heard_ns) if heard_ns else time.monotonic_ns()
-        responses = np.array([snapshot.responses for snapshot in snapshots], np.int64).sum(axis=0)
-        counts = np.array([snapshot.outcomes for snapshot in snapshots]).sum(axis=0).tolist()
+        # A rate is taken over the time between snapshots, not between looks at them.
+        heard_ns = [*self.heard_ns.values()] or [time.monotonic_ns()]
+        total = add_up(self.snapshots)
+        responses = np.array(total.responses, np.int64)
         recent = responses - self.earlier[0]
         self.earlier.append(responses)
         return Progress(
             t0_ns=self.t0_ns,
-            t_s=(at_ns - self.t0_ns) / 1e9,
-            planned=self.planned + sum(snapshot.retries for snapshot in snapshots),
-            intended=sum(snapshot.intended for snapshot in snapshots),
-            sent=sum(snapshot.sent for snapshot in snapshots),
-            done=sum(snapshot.done for snapshot in snapshots),
-            outcomes=dict(zip(OUTCOMES, counts, strict=True)),
+            t_s=(sum(heard_ns) / len(heard_ns) - self.t0_ns) / 1e9,
+            planned=self.planned + total.retries,
+            intended=total.intended,
+            sent=total.sent,
+            done=total.done,
+            outcomes=dict(zip(OUTCOMES, total.outcomes, strict=True)),
             recent_responses=recent,
         )
-
-    async def report(self, on_progress: Callable[[Progress], None], stop: asyncio.Event | None) -> None:
-        """Calls `on_progress` until it is cancelled, and stops the children once `stop` is set."""
-        stopped = False
-        while True:
-            on_progress(self.read())
-            if stop is not None and stop.is_set() and not stopped:
-                stopped = True
-                await asyncio.gather(*(child.stop() for child in self.children))
-            await asyncio.sleep(SNAPSHOT_S)

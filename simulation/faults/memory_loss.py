@@ -10,7 +10,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from engine.local.process import free_port, stop_process
-from engine.local.programs import Redis
+from engine.local.redis import Redis
 from engine.local.stack import Stack
 from simulation.errors import FaultError
 from simulation.faults.commands import command_redis, insist

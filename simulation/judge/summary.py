@@ -1,16 +1,14 @@
 """The summary of a run: its verdict and its numbers, the fields of summary.json."""
 
-from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from collections.abc import Sequence
+from datetime import UTC
 from typing import Any
 
 import msgspec
 import pandas as pd
 
 from simulation.judge.numbers.fairness import measure_fairness
-from simulation.judge.numbers.knee import Knee
 from simulation.judge.numbers.latency import measure_latency, response_ms, take_percentiles
-from simulation.judge.numbers.load import Load
 from simulation.judge.numbers.requests import count_outcomes, select_outcome, select_span
 from simulation.judge.numbers.retries import measure_retries
 from simulation.judge.numbers.sales import (
@@ -19,50 +17,35 @@ from simulation.judge.numbers.sales import (
     measure_stock,
     time_to_sell_out,
 )
+from simulation.judge.thresholds import Metrics
 from simulation.judge.verdict import Check, verdict, verdict_in_words
-from simulation.model.events import Restocked
-from simulation.model.state import FinalState
 from simulation.scenario.schema import Scenario
 
 
 def summarise(
-    history: pd.DataFrame,
-    state: FinalState,
-    checks: Sequence[Check],
-    load: Load,
+    run: Metrics,
     scenario: Scenario,
-    *,
-    started_at: datetime,
-    commit: str,
-    machine: Mapping[str, Any],
-    versions: Mapping[str, str],
-    command: str,
+    checks: Sequence[Check],
     thresholds: Sequence[Check] = (),
-    restocks: Sequence[Restocked] = (),
-    knee: Knee | None = None,
     ended_s: float | None = None,
 ) -> dict[str, Any]:
-    """Return the fields of summary.json; every number is finite, or None where there is nothing to measure.
+    """Return what the judge says of a run; every number is finite, or None if there is nothing to measure.
 
-    `started_at` is the moment of the history's zero, `command` the one that repeats the run, `thresholds` are
-    the checks of the scenario's thresholds, `restocks` the sales that were opened under the load, `knee` is
-    that of the scenario's ramp, and `ended_s` is when the load was stopped before its end.
+    `thresholds` are the checks of the scenario's thresholds, `ended_s` is when the load was stopped early.
     """
     end_s = scenario.duration_s() if ended_s is None else ended_s
-    words = verdict_in_words(checks, load.valid, thresholds)
+    words = verdict_in_words(checks, run.load.valid, thresholds)
+    started_at = run.started_at.astimezone(UTC).isoformat(timespec="milliseconds")
+    history, state, restocks = run.history, run.state, run.restocks
     summary = {
-        "verdict": verdict([*checks, *thresholds], load.valid),
+        "verdict": verdict([*checks, *thresholds], run.load.valid),
         "verdict_in_words": words if ended_s is None else f"Stopped after {ended_s:.1f} s. {words}",
         "scenario": scenario.name,
         "text": scenario.text,
         "seed": scenario.seed,
-        "command": command,
-        "started_at": started_at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        "started_at": started_at.replace("+00:00", "Z"),
         "duration_s": end_s,
-        "commit": commit,
-        "machine": machine,
-        "versions": versions,
-        "load": load,
+        "load": run.load,
         "outcomes": count_outcomes(history),
         "latency_ms": {
             name: measure_latency(select_outcome(history, name)) for name in ("accepted", "sold_out")
@@ -71,7 +54,7 @@ def summarise(
         "stock": measure_stock(state),
         "time_to_sell_out_s": time_to_sell_out(history, restocks),
         "restocks": [measure_restock(history, state, each, restocks) for each in restocks],
-        "knee": knee,
+        "knee": run.knee,
         "phases": [
             measure_phase(history, name, start, min(end, end_s))
             for name, start, end in scenario.phases()

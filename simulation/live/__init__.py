@@ -1,1 +1,1 @@
-"""The live view: a run on a terminal and on a page while it goes on. Imported by the command line."""
+"""The live view: what a run does, shown while it goes on, in the terminal and on a page. Imported by cli."""

@@ -18,23 +18,23 @@ class Finding(msgspec.Struct, frozen=True):
     received: str
 
 
-class Tally(msgspec.Struct):
+class KindCount(msgspec.Struct):
     """What became of the clients of a kind."""
 
     sent: int = 0
     answers: dict[str, int] = {}
-    """Answers by status; `closed`, `reset` and `left` (by the client) count clients that got none."""
+    """Responses by status; `closed`, `reset` and `left` (by the client) count clients that got none."""
 
 
-class Barrage(msgspec.Struct):
-    """What all clients saw."""
+class ClientReport(msgspec.Struct):
+    """What all hostile clients saw."""
 
-    kinds: dict[str, Tally] = {}
+    kinds: dict[str, KindCount] = {}
     faults: int = 0
     findings: list[Finding] = []
     """The first of the faults."""
     longest_s: float = 0.0
-    """The longest that a connection was kept whose client stayed on it."""
+    """Longest time that a connection was kept whose client stayed on it."""
     order_ids: list[str] = []
     """Of all purchases that were accepted."""
     seconds: float = 0.0
@@ -56,8 +56,10 @@ class Stock(msgspec.Struct, frozen=True, kw_only=True):
     """Those of them that the ledger has settled."""
 
 
-class Siege(msgspec.Struct, frozen=True, kw_only=True):
-    """A barrage and what it left."""
+class HostileRecord(
+    msgspec.Struct, frozen=True, kw_only=True, rename={"clients": "barrage", "smuggled": "canary"}
+):
+    """Hostile requests and what they left."""
 
     seed: int
     requests: int
@@ -65,7 +67,7 @@ class Siege(msgspec.Struct, frozen=True, kw_only=True):
     """When the sale's own load was over, in seconds from the run's start."""
     bound_s: float
     """Longest time that the front door may keep a connection whose client does not finish its request."""
-    barrage: Barrage
+    clients: ClientReport
     processes_before: dict[str, int]
     """Process ids of the engine by name."""
     processes_after: dict[str, int]
@@ -74,4 +76,6 @@ class Siege(msgspec.Struct, frozen=True, kw_only=True):
     tracebacks: int
     """In the engine's log."""
     decoy: Stock | None
-    canary: Stock | None
+    """The sale that hostile purchases may buy from; None where gate or ledger could not be read."""
+    smuggled: Stock | None
+    """The sale that only smuggled requests would buy from."""

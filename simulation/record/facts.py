@@ -1,9 +1,9 @@
-"""The facts of a run as a whole, and its record in a folder."""
+"""The facts of a run, and the parts of its record that are JSON or CSV."""
 
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 import pandas as pd
@@ -14,10 +14,12 @@ from simulation.model.events import Abort, Interval, Restocked
 from simulation.model.state import FinalState
 from simulation.record.history import write_history
 from simulation.record.manifest import list_record, seal
-from simulation.record.state import save_final_state
+from simulation.record.state import write_state
 from simulation.scenario.schema import Scenario
 
 ENGINE_LOG: Final = "engine.log"
+
+T = TypeVar("T")
 
 
 class RunFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,13 +27,13 @@ class RunFacts(msgspec.Struct, frozen=True, kw_only=True):
 
     scenario: Scenario
     command: str
-    """What repeats the run."""
+    """The command that repeats the run."""
     started_at: datetime
     """The zero of the history's clock, UTC."""
     target: str | None
-    """URL of the engine, None where the run started its own."""
+    """URL of the engine; None if the run started its own."""
     engine_death: str | None
-    """What the run's own engine died of before it was stopped."""
+    """What ended the run's own engine before the run stopped it."""
     commit: str
     machine: dict[str, str | int]
     versions: dict[str, str]
@@ -39,11 +41,11 @@ class RunFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What sent the load, in words."""
     restocks: list[Restocked] = []
     aborted: Abort | None = None
-    """Why the load was stopped before its end."""
+    """Why the load was stopped early."""
 
     @property
     def ended_s(self) -> float | None:
-        """When the load was stopped, if it was."""
+        """When the load was stopped early, in seconds from the run's start."""
         return None if self.aborted is None else self.aborted.at_s
 
 
@@ -55,37 +57,47 @@ def write_record(
     state: FinalState,
     faults: Sequence[Interval] = (),
 ) -> None:
-    """Writes what a verdict needs into the run's folder."""
+    """Write all that a verdict needs into the run's folder, and seal it."""
     if faults:
-        (folder / "faults.json").write_bytes(msgspec.json.format(msgspec.json.encode(faults)) + b"\n")
-    (folder / "run.json").write_bytes(msgspec.json.format(msgspec.json.encode(facts)) + b"\n")
+        write_json(faults, folder / "faults.json")
+    write_json(facts, folder / "run.json")
     write_history(history, folder / "history.parquet")
     timeline.to_csv(folder / "timeline.csv", index=False)
-    save_final_state(state, folder)
+    write_state(state, folder)
     seal(folder, list_record(folder))
 
 
+def write_json(value: Any, file: Path) -> None:
+    """Write a value as indented JSON."""
+    file.write_bytes(msgspec.json.format(msgspec.json.encode(value)) + b"\n")
+
+
 def read_facts(folder: Path) -> RunFacts:
-    """Raises RunError where the folder is not one of a run."""
-    try:
-        return msgspec.json.decode((folder / "run.json").read_bytes(), type=RunFacts)
-    except (OSError, msgspec.DecodeError) as error:
-        raise RunError(f"{folder}: is not the folder of a run: {error}") from None
-
-
-def read_timeline(folder: Path) -> pd.DataFrame:
-    """What the probes read. Raises RunError."""
-    try:
-        return pd.read_csv(folder / "timeline.csv")
-    except (OSError, ValueError) as error:
-        raise RunError(f"{folder}: its timeline can't be read: {error}") from None
+    """Return the facts of the run. Raises RunError if the folder is not one of a run."""
+    facts = read_part(folder, "run.json", RunFacts)
+    if facts is None:
+        raise RunError(f"{folder}: is not the folder of a run: it has no run.json")
+    return facts
 
 
 def read_faults(folder: Path) -> list[Interval]:
-    """The faults that were done in the run. Raises RunError."""
+    """Return the faults that were done in the run. Raises RunError."""
+    return read_part(folder, "faults.json", list[Interval]) or []
+
+
+def read_part(folder: Path, name: str, kind: type[T]) -> T | None:
+    """Return a part of the record that is JSON; None without that file. Raises RunError."""
     try:
-        return msgspec.json.decode((folder / "faults.json").read_bytes(), type=list[Interval])
+        return msgspec.json.decode((folder / name).read_bytes(), type=kind)
     except FileNotFoundError:
-        return []
+        return None
     except (OSError, msgspec.DecodeError) as error:
-        raise RunError(f"{folder}: its faults can't be read: {error}") from None
+        raise RunError(f"{folder}: can't read its {name}: {error}") from None
+
+
+def read_timeline(folder: Path) -> pd.DataFrame:
+    """Return what the probes read. Raises RunError."""
+    try:
+        return pd.read_csv(folder / "timeline.csv")
+    except (OSError, ValueError) as error:
+        raise RunError(f"{folder}: can't read its timeline.csv: {error}") from None

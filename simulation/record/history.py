@@ -1,20 +1,20 @@
-"""The history: one row for each operation of a run, and its parquet file.
+"""The history: one row for each request of a run, and its parquet file.
 
-op            int64            number of the request in the plan; retries are numbered after those planned
+op            int64            number of the request in the plan; retries have the numbers after those
 driver        int16            the process that sent it
 user_id       int64
 product_id    int64
 key           string, null     its Idempotency-Key
-intended_ns   int64            when it was meant to start, ns from the run's start; all share one clock
-sent_ns       int64, null      when it was sent; null: it never was
-done_ns       int64, null      when its answer was whole; null: none came. Of a request that was never sent:
-                               when its connection was refused; null: the driver gave it up
-status        int16            of the HTTP answer; 0: none
+intended_ns   int64            when it was meant to start, ns from the run's start; all times share one clock
+sent_ns       int64, null      when it was sent; null: never
+done_ns       int64, null      when its answer was complete; null: no answer. For a request that was never
+                               sent: when its connection was refused; null: the driver gave it up
+status        int16            status of the HTTP answer; 0: no answer
 outcome       one of OUTCOMES
 result        one of RESULTS   ok: reserved. fail: surely not reserved. unknown: nobody can say
-order_id      string, null     where the outcome is ACCEPTED
-attempt       int16            which try of its client it is; 0: the first one, as planned
-first_op      int64            the first try of the same client; its own op where it is the first
+order_id      string, null     set if the outcome is ACCEPTED
+attempt       int16            number of the client's try; 0: the first one, as planned
+first_op      int64            op of the first try of the same client
 """
 
 from pathlib import Path
@@ -27,43 +27,30 @@ import pyarrow.parquet as pq
 from simulation.errors import RunError
 from simulation.model.history import DTYPES
 
-_WORDS = pa.dictionary(pa.int8(), pa.string())
+_TYPES: Final = {"int16": pa.int16(), "int64": pa.int64(), "Int64": pa.int64(), "str": pa.string()}
+_WORDS: Final = pa.dictionary(pa.int8(), pa.string())
 SCHEMA: Final = pa.schema(
-    [
-        pa.field("op", pa.int64(), nullable=False),
-        pa.field("driver", pa.int16(), nullable=False),
-        pa.field("user_id", pa.int64(), nullable=False),
-        pa.field("product_id", pa.int64(), nullable=False),
-        pa.field("key", pa.string()),
-        pa.field("intended_ns", pa.int64(), nullable=False),
-        pa.field("sent_ns", pa.int64()),
-        pa.field("done_ns", pa.int64()),
-        pa.field("status", pa.int16(), nullable=False),
-        pa.field("outcome", _WORDS, nullable=False),
-        pa.field("result", _WORDS, nullable=False),
-        pa.field("order_id", pa.string()),
-        pa.field("attempt", pa.int16(), nullable=False),
-        pa.field("first_op", pa.int64(), nullable=False),
-    ]
+    pa.field(name, _TYPES.get(str(dtype), _WORDS), nullable=dtype in ("Int64", "str"))
+    for name, dtype in DTYPES.items()
 )
 
 
 def write_history(history: pd.DataFrame, path: Path) -> None:
-    """Writes the history as parquet."""
+    """Write the history as parquet."""
     table = pa.Table.from_pandas(history[list(DTYPES)], preserve_index=False)
-    # Times and ids are too many to repeat: their differences take half the room of a dictionary.
+    # Times and ids hardly repeat: their differences take half the space of a dictionary.
     whole = {field.name: "DELTA_BINARY_PACKED" for field in SCHEMA if field.type == pa.int64()}
     words = [field.name for field in SCHEMA if field.name not in whole]
     pq.write_table(table.cast(SCHEMA), path, compression="zstd", use_dictionary=words, column_encoding=whole)
 
 
 def read_history(path: Path) -> pd.DataFrame:
-    """The history in a parquet file. Raises RunError if it is none."""
+    """Return the history in a parquet file. Raises RunError if the file is none."""
     try:
         table = pq.read_table(path)
-        # Nullable integers all the way: a float would round nanoseconds.
+        # Nullable integers: a float would round nanoseconds.
         frame = table.to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)
-        if "attempt" not in frame:  # written when nobody came again
+        if "attempt" not in frame:  # in records from before clients retried
             frame = frame.assign(attempt=0, first_op=frame["op"])
         history: pd.DataFrame = frame[list(DTYPES)].astype(DTYPES)
     except (OSError, KeyError, ValueError, TypeError, pa.ArrowException) as error:

@@ -2,17 +2,10 @@
 
 from pathlib import Path
 
-import msgspec
-
-from simulation.errors import RunError
-from simulation.model.hostile import FILE, Siege
+from simulation.model.hostile import FILE, HostileRecord
+from simulation.record.facts import read_part
 
 
-def read_siege(folder: Path) -> Siege | None:
-    """The siege of a run, None where there was none. Raises RunError."""
-    try:
-        return msgspec.json.decode((folder / FILE).read_bytes(), type=Siege)
-    except FileNotFoundError:
-        return None
-    except (OSError, msgspec.DecodeError) as error:
-        raise RunError(f"{folder}: its {FILE} can't be read: {error}") from None
+def read_hostile(folder: Path) -> HostileRecord | None:
+    """Return the record of a run's hostile requests, None if there were none. Raises RunError."""
+    return read_part(folder, FILE, HostileRecord)

@@ -1,15 +1,17 @@
 """The manifest of a run's folder: the SHA-256 digest of every file that a verdict rests on, or that tells it.
 
-It ties the files together, so that it shows which one was changed later, by hand or by accident. It is no
-signature: who rewrites it as well is only caught by the rules, and by `find_contradictions`.
+It shows which file was changed later, by hand or by accident. It is no signature: a forger who also rewrites
+the manifest is only caught by the rules and by `find_contradictions`.
 """
 
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
+
+import msgspec
 
 from simulation.errors import RunError
 from simulation.judge.verdict import Check
@@ -17,109 +19,104 @@ from simulation.judge.verdict import Check
 MANIFEST: Final = "manifest.json"
 RECORD: Final = ("run.json", "history.parquet", "timeline.csv", "faults.json", "fuzz.json")
 FINAL: Final = "final"
-"""The folder of the record whose every file counts."""
+"""The folder of the record; all its files count."""
 PRODUCTS: Final = ("summary.json", "report.html")
-"""What is made of the record, and may be made again."""
+"""Files that are made from the record and may be made again."""
 
 
 def list_record(folder: Path) -> list[str]:
-    """The files of the record that are there, by their paths in the run's folder."""
+    """List the files of the record that exist, by their paths in the run's folder."""
     found = [name for name in RECORD if (folder / name).exists()]
     return found + sorted(f"{FINAL}/{file.name}" for file in (folder / FINAL).glob("*") if file.is_file())
 
 
 def seal(folder: Path, names: Sequence[str]) -> None:
-    """Writes the digests of these files of the run's folder into its manifest, beside those it has."""
-    digests = (read_manifest(folder) or {}) | {name: digest(folder / name) for name in names}
+    """Write the digests of these files into the manifest of the run's folder, beside those it has."""
+    digests = (read_manifest(folder) or {}) | {name: _digest(folder / name) for name in names}
     (folder / MANIFEST).write_text(json.dumps(digests, indent=2, sort_keys=True) + "\n")
 
 
 def read_manifest(folder: Path) -> dict[str, str] | None:
-    """Digests by path; None where there is none, as in runs recorded before there were manifests.
+    """Return digests by path; None without a manifest, as in records from before there were any.
 
-    Raises RunError if it is none.
+    Raises RunError if the file is not a manifest.
     """
     try:
-        digests = json.loads((folder / MANIFEST).read_text())
+        return msgspec.json.decode((folder / MANIFEST).read_bytes(), type=dict[str, str])
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, msgspec.DecodeError) as error:
         raise RunError(f"{folder / MANIFEST}: is not a manifest: {error}") from None
-    if not isinstance(digests, dict):
-        raise RunError(f"{folder / MANIFEST}: is not a manifest")
-    return digests
-
-
-def digest(file: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
-
-
-def find_changes(folder: Path, digests: dict[str, str]) -> list[str]:
-    """What is no longer as it was written, in words; a file of the record that was added later counts too."""
-    found = []
-    for name, written in digests.items():
-        file = folder / name
-        if not file.exists():
-            found.append(f"{name} is missing")
-        elif digest(file) != written:
-            found.append(f"{name} was changed")
-    return found + [f"{name} was added" for name in list_record(folder) if name not in digests]
 
 
 def judge_record(folder: Path) -> Check | None:
-    """The rule that the record is as the run wrote it; None where no manifest tells."""
+    """Check that the record is as the run wrote it; None without a manifest."""
     digests = read_manifest(folder)
     if digests is None:
         return None
-    changes = find_changes(folder, {name: each for name, each in digests.items() if name not in PRODUCTS})
+    sealed = [name for name in digests if name not in PRODUCTS]
+    changes = [f"{name} is missing" for name in sealed if not (folder / name).exists()]
+    changes += _find_changes(folder, digests, sealed)
+    changes += [f"{name} was added" for name in list_record(folder) if name not in digests]
     return Check(
         name="record is untouched",
         holds=not changes,
         violations=len(changes),
-        detail=", ".join(changes) or f"{len(digests.keys() - set(PRODUCTS))} files are as they were written",
+        detail=", ".join(changes) or f"{len(sealed)} files are as they were written",
         meaning="Every file of the record has the SHA-256 digest that was taken when the run wrote it.",
     )
 
 
 def find_contradictions(folder: Path, judged: dict[str, Any]) -> list[str]:
-    """What the files made of the record say otherwise than the record does, in words.
+    """Tell where the files made from the record disagree with it, in words.
 
-    `judged` is the summary as the record gives it now. A file that is not there contradicts nothing.
+    `judged` is the summary as the record gives it now. A file that does not exist contradicts nothing.
     """
     digests = read_manifest(folder) or {}
-    made = [name for name in PRODUCTS if name in digests and (folder / name).exists()]
-    found = [f"{name} was changed" for name in made if digest(folder / name) != digests[name]]
+    found = _find_changes(folder, digests, [name for name in PRODUCTS if name in digests])
     try:
         written = json.loads((folder / "summary.json").read_text())
     except FileNotFoundError:
         return found
     except (OSError, ValueError) as error:
-        return [*found, f"summary.json can't be read: {error}"]
+        return [*found, f"can't read summary.json: {error}"]
+    said, true = _flatten(written), _flatten(judged)
     return found + [
-        f"summary.json says {where} {said!r}, the record {true!r}"
-        for where, said, true in _differences(written, judged, "")
+        f"summary.json says {where} {said[where]!r}, the record {true[where]!r}"
+        for where in said
+        if where in true and _differ(where, said[where], true[where])
     ]
 
 
-def _differences(written: Any, judged: Any, where: str) -> Iterator[tuple[str, Any, Any]]:
-    """The numbers and verdicts of two summaries that differ; what only one of them has is of another version,
-    and so may be the words."""
-    if isinstance(written, dict) and isinstance(judged, dict):
-        for name in written.keys() & judged.keys():
-            yield from _differences(written[name], judged[name], f"{where}.{name}" if where else name)
-    elif isinstance(written, list) and isinstance(judged, list):
-        yield from _differences(_by_name(written), _by_name(judged), where)
-    elif isinstance(written, float | int) and isinstance(judged, float | int):
-        if not math.isclose(written, judged, rel_tol=1e-6, abs_tol=1e-9):
-            yield where, written, judged
-    elif (where == "verdict" or written is None or judged is None) and written != judged:
-        yield where, written, judged
+def _find_changes(folder: Path, digests: dict[str, str], names: Sequence[str]) -> list[str]:
+    return [
+        f"{name} was changed"
+        for name in names
+        if (folder / name).exists() and _digest(folder / name) != digests[name]
+    ]
 
 
-def _by_name(parts: list[Any]) -> dict[str, Any]:
-    return {
-        str(part.get("name", number) if isinstance(part, dict) else number): part
-        for number, part in enumerate(parts)
-    }
+def _digest(file: Path) -> str:
+    """Return the SHA-256 digest of a file, in hexadecimal."""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _flatten(part: Any, where: str = "") -> dict[str, Any]:
+    """Return the leaves of a summary by their dotted paths; members of a list go by their names."""
+    if isinstance(part, list):
+        named = [each.get("name", i) if isinstance(each, dict) else i for i, each in enumerate(part)]
+        part = dict(zip(named, part, strict=True))
+    if not isinstance(part, dict):
+        return {where: part}
+    found: dict[str, Any] = {where: ...}
+    for name, each in part.items():
+        found |= _flatten(each, f"{where}.{name}" if where else name)
+    return found
+
+
+def _differ(where: str, said: Any, true: Any) -> bool:
+    """Return whether two leaves differ in a number or the verdict; words may differ between versions."""
+    if isinstance(said, float | int) and isinstance(true, float | int):
+        return not math.isclose(said, true, rel_tol=1e-6, abs_tol=1e-9)
+    return (where == "verdict" or said is None or true is None) and said != true

@@ -1,31 +1,27 @@
-"""The comparison as one self-contained page, and as a table for the terminal."""
+"""A comparison of runs as one self-contained page, and as a table for the terminal."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from rich.table import Table
+from rich.text import Text
 
 from simulation.drive.driver import OPEN_LOOP
 from simulation.judge.comparison import RESAMPLES, SLICES, Change, Row, Run, count_changes
-from simulation.report.canvas import SERIES, Canvas, Phase
-from simulation.report.comparison_plots import LETTERS, draw_changes, draw_curves, draw_times, percents
-from simulation.report.page import count, fill_page, ms, seconds
-from simulation.report.report import Plot
+from simulation.report.canvas import Course, Phase
+from simulation.report.comparison_plots import LETTERS, draw_changes, draw_curves, draw_times
+from simulation.report.page import SERIES, fill_page
+from simulation.report.words import count, ms, percent, seconds
 
 MOST_RUNS: Final = len(LETTERS)
-METHOD: Final = (
-    "Each run is compared with A. In brackets, where the change lies with a confidence of 95%: a bootstrap of"
-    f" {RESAMPLES:,} resamples over {SLICES} slices of time. A coloured change is sure: its interval does not"
-    " hold zero. It speaks of these runs alone; another day or machine may differ by more."
-)
 
 
 def write_comparison(
     runs: Sequence[Run], rows: Sequence[Row], conditions: Sequence[tuple[str, bool | None]], file: Path
 ) -> None:
-    """Write the page; `conditions` are those it fails by, and whether each is true."""
+    """Write the page. `conditions` make it fail, each with whether it is true. Raises OSError."""
     counted = [count_changes(rows, number) for number in range(1, len(runs))]
     failed = any(broken for _, broken in conditions)
     word, state = judge_in_a_word(counted)
@@ -38,18 +34,10 @@ def write_comparison(
         conditions=conditions,
         runs=[_describe_run(run, number, file.parent) for number, run in enumerate(runs)],
         notes=find_obstacles(runs),
-        method=METHOD,
-        rows=[
-            {
-                "title": row.title,
-                "first": write_value(row, row.values[0]),
-                "rest": [
-                    (write_value(row, value), _describe_change(row, change))
-                    for value, change in zip(row.values[1:], row.changes, strict=True)
-                ],
-            }
-            for row in rows
-        ],
+        resamples=RESAMPLES,
+        slices=SLICES,
+        heads=["", "A"] + [head for letter in LETTERS[1 : len(runs)] for head in (letter, "change")],
+        rows=[_fill_row(row) for row in rows],
         plots=_draw(runs, rows),
         differences=find_differences(runs),
     )
@@ -57,7 +45,7 @@ def write_comparison(
 
 
 def make_table(runs: Sequence[Run], rows: Sequence[Row]) -> Table:
-    """The rows as a table for the terminal."""
+    """Return the rows as a table for the terminal."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("", no_wrap=True)
     for number in range(len(runs)):
@@ -67,18 +55,18 @@ def make_table(runs: Sequence[Run], rows: Sequence[Row]) -> Table:
             table.add_column("95%", justify="right", style="dim")
     colours = {"longer": "bold red", "shorter": "bold green", "": ""}
     for row in rows:
-        cells = [row.title, write_value(row, row.values[0])]
-        for value, change in zip(row.values[1:], row.changes, strict=True):
-            look = _describe_change(row, change)
-            colour = colours[look["state"]]
-            text = f"[{colour}]{look['text']}[/]" if colour else look["text"]
-            cells += [write_value(row, value), text, look["interval"]]
+        cells: list[str | Text] = []
+        for cell in _fill_row(row):
+            if isinstance(cell, str):
+                cells.append(cell)
+            else:
+                cells += [Text(cell["text"], colours[cell["class"]]), cell["note"]]
         table.add_row(*cells)
     return table
 
 
 def judge_in_a_word(counted: Sequence[tuple[int, int, int]]) -> tuple[str, str]:
-    """Slower, quicker, mixed or alike, and the state whose colour it has."""
+    """Return Slower, Quicker, Mixed or Alike, and the state that has its colour."""
     longer, shorter = any(each[0] for each in counted), any(each[1] for each in counted)
     if longer and shorter:
         return "Mixed", "unknown"
@@ -86,14 +74,14 @@ def judge_in_a_word(counted: Sequence[tuple[int, int, int]]) -> tuple[str, str]:
 
 
 def describe_changes(letter: str, counted: tuple[int, int, int]) -> str:
-    """How a run fares against the first, in a sentence."""
-    words = ("surely longer", "surely shorter", "not surely either")
+    """Return a sentence that compares a run with the first."""
+    words = ("certainly longer", "certainly shorter", "not certainly either")
     parts = [f"{number} {word}" for number, word in zip(counted, words, strict=True) if number]
-    return f"{letter} against A: of {sum(counted)} times, {', '.join(parts) or 'none to tell of'}."
+    return f"{letter} against A: of {sum(counted)} times, {', '.join(parts) or 'none compared'}."
 
 
 def find_obstacles(runs: Sequence[Run]) -> list[str]:
-    """Why the runs should not be compared, if there is a reason."""
+    """Return the reasons, if any, not to compare the runs."""
     found = []
     for number, run in enumerate(runs):
         if not run.summary["load"]["valid"]:
@@ -105,7 +93,7 @@ def find_obstacles(runs: Sequence[Run]) -> list[str]:
 
 
 def find_differences(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
-    """What is not the same in all runs: command, seed, commit, machine, versions."""
+    """Return what differs between the runs: command, seed, commit, machine, versions."""
     facts = [
         {
             "Command": run.summary["command"],
@@ -126,26 +114,33 @@ def find_differences(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
 
 
 def write_value(row: Row, value: float | None) -> str:
-    """A value in the unit that suits it."""
+    """Return a value of the row in the unit that suits it."""
     return {"ms": ms, "s": seconds, "": count}[row.unit](value)
+
+
+def _fill_row(row: Row) -> list[str | dict[str, str]]:
+    cells: list[str | dict[str, str]] = [row.title, write_value(row, row.values[0])]
+    for value, change in zip(row.values[1:], row.changes, strict=True):
+        cells += [write_value(row, value), _describe_change(row, change)]
+    return cells
 
 
 def _describe_change(row: Row, change: Change | None) -> dict[str, str]:
     if change is None:
-        return {"text": "–", "interval": "", "state": ""}
+        return {"text": "–", "note": "", "class": ""}
     if not change.delta:
         text = "0"
     elif change.percent is None or not row.unit:
         text = f"{change.delta:+,.0f}"
     else:
-        text = percents(change.percent)
+        text = percent(change.percent)
     interval = ""
     if change.low is not None and change.high is not None:
-        interval = f"[{percents(change.low)}, {percents(change.high)}]"
+        interval = f"[{percent(change.low)}, {percent(change.high)}]"
     return {
         "text": text,
-        "interval": interval,
-        "state": change.sure * ("longer" if change.delta > 0 else "shorter"),
+        "note": interval,
+        "class": change.sure * ("longer" if change.delta > 0 else "shorter"),
     }
 
 
@@ -162,39 +157,13 @@ def _describe_run(run: Run, number: int, base: Path) -> dict[str, Any]:
     }
 
 
-def _draw(runs: Sequence[Run], rows: Sequence[Row]) -> list[Plot]:
-    same = all(run.summary["phases"] and run.duration_s == runs[0].duration_s for run in runs)
+def _draw(runs: Sequence[Run], rows: Sequence[Row]) -> dict[str, tuple[str, str]]:
     phases = [Phase(each["name"], each["start_s"], each["end_s"]) for each in runs[0].summary["phases"]]
-    drafts: list[tuple[str, str, str, Callable[[bool], Canvas | None]]] = [
-        (
-            "changes",
-            "Changes and how sure they are",
-            "The bar is the interval; a ring is a change that may be chance.",
-            lambda wide: draw_changes(rows, wide),
-        ),
-        (
-            "times",
-            "Over the run",
-            "99th percentile of the response time of all requests that were answered.",
-            lambda wide: draw_times(runs, phases if same else [], wide),
-        ),
-        (
-            "accepted",
-            "Purchases that were accepted",
-            "From intended start to answer.",
-            lambda wide: draw_curves(runs, "ACCEPTED", wide),
-        ),
-        (
-            "sold_out",
-            "Purchases that were turned away",
-            "From intended start to answer.",
-            lambda wide: draw_curves(runs, "SOLD_OUT", wide),
-        ),
-    ]
-    drawn = []
-    for name, title, caption, draw in drafts:
-        wide, narrow = draw(True), draw(False)
-        if wide and narrow:
-            svgs = (wide.to_svg(f"compare-{name}"), narrow.to_svg(f"compare-{name}"))
-            drawn.append(Plot(name, title, caption, *svgs))
-    return drawn
+    same = all(run.summary["phases"] and run.duration_s == runs[0].duration_s for run in runs)
+    drawn = {
+        "changes": draw_changes(rows),
+        "times": draw_times(runs, Course(phases if same else [])),
+        "accepted": draw_curves(runs, "ACCEPTED"),
+        "sold_out": draw_curves(runs, "SOLD_OUT"),
+    }
+    return {name: canvas.to_svg(name) for name, canvas in drawn.items() if canvas}

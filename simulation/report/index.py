@@ -1,29 +1,27 @@
-"""The page that lists all runs of a folder: a pure function of what the runs left there."""
+"""The page that lists the runs of a folder: a pure function of what they left there."""
 
 import json
 from collections import Counter
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from markupsafe import Markup
-
 from simulation.report.page import fill_page
-from simulation.report.report import PICTURE
+from simulation.report.report import THUMBNAIL
 
 COMPARISON: Final = "comparison.html"
 
 
 class Entry(NamedTuple):
-    """A run of the list."""
+    """A run in the list."""
 
     name: str
     summary: dict[str, Any]
-    picture: Markup
+    thumbnail: str
     """An SVG element; empty where there is none."""
 
 
 def write_index(folder: Path) -> Path:
-    """Write index.html into the folder of the runs; returns its path. Raises OSError."""
+    """Write index.html into the folder of the runs; return its path. Raises OSError."""
     entries = list_runs(folder)
     page = folder / "index.html"
     text = fill_page(
@@ -37,19 +35,17 @@ def write_index(folder: Path) -> Path:
 
 
 def list_runs(folder: Path) -> list[Entry]:
-    """The runs with a summary and a report, the latest first; folders of anything else are passed over."""
+    """Return the runs with a summary and a report, the latest first. Skip every other folder."""
     entries = []
     for file in folder.glob("*/summary.json"):
         try:
             summary = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
-        if not {"verdict", "load", "stock", "started_at"} <= summary.keys():
+        whole = {"verdict", "load", "stock", "started_at"} <= summary.keys()
+        if not whole or not (file.parent / "report.html").exists():
             continue
-        if not (file.parent / "report.html").exists():
-            continue
-        drawing = file.parent / "plots" / PICTURE
-        # Drawn by the report, of numbers alone.
-        picture = Markup(drawing.read_text(encoding="utf-8")) if drawing.exists() else Markup()  # noqa: S704
-        entries.append(Entry(file.parent.name, summary, picture))
+        thumbnail = file.parent / "plots" / THUMBNAIL
+        drawing = thumbnail.read_text(encoding="utf-8") if thumbnail.exists() else ""
+        entries.append(Entry(file.parent.name, summary, drawing))
     return sorted(entries, key=lambda entry: (entry.summary["started_at"], entry.name), reverse=True)

@@ -1,5 +1,6 @@
 """The plots of how long answers took: each a function from the history to a drawing, or None where there is
-nothing to draw."""
+nothing to draw.
+"""
 
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
@@ -9,31 +10,24 @@ import numpy.typing as npt
 import pandas as pd
 from matplotlib.patches import PathPatch
 from matplotlib.path import Path
-from matplotlib.ticker import MaxNLocator
 
 from simulation.judge.numbers.latency import PERCENTILES, TRUSTED, Floats, response_ms, service_ms
-from simulation.report.canvas import HEAT, LIGHT, Canvas, Course, Entry, milliseconds, short
-from simulation.report.plots import FILL, OUTCOME_COLOURS, last_second, time_edges
+from simulation.report.canvas import DASHED, FILL, Canvas, Course, note
+from simulation.report.page import HEAT, LIGHT
+from simulation.report.plots import OUTCOME_COLOURS, last_second, time_edges
+from simulation.report.words import OUTCOMES, count, ms, short
 
-
-class Line(NamedTuple):
-    """How a percentile over time is drawn."""
-
-    word: str
-    colour: str
-    width: float
-
-
-LINES: Final = {
-    "p50": Line("p50", "sky", 1.6),
-    "p99": Line("p99", "blue", 2.2),
-    "p999": Line("p99.9", "pink", 1.3),
-    "max": Line("max", "muted", 1.0),
+_LINES: Final = {
+    "p50": ("p50", "sky", 1.6),
+    "p99": ("p99", "blue", 2.2),
+    "p999": ("p99.9", "pink", 1.3),
+    "max": ("max", "muted", 1.0),
 }
+"""Word, colour and width of each percentile over time."""
 
 
 class Step(NamedTuple):
-    """A percentile of the requests that were meant to start within a stretch of time."""
+    """A percentile of the requests that were intended within a stretch of time."""
 
     start_s: float
     end_s: float
@@ -41,9 +35,11 @@ class Step(NamedTuple):
 
 
 def percentile_steps(at_s: Floats, values: Floats, edges: Floats, percentile: float) -> list[Step]:
-    """The percentile over time, in steps of whole bins, each as long as it takes for it to be told from the
-    maximum: until one value in the step is expected beyond it. A bin without values ends a step; one that
-    ends with too few values is not drawn.
+    """Return a percentile over time, in steps of whole bins.
+
+    A step lasts until it holds so many values that one is expected beyond the percentile: with fewer, the
+    percentile can't be told from the maximum. A bin without values ends a step. A step with too few values is
+    left out.
     """
     needed = np.ceil(round(1 / (1 - percentile / 100), 6)) if percentile < 100 else 1
     order = np.argsort(at_s, kind="stable")
@@ -61,48 +57,45 @@ def percentile_steps(at_s: Floats, values: Floats, edges: Floats, percentile: fl
     return steps
 
 
-def draw_latency(history: pd.DataFrame, course: Course, wide: bool) -> Canvas | None:
-    """Response time over time by percentile, of accepted and of sold-out requests, by their intended start.
+def draw_latency(history: pd.DataFrame, course: Course) -> Canvas | None:
+    """Draw response time by percentile over intended start, of accepted and of sold-out requests.
 
-    Of what is too rare for any step, a percentile is one point that says how many requests it rests on.
+    A percentile with too few requests for any step is one point that says on how many it rests.
     """
     answered = history.dropna(subset=["sent_ns", "done_ns"])
     shown = [word for word in OUTCOME_COLOURS if (answered["outcome"] == word).any()]
     if not shown:
         return None
     end_s = last_second(history)
-    edges = time_edges(end_s, wide, 80 if wide else 40)
-    canvas = Canvas(wide, [165] * len(shown))
+    edges = time_edges(end_s, 80)
+    canvas = Canvas({OUTCOMES[outcome.lower()].capitalize(): 165 for outcome in shown})
     # Few requests are much quicker than the median: the axis is for those that are slower.
     took = response_ms(answered[answered["outcome"].isin(shown)])
-    room = 4 if course.faults or course.sold_out_s else 2.4
+    room = 4 if course.faults or course.moments else 2.4
     canvas.log_axis("y", max(float(np.percentile(took, 5)), 1e-3) / 1.5, float(took.max()) * room)
-    for number, outcome in enumerate(shown):
+    for axes, outcome in zip(canvas.panels, shown, strict=True):
         chosen = answered[answered["outcome"] == outcome]
-        axes = canvas.panels[number]
         at_s, took = chosen["intended_ns"].to_numpy("float64") / 1e9, response_ms(chosen)
-        for name, line in reversed(LINES.items()):
+        for name, (word, colour, width) in _LINES.items():
+            look = LIGHT[colour]
             steps = percentile_steps(at_s, took, edges, PERCENTILES[name])
             if not steps:
                 middle = (float(at_s.min()) + float(at_s.max())) / 2
                 value = float(np.percentile(took, PERCENTILES[name]))
-                axes.plot(middle, value, "o", color=LIGHT[line.colour], ms=5)
-                where = "left" if middle > 0.6 * end_s else "right"
-                canvas.note(number, f"{line.word} of {len(took):,} requests", (middle, value), "ink", where)
-            xs, ys = _trace(steps)
-            if name == "max":
+                axes.plot(middle, value, "o", color=look, ms=5)
+                note(axes, f"{word} of {count(len(took))} requests", (middle, value), middle > 0.6 * end_s)
+            elif name == "max":
                 middles = [(step.start_s + step.end_s) / 2 for step in steps]
-                axes.plot(middles, [step.value for step in steps], "o", color=LIGHT[line.colour], ms=2.2)
+                values = [step.value for step in steps]
+                axes.plot(middles, values, "o", color=look, ms=2.2, label=word)
             else:
-                axes.plot(xs, ys, color=LIGHT[line.colour], lw=line.width)
-        word = outcome.lower().replace("_", " ").capitalize()
-        canvas.key(number, word, [Entry(line.word, line.colour) for line in LINES.values()])
-    canvas.time_axis(end_s, *course)
+                axes.plot(*_trace(steps), color=look, lw=width, zorder=3 - width / 9, label=word)
+    canvas.time_axis(end_s, course)
     return canvas
 
 
-def _trace(steps: list[Step]) -> tuple[Floats, Floats]:
-    """The corners of the steps; a gap in time is a gap in the line."""
+def _trace(steps: list[Step]) -> tuple[list[float], list[float]]:
+    """Return the corners of the steps; a gap in time is a gap in the line."""
     xs: list[float] = []
     ys: list[float] = []
     for step in steps:
@@ -111,90 +104,86 @@ def _trace(steps: list[Step]) -> tuple[Floats, Floats]:
             ys.append(np.nan)
         xs += [step.start_s, step.end_s]
         ys += [step.value, step.value]
-    return np.array(xs), np.array(ys)
+    return xs, ys
 
 
-def draw_percentiles(history: pd.DataFrame, wide: bool) -> Canvas | None:
-    """Response and service time at every percentile; what lies between them is the wait to be sent.
+def tail_of(took: Floats) -> tuple[Floats, npt.NDArray[np.int64]]:
+    """Return places along sorted values that are dense towards the slowest, as 1/(1−p) and as indices."""
+    size = len(took)
+    beyond = np.unique(np.round(np.geomspace(1, size, 240)).astype(np.int64))[::-1]
+    nines: Floats = size / beyond
+    return nines, size - beyond
+
+
+def draw_percentiles(history: pd.DataFrame) -> Canvas | None:
+    """Draw response and service time at every percentile; between them is the wait to be sent.
 
     The x axis counts nines, as HdrHistogram's plots do. A curve is thin where fewer than TRUSTED requests are
     slower, since another run would draw it elsewhere.
     """
-    curves = []
+    canvas = Canvas({"Latency at a percentile": 260})
+    [axes] = canvas.panels
+    lowest, highest, most = np.inf, 0.0, 0
     for outcome, colour in OUTCOME_COLOURS.items():
         chosen = history[history["outcome"] == outcome]
         response, service = np.sort(response_ms(chosen)), np.sort(service_ms(chosen))
-        if len(response):
-            curves.append((outcome.lower().replace("_", " "), colour, response, service))
-    if not curves:
+        if not len(response):
+            continue
+        nines, at = tail_of(response)
+        firm = len(response) - at >= TRUSTED
+        look, word = LIGHT[colour], OUTCOMES[outcome.lower()]
+        axes.plot(nines, response[at], color=look, lw=0.9)
+        axes.plot(nines[firm], response[at][firm], color=look, lw=2.2, label=f"{word}, response")
+        axes.plot(nines, service[at], color=look, lw=1.1, ls=DASHED, label=f"{word}, service")
+        axes.fill_between(nines, service[at], response[at], color=look, alpha=FILL, lw=0)
+        lowest, highest = min(lowest, float(service[0])), max(highest, float(response[-1]))
+        most = max(most, len(response))
+    if not most:
         return None
-    most = max(len(response) for _, _, response, _ in curves)
-    canvas = Canvas(wide, [260])
-    axes = canvas.panels[0]
-    entries = []
-    for word, colour, response, service in curves:
-        size = len(response)
-        beyond = np.unique(np.round(np.geomspace(1, size, 240)).astype(np.int64))[::-1]
-        nines, at = size / beyond, size - beyond
-        firm = beyond >= TRUSTED
-        axes.fill_between(nines, service[at], response[at], color=LIGHT[colour], alpha=FILL, lw=0)
-        axes.plot(nines, response[at], color=LIGHT[colour], lw=0.9)
-        axes.plot(nines[firm], response[at][firm], color=LIGHT[colour], lw=2.2)
-        axes.plot(nines, service[at], color=LIGHT[colour], lw=1.1, dashes=(3, 2))
-        entries.append(Entry(word, colour))
-    lowest = min(float(service[0]) for _, _, _, service in curves)
-    highest = max(float(response[-1]) for _, _, response, _ in curves)
     canvas.log_axis("y", max(lowest, 1e-3) / 1.2, highest * 1.3)
-    canvas.nines_axis(max(most, 10))
-    axes.grid(axis="x", color=LIGHT["grid"], lw=0.8)
-    canvas.key(0, "Latency at a percentile", [*entries, Entry("response solid, service dashed", "muted")])
+    canvas.nines_axis(most)
     return canvas
 
 
-def draw_knee(rates: Floats, p99_ms: Floats, knee: Mapping[str, Any], wide: bool) -> Canvas | None:
-    """The p99 response at each offered rate of a climb, the summary's knee, and the plateau before it."""
+def draw_knee(rates: Floats, p99_ms: Floats, knee: Mapping[str, Any]) -> Canvas | None:
+    """Draw the p99 response at each offered rate of a climb, the knee, and the plateau before it."""
     if not len(rates):
         return None
-    canvas = Canvas(wide, [230])
-    axes = canvas.panels[0]
-    axes.set_xlim(0, float(rates.max()) * 1.02)
-    axes.xaxis.set_major_formatter(lambda value, _: f"{short(value)}/s")
-    axes.xaxis.set_major_locator(MaxNLocator(8 if wide else 4))
-    canvas.log_axis("y", float(p99_ms.min()) / 1.6, float(p99_ms.max()) * 2.5)
-    entries = [Entry("p99 response", "blue")]
+    canvas = Canvas({"By offered rate": 230})
+    [axes] = canvas.panels
     plateau_ms, rps = knee["plateau_p99_ms"], knee["rps"]
-    end = float(rates.max()) if rps is None else rps
-    beyond = rates > end
-    axes.plot([0, end], [plateau_ms] * 2, color=LIGHT["green"], lw=2.2)
-    entries.append(Entry(f"plateau {milliseconds(plateau_ms)}", "green"))
-    axes.plot(rates[~beyond], p99_ms[~beyond], "o", color=LIGHT["blue"], ms=4)
-    axes.plot(rates[beyond], p99_ms[beyond], "o", color=LIGHT["orange"], ms=4)
+    highest = float(rates.max())
+    end = highest if rps is None else rps
+    axes.set_xlim(0, highest * 1.02)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{short(value)}/s")
+    canvas.log_axis("y", float(p99_ms.min()) / 1.6, float(p99_ms.max()) * 2.5)
+    axes.plot([0, end], [plateau_ms] * 2, color=LIGHT["green"], lw=2.2, label=f"plateau, {ms(plateau_ms)}")
+    for word, colour, chosen in (
+        ("p99 response", "blue", rates <= end),
+        ("beyond the knee", "orange", rates > end),
+    ):
+        if chosen.any():
+            axes.plot(rates[chosen], p99_ms[chosen], "o", color=LIGHT[colour], ms=4, label=word)
     if rps is not None:
-        entries.append(Entry("beyond the knee", "orange"))
-        axes.axvspan(rps, axes.get_xlim()[1], color=LIGHT["shade"], lw=0, zorder=0)
-        axes.axvline(rps, color=LIGHT["muted"], lw=0.9, dashes=(3, 2))
-        where = "left" if rps > 0.6 * rates.max() else "right"
-        canvas.note(0, f"knee at {rps:,.0f}/s offered", (rps, float(p99_ms.max()) * 1.6), "ink", where)
-    canvas.key(0, "By offered rate", entries)
+        axes.axvspan(rps, highest * 1.02, color=LIGHT["shade"], lw=0, zorder=0)
+        axes.axvline(rps, color=LIGHT["muted"], lw=0.9, ls=DASHED)
+        note(axes, f"knee at {count(rps)}/s offered", (rps, float(p99_ms.max()) * 1.6), rps > 0.6 * highest)
     return canvas
 
 
-def draw_heat(history: pd.DataFrame, course: Course, wide: bool) -> Canvas | None:
-    """How many requests took how long, over time: all that were answered, by their intended start."""
+def draw_heat(history: pd.DataFrame, course: Course) -> Canvas | None:
+    """Draw how many requests took how long, over time: all that were answered, by their intended start."""
     answered = history.dropna(subset=["sent_ns", "done_ns"])
     if answered.empty:
         return None
     end_s = last_second(history)
     took = np.maximum(response_ms(answered), 1e-3)
     low, high = np.log10(took.min()) - 0.02, np.log10(took.max()) + 0.02
-    rows = 34 if wide else 26
-    across, up = time_edges(end_s, wide), np.logspace(low, high, rows + 1)
+    across, up = time_edges(end_s), np.logspace(low, high, 35)
     cells, _, _ = np.histogram2d(answered["intended_ns"].to_numpy("int64") / 1e9, took, (across, up))
-    canvas = Canvas(wide, [230], key_rows=1 if wide else 0)
-    axes = canvas.panels[0]
-    most = float(cells.max())
+    canvas = Canvas({"Response time, and requests in a cell": 230})
     # Steps of equal ratio, so that a lone slow request shows beside thousands of quick ones.
-    steps = np.geomspace(1, max(most, 2) * (1 + 1e-9), len(HEAT) + 1)
+    steps = np.geomspace(1, max(float(cells.max()), 2) + 1, len(HEAT) + 1)
     levels = np.where(cells > 0, np.digitize(cells, steps), 0)
     for level, colour in enumerate(HEAT, 1):
         boxes = [
@@ -202,20 +191,21 @@ def draw_heat(history: pd.DataFrame, course: Course, wide: bool) -> Canvas | Non
             for x0, x1, y0, y1 in _join_cells(levels == level, across, up)
         ]
         if boxes:
-            axes.add_patch(PathPatch(Path.make_compound_path(*boxes), color=LIGHT[colour], lw=0))
-    canvas.log_axis(
-        "y", 10**low, 10 ** (high + (high - low) * (0.16 if course.faults or course.sold_out_s else 0.09))
-    )
-    canvas.key(0, "Response time" if wide else "Response")
-    canvas.scale(0, "1", f"{most:,.0f} requests in a cell" if wide else f"{short(most)} a cell")
-    canvas.time_axis(end_s, *course)
+            first = count(np.ceil(steps[level - 1]))
+            cell = PathPatch(
+                Path.make_compound_path(*boxes), color=LIGHT[colour], lw=0, label=f"from {first}"
+            )
+            canvas.panels[0].add_patch(cell)
+    room = 0.16 if course.faults or course.moments else 0.09
+    canvas.log_axis("y", 10**low, 10 ** (high + (high - low) * room))
+    canvas.time_axis(end_s, course)
     return canvas
 
 
 def _join_cells(
     chosen: npt.NDArray[np.bool_], across: Floats, up: Floats
 ) -> list[tuple[float, float, float, float]]:
-    """Left, right, bottom and top of boxes that cover the chosen cells; neighbours in time are one box."""
+    """Return left, right, bottom and top of boxes over the chosen cells; neighbours in time are one box."""
     boxes = []
     for row in range(chosen.shape[1]):
         turns = np.flatnonzero(np.diff(chosen[:, row].astype(np.int8), prepend=0, append=0))

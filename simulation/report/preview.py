@@ -1,14 +1,11 @@
-"""A scenario before it is run: its arrival curve, in the terminal and as a drawing."""
+"""A scenario before it is run: its arrival curve, in the terminal."""
 
-from pathlib import Path
 from typing import Final
 
 import numpy as np
 
 from simulation.drive.plan import build_plan
 from simulation.judge.numbers.latency import Floats
-from simulation.report.canvas import LIGHT, Canvas, Phase
-from simulation.report.plots import time_edges
 from simulation.scenario.schema import Scenario
 
 ROWS: Final = 10
@@ -16,14 +13,14 @@ _BLOCKS: Final = " ▁▂▃▄▅▆▇█"
 
 
 def count_arrivals(scenario: Scenario, edges: Floats) -> Floats:
-    """Requests a second between the edges, which are seconds from the run's start: those of its seed."""
+    """Return requests per second between edges in seconds from the start of the run, by the seed."""
     counts, _ = np.histogram(build_plan(scenario).intended_ns / 1e9, edges)
     rates: Floats = counts / np.diff(edges)
     return rates
 
 
 def preview(scenario: Scenario, columns: int = 72) -> str:
-    """The arrival curve in `columns` characters, with its phases and what is on sale."""
+    """Return the arrival curve in `columns` characters, with its phases and what is on sale."""
     end_s = scenario.duration_s()
     rates = count_arrivals(scenario, np.linspace(0, end_s, columns + 1))
     top = max(float(rates.max()), 1.0)
@@ -57,19 +54,3 @@ def preview(scenario: Scenario, columns: int = 72) -> str:
             *(f"fails unless {text}" for text in scenario.thresholds),
         ]
     )
-
-
-def draw_preview(scenario: Scenario, file: Path) -> None:
-    """The arrival curve as a PNG. Raises OSError."""
-    end_s = scenario.duration_s()
-    # The last edge is where the curve ends, also where no whole bin does.
-    edges = np.union1d(time_edges(end_s, wide=True), [end_s])
-    rates = count_arrivals(scenario, edges)
-    canvas = Canvas(True, [230])
-    axes = canvas.panels[0]
-    axes.stairs(rates, edges, fill=True, color=LIGHT["blue"], alpha=0.16, lw=0)
-    axes.stairs(rates, edges, color=LIGHT["blue"], lw=1.7)
-    axes.set_ylim(0, max(float(rates.max()), 1.0) * 1.2)
-    canvas.key(0, f"{scenario.name}: requests per second")
-    canvas.time_axis(end_s, [Phase(*phase) for phase in scenario.phases()])
-    canvas.to_png(file)

@@ -1,188 +1,110 @@
 """The report: one self-contained page, a pure function of what a run left in its folder.
 
-Reads summary.json, history.parquet, timeline.csv and final/; writes plots/*.png and report.html.
+It is made of summary.json, history.parquet, timeline.csv and final/. Beside it, plots/ has the plots as PNG.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import pandas as pd
 
 from simulation.judge.numbers.disturbance import Effect, Omission, find_omission, measure_effect
 from simulation.judge.numbers.knee import find_ramp, measure_ramp
 from simulation.judge.numbers.latency import TRUSTED, is_trusted
-from simulation.model.hostile import Tally
-from simulation.record.facts import read_facts
+from simulation.model.hostile import KindCount
+from simulation.record.facts import read_facts, read_timeline
 from simulation.record.history import read_history
-from simulation.record.hostile import read_siege
-from simulation.record.state import load_final_state
+from simulation.record.hostile import read_hostile
+from simulation.record.state import read_state
 from simulation.report import latency_plots, plots
-from simulation.report.canvas import Canvas, Course, Phase
-from simulation.report.page import count, fill_page, ms, seconds
+from simulation.report.canvas import Canvas, Course, Phase, to_svg
+from simulation.report.page import STATES, fill_page
+from simulation.report.words import FAULTS, OUTCOMES, count, ms, seconds
 
-PICTURE: Final = "picture.svg"
-"""Of plots/: a small picture of the run, for lists."""
+THUMBNAIL: Final = "picture.svg"
+"""In plots/: a small picture of the run, for the index."""
+_COLOURS: Final = {
+    "accepted": "blue", "sold_out": "orange", "rejected": "olive", "error": "pink", "unknown": "muted",
+}  # fmt: skip
 
-
-KINDS: Final = {
-    "kill": "ended at once, and started again",
-    "stop": "stood still, and went on",
-    "restart": "stopped in order, and started again",
-    "latency": "every byte took longer",
-    "cut": "connections reset and refused",
-    "freeze": "bytes held back",
-    "drop_replies": "some answers thrown away",
-    "bandwidth": "only a trickle passed",
-    "out_of_memory": "refused what takes memory",
-    "disk_full": "refused what takes disk",
-    "read_only": "refused every write",
-    "no_connections": "every connection slot was taken",
-    "flush": "lost all that it held",
-    "wipe": "ended, and came back without its files",
-    "rollback": "ended, and came back with older files",
-    "failover": "ended, and a stale replica took its place",
-}
-"""What each kind of fault is (simulation.faults.fault)."""
-
-
-class Plot(NamedTuple):
-    """A drawing in its two forms: the page shows the narrow one on a phone."""
-
-    name: str
-    title: str
-    caption: str
-    wide: str
-    narrow: str
+Figures = Mapping[str, tuple[str, str]]
+"""Plots by name, as SVG for a desktop and for a phone."""
 
 
 def write_report(run_folder: Path) -> Path:
-    """Write the run's plots and report.html from its record; returns the path of the page.
+    """Write the run's plots and report.html from its record; return the path of the page.
 
-    Raises OSError where summary.json, history.parquet or final/ can't be read.
+    Raises OSError, RunError or HistoryError where a file can't be read or written.
     """
     summary: dict[str, Any] = json.loads((run_folder / "summary.json").read_text())
     history = read_history(run_folder / "history.parquet")
-    timeline = read_timeline(run_folder / "timeline.csv")
-    siege = read_siege(run_folder)
+    probed = (run_folder / "timeline.csv").exists()
+    timeline = read_timeline(run_folder) if probed else pd.DataFrame({"t_s": []})
+    hostile = read_hostile(run_folder)
     page = render_page(
         summary,
-        draw_plots(run_folder, summary, history, timeline),
+        write_plots(run_folder, summary, history, timeline),
         effects=[measure_effect(history, fault) for fault in summary.get("faults", [])],
         omission=find_omission(history, summary),
         processes=measure_processes(timeline),
-        siege=tabulate_siege(siege.barrage.kinds if siege else {}),
+        hostile=tabulate_hostile(hostile.clients.kinds if hostile else {}),
     )
     report = run_folder / "report.html"
     report.write_text(page, encoding="utf-8")
     return report
 
 
-def draw_plots(
+def write_plots(
     run_folder: Path, summary: dict[str, Any], history: pd.DataFrame, timeline: pd.DataFrame
-) -> list[Plot]:
-    """Draw all that the record allows, and write each plot to plots/NAME.png as well, and a small picture."""
-    orders = load_final_state(run_folder).orders
-    sold_out_s = None
+) -> Figures:
+    """Draw all that the record allows; write plots/NAME.png and the thumbnail. Raises OSError."""
+    moments = [
+        (each["at_s"], f"restock, {count(each['stock'])} units") for each in summary.get("restocks", [])
+    ]
     if summary["time_to_sell_out_s"] is not None:
-        sold_out_s = summary["time_to_sell_out_s"] + float(history["intended_ns"].min()) / 1e9
+        at_s = summary["time_to_sell_out_s"] + float(history["intended_ns"].min()) / 1e9
+        moments.insert(0, (at_s, f"sold out, {at_s:.2f} s"))
     course = Course(
         [Phase(phase["name"], phase["start_s"], phase["end_s"]) for phase in summary["phases"]],
         plots.mark_faults(summary.get("faults", []), summary["duration_s"]),
-        sold_out_s,
-        [(each["at_s"], f"restock, {each['stock']:,} units") for each in summary.get("restocks", [])],
+        moments,
     )
-    # A phone has no room for the words.
-    short = [fault._replace(name=fault.name.split()[0]) for fault in course.faults]
-    courses = {True: course, False: course._replace(faults=short)}
+    drawn = {
+        "throughput": plots.draw_throughput(history, course),
+        "latency": latency_plots.draw_latency(history, course),
+        "heat": latency_plots.draw_heat(history, course),
+        "percentiles": latency_plots.draw_percentiles(history),
+        "knee": _draw_knee(run_folder, summary, history),
+        "stock": plots.draw_stock(timeline, course),
+        "delay": plots.draw_delay(read_state(run_folder).orders),
+        "processes": plots.draw_processes(timeline, course, summary["machine"].get("cores")),
+    }
     folder = run_folder / "plots"
     folder.mkdir(exist_ok=True)
-
-    drafts: list[tuple[str, str, str, Callable[[bool], Canvas | None]]] = [
-        (
-            "throughput",
-            "What happened",
-            "What was offered is counted at the intended start, everything else when it was answered.",
-            lambda wide: plots.draw_throughput(history, courses[wide], wide),
-        ),
-        (
-            "latency",
-            "Response time over the run",
-            "From intended start to answer. A step of p99 spans at least 100 requests, one of p99.9 at least"
-            " 1,000, so that it is more than the slowest of a few.",
-            lambda wide: latency_plots.draw_latency(history, courses[wide], wide),
-        ),
-        (
-            "heat",
-            "Every answer, over time",
-            "Each cell is a moment and a response time; the colour is how many requests fell into it.",
-            lambda wide: latency_plots.draw_heat(history, courses[wide], wide),
-        ),
-        (
-            "percentiles",
-            "Latency by percentile",
-            "Response time counts from the intended start, service time from the moment of sending. What lies"
-            " between is time that requests waited to be sent, which a closed loop would have hidden. A curve"
-            f" is thin where fewer than {TRUSTED} requests were slower.",
-            lambda wide: latency_plots.draw_percentiles(history, wide),
-        ),
-        (
-            "knee",
-            "How much it can take",
-            "Each point is half a second of the climb. Beyond the knee response times leave their plateau.",
-            lambda wide: draw_knee(run_folder, summary, history, wide),
-        ),
-        (
-            "stock",
-            "Stock, and what is under way",
-            "Orders are not yet settled from the moment the gate accepts them until the ledger has them.",
-            lambda wide: plots.draw_stock(timeline, courses[wide], wide),
-        ),
-        (
-            "lag",
-            "Fulfilment lag",
-            "From accepted at the gate to settled in the ledger.",
-            lambda wide: plots.draw_lag(orders, wide),
-        ),
-        (
-            "processes",
-            "Processor and memory",
-            "Stacked, so that the upper edge is what all of them use; 100% is one core.",
-            lambda wide: plots.draw_processes(timeline, courses[wide], summary["machine"].get("cores"), wide),
-        ),
-    ]
-    drawn = []
-    for name, title, caption, draw in drafts:
-        wide, narrow = draw(True), draw(False)
-        if wide is None or narrow is None:
-            continue
-        wide.to_png(folder / f"{name}.png")
-        drawn.append(Plot(name, title, caption, wide.to_svg(name), narrow.to_svg(name)))
-    (folder / PICTURE).write_text(plots.draw_picture(history), encoding="utf-8")
-    return drawn
+    figures = {}
+    for name, canvas in drawn.items():
+        if canvas:
+            canvas.to_png(folder / f"{name}.png")
+            figures[name] = canvas.to_svg(name)
+    thumbnail = to_svg(plots.draw_thumbnail(history), f"run-{summary['started_at']}")
+    (folder / THUMBNAIL).write_text(thumbnail, encoding="utf-8")
+    return figures
 
 
-def draw_knee(run_folder: Path, summary: dict[str, Any], history: pd.DataFrame, wide: bool) -> Canvas | None:
-    """The p99 at each offered rate of the run's climb, None where it has none."""
-    if not summary.get("knee"):
-        return None
-    ramp = find_ramp(read_facts(run_folder).scenario)
+def _draw_knee(run_folder: Path, summary: dict[str, Any], history: pd.DataFrame) -> Canvas | None:
+    ramp = find_ramp(read_facts(run_folder).scenario) if summary.get("knee") else None
     if ramp is None:
         return None
     start_s, segment = ramp
     at_s, p99_ms = measure_ramp(history, start_s, start_s + segment.seconds)
     rates = segment.rate_rps + (segment.to_rps - segment.rate_rps) * (at_s - start_s) / segment.seconds
-    return latency_plots.draw_knee(rates, p99_ms, summary["knee"], wide)
-
-
-def read_timeline(file: Path) -> pd.DataFrame:
-    """The probes' samples; empty where there are none."""
-    return pd.read_csv(file) if file.exists() else pd.DataFrame({"t_s": pd.Series(dtype="float64")})
+    return latency_plots.draw_knee(rates, p99_ms, summary["knee"])
 
 
 def measure_processes(timeline: pd.DataFrame) -> list[dict[str, Any]]:
-    """Name, mean and most CPU in percent of a core, and most memory in MiB of each process."""
+    """Return name, mean and most CPU in percent of a core, and most memory in MiB of each process."""
     return [
         {
             "name": name,
@@ -194,8 +116,8 @@ def measure_processes(timeline: pd.DataFrame) -> list[dict[str, Any]]:
     ]
 
 
-def tabulate_siege(kinds: Mapping[str, Tally]) -> dict[str, Any] | None:
-    """The hostile requests of a run by kind, and the words of their answers: statuses first."""
+def tabulate_hostile(kinds: Mapping[str, KindCount]) -> dict[str, Any] | None:
+    """Return the hostile requests of a run by kind, and the words of their answers: statuses first."""
     if not kinds:
         return None
     return {
@@ -207,109 +129,67 @@ def tabulate_siege(kinds: Mapping[str, Tally]) -> dict[str, Any] | None:
 
 def render_page(
     summary: dict[str, Any],
-    drawn: list[Plot],
+    figures: Figures,
     *,
     effects: Sequence[Effect] = (),
     omission: Omission | None = None,
     processes: Sequence[dict[str, Any]] = (),
-    siege: dict[str, Any] | None = None,
+    hostile: dict[str, Any] | None = None,
 ) -> str:
-    """The page."""
+    """Return the page of a run."""
+    total = sum(summary["outcomes"].values()) or 1
     return fill_page(
         "report.html",
         summary=summary,
-        plots={plot.name: plot for plot in drawn},
+        plots=figures,
         checks=sorted(summary["checks"], key=lambda check: {False: 0, None: 1, True: 2}[check["holds"]]),
         headline=headline(summary),
-        too_few=TRUSTED if has_weak_percentile(summary) else None,
-        outcomes=outcome_shares(summary["outcomes"]),
+        trusted_from=TRUSTED,
+        outcomes=[
+            {"name": OUTCOMES[name], "count": number, "share": 100 * number / total, "colour": _COLOURS[name]}
+            for name, number in summary["outcomes"].items()
+            if number
+        ],
         effects=list(zip(summary.get("faults", []), effects, strict=False)),
-        kinds=KINDS,
+        faults=FAULTS,
         omission=omission,
         processes=processes,
-        siege=siege,
+        hostile=hostile,
     )
 
 
 def headline(summary: dict[str, Any]) -> list[dict[str, str]]:
-    """The numbers that matter: units oversold, purchases lost, how long a buyer waited, and the sale took."""
-    stock, fulfilment = summary["stock"], summary["fulfilment"]
+    """Return the main numbers: units oversold, purchases lost, a buyer's wait, and time to sell out."""
+    stock, ledger = summary["stock"], summary["fulfilment"]
     settled = next((check for check in summary["checks"] if check["name"] == "accepted is settled"), None)
-    accepted = summary["latency_ms"]["accepted"]["response"]
-    bought = summary["outcomes"]["accepted"]
+    accepted, bought = summary["latency_ms"]["accepted"]["response"], summary["outcomes"]["accepted"]
     lost = None if settled is None or settled["holds"] is None else settled["violations"]
-    return [
-        {
-            "value": count(stock["oversold"]),
-            "name": "units oversold",
-            "detail": f"{count(stock['sold'])} sold of {count(stock['initial'])} in stock",
-            "state": _state(stock["oversold"]),
-        },
-        {
-            "value": count(lost),
-            "name": "purchases lost",
-            "detail": f"{count(fulfilment['confirmed'])} confirmed, {count(fulfilment['failed'])} failed,"
-            f" {count(fulfilment['rejected'])} rejected",
-            "state": _state(lost),
-        },
-        {
-            "value": ms(accepted["p99"]),
-            "name": "p99 of a purchase",
-            "detail": f"median {ms(accepted['p50'])}, from intended start to answer"
-            + ("" if is_trusted("p99", bought) else f"; {count(bought)} purchases are too few to trust it"),
-            "state": "plain",
-        },
-        _sell_out(summary),
-    ]
-
-
-def _sell_out(summary: dict[str, Any]) -> dict[str, str]:
-    took_s, left = summary["time_to_sell_out_s"], summary["stock"]["remaining"]
-    if took_s is None:
-        return {
-            "value": count(left),
-            "name": "units not sold",
-            "detail": f"nothing sold out; {count(summary['outcomes']['accepted'])} purchases",
-            "state": "plain",
-        }
-    return {
-        "value": seconds(took_s),
-        "name": "to sell out",
-        "detail": f"from the first request; {count(summary['outcomes']['sold_out'])} were turned away",
-        "state": "plain",
-    }
-
-
-def has_weak_percentile(summary: dict[str, Any]) -> bool:
-    """Whether any percentile of the summary rests on too few samples."""
-    return any(
-        value is not None and not is_trusted(name, summary["outcomes"][outcome])
-        for outcome, kinds in summary["latency_ms"].items()
-        for name, value in kinds["response"].items()
-    )
-
-
-def outcome_shares(outcomes: dict[str, int]) -> list[dict[str, Any]]:
-    """Name, count, share of all requests in percent, and colour of each outcome that occurred."""
-    colours = {
-        "accepted": "blue",
-        "sold_out": "orange",
-        "rejected": "olive",
-        "error": "pink",
-        "unknown": "muted",
-    }
-    total = sum(outcomes.values()) or 1
-    return [
-        {
-            "name": name.replace("_", " "),
-            "count": number,
-            "share": 100 * number / total,
-            "colour": colours[name],
-        }
-        for name, number in outcomes.items()
-        if number
-    ]
+    took_s = summary["time_to_sell_out_s"]
+    weak = "" if is_trusted("p99", bought) else f"; {count(bought)} purchases are too few to trust it"
+    cells = [
+        (
+            count(stock["oversold"]), "units oversold", _state(stock["oversold"]),
+            f"{count(stock['sold'])} sold of {count(stock['initial'])} in stock",
+        ),
+        (
+            count(lost), "purchases lost", _state(lost),
+            f"{count(ledger['confirmed'])} confirmed, {count(ledger['failed'])} failed,"
+            f" {count(ledger['rejected'])} rejected",
+        ),
+        (
+            ms(accepted["p99"]), "p99 of a purchase", "plain",
+            f"median {ms(accepted['p50'])}, from intended start to answer{weak}",
+        ),
+        (
+            count(stock["remaining"]), "units not sold", "plain",
+            f"nothing sold out; {count(bought)} purchases",
+        ) if took_s is None else (
+            seconds(took_s), "to sell out", "plain",
+            f"from the first request; {count(summary['outcomes']['sold_out'])} were refused as sold out",
+        ),
+    ]  # fmt: skip
+    return [dict(zip(("value", "name", "state", "detail"), cell, strict=True)) for cell in cells]
 
 
 def _state(violations: int | None) -> str:
-    return "unknown" if violations is None else "fail" if violations else "pass"
+    return STATES[None if violations is None else not violations]

@@ -1,12 +1,72 @@
-"""A run's verdict and main numbers in words, for a terminal."""
+"""Numbers, faults and runs in words, for pages and terminals. Loads nothing heavy."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
+
+FAULTS: Final = {
+    "kill": "killed and started again",
+    "stop": "paused and resumed",
+    "restart": "shut down in order and started again",
+    "latency": "every byte delayed",
+    "cut": "connections reset and refused",
+    "freeze": "bytes held back",
+    "drop_replies": "some answers dropped",
+    "bandwidth": "throughput limited to a trickle",
+    "out_of_memory": "writes refused for want of memory",
+    "disk_full": "writes refused for want of disk",
+    "read_only": "every write refused",
+    "no_connections": "every connection slot taken",
+    "flush": "all data deleted",
+    "wipe": "killed and started again without its files",
+    "rollback": "killed and started again with older files",
+    "failover": "killed and replaced by a stale replica",
+}
+"""What each kind of fault (simulation.scenario.fault) does to its component."""
+OUTCOMES: Final = {
+    "accepted": "accepted",
+    "sold_out": "sold out",
+    "rejected": "refused otherwise",
+    "error": "unavailable",
+    "unknown": "unknown",
+}
+"""What a page calls the outcomes of a summary."""
+
+
+def count(value: float | None) -> str:
+    """Return a whole number with thousands separators, or a dash."""
+    return "–" if value is None else f"{value:,.0f}"
+
+
+def ms(value: float | None) -> str:
+    """Return milliseconds with three digits in the unit that suits them, or a dash."""
+    if value is None:
+        return "–"
+    if value < 1:
+        return f"{value * 1e3:.3g} µs"
+    return f"{value:.3g} ms" if value < 1e3 else f"{value / 1e3:.3g} s"
+
+
+def seconds(value: float | None) -> str:
+    """Return seconds with three digits in the unit that suits them, or a dash."""
+    return ms(None if value is None else value * 1e3)
+
+
+def short(value: float) -> str:
+    """Return 12,500 as 12.5k, for axes."""
+    for limit, sign in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= limit:
+            return f"{value / limit:g}{sign}"
+    return f"{value:g}"
+
+
+def percent(change: float) -> str:
+    """Return a change in percent; from tenfold on as a factor, which reads better."""
+    return f"{change:+.1f}%" if change < 900 else f"×{1 + change / 100:,.0f}"
 
 
 def describe(summary: Mapping[str, Any]) -> str:
-    """The verdict of a run in words, and its main numbers, in a few lines."""
-    load, outcomes, stock, done = (summary[part] for part in ("load", "outcomes", "stock", "fulfilment"))
+    """Return the verdict of a run and its main numbers, in a few lines for a terminal."""
+    load, stock, ledger = (summary[part] for part in ("load", "stock", "fulfilment"))
     lines = [
         f"{summary['verdict'].upper()}: {summary['verdict_in_words']}",
         *([f"  the load is not valid: {load['reason']}"] if not load["valid"] else []),
@@ -16,61 +76,54 @@ def describe(summary: Mapping[str, Any]) -> str:
             if check["holds"] is False
         ),
         *(f"  the {part} could not be read: {why}" for part, why in summary["unread"].items()),
-        f"  load      {load['requests']:,} requests in {summary['duration_s']:g} s,"
-        f" {load['offered_rps']:,.0f}/s offered, {load['achieved_rps']:,.0f}/s achieved,"
-        f" lag p99 {_ms(load['late_p99_ms'])}",
-        "  outcomes  " + ", ".join(f"{count:,} {word.replace('_', ' ')}" for word, count in outcomes.items()),
+        f"  load      {count(load['requests'])} requests in {summary['duration_s']:g} s,"
+        f" {count(load['offered_rps'])}/s offered, {count(load['achieved_rps'])}/s achieved,"
+        f" lag p99 {ms(load['late_p99_ms'])}",
+        "  outcomes  "
+        + ", ".join(f"{count(number)} {OUTCOMES[word]}" for word, number in summary["outcomes"].items()),
     ]
     for word, latency in summary["latency_ms"].items():
         if latency["response"]["p50"] is not None:
-            times = ", ".join(f"{name} {_ms(value)}" for name, value in latency["response"].items())
-            lines.append(f"  response  {word.replace('_', ' ')}: {times}")
+            times = ", ".join(f"{name} {ms(value)}" for name, value in latency["response"].items())
+            lines.append(f"  response  {OUTCOMES[word]}: {times}")
     lines.append(
-        f"  stock     {_count(stock['initial'])} units, {_count(stock['sold'])} sold,"
-        f" {_count(stock['remaining'])} left, {_count(stock['oversold'])} oversold"
+        f"  stock     {count(stock['initial'])} units, {count(stock['sold'])} sold,"
+        f" {count(stock['remaining'])} left, {count(stock['oversold'])} oversold"
     )
     if (retries := summary["retries"])["requests"]:
         lines.append(
-            f"  retries   {retries['requests']:,} by {retries['clients']:,} clients,"
-            f" {retries['accepted_later']:,} accepted then; bought again:"
-            f" {_count(retries['keyed_bought_again'])} with a key,"
-            f" {_count(retries['unkeyed_bought_again'])} without"
+            f"  retries   {count(retries['requests'])} by {count(retries['clients'])} clients,"
+            f" {count(retries['accepted_later'])} accepted then; bought again:"
+            f" {count(retries['keyed_bought_again'])} with a key,"
+            f" {count(retries['unkeyed_bought_again'])} without"
         )
     if "bots_units" in (fairness := summary["fairness"]):
         lines.append(
-            f"  bots      {fairness['bots_heads']:,} made {fairness['bots_requests']:,} requests and won"
-            f" {fairness['bots_units']:,} units; {fairness['people_heads']:,} people made"
-            f" {fairness['people_requests']:,} and won {fairness['people_units']:,}"
+            f"  bots      {count(fairness['bots_heads'])} made {count(fairness['bots_requests'])} requests"
+            f" and won {count(fairness['bots_units'])} units; {count(fairness['people_heads'])} people made"
+            f" {count(fairness['people_requests'])} and won {count(fairness['people_units'])}"
         )
-    drained = "not drained" if done["drained_s"] is None else f"drained in {done['drained_s']:.2f} s"
+    drained = "not drained" if ledger["drained_s"] is None else f"drained in {ledger['drained_s']:.2f} s"
     lines.append(
-        f"  ledger    {_count(done['confirmed'])} confirmed, {_count(done['failed'])} failed,"
-        f" {_count(done['rejected'])} rejected, lag p99 {_ms(done['lag_p99_ms'])}, {drained},"
-        f" bus: {done['bus']}"
+        f"  ledger    {count(ledger['confirmed'])} confirmed, {count(ledger['failed'])} failed,"
+        f" {count(ledger['rejected'])} rejected, delay p99 {ms(ledger['lag_p99_ms'])}, {drained},"
+        f" bus: {ledger['bus']}"
     )
     for restock in summary["restocks"]:
         took_s = restock["sold_out_after_s"]
         lines.append(
-            f"  restock   {restock['stock']:,} units of product {restock['product_id']} at"
-            f" {restock['at_s']:.2f} s, {_count(restock['sold'])} sold, "
+            f"  restock   {count(restock['stock'])} units of product {restock['product_id']} at"
+            f" {restock['at_s']:.2f} s, {count(restock['sold'])} sold, "
             + ("not sold out" if took_s is None else f"sold out after {took_s:.2f} s")
         )
     if knee := summary["knee"]:
-        where = "not reached" if knee["rps"] is None else f"at {knee['rps']:,.0f}/s offered"
+        where = "not reached" if knee["rps"] is None else f"at {count(knee['rps'])}/s offered"
         lines.append(
-            f"  knee      {where}, plateau p99 {_ms(knee['plateau_p99_ms'])},"
-            f" most achieved {knee['achieved_max_rps']:,.0f}/s"
+            f"  knee      {where}, plateau p99 {ms(knee['plateau_p99_ms'])},"
+            f" most achieved {count(knee['achieved_max_rps'])}/s"
         )
     for fault in summary["faults"]:
-        healed = "never recovered" if fault["healed_s"] is None else f"recovered in {fault['healed_s']:.1f} s"
+        back = "never recovered" if fault["healed_s"] is None else f"recovered in {fault['healed_s']:.1f} s"
         span = f"{fault['start_s']:.2f} to {fault['end_s']:.2f} s"
-        lines.append(f"  fault     {fault['kind']} {fault['on']}, {span}: {healed}")
+        lines.append(f"  fault     {fault['kind']} {fault['on']}, {span}: {back}")
     return "\n".join(lines)
-
-
-def _count(value: int | None) -> str:
-    return "?" if value is None else f"{value:,}"
-
-
-def _ms(value: float | None) -> str:
-    return "?" if value is None else f"{value / 1000:.2f} s" if value >= 1000 else f"{value:.3g} ms"

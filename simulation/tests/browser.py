@@ -1,4 +1,4 @@
-"""Pages, as a browser shows them."""
+"""Pages as a browser shows them."""
 
 import asyncio
 import os
@@ -21,7 +21,7 @@ START_S = 60
 
 
 def find_browser() -> str:
-    """Chromium, or one of its kind; without one the test is skipped, but not in CI."""
+    """Return the path of Chromium or a browser of its kind. Without one skip the test, or fail it in CI."""
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if browser is None:
         if os.environ.get("CI") == "true":
@@ -31,12 +31,12 @@ def find_browser() -> str:
 
 
 def open_page(page: Path, scratch: Path) -> str:
-    """The document that headless Chromium makes of the page, in the width of a phone.
+    """Return the document that headless Chromium makes of the page, in the width of a phone.
 
-    The page may load nothing: fails if it tries, or if its console shows an error.
+    Fail if the page tries to load anything, or if its console shows an error.
     """
     browser = find_browser()
-    # What the page tries to get in spite of the policy ends up in the log.
+    # The log tells what the page tries to load against the policy.
     policy = "default-src 'none'; style-src 'unsafe-inline'"
     meta = f'<head><meta http-equiv="Content-Security-Policy" content="{policy}">'
     text = page.read_text().replace("<head>", meta, 1)
@@ -60,37 +60,37 @@ class Tab:
 
     def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         self.errors: list[str] = []
-        """What the page threw, and what the console shows as an error."""
+        """Exceptions of the page, and errors in its console."""
         self.urls: list[str] = []
-        """What was asked for, in order."""
+        """The addresses that were requested, in order."""
         self._socket = socket
         self._answers: list[asyncio.Future[dict[str, Any]]] = []
 
     async def open(self, url: str) -> None:
-        """Goes to the page at `url`."""
+        """Go to the page at `url`."""
         await self.call("Page.navigate", url=url)
 
     async def evaluate(self, expression: str) -> Any:
-        """The value of the JavaScript expression in the page."""
+        """Return the value of the JavaScript expression in the page."""
         answer = await self.call("Runtime.evaluate", expression=expression, returnByValue=True)
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
     async def await_true(self, expression: str, timeout_s: float = 60.0) -> None:
-        """Waits until the expression is true in the page."""
+        """Wait until the expression is true in the page."""
         async with asyncio.timeout(timeout_s):
             while not await self.evaluate(expression):  # noqa: ASYNC110 - the page has no event for it
                 await asyncio.sleep(0.05)
 
     async def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """The answer to a method of the protocol."""
+        """Call a method of the protocol and return its answer."""
         answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._answers.append(answer)
         await self._socket.send_json({"id": len(self._answers), "method": method, "params": parameters})
         return await answer
 
     async def listen(self) -> None:
-        """Takes in what the browser says, until it is cancelled."""
+        """Read what the browser sends, until cancelled."""
         async for message in self._socket:
             said = message.json()
             if "id" in said:
@@ -107,8 +107,10 @@ class Tab:
 
 @asynccontextmanager
 async def open_tab(scratch: Path) -> AsyncIterator[Tab]:
-    """A headless Chromium with an empty page in the width of a phone, for the block; its profile is in
-    `scratch`."""
+    """Run headless Chromium during the block, with an empty page in the width of a phone.
+
+    Its profile is in `scratch`.
+    """
     profile = scratch / "profile"
     options = [*OPTIONS, f"--user-data-dir={profile}", "--remote-debugging-port=0", "about:blank"]
     process = await asyncio.create_subprocess_exec(
@@ -140,7 +142,7 @@ async def open_tab(scratch: Path) -> AsyncIterator[Tab]:
 
 
 async def _find_page(process: asyncio.subprocess.Process, session: aiohttp.ClientSession) -> str:
-    """Where the page of a browser that starts can be talked to."""
+    """Return the address of the socket to the page of a browser that starts."""
     assert process.stderr
     said = b""
     while b"DevTools listening on ws://" not in said:

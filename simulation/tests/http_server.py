@@ -34,7 +34,7 @@ Reaction = Callable[[Request], Awaitable[None]]
 
 @dataclass
 class HttpServer:
-    """Every request that came, and how many were held at once."""
+    """Counts the requests that came, and how many it held at once."""
 
     react: Reaction
     port: int = 0
@@ -54,7 +54,7 @@ class HttpServer:
         return [request.user for request in self.requests]
 
     async def stop(self) -> None:
-        """Listens no more and drops every connection."""
+        """Listen no more and drop every connection."""
         if self.server:
             self.server.close()
             self.server = None
@@ -91,7 +91,7 @@ class HttpServer:
 
 @asynccontextmanager
 async def http_server(react: Reaction, port: int = 0) -> AsyncIterator[HttpServer]:
-    """Listens on loopback while the block runs; port 0 is a free one."""
+    """Listen on loopback while the block runs; port 0 is a free one."""
     served = HttpServer(react)
     served.server = await asyncio.start_server(served.serve, "127.0.0.1", port, backlog=1_000)
     served.port = served.server.sockets[0].getsockname()[1]
@@ -102,7 +102,7 @@ async def http_server(react: Reaction, port: int = 0) -> AsyncIterator[HttpServe
 
 
 def answer(status: int, body: bytes, *headers: str) -> bytes:
-    """An answer with its length."""
+    """Return a response with its length."""
     lines = [f"HTTP/1.1 {status} Something", f"Content-Length: {len(body)}", *headers]
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 

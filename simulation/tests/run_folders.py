@@ -11,17 +11,14 @@ import msgspec
 import numpy as np
 import pandas as pd
 
-from simulation.judge.numbers.load import measure_load
-from simulation.judge.summary import summarise
-from simulation.judge.thresholds import Metrics, judge_thresholds
-from simulation.judge.verdict import judge
 from simulation.model.history import DTYPES
 from simulation.model.state import FinalState
 from simulation.record.facts import RunFacts
 from simulation.record.history import write_history
-from simulation.record.state import save_final_state
+from simulation.record.state import write_state
 from simulation.scenario.loading import load_scenario
 from simulation.tests.histories import Terms, orders_of, play
+from simulation.verdict import judge_run
 
 START_US = 1_700_000_000_000_000
 
@@ -152,7 +149,7 @@ def make_run(
     history = make_history(stock, seed, slowness)
     state = spoil(make_state(history, stock))
     write_history(history, folder / "history.parquet")
-    save_final_state(state, folder)
+    write_state(state, folder)
     if timeline:
         make_timeline(history, stock).to_csv(folder / "timeline.csv", index=False)
     facts = RunFacts(
@@ -166,20 +163,7 @@ def make_run(
         versions={"python": "3.11.7", "aiohttp": "3.14.5", "redis-server": "7.0.15", "postgresql": "18.6"},
     )
     (folder / "run.json").write_bytes(msgspec.json.encode(facts))
-    load = measure_load(history, scenario)
-    summary = summarise(
-        history,
-        state,
-        judge(history, state),
-        load,
-        scenario,
-        started_at=facts.started_at,
-        commit=facts.commit,
-        machine=facts.machine,
-        versions=facts.versions,
-        command=facts.command,
-        thresholds=judge_thresholds(scenario, Metrics(history, state, load, facts.started_at)),
-    )
+    summary = judge_run(folder)
     (folder / "summary.json").write_text(json.dumps(summary))
     return summary
 

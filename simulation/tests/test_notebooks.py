@@ -1,4 +1,4 @@
-"""The notebooks run from top to bottom on the committed runs, and are committed with what they said."""
+"""The notebooks run from top to bottom on the committed runs, and are committed with their outputs."""
 
 from pathlib import Path
 

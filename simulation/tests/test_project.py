@@ -1,4 +1,4 @@
-"""What the repository promises as a whole: packaging, layering, deployment."""
+"""What the repository promises as a whole: packaging, layering, the shape of the house, deployment."""
 
 import ast
 import os
@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
 from importlib.metadata import packages_distributions, requires
 from pathlib import Path
@@ -32,6 +33,10 @@ TOP_LEVEL = {
     "reports",
     "simulation",
 }
+MOST_MODULES = 10
+"""In one room."""
+MOST_LINES = 300
+"""In one module."""
 # Written in parts, so that this file doesn't name one itself.
 REGISTRIES = re.compile(rb"pypi\.%s|python%s\.org|index-%s|find-%s" % (b"org", b"hosted", b"url", b"links"))
 
@@ -95,8 +100,8 @@ def importable(distributions: set[str]) -> set[str]:
     }
 
 
-def engine_modules() -> Iterator[tuple[str, Path]]:
-    for path in sorted((ROOT / "engine").rglob("*.py")):
+def modules_of(package: str) -> Iterator[tuple[str, Path]]:
+    for path in sorted((ROOT / package).rglob("*.py")):
         parts = path.relative_to(ROOT).with_suffix("").parts
         if "tests" not in parts:
             yield ".".join(parts).removesuffix(".__init__"), path
@@ -141,7 +146,7 @@ def test_every_dependency_is_pinned() -> None:
 def test_the_engine_names_no_module_that_it_does_not_ship() -> None:
     shipped = importable(set(read_pins("engine/requirements.txt"))) | sys.stdlib_module_names | {"engine"}
     local = importable(read_extra("local"))
-    for module, path in engine_modules():
+    for module, path in modules_of("engine"):
         allowed = shipped | local if module.startswith("engine.local") else shipped
         for node in ast.walk(ast.parse(path.read_text())):
             names = []
@@ -158,7 +163,7 @@ def test_the_engine_loads_with_its_own_dependencies_alone(with_local: bool) -> N
     allowed = importable(set(read_pins("engine/requirements.txt"))) | {"engine"}
     if with_local:
         allowed |= importable(add_needs(read_extra("local")))
-    modules = [name for name, _ in engine_modules() if name.startswith("engine.local") == with_local]
+    modules = [name for name, _ in modules_of("engine") if name.startswith("engine.local") == with_local]
     loaded = subprocess.run(
         [sys.executable, "-c", GUARDED_IMPORT, *allowed, "--", *modules],
         cwd=ROOT,
@@ -167,6 +172,19 @@ def test_the_engine_loads_with_its_own_dependencies_alone(with_local: bool) -> N
         text=True,
     )
     assert loaded.returncode == 0, loaded.stderr
+
+
+@pytest.mark.parametrize("package", ["engine", "simulation"])
+def test_no_room_is_crowded_and_no_module_is_long(package: str) -> None:
+    paths = [path for _, path in modules_of(package)]
+    long = {
+        str(path.relative_to(ROOT)): lines
+        for path in paths
+        if (lines := len(path.read_text().splitlines())) > MOST_LINES
+    }
+    assert long == {}
+    rooms = Counter(str(path.parent.relative_to(ROOT)) for path in paths if path.name != "__init__.py")
+    assert {room: modules for room, modules in rooms.items() if modules > MOST_MODULES} == {}
 
 
 def test_the_compose_file_is_accepted() -> None:

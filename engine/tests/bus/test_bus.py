@@ -5,15 +5,18 @@ import aio_pika
 import pytest
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange
 
-from engine.bus import publisher as bus
+from engine.bus import connection as bus_connection
+from engine.bus import consumer as bus_consumer
+from engine.bus import publisher as bus_publisher
 from engine.bus.connection import connect_bus
 from engine.bus.consumer import Consumer
 from engine.bus.publisher import Publisher
 from engine.bus.topology import DEAD, PURCHASES, REASON
 from engine.errors import BusUnavailable
 from engine.local.stack import Stack
-from engine.model.dead_letter import Poison
-from engine.model.delivery import Delivery, encode_lines
+from engine.model.dead_letter import DeadLetter
+from engine.model.lot import encode_lots
+from engine.model.message import Message
 from engine.model.sale import Sale
 from engine.tests.orders import make_terms, reserve, unpack
 from engine.tests.proxy import Proxy
@@ -41,24 +44,24 @@ async def consumer(bus_url: str) -> AsyncIterator[Consumer]:
     await consumer.close()
 
 
-async def read(consumer: Consumer, messages: int) -> list[Delivery]:
-    deliveries: list[Delivery] = []
-    while len(deliveries) < messages:
-        deliveries += await consumer.read(1)
-    return deliveries
+async def read(consumer: Consumer, messages: int) -> list[Message]:
+    arrived: list[Message] = []
+    while len(arrived) < messages:
+        arrived += await consumer.read(1)
+    return arrived
 
 
 async def test_what_is_published_arrives(publisher: Publisher, consumer: Consumer) -> None:
-    batch = reserve(SALE, 256, key="key")
-    await publisher.publish(encode_lines(batch))
-    [delivery] = await read(consumer, 1)
-    assert unpack([delivery]) == batch
-    assert not delivery.repeated
-    await consumer.acknowledge([delivery])
+    batch = reserve(SALE, 256, key="key", size=30)
+    await publisher.publish(encode_lots(batch))
+    [message] = await read(consumer, 1)
+    assert unpack([message]) == batch
+    assert not message.repeated
+    await consumer.acknowledge([message])
 
 
 async def test_a_message_survives_on_disk(publisher: Publisher, channel: AbstractChannel) -> None:
-    await publisher.publish(encode_lines(reserve(SALE)))
+    await publisher.publish(encode_lots(reserve(SALE)))
     queue = await channel.declare_queue(PURCHASES, passive=True)
     message = await queue.get()
     assert message.delivery_mode is aio_pika.DeliveryMode.PERSISTENT
@@ -68,37 +71,37 @@ async def test_what_was_not_acknowledged_comes_again_marked_as_repeated(
     publisher: Publisher, bus_url: str, consumer: Consumer
 ) -> None:
     for order in reserve(SALE, 3):
-        await publisher.publish(encode_lines([order]))
+        await publisher.publish(encode_lots([order]))
     first = Consumer(bus_url, prefetch=10)
     seen = await read(first, 3)
     await first.acknowledge(seen[:1])
     await first.close()
     again = await read(consumer, 2)
-    assert sorted(delivery.lines for delivery in again) == sorted(delivery.lines for delivery in seen[1:])
-    assert all(delivery.repeated for delivery in again)
+    assert sorted(message.lines for message in again) == sorted(message.lines for message in seen[1:])
+    assert all(message.repeated for message in again)
 
 
 async def test_a_message_that_no_queue_takes_is_an_error(
     publisher: Publisher, channel: AbstractChannel
 ) -> None:
-    await publisher.publish(encode_lines(reserve(SALE)))
+    await publisher.publish(encode_lots(reserve(SALE)))
     await channel.queue_delete(PURCHASES)
     with pytest.raises(BusUnavailable):
-        await publisher.publish(encode_lines(reserve(SALE)))
+        await publisher.publish(encode_lots(reserve(SALE)))
     await publisher.close()
-    await publisher.publish(encode_lines(reserve(SALE)))
+    await publisher.publish(encode_lots(reserve(SALE)))
 
 
 async def test_a_deleted_queue_is_declared_again_by_its_consumer(
     publisher: Publisher, consumer: Consumer, channel: AbstractChannel
 ) -> None:
-    await publisher.publish(encode_lines(reserve(SALE)))
+    await publisher.publish(encode_lots(reserve(SALE)))
     await read(consumer, 1)
     await channel.queue_delete(PURCHASES)
     with pytest.raises(BusUnavailable):
         await read(consumer, 1)
     await consumer.read(0.01)
-    await publisher.publish(encode_lines(reserve(SALE)))
+    await publisher.publish(encode_lots(reserve(SALE)))
     assert len(await read(consumer, 1)) == 1
 
 
@@ -111,7 +114,7 @@ async def test_a_cut_connection_is_an_error_once_and_then_made_anew(
         proxy.cut()
         with pytest.raises(BusUnavailable):
             await consumer.read(10)
-        await publisher.publish(encode_lines(reserve(SALE)))
+        await publisher.publish(encode_lots(reserve(SALE)))
         assert len(await read(consumer, 1)) == 1
         await consumer.close()
 
@@ -119,7 +122,7 @@ async def test_a_cut_connection_is_an_error_once_and_then_made_anew(
 async def test_an_acknowledgement_on_a_lost_channel_does_no_harm(bus_url: str, publisher: Publisher) -> None:
     async with Proxy(bus_url).listen() as proxy:
         consumer = Consumer(proxy.url, prefetch=10)
-        await publisher.publish(encode_lines(reserve(SALE)))
+        await publisher.publish(encode_lots(reserve(SALE)))
         stale = await read(consumer, 1)
         proxy.cut()
         with pytest.raises(BusUnavailable):
@@ -130,13 +133,11 @@ async def test_an_acknowledgement_on_a_lost_channel_does_no_harm(bus_url: str, p
         await consumer.close()
 
 
-async def test_who_waits_for_a_confirm_hears_of_a_cut_connection(bus_url: str) -> None:
+async def test_a_cut_connection_ends_the_wait_for_a_confirm(bus_url: str) -> None:
     async with Proxy(bus_url).listen() as proxy:
         publisher = Publisher(proxy.url)
-        await publisher.publish(encode_lines(reserve(SALE)))
-        sending = [
-            asyncio.create_task(publisher.publish(encode_lines(reserve(SALE, 256)))) for _ in range(50)
-        ]
+        await publisher.publish(encode_lots(reserve(SALE)))
+        sending = [asyncio.create_task(publisher.publish(encode_lots(reserve(SALE, 256)))) for _ in range(50)]
         await asyncio.wait(sending, return_when=asyncio.FIRST_COMPLETED)
         proxy.cut()
         results = await asyncio.gather(*sending, return_exceptions=True)
@@ -147,7 +148,7 @@ async def test_who_waits_for_a_confirm_hears_of_a_cut_connection(bus_url: str) -
 async def test_a_connection_is_given_up_when_the_broker_does_not_say_goodbye(
     bus_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bus, "_CLOSE_S", 0.05)
+    monkeypatch.setattr(bus_connection, "_CLOSE_S", 0.05)
     async with Proxy(bus_url).listen() as proxy:
         connection = await connect_bus(proxy.url, "test")
         proxy.freeze()
@@ -167,12 +168,13 @@ async def test_no_connection_stays_behind_where_the_queues_can_not_be_declared(
     async def fail(_channel: AbstractChannel) -> AbstractExchange:
         raise BusUnavailable("not now")
 
-    monkeypatch.setattr(bus, "connect_bus", connect)
-    monkeypatch.setattr(bus, "declare_topology", fail)
+    for module in (bus_publisher, bus_consumer):
+        monkeypatch.setattr(module, "connect_bus", connect)
+        monkeypatch.setattr(module, "declare_topology", fail)
     publisher, consumer = Publisher(bus_url), Consumer(bus_url, prefetch=1)
     for _ in range(2):
         with pytest.raises(BusUnavailable):
-            await publisher.count_messages()
+            await publisher.read_queue()
         with pytest.raises(BusUnavailable):
             await consumer.read(0)
     assert [connection.is_closed for connection in made] == [True, True, False, False]
@@ -184,17 +186,17 @@ async def test_no_connection_stays_behind_where_the_queues_can_not_be_declared(
 async def test_an_absent_bus_is_named_unavailable() -> None:
     publisher, consumer = Publisher("amqp://127.0.0.1:1/"), Consumer("amqp://127.0.0.1:1/", prefetch=1)
     with pytest.raises(BusUnavailable):
-        await publisher.publish(encode_lines(reserve(SALE)))
+        await publisher.publish(encode_lots(reserve(SALE)))
     with pytest.raises(BusUnavailable):
         await consumer.read(0.01)
     await publisher.close()
     await consumer.close()
 
 
-async def test_a_dead_letter_says_why_and_whence_it_came(
+async def test_a_dead_letter_says_why_and_where_it_comes_from(
     publisher: Publisher, channel: AbstractChannel
 ) -> None:
-    await publisher.dead_letter([Poison(b"rubbish", "not a purchase")])
+    await publisher.put_aside([DeadLetter(b"rubbish", "not a purchase")])
     queue = await channel.declare_queue(DEAD, passive=True)
     message = await queue.get()
     assert message.body == b"rubbish"
@@ -206,19 +208,19 @@ async def test_a_dead_letter_says_why_and_whence_it_came(
 async def test_messages_are_counted(publisher: Publisher) -> None:
     assert await publisher.count_messages() == 0
     for order in reserve(SALE, 3):
-        await publisher.publish(encode_lines([order]))
+        await publisher.publish(encode_lots([order]))
     while await publisher.count_messages() < 3:
         pass
 
 
-async def test_a_broker_that_blocks_publishers_is_not_waited_for_for_ever(
+async def test_a_broker_that_blocks_publishers_is_not_waited_for_forever(
     publisher: Publisher, consumer: Consumer, stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    messages = [encode_lines([reservation]) for reservation in reserve(SALE, 2)]
+    messages = [encode_lots([lot]) for lot in reserve(SALE, 2)]
     await publisher.publish(messages[0])
     await stack.control_rabbitmq("set_vm_memory_high_watermark", "0")
     try:
-        monkeypatch.setattr(bus, "_CONFIRM_S", 0.2)
+        monkeypatch.setattr(bus_publisher, "_CONFIRM_S", 0.2)
         with pytest.raises(BusUnavailable, match="no confirm"):
             await publisher.publish(messages[1])
         await publisher.close()
@@ -226,6 +228,6 @@ async def test_a_broker_that_blocks_publishers_is_not_waited_for_for_ever(
         await stack.control_rabbitmq("set_vm_memory_high_watermark", "0.4")
     monkeypatch.undo()
     await publisher.publish(messages[1])
-    arrived = [delivery.lines for delivery in await read(consumer, 2)]
+    arrived = [message.lines for message in await read(consumer, 2)]
     assert arrived[0] == messages[0]
     assert set(arrived[1:]) == {messages[1]}, "perhaps more than once"

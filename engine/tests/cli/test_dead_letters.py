@@ -6,17 +6,16 @@ from redis.asyncio import Redis
 
 from engine.bus.publisher import Publisher
 from engine.bus.topology import DEAD
-from engine.cli.dead_letters import open_stores
+from engine.cli.stores import open_stores
 from engine.errors import BusUnavailable
 from engine.ledger.ledger import Ledger
-from engine.model.dead_letter import Poison
-from engine.model.delivery import encode_lines
-from engine.model.lot import Reservation
+from engine.model.dead_letter import DeadLetter
+from engine.model.lot import Lot, encode_lots
 from engine.model.sale import Sale
 from engine.settings import Settings
 from engine.stages.fulfilment import run_fulfilment
 from engine.tests.backend import CONFIRMED, FAILED, read_statuses, running, until_settled
-from engine.tests.orders import SHARD, make_terms, mark_pending, open_at_gate, reserve
+from engine.tests.orders import SHARD, ids, make_terms, mark_pending, open_at_gate, reserve
 from engine.tests.stages.test_reconciliation import run_command
 
 
@@ -39,19 +38,19 @@ async def sale(settings_without_bus: Settings, redis: Redis) -> Sale:
     return sale
 
 
-async def put_aside(settings: Settings, redis: Redis, poison: list[Poison]) -> None:
+async def put_aside(settings: Settings, redis: Redis, poison: list[DeadLetter]) -> None:
     """Do what fulfilment does with records that it can't use."""
     if settings.amqp_url:
         publisher = Publisher(settings.amqp_url)
-        await publisher.dead_letter(poison)
+        await publisher.put_aside(poison)
         await publisher.close()
     else:
         for record in poison:
             await redis.xadd(SHARD.dead, {"body": record.body, "reason": record.reason})
 
 
-def as_record(reservation: Reservation) -> Poison:
-    return Poison(encode_lines([reservation]), "unknown sale")
+def as_record(lot: Lot) -> DeadLetter:
+    return DeadLetter(encode_lots([lot]), "unknown sale")
 
 
 async def ids_of(settings: Settings) -> list[str]:
@@ -64,27 +63,29 @@ async def test_letters_are_listed_and_shown_and_stay(
     redis: Redis, any_settings: Settings, sale: Sale
 ) -> None:
     [lost] = reserve(sale)
-    await put_aside(any_settings, redis, [as_record(lost), Poison(b"rubbish\xff", "no JSON")])
+    await put_aside(any_settings, redis, [as_record(lost), DeadLetter(b"rubbish\xff", "no JSON")])
     code, output = await run_command(any_settings, "dead-letters", "list")
     rows = [line.split(maxsplit=3) for line in output.splitlines()]
     where = "queue" if any_settings.amqp_url else "stream"
     assert [row[1:] for row in rows] == [[where, "1", "unknown sale"], [where, "0", "no JSON"]]
     code, output = await run_command(any_settings, "dead-letters", "show", rows[0][0][:8])
     assert code == 0
-    assert lost.order_id in output
+    assert lost.order_ids[0] in output
     assert await ids_of(any_settings) == [row[0] for row in rows], "looking changes nothing"
 
 
 async def test_a_replayed_letter_is_settled_once(redis: Redis, any_settings: Settings, sale: Sale) -> None:
     twice, other = reserve(sale, 2)
     await mark_pending(redis, [twice, other])
-    await put_aside(any_settings, redis, [as_record(twice), as_record(twice), Poison(b"rubbish", "no JSON")])
-    await put_aside(any_settings, redis, [Poison(encode_lines([other, twice]), "a whole message")])
+    await put_aside(
+        any_settings, redis, [as_record(twice), as_record(twice), DeadLetter(b"rubbish", "no JSON")]
+    )
+    await put_aside(any_settings, redis, [DeadLetter(encode_lots([other, twice]), "a whole message")])
     async with running(any_settings, run_fulfilment):
         code, output = await run_command(any_settings, "dead-letters", "replay", "--all")
         assert code == 0, output
         await until_settled(redis)
-    assert await read_statuses(any_settings) == {twice.order_id: CONFIRMED, other.order_id: CONFIRMED}
+    assert await read_statuses(any_settings) == dict.fromkeys(ids([twice, other]), CONFIRMED)
     assert len(await ids_of(any_settings)) == 1, "what can't be read stays"
 
 
@@ -97,7 +98,7 @@ async def test_a_dropped_order_fails_and_its_unit_is_sold_on(
     first, second = await ids_of(any_settings)
     code, output = await run_command(any_settings, "dead-letters", "drop", first)
     assert (code, output) == (0, f"{first} dropped: 1 orders failed\n")
-    assert await read_statuses(any_settings) == {dropped.order_id: FAILED}
+    assert await read_statuses(any_settings) == {dropped.order_ids[0]: FAILED}
     assert await redis.hget(SHARD.sale(1), "remaining") == b"9"
     assert await ids_of(any_settings) == [second]
 
@@ -112,19 +113,19 @@ async def test_a_replay_killed_before_it_deleted_the_letter_loses_nothing_and_se
     async def die(*_: object) -> None:
         raise ConnectionResetError
 
-    async with open_stores(settings, redis) as stores:
-        [letter] = await stores[0].read()
+    async with open_stores(settings, redis) as [letter]:
         with monkeypatch.context() as patch:
             patch.setattr(aio_pika.IncomingMessage, "ack", die)
+            await letter.send()
             with pytest.raises(BusUnavailable):
-                await stores[0].replay(letter)
+                await letter.delete()
     assert len(await ids_of(settings)) == 1
     async with running(settings, run_fulfilment):
         await until_settled(redis)
         assert (await run_command(settings, "dead-letters", "replay", "--all"))[0] == 0
         while await ids_of(settings):
             pass
-    assert await read_statuses(settings) == {lost.order_id: CONFIRMED}
+    assert await read_statuses(settings) == {lost.order_ids[0]: CONFIRMED}
 
 
 async def test_a_replay_that_the_bus_does_not_confirm_keeps_the_letter(
@@ -136,10 +137,9 @@ async def test_a_replay_that_the_bus_does_not_confirm_keeps_the_letter(
         raise BusUnavailable("no confirm")
 
     monkeypatch.setattr(Publisher, "publish", fail)
-    async with open_stores(settings, redis) as stores:
-        [letter] = await stores[0].read()
+    async with open_stores(settings, redis) as [letter]:
         with pytest.raises(BusUnavailable):
-            await stores[0].replay(letter)
+            await letter.send()
     assert len(await ids_of(settings)) == 1
 
 
@@ -150,21 +150,22 @@ async def test_a_whole_message_that_the_broker_gave_up_is_replayed(
     await mark_pending(redis, batch)
     await put_aside(settings, redis, [])
     publisher = Publisher(bus_url)
-    await publisher.count_messages()
+    await publisher.read_queue()
     await publisher.close()
     async with await aio_pika.connect(bus_url) as connection, connection.channel() as channel:
         await channel.default_exchange.publish(
-            aio_pika.Message(encode_lines(batch), headers={"x-first-death-reason": "delivery_limit"}), DEAD
+            aio_pika.Message(encode_lots(batch), headers={"x-first-death-reason": "delivery_limit"}), DEAD
         )
     async with running(settings, run_fulfilment):
         _, output = await run_command(settings, "dead-letters", "replay", "--all")
         assert "2 purchases" in output
         await until_settled(redis)
-    assert await read_statuses(settings) == {r.order_id: CONFIRMED for r in batch}
+    assert await read_statuses(settings) == dict.fromkeys(ids(batch), CONFIRMED)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"), [(["drop"], "--all"), (["replay", "ab"], "0 letters are named ab")]
+    ("arguments", "said"),
+    [(["drop"], "--all"), (["replay", "ab"], "0 dead letters have an id that begins with ab")],
 )
 async def test_a_letter_must_be_named(
     redis: Redis, settings_without_bus: Settings, arguments: list[str], said: str

@@ -18,12 +18,12 @@ from engine.gate.gate import Gate
 from engine.gate.keys import ShardKeys, shard_of
 from engine.gate.pending import read_pending
 from engine.local.stack import Stack
-from engine.model.delivery import decode_lines
-from engine.model.lot import Reservation
+from engine.model.lot import Lot, decode_lots
 from engine.model.order_id import PLACES, OrderId, make_stem, split_order_id
 from engine.model.purchase import Outcome
 from engine.model.sale import Sale, SaleTerms
 from engine.settings import Settings
+from engine.tests.orders import ids
 
 KEYS = ShardKeys(0)
 
@@ -54,9 +54,9 @@ def frozen(pid: int) -> Iterator[None]:
         os.kill(pid, signal.SIGCONT)
 
 
-async def read_outbox(redis: Redis, keys: ShardKeys = KEYS) -> list[Reservation]:
+async def read_outbox(redis: Redis, keys: ShardKeys = KEYS) -> list[Lot]:
     entries: Any = await redis.xrange(keys.outbox)
-    return [r for _, fields in entries for r in decode_lines(fields[b"purchases"])[0]]
+    return [lot for _, fields in entries for lot in decode_lots(fields[b"purchases"])[0]]
 
 
 async def clock_ms(redis: Redis) -> int:
@@ -70,9 +70,9 @@ async def test_a_crowd_gets_exactly_the_stock(gate: Gate, redis: Redis) -> None:
     assert Counter(outcome for outcome, _ in answers) == {Outcome.ACCEPTED: 700, Outcome.SOLD_OUT: 2300}
     orders = {order for outcome, order in answers if outcome is Outcome.ACCEPTED}
     assert len(orders) == 700
-    assert {r.order_id for r in await read_outbox(redis)} == orders
+    assert {*ids(await read_outbox(redis))} == orders
     assert await read_pending(redis, KEYS) == orders
-    assert (await gate.read_stock(1)) == (1, 700, 0)
+    assert (await gate.reads.read_stock(1)) == (1, 700, 0)
 
 
 @pytest.mark.parametrize("key", [None, 'k"\\/{}~!'])
@@ -82,17 +82,11 @@ async def test_an_accepted_purchase_stands_in_the_outbox_as_it_was_asked_for(
     await open_sale(gate, sale_id=7, quantity=2)
     before_ms = await clock_ms(redis)
     _, order_id = await gate.reserve(2**63 - 1, 1, key)
-    [reservation] = await read_outbox(redis)
+    [lot] = await read_outbox(redis)
     assert order_id
-    assert before_ms <= reservation.accepted_ms <= await clock_ms(redis)
-    assert reservation == Reservation(
-        order_id=order_id,
-        user_id=2**63 - 1,
-        product_id=1,
-        sale_id=7,
-        quantity=2,
-        accepted_ms=reservation.accepted_ms,
-        key=key,
+    assert before_ms <= lot.accepted_ms <= await clock_ms(redis)
+    assert lot == Lot(
+        *split_order_id(order_id), 1, 7, 2, lot.accepted_ms, [2**63 - 1], [key] if key else None
     )
 
 
@@ -135,10 +129,10 @@ async def test_shards_keep_their_keys_apart_and_answer_together(
         await open_sale(gate, sale_id=product, product_id=product, stock=1)
     answers = await asyncio.gather(*(gate.reserve(1, product, None) for product in products))
     for shard in range(4):
-        reservations = await read_outbox(redis, ShardKeys(shard))
-        assert {r.product_id for r in reservations} == {p for p in products if shard_of(p, 4) == shard}
-        assert reservations, "each of four shards holds some of forty products"
-    assert all([await gate.is_pending(str(order)) for _, order in answers])
+        lots = await read_outbox(redis, ShardKeys(shard))
+        assert {lot.product_id for lot in lots} == {p for p in products if shard_of(p, 4) == shard}
+        assert lots, "each of four shards holds some of forty products"
+    assert all([await gate.reads.is_pending(str(order)) for _, order in answers])
     await gate.close()
 
 
@@ -161,7 +155,13 @@ async def test_each_answer_names_the_order_that_stands_in_the_outbox_for_this_bu
         ):
             if outcome is Outcome.ACCEPTED and order_id:
                 assert bought.setdefault(order_id, wish) == wish
-    in_outbox = {r.order_id: (r.user_id, r.product_id, r.key) for r in await read_outbox(redis)}
+    in_outbox = {
+        order_id: (user_id, lot.product_id, key)
+        for lot in await read_outbox(redis)
+        for order_id, user_id, key in zip(
+            lot.order_ids, lot.user_ids, lot.keys or [None] * len(lot), strict=True
+        )
+    }
     assert in_outbox == bought
     assert await read_pending(redis, KEYS) == set(bought)
     assert Counter(product for _, product, _ in bought.values()) == {1: 40, 2: 60, 3: 25}
@@ -171,7 +171,7 @@ async def test_a_purchase_takes_the_quantity_of_its_sale(gate: Gate) -> None:
     await open_sale(gate, stock=8, quantity=3)
     outcomes = [outcome for outcome, _ in await buy(gate, 4)]
     assert outcomes == [Outcome.ACCEPTED] * 2 + [Outcome.SOLD_OUT] * 2
-    assert (await gate.read_stock(1)) == (1, 8, 2)
+    assert (await gate.reads.read_stock(1)) == (1, 8, 2)
 
 
 async def test_a_user_buys_again_unless_the_sale_sets_a_limit(gate: Gate) -> None:
@@ -191,8 +191,8 @@ async def test_a_key_gets_its_first_answer_again(gate: Gate, redis: Redis) -> No
     later = await gate.reserve(1, 1, "k")
     assert first[0] is Outcome.ACCEPTED
     assert first == within_the_batch == later
-    assert (await gate.read_stock(1)) == (1, 10, 9)
-    assert len(await read_outbox(redis)) == 1
+    assert (await gate.reads.read_stock(1)) == (1, 10, 9)
+    assert ids(await read_outbox(redis)) == [first[1]]
 
 
 async def test_a_key_is_its_users_and_its_products_own(gate: Gate) -> None:
@@ -237,9 +237,9 @@ async def test_a_newer_sale_replaces_an_older_one_and_never_the_other_way_round(
     await open_sale(gate, sale_id=2, stock=5, limit=5)
     await buy(gate, 5)
     await open_sale(gate, sale_id=1, stock=100)
-    assert (await gate.read_stock(1)) == (2, 5, 0)
+    assert (await gate.reads.read_stock(1)) == (2, 5, 0)
     await open_sale(gate, sale_id=2, stock=5)
-    assert (await gate.read_stock(1)) == (2, 5, 0), "opening it again gives nothing back"
+    assert (await gate.reads.read_stock(1)) == (2, 5, 0), "opening it again gives nothing back"
     await open_sale(gate, sale_id=3, stock=7, limit=5)
     assert (await gate.reserve(101, 1, None))[0] is Outcome.ACCEPTED, "a new sale counts its buyers anew"
 
@@ -269,7 +269,7 @@ def sold_out_count() -> float:
     return value or 0.0
 
 
-async def test_whoever_comes_with_a_key_is_looked_up_in_a_sale_that_is_sold_out(repeating_gate: Gate) -> None:
+async def test_a_key_is_looked_up_in_a_sale_that_is_sold_out(repeating_gate: Gate) -> None:
     await open_sale(repeating_gate, stock=1)
     first = await repeating_gate.reserve(101, 1, "key")
     assert await buy(repeating_gate, 1, user_id=102) == [(Outcome.SOLD_OUT, None)]
@@ -326,8 +326,8 @@ async def test_clients_do_not_see_that_redis_was_restarted(gate: Gate, stack: St
     await stack.kill("redis")
     await stack.start("redis")
     assert (await buy(gate, 1))[0][0] is Outcome.ACCEPTED
-    assert {r.order_id for r in await read_outbox(redis)} > {order_id}, "what was accepted was on disk"
-    assert (await gate.read_stock(1)) == (1, 10, 8)
+    assert {*ids(await read_outbox(redis))} > {order_id}, "what was accepted was on disk"
+    assert (await gate.reads.read_stock(1)) == (1, 10, 8)
 
 
 async def test_without_redis_nothing_is_accepted_and_nobody_hangs(gate: Gate, stack: Stack) -> None:
@@ -338,7 +338,7 @@ async def test_without_redis_nothing_is_accepted_and_nobody_hangs(gate: Gate, st
         assert {outcome for outcome, _ in answers} == {Outcome.GATE_UNAVAILABLE}
     finally:
         await stack.start("redis")
-    assert (await gate.read_stock(1)) == (1, 10, 10)
+    assert (await gate.reads.read_stock(1)) == (1, 10, 10)
 
 
 async def test_a_frozen_redis_makes_the_outcome_unknown_and_no_wait_longer_than_the_timeout(
@@ -367,7 +367,7 @@ async def test_a_retry_under_the_same_key_finds_the_truth_after_a_lost_answer(
     outcome, order_id = await gate.reserve(1, 1, "k")
     assert outcome is Outcome.ACCEPTED
     assert (await gate.reserve(1, 1, "k")) == (outcome, order_id)
-    assert (await gate.read_stock(1)) == (1, 10, 8), "the key was sold one unit"
+    assert (await gate.reads.read_stock(1)) == (1, 10, 8), "the key was sold one unit"
     await gate.close()
 
 
@@ -379,7 +379,7 @@ async def test_a_redis_that_refuses_to_write_reserves_nothing(gate: Gate, redis:
         assert {outcome for outcome, _ in answers} == {Outcome.GATE_UNAVAILABLE}
     finally:
         await redis.config_set("maxmemory", "0")
-    assert (await gate.read_stock(1)) == (1, 10, 10)
+    assert (await gate.reads.read_stock(1)) == (1, 10, 10)
     assert not await redis.exists(KEYS.outbox, KEYS.pending)
     assert (await gate.reserve(1, 1, "k"))[0] is Outcome.ACCEPTED
 
@@ -392,7 +392,7 @@ async def test_a_full_waiting_room_answers_at_once(settings_without_bus: Setting
     await gate.close()
 
 
-async def test_closing_answers_those_who_wait_and_refuses_those_who_come(gate: Gate) -> None:
+async def test_closing_answers_the_waiting_purchases_and_refuses_later_ones(gate: Gate) -> None:
     await open_sale(gate, stock=10)
     waiting = [asyncio.ensure_future(gate.reserve(1, 1, None)) for _ in range(5)]
     await asyncio.sleep(0)

@@ -5,42 +5,43 @@ from redis.asyncio import Redis
 
 from engine.gate.keys import ShardKeys
 from engine.gate.outbox import Outbox
-from engine.model.delivery import Delivery, encode_lines
+from engine.model.lot import encode_lots
+from engine.model.message import Message
 from engine.model.sale import Sale
-from engine.tests.orders import SHARD, accept, make_terms, reserve, unpack
+from engine.tests.orders import SHARD, accept, ids, make_terms, reserve, unpack
 
 SALE = Sale(sale_id=3, terms=make_terms(stock=1_000))
 NEVER_MS = 3_600_000
 
 
-def order_ids(deliveries: list[Delivery]) -> list[str]:
-    return sorted(r.order_id for r in unpack(deliveries))
+def order_ids(messages: list[Message]) -> list[str]:
+    return sorted(ids(unpack(messages)))
 
 
-async def read_all(outbox: Outbox) -> list[Delivery]:
-    deliveries: list[Delivery] = []
+async def read_all(outbox: Outbox) -> list[Message]:
+    messages: list[Message] = []
     while more := await outbox.read(0.001):
-        deliveries += more
-    return deliveries
+        messages += more
+    return messages
 
 
-async def read_one(outbox: Outbox) -> Delivery:
-    while not (deliveries := await outbox.read(0.05)):
+async def read_one(outbox: Outbox) -> Message:
+    while not (messages := await outbox.read(0.05)):
         pass
-    [delivery] = deliveries
-    return delivery
+    [message] = messages
+    return message
 
 
 async def test_what_is_acknowledged_is_gone(redis: Redis) -> None:
     outbox = Outbox(redis, [SHARD], "a", NEVER_MS)
     batch = reserve(SALE, 200)
     await accept(redis, batch, entry_size=1)
-    deliveries = await read_all(outbox)
-    assert order_ids(deliveries) == sorted(r.order_id for r in batch)
-    assert not any(delivery.repeated for delivery in deliveries)
-    await outbox.acknowledge(deliveries)
-    assert await outbox.length() == 0
-    outbox.release()
+    messages = await read_all(outbox)
+    assert order_ids(messages) == sorted(ids(batch))
+    assert not any(message.repeated for message in messages)
+    await outbox.acknowledge(messages)
+    assert await outbox.count_entries() == 0
+    outbox.forget_held()
     assert await read_all(outbox) == []
 
 
@@ -48,13 +49,13 @@ async def test_every_shard_is_read(redis: Redis) -> None:
     shards = [ShardKeys(number) for number in range(3)]
     orders = reserve(SALE, 3)
     for shard, order in zip(shards, orders, strict=True):
-        await redis.xadd(shard.outbox, {"purchases": encode_lines([order])})
+        await redis.xadd(shard.outbox, {"purchases": encode_lots([order])})
     outbox = Outbox(redis, shards, "a", NEVER_MS)
-    deliveries = await read_all(outbox)
-    assert order_ids(deliveries) == sorted(r.order_id for r in orders)
-    assert await outbox.length() == 3
-    await outbox.acknowledge(deliveries)
-    assert await outbox.length() == 0
+    messages = await read_all(outbox)
+    assert order_ids(messages) == sorted(ids(orders))
+    assert await outbox.count_entries() == 3
+    await outbox.acknowledge(messages)
+    assert await outbox.count_entries() == 0
 
 
 async def test_two_readers_share_the_entries(redis: Redis) -> None:
@@ -71,15 +72,15 @@ async def test_a_reader_that_comes_back_finds_what_it_left_behind(redis: Redis) 
     await accept(redis, batch, entry_size=1)
     await read_all(Outbox(redis, [SHARD], "a", NEVER_MS))
     again = await read_all(Outbox(redis, [SHARD], "a", NEVER_MS))
-    assert order_ids(again) == sorted(r.order_id for r in batch)
-    assert all(delivery.repeated for delivery in again)
+    assert order_ids(again) == sorted(ids(batch))
+    assert all(message.repeated for message in again)
 
 
-async def test_what_a_reader_releases_is_delivered_again(redis: Redis) -> None:
+async def test_what_a_reader_forgets_it_reads_again(redis: Redis) -> None:
     outbox = Outbox(redis, [SHARD], "a", NEVER_MS)
     await accept(redis, reserve(SALE, 3))
     first = await read_one(outbox)
-    outbox.release()
+    outbox.forget_held()
     assert (await read_one(outbox)).tag == first.tag
 
 
@@ -88,11 +89,11 @@ async def test_entries_of_a_dead_reader_are_claimed_once_they_are_idle(redis: Re
     await accept(redis, batch, entry_size=1)
     await read_all(Outbox(redis, [SHARD], "dead", NEVER_MS))
     survivor = Outbox(redis, [SHARD], "survivor", 1)
-    deliveries: list[Delivery] = []
-    while len(deliveries) < 400:
-        deliveries += await survivor.read(0.01)
-    assert order_ids(deliveries) == sorted(r.order_id for r in batch)
-    assert all(delivery.repeated for delivery in deliveries)
+    messages: list[Message] = []
+    while len(messages) < 400:
+        messages += await survivor.read(0.01)
+    assert order_ids(messages) == sorted(ids(batch))
+    assert all(message.repeated for message in messages)
 
 
 async def test_a_slow_reader_is_not_given_its_own_entries_twice(redis: Redis) -> None:
@@ -102,14 +103,14 @@ async def test_a_slow_reader_is_not_given_its_own_entries_twice(redis: Redis) ->
     for _ in range(20):
         assert await outbox.read(0.005) == []
     await outbox.acknowledge([held])
-    assert await outbox.length() == 0
+    assert await outbox.count_entries() == 0
 
 
 async def test_what_the_gate_did_not_write_is_handed_on_as_well(redis: Redis) -> None:
     await redis.xadd(SHARD.outbox, {"purchases": "rubbish"})
     await redis.xadd(SHARD.outbox, {"other": "field"})
-    deliveries = await read_all(Outbox(redis, [SHARD], "a", NEVER_MS))
-    assert [delivery.lines for delivery in deliveries] == [b"rubbish", b"other field"]
+    messages = await read_all(Outbox(redis, [SHARD], "a", NEVER_MS))
+    assert [message.lines for message in messages] == [b"rubbish", b"other field"]
 
 
 async def test_entries_gather_between_two_reads(redis: Redis) -> None:
@@ -145,8 +146,8 @@ async def test_a_stream_deleted_under_a_waiting_reader_is_made_again(redis: Redi
 
 async def test_entries_deleted_while_pending_are_forgotten(redis: Redis) -> None:
     await accept(redis, reserve(SALE, 3), entry_size=1)
-    deliveries = await read_all(Outbox(redis, [SHARD], "a", NEVER_MS))
-    await redis.xdel(SHARD.outbox, deliveries[0].tag[1])
+    messages = await read_all(Outbox(redis, [SHARD], "a", NEVER_MS))
+    await redis.xdel(SHARD.outbox, messages[0].tag[1])
     again = await read_all(Outbox(redis, [SHARD], "a", NEVER_MS))
     assert len(again) == 2
     assert (await redis.xpending(SHARD.outbox, ShardKeys.GROUP))["pending"] == 2
@@ -167,11 +168,11 @@ async def test_a_read_that_left_entries_behind_is_followed_at_once_by_the_next(r
     outbox = Outbox(redis, [SHARD], "a", NEVER_MS, wait_ms=NEVER_MS)
     batch = reserve(SALE, 600)
     await accept(redis, batch, entry_size=1)
-    deliveries: list[Delivery] = []
+    messages: list[Message] = []
     async with asyncio.timeout(30):
-        while len(deliveries) < 600:
-            deliveries += await outbox.read(0.001)
-    assert order_ids(deliveries) == sorted(r.order_id for r in batch)
+        while len(messages) < 600:
+            messages += await outbox.read(0.001)
+    assert order_ids(messages) == sorted(ids(batch))
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.05):
             await outbox.read(0.001)

@@ -13,11 +13,11 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from engine.gate.gate import Gate
-from engine.http.app import LEAVING, LINGER_S, FrontDoor
+from engine.http.app import LEAVING, FrontDoor
+from engine.http.listener import LINGER_S, listen
 from engine.ledger.ledger import Ledger
 from engine.model.sale import Sale, SaleTerms
 from engine.settings import Settings
-from engine.stages.front_door import listen
 
 EXAMPLES = 700
 """With about fifteen requests in each, over 10,000 requests."""
@@ -185,7 +185,7 @@ async def test_a_client_that_does_not_read_waits_for_itself(doors: Doors) -> Non
     # Others are served meanwhile; when they are, the purchase would have been made long ago.
     for _ in range(5):
         await exchange(doors.fast, [purchase(product(UNKNOWN)), LAST], 10)
-    assert await doors.gate.read_stock(1) == (1, 10_000_000, 10_000_000), "nothing is bought unheard"
+    assert await doors.gate.reads.read_stock(1) == (1, 10_000_000, 10_000_000), "nothing is bought unheard"
     connection.resume_writing()
     writer.write(LAST)
     answer = await asyncio.wait_for(reader.read(-1), 60)

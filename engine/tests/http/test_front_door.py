@@ -16,7 +16,8 @@ from engine.gate.gate import Gate
 from engine.http.app import FrontDoor
 from engine.ledger.ledger import Ledger
 from engine.local.stack import Stack
-from engine.model.lot import Reservation
+from engine.model.lot import Lot
+from engine.model.order_id import split_order_id
 from engine.settings import Settings
 
 JSON = {"Content-Type": "application/json"}
@@ -132,15 +133,7 @@ async def test_an_order_is_pending_then_what_the_ledger_says_and_otherwise_unkno
     _, accepted = await client.buy(user=7)
     path = f"/purchase/orders/{accepted['orderId']}"
     assert (await client.ask("GET", path))[:2] == (200, {"orderId": accepted["orderId"], "status": "PENDING"})
-    reservation = Reservation(
-        order_id=accepted["orderId"],
-        user_id=7,
-        product_id=1,
-        sale_id=sale["saleId"],
-        quantity=1,
-        accepted_ms=1,
-    )
-    await client.ledger.settle([reservation], [None])
+    await client.ledger.settle([Lot(*split_order_id(accepted["orderId"]), 1, sale["saleId"], 1, 1, [7])], {})
     assert (await client.ask("GET", path))[:2] == (
         200,
         {"orderId": accepted["orderId"], "status": "CONFIRMED", "productId": 1, "userId": 7, "quantity": 1},

@@ -1,6 +1,7 @@
 import asyncio
 import contextlib
 import random
+from collections import Counter
 from collections.abc import AsyncIterator
 
 import asyncpg
@@ -9,10 +10,10 @@ import pytest
 
 from engine.errors import LedgerUnavailable
 from engine.ledger.ledger import Ledger
-from engine.model.delivery import encode_lines
+from engine.model.lot import Lot, encode_lots
 from engine.model.order import Order, OrderStatus
 from engine.model.order_id import PLACES, make_stem
-from engine.tests.orders import make_terms, reserve
+from engine.tests.orders import ids, make_terms, reserve
 
 CONFIRMED, FAILED, REJECTED = OrderStatus.CONFIRMED, OrderStatus.FAILED, OrderStatus.REJECTED
 
@@ -32,8 +33,10 @@ async def database(postgres_db: str) -> AsyncIterator["asyncpg.Connection[asyncp
     await connection.close()
 
 
-def count(orders: list[Order], status: OrderStatus) -> int:
-    return sum(order.status is status for order in orders)
+async def read_statuses(ledger: Ledger, lots: list[Lot]) -> list[OrderStatus]:
+    """The status of each order, in the order of the lots."""
+    orders = {order.order_id: order.status for order in await ledger.find_orders(ids(lots))}
+    return [orders[order_id] for order_id in ids(lots)]
 
 
 async def test_schema_may_be_created_by_many_at_once_and_again(postgres_db: str) -> None:
@@ -67,58 +70,73 @@ async def test_orders_are_kept_as_they_were_reserved(
     ledger: Ledger, database: "asyncpg.Connection[asyncpg.Record]"
 ) -> None:
     sale = await ledger.open_sale(make_terms(stock=10, quantity=2))
-    [reservation] = reserve(sale, key="abc")
-    await ledger.settle([reservation], [None])
+    [lot] = reserve(sale, key="abc")
+    await ledger.settle([lot], {})
     row = await database.fetchrow("SELECT * FROM orders")
     assert row is not None
-    assert str(row["order_id"]) == reservation.order_id
+    assert [str(row["order_id"])] == lot.order_ids
     assert (row["sale_id"], row["product_id"], row["user_id"], row["quantity"]) == (sale.sale_id, 1, 1, 2)
     assert (row["status"], row["reason"], row["idempotency_key"]) == ("CONFIRMED", None, "abc")
-    assert round(row["accepted_at"].timestamp() * 1000) == reservation.accepted_ms
+    assert round(row["accepted_at"].timestamp() * 1000) == lot.accepted_ms
     assert await database.fetchval("SELECT sold FROM sales") == 2
 
 
 async def test_find_order_knows_settled_orders_only(ledger: Ledger) -> None:
     sale = await ledger.open_sale(make_terms(stock=10))
-    paid, declined, never = reserve(sale, 3)
-    await ledger.settle([paid, declined], [None, "payment declined"])
-    assert await ledger.find_order(paid.order_id) == Order(
-        order_id=paid.order_id, user_id=1, product_id=1, sale_id=sale.sale_id, quantity=1, status=CONFIRMED
+    [lot] = reserve(sale, 3, size=3)
+    paid, declined, never = lot.order_ids
+    await ledger.settle([lot.cut(0, 2)], {declined: "payment declined"})
+    assert await ledger.find_order(paid) == Order(
+        order_id=paid, user_id=1, product_id=1, sale_id=sale.sale_id, quantity=1, status=CONFIRMED
     )
-    found = await ledger.find_order(declined.order_id)
+    found = await ledger.find_order(declined)
     assert found is not None
     assert (found.status, found.reason) == (FAILED, "payment declined")
-    assert await ledger.find_order(never.order_id) is None
+    assert await ledger.find_order(never) is None
 
 
 async def test_units_beyond_the_stock_are_rejected_in_order_of_acceptance(ledger: Ledger) -> None:
     sale = await ledger.open_sale(make_terms(stock=9, quantity=2))
     batch = reserve(sale, 10)
     shuffled = random.Random(1).sample(batch, len(batch))
-    settlement = await ledger.settle(shuffled, [None] * len(shuffled))
-    status = {order.order_id: order.status for order in settlement.settled}
-    assert [status[r.order_id] for r in batch] == [CONFIRMED] * 4 + [REJECTED] * 6
+    settlement = await ledger.settle(shuffled, {})
+    assert settlement.settled == {CONFIRMED: 4, REJECTED: 6}
+    assert await read_statuses(ledger, batch) == [CONFIRMED] * 4 + [REJECTED] * 6
+
+
+async def test_a_lot_beyond_the_stock_is_confirmed_as_far_as_the_units_reach(ledger: Ledger) -> None:
+    sale = await ledger.open_sale(make_terms(stock=9, quantity=2))
+    batch = reserve(sale, 10, size=6)
+    settlement = await ledger.settle(batch, {})
+    assert settlement.settled == {CONFIRMED: 4, REJECTED: 6}
+    assert (settlement.failed, settlement.dead_letters) == ([], {})
+    assert sorted(await read_statuses(ledger, batch)) == [CONFIRMED] * 4 + [REJECTED] * 6
 
 
 async def test_declined_orders_take_no_unit(ledger: Ledger) -> None:
     sale = await ledger.open_sale(make_terms(stock=2))
-    batch = reserve(sale, 4)
-    settlement = await ledger.settle(batch, ["no money", "no money", None, None])
-    assert count(settlement.settled, FAILED) == 2
-    assert count(settlement.settled, CONFIRMED) == 2
+    batch = reserve(sale, 4, size=3)
+    declined = ids(batch)[:2]
+    settlement = await ledger.settle(batch, dict.fromkeys(declined, "no money"))
+    assert settlement.settled == {FAILED: 2, CONFIRMED: 2}
+    assert {(order.order_id, order.user_id, order.reason) for order in settlement.failed} == {
+        (declined[0], 1, "no money"), (declined[1], 2, "no money"),
+    }  # fmt: skip
+    assert await read_statuses(ledger, batch) == [FAILED] * 2 + [CONFIRMED] * 2
 
 
 async def test_settling_again_changes_nothing(
     ledger: Ledger, database: "asyncpg.Connection[asyncpg.Record]"
 ) -> None:
     sale = await ledger.open_sale(make_terms(stock=3))
-    batch = reserve(sale, 5)
-    declines = ["no money", None, None, None, None]
-    first = await ledger.settle(batch, declines)
+    batch = reserve(sale, 5, size=2)
+    first = await ledger.settle(batch, {ids(batch)[0]: "no money"})
+    statuses = await read_statuses(ledger, batch)
     # The other way round, twice each, and with the payments' answers swapped.
-    again = await ledger.settle([*reversed(batch), *batch], [None] * 10)
-    assert again.settled == []
-    assert sorted(again.repeated, key=lambda o: o.order_id) == sorted(first.settled, key=lambda o: o.order_id)
+    again = await ledger.settle([*reversed(batch), *batch], {ids(batch)[1]: "no money"})
+    assert again.settled.total() == 0
+    assert again.failed == first.failed
+    assert await read_statuses(ledger, batch) == statuses
     assert await database.fetchval("SELECT sold FROM sales") == 3
     assert await database.fetchval("SELECT count(*) FROM orders") == 5
 
@@ -127,18 +145,17 @@ async def test_duplicates_within_a_batch_count_once(
     ledger: Ledger, database: "asyncpg.Connection[asyncpg.Record]"
 ) -> None:
     sale = await ledger.open_sale(make_terms(stock=2))
-    batch = reserve(sale, 2)
-    settlement = await ledger.settle(batch * 3, [None] * 6)
-    assert count(settlement.settled, CONFIRMED) == 2
+    [lot] = reserve(sale, 2, size=2)
+    settlement = await ledger.settle([lot.cut(0, 1), lot, lot.cut(1, 2), lot], {})
+    assert settlement.settled == {CONFIRMED: 2}
     assert await database.fetchval("SELECT sold FROM sales") == 2
 
 
 async def test_repeated_orders_take_no_unit_from_new_ones(ledger: Ledger) -> None:
     sale = await ledger.open_sale(make_terms(stock=3))
     batch = reserve(sale, 3)
-    await ledger.settle(batch[:2], [None] * 2)
-    settlement = await ledger.settle(batch, [None] * 3)
-    assert [order.status for order in settlement.settled] == [CONFIRMED]
+    await ledger.settle(batch[:2], {})
+    assert (await ledger.settle(batch, {})).settled == {CONFIRMED: 1}
 
 
 async def test_a_batch_waits_for_the_one_that_holds_its_sale(
@@ -148,58 +165,71 @@ async def test_a_batch_waits_for_the_one_that_holds_its_sale(
     async with database.transaction():
         await database.execute("SELECT FROM sales WHERE sale_id = $1 FOR UPDATE", sale.sale_id)
         await database.execute("UPDATE sales SET sold = 1")
-        settling = asyncio.create_task(ledger.settle(reserve(sale), [None]))
+        settling = asyncio.create_task(ledger.settle(reserve(sale), {}))
         while not await database.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"):
             pass
-    assert [order.status for order in (await settling).settled] == [REJECTED]
+    assert (await settling).settled == {REJECTED: 1}
 
 
 async def test_a_batch_of_several_sales_is_judged_sale_by_sale(ledger: Ledger) -> None:
     sales = [await ledger.open_sale(make_terms(stock=3, product_id=product)) for product in (1, 2, 3)]
-    batch = [r for sale in sales for r in reserve(sale, 5)]
-    settlement = await ledger.settle(batch, [None] * 15)
-    for sale in sales:
-        mine = [order for order in settlement.settled if order.sale_id == sale.sale_id]
-        assert (count(mine, CONFIRMED), count(mine, REJECTED)) == (3, 2)
+    batches = [reserve(sale, 5, size=4) for sale in sales]
+    settlement = await ledger.settle([lot for batch in batches for lot in batch], {})
+    assert settlement.settled == {CONFIRMED: 9, REJECTED: 6}
+    for batch in batches:
+        assert Counter(await read_statuses(ledger, batch)) == {CONFIRMED: 3, REJECTED: 2}
 
 
-async def test_an_order_of_an_unknown_sale_is_poison_and_its_neighbours_settle(ledger: Ledger) -> None:
+async def test_an_order_of_an_unknown_sale_is_a_dead_letter_and_its_neighbours_settle(ledger: Ledger) -> None:
     sale = await ledger.open_sale(make_terms(stock=10))
     good = reserve(sale, 4)
     [lost] = reserve(msgspec.structs.replace(sale, sale_id=sale.sale_id + 1))
-    settlement = await ledger.settle([*good[:2], lost, *good[2:]], [None] * 5)
-    assert count(settlement.settled, CONFIRMED) == 4
-    [poison] = settlement.poison
-    assert poison.body == encode_lines([lost])
-    assert "unknown sale" in poison.reason
+    settlement = await ledger.settle([*good[:2], lost, *good[2:]], {})
+    assert settlement.settled == {CONFIRMED: 4}
+    [(order_id, dead_letter)] = settlement.dead_letters.items()
+    assert [order_id] == lost.order_ids
+    assert dead_letter.body == encode_lots([lost])
+    assert "unknown sale" in dead_letter.reason
 
 
-async def test_a_record_that_postgresql_refuses_is_poison_and_its_neighbours_settle(ledger: Ledger) -> None:
+async def test_an_order_that_postgresql_refuses_is_a_dead_letter(ledger: Ledger) -> None:
     sale = await ledger.open_sale(make_terms(stock=100))
     batch = reserve(sale, 9)
     batch[3] = msgspec.structs.replace(batch[3], quantity=0)
-    batch[4] = msgspec.structs.replace(batch[4], key="a\0b")
-    batch[8] = msgspec.structs.replace(batch[8], user_id=2**63)
-    settlement = await ledger.settle(batch, [None] * 9)
-    assert count(settlement.settled, CONFIRMED) == 6
-    assert len(settlement.poison) == 3
+    batch[4] = msgspec.structs.replace(batch[4], keys=["a\0b"])
+    batch[8] = msgspec.structs.replace(batch[8], user_ids=[2**63])
+    settlement = await ledger.settle(batch, {})
+    assert settlement.settled == {CONFIRMED: 6}
+    assert {*settlement.dead_letters} == {*ids([batch[3], batch[4], batch[8]])}
+
+
+async def test_one_order_of_a_lot_that_postgresql_refuses_stands_alone(ledger: Ledger) -> None:
+    sale = await ledger.open_sale(make_terms(stock=100))
+    [lot] = reserve(sale, 9, size=9)
+    lot.user_ids[4] = 2**63
+    settlement = await ledger.settle([lot], {})
+    assert settlement.settled == {CONFIRMED: 8}
+    [(order_id, dead_letter)] = settlement.dead_letters.items()
+    assert order_id == lot.order_ids[4]
+    assert dead_letter.body == encode_lots([lot.cut(4, 5)])
 
 
 async def test_concurrent_settles_never_exceed_stock_and_never_deadlock(
     ledger: Ledger, database: "asyncpg.Connection[asyncpg.Record]"
 ) -> None:
     sales = [await ledger.open_sale(make_terms(stock=100, product_id=product)) for product in range(1, 6)]
-    orders = [r for sale in sales for r in reserve(sale, 150)]
+    lots = {sale.sale_id: reserve(sale, 150, size=2) for sale in sales}
     rng = random.Random(7)
     # Every order twice, in batches that name the sales in any order.
-    work = rng.sample(orders * 2, len(orders) * 2)
-    batches = [work[start : start + 50] for start in range(0, len(work), 50)]
-    settlements = await asyncio.gather(*(ledger.settle(batch, [None] * len(batch)) for batch in batches))
-    settled = [order for settlement in settlements for order in settlement.settled]
-    assert sorted(order.order_id for order in settled) == sorted(r.order_id for r in orders)
+    twice = [lot for its_lots in lots.values() for lot in its_lots * 2]
+    work = rng.sample(twice, len(twice))
+    batches = [work[start : start + 25] for start in range(0, len(work), 25)]
+    settlements = await asyncio.gather(*(ledger.settle(batch, {}) for batch in batches))
+    settled = sum((settlement.settled for settlement in settlements), Counter[OrderStatus]())
+    assert settled == {CONFIRMED: 500, REJECTED: 250}
     for row in await database.fetch("SELECT * FROM sales"):
-        mine = [order for order in settled if order.sale_id == row["sale_id"]]
-        assert (row["sold"], count(mine, CONFIRMED), count(mine, REJECTED)) == (100, 100, 50)
+        statuses = Counter(await read_statuses(ledger, lots[row["sale_id"]]))
+        assert (row["sold"], statuses) == (100, {CONFIRMED: 100, REJECTED: 50})
     assert (
         await database.fetchval("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")
         == 0

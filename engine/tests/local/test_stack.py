@@ -19,7 +19,7 @@ import pytest
 from redis.asyncio import Redis
 
 from engine.errors import StackError
-from engine.local.programs import RabbitMQ
+from engine.local.rabbitmq import MISSING, RabbitMQ
 from engine.local.stack import SERVICES, Stack, StackUrls, stack_status, start_stack, stop_stack
 from engine.tests.services import skip_or_fail
 
@@ -31,7 +31,7 @@ TWO = ("redis", "postgres")
 def services() -> tuple[str, ...]:
     """All that can run on this machine."""
     if RabbitMQ().find() is None:
-        skip_or_fail(RabbitMQ.MISSING)
+        skip_or_fail(MISSING)
     return SERVICES
 
 

@@ -1,5 +1,5 @@
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import aio_pika
@@ -11,15 +11,17 @@ from redis.asyncio import Redis
 from engine.bus.publisher import Publisher
 from engine.bus.topology import PURCHASES
 from engine.errors import SettingsError
+from engine.gate.clearing import Clearing
 from engine.gate.outbox import Outbox
 from engine.gate.pending import read_pending
 from engine.ledger.ledger import Ledger
 from engine.local.stack import Stack
-from engine.model.delivery import encode_lines
-from engine.model.lot import Reservation
+from engine.model.lot import Lot, encode_lots
+from engine.payment.gateway import PaymentGateway
 from engine.payment.simulated import SimulatedGateway
 from engine.settings import Settings
 from engine.stages.fulfilment import Fulfilment, run_fulfilment
+from engine.stages.lifecycle import Pause
 from engine.stages.relay import run_relay
 from engine.tests.backend import (
     CONFIRMED,
@@ -34,7 +36,7 @@ from engine.tests.backend import (
     take_dead_letters,
     until_settled,
 )
-from engine.tests.orders import SHARD, accept, mark_pending, reserve
+from engine.tests.orders import SHARD, accept, ids, mark_pending, reserve
 
 
 @pytest.fixture(params=["bus", "outbox"])
@@ -54,19 +56,27 @@ async def units(redis: Redis) -> tuple[int, int]:
     return int(remaining or -1), int(released or -1)
 
 
+async def fulfil(redis: Redis, gateway: PaymentGateway, ledger: Ledger, settings: Settings) -> None:
+    """Fulfil what is in the outbox, as the reader "me"."""
+    stop = asyncio.Event()
+    stop.set()
+    outbox = Outbox(redis, [SHARD], "me", 3_600_000)
+    await Fulfilment(outbox, gateway, ledger, Clearing(redis, [SHARD]), Pause(), settings).run(stop)
+
+
 async def test_every_accepted_purchase_is_settled_once(redis: Redis, any_settings: Settings) -> None:
     sale = await open_sale(any_settings, redis)
-    batch = reserve(sale, 3_000)
+    batch = reserve(sale, 3_000, size=30)
     async with running(any_settings, *stages(any_settings)):
         await accept(redis, batch, entry_size=13)
         await until_settled(redis)
-    assert await read_statuses(any_settings) == {r.order_id: CONFIRMED for r in batch}
+    assert await read_statuses(any_settings) == dict.fromkeys(ids(batch), CONFIRMED)
     assert await read_sold(any_settings, sale) == 3_000
 
 
 async def test_the_ledger_rejects_what_a_gate_gave_out_too_many(redis: Redis, any_settings: Settings) -> None:
     sale = await open_sale(any_settings, redis, stock=700)
-    batch = reserve(sale, 1_500)
+    batch = reserve(sale, 1_500, size=30)
     await accept(redis, batch)
     async with running(any_settings, *stages(any_settings)):
         await until_settled(redis)
@@ -77,13 +87,13 @@ async def test_the_ledger_rejects_what_a_gate_gave_out_too_many(redis: Redis, an
 async def test_declined_orders_fail_and_their_units_go_back(redis: Redis, any_settings: Settings) -> None:
     settings = msgspec.structs.replace(any_settings, payment_decline_rate=0.3, payment_latency_ms=1)
     sale = await open_sale(settings, redis)
-    batch = reserve(sale, 2_000)
+    batch = reserve(sale, 2_000, size=30)
     await accept(redis, batch)
     # The same purchases once more, as a relay that lost a confirm sends them.
     await accept(redis, batch)
     async with running(settings, *stages(settings)):
         await until_settled(redis)
-    declined = [await SimulatedGateway(decline_rate=0.3).charge([r]) != [None] for r in batch].count(True)
+    declined = len(await SimulatedGateway(decline_rate=0.3).charge(batch))
     assert await count_statuses(settings) == {CONFIRMED: 2_000 - declined, FAILED: declined}
     assert await units(redis) == (declined, declined)
 
@@ -105,28 +115,23 @@ async def test_orders_settled_before_a_crash_are_not_charged_again(
     redis: Redis, settings_without_bus: Settings
 ) -> None:
     sale = await open_sale(settings_without_bus, redis)
-    batch = reserve(sale, 20)
+    batch = reserve(sale, 20, size=5)
     await accept(redis, batch)
     assert settings_without_bus.postgres_url
     ledger = await Ledger.connect(settings_without_bus.postgres_url)
     # A fulfilment that died after its commit: it had read the entry, and settled half of it.
     await Outbox(redis, [SHARD], "me", 3_600_000).read(1)
-    await ledger.settle(batch[:10], [None] * 10)
+    await ledger.settle(batch[:2], {})
     charged: list[str] = []
 
     class Gateway:
-        async def charge(self, batch: Sequence[Reservation]) -> list[str | None]:
-            charged.extend(r.order_id for r in batch)
-            return [None] * len(batch)
+        async def charge(self, lots: Sequence[Lot]) -> Mapping[str, str]:
+            charged.extend(ids(lots))
+            return {}
 
-    fulfilment = Fulfilment(
-        Outbox(redis, [SHARD], "me", 3_600_000), Gateway(), ledger, redis, [SHARD], settings_without_bus
-    )
-    stop = asyncio.Event()
-    stop.set()
-    await fulfilment.run(stop)
+    await fulfil(redis, Gateway(), ledger, settings_without_bus)
     await ledger.close()
-    assert sorted(charged) == sorted(r.order_id for r in batch[10:])
+    assert sorted(charged) == sorted(ids(batch[2:]))
     assert await count_statuses(settings_without_bus) == {CONFIRMED: 20}
     assert not await redis.exists(SHARD.pending)
 
@@ -138,7 +143,7 @@ async def test_the_gate_learns_of_an_order_whose_first_settler_could_not_tell_it
     batch = reserve(sale, 20)
     assert settings_without_bus.postgres_url
     ledger = await Ledger.connect(settings_without_bus.postgres_url)
-    await ledger.settle(batch, ["payment declined"] * 20)
+    await ledger.settle(batch, dict.fromkeys(ids(batch), "payment declined"))
     await ledger.close()
     await accept(redis, batch)
     async with running(settings_without_bus, run_fulfilment):
@@ -156,21 +161,18 @@ async def test_a_gateway_that_fails_is_asked_again(redis: Redis, settings_withou
     class Gateway:
         failures = 3
 
-        async def charge(self, batch: Sequence[Reservation]) -> list[str | None]:
+        async def charge(self, lots: Sequence[Lot]) -> Mapping[str, str]:
             if self.failures:
                 self.failures -= 1
                 raise ConnectionResetError
-            return [None] * len(batch)
+            return {}
 
-    outbox = Outbox(redis, [SHARD], "me", 3_600_000)
-    stop = asyncio.Event()
-    stop.set()
-    await Fulfilment(outbox, Gateway(), ledger, redis, [SHARD], settings_without_bus).run(stop)
+    await fulfil(redis, Gateway(), ledger, settings_without_bus)
     await ledger.close()
     assert await count_statuses(settings_without_bus) == {CONFIRMED: 20}
 
 
-async def test_poison_is_put_aside_and_its_neighbours_are_fulfilled(
+async def test_dead_letters_are_put_aside_and_their_neighbours_are_fulfilled(
     redis: Redis, settings: Settings, bus_url: str
 ) -> None:
     sale = await open_sale(settings, redis)
@@ -178,30 +180,32 @@ async def test_poison_is_put_aside_and_its_neighbours_are_fulfilled(
     [lost] = reserve(msgspec.structs.replace(sale, sale_id=sale.sale_id + 1))
     await mark_pending(redis, good)
     publisher = Publisher(bus_url)
-    await publisher.publish(encode_lines([*good[:2], lost, *good[2:4]]))
+    await publisher.publish(encode_lots([*good[:2], lost, *good[2:4]]))
     await publisher.close()
     async with await aio_pika.connect(bus_url) as connection, connection.channel() as channel:
-        for body in (b"no json", encode_lines(good[4:5]) + b"\n{}\n" + encode_lines(good[5:])):
+        for body in (b"no json", encode_lots(good[4:5]) + b"\n{}\n" + encode_lots(good[5:])):
             await channel.default_exchange.publish(aio_pika.Message(body), PURCHASES)
     async with running(settings, run_fulfilment):
         await until_settled(redis)
-        letters = dict(await take_dead_letters(bus_url, 3))
-    assert await read_statuses(settings) == {r.order_id: CONFIRMED for r in good}
-    assert letters.keys() == {encode_lines([lost]), b"no json", b"{}"}
-    assert letters[encode_lines([lost])] == "unknown sale"
+        dead_letters = dict(await take_dead_letters(bus_url, 3))
+    assert await read_statuses(settings) == dict.fromkeys(ids(good), CONFIRMED)
+    assert dead_letters.keys() == {encode_lots([lost]), b"no json", b"{}"}
+    assert dead_letters[encode_lots([lost])] == "unknown sale"
 
 
-async def test_poison_without_a_bus_goes_to_a_stream(redis: Redis, settings_without_bus: Settings) -> None:
+async def test_dead_letters_without_a_bus_go_to_a_stream(
+    redis: Redis, settings_without_bus: Settings
+) -> None:
     sale = await open_sale(settings_without_bus, redis)
     [good] = reserve(sale)
-    await redis.xadd(SHARD.outbox, {"purchases": b"rubbish\n" + encode_lines([good])})
+    await redis.xadd(SHARD.outbox, {"purchases": b"rubbish\n" + encode_lots([good])})
     async with running(settings_without_bus, run_fulfilment):
         await until_settled(redis)
-    letters: Any = await redis.xrange(SHARD.dead)
-    [(_, letter)] = letters
-    assert letter[b"body"] == b"rubbish"
-    assert letter[b"reason"]
-    assert await read_statuses(settings_without_bus) == {good.order_id: CONFIRMED}
+    dead_letters: Any = await redis.xrange(SHARD.dead)
+    [(_, fields)] = dead_letters
+    assert fields[b"body"] == b"rubbish"
+    assert fields[b"reason"]
+    assert await read_statuses(settings_without_bus) == {good.order_ids[0]: CONFIRMED}
 
 
 async def test_fulfilment_stops_with_all_that_was_sent_to_it_settled(
@@ -234,7 +238,7 @@ async def test_fulfilment_counts_each_order_once(redis: Redis, settings_without_
         return REGISTRY.get_sample_value("flashgrid_orders_total", {"status": CONFIRMED}) or 0.0
 
     before = count()
-    batch = reserve(await open_sale(settings_without_bus, redis), 50)
+    batch = reserve(await open_sale(settings_without_bus, redis), 50, size=20)
     await accept(redis, batch)
     await accept(redis, batch)
     async with running(settings_without_bus, run_fulfilment):
@@ -254,7 +258,7 @@ async def test_a_service_that_is_killed_in_the_middle_loses_nothing(
     stack: Stack, redis: Redis, settings: Settings, service: str
 ) -> None:
     sale = await open_sale(settings, redis)
-    batch = reserve(sale, 6_000)
+    batch = reserve(sale, 6_000, size=30)
     settings = msgspec.structs.replace(settings, fulfilment_batch=50, payment_decline_rate=0.1)
     async with running(settings):
         await accept(redis, batch, entry_size=50)
@@ -264,7 +268,7 @@ async def test_a_service_that_is_killed_in_the_middle_loses_nothing(
         await stack.start(service)
         await until_settled(redis)
     statuses = await read_statuses(settings)
-    assert statuses.keys() == {r.order_id for r in batch}
+    assert statuses.keys() == set(ids(batch))
     failed = list(statuses.values()).count(FAILED)
     assert await units(redis) == (failed, failed)
     assert await read_sold(settings, sale) == 6_000 - failed

@@ -17,7 +17,7 @@ from engine.errors import GateUnavailable
 from engine.gate.gate import Gate
 from engine.ledger.ledger import Ledger
 from engine.local.stack import Stack
-from engine.model.delivery import encode_lines
+from engine.model.lot import encode_lots
 from engine.model.purchase import Outcome
 from engine.model.sale import Sale
 from engine.settings import Settings
@@ -72,7 +72,7 @@ async def until_open(gate: Gate) -> None:
 async def until_remaining(gate: Gate, units: int) -> None:
     while True:
         with contextlib.suppress(GateUnavailable):
-            stock = await gate.read_stock(1)
+            stock = await gate.reads.read_stock(1)
             if stock and stock.remaining == units:
                 return
         await asyncio.sleep(0.02)
@@ -107,7 +107,7 @@ async def test_a_wiped_gate_sells_nothing_until_it_is_rebuilt(
     await fresh.close()
     async with running(settings_without_bus, run_fulfilment):
         await until_open(gate)
-        assert await gate.read_stock(1) == (1, 10, 6)
+        assert await gate.reads.read_stock(1) == (1, 10, 6)
         counts = Counter(outcome for outcome, _ in await buy(gate, 10))
     assert counts == {Outcome.ACCEPTED: 6, Outcome.SOLD_OUT: 4}
     assert Counter((await read_statuses(settings_without_bus)).values()) == {CONFIRMED: 10}
@@ -132,7 +132,7 @@ async def test_a_wipe_in_mid_sale_with_purchases_in_the_bus_sells_exactly_the_st
     statuses = await read_statuses(settings)
     assert statuses.keys() == orders_of(answers)
     assert Counter(statuses.values()) == {CONFIRMED: 3_000}
-    assert await gate.read_stock(1) == (1, 3_000, 0)
+    assert await gate.reads.read_stock(1) == (1, 3_000, 0)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -156,7 +156,7 @@ async def test_an_older_copy_is_noticed_by_whoever_knows_more(
     assert (await other.reserve(1, 1, None))[0] is Outcome.GATE_UNAVAILABLE, "it is closed for everybody"
     async with running(settings_without_bus, run_fulfilment):
         await until_open(gate)
-        assert (await gate.read_stock(1)) == (1, 100, 59 if workers == 1 else 57)
+        assert (await gate.reads.read_stock(1)) == (1, 100, 59 if workers == 1 else 57)
         await buy(gate, 200)
         await until_settled(redis)
     await other.close()
@@ -204,7 +204,7 @@ async def test_a_copy_from_before_a_rebuild_stays_closed(
     await open_sale(ledger, gate, stock=10)
     copy = await take_copy(redis)
     await redis.flushall()
-    async with reconciling(settings_without_bus, redis) as reconciliation:
+    async with reconciling(settings_without_bus) as reconciliation:
         assert await reconciliation.rebuild()
         await buy(gate, 3)
         async with running(settings_without_bus, run_fulfilment):
@@ -214,17 +214,17 @@ async def test_a_copy_from_before_a_rebuild_stays_closed(
         await restore_copy(redis, copy)
         assert not await reconciliation.is_open()
         assert await reconciliation.rebuild()
-    assert await gate.read_stock(1) == (1, 10, 7)
+    assert await gate.reads.read_stock(1) == (1, 10, 7)
 
 
 async def test_a_restart_with_the_data_intact_is_no_loss(
     settings_without_bus: Settings, redis: Redis, gate: Gate, ledger: Ledger, stack: Stack
 ) -> None:
     await open_sale(ledger, gate, stock=1_000)
-    async with reconciling(settings_without_bus, redis) as reconciliation:
+    async with reconciling(settings_without_bus) as reconciliation:
         await reconciliation.close(await reconciliation.read_generation())
         await reconciliation.rebuild()
-        generation = await redis.hget(SHARD.mark, "open")
+        generation = await redis.hget(SHARD.fence, "open")
         async with running(settings_without_bus, run_fulfilment):
             await buy(gate, 300)
             await stack.kill("redis")
@@ -234,7 +234,7 @@ async def test_a_restart_with_the_data_intact_is_no_loss(
         assert {outcome for outcome, _ in answers} == {Outcome.ACCEPTED}
         assert await reconciliation.is_open()
         assert not await reconciliation.is_outdated()
-        assert await redis.hget(SHARD.mark, "open") == generation
+        assert await redis.hget(SHARD.fence, "open") == generation
 
 
 async def test_a_gate_that_accepts_while_it_is_compared_with_the_ledger_is_not_outdated(
@@ -252,7 +252,7 @@ async def test_a_gate_that_accepts_while_it_is_compared_with_the_ledger_is_not_o
 
     async with (
         running(settings_without_bus, run_fulfilment),
-        reconciling(settings_without_bus, redis) as reconciliation,
+        reconciling(settings_without_bus) as reconciliation,
     ):
         await until_settled(redis)
         monkeypatch.setattr(Ledger, "find_newest", settle_and_find)
@@ -272,7 +272,7 @@ async def test_limits_and_keys_survive(
         await until_settled(redis)
     before: Any = await redis.hgetall(SHARD.buyers(1))
     await redis.flushall()
-    async with reconciling(settings, redis) as reconciliation:
+    async with reconciling(settings) as reconciliation:
         assert await reconciliation.rebuild()
     statuses = await read_statuses(settings)
     assert {user: n for user, n in before.items() if n != b"0"} == await redis.hgetall(SHARD.buyers(1))
@@ -293,18 +293,21 @@ async def test_late_orders_release_nothing_and_the_audit_finds_them(
     late, declined = reserve(sale, 2)
     # An older copy that still holds the evidence that two units are out, but not the outbox entry.
     await mark_pending(redis, [late, declined])
-    async with reconciling(settings_without_bus, redis) as reconciliation:
+    async with reconciling(settings_without_bus) as reconciliation:
         await reconciliation.close(await reconciliation.read_generation())
         await reconciliation.rebuild()
         assert not await redis.exists(SHARD.pending), "their units count as not sold, so none may go back"
         assert await reconciliation.audit() == []
         async with running(settings_without_bus, run_fulfilment):
             # A relay that held two purchases of the wiped outbox; the payment of one was declined.
-            await ledger.settle([declined], ["declined"])
-            await redis.xadd(SHARD.outbox, {"purchases": encode_lines([late, declined])})
+            await ledger.settle([declined], {declined.order_ids[0]: "declined"})
+            await redis.xadd(SHARD.outbox, {"purchases": encode_lots([late, declined])})
             await until_settled(redis)
             await until_remaining(gate, 9)
-    assert await read_statuses(settings_without_bus) == {late.order_id: CONFIRMED, declined.order_id: FAILED}
+    assert await read_statuses(settings_without_bus) == {
+        late.order_ids[0]: CONFIRMED,
+        declined.order_ids[0]: FAILED,
+    }
 
 
 async def test_the_gate_follows_the_ledger_in_what_is_on_offer(
@@ -313,11 +316,11 @@ async def test_the_gate_follows_the_ledger_in_what_is_on_offer(
     await open_sale(ledger, gate, stock=5)
     await ledger.open_sale(make_terms(7, product_id=1))
     await gate.open_sale(Sale(sale_id=99, terms=make_terms(3, product_id=3)))
-    async with reconciling(settings_without_bus, redis) as reconciliation:
+    async with reconciling(settings_without_bus) as reconciliation:
         await reconciliation.close(await reconciliation.read_generation())
         await reconciliation.rebuild()
-    assert await gate.read_stock(1) == (2, 7, 7)
-    assert await gate.read_stock(3) is None, "its orders could never be settled"
+    assert await gate.reads.read_stock(1) == (2, 7, 7)
+    assert await gate.reads.read_stock(3) is None, "its orders could never be settled"
 
 
 async def test_of_two_processes_one_rebuilds(
@@ -326,19 +329,19 @@ async def test_of_two_processes_one_rebuilds(
     await open_sale(ledger, gate, stock=5)
     await redis.flushall()
     async with (
-        reconciling(settings_without_bus, redis) as one,
-        reconciling(settings_without_bus, redis) as two,
+        reconciling(settings_without_bus) as one,
+        reconciling(settings_without_bus) as two,
     ):
         done = await asyncio.gather(*(each.rebuild() for each in (one, two) for _ in range(5)))
     assert done.count(True) == 1
-    assert await gate.read_stock(1) == (1, 5, 5)
+    assert await gate.reads.read_stock(1) == (1, 5, 5)
 
 
 async def test_a_gate_that_was_rebuilt_meanwhile_is_not_closed_again(
     settings_without_bus: Settings, redis: Redis, gate: Gate, ledger: Ledger
 ) -> None:
     await open_sale(ledger, gate, stock=5)
-    async with reconciling(settings_without_bus, redis) as reconciliation:
+    async with reconciling(settings_without_bus) as reconciliation:
         suspected = await reconciliation.read_generation()
         await reconciliation.close(suspected)
         await reconciliation.rebuild()
@@ -357,12 +360,12 @@ async def test_two_fulfilments_leave_the_bus_before_either_rebuilds(
     async with running(settings, run_relay, run_fulfilment, run_fulfilment):
         await redis.flushall()
         await until_open(gate)
-        generation = await redis.hget(SHARD.mark, "open")
+        generation = await redis.hget(SHARD.fence, "open")
         assert (await read_statuses(settings)).keys() == orders_of(answers)
-        assert await gate.read_stock(1) == (1, 1_000, 200)
+        assert await gate.reads.read_stock(1) == (1, 1_000, 200)
         answers += await buy(gate, 500)
         await until_settled(redis)
-        assert await redis.hget(SHARD.mark, "open") == generation, "rebuilt once"
+        assert await redis.hget(SHARD.fence, "open") == generation, "rebuilt once"
     assert Counter((await read_statuses(settings)).values()) == {CONFIRMED: 1_000}
 
 
@@ -372,8 +375,8 @@ async def test_a_message_that_a_consumer_holds_is_under_way(
     assert settings.amqp_url
     sale = Sale(sale_id=1, terms=make_terms(5))
     publisher, consumer = Publisher(settings.amqp_url), Consumer(settings.amqp_url, prefetch=10)
-    await publisher.publish(encode_lines(reserve(sale, 2)))
-    async with reconciling(settings, redis) as reconciliation:
+    await publisher.publish(encode_lots(reserve(sale, 2)))
+    async with reconciling(settings) as reconciliation:
         assert not (await reconciliation.read_traffic()).drained
         while not await consumer.read(1):
             pass
@@ -395,18 +398,18 @@ async def test_a_rebuild_that_was_overtaken_writes_nothing(
     find = Ledger.find_keys
 
     async def overtake(self: Ledger, max_age_s: float) -> AsyncIterator[Any]:
-        await redis.hset(SHARD.mark, "rebuilding", 9)
+        await redis.hset(SHARD.fence, "rebuilding", 9)
         async for page in find(self, max_age_s):
             yield page
 
     monkeypatch.setattr(Ledger, "find_keys", overtake)
-    async with reconciling(settings_without_bus, redis) as reconciliation:
+    async with reconciling(settings_without_bus) as reconciliation:
         with pytest.raises(Exception, match="overtaken"):
             await reconciliation.rebuild()
         assert not await reconciliation.is_open()
         monkeypatch.undo()
         assert await reconciliation.rebuild()
-    assert await gate.read_stock(1) == (1, 5, 5)
+    assert await gate.reads.read_stock(1) == (1, 5, 5)
 
 
 async def run_command(settings: Settings, *arguments: str) -> tuple[int, str]:
@@ -449,7 +452,7 @@ async def test_reconcile_by_hand_waits_for_what_is_under_way_and_opens_the_gate(
         code, output = await run_command(settings, "reconcile")
     assert code == 0, output
     assert output.splitlines()[-1].split() == ["1", "1", "10", "4", "6", "6", "0"]
-    assert await gate.read_stock(1) == (1, 10, 6)
+    assert await gate.reads.read_stock(1) == (1, 10, 6)
 
 
 async def test_a_server_whose_redis_was_wiped_while_it_stood_opens_by_itself(

@@ -1,9 +1,12 @@
 import asyncio
 from collections.abc import Iterable
+from itertools import pairwise
 
 import aio_pika
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
@@ -13,11 +16,12 @@ from engine.bus.topology import PURCHASES
 from engine.errors import SettingsError
 from engine.gate.keys import ShardKeys
 from engine.gate.outbox import Outbox
-from engine.model.delivery import Delivery, encode_lines
+from engine.model.lot import count_orders, decode_lots, encode_lots
+from engine.model.message import Message
 from engine.model.sale import Sale
 from engine.settings import Settings
 from engine.stages.fulfilment import run_fulfilment
-from engine.stages.relay import Relay, run_relay
+from engine.stages.relay import Relay, join_entries, run_relay
 from engine.tests.backend import (
     CONFIRMED,
     count_statuses,
@@ -29,21 +33,21 @@ from engine.tests.backend import (
     until_relayed,
     until_settled,
 )
-from engine.tests.orders import SHARD, accept, make_terms, mark_pending, reserve, unpack
+from engine.tests.orders import SHARD, accept, ids, make_terms, mark_pending, reserve, unpack
 from engine.tests.proxy import Proxy
 
 SALE = Sale(sale_id=3, terms=make_terms(stock=1_000))
 
 
-async def drain_bus(url: str, purchases: int) -> list[Delivery]:
+async def drain_bus(url: str, purchases: int) -> list[Message]:
     """Read messages until they hold so many purchases."""
     consumer = Consumer(url, prefetch=10_000)
-    deliveries: list[Delivery] = []
-    while len(unpack(deliveries)) < purchases:
-        deliveries += await consumer.read(1)
-    await consumer.acknowledge(deliveries)
+    messages: list[Message] = []
+    while len(unpack(messages)) < purchases:
+        messages += await consumer.read(1)
+    await consumer.acknowledge(messages)
     await consumer.close()
-    return deliveries
+    return messages
 
 
 async def test_entries_leave_the_outbox_for_the_bus(redis: Redis, settings: Settings, bus_url: str) -> None:
@@ -51,8 +55,8 @@ async def test_entries_leave_the_outbox_for_the_bus(redis: Redis, settings: Sett
     async with running(settings, run_relay):
         await accept(redis, batch, entry_size=7)
         await until_relayed(redis)
-    deliveries = await drain_bus(bus_url, 1_000)
-    assert sorted(r.order_id for r in unpack(deliveries)) == sorted(r.order_id for r in batch)
+    messages = await drain_bus(bus_url, 1_000)
+    assert sorted(ids(unpack(messages))) == sorted(ids(batch))
 
 
 async def test_small_entries_share_a_message_and_a_large_one_is_a_message_of_its_own(
@@ -64,7 +68,7 @@ async def test_small_entries_share_a_message_and_a_large_one_is_a_message_of_its
     await accept(redis, reserve(SALE, 5), entry_size=1)
     async with running(settings, run_relay):
         await until_relayed(redis)
-    sizes = [len(unpack([delivery])) for delivery in await drain_bus(bus_url, 60)]
+    sizes = [len(unpack([message])) for message in await drain_bus(bus_url, 60)]
     assert sum(sizes) == 60
     assert [size for size in sizes if size > 10] == [25]
     assert len(sizes) <= 7
@@ -78,12 +82,12 @@ async def test_a_relay_killed_between_publish_and_acknowledge_loses_nothing_and_
     await accept(redis, batch, entry_size=50)
     # All that a relay does up to its death: it read, published, and got every confirm.
     victim, publisher = Outbox(redis, [SHARD], "killed", 3_600_000), Publisher(bus_url)
-    for delivery in await victim.read(1):
-        await publisher.publish(delivery.lines)
+    for message in await victim.read(1):
+        await publisher.publish(message.lines)
     await publisher.close()
     async with running(msgspec.structs.replace(settings, relay_claim_ms=100)):
         await until_settled(redis)
-    assert await read_statuses(settings) == {r.order_id: CONFIRMED for r in batch}
+    assert await read_statuses(settings) == dict.fromkeys(ids(batch), CONFIRMED)
     assert await read_sold(settings, sale) == 500
 
 
@@ -92,14 +96,14 @@ async def test_what_is_no_purchase_ends_as_a_dead_letter_and_its_neighbours_are_
 ) -> None:
     orders = reserve(await open_sale(settings, redis), 2)
     await mark_pending(redis, orders)
-    lines = b"\n".join((encode_lines(orders[:1]), b"rubbish", encode_lines(orders[1:])))
+    lines = b"\n".join((encode_lots(orders[:1]), b"rubbish", encode_lots(orders[1:])))
     await redis.xadd(SHARD.outbox, {"purchases": lines})
     async with running(settings):
         await until_settled(redis)
         [(body, reason)] = await take_dead_letters(bus_url, 1)
     assert body == b"rubbish"
     assert reason
-    assert await read_statuses(settings) == {r.order_id: CONFIRMED for r in orders}
+    assert await read_statuses(settings) == dict.fromkeys(ids(orders), CONFIRMED)
 
 
 async def test_a_dropped_connection_is_made_again_and_nothing_is_lost(
@@ -113,7 +117,7 @@ async def test_a_dropped_connection_is_made_again_and_nothing_is_lost(
             await accept(redis, batch[start : start + 400], entry_size=20)
             proxy.cut()
         await until_settled(redis)
-    assert await read_statuses(settings) == {r.order_id: CONFIRMED for r in batch}
+    assert await read_statuses(settings) == dict.fromkeys(ids(batch), CONFIRMED)
     assert await read_sold(settings, sale) == 4_000
 
 
@@ -127,7 +131,7 @@ class Careless(Outbox):
         super().__init__(redis, [SHARD], "careless", 3_600_000)
         self.other_waits = asyncio.Event()
 
-    async def read(self, wait_s: float) -> list[Delivery]:
+    async def read(self, wait_s: float) -> list[Message]:
         self.reads += 1
         if self.reads > 2:
             self.other_waits.set()
@@ -139,15 +143,15 @@ class Careless(Outbox):
             self.lost = True
             return []
 
-    async def acknowledge(self, deliveries: Iterable[Delivery]) -> None:
+    async def acknowledge(self, messages: Iterable[Message]) -> None:
         if not self.failed:
             self.failed = True
             await self.other_waits.wait()
             raise RedisError("no answer")
-        await super().acknowledge(deliveries)
+        await super().acknowledge(messages)
 
 
-async def test_what_a_failed_lane_held_is_relayed_though_the_other_lost_its_cancellation(
+async def test_what_a_failed_task_held_is_relayed_though_the_other_lost_its_cancellation(
     redis: Redis, bus_url: str
 ) -> None:
     outbox, stop = Careless(redis), asyncio.Event()
@@ -159,7 +163,7 @@ async def test_what_a_failed_lane_held_is_relayed_though_the_other_lost_its_canc
     await work
     await relay.close()
     assert outbox.lost
-    assert {r.order_id for r in unpack(await drain_bus(bus_url, 10))}
+    assert unpack(await drain_bus(bus_url, 10))
 
 
 async def test_a_deleted_queue_comes_back(redis: Redis, settings: Settings, bus_url: str) -> None:
@@ -216,3 +220,17 @@ async def test_two_relays_share_the_work(redis: Redis, settings: Settings) -> No
     async with running(settings, run_relay, run_relay, run_fulfilment):
         await until_settled(redis)
     assert await count_statuses(settings) == {CONFIRMED: 2_000}
+
+
+@given(size=st.integers(1, 20), lengths=st.lists(st.integers(1, 20), min_size=1, max_size=12))
+def test_messages_hold_whole_entries_in_order_and_as_many_as_fit(size: int, lengths: list[int]) -> None:
+    batches = [reserve(SALE, length, size=3) for length in lengths]
+    entries = [
+        Message(tag=0, lines=encode_lots(lots), repeated=False, orders=count_orders(lots)) for lots in batches
+    ]
+    read = [decode_lots(lines)[0] for lines in join_entries(entries, size)]
+    assert ids(lot for lots in read for lot in lots) == ids(lot for lots in batches for lot in lots)
+    assert all(count_orders(lots) <= size or count_orders(lots) in lengths for lots in read)
+    sizes = {lots[0].stem: count_orders(lots) for lots in batches}
+    for lots, following in pairwise(read):
+        assert count_orders(lots) + sizes[following[0].stem] > size

@@ -8,7 +8,7 @@ from engine.stages.process import READY
 
 LOWERED = """
 import resource
-from engine.stage import raise_file_limit
+from engine.stages.process import raise_file_limit
 _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
 print(raise_file_limit(), resource.getrlimit(resource.RLIMIT_NOFILE)[0])
@@ -25,8 +25,8 @@ def test_the_front_door_may_hold_as_many_connections_as_the_hard_limit_of_open_f
 
 HANGING = """
 import asyncio
-from engine import stage
 from engine.settings import Settings
+from engine.stages import process
 
 async def hang(settings, stop):
     while True:
@@ -35,9 +35,9 @@ async def hang(settings, stop):
         except asyncio.CancelledError:
             pass
 
-stage.run_relay = hang
-stage._GRACE_S = 0.1
-asyncio.run(stage.run_stage(stage.Role.RELAY, Settings(drain_s=0), None))
+process.run_relay = hang
+process._GRACE_S = 0.1
+asyncio.run(process.run_stage(process.Role.RELAY, Settings(drain_s=0), None))
 """
 
 

@@ -3,7 +3,6 @@
 import asyncio
 import re
 import time
-from collections.abc import Sequence
 from functools import partial
 from importlib.resources import files
 from typing import Final
@@ -12,8 +11,8 @@ from uuid import uuid4
 import asyncpg
 
 from engine.ledger.ledger import Ledger
-from engine.model.lot import Reservation
-from engine.model.order_id import PLACES, make_stem
+from engine.model.lot import Lot
+from engine.model.order_id import make_stem
 from engine.model.sale import Sale
 from engine.settings import Settings
 from simulation.bench.results import LedgerRates, Spread
@@ -57,14 +56,13 @@ async def settle_batches(postgres_url: str, sale: Sale, seconds: float) -> float
     size = settings.fulfilment_batch
     count = max(1, round(ORDERS_PER_SECOND * seconds / size))
     batches = [make_batch(sale, size) for _ in range(count)]
-    approved = [None] * size
     ledger = await Ledger.connect(postgres_url, connections=settings.fulfilment_in_flight)
 
     async def work() -> None:
         while batches:
-            settlement = await ledger.settle(batches.pop(), approved)
-            if len(settlement.settled) != size:
-                raise BenchError(f"the ledger settled {len(settlement.settled)} of {size} orders")
+            settlement = await ledger.settle(batches.pop(), {})
+            if settlement.settled.total() != size:
+                raise BenchError(f"the ledger settled {settlement.settled.total()} of {size} orders")
 
     try:
         await ledger.ping()
@@ -95,18 +93,7 @@ async def settle_one_by_one(postgres_url: str, sale: Sale, seconds: float) -> fl
         await connection.close()
 
 
-def make_batch(sale: Sale, size: int) -> Sequence[Reservation]:
-    """Return reservations as the gate makes them for one batch; at most 4096."""
-    stem = make_stem()
+def make_batch(sale: Sale, size: int) -> list[Lot]:
+    """Return a lot as the gate makes it for one batch; at most 4096 orders."""
     now_ms = time.time_ns() // 1_000_000
-    return [
-        Reservation(
-            order_id=stem + PLACES[place],
-            user_id=101,
-            product_id=sale.terms.product_id,
-            sale_id=sale.sale_id,
-            quantity=1,
-            accepted_ms=now_ms,
-        )
-        for place in range(size)
-    ]
+    return [Lot(make_stem(), 0, sale.terms.product_id, sale.sale_id, 1, now_ms, [101] * size)]

@@ -1,1 +1,4 @@
-"""Hostile clients: what they send, and the process that plays them."""
+"""Plays hostile clients: what they send, drawn from a seed, and the process that sends it.
+
+The campaign `flashsim fuzz` imports this room.
+"""

@@ -1,1 +1,4 @@
-"""The same load through Locust, in one process or as a leader with workers."""
+"""Sends the same load through Locust: a master deals the plan to workers, on this machine or on others.
+
+Nobody but the command line imports this room, since a run takes any driver.
+"""

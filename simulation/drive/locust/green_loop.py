@@ -1,6 +1,6 @@
-"""The open loop on gevent's greenlets, for Locust: requests, timeouts and outcomes are those of OpenLoop.
+"""The open loop on gevent's greenlets, for Locust: schedule, timeouts and outcomes are those of OpenLoop.
 
-A connection is a greenlet that reads. Needs gevent's patched sockets, and so a process of its own.
+Each connection is a greenlet that reads. Needs gevent's patched sockets, and so a process of its own.
 """
 
 import asyncio
@@ -10,26 +10,25 @@ from collections.abc import Callable
 
 import gevent
 
-from simulation.drive.connection import Connection
-from simulation.drive.open_loop import WARM, OpenLoop
+from simulation.drive.open_loop import Connection, OpenLoop
 
 READ_BYTES = 65_536
 
 
 class GreenTransport(asyncio.Transport):
-    """What a Connection asks of its transport, on a socket of gevent's."""
+    """The transport of a Connection, on a socket of gevent's."""
 
     def __init__(self, connected: socket.socket) -> None:
         super().__init__()
         self.socket = connected
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Sends; a request is far smaller than the buffer of a socket that carries one at a time."""
-        with contextlib.suppress(OSError):  # whoever reads finds out what became of the connection
+        """Send; a request is far smaller than the buffer of a socket that carries one at a time."""
+        with contextlib.suppress(OSError):  # the reader finds out what became of the connection
             self.socket.sendall(data)
 
     def abort(self) -> None:
-        """Closes the connection at once."""
+        """Close the connection at once."""
         self.socket.close()
 
 
@@ -37,10 +36,8 @@ class GreenLoop(OpenLoop):
     """An OpenLoop whose connections are greenlets."""
 
     def carry(self, t0_ns: int, after_beat: Callable[[], None]) -> None:
-        """Drives the whole load from `t0_ns` (time.monotonic_ns) on; returns when every request has ended."""
-        self.t0_ns = t0_ns
-        if not self.connection_per_request:
-            self._open(min(WARM, self.connections))
+        """Send everything from `t0_ns` (time.monotonic_ns) on; return when every request has ended."""
+        self.begin(t0_ns)
         try:
             while not self.is_over:
                 pause_s = self.beat()
@@ -57,13 +54,13 @@ class GreenLoop(OpenLoop):
             self.connecting.add(gevent.spawn(self._live))
 
     def _live(self) -> None:
-        """The life of a connection."""
+        """Open a connection and read from it until it ends."""
         me = gevent.getcurrent()
-        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
+        family = socket.AF_INET6 if ":" in self.address.host else socket.AF_INET
         with socket.socket(family, socket.SOCK_STREAM) as connected:
             try:
                 connected.settimeout(self.timeout_ns / 1e9)
-                connected.connect((self.host, self.port))
+                connected.connect((self.address.host, self.address.port))
                 connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 connected.settimeout(None)
             except TimeoutError:

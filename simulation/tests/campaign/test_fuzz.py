@@ -1,8 +1,7 @@
-"""Hostile requests come from a seed, leave the judged sale alone, and who treats them badly is found."""
+"""Hostile requests come from a seed and leave the judged sale alone; a server that fails them is found."""
 
 import asyncio
 import contextlib
-import io
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -10,16 +9,16 @@ from typing import Any
 import msgspec
 import pandas as pd
 import pytest
-from rich.console import Console
 
-from simulation.campaign.fuzz import describe_barrage, run_siege
-from simulation.drive.hostile.abuse import KINDS, draw
-from simulation.drive.hostile.http import CANARY, DECOY
-from simulation.drive.hostile.process import Fuzzer, Job
+from simulation.campaign.fuzz import HostileDrive
+from simulation.drive.hostile.client import Job, play_all
+from simulation.drive.hostile.kinds import KINDS, draw
+from simulation.drive.hostile.request import DECOY, SMUGGLED
 from simulation.errors import ScenarioError
-from simulation.judge.hostile import GROWTH_MIB, judge_siege
-from simulation.model.hostile import Barrage, Siege, Stock, Tally
-from simulation.record.hostile import read_siege
+from simulation.judge.hostile import GROWTH_MIB, judge_hostile
+from simulation.model.hostile import ClientReport, HostileRecord, KindCount, Stock
+from simulation.record.hostile import read_hostile
+from simulation.run import run
 from simulation.scenario.loading import load_scenario
 from simulation.target.services import Services
 from simulation.tests.faults.test_single_faults import PATIENT, services
@@ -30,22 +29,22 @@ __all__ = ["services"]
 REQUESTS = 2_000
 SOLD = Stock(units=100, remaining=90, sold=10, orders=10, confirmed=10, promised=8, kept=8)
 UNTOUCHED = Stock(units=100, remaining=100, sold=0, orders=0, confirmed=0, promised=0, kept=0)
-SIEGE = Siege(
+RECORD = HostileRecord(
     seed=1,
     requests=5,
     driven_s=4.0,
     bound_s=9.0,
-    barrage=Barrage(kinds={"bad json": Tally(5, {"400": 5})}, longest_s=3.0),
+    clients=ClientReport(kinds={"bad json": KindCount(5, {"400": 5})}, longest_s=3.0),
     processes_before={"front-door 0": 7},
     processes_after={"front-door 0": 7},
     connections_left=0,
     tracebacks=0,
     decoy=SOLD,
-    canary=UNTOUCHED,
+    smuggled=UNTOUCHED,
 )
 TIMELINE = pd.DataFrame({"t_s": range(10), "rss_mib front-door 1": [50, 60, 70, *[75.0] * 7]})
 
-Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+Conduct = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 def test_a_seed_gives_the_same_clients() -> None:
@@ -57,7 +56,7 @@ def test_a_seed_gives_the_same_clients() -> None:
 def test_every_kind_is_drawn_and_none_buys_from_the_judged_sale() -> None:
     drawn = [draw(1, number) for number in range(12_000)]
     assert {kind for kind, _ in drawn} == KINDS.keys()
-    known = (str(DECOY).encode(), str(CANARY).encode())
+    known = (str(DECOY).encode(), str(SMUGGLED).encode())
     for kind, hostile in drawn:
         text = b"".join(hostile.pieces)
         if kind == "mutation":
@@ -67,26 +66,26 @@ def test_every_kind_is_drawn_and_none_buys_from_the_judged_sale() -> None:
             assert b'"productId":' not in text or any(product in text for product in known)
 
 
-async def test_a_sale_under_siege_keeps_every_promise(services: Services, tmp_path: Path) -> None:
+async def test_a_sale_beside_hostile_clients_keeps_every_promise(services: Services, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    scenario = load_scenario("siege", PATIENT, rate_rps=300, duration_s=3, stock=500)
-    await run_siege(scenario, REQUESTS, 2, folder, lambda _: None, "", Console(file=io.StringIO()), services)
+    scenario = load_scenario("hostile", PATIENT, rate_rps=300, duration_s=3, stock=500)
+    hostile = HostileDrive(scenario, REQUESTS, 2, folder, services, lambda _: None)
+    await run(scenario, folder, lambda _: None, services=services, driver=hostile.drive)
     summary = judge_run(folder)
     assert [check for check in summary["checks"] if not check["holds"]] == []
     assert summary["verdict"] == "pass"
-    siege = read_siege(folder)
-    assert siege is not None
-    assert sum(tally.sent for tally in siege.barrage.kinds.values()) == REQUESTS
-    assert len(siege.processes_before) >= 4
-    assert siege.decoy is not None
-    assert siege.decoy.promised > 0
-    assert "mutation" in describe_barrage(siege)
+    record = read_hostile(folder)
+    assert record is not None
+    assert sum(kind.sent for kind in record.clients.kinds.values()) == REQUESTS
+    assert len(record.processes_before) >= 4
+    assert record.decoy is not None
+    assert record.decoy.promised > 0
 
 
-async def test_a_sale_that_hostile_requests_could_buy_from_is_refused(tmp_path: Path) -> None:
-    scenario = load_scenario("siege", {"sales.0.product_id": DECOY})
+def test_a_sale_that_hostile_requests_could_buy_from_is_refused(tmp_path: Path) -> None:
+    scenario = load_scenario("hostile", {"sales.0.product_id": DECOY})
     with pytest.raises(ScenarioError, match="sell one below"):
-        await run_siege(scenario, 1, 1, tmp_path, lambda _: None, "", Console(file=io.StringIO()))
+        HostileDrive(scenario, 1, 1, tmp_path, Services(redis_url="", postgres_url=""), lambda _: None)
 
 
 async def say_500(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -121,61 +120,61 @@ async def stay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
 
 
 @pytest.mark.parametrize(
-    ("answer", "fault"),
+    ("conduct", "fault"),
     [(say_500, "status 500"), (say_nonsense, "unreadable"), (say_nothing, "no answer"), (stay, "kept for")],
 )
-async def test_a_server_that_treats_them_badly_is_found_with_the_bytes(answer: Answer, fault: str) -> None:
-    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+async def test_a_server_that_treats_them_badly_is_found_with_the_bytes(conduct: Conduct, fault: str) -> None:
+    server = await asyncio.start_server(conduct, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
-    barrage = await Fuzzer(Job("127.0.0.1", port, 1, 60, 60, 0.5)).run()
+    report = await play_all(Job("127.0.0.1", port, 1, 60, 60, 0.5))
     server.close()
-    faults = [finding for finding in barrage.findings if fault in finding.fault]
+    faults = [finding for finding in report.findings if fault in finding.fault]
     assert faults
-    assert barrage.faults >= len(barrage.findings)
+    assert report.faults >= len(report.findings)
     assert all(finding.sent for finding in faults if finding.kind == "bad json")
 
 
 async def test_a_server_that_is_down_is_found() -> None:
-    barrage = await Fuzzer(Job("127.0.0.1", 9, 1, 5, 5, 1.0)).run()
-    assert {finding.fault.partition(":")[0] for finding in barrage.findings} == {"can't connect"}
+    report = await play_all(Job("127.0.0.1", 9, 1, 5, 5, 1.0))
+    assert {finding.fault.partition(":")[0] for finding in report.findings} == {"can't connect"}
 
 
-def test_a_siege_that_held_has_no_broken_check() -> None:
-    assert [check for check in judge_siege(SIEGE, TIMELINE) if not check.holds] == []
-    assert msgspec.json.decode(msgspec.json.encode(SIEGE), type=Siege) == SIEGE
+def test_a_record_of_good_conduct_has_no_broken_check() -> None:
+    assert [check for check in judge_hostile(RECORD, TIMELINE) if not check.holds] == []
+    assert msgspec.json.decode(msgspec.json.encode(RECORD), type=HostileRecord) == RECORD
 
 
 @pytest.mark.parametrize(
     ("change", "broken"),
     [
-        ({"barrage": Barrage(faults=1)}, "hostile requests are answered"),
+        ({"clients": ClientReport(faults=1)}, "hostile requests are answered"),
         ({"processes_after": {"front-door 0": 8}}, "no process dies of them"),
         ({"processes_after": {}}, "no process dies of them"),
         ({"tracebacks": 1}, "no process dies of them"),
         ({"connections_left": 1}, "slow clients are dropped"),
-        ({"barrage": Barrage(longest_s=9.1)}, "slow clients are dropped"),
-        ({"canary": msgspec.structs.replace(UNTOUCHED, remaining=99)}, "nothing smuggled is bought"),
-        ({"canary": msgspec.structs.replace(UNTOUCHED, orders=1)}, "nothing smuggled is bought"),
+        ({"clients": ClientReport(longest_s=9.1)}, "slow clients are dropped"),
+        ({"smuggled": msgspec.structs.replace(UNTOUCHED, remaining=99)}, "nothing smuggled is bought"),
+        ({"smuggled": msgspec.structs.replace(UNTOUCHED, orders=1)}, "nothing smuggled is bought"),
         ({"decoy": msgspec.structs.replace(SOLD, remaining=89)}, "hostile purchases add up"),
         ({"decoy": msgspec.structs.replace(SOLD, sold=11)}, "hostile purchases add up"),
         ({"decoy": msgspec.structs.replace(SOLD, kept=7)}, "hostile purchases add up"),
     ],
 )
-def test_each_check_of_a_siege_can_break(change: dict[str, Any], broken: str) -> None:
-    checks = judge_siege(msgspec.structs.replace(SIEGE, **change), TIMELINE)
+def test_each_check_can_break(change: dict[str, Any], broken: str) -> None:
+    checks = judge_hostile(msgspec.structs.replace(RECORD, **change), TIMELINE)
     assert [check.name for check in checks if check.holds is False] == [broken]
 
 
 def test_a_front_door_that_grows_is_found() -> None:
     grown = TIMELINE.assign(**{"rss_mib front-door 2": [*[10.0] * 5, *[12 + GROWTH_MIB] * 5]})
-    assert [check.name for check in judge_siege(SIEGE, grown) if check.holds is False] == [
+    assert [check.name for check in judge_hostile(RECORD, grown) if check.holds is False] == [
         "the front door's memory is bounded"
     ]
 
 
-def test_what_could_not_be_read_is_unknown() -> None:
-    unread = msgspec.structs.replace(SIEGE, decoy=None, canary=None)
-    assert [check.name for check in judge_siege(unread, TIMELINE[["t_s"]]) if check.holds is None] == [
+def test_a_store_that_could_not_be_read_gives_no_verdict() -> None:
+    unread = msgspec.structs.replace(RECORD, decoy=None, smuggled=None)
+    assert [check.name for check in judge_hostile(unread, TIMELINE[["t_s"]]) if check.holds is None] == [
         "the front door's memory is bounded",
         "hostile purchases add up",
         "nothing smuggled is bought",

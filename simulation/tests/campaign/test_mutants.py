@@ -1,5 +1,6 @@
 """The deliberate bugs: every one fits the engine as it is, and what is tried of them here is told apart."""
 
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,20 +12,8 @@ from redis.asyncio import Redis
 from engine.local.stack import Stack
 from engine.settings import Settings
 from engine.tests.services import execute
-from simulation.campaign.mutants import (
-    Edit,
-    Laboratory,
-    Mutants,
-    Mutation,
-    Trial,
-    copy_engine,
-    judge_trial,
-    list_mutations,
-    load_mutation,
-    make_copies,
-    mutate,
-    write_mutants,
-)
+from simulation.campaign.mutants import Mutants, Trial, judge_trial, run_mutants, write_mutants
+from simulation.campaign.mutation import Edit, Mutation, copy_engine, list_mutations, load_mutation, mutate
 from simulation.errors import MutationError
 from simulation.judge.verdict import judge
 from simulation.target.services import Services, services_of
@@ -43,7 +32,7 @@ HARMLESS = Mutation(
     name="harmless",
     text="Nothing wrong.",
     breaks=["no oversell"],
-    edits=[Edit(file="gate/gate.py", find='"""The gate as', replace='"""A gate as')],
+    edits=[Edit(file="errors.py", find="class FlashgridError(", replace="class  FlashgridError(")],
     changes=SHORT,
 )
 RULES = {check.name for check in judge(*play([Ask(1)], [Terms()]))} | {"recovers from faults"}
@@ -76,19 +65,9 @@ async def test_what_is_mutated_outside_of_python_is_fit_to_run(
 @pytest.mark.parametrize(
     ("edit", "said"),
     [
-        (
-            Edit(file="gate/gate.py", find="there is no such line", replace=""),
-            "edits.0.find: .* is there 0 times",
-        ),
-        (
-            Edit(file="gate/gate.py", find="self", replace="us"),
-            "edits.0.find: .* is there [0-9]+ times: self",
-        ),
-        (Edit(file="gait.py", find="self", replace="us"), "edits.0.file: the engine has no gait.py"),
-        (
-            Edit(file="gate/gate.py", find='"""The gate as', replace='"""The gate as'),
-            "edits.0.replace: changes nothing",
-        ),
+        (Edit(file="errors.py", find="no such line", replace=""), "edits.0.find: .* is there 0 times"),
+        (Edit(file="errors.py", find="class", replace="us"), "edits.0.find: .* is there [0-9]+ times: class"),
+        (Edit(file="errers.py", find="class", replace="us"), "edits.0.file: the engine has no errers.py"),
     ],
 )
 def test_a_mutation_that_does_not_fit_is_one_clear_line(edit: Edit, said: str, tmp_path: Path) -> None:
@@ -151,12 +130,11 @@ async def test_a_bug_is_caught_and_a_harmless_change_is_not(
         redis_url=known.redis_url, postgres_url=settings.postgres_url or "", amqp_url=known.amqp_url
     )
     bug = msgspec.structs.replace(load_mutation("lost-acceptance"), changes=SHORT)
-    make_copies([bug, HARMLESS], tmp_path / "copies")
-    laboratory = Laboratory(tmp_path / "copies", tmp_path / "runs", services)
-    found = await laboratory.attempt(bug)
+    result = await run_mutants([bug, HARMLESS], tmp_path, services, lambda _: None, "")
+    found, missed = result.trials
     assert found.outcome == "caught", found
     assert found.caught_by[0] == "accepted is settled"
-    assert (tmp_path / "runs" / "lost-acceptance" / "report.html").exists()
-    missed = await laboratory.attempt(HARMLESS)
+    assert (tmp_path / "lost-acceptance" / "report.html").exists()
     assert (missed.outcome, missed.verdict) == ("survived", "pass"), missed
-    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["lost-acceptance"]
+    tables = {f"mutants.{kind}" for kind in ("json", "md", "html")}
+    assert set(os.listdir(tmp_path)) - tables == {"lost-acceptance"}  # noqa: PTH208

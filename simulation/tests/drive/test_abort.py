@@ -1,12 +1,11 @@
-"""A hopeless load is stopped for what the driver has seen, and never in its first seconds."""
+"""A hopeless load is stopped by what the driver has seen, but never in its first seconds."""
 
 import msgspec
 import numpy as np
 import pytest
 
 from simulation.drive.abort import GRACE_S, find_abort, measure_progress
-from simulation.drive.job import RESPONSE_EDGES_MS
-from simulation.drive.progress import Progress
+from simulation.drive.progress import RESPONSE_EDGES_MS, Progress
 from simulation.judge.numbers.load import Load
 from simulation.judge.thresholds import judge_abort
 from simulation.judge.verdict import verdict
@@ -53,7 +52,7 @@ def test_response_times_are_those_of_the_last_second() -> None:
     assert measure_progress("all.response.p99", progress_at(9)) == pytest.approx(800, rel=0.13)
 
 
-def test_of_nothing_there_is_no_share_and_so_no_reason() -> None:
+def test_without_requests_there_is_no_share_and_so_no_reason() -> None:
     assert measure_progress("error.share", progress_at(9, {})) is None
     assert find_abort([parse_abort("error.share >= 0")], progress_at(9, {})) is None
 

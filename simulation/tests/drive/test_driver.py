@@ -1,6 +1,7 @@
 """The driver's processes together send the whole plan, and none of them outlives it."""
 
 import asyncio
+import os
 import resource
 import sys
 import time
@@ -13,8 +14,9 @@ import numpy as np
 import psutil
 import pytest
 
-from simulation.drive.driver import drive
-from simulation.drive.job import Job
+from simulation.drive.driver import Load, drive
+from simulation.drive.open_loop import Address
+from simulation.drive.parts import deal
 from simulation.drive.plan import Plan, build_plan
 from simulation.drive.progress import Progress
 from simulation.errors import DriverError
@@ -46,7 +48,7 @@ def driver_processes() -> list[psutil.Process]:
 
 
 async def first_fifty(request: Request) -> None:
-    """Fifty are accepted, whoever is left is not."""
+    """Accept fifty requests, lose two, and refuse the rest."""
     if request.number < 50:
         request.send(answer(200, b'{"status":"ACCEPTED","orderId":"order-%d"}' % request.number))
     elif request.number == 50:
@@ -57,12 +59,12 @@ async def first_fifty(request: Request) -> None:
         request.send(SOLD_OUT)
 
 
-async def test_the_history_tells_of_every_request_what_became_of_it() -> None:
+async def test_the_history_tells_what_became_of_every_request() -> None:
     plan = small_plan()
     seen: list[Progress] = []
     before = datetime.now(UTC)
     async with http_server(first_fifty) as server:
-        result = await drive(plan, server.url, DriverOptions(processes=2), on_progress=seen.append)
+        result = await drive(Load(plan, server.url, DriverOptions(processes=2), on_progress=seen.append))
     history = result.history
     assert list(history.columns) == list(DTYPES)
     assert history["op"].tolist() == list(range(len(plan)))
@@ -94,7 +96,7 @@ async def test_the_history_tells_of_every_request_what_became_of_it() -> None:
     assert seen[0].response_ms(0.5) is None
 
 
-async def test_the_history_tells_who_came_again_and_what_they_repeated() -> None:
+async def test_the_history_tells_the_retries_and_what_they_repeat() -> None:
     raw = minimal(
         arrivals=[{"shape": "constant", "seconds": 0.5, "rate_rps": 200}],
         population={"users": 10**6, "keyed_share": 0.5, "patience": {"pause_ms": 20, "most": 2}},
@@ -109,7 +111,7 @@ async def test_the_history_tells_who_came_again_and_what_they_repeated() -> None
 
     async with http_server(accept_the_third_try) as server:
         options = DriverOptions(processes=2)
-        history = (await drive(plan, server.url, options, on_progress=seen.append)).history
+        history = (await drive(Load(plan, server.url, options, on_progress=seen.append))).history
     assert history["op"].tolist() == list(range(3 * len(plan)))
     assert history["attempt"].value_counts().to_dict() == dict.fromkeys(range(3), len(plan))
     assert history["intended_ns"].iloc[: len(plan)].tolist() == plan.intended_ns.tolist()
@@ -134,7 +136,7 @@ async def test_the_history_tells_who_came_again_and_what_they_repeated() -> None
 async def test_the_server_gets_the_requests_that_were_planned() -> None:
     plan = small_plan()
     async with http_server(first_fifty) as server:
-        await drive(plan, f"{server.url}/", DriverOptions())
+        await drive(Load(plan, f"{server.url}/", DriverOptions()))
     got = {
         (request.user, request.headers.get("idempotency-key"), request.body) for request in server.requests
     }
@@ -155,7 +157,7 @@ async def test_a_process_that_dies_ends_the_run_with_an_error() -> None:
 
     async with http_server(kill_one) as server:
         with pytest.raises(DriverError, match=r"driver process \d ended with code -9"):
-            await drive(small_plan(seconds=60), server.url, DriverOptions(processes=2))
+            await drive(Load(small_plan(seconds=60), server.url, DriverOptions(processes=2)))
     assert driver_processes() == []
 
 
@@ -167,7 +169,9 @@ async def test_a_run_that_is_cancelled_leaves_no_process_behind() -> None:
         request.send(SOLD_OUT)
 
     async with http_server(notice) as server:
-        driving = asyncio.create_task(drive(small_plan(seconds=60), server.url, DriverOptions(processes=2)))
+        driving = asyncio.create_task(
+            drive(Load(small_plan(seconds=60), server.url, DriverOptions(processes=2)))
+        )
         await begun.wait()
         driving.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -177,23 +181,7 @@ async def test_a_run_that_is_cancelled_leaves_no_process_behind() -> None:
 
 async def test_a_process_ends_with_its_parent(tmp_path: Path) -> None:
     plan = small_plan()
-    np.savez(
-        tmp_path / "plan.npz",
-        intended_ns=plan.intended_ns,
-        user_id=plan.user_id,
-        product_id=plan.product_id,
-        key=np.array(["" for _ in plan.key]),
-    )
-    job = Job(
-        plan=str(tmp_path / "plan.npz"),
-        result=str(tmp_path / "result.npz"),
-        host="127.0.0.1",
-        port=9,
-        authority="localhost",
-        path="/purchase/buy",
-        connections=1,
-        timeout_ms=1_000,
-    )
+    ((_, job),) = deal(plan, Address("127.0.0.1", 9, "localhost", "/"), DriverOptions(), tmp_path)
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -210,7 +198,7 @@ async def test_a_process_ends_with_its_parent(tmp_path: Path) -> None:
     process.stdin.close()
     await process.communicate()
     assert process.returncode == 0
-    assert not (tmp_path / "result.npz").exists()
+    assert os.listdir(tmp_path) == ["plan-0.npz"]  # noqa: PTH208
 
 
 async def test_a_view_that_fails_ends_the_run() -> None:
@@ -219,19 +207,19 @@ async def test_a_view_that_fails_ends_the_run() -> None:
 
     async with http_server(first_fifty) as server:
         with pytest.raises(RuntimeError, match="no such screen"):
-            await drive(small_plan(seconds=60), server.url, DriverOptions(), on_progress=fail)
+            await drive(Load(small_plan(seconds=60), server.url, DriverOptions(), on_progress=fail))
     assert driver_processes() == []
 
 
 async def test_a_start_that_comes_too_soon_is_an_error() -> None:
     with pytest.raises(DriverError, match="before the driver was ready"):
-        await drive(small_plan(), "http://127.0.0.1:9", DriverOptions(), t0_ns=time.monotonic_ns())
+        await drive(Load(small_plan(), "http://127.0.0.1:9", DriverOptions(), t0_ns=time.monotonic_ns()))
 
 
 async def test_a_start_may_be_given() -> None:
     t0_ns = time.monotonic_ns() + 4 * 10**9
     async with http_server(first_fifty) as server:
-        result = await drive(small_plan(0.1), server.url, DriverOptions(), t0_ns=t0_ns)
+        result = await drive(Load(small_plan(0.1), server.url, DriverOptions(), t0_ns=t0_ns))
     assert result.t0_ns == t0_ns
 
 
@@ -240,7 +228,7 @@ async def test_more_connections_than_the_machine_allows_are_an_error() -> None:
     if not 0 < hard < 50_000:
         pytest.skip(f"this machine allows {hard} open files")
     with pytest.raises(DriverError, match="ulimit"):
-        await drive(small_plan(), "http://127.0.0.1:9", DriverOptions(connections=50_000))
+        await drive(Load(small_plan(), "http://127.0.0.1:9", DriverOptions(connections=50_000)))
 
 
 @pytest.mark.parametrize(
@@ -248,13 +236,13 @@ async def test_more_connections_than_the_machine_allows_are_an_error() -> None:
 )
 async def test_a_url_of_no_use_is_an_error(url: str) -> None:
     with pytest.raises(DriverError):
-        await drive(small_plan(), url, DriverOptions())
+        await drive(Load(small_plan(), url, DriverOptions()))
 
 
 async def test_a_plan_smaller_than_the_number_of_processes_is_driven() -> None:
     plan = small_plan(seconds=0.01, rate_rps=200)
     async with http_server(first_fifty) as server:
-        result = await drive(plan, server.url, DriverOptions(processes=8))
+        result = await drive(Load(plan, server.url, DriverOptions(processes=8)))
     assert len(result.history) == len(plan)
 
 
@@ -264,7 +252,7 @@ async def test_a_name_stands_for_the_address_that_is_listened_on(monkeypatch: py
 
     async with http_server(first_fifty) as server:
         monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", two_addresses)
-        result = await drive(small_plan(0.1), f"http://engine.test:{server.port}", DriverOptions())
+        result = await drive(Load(small_plan(0.1), f"http://engine.test:{server.port}", DriverOptions()))
     assert result.history["done_ns"].notna().all()
     assert server.requests[0].headers["host"] == f"engine.test:{server.port}"
 
@@ -272,7 +260,7 @@ async def test_a_name_stands_for_the_address_that_is_listened_on(monkeypatch: py
 async def test_shoppers_open_connections_of_their_own_where_the_options_say_so() -> None:
     plan = small_plan(0.5)
     async with http_server(first_fifty) as server:
-        await drive(plan, server.url, DriverOptions(processes=2, connection_per_request=True))
+        await drive(Load(plan, server.url, DriverOptions(processes=2, connection_per_request=True)))
     assert len({request.connection for request in server.requests}) == len(server.requests) == len(plan)
 
 
@@ -288,7 +276,7 @@ async def test_a_load_that_is_stopped_ends_with_the_last_request_that_was_made()
 
     async with http_server(first_fifty) as server:
         options = DriverOptions(processes=2)
-        history = (await drive(plan, server.url, options, on_progress=watch, stop=stop)).history
+        history = (await drive(Load(plan, server.url, options, on_progress=watch, stop=stop))).history
         assert len(history) == len(server.requests)
     assert 20 < len(history) < len(plan) // 2
     assert history["sent_ns"].notna().all()

@@ -10,13 +10,12 @@ from typing import Any
 
 import aiohttp
 import msgspec
-import numpy as np
 import psutil
 import pytest
 
-from simulation.drive.driver import OPEN_LOOP
+from simulation.drive.driver import OPEN_LOOP, Load
+from simulation.drive.locust.clock import Exchange, compare_clocks
 from simulation.drive.locust.driver import Locust, work
-from simulation.drive.locust.job import MOST_USERS, Exchange, compare_clocks, count_users, rps_of_user
 from simulation.drive.plan import build_plan
 from simulation.drive.progress import Progress
 from simulation.errors import DriverError
@@ -55,11 +54,11 @@ def free_port() -> int:
 
 
 def silent(_: str) -> None:
-    """Says nothing."""
+    """Say nothing."""
 
 
 async def answers_and_failures(request: Request) -> None:
-    """Ten are accepted; then one answer is lost, one never comes, and at last nobody listens."""
+    """Accept ten requests, lose one response, hold one back, and refuse the rest."""
     match request.number:
         case number if number < 10:
             request.send(answer(200, b'{"status":"ACCEPTED","orderId":"order-%d"}' % number))
@@ -71,12 +70,12 @@ async def answers_and_failures(request: Request) -> None:
             request.send(SOLD_OUT)
 
 
-async def test_what_locust_sends_is_the_plan_and_what_it_records_is_what_became_of_it() -> None:
+async def test_locust_sends_the_plan_and_records_what_became_of_it() -> None:
     plan = small_plan(0.5)
     seen: list[Progress] = []
     async with http_server(answers_and_failures) as server:
         options = DriverOptions(timeout_ms=600)
-        result = await Locust(say=silent).drive(plan, server.url, options, on_progress=seen.append)
+        result = await Locust(say=silent).drive(Load(plan, server.url, options, on_progress=seen.append))
         got = {(each.user, each.headers.get("idempotency-key"), each.body) for each in server.requests}
     rows = zip(plan.user_id.tolist(), plan.product_id.tolist(), plan.key, strict=True)
     assert got == {
@@ -96,13 +95,13 @@ async def test_what_locust_sends_is_the_plan_and_what_it_records_is_what_became_
     assert locust_processes() == []
 
 
-async def test_who_is_refused_was_never_sent_and_may_come_again() -> None:
+async def test_refused_requests_were_never_sent_and_may_be_retried() -> None:
     raw = minimal(
         arrivals=[{"shape": "constant", "seconds": 0.2, "rate_rps": 200}],
         population={"users": 100, "patience": {"after": ["UNAVAILABLE"], "pause_ms": 50, "most": 1}},
     )
     plan = build_plan(read_scenario(raw))
-    result = await Locust(say=silent).drive(plan, f"http://127.0.0.1:{free_port()}", DriverOptions())
+    result = await Locust(say=silent).drive(Load(plan, f"http://127.0.0.1:{free_port()}", DriverOptions()))
     history = result.history
     assert (set(history["outcome"]), set(history["result"])) == ({"UNAVAILABLE"}, {"fail"})
     assert history["sent_ns"].isna().all()
@@ -120,7 +119,7 @@ async def test_workers_that_are_started_apart_share_the_plan() -> None:
 
     async with http_server(first_fifty) as server:
         master = Locust(say=hear, awaits_workers=True)
-        driving = asyncio.create_task(master.drive(plan, server.url, DriverOptions(processes=2)))
+        driving = asyncio.create_task(master.drive(Load(plan, server.url, DriverOptions(processes=2))))
         port = await where
         await asyncio.gather(*(work("127.0.0.1", port, 60) for _ in range(2)))
         history = (await driving).history
@@ -138,7 +137,7 @@ async def test_a_worker_that_dies_ends_the_run_with_an_error() -> None:
 
     async with http_server(kill_one) as server:
         with pytest.raises(DriverError, match="a worker ended with code -9"):
-            await Locust(say=silent).drive(small_plan(60), server.url, DriverOptions(processes=2))
+            await Locust(say=silent).drive(Load(small_plan(60), server.url, DriverOptions(processes=2)))
     assert locust_processes() == []
 
 
@@ -148,7 +147,7 @@ async def test_a_page_of_locusts_shows_the_load_and_can_stop_it() -> None:
     begun = asyncio.Event()
 
     def hear(line: str) -> None:
-        if found := re.search(r"Locust's page: (\S+/) \(a user stands for 5 requests/s", line):
+        if found := re.search(r"Locust's page: (\S+/)", line):
             page.set_result(found[1])
 
     async def notice(request: Request) -> None:
@@ -156,11 +155,13 @@ async def test_a_page_of_locusts_shows_the_load_and_can_stop_it() -> None:
         begun.set()
 
     async with http_server(notice) as server, aiohttp.ClientSession() as client:
-        driving = asyncio.create_task(Locust(say=hear, web_port=0).drive(plan, server.url, DriverOptions()))
+        driving = asyncio.create_task(
+            Locust(say=hear, web_port=0).drive(Load(plan, server.url, DriverOptions()))
+        )
         url = await page
         await begun.wait()
-        async with client.get(url) as answer_of_page:
-            assert "Locust" in await answer_of_page.text()
+        async with client.get(url) as page_of_locust:
+            assert "Locust" in await page_of_locust.text()
         figures: dict[str, Any] = {"stats": []}
         while len(figures["stats"]) < 2:
             async with client.get(f"{url}stats/requests") as numbers:
@@ -168,7 +169,7 @@ async def test_a_page_of_locusts_shows_the_load_and_can_stop_it() -> None:
             await asyncio.sleep(0.1)
         assert figures["stats"][0]["name"] == "/purchase/buy: sold out"
         assert (figures["state"], figures["fail_ratio"]) == ("running", 0)
-        assert 20 <= figures["user_count"] <= MOST_USERS
+        assert figures["user_count"] == 1
         async with client.post(f"{url}stop"):
             with pytest.raises(DriverError, match="stopped on Locust's page"):
                 await driving
@@ -196,10 +197,8 @@ async def test_a_run_through_locust_is_a_run_like_any_other(services: Services, 
     ("arguments", "said"),
     [
         (["flood"], "no scenario 'flood'"),
-        (["--master"], "--master needs --workers"),
-        (["--workers", "2"], "--master needs --workers"),
-        (["--worker", "--master", "--workers", "2"], "either --master or --worker"),
-        (["--master", "--workers", "2", "--processes", "2"], "give one"),
+        (["--worker", "--workers", "2"], "--workers waits for other workers"),
+        (["--workers", "2", "--processes", "2"], "--workers waits for other workers"),
     ],
 )
 def test_an_error_of_use_is_one_clear_line(arguments: list[str], said: str) -> None:
@@ -207,7 +206,7 @@ def test_an_error_of_use_is_one_clear_line(arguments: list[str], said: str) -> N
     assert (result.exit_code, said in result.stderr, result.stdout) == (2, True, "")
 
 
-async def test_what_is_not_there_is_named() -> None:
+async def test_a_missing_master_and_a_busy_port_are_named() -> None:
     port = free_port()
     with pytest.raises(DriverError, match=f"no master answers at 127.0.0.1:{port} for 1 s"):
         await work("127.0.0.1", port, 1)
@@ -215,7 +214,7 @@ async def test_what_is_not_there_is_named() -> None:
         port = other.getsockname()[1]
         master = Locust(say=silent, awaits_workers=True, port=port)
         with pytest.raises(DriverError, match=f"127.0.0.1:{port} for workers: Address already in use"):
-            await master.drive(small_plan(), "http://127.0.0.1:9", DriverOptions())
+            await master.drive(Load(small_plan(), "http://127.0.0.1:9", DriverOptions()))
 
 
 def test_a_load_that_locust_could_not_carry_is_not_valid_and_says_why(tmp_path: Path) -> None:
@@ -236,16 +235,3 @@ def test_the_quickest_exchange_tells_how_far_a_clock_is_ahead() -> None:
     ahead_ns, unsure_ns = compare_clocks([slow, quick])
     assert (ahead_ns, unsure_ns) == (5_050, 200)
     assert quick.asked_ns - ahead_ns <= quick.there_ns <= quick.answered_ns - ahead_ns
-
-
-@pytest.mark.parametrize(
-    ("peak_rps", "unit"), [(1, 1), (100, 1), (101, 2), (201, 5), (600, 10), (10_500, 200)]
-)
-def test_there_are_at_most_a_hundred_users(peak_rps: float, unit: int) -> None:
-    assert rps_of_user(peak_rps) == unit
-    assert peak_rps / unit <= MOST_USERS
-
-
-def test_users_follow_the_arrivals_second_by_second() -> None:
-    second = np.repeat([0, 1, 3], [40, 400, 200])
-    assert count_users(second * 1_000_000_000 + 5) == ([8, 80, 1, 40], 5)

@@ -3,11 +3,15 @@
 import asyncio
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
 import pytest
 
-from simulation.drive.open_loop import NEVER, OpenLoop, Retrying
+from simulation.drive.open_loop import Address, OpenLoop
+from simulation.drive.schedule import NEVER
+from simulation.scenario.patience import Patience, Reason
+from simulation.scenario.schema import DriverOptions
 from simulation.tests.http_server import ACCEPTED, SOLD_OUT, Request, answer, http_server
 
 MS = 1_000_000
@@ -25,28 +29,28 @@ def purchase(user: int) -> bytes:
     return b"POST /purchase/buy HTTP/1.1\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
 
 
-async def run(
+def open_loop(
     port: int,
-    intended_ms: list[float],
-    *,
-    connections: int = 100,
-    timeout_ms: int = 20_000,
-    connection_per_request: bool = False,
-    retrying: Retrying | None = None,
+    intended_ms: Sequence[float],
+    patience: Patience | None = None,
+    pause_ns: Sequence[int] = (),
+    **options: Any,
 ) -> OpenLoop:
-    """Request i is that of user i."""
-    load = OpenLoop(
+    """Return a loop in which request i is that of user i."""
+    return OpenLoop(
         [purchase(user) for user in range(len(intended_ms))],
         [round(each * MS) for each in intended_ms],
-        "127.0.0.1",
-        port,
-        connections=connections,
-        timeout_ms=timeout_ms,
-        connection_per_request=connection_per_request,
-        retrying=retrying,
+        Address("127.0.0.1", port, "", ""),
+        DriverOptions(**{"connections": 100, "timeout_ms": 20_000} | options),
+        patience,
+        pause_ns,
     )
+
+
+async def run(port: int, intended_ms: list[float], *patient: Any, **options: Any) -> OpenLoop:
+    load = open_loop(port, intended_ms, *patient, **options)
     await load.run(time.monotonic_ns())
-    assert sorted(load.ended) == list(range(len(intended_ms) + len(load.repeats))), "each request ends once"
+    assert sorted(load.ended) == list(range(len(intended_ms) + len(load.retries))), "each request ends once"
     return load
 
 
@@ -74,7 +78,7 @@ async def test_every_request_is_sent_once_and_answered() -> None:
 
 async def test_connections_are_open_before_the_first_request_is_due() -> None:
     async def answer_once_all_are_open(request: Request) -> None:
-        while server.connections < 100:  # noqa: ASYNC110 - nobody tells of a connection without a request
+        while server.connections < 100:  # noqa: ASYNC110 - no event tells of a connection without a request
             await asyncio.sleep(0.001)
         request.send(ACCEPTED)
 
@@ -196,7 +200,7 @@ async def test_an_answer_counts_however_it_comes(react: Callable[[Request], Awai
     assert sorted(server.users) == list(range(10)), "and no request is sent twice"
     if react not in (by_the_byte, chunked):
         assert len({request.connection for request in server.requests}) == 10, (
-            "none goes where no answer will come"
+            "no request goes where no response will come"
         )
 
 
@@ -249,7 +253,7 @@ async def test_a_server_that_stalls_runs_into_the_timeout_and_its_late_answer_is
     assert list(load.status) == [0] * 10 + [429] * 30
 
 
-async def test_what_waits_for_a_connection_longer_than_the_timeout_is_given_up() -> None:
+async def test_a_request_that_waits_for_a_connection_longer_than_the_timeout_is_given_up() -> None:
     never = asyncio.Event()
 
     async def stall(request: Request) -> None:
@@ -295,11 +299,9 @@ async def test_a_server_that_goes_away_loses_what_it_holds_and_refuses_the_rest(
 
 async def test_a_server_that_comes_back_is_used_again() -> None:
     port = free_port()
-    load = OpenLoop(
-        [purchase(0), purchase(1)], [0, 1_000 * MS], "127.0.0.1", port, connections=9, timeout_ms=20_000
-    )
+    load = open_loop(port, [0, 1_000], connections=9)
     driving = asyncio.create_task(load.run(time.monotonic_ns()))
-    while not load.ended:  # noqa: ASYNC110 - the loop tells nobody of a single request
+    while not load.ended:  # noqa: ASYNC110 - no event tells of a single request
         await asyncio.sleep(0.001)
     async with http_server(accept, port):
         await driving
@@ -307,7 +309,7 @@ async def test_a_server_that_comes_back_is_used_again() -> None:
     assert load.status[1] == 200
 
 
-async def test_a_word_that_nobody_asked_for_closes_the_connection_and_is_no_answer() -> None:
+async def test_an_unrequested_response_closes_the_connection_and_counts_for_nothing() -> None:
     async def answer_and_complain(request: Request) -> None:
         request.send(ACCEPTED)
         asyncio.get_running_loop().call_later(0.02, request.send, answer(408, b"too slow"))
@@ -319,30 +321,33 @@ async def test_a_word_that_nobody_asked_for_closes_the_connection_and_is_no_answ
 
 
 def patient(
-    *after: str, most: int = 3, pause_ms: float = 20, clients: int = 100, never: frozenset[int] = frozenset()
-) -> Retrying:
-    """All clients, except those that never do, come again after these outcomes."""
-    return Retrying(
-        frozenset(after), most, [0 if op in never else round(pause_ms * MS) for op in range(clients)]
-    )
+    *after: Reason,
+    most: int = 3,
+    pause_ms: float = 20,
+    clients: int = 100,
+    never: frozenset[int] = frozenset(),
+) -> tuple[Patience, list[int]]:
+    """Let all clients but some retry after these outcomes."""
+    pauses = [0 if op in never else round(pause_ms * MS) for op in range(clients)]
+    return Patience(after=after, most=most), pauses
 
 
 def retries_of(load: OpenLoop) -> dict[int, list[int]]:
-    """The retries of each client, in order."""
+    """Return the retries of each client, in order."""
     found: dict[int, list[int]] = {}
-    for number, (first, attempt) in enumerate(load.repeats):
+    for number, (first, attempt) in enumerate(load.retries):
         found.setdefault(first, []).append(load.planned + number)
         assert attempt == len(found[first])
     return found
 
 
-async def test_a_client_comes_again_after_its_pause_until_it_is_content() -> None:
+async def test_a_client_retries_after_its_pause_until_it_is_content() -> None:
     async def refuse_twice(request: Request) -> None:
         tries = server.users.count(request.user)
         request.send(answer(403, b"") if tries <= 2 else ACCEPTED)
 
     async with http_server(refuse_twice) as server:
-        load = await run(server.port, [op * 2 for op in range(30)], retrying=patient("NOT_STARTED"))
+        load = await run(server.port, [op * 2 for op in range(30)], *patient("NOT_STARTED"))
     retries = retries_of(load)
     assert sorted(retries) == list(range(30))
     for first, (second, third) in retries.items():
@@ -353,15 +358,15 @@ async def test_a_client_comes_again_after_its_pause_until_it_is_content() -> Non
     check_times(load)
 
 
-async def test_who_does_not_mind_or_has_no_patience_left_stays_away() -> None:
+async def test_clients_without_a_reason_or_patience_left_do_not_retry() -> None:
     async def answer_by_user(request: Request) -> None:
         request.send(SOLD_OUT if request.user < 10 else answer(403, b""))
 
-    retrying = patient("NOT_STARTED", most=2, never=frozenset(range(20, 30)))
+    some = patient("NOT_STARTED", most=2, never=frozenset(range(20, 30)))
     async with http_server(answer_by_user) as server:
-        load = await run(server.port, [op * 2 for op in range(30)], retrying=retrying)
+        load = await run(server.port, [op * 2 for op in range(30)], *some)
     retries = retries_of(load)
-    assert sorted(retries) == list(range(10, 20)), "SOLD_OUT is an answer, and some never come again"
+    assert sorted(retries) == list(range(10, 20)), "SOLD_OUT is final, and some clients never retry"
     assert {len(tries) for tries in retries.values()} == {2}
 
 
@@ -387,19 +392,19 @@ async def silence(request: Request) -> None:
     ],
 )
 @pytest.mark.parametrize("minded", ["UNKNOWN", "UNAVAILABLE"])
-async def test_what_a_client_comes_again_after_is_the_outcome(
-    react: Callable[[Request], Awaitable[None]], outcome: str, minded: str
+async def test_clients_retry_after_the_outcomes_that_are_named(
+    react: Callable[[Request], Awaitable[None]], outcome: str, minded: Reason
 ) -> None:
     async with http_server(react) as server:
-        load = await run(server.port, [0.0] * 5, timeout_ms=1_000, retrying=patient(minded, most=2))
-    assert len(load.repeats) == (10 if minded == outcome else 0)
+        load = await run(server.port, [0.0] * 5, *patient(minded, most=2), timeout_ms=1_000)
+    assert len(load.retries) == (10 if minded == outcome else 0)
     assert len(server.requests) == len(load.requests)
     check_times(load)
 
 
-async def test_clients_whose_connection_is_refused_come_again() -> None:
-    load = await run(free_port(), [0.0] * 5, retrying=patient("UNAVAILABLE", most=2))
-    assert len(load.repeats) == 10
+async def test_clients_whose_connection_is_refused_retry() -> None:
+    load = await run(free_port(), [0.0] * 5, *patient("UNAVAILABLE", most=2))
+    assert len(load.retries) == 10
     assert set(load.sent_ns) == {NEVER}
     assert NEVER not in load.done_ns
 
@@ -416,19 +421,15 @@ async def test_retries_that_are_due_wait_for_a_connection_in_the_order_of_their_
         else:
             request.send(ACCEPTED)
 
-    load = OpenLoop(
-        [purchase(user) for user in range(30)],
-        [0] * 10 + [200 * MS + op for op in range(20)],
-        "127.0.0.1",
-        0,
-        connections=1,
-        timeout_ms=20_000,
-        retrying=patient("NOT_STARTED", pause_ms=300),
-    )
     async with http_server(hold_the_planned_crowd) as server:
-        load.port = server.port
+        load = open_loop(
+            server.port,
+            [0] * 10 + [200 + op / MS for op in range(20)],
+            *patient("NOT_STARTED", pause_ms=300),
+            connections=1,
+        )
         driving = asyncio.create_task(load.run(time.monotonic_ns()))
-        while len(load.late) < 10:  # noqa: ASYNC110 - the loop tells nobody of a single request
+        while len(load.due) < 10:  # noqa: ASYNC110 - no event tells of a single request
             await asyncio.sleep(0.001)
         open_doors.set()
         await driving
@@ -441,9 +442,7 @@ async def test_an_empty_plan_is_driven_at_once() -> None:
     await run(free_port(), [])
 
 
-async def test_a_load_that_is_stopped_waits_for_what_is_under_way_and_for_nobody_who_would_come_again() -> (
-    None
-):
+async def test_a_load_that_is_stopped_ends_with_the_requests_in_flight_and_without_retries() -> None:
     held: list[Request] = []
 
     async def hold(request: Request) -> None:
@@ -451,20 +450,13 @@ async def test_a_load_that_is_stopped_waits_for_what_is_under_way_and_for_nobody
         if len(held) == 2:
             load.stop()
             for each in held:
-                each.send(SOLD_OUT)
+                each.send(answer(403, b""))
 
-    retrying = Retrying(frozenset({"SOLD_OUT"}), 3, [MS] * 4)
     async with http_server(hold) as server:
-        load = OpenLoop(
-            [purchase(user) for user in range(4)],
-            [0, 0, 3_600_000 * MS, 3_600_000 * MS],
-            "127.0.0.1",
-            server.port,
-            connections=4,
-            timeout_ms=20_000,
-            retrying=retrying,
+        load = open_loop(
+            server.port, [0, 0, 3_600_000, 3_600_000], *patient("NOT_STARTED", pause_ms=1), connections=4
         )
         await load.run(time.monotonic_ns())
     assert sorted(load.ended) == [0, 1]
-    assert load.withdrawn == [2, 3]
-    assert load.repeats == []
+    assert load.withdrawn == 2
+    assert load.retries == []

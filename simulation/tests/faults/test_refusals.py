@@ -13,7 +13,7 @@ from redis.exceptions import RedisError
 from engine.bus.publisher import Publisher
 from engine.bus.topology import DEAD
 from engine.gate.client import connect_redis
-from engine.model.dead_letter import Poison
+from engine.model.dead_letter import DeadLetter
 from engine.tests.backend import take_dead_letters
 from simulation.faults.injector import Injector
 from simulation.scenario.fault import REFUSALS, Fault
@@ -68,7 +68,7 @@ async def test_rabbitmq_keeps_publishers_waiting_and_takes_what_they_sent(
     sent = 0
     async with refusing(kind, "rabbitmq", services):
         while True:
-            last = asyncio.create_task(publisher.dead_letter([Poison(b"%d" % sent, "a message")]))
+            last = asyncio.create_task(publisher.put_aside([DeadLetter(b"%d" % sent, "a message")]))
             sent += 1
             done, _ = await asyncio.wait({last}, timeout=0.3)
             if not done:

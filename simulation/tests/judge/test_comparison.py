@@ -8,7 +8,7 @@ from click.testing import CliRunner
 
 from simulation.cli.commands import main
 from simulation.judge.comparison import Run, compare, count_changes, judge_change
-from simulation.report.comparison_plots import percents
+from simulation.report.words import percent
 from simulation.scenario.condition import parse_change
 from simulation.tests.browser import open_page
 from simulation.tests.run_folders import make_run
@@ -66,7 +66,7 @@ def test_a_run_against_itself_has_not_changed(runs: dict[str, Run]) -> None:
     ],
 )
 def test_a_change_from_tenfold_on_is_said_as_a_factor(change: float, said: str) -> None:
-    assert percents(change) == said
+    assert percent(change) == said
 
 
 def test_the_same_runs_give_the_same_intervals(runs: dict[str, Run]) -> None:

@@ -14,6 +14,7 @@ from simulation.judge.numbers.load import measure_load
 from simulation.judge.numbers.requests import count_outcomes
 from simulation.judge.numbers.sales import measure_fulfilment, measure_stock, time_to_sell_out
 from simulation.judge.summary import measure_phase, summarise
+from simulation.judge.thresholds import Metrics
 from simulation.judge.verdict import judge
 from simulation.model.state import FinalState
 from simulation.scenario.loading import load_scenario
@@ -31,18 +32,9 @@ def ask(user_id: int, start_ms: int, late_ms: int, took_ms: int) -> dict[str, An
 
 def summary_of(history: pd.DataFrame, state: FinalState) -> dict[str, Any]:
     scenario = load_scenario("spike")
-    return summarise(
-        history,
-        state,
-        judge(history, state),
-        measure_load(history, scenario),
-        scenario,
-        started_at=datetime(2026, 1, 2, 13, 30, tzinfo=timezone(timedelta(hours=2))),
-        commit="c",
-        machine={},
-        versions={},
-        command="flashsim run spike",
-    )
+    started_at = datetime(2026, 1, 2, 13, 30, tzinfo=timezone(timedelta(hours=2)))
+    run = Metrics(history, state, measure_load(history, scenario), started_at)
+    return summarise(run, scenario, judge(history, state))
 
 
 def test_it_has_the_fields_that_readers_rely_on(tmp_path: Path) -> None:

@@ -5,9 +5,9 @@ import io
 import numpy as np
 from rich.console import Console
 
-from simulation.drive.job import RESPONSE_EDGES_MS
-from simulation.drive.progress import Progress
-from simulation.live.terminal import Gauges, LiveView, format_line, sparkline
+from simulation.drive.progress import RESPONSE_EDGES_MS, Progress
+from simulation.live.figures import Figures, Tracker
+from simulation.live.terminal import format_line, open_view, sparkline
 from simulation.model.outcome import OUTCOMES
 from simulation.scenario.loading import load_scenario
 from simulation.target.probes import Sample
@@ -44,26 +44,31 @@ def progress_at(t_s: float, done: int, planned: int = 200_000) -> Progress:
     )
 
 
+def figures_at(
+    t_s: float, progress: Progress | None, sample: Sample | None, tracker: Tracker | None = None
+) -> Figures:
+    return (tracker or Tracker(SPIKE)).read(progress, sample, (), round(t_s * 1e9))
+
+
 def test_rates_are_those_of_the_last_second() -> None:
-    gauges = Gauges(SPIKE)
+    tracker = Tracker(SPIKE)
     for quarter in range(9):
-        figures = gauges.read(progress_at(quarter / 4, 250 * quarter), SAMPLE, quarter * 250_000_000)
+        figures = figures_at(quarter / 4, progress_at(quarter / 4, 250 * quarter), SAMPLE, tracker)
     assert (figures.intended_rps, figures.done_rps) == (1_000, 1_000)
 
 
 def test_the_phase_is_the_scenarios_and_then_the_drain() -> None:
-    gauges = Gauges(SPIKE)
     for name, middle_s in PHASES.items():
-        assert gauges.read(progress_at(middle_s, 1_000), None, round(middle_s * 1e9)).phase == name
-    assert gauges.read(progress_at(31, 1_000), None, 31 * 10**9).phase == "last answers"
-    ended = gauges.read(progress_at(32, 1_000, planned=1_000), SAMPLE, 32 * 10**9)
-    assert (ended.phase, ended.share, ended.done_rps, ended.p50_ms) == ("draining", 1.0, 0.0, None)
+        assert figures_at(middle_s, progress_at(middle_s, 1_000), None).phase == name
+    assert figures_at(31, progress_at(31, 1_000), None).phase == "last answers"
+    ended = figures_at(32, progress_at(32, 1_000, planned=1_000), SAMPLE)
+    assert (ended.phase, ended.done_rps, ended.p50_ms) == ("draining", 0.0, None)
 
 
 def test_a_plain_line_says_everything() -> None:
-    gauges = Gauges(SPIKE)
-    gauges.read(progress_at(7, 1_000), None, 7 * 10**9)
-    line = format_line(gauges.read(progress_at(8, 13_000), SAMPLE, 8 * 10**9))
+    tracker = Tracker(SPIKE)
+    figures_at(7, progress_at(7, 1_000), None, tracker)
+    line = format_line(figures_at(8, progress_at(8, 13_000), SAMPLE, tracker))
     for word in (
         "8.0 s",
         "peak",
@@ -76,14 +81,14 @@ def test_a_plain_line_says_everything() -> None:
         assert word.replace("  ", " ") in " ".join(line.split())
     for word in ("stock 7,654", "pending 21", "outbox 3", "queue 0", "confirmed 2,325"):
         assert word in line
-    assert "stock –" in format_line(gauges.read(None, None, 9 * 10**9))
+    assert "stock –" in format_line(figures_at(9, None, None))
 
 
 def test_without_a_terminal_it_writes_one_line_a_second() -> None:
     written = io.StringIO()
-    with LiveView(SPIKE, Console(file=written)) as view:
-        for tenth in range(40):
-            view.update(progress_at(8, 13_000), SAMPLE, (), 10**12 + tenth * 100_000_000)
+    with open_view(SPIKE, Console(file=written)) as show:
+        for _ in range(16):
+            show(figures_at(8, progress_at(8, 13_000), SAMPLE))
     assert len(written.getvalue().splitlines()) == 4
     assert "\x1b" not in written.getvalue()
 
@@ -91,10 +96,10 @@ def test_without_a_terminal_it_writes_one_line_a_second() -> None:
 def test_on_a_terminal_it_draws_and_leaves_nothing_behind() -> None:
     written = io.StringIO()
     console = Console(file=written, force_terminal=True, width=100, height=30)
-    with LiveView(SPIKE, console) as view:
-        view.update(progress_at(8, 13_000), SAMPLE)
+    with open_view(SPIKE, console) as show:
+        show(figures_at(8, progress_at(8, 13_000), SAMPLE))
         drawn = written.getvalue()
-    for word in ("spike", "accepted", "1,300", "stock left", "7,654", "confirmed", "2,325"):
+    for word in ("spike", "accepted", "1,300", "stock", "7,654", "confirmed", "2,325"):
         assert word in drawn
     assert written.getvalue().endswith("\x1b[2K"), "the last thing is that the lines of the panel are erased"
 

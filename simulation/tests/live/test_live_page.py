@@ -4,20 +4,19 @@ import asyncio
 import json
 import re
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 from click.testing import CliRunner
-from rich.console import Console
 
 from engine.settings import Settings
 from simulation.cli.commands import main
 from simulation.errors import DriverError
-from simulation.live.page import MOST_POINTS, MOST_WAITING, LivePage, serve_page
-from simulation.live.terminal import LiveView
+from simulation.live.figures import Tracker
+from simulation.live.page import MOST_EVENTS, LivePage, serve_page
 from simulation.model.events import Interval
 from simulation.scenario.loading import load_scenario
 from simulation.tests.browser import open_tab
@@ -30,12 +29,11 @@ STALL = {"kind": "stop", "on": "front-door", "at_s": 2, "seconds": 1}
 FAULTY = load_scenario("spike", {"faults": [STALL], "restocks": [{"at_s": 9, "product_id": 1, "stock": 500}]})
 
 
-def play(page: LivePage, *moments_s: float) -> LiveView:
+def play(page: LivePage, *moments_s: float, ended: Sequence[Interval] = ()) -> None:
     """Lets the run be at these moments, with 1,000 requests done in each second."""
-    view = LiveView(SPIKE, Console(quiet=True), page.show)
+    tracker = Tracker(SPIKE)
     for t_s in moments_s:
-        view.update(progress_at(t_s, round(1_000 * t_s)), SAMPLE, (), round(t_s * 1e9))
-    return view
+        page.show(tracker.read(progress_at(t_s, round(1_000 * t_s)), SAMPLE, ended, round(t_s * 1e9)))
 
 
 class Listener:
@@ -89,21 +87,19 @@ async def test_events_say_what_is_run_and_what_it_did(session: aiohttp.ClientSes
         assert min(rates.values()) > 0
         assert sum(rates.values()) * 30 / len(rates) == pytest.approx(161_000, rel=0.01)
 
-        assert await client.hear() == ("points", [])
-        view = play(page, 7.0, 7.5)
         ended = [Interval(kind="stop", on="front-door", start_s=2.0, end_s=3.1)]
-        view.update(progress_at(8.0, 8_000), SAMPLE, ended, 8 * 10**9)
+        play(page, 7.0, 7.5, 8.0, ended=ended)
         for t_s in (7.0, 7.5, 8.0):
-            kind, [point] = await client.hear()
-            assert (kind, point["t_s"], point["phase"]) == ("points", t_s, "peak")
-        assert (point["done"], point["intended"], point["planned"]) == (8_000, 8_005, 200_000)
+            kind, point = await client.hear()
+            assert (kind, point["t_s"], point["phase"]) == ("point", t_s, "peak")
+        assert (point["done"], point["planned"]) == (8_000, 200_000)
         assert (point["accepted"], point["sold_out"], point["others"]) == (800, 7_198, {"UNKNOWN": 2})
         rates_now = [point[f"{name}_rps"] for name in ("intended", "done", "accepted", "sold_out", "errors")]
         assert rates_now == [1_000, 1_000, 100, 900, 0]
         assert point["p50_ms"] == point["p99_ms"] == pytest.approx(10, rel=0.12)
         stores = [point[name] for name in ("stock", "pending", "outbox", "queue", "confirmed", "failed")]
         assert stores == [7_654, 21, 3, 0, 2_325, None]
-        assert point["healed"] == [{"kind": "stop", "on": "front-door", "start_s": 2.0, "end_s": 3.1}]
+        assert point["ended"] == [{"kind": "stop", "on": "front-door", "start_s": 2.0, "end_s": 3.1}]
 
 
 async def test_a_client_that_comes_late_hears_all_so_far(session: aiohttp.ClientSession) -> None:
@@ -111,35 +107,43 @@ async def test_a_client_that_comes_late_hears_all_so_far(session: aiohttp.Client
         play(page, 1.0, 2.0, 3.0)
         page.judge()
         client = await listen(session, page)
-        heard = [await client.hear() for _ in range(3)]
-        assert [kind for kind, _ in heard] == ["run", "points", "judging"]
-        assert [point["t_s"] for point in heard[1][1]] == [1.0, 2.0, 3.0]
+        heard = [await client.hear() for _ in range(5)]
+        assert [kind for kind, _ in heard] == ["run", "point", "point", "point", "judging"]
+        assert [point["t_s"] for _, point in heard[1:4]] == [1.0, 2.0, 3.0]
 
-        # A long run is thinned, but keeps its ends.
-        play(page, *(4.0 + tick / 4 for tick in range(MOST_POINTS)))
+
+async def test_a_long_run_is_thinned_but_keeps_its_ends(session: aiohttp.ClientSession) -> None:
+    async with serve_page(SPIKE) as page:
+        play(page, *(tick / 4 for tick in range(MOST_EVENTS)))
+        page.judge()
         client = await listen(session, page)
-        await client.hear()
-        _, points = await client.hear()
-        assert MOST_POINTS / 2 < len(points) <= MOST_POINTS
-        moments = [point["t_s"] for point in points]
-        assert (moments[0], moments[-1]) == (1.0, 4.0 + (MOST_POINTS - 1) / 4)
+        assert (await client.hear())[0] == "run"
+        moments = []
+        while (event := await client.hear())[0] == "point":
+            moments.append(event[1]["t_s"])
+        assert MOST_EVENTS / 2 <= len(moments) <= MOST_EVENTS
+        assert moments[-1] == (MOST_EVENTS - 1) / 4
+        assert moments[0] <= 0.25
         assert moments == sorted(moments)
 
 
-async def test_a_client_that_falls_behind_is_cut_off_and_may_come_back(
-    session: aiohttp.ClientSession,
+async def test_a_client_that_falls_behind_hears_everything_again(
+    session: aiohttp.ClientSession, tmp_path: Path
 ) -> None:
     async with serve_page(SPIKE) as page:
         slow = await listen(session, page)
-        assert [(await slow.hear())[0] for _ in range(2)] == ["run", "points"]
-        play(page, *(tick / 4 for tick in range(MOST_WAITING)))
-        assert page.clients == 1
-        play(page, 60.0)
-        assert page.clients == 0
-        assert await slow.answer.content.read() == b""
-        again = await listen(session, page)
-        await again.hear()
-        assert len((await again.hear())[1]) == MOST_WAITING + 1
+        assert (await slow.hear())[0] == "run"
+        # It is not awaited between these, so that the page's history is thinned before it hears more.
+        play(page, *(tick / 4 for tick in range(2 * MOST_EVENTS)))
+        page.end(make_run(tmp_path), tmp_path / "report.html")
+        assert (await slow.hear())[0] == "run"
+        moments = []
+        while (event := await slow.hear())[0] == "point":
+            moments.append(event[1]["t_s"])
+        assert event[0] == "end"
+        assert moments == sorted(moments)
+        assert len(moments) <= MOST_EVENTS
+        assert moments[-1] == (2 * MOST_EVENTS - 1) / 4
 
 
 async def test_the_last_event_is_the_verdict(session: aiohttp.ClientSession, tmp_path: Path) -> None:

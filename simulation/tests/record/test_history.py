@@ -39,7 +39,7 @@ def history_of(found: list[dict[str, Any]]) -> pd.DataFrame:
     return make_history({"op": range(len(found))} | columns)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(rows, max_size=5))
 def test_it_comes_back_as_it_was(tmp_path: Path, found: list[dict[str, Any]]) -> None:
     history = history_of(found)

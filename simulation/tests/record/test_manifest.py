@@ -15,7 +15,7 @@ from simulation.cli.commands import main
 from simulation.model.history import DTYPES
 from simulation.record.history import read_history, write_history
 from simulation.record.manifest import MANIFEST, list_record, seal
-from simulation.record.state import load_final_state, save_final_state
+from simulation.record.state import read_state, write_state
 from simulation.tests.run_folders import make_run
 from simulation.verdict import judge_run
 
@@ -42,9 +42,9 @@ def verify(folder: Path) -> tuple[int, str]:
 
 
 def change_orders(folder: Path, change: Rows) -> None:
-    state = load_final_state(folder)
+    state = read_state(folder)
     assert state.orders is not None
-    save_final_state(replace(state, orders=change(state.orders)), folder)
+    write_state(replace(state, orders=change(state.orders)), folder)
 
 
 def with_cell(frame: pd.DataFrame, row: int, column: str, value: Any) -> pd.DataFrame:
@@ -58,7 +58,7 @@ def add_order(orders: pd.DataFrame) -> pd.DataFrame:
 
 
 def id_of(folder: Path, row: int) -> str:
-    orders = load_final_state(folder).orders
+    orders = read_state(folder).orders
     assert orders is not None
     return str(orders.loc[row, "order_id"])
 
@@ -107,9 +107,9 @@ def test_an_accepted_answer_turned_into_sold_out_is_told(run_folder: Path) -> No
 
 
 def test_a_unit_too_many_in_the_sale_is_told(run_folder: Path) -> None:
-    state = load_final_state(run_folder)
+    state = read_state(run_folder)
     assert state.sales is not None
-    save_final_state(replace(state, sales=state.sales.assign(sold=501)), run_folder)
+    write_state(replace(state, sales=state.sales.assign(sold=501)), run_folder)
     code, said = verify(run_folder)
     assert code == 1
     assert "1 units too many (sale 1)" in said

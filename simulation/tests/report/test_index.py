@@ -1,4 +1,4 @@
-"""The list of runs is made of their folders alone."""
+"""The index is made of the folders of the runs alone."""
 
 import json
 from pathlib import Path

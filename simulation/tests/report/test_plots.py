@@ -5,7 +5,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from simulation.report.canvas import Course, Phase
+from simulation.report.canvas import WIDE, Course, Phase
 from simulation.report.latency_plots import (
     _join_cells,
     draw_heat,
@@ -32,7 +32,7 @@ def test_joined_cells_cover_the_chosen_ones_and_no_other() -> None:
 def test_the_percentile_curves_end_at_the_slowest_request_and_are_bold_only_where_firm() -> None:
     history = make_history(2_000)
     accepted = history[history["outcome"] == "ACCEPTED"]
-    canvas = draw_percentiles(history, wide=True)
+    canvas = draw_percentiles(history)
     assert canvas is not None
     whole, bold, service = canvas.panels[0].lines[:3]
     took = (accepted["done_ns"] - accepted["intended_ns"]) / 1e6
@@ -43,8 +43,8 @@ def test_the_percentile_curves_end_at_the_slowest_request_and_are_bold_only_wher
 
 def test_plots_of_nothing_are_not_drawn() -> None:
     history = make_history(10).iloc[:0]
-    assert draw_heat(history, Course(), wide=True) is None
-    assert draw_percentiles(history, wide=True) is None
+    assert draw_heat(history, Course()) is None
+    assert draw_percentiles(history) is None
 
 
 def test_a_step_of_a_percentile_is_as_long_as_it_takes_to_tell_it_from_the_maximum() -> None:
@@ -59,7 +59,7 @@ def test_a_step_of_a_percentile_is_as_long_as_it_takes_to_tell_it_from_the_maxim
 
 
 def test_a_percentile_of_too_few_requests_is_a_point_that_says_how_many() -> None:
-    canvas = draw_latency(make_history(421), Course(), wide=True)
+    canvas = draw_latency(make_history(421), Course())
     assert canvas is not None
     accepted, sold_out = ([text.get_text() for text in panel.texts] for panel in canvas.panels)
     assert accepted == ["p99.9 of 421 requests"]
@@ -77,9 +77,10 @@ def test_faults_are_shaded_and_numbered_and_seen_even_if_they_last_no_time() -> 
 
 def test_labels_on_an_axis_of_time_do_not_meet() -> None:
     faults = [Phase(f"{number} restart fulfilment", 4 + number / 10, 5) for number in range(4)]
-    course = Course([Phase("crowd", 0, 12)], faults, 4.2)
-    canvas = draw_latency(make_history(5_000), course, wide=True)
+    course = Course([Phase("crowd", 0, 12)], faults, [(4.2, "sold out, 4.20 s")])
+    canvas = draw_latency(make_history(5_000), course)
     assert canvas is not None
+    canvas.lay_out(WIDE)
     boxes = [text.get_window_extent() for text in canvas.panels[0].texts]
     assert len(boxes) == 6
     assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))

@@ -1,4 +1,4 @@
-"""The report says what the record says, looks after itself, and is there whatever the record lacks."""
+"""The report says what the record says, loads nothing, and is made whatever the record lacks."""
 
 import json
 import re
@@ -12,17 +12,17 @@ from simulation.judge.numbers.disturbance import find_omission
 from simulation.judge.numbers.fairness import measure_order
 from simulation.judge.numbers.latency import measure_latency
 from simulation.judge.numbers.retries import measure_retries
-from simulation.model.hostile import Tally
+from simulation.model.hostile import KindCount
 from simulation.record.history import read_history
 from simulation.report.latency_plots import draw_knee
-from simulation.report.page import count, ms
-from simulation.report.report import KINDS, Plot, render_page, tabulate_siege, write_report
+from simulation.report.report import render_page, tabulate_hostile, write_report
+from simulation.report.words import FAULTS, count, ms
 from simulation.scenario.fault import TARGETS
 from simulation.tests.browser import open_page
 from simulation.tests.judge.test_disturbance import stand_still
 from simulation.tests.run_folders import lose_orders, make_run
 
-PLOTS = {"latency", "heat", "percentiles", "throughput", "stock", "lag", "processes"}
+PLOTS = {"latency", "heat", "percentiles", "throughput", "stock", "delay", "processes"}
 
 
 @pytest.fixture(scope="module")
@@ -64,13 +64,13 @@ def test_faults_are_listed_with_what_they_did_and_how_long_the_engine_took(tmp_p
     (tmp_path / "summary.json").write_text(json.dumps(summary | {"faults": [fault, lasting]}))
     page = write_report(tmp_path).read_text()
     rows = re.findall(r"<tr><th>\d</th>.*?</tr>", page, re.DOTALL)
-    assert ["drop replies</b> redis" in rows[0], "3.00 s" in rows[0], "in 0.3 s" in rows[0]] == [True] * 3
+    assert ["drop replies redis" in rows[0], "3.00 s" in rows[0], "in 0.3 s" in rows[0]] == [True] * 3
     assert "never" in rows[1]
     assert page.count(">1 drop replies redis<") == 5  # on every axis of time
 
 
 def test_every_kind_of_fault_has_words() -> None:
-    assert KINDS.keys() == TARGETS.keys()
+    assert FAULTS.keys() == TARGETS.keys()
 
 
 def test_what_service_time_hides_is_told_in_a_sentence(tmp_path: Path) -> None:
@@ -78,22 +78,22 @@ def test_what_service_time_hides_is_told_in_a_sentence(tmp_path: Path) -> None:
     history = stand_still(read_history(tmp_path / "history.parquet"), held=5)
     refused = measure_latency(history[history["outcome"] == "SOLD_OUT"])
     summary["latency_ms"]["sold_out"] = refused
-    curve = Plot("percentiles", "Latency by percentile", "", "", "")
-    assert 'id="omission"' not in render_page(summary, [curve])
-    page = render_page(summary, [curve], omission=find_omission(history, summary))
+    plots = {"percentiles": ("", "")}
+    assert 'id="omission"' not in render_page(summary, plots)
+    page = render_page(summary, plots, omission=find_omission(history, summary))
     assert "× service p99: the engine stood still for 1 s, from 7.00 s on, and 1," in page
     assert f"and reported {ms(refused['service']['p99'])}." in page
     assert "part of the wait may be its own" not in page
     late = summary | {"load": summary["load"] | {"valid": False, "reason": "late"}}
-    page = render_page(late, [curve], omission=find_omission(history, summary))
+    page = render_page(late, plots, omission=find_omission(history, summary))
     assert "nothing was answered for 1 s" in page
     assert "part of the wait may be its own" in page
 
 
 def test_what_a_run_measured_besides_has_a_panel_of_its_own(tmp_path: Path) -> None:
     summary = make_run(tmp_path)
-    panels = ("fairness", "restocks", "retries", "siege")
-    bare = render_page(summary | dict.fromkeys(["fairness", "restocks", "retries"]), [])
+    panels = ("fairness", "restocks", "retries", "hostile")
+    bare = render_page(summary | dict.fromkeys(["fairness", "restocks", "retries"]), {})
     assert not any(f'id="{panel}"' in bare for panel in panels)
 
     history = read_history(tmp_path / "history.parquet")
@@ -107,8 +107,10 @@ def test_what_a_run_measured_besides_has_a_panel_of_its_own(tmp_path: Path) -> N
         summary
         | {"fairness": fairness, "restocks": [restock]}
         | {"retries": measure_retries(history.assign(attempt=1), None)},
-        [],
-        siege=tabulate_siege({"huge body": Tally(9, {"413": 8, "500": 1}), "slow": Tally(2, {"left": 2})}),
+        {},
+        hostile=tabulate_hostile(
+            {"huge body": KindCount(9, {"413": 8, "500": 1}), "slow": KindCount(2, {"left": 2})}
+        ),
     )
     assert all(f'id="{panel}"' in page for panel in panels)
     assert "3 people, 3 bots" in page
@@ -120,13 +122,13 @@ def test_what_a_run_measured_besides_has_a_panel_of_its_own(tmp_path: Path) -> N
 
 def test_a_ramp_is_drawn_with_its_knee() -> None:
     rates, p99_ms = np.linspace(1e3, 9e3, 9), np.array([2.0] * 6 + [20, 90, 400])
-    canvas = draw_knee(rates, p99_ms, {"rps": 6e3, "plateau_p99_ms": 2.0}, wide=True)
+    canvas = draw_knee(rates, p99_ms, {"rps": 6e3, "plateau_p99_ms": 2.0})
     assert canvas is not None
     assert [text.get_text() for text in canvas.panels[0].texts] == ["knee at 6,000/s offered"]
-    steady = draw_knee(rates, p99_ms, {"rps": None, "plateau_p99_ms": 2.0}, wide=False)
+    steady = draw_knee(rates, p99_ms, {"rps": None, "plateau_p99_ms": 2.0})
     assert steady is not None
     assert not steady.panels[0].texts
-    assert draw_knee(rates[:0], p99_ms[:0], {}, wide=True) is None
+    assert draw_knee(rates[:0], p99_ms[:0], {}) is None
 
 
 def test_the_page_loads_nothing_from_outside(passed: Path) -> None:
@@ -177,7 +179,7 @@ def test_a_record_with_gaps_still_makes_a_page(tmp_path: Path) -> None:
 
 def test_words_of_the_record_are_escaped(tmp_path: Path) -> None:
     summary = make_run(tmp_path)
-    page = render_page(summary | {"command": "<script>alert(1)</script>"}, [])
+    page = render_page(summary | {"command": "<script>alert(1)</script>"}, {})
     assert "<script>" not in page
 
 

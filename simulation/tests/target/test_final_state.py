@@ -13,14 +13,14 @@ from engine.bus.topology import DEAD, PURCHASES, declare_topology
 from engine.gate.gate import Gate
 from engine.gate.keys import ShardKeys
 from engine.ledger.ledger import Ledger
-from engine.model.lot import Reservation
+from engine.model.lot import Lot
 from engine.model.order_id import split_order_id
 from engine.model.purchase import Outcome
 from engine.model.sale import Sale, SaleTerms
 from engine.settings import Settings
 from simulation.judge.verdict import judge
 from simulation.model.state import FinalState
-from simulation.record.state import load_final_state, save_final_state
+from simulation.record.state import read_state, write_state
 from simulation.target.final_state import await_drain, read_final_state
 from simulation.target.services import Services
 from simulation.tests.histories import history_of
@@ -41,18 +41,13 @@ async def sell(settings: Settings) -> tuple[Sale, list[str]]:
         assert {outcome for outcome, _ in bought} == {Outcome.ACCEPTED}
         ids = [order_id for _, order_id in bought if order_id]
         batch = [
-            Reservation(
-                order_id=order_id,
-                user_id=user_id,
-                product_id=7,
-                sale_id=sale.sale_id,
-                quantity=1,
-                accepted_ms=1_700_000_000_123,
-                key="key" if user_id == 1 else None,
+            Lot(
+                *split_order_id(order_id), 7, sale.sale_id, 1, 1_700_000_000_123, [user_id],
+                ["key"] if user_id == 1 else None,
             )
             for user_id, order_id in ((1, ids[0]), (2, ids[1]))
-        ]
-        await ledger.settle(batch, [None, 'declined, "for" a reason\nof two lines'])
+        ]  # fmt: skip
+        await ledger.settle(batch, {ids[1]: 'declined, "for" a reason\nof two lines'})
         return sale, ids
     finally:
         await gate.close()
@@ -107,8 +102,8 @@ async def test_it_can_be_saved_and_judged_again(
 ) -> None:
     await sell(settings_without_bus)
     state = await read(services_of(settings_without_bus))
-    save_final_state(state, tmp_path)
-    loaded = load_final_state(tmp_path)
+    write_state(state, tmp_path)
+    loaded = read_state(tmp_path)
     for part in ("gate", "sales", "orders"):
         pd.testing.assert_frame_equal(getattr(loaded, part), getattr(state, part))
     frameless = {"gate": None, "sales": None, "orders": None}

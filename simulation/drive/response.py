@@ -1,25 +1,25 @@
-"""HTTP/1.1 answers (RFC 9112), from bytes, for a client that sends one request at a time."""
+"""HTTP/1.1 responses (RFC 9112), parsed from bytes, for a client that sends one request at a time."""
 
 import re
 from typing import Final, NamedTuple
 
-from simulation.errors import BadAnswer
+from simulation.errors import BadResponse
 
-MAX_ANSWER: Final = 1 << 20
-"""Most bytes of an answer; more is taken for a fault of the peer."""
+MAX_BYTES: Final = 1 << 20
+"""Longest response; a longer one is an error of the peer."""
 
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5]\d\d)(?: |\r\n)")
 _CHUNK_SIZE = re.compile(rb"[ \t]*([0-9A-Fa-f]{1,8})[ \t]*(?:;.*)?")
 _UNTIL_CLOSE, _CHUNKED = -1, -2
 
 
-class Answer(NamedTuple):
-    """A whole answer."""
+class Response(NamedTuple):
+    """A complete response."""
 
     status: int
     body: bytes
     size: int
-    """Bytes that the answer took."""
+    """Bytes of the response, with its head."""
     keep_alive: bool
     """Whether the connection may carry another request."""
 
@@ -30,21 +30,21 @@ class _Head(NamedTuple):
     keep_alive: bool
 
 
-# A server's heads differ by little more than their date, so nearly every one has been read before.
+# A server's heads differ in little more than their date, so nearly every head has been read before.
 _heads: dict[bytes, _Head] = {}
 
 
-def parse_answer(data: bytes, closed: bool = False) -> Answer | None:
-    """The answer at the start of `data`, or None while it is incomplete; `closed`: no more will come.
+def parse_response(data: bytes, closed: bool = False) -> Response | None:
+    """Return the response at the start of `data`, or None while it is incomplete.
 
-    Interim answers (1xx) are skipped. Raises BadAnswer.
+    `closed` says that no more bytes will come. Interim responses (1xx) are skipped. Raises BadResponse.
     """
     start = end = status = 0
     while status < 200:
         start, end = end, data.find(b"\r\n\r\n", end) + 4
         if end == 3:
-            if len(data) > MAX_ANSWER or closed:
-                raise BadAnswer("no end of the head")
+            if len(data) > MAX_BYTES or closed:
+                raise BadResponse("the head does not end")
             return None
         raw = data[start:end]
         head = _heads.get(raw)
@@ -56,66 +56,66 @@ def parse_answer(data: bytes, closed: bool = False) -> Answer | None:
         status, length, keep_alive = head
     if length >= 0:
         if len(data) >= end + length:
-            return Answer(status, data[end : end + length], end + length, keep_alive)
+            return Response(status, data[end : end + length], end + length, keep_alive)
     elif length == _CHUNKED:
         found = _join_chunks(data, end)
         if found:
-            return Answer(status, found[0], found[1], keep_alive)
+            return Response(status, found[0], found[1], keep_alive)
     elif closed:
-        return Answer(status, data[end:], len(data), False)
-    if closed or len(data) > MAX_ANSWER:
-        raise BadAnswer("the body is not whole")
+        return Response(status, data[end:], len(data), False)
+    if closed or len(data) > MAX_BYTES:
+        raise BadResponse("the body is incomplete")
     return None
 
 
 def _read_head(raw: bytes) -> _Head:
     start = _STATUS_LINE.match(raw)
     if not start:
-        raise BadAnswer("no status line")
+        raise BadResponse("no status line")
     minor, status = start[1], int(start[2])
     fields: dict[bytes, bytes] = {}
     for line in raw[:-4].split(b"\r\n")[1:]:
         name, colon, value = line.partition(b":")
         name, value = name.lower(), value.strip(b" \t")
         if not colon or not name or name != name.strip():
-            raise BadAnswer("malformed header line")
+            raise BadResponse("malformed header line")
         fields[name] = fields[name] + b"," + value if name in fields else value
     options = {option.strip() for option in fields.get(b"connection", b"").lower().split(b",")}
     keep_alive = b"close" not in options if minor == b"1" else b"keep-alive" in options
     if status < 200 or status in (204, 304):
         if status == 101:
-            raise BadAnswer("an upgrade that nobody asked for")
+            raise BadResponse("an upgrade that was not requested")
         return _Head(status, 0, keep_alive)
     coding = fields.get(b"transfer-encoding", b"").lower()
     if coding:
-        # With both, the length might be smuggled: RFC 9112, 6.3 lets a client refuse it.
+        # A message with both may be an attempt at smuggling; RFC 9112, 6.3 lets a client refuse it.
         if coding != b"chunked" or b"content-length" in fields:
-            raise BadAnswer("unusable transfer coding")
+            raise BadResponse("unusable transfer coding")
         return _Head(status, _CHUNKED, keep_alive)
     length = fields.get(b"content-length")
     if length is None:
         return _Head(status, _UNTIL_CLOSE, False)
-    if not length.isdigit() or len(length) > 12 or int(length) > MAX_ANSWER:
-        raise BadAnswer("unusable content length")
+    if not length.isdigit() or len(length) > 12 or int(length) > MAX_BYTES:
+        raise BadResponse("unusable content length")
     return _Head(status, int(length), keep_alive)
 
 
 def _join_chunks(data: bytes, at: int) -> tuple[bytes, int] | None:
-    """The body and its end, or None while it is incomplete (RFC 9112, 7.1)."""
+    """Return the chunked body and where it ends, or None while it is incomplete (RFC 9112, 7.1)."""
     parts: list[bytes] = []
     while (end := data.find(b"\r\n", at)) >= 0:
         size_line = _CHUNK_SIZE.fullmatch(data, at, end)
         if not size_line:
-            raise BadAnswer("malformed chunk size")
+            raise BadResponse("malformed chunk size")
         size = int(size_line[1], 16)
         if size == 0:
-            # The trailer section ends with an empty line; the last chunk's own CRLF may be half of it.
+            # An empty line ends the trailer section; the last chunk's own CRLF may be its first half.
             last = data.find(b"\r\n\r\n", end)
             return (b"".join(parts), last + 4) if last >= 0 else None
         at = end + 2 + size + 2
         if len(data) < at:
             return None
         if data[at - 2 : at] != b"\r\n":
-            raise BadAnswer("chunk without an end")
+            raise BadResponse("a chunk does not end")
         parts.append(data[end + 2 : at - 2])
     return None

@@ -1,11 +1,11 @@
-"""Answers are understood however they are cut, and what is no answer is said to be none."""
+"""Responses are parsed however they are cut; bytes that are no response are refused."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulation.drive.answer import Answer, parse_answer
-from simulation.errors import BadAnswer
+from simulation.drive.response import Response, parse_response
+from simulation.errors import BadResponse
 
 PLAIN = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
 
@@ -33,7 +33,7 @@ WHOLE = {
         b"0123456789",
         True,
     ),
-    "after interim answers": (
+    "after interim responses": (
         b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" * 3 + PLAIN,
         200,
         b"hello",
@@ -43,32 +43,32 @@ WHOLE = {
 
 
 @pytest.mark.parametrize("name", WHOLE)
-def test_an_answer_is_whole_at_its_last_byte_and_not_before(name: str) -> None:
+def test_a_response_is_complete_at_its_last_byte_and_not_before(name: str) -> None:
     data, status, body, keep_alive = WHOLE[name]
-    assert parse_answer(data) == Answer(status, body, len(data), keep_alive)
+    assert parse_response(data) == Response(status, body, len(data), keep_alive)
     for cut in range(len(data)):
-        assert parse_answer(data[:cut]) is None
+        assert parse_response(data[:cut]) is None
 
 
 @pytest.mark.parametrize("name", WHOLE)
-def test_what_follows_an_answer_is_not_part_of_it(name: str) -> None:
+def test_bytes_after_a_response_are_not_part_of_it(name: str) -> None:
     data, *_ = WHOLE[name]
-    found = parse_answer(data + b"HTTP/1.1 200 OK\r\n")
+    found = parse_response(data + b"HTTP/1.1 200 OK\r\n")
     assert found
     assert found.size == len(data)
 
 
 @pytest.mark.parametrize("name", WHOLE)
-def test_an_answer_that_is_cut_off_is_none(name: str) -> None:
+def test_a_response_that_is_cut_off_is_refused(name: str) -> None:
     data, *_ = WHOLE[name]
-    with pytest.raises(BadAnswer):
-        parse_answer(data[:-1], closed=True)
+    with pytest.raises(BadResponse):
+        parse_response(data[:-1], closed=True)
 
 
 def test_a_body_without_a_length_ends_with_the_connection() -> None:
     data = b"HTTP/1.1 200 OK\r\n\r\nhel"
-    assert parse_answer(data) is None
-    assert parse_answer(data + b"lo", closed=True) == Answer(200, b"hello", len(data) + 2, False)
+    assert parse_response(data) is None
+    assert parse_response(data + b"lo", closed=True) == Response(200, b"hello", len(data) + 2, False)
 
 
 @pytest.mark.parametrize(
@@ -90,17 +90,17 @@ def test_a_body_without_a_length_ends_with_the_connection() -> None:
         b"x" * 2_000_000,
     ],
 )
-def test_what_is_no_answer_is_refused(data: bytes) -> None:
-    with pytest.raises(BadAnswer):
-        parse_answer(data)
+def test_bytes_that_are_no_response_are_refused(data: bytes) -> None:
+    with pytest.raises(BadResponse):
+        parse_response(data)
 
 
 @given(st.binary(max_size=200), st.booleans())
 def test_no_bytes_bring_the_parser_down(data: bytes, closed: bool) -> None:
     for prefix in (b"", b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"):
         try:
-            found = parse_answer(prefix + data, closed)
-        except BadAnswer:
+            found = parse_response(prefix + data, closed)
+        except BadResponse:
             continue
         assert found is None or 0 < found.size <= len(prefix + data)
 
@@ -109,4 +109,4 @@ def test_no_bytes_bring_the_parser_down(data: bytes, closed: bool) -> None:
 def test_chunks_join_to_the_body(chunks: list[bytes]) -> None:
     coded = b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in chunks) + b"0\r\n\r\n"
     data = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + coded
-    assert parse_answer(data) == Answer(200, b"".join(chunks), len(data), True)
+    assert parse_response(data) == Response(200, b"".join(chunks), len(data), True)

@@ -1,0 +1,70 @@
+"""The command `flashgrid reconcile`: rebuilds the gate from the ledger by hand."""
+
+import asyncio
+import logging
+from typing import Final
+
+import click
+
+from engine.cli.options import open_services, run_async, settings_option
+from engine.errors import GateUnavailable
+from engine.settings import Settings
+from engine.stages.reconciliation import Comparison, Reconciliation, Traffic, reconciling
+
+_POLL_S: Final = 0.2
+
+
+@click.command()
+@click.option("--dry-run", is_flag=True, help="Only show what differs.")
+@click.option(
+    "--wait", "wait_s", default=60.0, show_default=True, help="Longest wait for purchases under way, s."
+)
+@settings_option
+@run_async
+async def reconcile(dry_run: bool, wait_s: float, settings: Settings) -> None:
+    """Close the gate, rebuild it from the ledger, and open it again.
+
+    Meanwhile the engine answers purchases with 503. The command waits for the purchases under way, so relay
+    and fulfilment must run. If they take longer than the wait, the gate stays closed, and opens by itself
+    once they are done.
+    """
+    # The command prints what it does; log lines would say it again.
+    logging.getLogger("engine").setLevel(logging.ERROR)
+    async with open_services(settings) as (found, _), reconciling(found) as reconciliation:
+        generation = await reconciliation.read_generation()
+        click.echo("the gate is open" if generation else "the gate is closed")
+        click.echo(_describe(await reconciliation.read_traffic()))
+        if not dry_run:
+            await reconciliation.close(generation)
+            try:
+                await asyncio.wait_for(_rebuild(reconciliation), wait_s)
+            except TimeoutError:
+                traffic = _describe(await reconciliation.read_traffic())
+                raise GateUnavailable(f"still under way after {wait_s:g} s: {traffic}") from None
+        _print_table(await reconciliation.compare())
+
+
+async def _rebuild(reconciliation: Reconciliation) -> None:
+    """Wait until nothing is under way and the gate is open again, by this process or by a keeper."""
+    while not await reconciliation.is_open():
+        if not (await reconciliation.read_traffic()).drained or not await reconciliation.rebuild():
+            await asyncio.sleep(_POLL_S)
+
+
+def _describe(traffic: Traffic) -> str:
+    return (
+        f"{traffic.entries} outbox entries, {traffic.messages} messages in the queue,"
+        f" {traffic.consumers} consumers, {traffic.pending} orders pending"
+    )
+
+
+def _print_table(comparisons: list[Comparison]) -> None:
+    row = "{:>12} {:>8} {:>12} {:>12} {:>12} {:>12} {:>12}"
+    click.echo(row.format("product", "sale", "stock", "confirmed", "ledger left", "gate left", "difference"))
+    for comparison in comparisons:
+        sale, sold = comparison.balance
+        known = comparison.sale_id == sale.sale_id
+        gate = comparison.remaining if known else "no such sale"
+        difference = comparison.expected - (comparison.remaining if known else 0)
+        numbers = (sale.terms.product_id, sale.sale_id, sale.terms.stock, sold, comparison.expected, gate)
+        click.echo(row.format(*numbers, f"{difference:+d}" if difference else "0"))

@@ -1,0 +1,90 @@
+"""Where dead letters wait until a person replays or drops them.
+
+They are in a queue of the bus or, in an engine without a bus, in a stream of the gate's Redis. A dead letter
+is deleted only after what was to be done with it is on disk. If the command is interrupted in between, it may
+run again: the ledger settles an order once.
+"""
+
+import hashlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from typing import Any, Final
+
+import msgspec
+from aio_pika.abc import AbstractIncomingMessage
+from redis.asyncio import Redis
+
+from engine.bus.connection import close_connection, connect_bus, translate_errors
+from engine.bus.publisher import Publisher
+from engine.bus.topology import DEAD, REASON, declare_topology
+from engine.gate.keys import ShardKeys
+from engine.model.lot import Lot, count_orders, decode_lots
+from engine.settings import Settings
+
+_ID_LENGTH: Final = 12
+_SHARD: Final = ShardKeys(0)
+"""Its stream holds the dead letters of all shards. Its outbox may carry the purchases of any product."""
+
+
+class StoredDeadLetter(msgspec.Struct, frozen=True, eq=False):
+    """A dead letter in its store."""
+
+    where: str
+    """"queue" or "stream"."""
+    body: bytes
+    reason: str
+    send: Callable[[], Awaitable[object]]
+    """Send its purchases to fulfilment once more. Raises BusUnavailable or RedisError."""
+    delete: Callable[[], Awaitable[object]]
+    """Delete it. Raises BusUnavailable or RedisError."""
+
+    @property
+    def id(self) -> str:
+        """The same for dead letters with the same body: they are about the same purchases."""
+        return hashlib.sha256(self.body).hexdigest()[:_ID_LENGTH]
+
+    def read(self) -> list[Lot]:
+        """Return the purchases in it; none if any part of it can't be read."""
+        lots, unreadable = decode_lots(self.body)
+        return [] if unreadable else lots
+
+
+@asynccontextmanager
+async def open_stores(settings: Settings, redis: Redis) -> AsyncIterator[list[StoredDeadLetter]]:
+    """Read every dead letter of this engine, oldest first. Raises BusUnavailable or RedisError.
+
+    Those of the bus are held until the block ends, and then go back to their queue unless they are deleted.
+    """
+    async with AsyncExitStack() as cleanup:
+        stored = await _read_queue(settings.amqp_url, cleanup) if settings.amqp_url else []
+        entries: Any = await redis.xrange(_SHARD.dead)
+        for entry_id, fields in entries:
+            body = fields[b"body"]
+            entry: dict[Any, Any] = {"orders": count_orders(decode_lots(body)[0]), "purchases": body}
+            send = partial(redis.xadd, _SHARD.outbox, entry)
+            delete = partial(redis.xdel, _SHARD.dead, entry_id)
+            stored.append(StoredDeadLetter("stream", body, fields[b"reason"].decode(), send, delete))
+        yield stored
+
+
+async def _read_queue(url: str, cleanup: AsyncExitStack) -> list[StoredDeadLetter]:
+    publisher = Publisher(url)
+    cleanup.push_async_callback(publisher.close)
+    with translate_errors():
+        connection = await connect_bus(url, "dead letters")
+        cleanup.push_async_callback(close_connection, connection)
+        channel = await connection.channel()
+        await declare_topology(channel)
+        queue = await channel.get_queue(DEAD, ensure=False)
+        stored = []
+        while message := await queue.get(fail=False):
+            reason = str(message.headers.get(REASON) or message.headers.get("x-first-death-reason") or "")
+            send, delete = partial(publisher.publish, message.body), partial(_acknowledge, message)
+            stored.append(StoredDeadLetter("queue", message.body, reason, send, delete))
+        return stored
+
+
+async def _acknowledge(message: AbstractIncomingMessage) -> None:
+    with translate_errors():
+        await message.ack()

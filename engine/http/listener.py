@@ -1,0 +1,87 @@
+"""The front door's listening socket, and the connections that it accepts."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+from aiohttp import web
+
+from engine.errors import SettingsError
+from engine.gate.gate import Gate
+from engine.http.app import LEAVING
+from engine.http.fast_path import FastPath, Heads
+from engine.http.requests import is_loopback
+from engine.settings import PREFIX, Settings
+
+_BACKLOG: Final = 65_535
+"""A crowd connects within one second; the kernel cuts this to net.core.somaxconn."""
+_LAST_REQUEST_S: Final = 0.5
+"""How long connected clients may still begin a request once nobody else may connect."""
+LINGER_S: Final = 1.0
+"""How long a body that was refused may still come, so that its client gets to read why."""
+
+
+def bind(settings: Settings) -> socket.socket:
+    """Return the listening socket that all front-door workers share.
+
+    It belongs to the server, so that a connection that waits for a worker outlives the worker that died.
+    Raises SettingsError if the address is taken, or not loopback while there is no admin token.
+    """
+    if settings.admin_token is None and not is_loopback(settings.host):
+        raise SettingsError(
+            f"{PREFIX}HOST is {settings.host}, which others can reach:"
+            f" set {PREFIX}ADMIN_TOKEN, or anybody could open a sale"
+        )
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((settings.host, settings.port))
+        listener.listen(_BACKLOG)
+        listener.setblocking(False)
+    except OSError as error:
+        listener.close()
+        raise SettingsError(f"can't listen on {settings.host}:{settings.port}: {error.strerror}") from None
+    return listener
+
+
+@asynccontextmanager
+async def listen(
+    runner: web.AppRunner, gate: Gate, listener: socket.socket, keepalive_s: float
+) -> AsyncIterator[None]:
+    """Accept connections, each with a fast path, until the block ends; then answer what is under way.
+
+    A connection is closed if it has not sent a whole request head for `keepalive_s`, or if its client has not
+    read its answers for that long. At the end, each answer tells its client to connect anew.
+    """
+    await runner.setup()
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        # Accepted sockets inherit it. It holds for what waits in the kernel or after a close, too.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(keepalive_s * 1000))
+    loop = asyncio.get_running_loop()
+    heads: Heads = {}
+    leaving = runner.app[LEAVING]
+
+    def connect() -> FastPath:
+        return FastPath(
+            runner.server,
+            loop=loop,
+            gate=gate,
+            heads=heads,
+            leaving=leaving,
+            access_log=None,
+            keepalive_timeout=keepalive_s,
+            lingering_time=LINGER_S,
+        )
+
+    server = await loop.create_server(connect, sock=listener, backlog=_BACKLOG)
+    try:
+        yield
+    finally:
+        server.close()
+        leaving.set()
+        # A client that has just connected has not asked anything yet.
+        await asyncio.sleep(_LAST_REQUEST_S)
+        await runner.cleanup()

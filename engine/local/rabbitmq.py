@@ -1,0 +1,104 @@
+"""RabbitMQ as a private service."""
+
+import asyncio
+import re
+import secrets
+import shutil
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from engine.errors import StackError
+from engine.local.process import ProcessId, run, spawn
+
+MISSING: Final = "RabbitMQ is not installed, so there is no bus: apt install rabbitmq-server"
+_PACKAGED: Final = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
+
+
+class RabbitMQ:
+    """RabbitMQ out of the system's packages, with its own port mapper (epmd), Erlang cookie and folders."""
+
+    name = "rabbitmq"
+    ports = 3  # AMQP, Erlang distribution, epmd
+    stop_signal = signal.SIGTERM
+
+    def url(self, port: int) -> str:
+        """Return the URL of the broker's default user, whom it lets in from loopback only."""
+        return f"amqp://guest:guest@127.0.0.1:{port}/"
+
+    def find(self) -> Path | None:
+        """Return the broker's start script, None if it or Erlang is not installed."""
+        if not (shutil.which("erl") and shutil.which("epmd")):
+            return None
+        # The one on PATH beside a packaged one is a wrapper that insists on the system's user and folders.
+        on_path = shutil.which("rabbitmq-server")
+        return _PACKAGED if _PACKAGED.exists() else Path(on_path) if on_path else None
+
+    async def launch(self, folder: Path, ports: list[int]) -> list[ProcessId]:
+        """Start epmd and the broker. Raises StackError if RabbitMQ is not installed."""
+        server = self.find()
+        if server is None:
+            raise StackError(MISSING)
+        port, distribution_port, epmd_port = ports
+        home = folder / "home"
+        home.mkdir(exist_ok=True)
+        cookie = home / ".erlang.cookie"
+        if not cookie.exists():
+            cookie.touch(mode=0o600)
+            cookie.write_text(secrets.token_hex(20))
+        (folder / "enabled_plugins").write_text("[].\n")
+        (folder / "rabbitmq.conf").write_text(f"listeners.tcp.local = 127.0.0.1:{port}\n")
+        env = _environment(folder, epmd_port) | {
+            "RABBITMQ_DIST_PORT": str(distribution_port),
+            "RABBITMQ_CONFIG_FILE": str(folder / "rabbitmq.conf"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "enabled_plugins"),
+            "RABBITMQ_MNESIA_BASE": str(folder),
+            "RABBITMQ_MNESIA_DIR": str(folder / "data"),
+            "RABBITMQ_LOG_BASE": str(folder),
+            "RABBITMQ_LOGS": "-",
+            "RABBITMQ_PID_FILE": str(folder / "pid"),
+            # Idle schedulers spin by default, which costs the rest of a small machine its processor.
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+S 2:2 +sbwt none +sbwtdcpu none +sbwtdio none"
+            " -kernel inet_dist_use_interface {127,0,0,1}",
+            # Makes the script become the broker, in place of waiting for it as its parent.
+            "RUNNING_UNDER_SYSTEMD": "true",
+        }
+        broker = spawn([server], folder, env)
+        # It is up long before the broker, which first starts a virtual machine, asks for it.
+        mapper = spawn(["epmd", "-port", str(epmd_port), "-address", "127.0.0.1"], folder, env)
+        return [broker, mapper]
+
+    async def control(self, folder: Path, ports: list[int], arguments: Sequence[str]) -> None:
+        """Run rabbitmqctl for the broker in `folder`. Raises StackError with its output if it fails."""
+        server = self.find()
+        if server is None:
+            raise StackError(MISSING)
+        program = str(server.with_name("rabbitmqctl"))
+        await run([program, *arguments], folder, _environment(folder, ports[2]))
+
+    async def probe(self, port: int) -> str:
+        """Open a connection and read its first frame, which holds the version."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        try:
+            # AMQP 0-9-1, section 4.2.2: the server answers the protocol header with a Connection.Start frame.
+            writer.write(b"AMQP\x00\x00\x09\x01")
+            head = await reader.readexactly(7)
+            body = await reader.readexactly(int.from_bytes(head[3:7], "big"))
+        finally:
+            writer.close()
+        match = re.search(rb"\x07versionS.{4}([0-9.]+)", body, re.DOTALL)
+        return match[1].decode() if match else "unknown"
+
+
+def _environment(folder: Path, epmd_port: int) -> dict[str, str]:
+    """Return what the broker and its tools need to find each other."""
+    return {
+        "HOME": str(folder / "home"),
+        "ERL_EPMD_PORT": str(epmd_port),
+        "ERL_EPMD_ADDRESS": "127.0.0.1",
+        # The name is part of the data: it stays, whatever the ports and wherever the folder. The private
+        # epmd keeps it apart from other brokers.
+        "RABBITMQ_NODENAME": "flashgrid@localhost",
+        "RABBITMQ_CONF_ENV_FILE": str(folder / "rabbitmq-env.conf"),
+    }

@@ -1,0 +1,61 @@
+"""Batches: what fulfilment works on at a time, cut out of messages of any size."""
+
+import msgspec
+
+from engine.model.dead_letter import DeadLetter
+from engine.model.lot import Lot, count_orders, decode_lots, split_lots
+from engine.model.message import Message
+
+
+class Batch(msgspec.Struct, eq=False):
+    """Lots that are settled together, from one or more messages."""
+
+    lots: list[Lot] = []
+    dead_letters: list[DeadLetter] = []
+    messages: list[Message] = []
+    repeated: bool = False
+    """Whether some of it may have been worked on before."""
+
+    def finish(self) -> list[Message]:
+        """Note that this batch is done; return the messages of which nothing is left to do."""
+        for message in self.messages:
+            message.parts -= 1
+        return [message for message in self.messages if not message.parts]
+
+
+class Packer:
+    """Makes batches of exactly `size` orders out of messages; a lot is cut where a batch is full."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._open = Batch()
+        self._room = size
+
+    @property
+    def empty(self) -> bool:
+        """Whether every message has left in batches."""
+        return not self._open.messages
+
+    def add(self, message: Message) -> list[Batch]:
+        """Take a message in; return the batches that it filled."""
+        full = []
+        rest, dead_letters = decode_lots(message.lines)
+        self._open.dead_letters += dead_letters
+        while True:
+            lots, rest = split_lots(rest, self._room)
+            self._open.lots += lots
+            self._open.messages.append(message)
+            self._open.repeated |= message.repeated
+            message.parts += 1
+            self._room -= count_orders(lots)
+            if not self._room:
+                full += self.flush()
+            if not rest:
+                return full
+
+    def flush(self) -> list[Batch]:
+        """Return the batch that is not full yet, if there is one."""
+        if self.empty:
+            return []
+        batch, self._open, self._room = self._open, Batch(), self._size
+        return [batch]

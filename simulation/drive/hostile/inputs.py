@@ -1,0 +1,155 @@
+"""Bad input in good HTTP, and valid requests that are mutated at random."""
+
+import re
+from typing import Final
+
+from simulation.drive.hostile.request import (
+    DECOY,
+    PRODUCTS_BELOW,
+    HostileRequest,
+    Kinds,
+    Random,
+    Then,
+    buy,
+    buy_with,
+    cut,
+    frame,
+    one_of,
+    unframed,
+)
+
+_NAMED: Final = re.compile(rb"productId[^0-9]{0,16}([0-9]*)")
+_FAR: Final = 10**30
+_KEYS: Final = (
+    b"", b" ", b"a b", b"k" * 129, b"k" * 4_000, b"\t", b"a\tb", b"\xe9", b"\xff",
+    b"k\r\nIdempotency-Key: l", b"k\r\nidempotency-key: k", b"\xe2\x82\xac",
+    b"'; DROP TABLE orders; --", b"%00", b"=", b".", b"\\", b"{}",
+)  # fmt: skip
+_PATHS: Final = (
+    b"/purchase/stock", b"/purchase/stock?productId=", b"/purchase/stock?productId=0",
+    b"/purchase/stock?a=1", b"/purchase/stock?productId=-1", b"/purchase/stock?productId=1.5",
+    b"/purchase/stock?productId=%31%00", b"/purchase/stock?productId=9223372036854775808",
+    b"/purchase/stock?productId=" + b"1" * 4_400, b"/purchase/stock?productId=1&productId=2",
+    b"/purchase/stock?productId=%D9%A1", b"/purchase/stock?%FF=%FF", b"/purchase/stock?productId=+1",
+    b"/purchase/stock?productId=%ED%A0%80", b"/purchase/orders/%00", b"/purchase/orders/x",
+    b"/purchase/orders/..%2f..", b"/purchase/orders/%F0%9F%98%80", b"/purchase/orders/",
+    b"/purchase/orders/01A204E2-1a27-7e59-a520-fa94be021000", b"/purchase/orders/'%20OR%201=1",
+    b"/purchase/orders/01a204e2-1a27-7e59-a520-fa94be021000", b"/purchase/orders/" + b"0" * 2_000,
+)  # fmt: skip
+_OPENINGS: Final = (
+    b"", b"productId=1", b"stock=1", b"productId=0&stock=1", b"productId=1&stock=-1",
+    b"productId=1&stock=x", b"productId=1&stock=1&stock=2", b"productId=1&stock=1&limit=0",
+    b"productId=1&stock=1&quantity=0", b"productId=1&stock=1&limit=1&quantity=2",
+    b"productId=1&stock=1&startsAt=9&endsAt=8", b"%ED%A0%80=1", b"productId=1&stock=1000000000001",
+    b"productId=1&stock=1&owner=me", b"productId=1&stock=" + b"9" * 4_000,
+    b"productId=1&stock=1&%FF=1", b"productId=1&stock=1&endsAt=99999999999999999",
+    b"productId=1e0&stock=1",
+)  # fmt: skip
+_TYPES: Final = (
+    b"text/plain", b"", b"application/xml", b"multipart/form-data; boundary=x", b"json", b"*/*",
+)  # fmt: skip
+_TOKENS: Final = (
+    b"\r\n", b"\n", b"\r\n\r\n", b"\x00", b" ", b"\t", b":", b"{", b"}", b'"', b",", b"0", b"-", b"9" * 25,
+    b"\xff", b"Content-Length: 0\r\n", b"Transfer-Encoding: chunked\r\n", b"Expect: 100-continue\r\n",
+    b"HTTP/1.0", b"%00", b"Connection: close\r\n", b"\\u0000", b"GET ", b"POST ", b"\xed\xa0\x80",
+    b"Upgrade: x\r\n", b"null", b"1e9",
+)  # fmt: skip
+
+
+def _bad_json(chance: Random) -> HostileRequest:
+    decoy = b'"productId":%d' % DECOY
+    deep = chance.choice([100, 500, 900])
+    body = chance.choice(
+        [
+            b"[" * 2 * deep, b"[" * deep + b"]" * deep, b'{"a":' * (deep // 5 * 2), b"null", b"true", b"1",
+            b'"x"', b"", b" ", b"[]", b"{}", b"{", b"{]", b"{'userId':1}", b'{"userId":1,}',
+            b"\xef\xbb\xbf{}", b"\x00", b"{}{}", b'{"userId":1,%b}//' % decoy, b'{"userId":NaN,%b}' % decoy,
+            b'{"userId":Infinity,%b}' % decoy, b'{"userId":-1,%b}' % decoy, b'{"userId":0,%b}' % decoy,
+            b'{"userId":1.0,%b}' % decoy, b'{"userId":1e0,%b}' % decoy, b'{"userId":1E400,%b}' % decoy,
+            b'{"userId":-0,%b}' % decoy, b'{"userId":01,%b}' % decoy, b'{"userId":+1,%b}' % decoy,
+            b'{"userId":0x1,%b}' % decoy, b'{"userId":%d,%b}' % (_FAR, decoy),
+            b'{"userId":%b,%b}' % (b"9" * 1_900, decoy), b'{"userId":9223372036854775808,%b}' % decoy,
+            b'{"userId":18446744073709551617,%b}' % decoy, b'{"userId":0.%b1,%b}' % (b"0" * 1_000, decoy),
+            b'{"userId":"1",%b}' % decoy, b'{"userId":null,%b}' % decoy, b'{"userId":true,%b}' % decoy,
+            b'{"userId":[1],%b}' % decoy, b'{"userId":{"a":1},%b}' % decoy,
+            b'{"userId":1,"userId":2,%b}' % decoy, b'{"userId":1,"user\\u0049d":2,%b}' % decoy,
+            b'{"userId":1,%b,%b}' % (decoy, decoy), b'{"userId":1,%b,"admin":true}' % decoy,
+            b'{"userId":1,%b,"\\ud800":1}' % decoy, b'{"userId":1,%b,"\\u0000":1}' % decoy,
+            b'{"userId":1,%b,"\xff":1}' % decoy, b'{"userId":1,%b,"\xed\xa0\x80":1}' % decoy,
+            b'{"userId":1,%b,"%b":1}' % (decoy, b"n" * 1_900), b'{"userId":1,%b,"":1}' % decoy,
+            b'{"__proto__":{},"userId":1,%b}' % decoy, b"\xff\xfe{\x00}\x00", b'{"userId":1\x00,%b}' % decoy,
+            b'{"USERID":1,%b}' % decoy, b'{"userId":1 %b}' % decoy,
+        ]
+    )  # fmt: skip
+    return HostileRequest((frame(body),), whole=True)
+
+
+def _mutation(chance: Random) -> HostileRequest:
+    """Send a valid request that is changed in a few places at random."""
+    while True:
+        text = _mutate(chance, _valid(chance))
+        # A request that names another product than the decoy might disturb the sale that is judged.
+        if (
+            all(len(digits) >= len(str(PRODUCTS_BELOW)) for digits in _NAMED.findall(text))
+            and b"HEAD" not in text
+        ):
+            return HostileRequest(cut(chance, text), Then.FIN if chance.random() < 0.1 else Then.LISTEN)
+
+
+def _valid(chance: Random) -> bytes:
+    body = buy(chance)
+    chunks = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+    return chance.choice(
+        [
+            frame(body), frame(body), frame(body, b"Idempotency-Key: k%d" % chance.randint(1, 10**6)),
+            frame(body, b"Connection: keep-alive", b"User-Agent: a/1", b"Accept: */*"),
+            frame(body) + frame(body), unframed(b"Transfer-Encoding: chunked") + chunks,
+            frame(b' {"productId": %d, "userId": 5}' % DECOY),
+            b"GET /purchase/stock?productId=%d HTTP/1.1\r\nHost: x\r\n\r\n" % DECOY,
+            b"GET /purchase/orders/01a204e2-1a27-7e59-a520-fa94be021000 HTTP/1.1\r\nHost: x\r\n\r\n",
+            b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n",
+        ]
+    )  # fmt: skip
+
+
+def _mutate(chance: Random, text: bytes) -> bytes:
+    for _ in range(chance.randint(1, 4)):
+        start = chance.randrange(len(text) + 1)
+        end = min(len(text), start + chance.choice([1, 1, 2, 8, 40]))
+        match chance.randrange(7):
+            case 0 if start < len(text):
+                text = text[:start] + bytes([text[start] ^ 1 << chance.randrange(8)]) + text[start + 1 :]
+            case 1:
+                text = text[:start] + chance.randbytes(end - start) + text[end:]
+            case 2 | 3:
+                text = text[:start] + chance.choice(_TOKENS) + text[start:]
+            case 4:
+                text = text[:start] + text[end:]
+            case 5:
+                text = text[:end] + text[start:end] * chance.choice([1, 2, 50]) + text[end:]
+            case _:
+                text = text[: max(start, 1)] if chance.random() < 0.3 else text
+    return text
+
+
+BAD_INPUT: Final[Kinds] = {
+    "bad json": (10, _bad_json),
+    "bad key": (
+        4,
+        one_of(_KEYS, lambda chance, key: buy_with(chance, b"Idempotency-Key: " + key), whole=True),
+    ),
+    "bad query": (4, one_of(_PATHS, lambda _, path: frame(b"", line=b"GET %b HTTP/1.1" % path), whole=True)),
+    "bad opening": (
+        3,
+        one_of(
+            _OPENINGS,
+            lambda _, query: frame(b"", line=b"POST /purchase/init?%b HTTP/1.1" % query),
+            whole=True,
+        ),
+    ),
+    "wrong type": (
+        2,
+        one_of(_TYPES, lambda chance, kind: buy_with(chance, b"Content-Type: " + kind), whole=True),
+    ),
+}
+MUTATED: Final[Kinds] = {"mutation": (30, _mutation)}
