@@ -34,7 +34,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests that need services or processes of their own, so that the pure ones can be run alone."""
     for item in items:
         if {"stack_dir", "stack"} & set(getattr(item, "fixturenames", ())):
-            item.add_marker("services")
+            item.add_marker("slow")
 
 
 @pytest.fixture(scope="session")

@@ -26,7 +26,7 @@ from simulation.scenario.schema import DriverOptions
 from simulation.tests.http_server import ACCEPTED, SOLD_OUT, Request, answer, http_server
 from simulation.tests.scenario.test_scenario import minimal
 
-pytestmark = pytest.mark.services
+pytestmark = pytest.mark.slow
 
 
 def small_plan(seconds: float = 1, rate_rps: float = 200) -> Plan:

@@ -33,7 +33,7 @@ from simulation.tests.scenario.test_scenario import minimal
 from simulation.tests.test_run import PATIENT, services
 from simulation.verdict import judge_load, judge_run
 
-pytestmark = pytest.mark.services
+pytestmark = pytest.mark.slow
 
 __all__ = ["services"]
 
