@@ -119,6 +119,7 @@ async def _check_redis(redis: Redis) -> None:
 async def _insist(name: str, attempt: Callable[[], Any]) -> None:
     """Await `attempt()` until it works. Raises FlashgridError if it does not within half a minute."""
     try:
-        await asyncio.wait_for(Outage(name).insist(attempt), timeout=30)
+        errors = FlashgridError, RedisError, OSError
+        await asyncio.wait_for(Outage(name).insist(attempt, errors), timeout=30)
     except TimeoutError:
         raise FlashgridError(f"{name} does not answer after 30 s") from None

@@ -32,12 +32,14 @@ class Outage:
         self._failures += 1
         await asyncio.sleep(delay_s * random.uniform(0.5, 1))
 
-    async def insist(self, step: Callable[[], Awaitable[None]]) -> None:
-        """Repeat a step until it succeeds, whatever it raises."""
+    async def insist(
+        self, step: Callable[[], Awaitable[Any]], errors: tuple[type[Exception], ...] = (Exception,)
+    ) -> None:
+        """Repeat a step until it raises none of these errors."""
         while True:
             try:
                 await step()
-            except Exception as error:
+            except errors as error:
                 await self.wait(error)
             else:
                 self.end()
