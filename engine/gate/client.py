@@ -24,7 +24,7 @@ def connect_redis(url: str | None, timeout_ms: int = 5_000) -> Redis:
     in redis.exceptions.TimeoutError; a blocking read must ask for less. Raises SettingsError without a URL.
     """
     if url is None:
-        raise SettingsError(f"set {PREFIX}REDIS_URL")
+        raise SettingsError(f"{PREFIX}REDIS_URL is not set")
     timeout_s = timeout_ms / 1000
     return Redis.from_url(
         url,

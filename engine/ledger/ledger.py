@@ -49,7 +49,7 @@ class Ledger(AbstractAsyncContextManager["Ledger"]):
         Raises SettingsError without a URL.
         """
         if url is None:
-            raise SettingsError(f"set {PREFIX}POSTGRES_URL")
+            raise SettingsError(f"{PREFIX}POSTGRES_URL is not set")
         timeout_s = timeout_ms / 1000
         return cls(
             await asyncpg.create_pool(

@@ -26,7 +26,7 @@ async def run_relay(settings: Settings, stop: asyncio.Event) -> None:
     Outages of Redis and RabbitMQ are waited for. Raises SettingsError without the URLs of both.
     """
     if settings.amqp_url is None:
-        raise SettingsError(f"set {PREFIX}AMQP_URL")
+        raise SettingsError(f"{PREFIX}AMQP_URL is not set")
     async with connect_redis(settings.redis_url) as redis:
         shards = [ShardKeys(shard) for shard in range(settings.gate_shards)]
         outbox = Outbox(
