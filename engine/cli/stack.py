@@ -26,9 +26,9 @@ def up(settings: Settings) -> None:
     running = asyncio.run(start_stack(Path(settings.data_dir)))
     for note in running.notes:
         click.echo(f"flashgrid: {note}", err=True)
-    for name, url in running.urls.items():
-        setting = "AMQP" if name == "rabbitmq" else name.upper()
-        click.echo(f"export {PREFIX}{setting}_URL={url}")
+    for name, setting in (("redis", "REDIS"), ("postgres", "POSTGRES"), ("rabbitmq", "AMQP")):
+        if name in running.urls:
+            click.echo(f"export {PREFIX}{setting}_URL={running.urls[name]}")
 
 
 @stack.command()
