@@ -44,7 +44,7 @@ def load_run(folder: Path) -> Run:
         facts.started_at,
         facts.restocks,
         find_knee(history, scenario),
-        read_timeline(folder) if (folder / "timeline.csv").exists() else None,
+        read_timeline(folder) if (folder / "timeline.csv").exists() else pd.DataFrame(),
     )
     checks = judge(history, state, declines=_find_declines(facts), restocks=facts.restocks)
     recoveries = []

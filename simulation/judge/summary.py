@@ -9,8 +9,7 @@ import pandas as pd
 
 from simulation.judge.numbers.fairness import measure_fairness
 from simulation.judge.numbers.latency import measure_latency, response_ms, take_percentiles
-from simulation.judge.numbers.requests import count_outcomes, select_outcome, select_span
-from simulation.judge.numbers.retries import measure_retries
+from simulation.judge.numbers.requests import count_outcomes, measure_retries, select_outcome, select_span
 from simulation.judge.numbers.sales import (
     measure_fulfilment,
     measure_restock,

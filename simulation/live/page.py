@@ -174,19 +174,13 @@ def introduce(scenario: Scenario) -> dict[str, Any]:
 
 def sketch_curve(scenario: Scenario) -> list[tuple[float, float]]:
     """Return the expected requests a second in SKETCH_POINTS equal steps, each at its middle."""
-    seconds, counts = [np.zeros(1)], [np.zeros(1)]
-    start_s = before = 0.0
-    for segment in scenario.arrivals:
-        expected = segment.expected()
-        if expected:
-            passed = np.linspace(0.0, expected, 513)
-            seconds.append(start_s + segment.invert(passed))
-            counts.append(before + passed)
-        start_s, before = start_s + segment.seconds, before + expected
-        seconds.append(np.array([start_s]))
-        counts.append(np.array([before]))
-    edges_s = np.linspace(0.0, start_s, SKETCH_POINTS + 1)
-    reached = np.interp(edges_s, np.concatenate(seconds), np.concatenate(counts))
-    rates = np.diff(reached) / np.diff(edges_s)
+    seconds, counts = [0.0], [0.0]
+    for segment, (_, start_s, end_s) in zip(scenario.arrivals, scenario.phases(), strict=True):
+        expected, before = segment.expected(), counts[-1]
+        passed = np.linspace(0.0, expected, 513 if expected else 0)
+        seconds += [*(start_s + segment.invert(passed)), end_s]
+        counts += [*(before + passed), before + expected]
+    edges_s = np.linspace(0.0, seconds[-1], SKETCH_POINTS + 1)
+    rates = np.diff(np.interp(edges_s, seconds, counts)) / np.diff(edges_s)
     middles_s = (edges_s[:-1] + edges_s[1:]) / 2
     return list(zip(middles_s.round(3).tolist(), rates.round(1).tolist(), strict=True))

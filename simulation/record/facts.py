@@ -13,7 +13,6 @@ from simulation.errors import RunError
 from simulation.model.events import Abort, Interval, Restocked
 from simulation.model.state import FinalState
 from simulation.record.history import write_history
-from simulation.record.manifest import list_record, seal
 from simulation.record.state import write_state
 from simulation.scenario.schema import Scenario
 
@@ -57,14 +56,13 @@ def write_record(
     state: FinalState,
     faults: Sequence[Interval] = (),
 ) -> None:
-    """Write all that a verdict needs into the run's folder, and seal it."""
+    """Write all that a verdict needs into the run's folder."""
     if faults:
         write_json(faults, folder / "faults.json")
     write_json(facts, folder / "run.json")
     write_history(history, folder / "history.parquet")
     timeline.to_csv(folder / "timeline.csv", index=False)
     write_state(state, folder)
-    seal(folder, list_record(folder))
 
 
 def write_json(value: Any, file: Path) -> None:

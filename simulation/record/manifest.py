@@ -5,16 +5,13 @@ the manifest is only caught by the rules and by `find_contradictions`.
 """
 
 import hashlib
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import msgspec
-
-from simulation.errors import RunError
 from simulation.judge.verdict import Check
+from simulation.record.facts import read_part, write_json
 
 MANIFEST: Final = "manifest.json"
 RECORD: Final = ("run.json", "history.parquet", "timeline.csv", "faults.json", "fuzz.json")
@@ -33,7 +30,7 @@ def list_record(folder: Path) -> list[str]:
 def seal(folder: Path, names: Sequence[str]) -> None:
     """Write the digests of these files into the manifest of the run's folder, beside those it has."""
     digests = (read_manifest(folder) or {}) | {name: _digest(folder / name) for name in names}
-    (folder / MANIFEST).write_text(json.dumps(digests, indent=2, sort_keys=True) + "\n")
+    write_json(dict(sorted(digests.items())), folder / MANIFEST)
 
 
 def read_manifest(folder: Path) -> dict[str, str] | None:
@@ -41,12 +38,7 @@ def read_manifest(folder: Path) -> dict[str, str] | None:
 
     Raises RunError if the file is not a manifest.
     """
-    try:
-        return msgspec.json.decode((folder / MANIFEST).read_bytes(), type=dict[str, str])
-    except FileNotFoundError:
-        return None
-    except (OSError, msgspec.DecodeError) as error:
-        raise RunError(f"{folder / MANIFEST}: is not a manifest: {error}") from None
+    return read_part(folder, MANIFEST, dict[str, str])
 
 
 def judge_record(folder: Path) -> Check | None:
@@ -70,16 +62,12 @@ def judge_record(folder: Path) -> Check | None:
 def find_contradictions(folder: Path, judged: dict[str, Any]) -> list[str]:
     """Tell where the files made from the record disagree with it, in words.
 
-    `judged` is the summary as the record gives it now. A file that does not exist contradicts nothing.
+    `judged` is the summary as the record gives it now. A file that does not exist contradicts nothing. Raises
+    RunError if summary.json is not JSON.
     """
     digests = read_manifest(folder) or {}
     found = _find_changes(folder, digests, [name for name in PRODUCTS if name in digests])
-    try:
-        written = json.loads((folder / "summary.json").read_text())
-    except FileNotFoundError:
-        return found
-    except (OSError, ValueError) as error:
-        return [*found, f"can't read summary.json: {error}"]
+    written = read_part(folder, "summary.json", dict[str, Any]) or {}
     said, true = _flatten(written), _flatten(judged)
     return found + [
         f"summary.json says {where} {said[where]!r}, the record {true[where]!r}"
