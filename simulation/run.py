@@ -46,8 +46,6 @@ Watch = Callable[[Progress | None, Sample | None, Sequence[Interval]], None]
 """Hears, several times a second, the latest progress and sample, and the faults that have ended."""
 
 TICK_S: Final = 0.25
-STEADY_S: Final = 1.5
-"""Longer than the engine takes to notice that its gate has forgotten something."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,7 +218,8 @@ class _Run:
             self._target.shards,
             sale_ids=[sale.sale_id for sale in sales],
             drain_timeout_s=self._scenario.drain_s,
-            steady_s=STEADY_S if any(fault.of_memory for fault in self._scenario.timeline()) else 0.0,
+            # Longer than the engine takes to notice that its gate has forgotten something.
+            steady_s=1.5 if any(fault.of_memory for fault in self._scenario.timeline()) else 0.0,
         )
 
     def _end_abort(self, driven: DriveResult) -> Abort | None:

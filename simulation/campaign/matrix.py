@@ -73,9 +73,12 @@ async def run_matrix(
 
 async def _run_cell(scenario: Scenario, fault: Fault, folder: Path, services: Services) -> Cell:
     scenario = msgspec.structs.replace(scenario, faults=[fault])
-    place = folder / f"{fault.kind}-{fault.on}"
-    command = f"flashsim matrix --only {fault.kind}:{fault.on}"
-    summary, tries = await judge_planned(scenario, place, services, command)
+    summary, tries = await judge_planned(
+        scenario,
+        folder / f"{fault.kind}-{fault.on}",
+        services,
+        f"flashsim matrix --only {fault.kind}:{fault.on}",
+    )
     [done] = summary["faults"]
     outcomes = summary["outcomes"]
     return Cell(

@@ -126,21 +126,17 @@ def locust(
     much lag is not valid.
     """
     from simulation.drive.locust.driver import Locust, work
-    from simulation.drive.locust.job import LOOPBACK
 
     if workers and (worker or processes):
         raise click.UsageError("--workers waits for other workers: give no --worker and no --processes")
     if worker:
         say(f"working for the master at {master_host}:{port}")
         run_until_signal(work(master_host, port, wait))
-        say("the load is over")
         return
     count = workers or processes
     loaded = _load(scenario, {} if count is None else {"driver.processes": count}, options)
     if workers and any(sale.starts_in_s is not None for sale in loaded.sales):
         raise ScenarioError("a sale that opens at a set time can't wait for workers: use --processes")
-    if workers and bind != LOOPBACK and not options["target"]:
-        say("the run's own engine is for workers on this machine; give --target for others")
     driver = Locust(
         say=say,
         awaits_workers=workers is not None,
@@ -171,9 +167,8 @@ def _run_and_end(scenario: Scenario, name: str, options: dict[str, Any], **drive
 
     folder = options["out"] or name_folder(name)
     services = check_services(options["redis_url"], options["amqp_url"], options["postgres_url"])
-    target = None
-    if options["target"]:
-        target = find_target(options["target"], options["admin_token"], services, scenario)
+    url = options["target"]
+    target = find_target(url, options["admin_token"], services, scenario) if url else None
     live_port = 0 if options["live"] and options["live_port"] is None else options["live_port"]
     work = carry_out(scenario, folder, live_port, target=target, services=services, **driver)
     end_by(run_until_signal(work), folder)

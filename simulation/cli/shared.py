@@ -94,7 +94,7 @@ async def carry_out(
             watch = follow(scenario, show, page.show)
             await run(scenario, folder, say, watch=watch, command=repeat_command(), **options)
         say("judging")
-        page.judge()
+        page.tell("judging", {})
         summary = await asyncio.to_thread(finish_run, folder)
         page.end(summary, folder / "report.html")
     return summary

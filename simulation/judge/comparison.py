@@ -109,8 +109,8 @@ def judge_change(condition: Condition, rows: Sequence[Row]) -> bool | None:
 def count_changes(rows: Sequence[Row], number: int) -> tuple[int, int, int]:
     """Return how many times of run `number` (the first is 0) are surely longer, surely shorter, or
     neither."""
-    changes = [change for row in rows if row.unit and (change := row.changes[number - 1]) is not None]
-    judged = [change for change in changes if change.low is not None]
+    changes = [row.changes[number - 1] for row in rows if row.unit]
+    judged = [change for change in changes if change is not None and change.low is not None]
     longer = sum(change.sure and change.delta > 0 for change in judged)
     shorter = sum(change.sure and change.delta < 0 for change in judged)
     return longer, shorter, len(judged) - longer - shorter

@@ -75,10 +75,7 @@ def _draw(scenario: Scenario, figures: Figures, rates: deque[float]) -> Renderab
     for name, value, *counted in rows:
         cells = [(each.replace("_", " "), count(getattr(figures, each))) for each in counted]
         table.add_row(name, value, *cells[0], *cells[1])
-    where = Table.grid(padding=(0, 1))
-    where.add_row(
-        ProgressBar(total=scenario.duration_s(), completed=max(figures.t_s, 0.0), width=_SPARKS),
-        Text(f"{figures.t_s:5.1f} s  {figures.phase}"),
-    )
+    passed = ProgressBar(total=scenario.duration_s(), completed=max(figures.t_s, 0.0), width=_SPARKS)
     rate = Text(sparkline(list(rates)).rjust(_SPARKS), style="cyan")
-    return Panel(Group(table, rate, where), title=scenario.name, width=2 * _SPARKS - 20)
+    where = f"{figures.t_s:.1f} s  {figures.phase}"
+    return Panel(Group(table, rate, passed), title=scenario.name, subtitle=where, width=2 * _SPARKS - 20)

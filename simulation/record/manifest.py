@@ -15,8 +15,6 @@ from simulation.record.facts import read_part, write_json
 
 MANIFEST: Final = "manifest.json"
 RECORD: Final = ("run.json", "history.parquet", "timeline.csv", "faults.json", "fuzz.json")
-FINAL: Final = "final"
-"""The folder of the record; all its files count."""
 PRODUCTS: Final = ("summary.json", "report.html")
 """Files that are made from the record and may be made again."""
 
@@ -24,7 +22,7 @@ PRODUCTS: Final = ("summary.json", "report.html")
 def list_record(folder: Path) -> list[str]:
     """List the files of the record that exist, by their paths in the run's folder."""
     found = [name for name in RECORD if (folder / name).exists()]
-    return found + sorted(f"{FINAL}/{file.name}" for file in (folder / FINAL).glob("*") if file.is_file())
+    return found + sorted(f"final/{file.name}" for file in (folder / "final").glob("*") if file.is_file())
 
 
 def seal(folder: Path, names: Sequence[str]) -> None:
@@ -41,22 +39,24 @@ def read_manifest(folder: Path) -> dict[str, str] | None:
     return read_part(folder, MANIFEST, dict[str, str])
 
 
-def judge_record(folder: Path) -> Check | None:
-    """Check that the record is as the run wrote it; None without a manifest."""
+def judge_record(folder: Path) -> list[Check]:
+    """Return the check that the record is as the run wrote it; none without a manifest."""
     digests = read_manifest(folder)
     if digests is None:
-        return None
+        return []
     sealed = [name for name in digests if name not in PRODUCTS]
     changes = [f"{name} is missing" for name in sealed if not (folder / name).exists()]
     changes += _find_changes(folder, digests, sealed)
     changes += [f"{name} was added" for name in list_record(folder) if name not in digests]
-    return Check(
-        name="record is untouched",
-        holds=not changes,
-        violations=len(changes),
-        detail=", ".join(changes) or f"{len(sealed)} files are as they were written",
-        meaning="Every file of the record has the SHA-256 digest that was taken when the run wrote it.",
-    )
+    return [
+        Check(
+            name="record is untouched",
+            holds=not changes,
+            violations=len(changes),
+            detail=", ".join(changes) or f"{len(sealed)} files are as they were written",
+            meaning="Every file of the record has the SHA-256 digest that was taken when the run wrote it.",
+        )
+    ]
 
 
 def find_contradictions(folder: Path, judged: dict[str, Any]) -> list[str]:

@@ -97,9 +97,7 @@ def _draw_knee(run_folder: Path, summary: dict[str, Any], history: pd.DataFrame)
     ramp = find_ramp(read_facts(run_folder).scenario) if summary.get("knee") else None
     if ramp is None:
         return None
-    start_s, segment = ramp
-    at_s, p99_ms = measure_ramp(history, start_s, start_s + segment.seconds)
-    rates = segment.rate_rps + (segment.to_rps - segment.rate_rps) * (at_s - start_s) / segment.seconds
+    _, rates, p99_ms = measure_ramp(history, *ramp)
     return latency_plots.draw_knee(rates, p99_ms, summary["knee"])
 
 

@@ -227,7 +227,6 @@ def test_a_load_that_locust_could_not_carry_is_not_valid_and_says_why(tmp_path: 
     late = judge_load(history.assign(sent_ns=history["sent_ns"] + 200_000_000), facts)
     assert not late.valid
     assert "p99 of the lag" in late.reason
-    assert "Locust 2.0, 1 worker: each keeps up with a few thousand requests/s" in late.reason
 
 
 def test_the_quickest_exchange_tells_how_far_a_clock_is_ahead() -> None:
