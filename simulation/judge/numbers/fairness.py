@@ -59,8 +59,8 @@ def measure_order(history: pd.DataFrame) -> Fields:
 
 
 def _decide_clients(history: pd.DataFrame) -> pd.DataFrame:
-    """Return product_id, arrived_ns, won_ns and `won` of each client that was accepted or told SOLD_OUT, in the
-    order of arrival."""
+    """Return product_id, arrived_ns, won_ns and `won` of each client that was accepted or told SOLD_OUT, in
+    the order of arrival."""
     decided = history[history["outcome"].isin(["ACCEPTED", "SOLD_OUT"])]
     won_ns = decided[decided["outcome"] == "ACCEPTED"].groupby("first_op")["done_ns"].min()
     first = history[(history["attempt"] == 0) & history["op"].isin(decided["first_op"])]
