@@ -52,7 +52,7 @@ def list_command() -> None:
         click.echo(f"{name:12} {scenario.duration_s():4.0f} s  {scenario.text}")
 
 
-@click.command(params=_CURVE_OPTIONS)
+@click.command(params=[*_CURVE_OPTIONS])
 @click.argument("scenario", default="spike")
 def show(scenario: str, rate: float | None, duration: float | None) -> None:
     """Show the arrival curve of SCENARIO, what it sells, and what it asks for."""
@@ -61,7 +61,7 @@ def show(scenario: str, rate: float | None, duration: float | None) -> None:
     click.echo(preview(load_scenario(scenario, rate_rps=rate, duration_s=duration)))
 
 
-@click.command(params=_RUN_OPTIONS)
+@click.command(params=[*_RUN_OPTIONS])
 @click.argument("scenario", default="spike")
 @click.option("--workers", type=int, metavar="N", help="Front-door processes of the run's own engine.")
 def run(scenario: str, workers: int | None, **options: Any) -> None:
@@ -80,7 +80,7 @@ def run(scenario: str, workers: int | None, **options: Any) -> None:
     _run_and_end(loaded, loaded.name, options)
 
 
-@click.command(params=_RUN_OPTIONS)
+@click.command(params=[*_RUN_OPTIONS])
 @click.argument("scenario", default="spike")
 @click.option(
     "--processes", type=click.IntRange(1, 64), metavar="N",
