@@ -1,4 +1,4 @@
-"""The injector: does a timeline of faults to a running engine, and heals each of them, whatever happens."""
+"""The injector: does a timeline of faults to a running engine, and ends each of them, whatever happens."""
 
 import asyncio
 import contextlib
@@ -39,7 +39,7 @@ def check_targets(faults: Sequence[Fault], services: Services | None) -> None:
 
 
 class Injector(Background):
-    """Does the faults of one run. At the end of `async with` it heals those under way and does no more."""
+    """Does the faults of one run. The end of `async with` ends those under way."""
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class Injector(Background):
     async def finish(self, early: bool = False) -> list[Interval]:
         """Wait until every fault has ended, and return them by their starts.
 
-        `early`: heal those under way, and do no more. Raises FaultError or the engine's StackError.
+        `early`: end those under way, and do no more. Raises FaultError or the engine's StackError.
         """
         if early:
             await cancel(self._task)
@@ -80,16 +80,16 @@ class Injector(Background):
     async def _inject(self, fault: Fault) -> None:
         await asyncio.sleep(fault.at_s - self._seconds())
         start_s = self._seconds()
-        healing = AsyncExitStack()
+        ending = AsyncExitStack()
         try:
             if fault.of_memory:
-                await self._take_memory(fault, healing)
+                await self._take_memory(fault, ending)
             else:
-                await self._begin_fault(fault, healing)
+                await self._begin_fault(fault, ending)
                 await asyncio.sleep(fault.seconds)
         finally:
             try:
-                await _to_the_end(healing.aclose())
+                await _to_the_end(ending.aclose())
             finally:
                 # The server starts a stage again by itself: such a fault ends as it begins.
                 end_s = self._seconds() if fault.seconds or fault.on not in STAGES else start_s
@@ -97,41 +97,41 @@ class Injector(Background):
                     Interval(kind=fault.kind, on=fault.on, start_s=round(start_s, 3), end_s=round(end_s, 3))
                 )
 
-    async def _begin_fault(self, fault: Fault, healing: AsyncExitStack) -> None:
-        """Begin a fault. `healing` learns first what ends it, so that it ends also if this is interrupted."""
+    async def _begin_fault(self, fault: Fault, ending: AsyncExitStack) -> None:
+        """Begin a fault. `ending` learns first what ends it, so that it ends also if this is interrupted."""
         kind, on = fault.kind, fault.on
         if fault.of_network:
-            healing.push_async_callback(self._proxy.set_fault, on, None)
+            ending.push_async_callback(self._proxy.set_fault, on, None)
             await self._proxy.set_fault(on, fault)
         elif kind == "stop":
-            await self._stop(on, healing)
+            await self._stop(on, ending)
         elif on in STAGES:
             number = signal.SIGKILL if kind == "kill" else signal.SIGTERM
             send_signal(await self._find_processes(on), number)
         elif kind in REFUSALS:
             refusal = make_refusal(kind, on, self._services, self._stack)
-            healing.push_async_callback(refusal.end)
+            ending.push_async_callback(refusal.end)
             await refusal.begin()
         else:
-            healing.push_async_callback(self._start_service, on)
+            ending.push_async_callback(self._start_service, on)
             await (self._stack.kill(on) if kind == "kill" else self._stack.stop(on))
 
-    async def _take_memory(self, fault: Fault, healing: AsyncExitStack) -> None:
+    async def _take_memory(self, fault: Fault, ending: AsyncExitStack) -> None:
         """Let fulfilment stand still during the fault, and take the gate's memory away at its end."""
         loss = MemoryLoss(fault.kind, self._services, self._stack)
-        healing.callback(loss.tidy)
-        await self._stop("fulfilment", healing)
+        ending.callback(loss.tidy)
+        await self._stop("fulfilment", ending)
         await loss.prepare()
         await asyncio.sleep(fault.seconds)
-        await self._stop("front-door", healing)
+        await self._stop("front-door", ending)
         await loss.drain()
-        healing.push_async_callback(self._start_service, "redis")
+        ending.push_async_callback(self._start_service, "redis")
         await loss.strike()
 
-    async def _stop(self, name: str, healing: AsyncExitStack) -> None:
-        """Send SIGSTOP to the processes of a stage or service, and SIGCONT to the same when it heals."""
+    async def _stop(self, name: str, ending: AsyncExitStack) -> None:
+        """Send SIGSTOP to the processes of a stage or service, and SIGCONT to the same at the end."""
         found = await self._find_processes(name)
-        healing.callback(send_signal, found, signal.SIGCONT)
+        ending.callback(send_signal, found, signal.SIGCONT)
         send_signal(found, signal.SIGSTOP)
 
     async def _find_processes(self, name: str) -> list[ProcessId]:
