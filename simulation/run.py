@@ -105,7 +105,7 @@ async def run(
             if target is None:
                 target = await _start_target(scenario, folder, say, services, code, cleanup)
             else:
-                check_targets(scenario.timeline(), target.services, own_engine=False)
+                check_targets(scenario.timeline(), None)
             await _Run(scenario, target, say, watch).record(plan, driver, folder, command)
     except asyncio.CancelledError:
         shutil.rmtree(folder, ignore_errors=True)
@@ -134,7 +134,7 @@ async def _start_target(
     if services is None:
         say("starting private services")
         services = await cleanup.enter_async_context(private_services(say))
-    check_targets(scenario.timeline(), services, own_engine=True)
+    check_targets(scenario.timeline(), services)
     proxy, seen = None, services
     if behind := {fault.on for fault in scenario.timeline() if fault.of_network}:
         proxy, seen = await cleanup.enter_async_context(start_proxy(services, behind, scenario.seed))
