@@ -28,8 +28,6 @@ DASHED: Final = (0, (3, 2))
 WIDE: Final = 860
 NARROW: Final = 350
 """Pixels: the width of a plot on a desktop and on a phone."""
-_ROW: Final = 14
-"""Pixels from one label to the next below it."""
 
 # For the whole process: nothing else in it draws.
 mpl.rcParams.update(
@@ -203,7 +201,7 @@ class Canvas:
             name.set(ha="right", x=-5)
         drop = 0
         while name.get_window_extent().padded(4, -1).count_overlaps(taken):
-            drop += _ROW
+            drop += 14  # the height of a label
             name.set(y=-2 - drop)
         taken.append(name.get_window_extent())
         self._names.append(name)

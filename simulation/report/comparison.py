@@ -122,8 +122,9 @@ def _fill_row(row: Row) -> list[str | dict[str, str]]:
 def _describe_change(row: Row, change: Change | None) -> dict[str, str]:
     if change is None:
         return {"text": "–", "note": "", "class": ""}
-    known = change.percent is not None and row.unit
-    text = percent(change.percent) if known else f"{change.delta:+,.0f}"
+    text = f"{change.delta:+,.0f}"
+    if change.percent is not None and row.unit:
+        text = percent(change.percent)
     interval = ""
     if change.low is not None and change.high is not None:
         interval = f"[{percent(change.low)}, {percent(change.high)}]"

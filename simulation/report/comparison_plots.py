@@ -11,7 +11,6 @@ from simulation.report.canvas import Canvas, Course
 from simulation.report.latency_plots import percentile_steps, tail_of, time_answers
 from simulation.report.page import LIGHT, SERIES
 from simulation.report.plots import last_second, time_edges
-from simulation.report.words import percent
 
 LETTERS: Final = "ABCDEFGH"
 """The names of the runs; SERIES has their colours."""
@@ -27,7 +26,7 @@ def draw_changes(rows: Sequence[Row]) -> Canvas | None:
     [axes] = canvas.panels
     for number, row in enumerate(shown):
         for other, change in enumerate(row.changes, 1):
-            if change is None or change.low is None:
+            if change is None or change.percent is None or change.low is None or change.high is None:
                 continue
             y = number + (other / (others + 1) - 0.5) * 0.8
             look = LIGHT[SERIES[other]]
@@ -39,7 +38,8 @@ def draw_changes(rows: Sequence[Row]) -> Canvas | None:
     axes.axvline(0, color=LIGHT["muted"], lw=1, zorder=1)
     # Changes of a few percent and manifold ones are read off one axis.
     axes.set_xscale("symlog", linthresh=1)
-    axes.xaxis.set_major_formatter(lambda value, _: percent(value) if value else "0")
+    axes.set_xlim(left=max(axes.get_xlim()[0], -100))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:+,g}%")
     axes.set_ylim(len(shown) - 0.5, -0.5)
     axes.set_yticks(range(len(shown)), [row.title for row in shown])
     axes.grid(axis="y", visible=False)

@@ -84,12 +84,13 @@ def _draw_rates(axes: Axes, history: pd.DataFrame, edges: Floats) -> None:
     moments["other"] = ("pink", done_ns[~outcome.isin(list(OUTCOME_COLOURS))])
     for word, (colour, at_ns) in moments.items():
         counts, _ = np.histogram(at_ns.to_numpy("float64") / 1e9, edges)
-        rate = counts / (edges[1] - edges[0])
+        step_s = edges[1] - edges[0]
+        rate = counts / step_s
         if word == "offered":
             axes.stairs(rate, edges, fill=True, color=LIGHT[colour], alpha=0.2, lw=0, label=word)
         elif counts.any():
             width = 1.1 if word == "answered" else 1.9
-            axes.plot(middles_of(edges), rate, color=LIGHT[colour], lw=width, label=word)
+            axes.plot(edges[:-1] + step_s / 2, rate, color=LIGHT[colour], lw=width, label=word)
 
 
 def draw_stock(timeline: pd.DataFrame, course: Course) -> Canvas | None:
@@ -137,7 +138,7 @@ def draw_processes(timeline: pd.DataFrame, course: Course, cores: int | None) ->
         if others:
             layers = layers.assign(**{f"{len(others)} others": used[others].sum(axis=1)})
         axes.stackplot(
-            middles_of(edges), layers.to_numpy().T, colors=[LIGHT[colour] for colour in SERIES],
+            (edges[:-1] + edges[1:]) / 2, layers.to_numpy().T, colors=[LIGHT[colour] for colour in SERIES],
             alpha=0.75, lw=0, labels=[str(name) for name in layers] if prefix == CPU else (),
         )  # fmt: skip
     canvas.panels[0].yaxis.set_major_formatter(lambda value, _: f"{value:g}%")
@@ -180,9 +181,3 @@ def time_edges(end_s: float, most: int = 160) -> Floats:
     step = next((step for step in _STEPS_S if end_s / step <= most), end_s / most)
     # Whole bins only: a rate over a part of one would look like a dip.
     return np.arange(max(int(end_s / step + 1e-9), 1) + 1, dtype=np.float64) * step
-
-
-def middles_of(edges: Floats) -> Floats:
-    """Return the middle of each bin."""
-    middles: Floats = (edges[:-1] + edges[1:]) / 2
-    return middles
