@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-import msgspec
 from msgspec.structs import replace
 
 from simulation.bench.measures import against, disk, front_door, growth, ledger, memory, open_loop
@@ -20,6 +19,7 @@ from simulation.bench.results import Against, Bench
 from simulation.bench.rounds import Rounds, Say
 from simulation.bench.subjects import STATES, Engine, measure_refusals, measure_textbook, serve_engine
 from simulation.errors import BenchError
+from simulation.record.facts import write_json
 from simulation.run import make_folder
 from simulation.target.engine_process import private_services
 from simulation.target.machine import ROOT, describe_machine, read_commit, read_versions
@@ -52,7 +52,7 @@ async def run_bench(options: Options, folder: Path, say: Say, command: str) -> N
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    (folder / "bench.json").write_bytes(msgspec.json.format(msgspec.json.encode(bench)) + b"\n")
+    write_json(bench, folder / "bench.json")
     write_page(bench, folder)
 
 

@@ -35,10 +35,13 @@ def write_index(folder: Path) -> Path:
 
 
 def list_runs(folder: Path) -> list[Entry]:
-    """Return the runs with a report, the latest first. Skip every other folder."""
+    """Return the runs with a report and a summary, the latest first. Skip every other folder."""
     entries = []
     for report in folder.glob("*/report.html"):
-        summary = json.loads((report.parent / "summary.json").read_text(encoding="utf-8"))
+        try:
+            summary = json.loads((report.parent / "summary.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
         thumbnail = report.parent / "plots" / THUMBNAIL
         drawing = thumbnail.read_text(encoding="utf-8") if thumbnail.exists() else ""
         entries.append(Entry(report.parent.name, summary, drawing))

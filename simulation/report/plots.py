@@ -82,9 +82,9 @@ def _draw_rates(axes: Axes, history: pd.DataFrame, edges: Floats) -> None:
         OUTCOMES[each.lower()]: (look, done_ns[outcome == each]) for each, look in OUTCOME_COLOURS.items()
     }
     moments["other"] = ("pink", done_ns[~outcome.isin(list(OUTCOME_COLOURS))])
+    step_s = edges[1] - edges[0]
     for word, (colour, at_ns) in moments.items():
         counts, _ = np.histogram(at_ns.to_numpy("float64") / 1e9, edges)
-        step_s = edges[1] - edges[0]
         rate = counts / step_s
         if word == "offered":
             axes.stairs(rate, edges, fill=True, color=LIGHT[colour], alpha=0.2, lw=0, label=word)
