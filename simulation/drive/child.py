@@ -78,7 +78,8 @@ async def start_child(module: str, title: str, job: msgspec.Struct) -> AsyncIter
                 async with asyncio.timeout(STOP_S):
                     await process.communicate()
             except TimeoutError:
-                process.kill()
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()
                 await process.communicate()
 
 

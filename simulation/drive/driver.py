@@ -31,13 +31,9 @@ HEAD_START_S: Final = 0.3
 """From the moment at which all are ready to the start."""
 
 
-def _ignore(_: Progress) -> None:
-    pass
-
-
 @dataclass(frozen=True, slots=True)
-class Load:
-    """A load: what is sent, where to, how, and who watches it."""
+class LoadSpec:
+    """What a driver is to send, where to, how, and who watches it."""
 
     plan: Plan
     url: str
@@ -45,7 +41,7 @@ class Load:
     options: DriverOptions
     t0_ns: int | None = None
     """The run's start on time.monotonic_ns(); None: as soon as all processes are ready."""
-    on_progress: Callable[[Progress], None] = _ignore
+    on_progress: Callable[[Progress], None] = field(default=lambda _: None)
     """Is called about four times a second, and once more at the end."""
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     """Once it is set, which is looked at as often, no further request is made; the history leaves out those
@@ -65,11 +61,11 @@ class DriveResult:
     """The driver, in words."""
 
 
-Drive = Callable[[Load], Awaitable[DriveResult]]
+Drive = Callable[[LoadSpec], Awaitable[DriveResult]]
 """A driver: sends a load as `drive` does."""
 
 
-async def drive(load: Load) -> DriveResult:
+async def drive(load: LoadSpec) -> DriveResult:
     """Send a load and return when every request has ended, and every retry.
 
     Raises DriverError if the URL is of no use, a process dies, or the start passes before all are ready. When
@@ -88,7 +84,7 @@ async def drive(load: Load) -> DriveResult:
 
 
 async def carry_out(
-    load: Load, children: Sequence[Child], parts: list[Part], ready_s: float = READY_S
+    load: LoadSpec, children: Sequence[Child], parts: list[Part], ready_s: float = READY_S
 ) -> DriveResult:
     """Start the children, which have their jobs, as soon as all are ready, and merge the results of the
     parts. Raises DriverError."""

@@ -14,7 +14,7 @@ from typing import Final
 import msgspec
 
 from simulation.drive.child import Child, run_together, start_child
-from simulation.drive.driver import READY_S, DriveResult, Load, carry_out, resolve
+from simulation.drive.driver import READY_S, DriveResult, LoadSpec, carry_out, resolve
 from simulation.drive.locust.job import LOOPBACK, Follow, Lead, Listening
 from simulation.drive.parts import deal
 
@@ -37,7 +37,7 @@ class Locust:
     wait_s: float = 60.0
     """Longest wait for workers."""
 
-    async def drive(self, load: Load) -> DriveResult:
+    async def drive(self, load: LoadSpec) -> DriveResult:
         """Send a load as the open-loop driver does; `options.processes` is the number of workers."""
         async with AsyncExitStack() as cleanup:
             folder = cleanup.enter_context(tempfile.TemporaryDirectory(prefix="flashsim-"))

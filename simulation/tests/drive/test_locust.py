@@ -13,7 +13,7 @@ import msgspec
 import psutil
 import pytest
 
-from simulation.drive.driver import OPEN_LOOP, Load
+from simulation.drive.driver import OPEN_LOOP, LoadSpec
 from simulation.drive.locust.clock import Exchange, compare_clocks
 from simulation.drive.locust.driver import Locust, work
 from simulation.drive.plan import build_plan
@@ -32,6 +32,8 @@ from simulation.tests.run_folders import make_run
 from simulation.tests.scenario.test_scenario import minimal
 from simulation.tests.test_run import PATIENT, services
 from simulation.verdict import judge_load, judge_run
+
+pytestmark = pytest.mark.slow
 
 __all__ = ["services"]
 
@@ -75,7 +77,7 @@ async def test_locust_sends_the_plan_and_records_what_became_of_it() -> None:
     seen: list[Progress] = []
     async with http_server(answers_and_failures) as server:
         options = DriverOptions(timeout_ms=600)
-        result = await Locust(say=silent).drive(Load(plan, server.url, options, on_progress=seen.append))
+        result = await Locust(say=silent).drive(LoadSpec(plan, server.url, options, on_progress=seen.append))
         got = {(each.user, each.headers.get("idempotency-key"), each.body) for each in server.requests}
     rows = zip(plan.user_id.tolist(), plan.product_id.tolist(), plan.key, strict=True)
     assert got == {
@@ -101,7 +103,9 @@ async def test_refused_requests_were_never_sent_and_may_be_retried() -> None:
         population={"users": 100, "patience": {"after": ["UNAVAILABLE"], "pause_ms": 50, "most": 1}},
     )
     plan = build_plan(read_scenario(raw))
-    result = await Locust(say=silent).drive(Load(plan, f"http://127.0.0.1:{free_port()}", DriverOptions()))
+    result = await Locust(say=silent).drive(
+        LoadSpec(plan, f"http://127.0.0.1:{free_port()}", DriverOptions())
+    )
     history = result.history
     assert (set(history["outcome"]), set(history["result"])) == ({"UNAVAILABLE"}, {"fail"})
     assert history["sent_ns"].isna().all()
@@ -119,7 +123,7 @@ async def test_workers_that_are_started_apart_share_the_plan() -> None:
 
     async with http_server(first_fifty) as server:
         master = Locust(say=hear, awaits_workers=True)
-        driving = asyncio.create_task(master.drive(Load(plan, server.url, DriverOptions(processes=2))))
+        driving = asyncio.create_task(master.drive(LoadSpec(plan, server.url, DriverOptions(processes=2))))
         port = await where
         await asyncio.gather(*(work("127.0.0.1", port, 60) for _ in range(2)))
         history = (await driving).history
@@ -137,7 +141,7 @@ async def test_a_worker_that_dies_ends_the_run_with_an_error() -> None:
 
     async with http_server(kill_one) as server:
         with pytest.raises(DriverError, match="a worker ended with code -9"):
-            await Locust(say=silent).drive(Load(small_plan(60), server.url, DriverOptions(processes=2)))
+            await Locust(say=silent).drive(LoadSpec(small_plan(60), server.url, DriverOptions(processes=2)))
     assert locust_processes() == []
 
 
@@ -156,7 +160,7 @@ async def test_a_page_of_locusts_shows_the_load_and_can_stop_it() -> None:
 
     async with http_server(notice) as server, aiohttp.ClientSession() as client:
         driving = asyncio.create_task(
-            Locust(say=hear, web_port=0).drive(Load(plan, server.url, DriverOptions()))
+            Locust(say=hear, web_port=0).drive(LoadSpec(plan, server.url, DriverOptions()))
         )
         url = await page
         await begun.wait()
@@ -214,7 +218,7 @@ async def test_a_missing_master_and_a_busy_port_are_named() -> None:
         port = other.getsockname()[1]
         master = Locust(say=silent, awaits_workers=True, port=port)
         with pytest.raises(DriverError, match=f"127.0.0.1:{port} for workers: Address already in use"):
-            await master.drive(Load(small_plan(), "http://127.0.0.1:9", DriverOptions()))
+            await master.drive(LoadSpec(small_plan(), "http://127.0.0.1:9", DriverOptions()))
 
 
 def test_a_load_that_locust_could_not_carry_is_not_valid_and_says_why(tmp_path: Path) -> None:
