@@ -88,8 +88,9 @@ def write_plots(
         if canvas:
             canvas.to_png(folder / f"{name}.png")
             figures[name] = canvas.to_svg(name)
-    thumbnail = to_svg(plots.draw_thumbnail(history), f"run-{summary['started_at']}")
-    (folder / THUMBNAIL).write_text(thumbnail, encoding="utf-8")
+    if "throughput" in figures:
+        thumbnail = to_svg(plots.draw_thumbnail(history), f"run-{summary['started_at']}")
+        (folder / THUMBNAIL).write_text(thumbnail, encoding="utf-8")
     return figures
 
 
