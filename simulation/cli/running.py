@@ -1,6 +1,7 @@
 """Commands that look at scenarios and run them."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final, NoReturn, TypeVar
 
 import click
@@ -136,7 +137,7 @@ def locust(
     process of Locust sends a few thousand requests/s, the driver of `flashsim run` many more; a load with too
     much lag is not valid.
     """
-    from simulation.drive.locust.driver import Locust, work
+    from simulation.drive.locust.driver import drive_locust, work
     from simulation.drive.locust.job import LOOPBACK
 
     if workers and (worker or processes):
@@ -152,15 +153,16 @@ def locust(
         raise ScenarioError("a sale that opens at a set time can't wait for workers: use --processes")
     if workers and bind != LOOPBACK and not options["target"]:
         say("the run's own engine is for workers on this machine; give --target for others")
-    driver = Locust(
+    driver = partial(
+        drive_locust,
         say=say,
         awaits_workers=workers is not None,
         bind=bind,
         port=port if workers else 0,
-        web_port=0 if web else None,
+        web=web,
         wait_s=wait,
     )
-    _run_and_end(loaded, f"{loaded.name}-locust", options, driver=driver.drive)
+    _run_and_end(loaded, f"{loaded.name}-locust", options, driver=driver)
 
 
 def _load(scenario: str, overrides: dict[str, Any], options: dict[str, Any]) -> Scenario:

@@ -14,6 +14,7 @@ from simulation.drive.hostile.request import Then
 from simulation.drive.response import Response, parse_response
 from simulation.errors import BadResponse
 from simulation.model.hostile import ClientReport, Finding, KindCount
+from simulation.model.outcome import classify
 
 IMPATIENT_S: Final = 0.3
 """How long most clients wait for a response."""
@@ -28,7 +29,6 @@ MOST_FINDINGS: Final = 50
 MOST_SHOWN: Final = 2_000
 """Bytes of a message that a finding shows at each of its ends."""
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
-_LINGER_NOT: Final = struct.pack("ii", 1, 0)
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -75,6 +75,7 @@ class Client:
     def __init__(self, job: Job, report: ClientReport, number: int) -> None:
         self.job, self.report, self.number = job, report, number
         self.kind, self.request = draw(job.seed, number)
+        self._count = report.kinds.setdefault(self.kind, KindCount())
         self._loop = asyncio.get_running_loop()
         self._heard = 0
         """Responses so far."""
@@ -86,8 +87,7 @@ class Client:
 
     async def play(self) -> None:
         """Connect, send, do what such a client does then, and note what came of it."""
-        count = self.report.kinds.setdefault(self.kind, KindCount())
-        count.sent += 1
+        self._count.sent += 1
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as connection:
             connection.setblocking(False)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -98,7 +98,7 @@ class Client:
             if self.request.then is Then.STAY:
                 self.report.longest_s = max(self.report.longest_s, round(time.monotonic() - started, 3))
             if not self._heard:
-                count.answers[end] = count.answers.get(end, 0) + 1
+                self._count.answers[end] = self._count.answers.get(end, 0) + 1
                 if self.request.whole and end in ("closed", "reset"):
                     self._note("no answer")
 
@@ -112,15 +112,13 @@ class Client:
             return "refused"
         listening = self._loop.create_task(self._listen(connection))
         try:
-            with contextlib.suppress(ConnectionError):
-                await self._send(connection, listening)
-            match self.request.then:
-                case Then.RESET:
-                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)
-                    return "left"
-                case Then.FIN:
-                    with contextlib.suppress(OSError):
-                        connection.shutdown(socket.SHUT_WR)
+            await self._send(connection, listening)
+            if self.request.then is Then.RESET:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                return "left"
+            if self.request.then is Then.FIN:
+                with contextlib.suppress(OSError):
+                    connection.shutdown(socket.SHUT_WR)
             done, _ = await asyncio.wait({listening}, timeout=self._patience_s)
             if done:
                 return listening.result()
@@ -132,17 +130,14 @@ class Client:
             await asyncio.gather(listening, return_exceptions=True)
 
     async def _send(self, connection: socket.socket, listening: asyncio.Task[str]) -> None:
+        pause_s = PAUSE_S if self.request.then is Then.STAY else 0
         # A server that reads no more must not hold the client.
-        with contextlib.suppress(TimeoutError):
+        with contextlib.suppress(ConnectionError, TimeoutError):
             async with asyncio.timeout(self._patience_s):
-                for place, piece in enumerate(self.request.pieces):
-                    if place:
-                        await asyncio.wait(
-                            {listening}, timeout=PAUSE_S if self.request.then is Then.STAY else 0
-                        )
-                    if listening.done():
-                        return
+                for piece in self.request.pieces:
                     await self._loop.sock_sendall(connection, piece)
+                    if (await asyncio.wait({listening}, timeout=pause_s))[0]:
+                        return
 
     async def _listen(self, connection: socket.socket) -> str:
         """Read until the server ends the connection, or has answered a client that wants no more."""
@@ -169,13 +164,12 @@ class Client:
 
     def _take(self, response: Response) -> None:
         self._heard += 1
-        answers = self.report.kinds[self.kind].answers
-        status = str(response.status)
+        answers, status = self._count.answers, str(response.status)
         answers[status] = answers.get(status, 0) + 1
         if response.status >= 500 and response.status != 503:
             self._note(f"status {status}")
-        if response.status == 200 and b'"orderId"' in response.body and b"ACCEPTED" in response.body:
-            self.report.order_ids.append(str(msgspec.json.decode(response.body)["orderId"]))
+        if response.status == 200 and (order_id := classify(200, response.body)[1]):
+            self.report.order_ids.append(order_id)
         self._rest = self._rest[response.size :]
 
     def _note(self, fault: str) -> None:

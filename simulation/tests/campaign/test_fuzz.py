@@ -17,7 +17,7 @@ from simulation.drive.hostile.request import DECOY, SMUGGLED
 from simulation.errors import ScenarioError
 from simulation.judge.hostile import GROWTH_MIB, judge_hostile
 from simulation.model.hostile import ClientReport, HostileRecord, KindCount, Stock
-from simulation.record.hostile import read_hostile
+from simulation.record.facts import read_hostile
 from simulation.run import run
 from simulation.scenario.loading import load_scenario
 from simulation.target.services import Services
