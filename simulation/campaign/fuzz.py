@@ -34,8 +34,6 @@ from simulation.target.services import Services
 CLIENTS: Final = 128
 SLACK_S: Final = 10.0
 """What a busy machine may add to the time after which a connection must have ended."""
-DECOY_UNITS: Final = 1_000_000_000
-SMUGGLED_UNITS: Final = 1_000
 _HELD: Final = (psutil.CONN_ESTABLISHED, psutil.CONN_CLOSE_WAIT)
 
 
@@ -60,9 +58,10 @@ class HostileDrive:
 
         Raises DriverError.
         """
+        # The decoy never sells out.
         offers = [
-            SaleOffer(product_id=DECOY, stock=DECOY_UNITS),
-            SaleOffer(product_id=SMUGGLED, stock=SMUGGLED_UNITS),
+            SaleOffer(product_id=DECOY, stock=1_000_000_000),
+            SaleOffer(product_id=SMUGGLED, stock=1_000),
         ]
         decoy, smuggled = await open_sales(load.url, offers, None)
         port = urlsplit(load.url).port or 80

@@ -20,15 +20,11 @@ IMPATIENT_S: Final = 0.3
 """How long most clients wait for a response."""
 PATIENT_EACH: Final = 20
 """One client in so many waits for the end of the connection, beside those that must be answered."""
-DEAF_S: Final = 1.0
-PAUSE_S: Final = 0.1
-"""Between two pieces of a slow client."""
 MOST_SLOW: Final = 400
 """Slow clients at the same time, beside the others."""
 MOST_FINDINGS: Final = 50
 MOST_SHOWN: Final = 2_000
 """Bytes of a message that a finding shows at each of its ends."""
-_CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -83,7 +79,7 @@ class Client:
         then = self.request.then
         stays = then in (Then.STAY, Then.FIN) or self.request.whole or number % PATIENT_EACH == 0
         self._patient = stays and then is not Then.DEAF
-        self._patience_s = DEAF_S if then is Then.DEAF else job.bound_s if stays else IMPATIENT_S
+        self._patience_s = 1.0 if then is Then.DEAF else job.bound_s if stays else IMPATIENT_S
 
     async def play(self) -> None:
         """Connect, send, do what such a client does then, and note what came of it."""
@@ -130,7 +126,7 @@ class Client:
             await asyncio.gather(listening, return_exceptions=True)
 
     async def _send(self, connection: socket.socket, listening: asyncio.Task[str]) -> None:
-        pause_s = PAUSE_S if self.request.then is Then.STAY else 0
+        pause_s = 0.1 if self.request.then is Then.STAY else 0
         # A server that reads no more must not hold the client.
         with contextlib.suppress(ConnectionError, TimeoutError):
             async with asyncio.timeout(self._patience_s):
@@ -154,7 +150,7 @@ class Client:
                     self._take(response)
             except BadResponse as error:
                 # A client that ends its side of the connection may hear no more than "100 Continue".
-                if data or self._rest != _CONTINUE:
+                if data or self._rest != b"HTTP/1.1 100 Continue\r\n\r\n":
                     self._note(f"unreadable answer: {error}")
                 return "closed"
             if not data:

@@ -8,7 +8,6 @@ import random
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 from itertools import pairwise
-
 from typing import Final, NamedTuple
 
 DECOY: Final = 777_777_777_777_777_777

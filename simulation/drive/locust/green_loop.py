@@ -53,9 +53,10 @@ class GreenLoop(OpenLoop):
 
     def _live(self) -> None:
         """Open a connection and read from it until it ends."""
-        address = (self.address.host, self.address.port)
         try:
-            connected = socket.create_connection(address, self.timeout_ns / 1e9)
+            connected = socket.create_connection(
+                (self.address.host, self.address.port), self.timeout_ns / 1e9
+            )
         except OSError as error:
             self.refuse(error)
             return
@@ -66,10 +67,9 @@ class GreenLoop(OpenLoop):
             connected.settimeout(None)
             connection = Connection(self)
             connection.connection_made(GreenTransport(connected))
-            failure = None
             try:
                 while data := connected.recv(65_536):
                     connection.data_received(data)
+                connection.connection_lost(None)
             except OSError as error:
-                failure = error
-            connection.connection_lost(failure)
+                connection.connection_lost(error)

@@ -28,7 +28,6 @@ from simulation.drive.locust.green_loop import GreenLoop
 from simulation.drive.parts import Job, prepare_loop, save_result
 from simulation.drive.progress import SNAPSHOT_S, Tally
 
-EXCHANGES: Final = 20
 FAILURES: Final = ("INVALID", "UNKNOWN_PRODUCT", "UNAVAILABLE", "UNKNOWN")
 """Outcomes that Locust's page counts as failures; to be sold out is none."""
 
@@ -103,7 +102,7 @@ class Sender:
     def _ask_clock(self) -> tuple[int, int]:
         """Return how far this clock is ahead of the master's, and how wrong that may be, in ns."""
         exchanges = []
-        for _ in range(EXCHANGES):
+        for _ in range(20):
             self.runner.send_message("ask_clock", time.monotonic_ns())
             answered_ns, (asked_ns, there_ns) = self.heard["tell_clock"].get()
             exchanges.append(Exchange(asked_ns, answered_ns, there_ns))

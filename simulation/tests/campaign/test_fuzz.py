@@ -112,11 +112,10 @@ async def close(writer: asyncio.StreamWriter) -> None:
 
 
 async def stay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    with contextlib.suppress(ConnectionError):
+    with contextlib.closing(writer), contextlib.suppress(ConnectionError):
         while await reader.read(65_536):
             pass
         await asyncio.sleep(3)
-    await close(writer)
 
 
 @pytest.mark.parametrize(
