@@ -21,7 +21,7 @@ serve: setup ## serve the engine on http://127.0.0.1:8080
 	.venv/bin/flashgrid serve
 
 quick: lint ## lint, and test the pure parts, in under a minute
-	.venv/bin/pytest -m "not services" --numprocesses logical --maxprocesses 4
+	.venv/bin/pytest -m "not slow" --numprocesses logical --maxprocesses 4
 
 lint: setup ## check style, format, types, and which room imports which
 	.venv/bin/ruff check

@@ -5,7 +5,7 @@ SimulationError
 ├── BadResponse       the bytes are no HTTP/1.1 response
 ├── DriverError       the load could not be driven
 ├── EngineError       the engine under test can't be started, reached, or put on sale
-├── FaultError        a fault can't be done, or can't be healed
+├── FaultError        a fault can't be done, or can't be ended
 ├── Unreadable        a store can't be read now
 ├── RunError          a run, or what its folder holds, is not as it should be
 ├── BenchError        something can't be measured
@@ -34,7 +34,7 @@ class EngineError(SimulationError):
 
 
 class FaultError(SimulationError):
-    """A fault can't be done, or can't be healed."""
+    """A fault can't be done, or can't be ended."""
 
 
 class Unreadable(SimulationError):

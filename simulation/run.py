@@ -19,7 +19,7 @@ import msgspec
 from engine.model.sale import Sale
 from engine.settings import read_settings
 from simulation.drive.abort import find_abort
-from simulation.drive.driver import Drive, DriveResult, Load, drive
+from simulation.drive.driver import Drive, DriveResult, LoadSpec, drive
 from simulation.drive.plan import Plan, build_plan
 from simulation.drive.progress import Progress
 from simulation.errors import RunError
@@ -177,7 +177,9 @@ class _Run:
         self._restocker = Restocker(scenario.restocks, sales, target.url, target.admin_token)
         async with self._injector, self._restocker:
             async with Probe(services, sales, target.shards, meter) as probe, self._show(probe):
-                driven = await driver(Load(plan, target.url, scenario.driver, t0_ns, self._hear, self._stop))
+                driven = await driver(
+                    LoadSpec(plan, target.url, scenario.driver, t0_ns, self._hear, self._stop)
+                )
                 restocks = await self._restocker.finish()
                 faults = await self._injector.finish(early=self._abort is not None)
                 state = await self._read_state(sales)

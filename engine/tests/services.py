@@ -30,6 +30,13 @@ def skip_or_fail(reason: str) -> None:
     pytest.skip(reason)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that need services or processes of their own, so that the pure ones can be run alone."""
+    for item in items:
+        if {"stack_dir", "stack"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker("slow")
+
+
 @pytest.fixture(scope="session")
 def stack_dir() -> Iterator[Path]:
     """A temporary folder that the unprivileged user PostgreSQL may run as can reach, unlike pytest's own."""

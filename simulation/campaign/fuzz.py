@@ -18,7 +18,7 @@ import psutil
 from engine.local.process import wait_until
 from engine.settings import read_settings
 from simulation.drive.child import run_together, start_child
-from simulation.drive.driver import DriveResult, Load, drive
+from simulation.drive.driver import DriveResult, LoadSpec, drive
 from simulation.drive.hostile.client import Job
 from simulation.drive.hostile.request import DECOY, PRODUCTS_BELOW, SMUGGLED
 from simulation.errors import ScenarioError
@@ -53,7 +53,7 @@ class HostileDrive:
         # A head, a body, the rest of a body that was refused, and once more a head.
         self._bound_s = 2 * settings.keepalive_s + settings.client_timeout_ms / 1000 + 1 + SLACK_S
 
-    async def drive(self, load: Load) -> DriveResult:
+    async def drive(self, load: LoadSpec) -> DriveResult:
         """Send the load and the hostile requests; return when both are done and every connection has ended.
 
         Raises DriverError.
@@ -95,7 +95,7 @@ class HostileDrive:
         write_json(record, self._folder / FILE)
         return driven
 
-    async def _drive_load(self, load: Load) -> tuple[DriveResult, float]:
+    async def _drive_load(self, load: LoadSpec) -> tuple[DriveResult, float]:
         """Send the load; return what was seen of it, and when it was over, in s from the run's start."""
         driven = await drive(load)
         self._say("the load is over; waiting for the hostile requests to end as well")

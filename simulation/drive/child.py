@@ -73,10 +73,14 @@ async def start_child(module: str, title: str, job: msgspec.Struct) -> AsyncIter
             await child.tell(msgspec.json.encode(job))
             yield child
         finally:
-            killing = asyncio.get_running_loop().call_later(STOP_S, process.kill)
             cast(asyncio.StreamWriter, process.stdin).close()
-            await process.communicate()
-            killing.cancel()
+            try:
+                async with asyncio.timeout(STOP_S):
+                    await process.communicate()
+            except TimeoutError:
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()
+                await process.communicate()
 
 
 async def run_together(*work: Coroutine[Any, Any, Any]) -> list[Any]:

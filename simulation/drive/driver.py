@@ -30,8 +30,8 @@ READY_S: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
-    """A load: what is sent, where to, how, and who watches it."""
+class LoadSpec:
+    """What a driver is to send, where to, how, and who watches it."""
 
     plan: Plan
     url: str
@@ -58,11 +58,11 @@ class DriveResult(NamedTuple):
     """The driver, in words."""
 
 
-Drive = Callable[[Load], Awaitable[DriveResult]]
+Drive = Callable[[LoadSpec], Awaitable[DriveResult]]
 """A driver: sends a load as `drive` does."""
 
 
-async def drive(load: Load) -> DriveResult:
+async def drive(load: LoadSpec) -> DriveResult:
     """Send a load and return when every request has ended, and every retry.
 
     Raises DriverError if the URL is of no use, a process dies, or the start passes before all are ready. When
@@ -81,7 +81,7 @@ async def drive(load: Load) -> DriveResult:
 
 
 async def carry_out(
-    load: Load, children: Sequence[Child], jobs: list[Job], ready_s: float = READY_S
+    load: LoadSpec, children: Sequence[Child], jobs: list[Job], ready_s: float = READY_S
 ) -> DriveResult:
     """Start the children, which have their jobs, as soon as all are ready, and merge the results of the
     jobs. Raises DriverError."""

@@ -1,4 +1,4 @@
-"""The injector: does a timeline of faults to a running engine, and heals each of them, whatever happens."""
+"""The injector: does a timeline of faults to a running engine, and ends each of them, whatever happens."""
 
 import asyncio
 import contextlib
@@ -42,17 +42,17 @@ async def _do_nothing() -> None:
 
 
 class _Effect(NamedTuple):
-    """How a fault is done and healed."""
+    """How a fault is done and ended."""
 
     begin: Callable[[], Awaitable[Any]]
-    heal: Callable[[], Awaitable[Any]]
-    """Runs at the end, also if anything before was interrupted."""
+    end: Callable[[], Awaitable[Any]]
+    """Undoes the fault, also if anything before was interrupted."""
     strike: Callable[[], Awaitable[Any]] = _do_nothing
-    """Runs before the end, if nothing was interrupted."""
+    """Runs before `end`, if nothing was interrupted."""
 
 
 class Injector(Background):
-    """Does the faults of one run. At the end of `async with` it heals those under way and does no more."""
+    """Does the faults of one run. The end of `async with` ends those under way."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class Injector(Background):
     async def finish(self, early: bool = False) -> list[Interval]:
         """Wait until every fault has ended, and return them by their starts.
 
-        `early`: heal those under way, and do no more. Raises FaultError or the engine's StackError.
+        `early`: end those under way, and do no more. Raises FaultError or the engine's StackError.
         """
         if early:
             await self._cancel()
@@ -98,7 +98,7 @@ class Injector(Background):
             await effect.strike()
         finally:
             try:
-                await _to_the_end(effect.heal())
+                await _to_the_end(effect.end())
             finally:
                 # The server starts a stage again by itself: such a fault ends as it begins.
                 end_s = self._seconds() if fault.seconds or fault.on not in STAGES else start_s
@@ -123,8 +123,8 @@ class Injector(Background):
         if kind in REFUSALS:
             refusal = make_refusal(kind, on, services, stack)
             return _Effect(refusal.begin, refusal.end)
-        end = stack.kill if kind == "kill" else stack.stop
-        return _Effect(lambda: end(on), lambda: self._start_service(on))
+        halt = stack.kill if kind == "kill" else stack.stop
+        return _Effect(lambda: halt(on), lambda: self._start_service(on))
 
     def _forget(self, loss: MemoryLoss, stopped: list[ProcessId]) -> _Effect:
         """Let fulfilment stand still during the fault, and take the gate's memory away at its end."""
@@ -138,14 +138,14 @@ class Injector(Background):
             await loss.drain()
             await loss.strike()
 
-        async def heal() -> None:
+        async def end() -> None:
             try:
                 await self._start_service("redis")
             finally:
                 await _continue(stopped)
                 loss.tidy()
 
-        return _Effect(begin, heal, strike)
+        return _Effect(begin, end, strike)
 
     async def _stop(self, name: str, stopped: list[ProcessId]) -> None:
         """Send SIGSTOP. The processes join `stopped` before, so that all of them are continued."""

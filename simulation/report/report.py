@@ -35,7 +35,7 @@ Figures = Mapping[str, tuple[str, str]]
 def write_report(run_folder: Path) -> Path:
     """Write the run's plots and report.html from its record; return the path of the page.
 
-    Raises OSError, RunError or HistoryError where a file can't be read or written.
+    Raises OSError or RunError where a file can't be read or written.
     """
     summary: dict[str, Any] = json.loads((run_folder / "summary.json").read_text())
     history = read_history(run_folder / "history.parquet")

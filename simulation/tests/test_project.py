@@ -211,3 +211,11 @@ def test_the_top_level_holds_no_strays() -> None:
 
 def test_no_tracked_file_names_a_registry() -> None:
     assert [name for name in tracked_files() if REGISTRIES.search((ROOT / name).read_bytes())] == []
+
+
+def test_the_readme_names_files_that_exist() -> None:
+    text = (ROOT / "README.md").read_text()
+    named = set(re.findall(r"[a-z_]+(?:/[a-z_]+)*/[a-z_]+\.(?:py|lua|sql|toml)\b", text))
+    assert len(named) > 30
+    places = [ROOT, ROOT / "engine", ROOT / "simulation"]
+    assert {name for name in named if not any((place / name).is_file() for place in places)} == set()

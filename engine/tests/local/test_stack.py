@@ -23,6 +23,8 @@ from engine.local.rabbitmq import MISSING, RabbitMQ
 from engine.local.stack import SERVICES, Stack, StackUrls, stack_status, start_stack, stop_stack
 from engine.tests.services import skip_or_fail
 
+pytestmark = pytest.mark.slow
+
 FLASHGRID_STACK = (sys.executable, "-c", "from engine.cli import main; main()", "stack")
 TWO = ("redis", "postgres")
 

@@ -15,7 +15,7 @@ import pandas as pd
 from simulation.bench.results import Capacity, DriverRates, Responses, Spread
 from simulation.bench.rounds import Rounds
 from simulation.bench.subjects import STATES, Engine
-from simulation.drive.driver import Load, drive
+from simulation.drive.driver import LoadSpec, drive
 from simulation.drive.plan import Plan
 from simulation.errors import BenchError
 from simulation.judge.numbers.latency import lag_ms, response_ms
@@ -56,7 +56,7 @@ class Server(NamedTuple):
             connection_per_request=self.connection_per_request,
             timeout_ms=TIMEOUT_MS,
         )
-        history = (await drive(Load(plan, self.url, options))).history
+        history = (await drive(LoadSpec(plan, self.url, options))).history
         if self.engine:
             await self.engine.drain()
         if not (history["status"] > 0).any():

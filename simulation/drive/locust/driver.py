@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 
 from simulation.drive.child import Child, run_together, start_child
-from simulation.drive.driver import READY_S, DriveResult, Load, carry_out, resolve
+from simulation.drive.driver import READY_S, DriveResult, LoadSpec, carry_out, resolve
 from simulation.drive.locust.job import LOOPBACK, Follow, Lead, Listening
 from simulation.drive.parts import deal
 
@@ -21,7 +21,7 @@ MODULE: Final = "simulation.drive.locust.process"
 
 
 async def drive_locust(
-    load: Load,
+    load: LoadSpec,
     *,
     say: Callable[[str], None],
     awaits_workers: bool = False,

@@ -38,6 +38,8 @@ from simulation.errors import BenchError
 from simulation.target.services import Services
 from simulation.tests.http_server import ACCEPTED, Request, http_server
 
+pytestmark = pytest.mark.slow
+
 FLASHSIM = (sys.executable, "-c", "from simulation.cli import main; main()")
 TINY = Sizes(
     connections=(1, 8),

@@ -140,7 +140,9 @@ async def test_a_server_that_is_down_is_found() -> None:
 
 def test_a_record_of_good_conduct_has_no_broken_check() -> None:
     assert [check for check in judge_hostile(RECORD, TIMELINE) if not check.holds] == []
-    assert msgspec.json.decode(msgspec.json.encode(RECORD), type=HostileRecord) == RECORD
+    stored = msgspec.json.encode(RECORD)
+    assert msgspec.json.decode(stored, type=HostileRecord) == RECORD
+    assert {"barrage", "decoy", "canary"} < msgspec.json.decode(stored).keys(), "as older records have them"
 
 
 @pytest.mark.parametrize(

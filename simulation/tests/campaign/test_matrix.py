@@ -36,10 +36,10 @@ def test_its_tables_say_what_the_runs_gave(tmp_path: Path) -> None:
     write_matrix(matrix, tmp_path)
     assert msgspec.json.decode((tmp_path / "matrix.json").read_bytes(), type=Matrix) == matrix
     table = (tmp_path / "matrix.md").read_text()
-    assert "1 of 2 runs pass" in table
-    assert "| kill | redis | pass | 21,000 | 14,000 | 4,684 | 20 | 14000 | 0 | 1.60 s | 0.9 s |" in table
+    assert "1 of 2 faults survived" in table
+    assert "| redis | kill | pass | 21,000 | 14,000 | 4,684 | 20 | 14,000 | 0 | 1.60 s | 0.9 s |" in table
     assert "| never | never |" in table
     page = (tmp_path / "matrix.html").read_text()
-    assert "1 of 2 pass" in page
+    assert "1 of 2 faults survived" in page
     assert "a processor, 2 cores" in page
     assert "<b>" not in page

@@ -115,10 +115,10 @@ def test_its_tables_say_what_was_found(tmp_path: Path) -> None:
     write_mutants(result, tmp_path)
     assert msgspec.json.decode((tmp_path / "mutants.json").read_bytes(), type=Mutants) == result
     table = (tmp_path / "mutants.md").read_text()
-    assert "finds 1 of 2" in table
+    assert "1 of 2 deliberate bugs found" in table
     assert "| harmless | Nothing wrong. | single-fault | caught | no oversell | no oversell! |" in table
     page = (tmp_path / "mutants.html").read_text()
-    assert "1 of 2 deliberate bugs are found" in page
+    assert "1 of 2 deliberate bugs found" in page
     assert "<b>" not in page
 
 

@@ -1,4 +1,4 @@
-"""A timeline of chaos is a function of its table and seed, can be done, and heals before the load's end; a
+"""A timeline of chaos is a function of its table and seed, can be done, and ends before the load; a
 sale survives the first of them."""
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The proxy does to the network what a fault says, and nothing once it is healed."""
+"""The proxy does to the network what a fault says, and nothing once the fault has ended."""
 
 import asyncio
 import contextlib
@@ -63,7 +63,7 @@ async def test_without_a_fault_every_byte_passes() -> None:
         assert await ask(port, text) == text
 
 
-async def test_cut_connections_are_reset_and_refused_until_it_is_healed() -> None:
+async def test_cut_connections_are_reset_and_refused_until_the_fault_ends() -> None:
     async with behind_proxy() as (proxy, port, _):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(b"ping")
@@ -78,7 +78,7 @@ async def test_cut_connections_are_reset_and_refused_until_it_is_healed() -> Non
         assert await ask(port) == b"ping"
 
 
-async def test_frozen_bytes_arrive_once_it_is_healed() -> None:
+async def test_frozen_bytes_arrive_once_the_fault_ends() -> None:
     async with behind_proxy() as (proxy, port, echo):
         await proxy.set_fault("redis", fault("freeze"))
         asking = asyncio.create_task(ask(port))

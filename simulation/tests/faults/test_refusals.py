@@ -23,6 +23,10 @@ from simulation.tests.faults.test_single_faults import services
 __all__ = ["services"]
 
 
+# asyncpg raises an InternalClientError if its session is ended while it waits for an answer.
+LOST = (RedisError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
+
+
 @asynccontextmanager
 async def refusing(kind: str, on: str, services: Services) -> AsyncIterator[None]:
     """A fault that lasts longer than the block, at whose end its run is interrupted."""
@@ -36,7 +40,7 @@ async def until_it_fails(action: Callable[[], Awaitable[object]]) -> Exception:
         while True:
             try:
                 await action()
-            except (RedisError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+            except LOST as error:
                 return error
             await asyncio.sleep(0.02)
 

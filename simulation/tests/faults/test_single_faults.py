@@ -86,7 +86,7 @@ def states(stack: Stack) -> list[str]:
     return [psutil.Process(each.pid).status() for each in family(identify(stack.pid("postgres")))]
 
 
-async def test_an_interrupted_run_heals_its_faults(services: Services, tmp_path: Path) -> None:
+async def test_an_interrupted_run_ends_its_faults(services: Services, tmp_path: Path) -> None:
     stack = services.stack
     assert stack is not None
     interrupted = False

@@ -14,6 +14,8 @@ from simulation.tests.browser import open_page
 from simulation.tests.run_folders import make_run
 from simulation.verdict import load_run
 
+pytestmark = pytest.mark.slow
+
 P50 = "accepted.response.p50"
 
 

@@ -172,6 +172,7 @@ def test_any_single_corruption_is_caught(
     assert verdict(judge(*corrupt(*run, Random(seed))), load_valid=True) == "fail"
 
 
+@pytest.mark.slow
 def test_a_million_requests_are_judged() -> None:
     count, stock = 1_000_000, 500_000
     ids = np.arange(count)

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner
 
 from simulation.cli.commands import main
@@ -10,6 +11,8 @@ from simulation.report.index import list_runs, write_index
 from simulation.report.report import write_report
 from simulation.tests.browser import open_page
 from simulation.tests.run_folders import lose_orders, make_run
+
+pytestmark = pytest.mark.slow
 
 
 def test_it_lists_every_run_and_nothing_else(tmp_path: Path) -> None:

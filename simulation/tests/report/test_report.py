@@ -22,6 +22,8 @@ from simulation.tests.browser import open_page
 from simulation.tests.judge.test_disturbance import stand_still
 from simulation.tests.run_folders import lose_orders, make_run
 
+pytestmark = pytest.mark.slow
+
 PLOTS = {"latency", "heat", "percentiles", "throughput", "stock", "delay", "processes"}
 
 
