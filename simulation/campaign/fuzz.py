@@ -32,9 +32,7 @@ from simulation.target.opening import open_sales
 from simulation.target.services import Services
 
 CLIENTS: Final = 128
-SLACK_S: Final = 10.0
-"""What a busy machine may add to the time after which a connection must have ended."""
-_HELD: Final = (psutil.CONN_ESTABLISHED, psutil.CONN_CLOSE_WAIT)
+"""Hostile clients at the same time."""
 
 
 class HostileDrive:
@@ -50,8 +48,8 @@ class HostileDrive:
         self._scenario, self._folder, self._services, self._say = scenario, folder, services, say
         self._requests, self._seed = requests, seed
         self._shards = settings.gate_shards
-        # A head, a body, the rest of a body that was refused, and once more a head.
-        self._bound_s = 2 * settings.keepalive_s + settings.client_timeout_ms / 1000 + 1 + SLACK_S
+        # A head, a body, the rest of a body that was refused, and once more a head; a busy machine adds 10 s.
+        self._bound_s = 2 * settings.keepalive_s + settings.client_timeout_ms / 1000 + 1 + 10
 
     async def drive(self, load: LoadSpec) -> DriveResult:
         """Send the load and the hostile requests; return when both are done and every connection has ended.
@@ -126,7 +124,8 @@ def find_processes() -> dict[str, int]:
 def count_connections(port: int) -> int:
     """Count the connections that a process on this machine accepted on a port and has not ended."""
     sockets = [each for each in psutil.net_connections("tcp4") if each.laddr and each.laddr.port == port]
-    return sum(each.status in _HELD and each.pid is not None for each in sockets)
+    held = (psutil.CONN_ESTABLISHED, psutil.CONN_CLOSE_WAIT)
+    return sum(each.status in held and each.pid is not None for each in sockets)
 
 
 def count_stock(state: FinalState, sale_id: int, promised: list[str]) -> Stock | None:

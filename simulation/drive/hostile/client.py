@@ -22,7 +22,6 @@ PATIENT_EACH: Final = 20
 """One client in so many waits for the end of the connection, beside those that must be answered."""
 MOST_SLOW: Final = 400
 """Slow clients at the same time, beside the others."""
-MOST_FINDINGS: Final = 50
 MOST_SHOWN: Final = 2_000
 """Bytes of a message that a finding shows at each of its ends."""
 
@@ -170,7 +169,7 @@ class Client:
 
     def _note(self, fault: str) -> None:
         self.report.faults += 1
-        if len(self.report.findings) < MOST_FINDINGS:
+        if len(self.report.findings) < 50:
             sent = show_bytes(b"".join(self.request.pieces))
             self.report.findings.append(Finding(self.number, self.kind, fault, sent, show_bytes(self._rest)))
 

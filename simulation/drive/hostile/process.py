@@ -1,7 +1,6 @@
 """The process of the hostile clients: hears a Job, plays them all, and writes a ClientReport."""
 
 import asyncio
-import gc
 import sys
 from pathlib import Path
 
@@ -16,7 +15,6 @@ from simulation.model.hostile import ClientReport
 def work(parent: Parent) -> None:
     """Do one job."""
     job = msgspec.json.decode(parent.hear(), type=Job)
-    gc.freeze()
     report = uvloop.run(_play(job, parent))
     Path(job.result).write_bytes(msgspec.json.encode(report))
 

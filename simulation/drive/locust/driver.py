@@ -40,14 +40,7 @@ async def drive_locust(
         folder = cleanup.enter_context(tempfile.TemporaryDirectory(prefix="flashsim-"))
         jobs = deal(load.plan, await resolve(load.url), load.options, Path(folder))
         count = f"{len(jobs)} worker{'s' * (len(jobs) != 1)}"
-        job = Lead(
-            parts=jobs,
-            url=load.url,
-            bind=bind,
-            port=port,
-            web=web,
-            wait_s=wait_s,
-        )
+        job = Lead(parts=jobs, url=load.url, bind=bind, port=port, web=web, wait_s=wait_s)
         master = await cleanup.enter_async_context(start_child(MODULE, "Locust's master", job))
         listening = msgspec.json.decode(await master.expect(), type=Listening)
         if listening.web_port is not None:
