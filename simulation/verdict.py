@@ -17,9 +17,8 @@ from simulation.judge.numbers.recovery import measure_recovery
 from simulation.judge.summary import summarise
 from simulation.judge.thresholds import Metrics, judge_abort, judge_thresholds
 from simulation.judge.verdict import judge, judge_recovery
-from simulation.record.facts import RunFacts, read_facts, read_faults, read_timeline, write_json
+from simulation.record.facts import RunFacts, read_facts, read_faults, read_hostile, read_timeline, write_json
 from simulation.record.history import read_history
-from simulation.record.hostile import read_hostile
 from simulation.record.manifest import MANIFEST, PRODUCTS, judge_record, seal
 from simulation.record.state import read_state
 

@@ -1,5 +1,6 @@
 """Commands that look at scenarios and run them."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -125,7 +126,7 @@ def locust(
     process of Locust sends a few thousand requests/s, the driver of `flashsim run` many more; a load with too
     much lag is not valid.
     """
-    from simulation.drive.locust.driver import Locust, work
+    from simulation.drive.locust.driver import drive_locust, work
 
     if workers and (worker or processes):
         raise click.UsageError("--workers waits for other workers: give no --worker and no --processes")
@@ -137,15 +138,16 @@ def locust(
     loaded = _load(scenario, {} if count is None else {"driver.processes": count}, options)
     if workers and any(sale.starts_in_s is not None for sale in loaded.sales):
         raise ScenarioError("a sale that opens at a set time can't wait for workers: use --processes")
-    driver = Locust(
+    driver = partial(
+        drive_locust,
         say=say,
         awaits_workers=workers is not None,
         bind=bind,
         port=port if workers else 0,
-        web_port=0 if web else None,
+        web=web,
         wait_s=wait,
     )
-    _run_and_end(loaded, f"{loaded.name}-locust", options, driver=driver.drive)
+    _run_and_end(loaded, f"{loaded.name}-locust", options, driver=driver)
 
 
 def _load(scenario: str, overrides: dict[str, Any], options: dict[str, Any]) -> Scenario:

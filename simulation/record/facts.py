@@ -11,6 +11,7 @@ import pandas as pd
 from simulation.drive.driver import OPEN_LOOP
 from simulation.errors import RunError
 from simulation.model.events import Abort, Interval, Restocked
+from simulation.model.hostile import FILE, HostileRecord
 from simulation.model.state import FinalState
 from simulation.record.history import write_history
 from simulation.record.state import write_state
@@ -81,6 +82,11 @@ def read_facts(folder: Path) -> RunFacts:
 def read_faults(folder: Path) -> list[Interval]:
     """Return the faults that were done in the run. Raises RunError."""
     return read_part(folder, "faults.json", list[Interval]) or []
+
+
+def read_hostile(folder: Path) -> HostileRecord | None:
+    """Return the record of a run's hostile requests, None if there were none. Raises RunError."""
+    return read_part(folder, FILE, HostileRecord)
 
 
 def read_part(folder: Path, name: str, kind: type[T]) -> T | None:

@@ -14,9 +14,8 @@ from simulation.judge.numbers.disturbance import Effect, Omission, find_omission
 from simulation.judge.numbers.knee import find_ramp, measure_ramp
 from simulation.judge.numbers.latency import TRUSTED, is_trusted
 from simulation.model.hostile import KindCount
-from simulation.record.facts import read_facts, read_timeline
+from simulation.record.facts import read_facts, read_hostile, read_timeline
 from simulation.record.history import read_history
-from simulation.record.hostile import read_hostile
 from simulation.record.state import read_state
 from simulation.report import latency_plots, plots
 from simulation.report.canvas import Canvas, Course, Phase, to_svg
