@@ -4,11 +4,10 @@ It is judged afterwards, from the record alone (simulation.verdict).
 """
 
 import asyncio
-import contextlib
 import shutil
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +17,7 @@ import msgspec
 
 from engine.model.sale import Sale
 from engine.settings import read_settings
+from engine.stages.lifecycle import running
 from simulation.drive.abort import find_abort
 from simulation.drive.driver import Drive, DriveResult, LoadSpec, drive
 from simulation.drive.plan import Plan, build_plan
@@ -28,6 +28,7 @@ from simulation.faults.proxy import Proxy, start_proxy
 from simulation.model.events import Abort, Interval
 from simulation.model.state import FinalState
 from simulation.record.facts import ENGINE_LOG, RunFacts, write_record
+from simulation.record.manifest import list_record, seal
 from simulation.scenario.condition import parse_abort
 from simulation.scenario.schema import Scenario
 from simulation.target.engine_process import EngineProcess, private_services, start_engine
@@ -45,13 +46,6 @@ Watch = Callable[[Progress | None, Sample | None, Sequence[Interval]], None]
 """Hears, several times a second, the latest progress and sample, and the faults that have ended."""
 
 TICK_S: Final = 0.25
-STEADY_S: Final = 1.5
-"""Longer than the engine takes to notice that its gate has forgotten something."""
-AHEAD_S: Final = 5.0
-"""Time for sales and driver to get ready, if a sale must know the run's start beforehand."""
-OPENINGS_PER_S: Final = 50
-PLANS_PER_S: Final = 50_000
-"""How many sales a slow machine opens, and how many requests it prepares."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +105,7 @@ async def run(
             if target is None:
                 target = await _start_target(scenario, folder, say, services, code, cleanup)
             else:
-                check_targets(scenario.timeline(), target.services, own_engine=False)
+                check_targets(scenario.timeline(), None)
             await _Run(scenario, target, say, watch).record(plan, driver, folder, command)
     except asyncio.CancelledError:
         shutil.rmtree(folder, ignore_errors=True)
@@ -140,7 +134,7 @@ async def _start_target(
     if services is None:
         say("starting private services")
         services = await cleanup.enter_async_context(private_services(say))
-    check_targets(scenario.timeline(), services, own_engine=True)
+    check_targets(scenario.timeline(), services)
     proxy, seen = None, services
     if behind := {fault.on for fault in scenario.timeline() if fault.of_network}:
         proxy, seen = await cleanup.enter_async_context(start_proxy(services, behind, scenario.seed))
@@ -176,13 +170,14 @@ class _Run:
         self._injector = Injector(scenario.timeline(), target.process, services, target.proxy)
         self._restocker = Restocker(scenario.restocks, sales, target.url, target.admin_token)
         async with self._injector, self._restocker:
-            async with Probe(services, sales, target.shards, meter) as probe, self._show(probe):
+            async with Probe(services, sales, target.shards, meter) as probe, running(self._show(probe)):
                 driven = await driver(
                     LoadSpec(plan, target.url, scenario.driver, t0_ns, self._hear, self._stop)
                 )
                 restocks = await self._restocker.finish()
                 faults = await self._injector.finish(early=self._abort is not None)
                 state = await self._read_state(sales)
+            # The last time; where the view has failed before, this raises its error.
             self._watch(self._progress, probe.latest, faults)
         facts = RunFacts(
             scenario=scenario,
@@ -198,6 +193,7 @@ class _Run:
             aborted=self._end_abort(driven),
         )
         write_record(folder, facts, driven.history, probe.timeline(driven.t0_ns), state, faults)
+        seal(folder, list_record(folder))
 
     def _hear(self, progress: Progress) -> None:
         """Take the driver's progress: it tells the run's start, and whether the load is hopeless."""
@@ -209,22 +205,10 @@ class _Run:
             self._say(f"stopping the load: {abort.condition}, it is {abort.value:,.3g}")
             self._stop.set()
 
-    @asynccontextmanager
-    async def _show(self, probe: Probe) -> AsyncIterator[None]:
-        """Call `watch` until the end of the block. An error of it is raised only there."""
-
-        async def show() -> None:
-            while True:
-                self._watch(self._progress, probe.latest, self._injector.intervals)
-                await asyncio.sleep(TICK_S)
-
-        task = asyncio.create_task(show())
-        try:
-            yield
-        finally:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+    async def _show(self, probe: Probe) -> None:
+        while True:
+            self._watch(self._progress, probe.latest, self._injector.intervals)
+            await asyncio.sleep(TICK_S)
 
     async def _read_state(self, sales: Sequence[Sale]) -> FinalState:
         services = self._target.services
@@ -236,7 +220,8 @@ class _Run:
             self._target.shards,
             sale_ids=[sale.sale_id for sale in sales],
             drain_timeout_s=self._scenario.drain_s,
-            steady_s=STEADY_S if any(fault.of_memory for fault in self._scenario.timeline()) else 0.0,
+            # Longer than the engine takes to notice that its gate has forgotten something.
+            steady_s=1.5 if any(fault.of_memory for fault in self._scenario.timeline()) else 0.0,
         )
 
     def _end_abort(self, driven: DriveResult) -> Abort | None:
@@ -251,5 +236,6 @@ def _choose_start(scenario: Scenario, requests: int) -> int | None:
     """Return the run's start on time.monotonic_ns() if a sale must know it; None: as soon as all is ready."""
     if all(sale.starts_in_s is None for sale in scenario.sales):
         return None
-    ahead_s = AHEAD_S + len(scenario.sales) / OPENINGS_PER_S + requests / PLANS_PER_S
+    # A slow machine opens 50 sales and prepares 50,000 requests in a second.
+    ahead_s = 5 + len(scenario.sales) / 50 + requests / 50_000
     return time.monotonic_ns() + round(ahead_s * 1e9)

@@ -9,7 +9,6 @@ import pandas as pd
 
 from engine.payment.simulated import SimulatedGateway
 from engine.settings import read_settings
-from simulation.drive.driver import OPEN_LOOP
 from simulation.judge.comparison import Run
 from simulation.judge.hostile import judge_hostile
 from simulation.judge.numbers.knee import find_knee
@@ -18,9 +17,8 @@ from simulation.judge.numbers.recovery import measure_recovery
 from simulation.judge.summary import summarise
 from simulation.judge.thresholds import Metrics, judge_abort, judge_thresholds
 from simulation.judge.verdict import judge, judge_recovery
-from simulation.record.facts import RunFacts, read_facts, read_faults, read_timeline, write_json
+from simulation.record.facts import RunFacts, read_facts, read_faults, read_hostile, read_timeline, write_json
 from simulation.record.history import read_history
-from simulation.record.hostile import read_hostile
 from simulation.record.manifest import MANIFEST, PRODUCTS, judge_record, seal
 from simulation.record.state import read_state
 
@@ -44,7 +42,7 @@ def load_run(folder: Path) -> Run:
         facts.started_at,
         facts.restocks,
         find_knee(history, scenario),
-        read_timeline(folder) if (folder / "timeline.csv").exists() else None,
+        read_timeline(folder) if (folder / "timeline.csv").exists() else pd.DataFrame(),
     )
     checks = judge(history, state, declines=_find_declines(facts), restocks=facts.restocks)
     recoveries = []
@@ -53,8 +51,7 @@ def load_run(folder: Path) -> Run:
         checks.append(judge_recovery(recoveries))
     if hostile := read_hostile(folder):
         checks += judge_hostile(hostile, read_timeline(folder))
-    if untouched := judge_record(folder):
-        checks.append(untouched)
+    checks += judge_record(folder)
     thresholds = judge_abort(facts.aborted, metrics.load) + judge_thresholds(scenario, metrics)
     summary = summarise(metrics, scenario, checks, thresholds, facts.ended_s) | {
         "command": facts.command,
@@ -70,16 +67,10 @@ def load_run(folder: Path) -> Run:
 def judge_load(history: pd.DataFrame, facts: RunFacts) -> Load:
     """Judge the load as `measure_load` does; a load is not valid either if the engine died under it."""
     load = measure_load(history, facts.scenario, facts.ended_s)
-    reasons = [load.reason]
-    if facts.driver != OPEN_LOOP and load.lag_p99_ms > facts.scenario.driver.late_p99_ms and not load.valid:
-        reasons.append(
-            f"{facts.driver}: each keeps up with a few thousand requests/s if it has a core to itself;"
-            " give more --processes, or use flashsim run"
-        )
-    if facts.engine_death is not None:
-        reasons.insert(0, f"the engine ended during the run ({facts.engine_death})")
-    reason = "; ".join(filter(None, reasons))
-    return msgspec.structs.replace(load, valid=not reason, reason=reason)
+    if facts.engine_death is None:
+        return load
+    reasons = [f"the engine ended during the run ({facts.engine_death})", load.reason]
+    return msgspec.structs.replace(load, valid=False, reason="; ".join(filter(None, reasons)))
 
 
 def finish_run(folder: Path) -> dict[str, Any]:

@@ -129,7 +129,7 @@ def family(known: ProcessId) -> list[ProcessId]:
 async def stop_process(known: ProcessId, stop_signal: signal.Signals, timeout_s: float) -> None:
     """Ask the process to end, wait, and kill what is left of its family after `timeout_s`."""
     members = family(known)
-    _send(members[:1], stop_signal)
+    send_signal(members[:1], stop_signal)
     if not await wait_until(lambda: not survivors(members), timeout_s):
         await kill_processes(members)
 
@@ -137,12 +137,13 @@ async def stop_process(known: ProcessId, stop_signal: signal.Signals, timeout_s:
 async def kill_processes(members: Iterable[ProcessId], timeout_s: float = 10) -> None:
     """Send SIGKILL to each of them. Raises StackError if one is still there after `timeout_s`."""
     members = list(members)
-    _send(members, signal.SIGKILL)
+    send_signal(members, signal.SIGKILL)
     if not await wait_until(lambda: not survivors(members), timeout_s):
         raise StackError(f"processes {[member.pid for member in members]} do not end, not even by SIGKILL")
 
 
-def _send(members: Iterable[ProcessId], number: signal.Signals) -> None:
+def send_signal(members: Iterable[ProcessId], number: signal.Signals) -> None:
+    """Send a signal to those that still run."""
     for member in members:
         if (process := find_process(member)) is not None:
             with contextlib.suppress(psutil.NoSuchProcess):

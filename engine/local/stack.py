@@ -103,7 +103,7 @@ class Stack:
         try:
             await self._bring_up(program, folder, entry)
         except StackError as error:
-            raise StackError(f"{error}{_read_tail(log_of(folder))}") from None
+            raise StackError(f"{error}{read_tail(log_of(folder))}") from None
         write_entry(self.data_dir, name, entry)
         self.urls[name] = program.url(entry.ports[0])
 
@@ -201,7 +201,7 @@ async def _stop(data_dir: Path, services: Collection[str]) -> list[str]:
     return running
 
 
-def _read_tail(log: Path) -> str:
-    """Return the log's last lines, for an error."""
+def read_tail(log: Path) -> str:
+    """Return the last lines of a log below a heading, to follow an error; nothing if it is empty."""
     text = log.read_text(errors="replace").splitlines()[-15:] if log.exists() else []
     return "".join(f"\n    {line}" for line in (f"end of {log}:", *text)) if text else ""

@@ -52,8 +52,3 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     sizes: Sizes = Sizes()
     against: Path | None = None
     """Another checkout, whose engine is compared with this one's; then nothing else is measured."""
-
-    @property
-    def growth_seconds(self) -> float:
-        """The length of a measurement where a cost is measured at many sizes."""
-        return max(1.0, self.seconds * 2 / 3)

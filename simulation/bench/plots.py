@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from simulation.bench.results import Curve, FrontDoor, Responses
 from simulation.report.canvas import FILL, Canvas, note
 from simulation.report.page import LIGHT, SERIES
@@ -28,7 +30,7 @@ def draw_front_door(rows: Sequence[FrontDoor]) -> Canvas | None:
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_yticks(range(len(names)), names, color=LIGHT["ink"])
     axes.grid(visible=False)
-    axes.set_xlim(0, 1.15 * max(row.rps.high for row in rows))
+    axes.set_xlim(0, 1.15 * axes.dataLim.x1)
     axes.xaxis.set_major_formatter(lambda value, _: short(value))
     return canvas
 
@@ -39,11 +41,6 @@ def draw_responses(rows: Sequence[Responses]) -> Canvas | None:
         return None
     canvas = Canvas({"Response time": 260})
     [axes] = canvas.panels
-    canvas.log_axis(
-        "y",
-        min(time.low for row in rows for time in row.ms.values()) / 1.5,
-        max(time.high for row in rows for time in row.ms.values()) * 1.5,
-    )
     for row, colour in zip(rows, SERIES, strict=False):
         names, times = list(row.ms), list(row.ms.values())
         share = f"{row.share:.0%}, " if row.share else ""
@@ -51,6 +48,7 @@ def draw_responses(rows: Sequence[Responses]) -> Canvas | None:
         axes.plot(names, [time.median for time in times], "o-", color=LIGHT[colour], ms=4, label=label)
         lows, highs = [time.low for time in times], [time.high for time in times]
         axes.fill_between(names, lows, highs, color=LIGHT[colour], alpha=FILL, lw=0)
+    canvas.log_axis("y", 1.5, 1.5)
     return canvas
 
 
@@ -64,7 +62,7 @@ def draw_growth(curves: Sequence[Curve]) -> Canvas | None:
         shown = [curve for curve in curves if curve.axis == axis]
         for curve, colour in zip(shown, SERIES, strict=False):
             ratios = [point.times_smallest for point in curve.points]
-            places, look = _places(curve), LIGHT[colour]
+            places, look = np.linspace(0, 1, len(ratios)), LIGHT[colour]
             panel.plot(
                 places, [ratio.median for ratio in ratios], "o-", color=look, ms=4, label=curve.subject
             )
@@ -73,19 +71,13 @@ def draw_growth(curves: Sequence[Curve]) -> Canvas | None:
             )
         panel.axhline(1, color=LIGHT["muted"], lw=0.8)
         panel.set_xlim(-0.05, 1.05)
-        panel.set_ylim(0, 1.1 * max(point.times_smallest.high for curve in shown for point in curve.points))
+        panel.set_ylim(0, 1.1 * panel.dataLim.y1)
         # The panels share their x axis, but not their sizes: each names its own.
         panel.tick_params(labelbottom=False)
-        for place, point in zip(_places(shown[0]), shown[0].points, strict=True):
+        for place, point in zip(places, shown[0].points, strict=True):
             panel.annotate(
                 short(point.size), (place, 0), (0, -6), xycoords=("data", "axes fraction"),
                 textcoords="offset points", ha="center", va="top", color=LIGHT["muted"], size=10,
                 annotation_clip=False,
             )  # fmt: skip
     return canvas
-
-
-def _places(curve: Curve) -> list[float]:
-    """Return equal distances from 0 to 1, one for each size."""
-    last = max(len(curve.points) - 1, 1)
-    return [number / last for number in range(len(curve.points))]

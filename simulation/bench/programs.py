@@ -7,10 +7,11 @@ import re
 import resource
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from importlib.resources import files
 from pathlib import Path
 from string import Template
@@ -18,7 +19,7 @@ from typing import Final
 
 import msgspec
 
-from engine.local.process import free_port
+from engine.local.process import free_port, wait_until
 from simulation.bench.results import Sample
 from simulation.errors import BenchError
 
@@ -29,19 +30,10 @@ INSTALL: Final = {"wrk": "apt-get install wrk", "nginx": "apt-get install nginx-
 _PATH: Final = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin"])
 
 
-def find_program(name: str) -> str | None:
-    """Return the path of a program, None if it is not installed."""
-    return shutil.which(name, path=_PATH)
-
-
-def describe_missing(name: str) -> str:
-    """Return one line that says how to install the program."""
-    return f"{name} is not installed (Debian, Ubuntu: {INSTALL[name]})"
-
-
-def _require(name: str) -> str:
-    if (program := find_program(name)) is None:
-        raise BenchError(describe_missing(name))
+def find_program(name: str) -> str:
+    """Return the path of a program. Raises BenchError, which says how to install it."""
+    if (program := shutil.which(name, path=_PATH)) is None:
+        raise BenchError(f"{name} is not installed (Debian, Ubuntu: {INSTALL[name]})")
     return program
 
 
@@ -50,10 +42,10 @@ async def run_wrk(url: str, connections: int, seconds: float, products: int | No
 
     With `products`, each request is for a random one of that many. Raises BenchError.
     """
-    program = _require("wrk")
     command = [
-        program, "--threads=1", f"--connections={connections}", f"--duration={max(1, round(seconds))}s",
-        "--timeout=10s", f"--script={SCRIPT}", url, *(["--", str(products)] if products else []),
+        find_program("wrk"), "--threads=1", f"--connections={connections}",
+        f"--duration={max(1, round(seconds))}s", "--timeout=10s", f"--script={SCRIPT}", url,
+        *(["--", str(products)] if products else []),
     ]  # fmt: skip
     async with _running(command, stdout=asyncio.subprocess.PIPE) as process:
         output, _ = await process.communicate()
@@ -63,15 +55,14 @@ async def run_wrk(url: str, connections: int, seconds: float, products: int | No
     sample = msgspec.json.decode(found[0], type=Sample)
     if not sample.requests:
         raise BenchError(f"{url} answered nothing to wrk on {connections} connections")
-    if sample.socket_errors:
-        return msgspec.structs.replace(sample, fault=f"{sample.socket_errors} socket errors")
-    return sample
+    fault = f"{sample.socket_errors} socket errors" if sample.socket_errors else ""
+    return msgspec.structs.replace(sample, fault=fault)
 
 
 @asynccontextmanager
 async def serve_nginx() -> AsyncIterator[str]:
     """Serve 429 to everything by one worker of nginx; yield its URL. Raises BenchError."""
-    program = _require("nginx")
+    program = find_program("nginx")
     with tempfile.TemporaryDirectory(prefix="flashsim-nginx-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         # The worker runs without privileges and must reach the folders for long bodies.
@@ -85,29 +76,24 @@ async def serve_nginx() -> AsyncIterator[str]:
             yield url
 
 
-@asynccontextmanager
-async def serve_baseline(name: str, *arguments: str) -> AsyncIterator[str]:
+def serve_baseline(name: str, *arguments: str) -> AbstractAsyncContextManager[str]:
     """Run a module of simulation.bench.baselines on a free port; yield its URL. Raises BenchError."""
     port = free_port()
-    command = [sys.executable, "-m", f"simulation.bench.baselines.{name}", str(port), *arguments]
-    async with _serving(command, port) as url:
-        yield url
+    return _serving([sys.executable, "-m", f"simulation.bench.baselines.{name}", str(port), *arguments], port)
 
 
 @asynccontextmanager
 async def _serving(command: list[str], port: int) -> AsyncIterator[str]:
     async with _running(command) as process:
-        deadline = asyncio.get_running_loop().time() + START_S
-        while True:
-            with contextlib.suppress(OSError):
-                _, writer = await asyncio.open_connection("127.0.0.1", port)
-                writer.close()
-                await writer.wait_closed()
-                break
-            if process.returncode is not None or asyncio.get_running_loop().time() > deadline:
-                raise BenchError(f"{' '.join(command[:3])} does not listen")
-            await asyncio.sleep(0.05)
+        await wait_until(lambda: process.returncode is not None or _is_open(port), START_S)
+        if not _is_open(port):
+            raise BenchError(f"{' '.join(command[:3])} does not listen")
         yield f"http://127.0.0.1:{port}"
+
+
+def _is_open(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 @asynccontextmanager

@@ -1,7 +1,7 @@
 """What the benchmark found: the fields of bench.json. Rates are per second; names tell the unit of times."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from datetime import datetime
 from statistics import median
 from typing import Self
@@ -245,28 +245,3 @@ class Bench(msgspec.Struct, kw_only=True):
     growth: list[Curve] = []
     memory: Memory | None = None
     idle: list[IdleConnections] = []
-
-
-def make_curve(
-    axis: str,
-    subject: str,
-    sizes: Sequence[int],
-    rates: Sequence[Sequence[float]],
-    note: str,
-    cpu_us: Sequence[float | None] | None = None,
-) -> Curve:
-    """Return the curve of the rates of each round at each size, smallest size first."""
-    costs = [Spread.of(1e6 / rate for rate in rps) for rps in rates]
-    cheapest = min(cost.median for cost in costs)
-    points = [
-        Growth(
-            size=size,
-            rps=Spread.of(rps),
-            cost_us=cost,
-            times_smallest=cost.over(costs[0]),
-            times_cheapest=round(cost.median / cheapest, 3),
-            cpu_us=spent,
-        )
-        for size, rps, cost, spent in zip(sizes, rates, costs, cpu_us or [None] * len(sizes), strict=True)
-    ]
-    return Curve(axis=axis, subject=subject, points=points, note=note)

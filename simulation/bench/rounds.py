@@ -11,11 +11,11 @@ Say = Callable[[str], None]
 T = TypeVar("T")
 
 
-def describe(found: float | Sample) -> str:
+def describe(found: object) -> str:
     """Return a measured rate in words, with what went wrong."""
-    if not isinstance(found, Sample):
-        return f"{found:,.0f}/s"
-    return f"{found.rps:,.0f}/s{f' ({found.fault})' if found.fault else ''}"
+    if isinstance(found, Sample):
+        return f"{found.rps:,.0f}/s{f' ({found.fault})' if found.fault else ''}"
+    return f"{found:,.0f}/s" if isinstance(found, float) else "done"
 
 
 class Rounds(msgspec.Struct, frozen=True):
@@ -25,11 +25,7 @@ class Rounds(msgspec.Struct, frozen=True):
     seconds: float
     say: Say
 
-    async def repeat(
-        self,
-        measures: Mapping[str, Callable[[], Awaitable[T]]],
-        show: Callable[[T], str] = describe,  # type: ignore[assignment] # a default for rates and samples
-    ) -> list[list[T]]:
+    async def repeat(self, measures: Mapping[str, Callable[[], Awaitable[T]]]) -> list[list[T]]:
         """Run each of the named measures once a round; return what each of them found, in their order.
 
         Every second round runs backwards, so that a drift of the machine meets all of them alike.
@@ -38,5 +34,5 @@ class Rounds(msgspec.Struct, frozen=True):
         for number in range(1, self.count + 1):
             for name in list(measures)[:: 1 if number % 2 else -1]:
                 found[name].append(await measures[name]())
-                self.say(f"round {number}/{self.count}, {name}: {show(found[name][-1])}")
+                self.say(f"round {number}/{self.count}, {name}: {describe(found[name][-1])}")
         return list(found.values())

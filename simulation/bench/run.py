@@ -9,17 +9,17 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-import msgspec
 from msgspec.structs import replace
 
 from simulation.bench.measures import against, disk, front_door, growth, ledger, memory, open_loop
 from simulation.bench.options import SERVED_WITHOUT_ENGINE, Options, Subject
 from simulation.bench.page import write_page
-from simulation.bench.programs import describe_missing, find_program, serve_baseline, serve_nginx
+from simulation.bench.programs import find_program, serve_baseline, serve_nginx
 from simulation.bench.results import Against, Bench
 from simulation.bench.rounds import Rounds, Say
 from simulation.bench.subjects import STATES, Engine, measure_refusals, measure_textbook, serve_engine
 from simulation.errors import BenchError
+from simulation.record.facts import write_json
 from simulation.run import make_folder
 from simulation.target.engine_process import private_services
 from simulation.target.machine import ROOT, describe_machine, read_commit, read_versions
@@ -30,10 +30,9 @@ _NEEDS: Final = {
         Subject.NGINX, Subject.AIOHTTP, Subject.TEXTBOOK, Subject.SOLD_OUT, Subject.ACCEPTING,
         Subject.CONNECTIONS, Subject.PRODUCTS, Subject.ORDERS, Subject.MEMORY,
     },
-    "nginx": {Subject.NGINX, Subject.DRIVER},
+    "nginx": {Subject.NGINX, Subject.DRIVER, Subject.CONNECTIONS},
 }  # fmt: skip
 """The subjects that are measured with a program that may not be installed."""
-_BESIDE_NGINX: Final = _NEEDS["nginx"] | {Subject.CONNECTIONS}
 _STATE_OF: Final = {Subject.SOLD_OUT: "sold out", Subject.ACCEPTING: "accepting"}
 
 
@@ -53,7 +52,7 @@ async def run_bench(options: Options, folder: Path, say: Say, command: str) -> N
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    (folder / "bench.json").write_bytes(msgspec.json.format(msgspec.json.encode(bench)) + b"\n")
+    write_json(bench, folder / "bench.json")
     write_page(bench, folder)
 
 
@@ -81,7 +80,8 @@ class _Run:
             load_before=round(load_before, 2),
             rounds=self._options.rounds,
             seconds=self._options.seconds,
-            growth_seconds=self._options.growth_seconds,
+            # Shorter, since each cost is measured at many sizes.
+            growth_seconds=max(1.0, self._options.seconds * 2 / 3),
             notes=self._notes,
         )
         if Subject.DISK in self._subjects:
@@ -98,13 +98,17 @@ class _Run:
         bench.took_s = round(time.monotonic() - started, 1)
         return bench
 
-    async def _provide_nginx(self) -> str | None:
+    async def _provide_nginx(self) -> str:
+        """Leave out the subjects that lack a program; return nginx's URL, empty if nothing needs it."""
         for program, subjects in _NEEDS.items():
-            if find_program(program) is None and (skipped := self._subjects & subjects):
-                self._subjects -= skipped
-                self._note(f"{describe_missing(program)}; skipped: {', '.join(sorted(skipped))}")
-        if find_program("nginx") is None or not self._subjects & _BESIDE_NGINX:
-            return None
+            if skipped := self._subjects & subjects:
+                try:
+                    find_program(program)
+                except BenchError as missing:
+                    self._subjects -= skipped
+                    self._note(f"{missing}; skipped: {', '.join(sorted(skipped))}")
+        if not self._subjects & _NEEDS["nginx"]:
+            return ""
         return await self._cleanup.enter_async_context(serve_nginx())
 
     async def _provide_services(self) -> Services | None:
@@ -122,49 +126,48 @@ class _Run:
         ):
             return await against.compare_engines(this, other, read_commit(checkout), self._rounds)
 
-    async def _measure_servers(self, bench: Bench, nginx_url: str | None, engine: Engine | None) -> None:
+    async def _measure_servers(self, bench: Bench, nginx_url: str, engine: Engine | None) -> None:
         """Measure all HTTP servers by wrk, and the driver."""
-        async with AsyncExitStack() as cleanup:
-            servers: front_door.Servers = {}
-            if Subject.NGINX in self._subjects and nginx_url:
-                servers["nginx"] = partial(measure_refusals, nginx_url)
-            if Subject.AIOHTTP in self._subjects:
-                url = await cleanup.enter_async_context(serve_baseline("bare"))
-                servers["aiohttp, bare"] = partial(measure_refusals, url)
-            if Subject.TEXTBOOK in self._subjects and engine:
-                servers |= await self._provide_textbook(engine.services, cleanup)
-            for subject, state in _STATE_OF.items():
-                if subject in self._subjects and engine:
-                    servers[f"engine, {state}"] = partial(engine.measure_state, STATES[state])
-            bench.front_door = await front_door.measure_servers(servers, self._rounds)
+        servers: front_door.Servers = {}
+        if Subject.NGINX in self._subjects:
+            servers["nginx"] = partial(measure_refusals, nginx_url)
+        if Subject.AIOHTTP in self._subjects:
+            url = await self._cleanup.enter_async_context(serve_baseline("bare"))
+            servers["aiohttp, bare"] = partial(measure_refusals, url)
+        if Subject.TEXTBOOK in self._subjects and engine:
+            servers |= await self._provide_textbook(engine.services)
+        for subject, state in _STATE_OF.items():
+            if subject in self._subjects and engine:
+                servers[f"engine, {state}"] = partial(engine.measure_state, STATES[state])
+        bench.front_door = await front_door.measure_servers(servers, self._rounds)
         bench.ratios = front_door.compare_rates(bench.front_door)
         bench.persisted = front_door.describe_persistence(bench.front_door, self._options.seconds)
-        if Subject.DRIVER in self._subjects and nginx_url:
+        if Subject.DRIVER in self._subjects:
             bench.driver = await open_loop.measure_driver(nginx_url, self._rounds)
 
-    async def _provide_textbook(self, services: Services, cleanup: AsyncExitStack) -> front_door.Servers:
+    async def _provide_textbook(self, services: Services) -> front_door.Servers:
         if services.amqp_url is None:
             self._note("textbook skipped: there is no RabbitMQ")
             return {}
         server = serve_baseline("textbook", services.redis_url, services.amqp_url)
-        url = await cleanup.enter_async_context(server)
+        url = await self._cleanup.enter_async_context(server)
         return {
             f"textbook, {state}": partial(measure_textbook, url, services, stock)
             for state, stock in STATES.items()
         }
 
-    async def _measure_engine(self, bench: Bench, nginx_url: str | None, engine: Engine) -> None:
+    async def _measure_engine(self, bench: Bench, nginx_url: str, engine: Engine) -> None:
         chosen, rounds, sizes = self._subjects, self._rounds, self._options.sizes
+        loads: list[tuple[str, float | None]] = []
         if Subject.RESPONSE in chosen:
-            for state in STATES:
-                capacity, responses = await open_loop.measure_responses(engine, state, rounds)
-                bench.capacities.append(capacity)
-                bench.responses += responses
+            loads += [(state, None) for state in STATES]
         if Subject.CROWD in chosen:
-            capacity, responses = await open_loop.measure_crowd(engine, sizes.crowd_rps, rounds)
+            loads.append(("sold out", sizes.crowd_rps))
+        for state, crowd_rps in loads:
+            capacity, responses = await open_loop.measure_responses(engine, state, rounds, crowd_rps)
             bench.capacities.append(capacity)
             bench.responses += responses
-        shorter = replace(rounds, seconds=self._options.growth_seconds)
+        shorter = replace(rounds, seconds=bench.growth_seconds)
         if Subject.CONNECTIONS in chosen:
             bench.growth += await growth.grow_connections(engine, nginx_url, sizes.connections, shorter)
         if Subject.PRODUCTS in chosen:

@@ -5,7 +5,6 @@ valid by chance buys from a decoy sale, so that the judged sale knows all of its
 smuggled request would buy from shows whether one was carried out.
 """
 
-import asyncio
 import contextlib
 import tempfile
 import time
@@ -16,8 +15,9 @@ from urllib.parse import urlsplit
 import msgspec
 import psutil
 
+from engine.local.process import wait_until
 from engine.settings import read_settings
-from simulation.drive.child import start_child
+from simulation.drive.child import run_together, start_child
 from simulation.drive.driver import DriveResult, LoadSpec, drive
 from simulation.drive.hostile.client import Job
 from simulation.drive.hostile.request import DECOY, PRODUCTS_BELOW, SMUGGLED
@@ -32,12 +32,7 @@ from simulation.target.opening import open_sales
 from simulation.target.services import Services
 
 CLIENTS: Final = 128
-SLACK_S: Final = 10.0
-"""What a busy machine may add to the time after which a connection must have ended."""
-DECOY_UNITS: Final = 1_000_000_000
-SMUGGLED_UNITS: Final = 1_000
-POLL_S: Final = 0.1
-_HELD: Final = (psutil.CONN_ESTABLISHED, psutil.CONN_CLOSE_WAIT)
+"""Hostile clients at the same time."""
 
 
 class HostileDrive:
@@ -53,32 +48,26 @@ class HostileDrive:
         self._scenario, self._folder, self._services, self._say = scenario, folder, services, say
         self._requests, self._seed = requests, seed
         self._shards = settings.gate_shards
-        # A head, a body, the rest of a body that was refused, and once more a head.
-        self._bound_s = 2 * settings.keepalive_s + settings.client_timeout_ms / 1000 + 1 + SLACK_S
+        # A head, a body, the rest of a body that was refused, and once more a head; a busy machine adds 10 s.
+        self._bound_s = 2 * settings.keepalive_s + settings.client_timeout_ms / 1000 + 1 + 10
 
     async def drive(self, load: LoadSpec) -> DriveResult:
         """Send the load and the hostile requests; return when both are done and every connection has ended.
 
         Raises DriverError.
         """
+        # The decoy never sells out.
         offers = [
-            SaleOffer(product_id=DECOY, stock=DECOY_UNITS),
-            SaleOffer(product_id=SMUGGLED, stock=SMUGGLED_UNITS),
+            SaleOffer(product_id=DECOY, stock=1_000_000_000),
+            SaleOffer(product_id=SMUGGLED, stock=1_000),
         ]
         decoy, smuggled = await open_sales(load.url, offers, None)
         port = urlsplit(load.url).port or 80
         before = find_processes()
-        hostile = asyncio.create_task(self._play_clients(port))
-        try:
-            driven = await drive(load)
-            driven_s = (time.monotonic_ns() - driven.t0_ns) / 1e9
-            if not hostile.done():
-                self._say("the load is over; waiting for the rest of the hostile requests")
-            seen = await hostile
-        finally:
-            hostile.cancel()
-            await asyncio.gather(hostile, return_exceptions=True)
-        left = await self._await_no_connection(port)
+        driven: DriveResult
+        (driven, driven_s), seen = await run_together(self._drive_load(load), self._play_clients(port))
+        await wait_until(lambda: count_connections(port) == 0, self._bound_s)
+        left = count_connections(port)
         after = find_processes()
         state = await read_final_state(
             self._services,
@@ -104,6 +93,12 @@ class HostileDrive:
         write_json(record, self._folder / FILE)
         return driven
 
+    async def _drive_load(self, load: LoadSpec) -> tuple[DriveResult, float]:
+        """Send the load; return what was seen of it, and when it was over, in s from the run's start."""
+        driven = await drive(load)
+        self._say("the load is over; waiting for the hostile requests to end as well")
+        return driven, (time.monotonic_ns() - driven.t0_ns) / 1e9
+
     async def _play_clients(self, port: int) -> ClientReport:
         """Play all hostile clients. Raises DriverError if their process dies."""
         with tempfile.NamedTemporaryFile(prefix="flashsim-") as result:
@@ -111,13 +106,6 @@ class HostileDrive:
             async with start_child("simulation.drive.hostile.process", "the hostile clients", job) as process:
                 await process.await_end()
             return msgspec.json.decode(result.read(), type=ClientReport)
-
-    async def _await_no_connection(self, port: int) -> int:
-        """Wait until the front door has ended every connection; return how many are left after the bound."""
-        deadline = time.monotonic() + self._bound_s
-        while (left := count_connections(port)) and time.monotonic() < deadline:  # noqa: ASYNC110
-            await asyncio.sleep(POLL_S)
-        return left
 
 
 def find_processes() -> dict[str, int]:
@@ -136,7 +124,8 @@ def find_processes() -> dict[str, int]:
 def count_connections(port: int) -> int:
     """Count the connections that a process on this machine accepted on a port and has not ended."""
     sockets = [each for each in psutil.net_connections("tcp4") if each.laddr and each.laddr.port == port]
-    return sum(each.status in _HELD and each.pid is not None for each in sockets)
+    held = (psutil.CONN_ESTABLISHED, psutil.CONN_CLOSE_WAIT)
+    return sum(each.status in held and each.pid is not None for each in sockets)
 
 
 def count_stock(state: FinalState, sale_id: int, promised: list[str]) -> Stock | None:

@@ -6,7 +6,6 @@ pass.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
 
 import msgspec
 
@@ -17,9 +16,6 @@ from simulation.scenario.fault import STAGES, TARGETS, Fault
 from simulation.scenario.loading import load_scenario
 from simulation.scenario.schema import Scenario
 from simulation.target.services import Services
-
-AT_S: Final = 1.5
-SECONDS: Final = 1.5
 
 
 class Cell(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,7 +51,7 @@ def list_faults() -> list[Fault]:
     """List every kind of fault on every component it can be done to."""
     return [
         # A stage that is killed or restarted is started again at once.
-        Fault(at_s=AT_S, seconds=0 if on in STAGES and kind != "stop" else SECONDS, kind=kind, on=on)
+        Fault(at_s=1.5, seconds=0 if on in STAGES and kind != "stop" else 1.5, kind=kind, on=on)
         for kind, targets in TARGETS.items()
         for on in targets
     ]
@@ -65,7 +61,7 @@ async def run_matrix(
     faults: Sequence[Fault], folder: Path, services: Services, say: Say, command: str
 ) -> Matrix:
     """Run each of the faults alone and write the tables. Raises what `run` raises."""
-    scenario, matrix = load_scenario("single-fault"), Matrix.begin(command)
+    scenario, matrix = load_scenario("single-fault"), Matrix(command=command)
     for number, fault in enumerate(faults, 1):
         cell = await _run_cell(scenario, fault, folder, services)
         matrix.cells.append(cell)
@@ -77,9 +73,12 @@ async def run_matrix(
 
 async def _run_cell(scenario: Scenario, fault: Fault, folder: Path, services: Services) -> Cell:
     scenario = msgspec.structs.replace(scenario, faults=[fault])
-    place = folder / f"{fault.kind}-{fault.on}"
-    command = f"flashsim matrix --only {fault.kind}:{fault.on}"
-    summary, tries = await judge_planned(scenario, place, services, command)
+    summary, tries = await judge_planned(
+        scenario,
+        folder / f"{fault.kind}-{fault.on}",
+        services,
+        f"flashsim matrix --only {fault.kind}:{fault.on}",
+    )
     [done] = summary["faults"]
     outcomes = summary["outcomes"]
     return Cell(
@@ -102,5 +101,5 @@ async def _run_cell(scenario: Scenario, fault: Fault, folder: Path, services: Se
 
 def write_matrix(matrix: Matrix, folder: Path) -> None:
     """Write the matrix as JSON, Markdown and HTML."""
-    passed = sum(cell.verdict == "pass" for cell in matrix.cells)
-    write_tables("matrix", matrix, folder, good=passed, total=len(matrix.cells))
+    verdicts = [cell.verdict for cell in matrix.cells]
+    write_tables("matrix", matrix, folder, good=verdicts.count("pass"), total=len(verdicts))

@@ -52,8 +52,8 @@ async def run_mutants(
     mutations: Sequence[Mutation], folder: Path, services: Services, say: Say, command: str
 ) -> Mutants:
     """Run each of the mutations and write the tables. Raises what `run` raises."""
-    result = Mutants.begin(command)
-    controls: list[tuple[Scenario, dict[str, Any]]] = []
+    result = Mutants(command=command)
+    controls: dict[bytes, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory(prefix="flashsim-mutants-") as place:
         copies = Path(place)
         # All copies are of this one: the working tree may change meanwhile.
@@ -73,11 +73,11 @@ async def _attempt(
     copies: Path,
     folder: Path,
     services: Services,
-    controls: list[tuple[Scenario, dict[str, Any]]],
+    controls: dict[bytes, dict[str, Any]],
 ) -> Trial:
     """Run a mutation, after the unchanged engine has run the same scenario.
 
-    `controls` keeps the summaries of the unchanged engine, which runs each scenario once.
+    `controls` keeps the summaries of the unchanged engine by scenario: it runs each of them once.
     """
     scenario, command = mutation.load_scenario(), f"flashsim mutants {mutation.name}"
 
@@ -85,10 +85,10 @@ async def _attempt(
         return (await judge_planned(scenario, folder / name, services, command, copies / copy))[0]
 
     try:
-        control = next((summary for known, summary in controls if known == scenario), None)
-        if control is None:
-            control = await run(f"{mutation.name}-{UNCHANGED}", UNCHANGED)
-            controls.append((scenario, control))
+        key = msgspec.json.encode(scenario)
+        if key not in controls:
+            controls[key] = await run(f"{mutation.name}-{UNCHANGED}", UNCHANGED)
+        control = controls[key]
         if control["verdict"] != "pass":
             return judge_trial(mutation, scenario, None, f"unchanged: {explain(control)}")
         copy_engine(copies / mutation.name, copies / UNCHANGED / "engine")

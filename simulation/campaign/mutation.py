@@ -73,12 +73,11 @@ def copy_engine(folder: Path, source: Path = PACKAGE) -> None:
     shutil.copytree(source, folder / "engine", ignore=shutil.ignore_patterns("tests", "__pycache__"))
 
 
-def mutate(mutation: Mutation, folder: Path) -> list[Path]:
-    """Make the edits in the copy of the package at `folder`/engine and return the files that changed.
+def mutate(mutation: Mutation, folder: Path) -> None:
+    """Make the edits in the copy of the package at `folder`/engine.
 
     Raises MutationError, in one line, if a piece is not there exactly once.
     """
-    changed = []
     for number, edit in enumerate(mutation.edits):
         place = f"{mutation.name}: edits.{number}"
         path = folder / "engine" / edit.file
@@ -90,5 +89,3 @@ def mutate(mutation: Mutation, folder: Path) -> list[Path]:
                 f"{place}.find: must be in {edit.file} once, is there {found} times: {edit.find}"
             )
         path.write_text(source.replace(edit.find, edit.replace), encoding="utf-8")
-        changed.append(path)
-    return changed

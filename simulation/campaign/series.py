@@ -9,11 +9,11 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final
 from uuid import uuid4
 
 import asyncpg
-import msgspec
+from msgspec import Struct, field
 
 from engine.bus.connection import connect_bus
 from engine.bus.topology import DEAD, PURCHASES
@@ -26,39 +26,29 @@ from simulation.target.services import Services
 from simulation.verdict import finish_run, judge_run
 
 TIMEOUT_MS: Final = 30_000
-TRIES: Final = 2
-"""A load that was not as planned says nothing about the engine and is sent once more."""
 
 
-class Series(msgspec.Struct, kw_only=True):
+class Series(Struct, kw_only=True):
     """The result of many runs; here where it comes from, in subclasses what each run gave."""
 
     command: str
-    started_at: datetime
-    commit: str
-    machine: dict[str, str | int]
-
-    @classmethod
-    def begin(cls, command: str) -> Self:
-        """Return a series that starts now, without results."""
-        return cls(
-            command=command, started_at=datetime.now(UTC), commit=read_commit(), machine=describe_machine()
-        )
+    started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    commit: str = field(default_factory=read_commit)
+    machine: dict[str, str | int] = field(default_factory=describe_machine)
 
 
 async def judge_planned(
     scenario: Scenario, folder: Path, services: Services, command: str, code: Path | None = None
 ) -> tuple[dict[str, Any], int]:
-    """Run a scenario as `judge_one` does until its load is as planned, at most TRIES times.
+    """Run a scenario as `judge_one` does, and once more, into a folder that ends in -2, if that says nothing.
 
-    Returns the last summary and the number of tries. A second try's folder ends in -2.
+    A load that was not as planned says nothing about the engine. Returns the last summary and the number of
+    tries.
     """
-    for tries in range(1, TRIES + 1):
-        place = folder if tries == 1 else folder.with_name(f"{folder.name}-{tries}")
-        summary = await judge_one(scenario, place, services, command, code)
-        if summary["verdict"] != "unknown":
-            break
-    return summary, tries
+    summary = await judge_one(scenario, folder, services, command, code)
+    if summary["verdict"] != "unknown":
+        return summary, 1
+    return await judge_one(scenario, folder.with_name(f"{folder.name}-2"), services, command, code), 2
 
 
 async def judge_one(
@@ -110,17 +100,12 @@ async def soak(minutes: float, first_seed: int, folder: Path, services: Services
     for seed in count(first_seed):
         command = f"flashsim run chaos --seed {seed}"
         summary = await judge_one(load_scenario("chaos", seed=seed), folder, services, command)
-        say(f"seed {seed}: {explain(summary)}")
-        if summary["verdict"] != "pass":
-            say(f"replay it with: {command}")
+        say(f"{command}: {explain(summary)}")
         if summary["verdict"] != "pass" or time.monotonic() >= deadline:
             break
     return summary
 
 
 async def _execute(postgres_url: str, statement: str) -> None:
-    connection = await asyncpg.connect(postgres_url, timeout=TIMEOUT_MS / 1000)
-    try:
-        await connection.execute(statement)
-    finally:
-        await connection.close()
+    async with asyncpg.create_pool(postgres_url, min_size=0, max_size=1, timeout=TIMEOUT_MS / 1000) as pool:
+        await pool.execute(statement)

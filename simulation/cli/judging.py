@@ -61,9 +61,10 @@ def index(folder: Path) -> None:
     " 'accepted.response.p99 > +10%'; repeatable.",
 )  # fmt: skip
 @click.option(
-    "--out", type=click.Path(path_type=Path), help="The page [default: reports/comparison.html]."
+    "--out", "page", type=click.Path(path_type=Path), default=REPORTS / "comparison.html", show_default=True,
+    help="The page.",
 )  # fmt: skip
-def compare(folders: tuple[Path, ...], changes: tuple[str, ...], out: Path | None) -> None:
+def compare(folders: tuple[Path, ...], changes: tuple[str, ...], page: Path) -> None:
     """Compare runs with the first of them: a table, and a page with plots.
 
     Shows how every time and count changed, and how sure that is. Exit codes: 0, 1 if a --fail-if is true, 2
@@ -85,15 +86,12 @@ def compare(folders: tuple[Path, ...], changes: tuple[str, ...], out: Path | Non
     runs = [load_run(folder) for folder in folders]
     metrics = dict.fromkeys([*METRICS, *(condition.metric for condition in conditions)])
     rows = compare_runs(runs, list(metrics))
-    judged = [(str(condition), judge_change(condition, rows)) for condition in conditions]
-    page = out or REPORTS / "comparison.html"
-    write_comparison(runs, rows, judged, page)
-    screen = Console()
-    if not screen.is_terminal:
-        screen.width = 60 + 40 * len(runs)  # a file or a pipe has no edge to wrap at
+    judged = {str(condition): judge_change(condition, rows) for condition in conditions}
+    write_comparison(runs, rows, list(judged.items()), page)
+    # A file or a pipe has no edge to wrap at.
+    screen = Console(width=None if sys.stdout.isatty() else 60 + 40 * len(runs))
     screen.print(make_table(runs, rows))
-    for text, broken in judged:
+    for text, broken in judged.items():
         click.echo(f"{'unknown' if broken is None else 'TRUE' if broken else 'false':8} fail if {text}")
     click.echo(f"comparison: {page}")
-    outcomes = [broken for _, broken in judged]
-    sys.exit(1 if True in outcomes else EXIT_CODES["unknown"] if None in outcomes else 0)
+    sys.exit(1 if True in judged.values() else EXIT_CODES["unknown"] if None in judged.values() else 0)

@@ -1,55 +1,48 @@
 """Commands that look at scenarios and run them."""
 
-from collections.abc import Callable
-from typing import Any, Final, NoReturn, TypeVar
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, NoReturn
 
 import click
 
-from simulation.cli.shared import carry_out, end_by, name_folder, out_option, run_until_signal, say
+from simulation.cli.shared import carry_out, end_by, name_folder, run_until_signal, say
 from simulation.errors import ScenarioError
 from simulation.scenario.loading import list_scenarios, load_scenario, parse_override
 from simulation.scenario.schema import Scenario
 
-F = TypeVar("F", bound=Callable[..., Any])
-
-_CURVE_OPTIONS: Final = (
-    click.option("--rate", type=float, metavar="RPS", help="Scale the arrival curve to this peak rate."),
-    click.option("--duration", type=float, metavar="S", help="Scale the arrival curve to this length."),
-)
-_RUN_OPTIONS: Final = (
-    click.option("--target", metavar="URL", help="Engine that runs already [default: the run starts one]."),
+_CURVE_OPTIONS: Final = [
+    click.Option(["--rate"], type=float, metavar="RPS", help="Scale the arrival curve to this peak rate."),
+    click.Option(["--duration"], type=float, metavar="S", help="Scale the arrival curve to this length."),
+]
+_RUN_OPTIONS: Final = [
+    click.Option(["--target"], metavar="URL", help="Engine that runs already [default: the run starts one]."),
     *_CURVE_OPTIONS,
-    click.option("--stock", type=int, metavar="UNITS", help="Stock of the first sale."),
-    click.option("--seed", type=int, help="Seed of the plan."),
-    out_option("SCENARIO"),
-    click.option(
-        "--set", "changes", multiple=True, metavar="KEY=VALUE",
+    click.Option(["--stock"], type=int, metavar="UNITS", help="Stock of the first sale."),
+    click.Option(["--seed"], type=int, help="Seed of the plan."),
+    click.Option(
+        ["--out"], type=click.Path(path_type=Path),
+        help="Folder to write into [default: reports/TIME-SCENARIO].",
+    ),
+    click.Option(
+        ["--set", "changes"], multiple=True, metavar="KEY=VALUE",
         help="Change a key of the scenario, for example population.users=1000 or sales.0.limit=2;"
         " repeatable.",
     ),
-    click.option("--live", is_flag=True, help="Serve a page on this machine that shows the run as it goes."),
-    click.option(
-        "--live-port", type=click.IntRange(0, 65_535), metavar="N",
+    click.Option(
+        ["--live"], is_flag=True, help="Serve a page on this machine that shows the run as it goes."
+    ),
+    click.Option(
+        ["--live-port"], type=click.IntRange(0, 65_535), metavar="N",
         help="The same, on this port [default: a free one].",
     ),
-    click.option("--redis-url", help="Redis of the engine."),
-    click.option("--amqp-url", help="RabbitMQ of the engine."),
-    click.option("--postgres-url", help="PostgreSQL of the engine."),
-    click.option(
-        "--admin-token", envvar="FLASHGRID_ADMIN_TOKEN", help="Lets the run open its sales at --target."
+    click.Option(["--redis-url"], help="Redis of the engine."),
+    click.Option(["--amqp-url"], help="RabbitMQ of the engine."),
+    click.Option(["--postgres-url"], help="PostgreSQL of the engine."),
+    click.Option(
+        ["--admin-token"], envvar="FLASHGRID_ADMIN_TOKEN", help="Lets the run open its sales at --target."
     ),
-)  # fmt: skip
-
-
-def with_options(options: tuple[Callable[[F], F], ...]) -> Callable[[F], F]:
-    """Return a decorator that gives a command these options, in this order."""
-
-    def decorate(command: F) -> F:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return decorate
+]  # fmt: skip
 
 
 @click.command("list")
@@ -60,9 +53,8 @@ def list_command() -> None:
         click.echo(f"{name:12} {scenario.duration_s():4.0f} s  {scenario.text}")
 
 
-@click.command()
+@click.command(params=[*_CURVE_OPTIONS])
 @click.argument("scenario", default="spike")
-@with_options(_CURVE_OPTIONS)
 def show(scenario: str, rate: float | None, duration: float | None) -> None:
     """Show the arrival curve of SCENARIO, what it sells, and what it asks for."""
     from simulation.report.preview import preview
@@ -70,9 +62,8 @@ def show(scenario: str, rate: float | None, duration: float | None) -> None:
     click.echo(preview(load_scenario(scenario, rate_rps=rate, duration_s=duration)))
 
 
-@click.command()
+@click.command(params=[*_RUN_OPTIONS])
 @click.argument("scenario", default="spike")
-@with_options(_RUN_OPTIONS)
 @click.option("--workers", type=int, metavar="N", help="Front-door processes of the run's own engine.")
 def run(scenario: str, workers: int | None, **options: Any) -> None:
     """Run SCENARIO (a name, or a TOML file; default: spike), judge it and write its report.
@@ -90,9 +81,8 @@ def run(scenario: str, workers: int | None, **options: Any) -> None:
     _run_and_end(loaded, loaded.name, options)
 
 
-@click.command()
+@click.command(params=[*_RUN_OPTIONS])
 @click.argument("scenario", default="spike")
-@with_options(_RUN_OPTIONS)
 @click.option(
     "--processes", type=click.IntRange(1, 64), metavar="N",
     help="Processes that send; from 2 on a master with N workers [default: the scenario's driver.processes].",
@@ -136,31 +126,28 @@ def locust(
     process of Locust sends a few thousand requests/s, the driver of `flashsim run` many more; a load with too
     much lag is not valid.
     """
-    from simulation.drive.locust.driver import Locust, work
-    from simulation.drive.locust.job import LOOPBACK
+    from simulation.drive.locust.driver import drive_locust, work
 
     if workers and (worker or processes):
         raise click.UsageError("--workers waits for other workers: give no --worker and no --processes")
     if worker:
         say(f"working for the master at {master_host}:{port}")
         run_until_signal(work(master_host, port, wait))
-        say("the load is over")
         return
     count = workers or processes
     loaded = _load(scenario, {} if count is None else {"driver.processes": count}, options)
     if workers and any(sale.starts_in_s is not None for sale in loaded.sales):
         raise ScenarioError("a sale that opens at a set time can't wait for workers: use --processes")
-    if workers and bind != LOOPBACK and not options["target"]:
-        say("the run's own engine is for workers on this machine; give --target for others")
-    driver = Locust(
+    driver = partial(
+        drive_locust,
         say=say,
         awaits_workers=workers is not None,
         bind=bind,
         port=port if workers else 0,
-        web_port=0 if web else None,
+        web=web,
         wait_s=wait,
     )
-    _run_and_end(loaded, f"{loaded.name}-locust", options, driver=driver.drive)
+    _run_and_end(loaded, f"{loaded.name}-locust", options, driver=driver)
 
 
 def _load(scenario: str, overrides: dict[str, Any], options: dict[str, Any]) -> Scenario:
@@ -182,14 +169,8 @@ def _run_and_end(scenario: Scenario, name: str, options: dict[str, Any], **drive
 
     folder = options["out"] or name_folder(name)
     services = check_services(options["redis_url"], options["amqp_url"], options["postgres_url"])
-    target = None
-    if options["target"]:
-        target = find_target(options["target"], options["admin_token"], services, scenario)
-        if target.services is None:
-            say(
-                "the target's services are not known, so the verdict will be unknown;"
-                " give --redis-url and --postgres-url, and --amqp-url if it has a bus"
-            )
+    url = options["target"]
+    target = find_target(url, options["admin_token"], services, scenario) if url else None
     live_port = 0 if options["live"] and options["live_port"] is None else options["live_port"]
     work = carry_out(scenario, folder, live_port, target=target, services=services, **driver)
     end_by(run_until_signal(work), folder)

@@ -7,21 +7,19 @@ import sys
 from collections.abc import Callable, Coroutine, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
+from typing import Any, Final, NoReturn, TypeVar
 
 import click
 from click.core import ParameterSource
 
 from simulation.errors import RunError
 from simulation.scenario.schema import Scenario
-
-if TYPE_CHECKING:
-    from simulation.target.services import Services
+from simulation.target.services import Services
 
 EXIT_CODES: Final = {"pass": 0, "fail": 1, "unknown": 2}
 REPORTS: Final = Path("reports")
 _NOT_REPEATED: Final = (
-    "out", "live", "live_port", "web", "admin_token", "redis_url", "amqp_url", "postgres_url"
+    "out", "folder", "live", "live_port", "web", "admin_token", "redis_url", "amqp_url", "postgres_url"
 )  # fmt: skip
 
 T = TypeVar("T")
@@ -30,8 +28,9 @@ T = TypeVar("T")
 def out_option(what: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Return the option --out of a command that writes into a folder of reports/ by default."""
     return click.option(
-        "--out", type=click.Path(path_type=Path), help=f"Folder to write into [default: reports/TIME-{what}]."
-    )
+        "--out", "folder", type=click.Path(path_type=Path), default=lambda: name_folder(what),
+        help=f"Folder to write into [default: reports/TIME-{what}].",
+    )  # fmt: skip
 
 
 def name_folder(what: str) -> Path:
@@ -95,13 +94,13 @@ async def carry_out(
             watch = follow(scenario, show, page.show)
             await run(scenario, folder, say, watch=watch, command=repeat_command(), **options)
         say("judging")
-        page.judge()
+        page.tell("judging", {})
         summary = await asyncio.to_thread(finish_run, folder)
         page.end(summary, folder / "report.html")
     return summary
 
 
-def run_on_services(work: "Callable[[Services], Coroutine[Any, Any, T]]") -> T:
+def run_on_services(work: Callable[[Services], Coroutine[Any, Any, T]]) -> T:
     """Return the result of `work` on private services, which go with it."""
     from simulation.target.engine_process import private_services
 

@@ -13,7 +13,7 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
-from typing import IO, Any, Final, cast
+from typing import IO, Any, Final, NamedTuple, cast
 
 import msgspec
 
@@ -23,13 +23,13 @@ STOP_S: Final = 5.0
 """Longest time in which a child must end once its parent is gone; after it, it is killed."""
 
 
-class Child:
+class Child(NamedTuple):
     """A child process, seen from its parent."""
 
-    def __init__(self, process: asyncio.subprocess.Process, title: str, errors: IO[bytes]) -> None:
-        self.process = process
-        self.title = title
-        self._errors = errors
+    process: asyncio.subprocess.Process
+    title: str
+    errors: IO[bytes]
+    """What it writes to its standard error."""
 
     async def tell(self, line: bytes) -> None:
         """Send a line. A child that has died is noticed by whoever listens to it."""
@@ -55,8 +55,8 @@ class Child:
 
     async def _failure(self) -> DriverError:
         code = await self.process.wait()
-        self._errors.seek(0)
-        said = self._errors.read().decode(errors="replace").strip().splitlines()
+        self.errors.seek(0)
+        said = self.errors.read().decode(errors="replace").strip().splitlines()
         return DriverError(f"{self.title} ended with code {code}: {said[-1] if said else 'it said nothing'}")
 
 
@@ -96,27 +96,22 @@ async def run_together(*work: Coroutine[Any, Any, Any]) -> list[Any]:
 class Parent:
     """The parent process, seen from its child. Works in every event loop, since it needs none."""
 
-    def __init__(self) -> None:
-        self._heard = b""
+    _heard = b""
 
-    def listen(self) -> bytes:
-        """Wait for the next line and return it. Ends the process when the parent is gone."""
-        while not (line := self.poll(wait_s=None)):
-            pass
-        return line
+    def hear(self, wait_s: float | None = None) -> bytes:
+        """Return the next line; nothing if none comes within `wait_s`, which is no limit unless it is given.
 
-    def poll(self, wait_s: float | None = 0) -> bytes:
-        """Return the next line, or nothing while there is none. Ends the process when the parent is gone."""
+        Ends the process when the parent is gone.
+        """
         stdin = sys.stdin.fileno()
         while b"\n" not in self._heard and select.select([stdin], [], [], wait_s)[0]:
             data = os.read(stdin, 65_536)
             if not data:
                 sys.exit()
             self._heard += data
-        line, end, rest = self._heard.partition(b"\n")
-        if not end:
+        if b"\n" not in self._heard:
             return b""
-        self._heard = rest
+        line, _, self._heard = self._heard.partition(b"\n")
         return line
 
     def say(self, line: bytes) -> None:

@@ -7,17 +7,17 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
 import pandas as pd
 
 from simulation.drive.child import Child, run_together, start_child
 from simulation.drive.open_loop import Address
-from simulation.drive.parts import Part, deal, merge_results
+from simulation.drive.parts import Job, deal, merge_results
 from simulation.drive.plan import Plan
 from simulation.drive.progress import SNAPSHOT_S, Gauge, Progress
 from simulation.errors import DriverError
@@ -27,8 +27,6 @@ OPEN_LOOP: Final = "open-loop driver"
 """The driver of this module, in words."""
 READY_S: Final = 60.0
 """Longest time in which the processes must be ready."""
-HEAD_START_S: Final = 0.3
-"""From the moment at which all are ready to the start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +46,7 @@ class LoadSpec:
     that were not made."""
 
 
-@dataclass(frozen=True, slots=True)
-class DriveResult:
+class DriveResult(NamedTuple):
     """What a driver saw."""
 
     history: pd.DataFrame
@@ -73,34 +70,34 @@ async def drive(load: LoadSpec) -> DriveResult:
     """
     async with AsyncExitStack() as cleanup:
         folder = cleanup.enter_context(tempfile.TemporaryDirectory(prefix="flashsim-"))
-        parts = deal(load.plan, await resolve(load.url), load.options, Path(folder))
+        jobs = deal(load.plan, await resolve(load.url), load.options, Path(folder))
         children = [
             await cleanup.enter_async_context(
-                start_child("simulation.drive.process", f"driver process {number}", part.job)
+                start_child("simulation.drive.process", f"driver process {number}", job)
             )
-            for number, part in enumerate(parts)
+            for number, job in enumerate(jobs)
         ]
-        return await carry_out(load, children, parts)
+        return await carry_out(load, children, jobs)
 
 
 async def carry_out(
-    load: LoadSpec, children: Sequence[Child], parts: list[Part], ready_s: float = READY_S
+    load: LoadSpec, children: Sequence[Child], jobs: list[Job], ready_s: float = READY_S
 ) -> DriveResult:
     """Start the children, which have their jobs, as soon as all are ready, and merge the results of the
-    parts. Raises DriverError."""
+    jobs. Raises DriverError."""
     try:
         async with asyncio.timeout(ready_s):
             await run_together(*(child.expect() for child in children))
     except TimeoutError:
         raise DriverError(f"a driver process was not ready in {ready_s:g} s") from None
     now = time.monotonic_ns()
-    start = now + round(HEAD_START_S * 1e9) if load.t0_ns is None else load.t0_ns
+    # All processes hear the start within 0.3 s.
+    start = now + 300_000_000 if load.t0_ns is None else load.t0_ns
     ahead_s = (start - now) / 1e9
     if ahead_s < 0:
         raise DriverError(f"the start passed {-ahead_s:.2f} s before the driver was ready")
     started_at = datetime.now(UTC) + timedelta(seconds=ahead_s)
     gauge = Gauge(len(children), len(load.plan), start)
-    over = asyncio.Event()
 
     async def follow(number: int, child: Child) -> None:
         await child.tell(b"%d" % start)
@@ -110,21 +107,20 @@ async def carry_out(
 
     async def follow_all() -> None:
         await run_together(*(follow(number, child) for number, child in enumerate(children)))
-        over.set()
 
-    async def report() -> None:
-        told = False
-        while not over.is_set():
+    following = asyncio.create_task(follow_all())
+    try:
+        while not following.done():
             load.on_progress(gauge.read())
-            if load.stop.is_set() and not told:
-                told = True
+            if load.stop.is_set():
                 await run_together(*(child.tell(b"stop") for child in children))
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(over.wait(), SNAPSHOT_S)
-
-    await run_together(follow_all(), report())
-    history = merge_results(load.plan, parts)
-    load.on_progress(replace(gauge.read(), planned=len(history), done=len(history)))
+            await asyncio.wait({following}, timeout=SNAPSHOT_S)
+        await following
+    finally:
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+    history = merge_results(load.plan, jobs)
+    load.on_progress(gauge.read()._replace(planned=len(history), done=len(history)))
     return DriveResult(history, start, started_at, OPEN_LOOP)
 
 
@@ -133,14 +129,11 @@ async def resolve(url: str) -> Address:
     try:
         parts = urlsplit(url)
         port = parts.port or 80
-    except ValueError as error:
+        found = await asyncio.get_running_loop().getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
+    except (OSError, ValueError) as error:
         raise DriverError(f"{url}: {error}") from None
     if parts.scheme != "http" or not parts.hostname or parts.query or parts.username:
         raise DriverError(f"{url}: must look like http://host:port")
-    try:
-        found = await asyncio.get_running_loop().getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
-    except OSError as error:
-        raise DriverError(f"{url}: {error.strerror or error}") from None
     hosts = [str(address[0]) for *_, address in found]
     # A name may stand for addresses that nobody listens on: "localhost" is often ::1 and 127.0.0.1.
     for host in hosts if len(hosts) > 1 else []:

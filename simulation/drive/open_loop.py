@@ -122,8 +122,10 @@ class OpenLoop(Schedule):
         """End the oldest request that waits, since a connection could not be opened.
 
         An attempt to connect so costs a request, as it does when every request is a client of its own, and
-        a server that is down is not asked without end.
+        a server that is down is not asked without end. After a timeout, the sweep ends those that waited.
         """
+        if isinstance(error, TimeoutError):
+            return
         now = time.monotonic_ns() - self.t0_ns
         if (op := self.take(now)) != IDLE:
             if isinstance(error, ConnectionError):
@@ -141,8 +143,6 @@ class OpenLoop(Schedule):
         try:
             async with asyncio.timeout(self.timeout_ns / 1e9):
                 await loop.create_connection(lambda: Connection(self), self.address.host, self.address.port)
-        except TimeoutError:
-            pass  # the sweep ends the requests that waited for it
         except OSError as error:
             self.refuse(error)
 

@@ -3,7 +3,7 @@
 import gc
 import resource
 from pathlib import Path
-from typing import IO, Any, Final, NamedTuple, TypeVar
+from typing import IO, Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -15,12 +15,9 @@ from simulation.drive.plan import Integers, Plan
 from simulation.drive.progress import find_outcomes
 from simulation.errors import DriverError
 from simulation.model.history import DTYPES, make_history
-from simulation.model.outcome import OUTCOMES, RESULTS, classify, result_of
+from simulation.model.outcome import OUTCOMES, classify, result_of
 from simulation.scenario.patience import Patience
 from simulation.scenario.schema import DriverOptions
-
-SPARE_FILES: Final = 100
-"""Open files of a process beside its connections."""
 
 Loop = TypeVar("Loop", bound=OpenLoop)
 
@@ -35,30 +32,23 @@ class Job(msgspec.Struct, frozen=True):
     patience: Patience | None = None
 
 
-class Part(NamedTuple):
-    """The requests of a plan that one process sends, by number."""
-
-    ops: Integers
-    job: Job
-
-
-def deal(plan: Plan, address: Address, options: DriverOptions, folder: Path) -> list[Part]:
+def deal(plan: Plan, address: Address, options: DriverOptions, folder: Path) -> list[Job]:
     """Deal the plan to processes, in turn, so that each gets the whole curve at a share of its rate."""
     count = min(options.processes, max(len(plan), 1))
-    parts = []
+    jobs = []
     for number in range(count):
-        ops = np.arange(number, len(plan), count)
+        ops = slice(number, None, count)
         plan_file, result_file = (str(folder / f"{kind}-{number}.npz") for kind in ("plan", "result"))
         np.savez(
             plan_file,
             intended_ns=plan.intended_ns[ops],
             user_id=plan.user_id[ops],
             product_id=plan.product_id[ops],
-            key=np.array([plan.key[op] or "" for op in ops.tolist()], np.str_),
+            key=np.array([key or "" for key in plan.key[ops]], np.str_),
             pause_ns=np.empty(0) if plan.pause_ns is None else plan.pause_ns[ops],
         )
-        parts.append(Part(ops, Job(plan_file, result_file, address, options, plan.patience)))
-    return parts
+        jobs.append(Job(plan_file, result_file, address, options, plan.patience))
+    return jobs
 
 
 def prepare_loop(kind: type[Loop], job: Job, plan_file: str | IO[bytes]) -> Loop:
@@ -92,7 +82,7 @@ def _encode_requests(
 
 
 def _allow_files(connections: int) -> None:
-    needed = connections + SPARE_FILES
+    needed = connections + 100  # a process has some more files open
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, needed), hard))
@@ -105,20 +95,20 @@ def _allow_files(connections: int) -> None:
 def save_result(loop: OpenLoop, file: str | IO[bytes]) -> None:
     """Write what became of every request that was made: of the planned ones, and behind them of the retries.
 
-    `first` is the place in the plan of the request itself or of the one that it repeats.
+    `first` is the place in the plan of the request itself or of the one that it repeats; `order_id` is of the
+    accepted requests alone.
     """
     ops = np.sort(np.array(loop.ended, np.int64))
     tries = [*((op, 0) for op in range(loop.planned)), *loop.retries]
     first, attempt = np.array(tries, np.int64).reshape(-1, 2)[ops].T
     status = np.frombuffer(loop.status, np.int16)[ops]
     outcome = find_outcomes(loop, ops)
-    accepted, order_id = [], []
+    order_ids = []
     for place in np.flatnonzero(status == 200).tolist():
-        name, order = classify(200, loop.bodies[int(ops[place])])
+        name, order_id = classify(200, loop.bodies[int(ops[place])])
         outcome[place] = OUTCOMES.index(name)
-        if order is not None:
-            accepted.append(place)
-            order_id.append(order)
+        if order_id is not None:
+            order_ids.append(order_id)
     np.savez(
         file,
         first=first,
@@ -128,21 +118,19 @@ def save_result(loop: OpenLoop, file: str | IO[bytes]) -> None:
         done_ns=np.frombuffer(loop.done_ns, np.int64)[ops],
         status=status,
         outcome=outcome,
-        accepted=np.array(accepted, np.int64),
-        order_id=np.array(order_id, np.str_),
+        order_id=np.array(order_ids, np.str_),
     )
 
 
-def merge_results(plan: Plan, parts: list[Part]) -> pd.DataFrame:
-    """Return the history of a plan whose parts have been sent."""
-    results = [_read_result(number, part) for number, part in enumerate(parts)]
+def merge_results(plan: Plan, jobs: list[Job]) -> pd.DataFrame:
+    """Return the history of a plan that was dealt to jobs, which are done."""
+    results = [_read_result(number, jobs) for number in range(len(jobs))]
     saw = {name: np.concatenate([result[name] for result in results]) for name in results[0]}
-    first, outcome = saw["first_op"], saw["outcome"]
+    first, outcome = saw["first_op"], pd.Categorical.from_codes(saw["outcome"], dtype=DTYPES["outcome"])
     # Retries are numbered after the planned requests, in the order of their intended starts.
     op = first.copy()
     retries = np.flatnonzero(saw["attempt"])
     op[retries[np.argsort(saw["intended_ns"][retries], kind="stable")]] = len(plan) + np.arange(len(retries))
-    result_codes = np.array([RESULTS.index(result_of(name)) for name in OUTCOMES], np.int8)
     return make_history(
         saw
         | {
@@ -150,18 +138,18 @@ def merge_results(plan: Plan, parts: list[Part]) -> pd.DataFrame:
             "user_id": plan.user_id[first],
             "product_id": plan.product_id[first],
             "key": [plan.key[number] for number in first.tolist()],
-            "outcome": pd.Categorical.from_codes(outcome, dtype=DTYPES["outcome"]),
-            "result": pd.Categorical.from_codes(result_codes[outcome], dtype=DTYPES["result"]),
+            "outcome": outcome,
+            "result": outcome.map(result_of),
         }
     )
 
 
-def _read_result(number: int, part: Part) -> dict[str, npt.NDArray[Any]]:
-    """Return columns of the history from what a process wrote."""
-    with np.load(part.job.result) as saw:
+def _read_result(number: int, jobs: list[Job]) -> dict[str, npt.NDArray[Any]]:
+    """Return columns of the history from what the process with a job wrote."""
+    with np.load(jobs[number].result) as saw:
         columns = dict(saw)
-    columns["first_op"] = part.ops[columns.pop("first")]
-    columns["driver"] = np.full(len(columns["first_op"]), number, np.int16)
-    order_id = np.full(len(columns["first_op"]), None, object)
-    order_id[columns.pop("accepted")] = columns["order_id"].astype(object)
-    return columns | {"order_id": order_id}
+    first_op = number + len(jobs) * columns.pop("first")
+    order_id = np.full(len(first_op), None, object)
+    order_id[columns["outcome"] == OUTCOMES.index("ACCEPTED")] = columns["order_id"].astype(object)
+    driver = np.full(len(first_op), number, np.int16)
+    return columns | {"first_op": first_op, "driver": driver, "order_id": order_id}

@@ -23,10 +23,10 @@ to be counted, not for those of a whole snapshot."""
 
 def work(parent: Parent) -> None:
     """Do one job."""
-    job = msgspec.json.decode(parent.listen(), type=Job)
+    job = msgspec.json.decode(parent.hear(), type=Job)
     loop = prepare_loop(OpenLoop, job, job.plan)
     parent.say(b"ready")
-    uvloop.run(_send(loop, int(parent.listen()), parent))
+    uvloop.run(_send(loop, int(parent.hear()), parent))
     save_result(loop, job.result)
 
 
@@ -36,7 +36,7 @@ async def _send(loop: OpenLoop, t0_ns: int, parent: Parent) -> None:
     say_at = 0.0
     while not sending.done():
         await asyncio.wait({sending}, timeout=COUNT_S)
-        if parent.poll():
+        if parent.hear(wait_s=0):
             loop.stop()
         tally.count()
         if time.monotonic() >= say_at or sending.done():

@@ -4,8 +4,7 @@ import time
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 import numpy as np
@@ -16,8 +15,6 @@ from simulation.drive.schedule import Schedule
 from simulation.model.outcome import OUTCOMES, classify
 
 SNAPSHOT_S: Final = 0.25
-RECENT: Final = round(1 / SNAPSHOT_S)
-"""Snapshots that "recent" spans: a second."""
 RESPONSE_EDGES_MS: Final = np.geomspace(0.01, 100_000, 141)
 """Edges of the buckets that response times are counted in: 20 a decade, so 12 % wide."""
 BUCKETS: Final = len(RESPONSE_EDGES_MS) + 1
@@ -28,10 +25,9 @@ class Snapshot(msgspec.Struct, frozen=True):
 
     intended: int
     sent: int
-    done: int
-    """Requests that ended, with a response or without."""
     outcomes: list[int]
-    """In the order of OUTCOMES; each 200 counts as ACCEPTED."""
+    """Requests that ended, with a response or without: counts in the order of OUTCOMES. Each 200 counts as
+    ACCEPTED."""
     responses: list[int]
     """Response times (done − intended): counts below each of RESPONSE_EDGES_MS, and last those above."""
     retries: int = 0
@@ -73,7 +69,6 @@ class Tally:
         return Snapshot(
             intended=bisect_right(schedule.intended_ns, now, 0, schedule.planned) + due,
             sent=schedule.next + due - len(schedule.due) - self.unsent - schedule.withdrawn,
-            done=self.seen,
             outcomes=self.outcomes.tolist(),
             responses=self.responses.tolist(),
             retries=len(schedule.retries),
@@ -94,8 +89,7 @@ def find_outcomes(schedule: Schedule, ops: Integers) -> npt.NDArray[np.int8]:
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
+class Progress(NamedTuple):
     """How far a run is, all processes together."""
 
     t0_ns: int
@@ -135,10 +129,11 @@ class Gauge:
     def __init__(self, processes: int, planned: int, t0_ns: int) -> None:
         self.planned = planned
         self.t0_ns = t0_ns
-        self.snapshots = [Snapshot(0, 0, 0, [0] * len(OUTCOMES), [0] * BUCKETS)] * processes
+        self.snapshots = [Snapshot(0, 0, [0] * len(OUTCOMES), [0] * BUCKETS)] * processes
         self.heard_ns: dict[int, int] = {}
         """When the latest snapshot of each process came."""
-        self.earlier = deque([np.zeros(BUCKETS, np.int64)], maxlen=RECENT)
+        self.earlier = deque([np.zeros(BUCKETS, np.int64)], maxlen=round(1 / SNAPSHOT_S))
+        """The responses of each of the snapshots of the last second."""
 
     def hear(self, number: int, line: bytes) -> None:
         """Take a snapshot of a process."""
@@ -159,7 +154,7 @@ class Gauge:
             planned=self.planned + total.retries,
             intended=total.intended,
             sent=total.sent,
-            done=total.done,
+            done=sum(total.outcomes),
             outcomes=dict(zip(OUTCOMES, total.outcomes, strict=True)),
             recent_responses=recent,
         )

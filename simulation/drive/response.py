@@ -1,6 +1,7 @@
 """HTTP/1.1 responses (RFC 9112), parsed from bytes, for a client that sends one request at a time."""
 
 import re
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 from simulation.errors import BadResponse
@@ -30,10 +31,6 @@ class _Head(NamedTuple):
     keep_alive: bool
 
 
-# A server's heads differ in little more than their date, so nearly every head has been read before.
-_heads: dict[bytes, _Head] = {}
-
-
 def parse_response(data: bytes, closed: bool = False) -> Response | None:
     """Return the response at the start of `data`, or None while it is incomplete.
 
@@ -46,14 +43,7 @@ def parse_response(data: bytes, closed: bool = False) -> Response | None:
             if len(data) > MAX_BYTES or closed:
                 raise BadResponse("the head does not end")
             return None
-        raw = data[start:end]
-        head = _heads.get(raw)
-        if head is None:
-            head = _read_head(raw)
-            if len(_heads) >= 1_000:
-                _heads.clear()
-            _heads[raw] = head
-        status, length, keep_alive = head
+        status, length, keep_alive = _read_head(data[start:end])
     if length >= 0:
         if len(data) >= end + length:
             return Response(status, data[end : end + length], end + length, keep_alive)
@@ -68,6 +58,8 @@ def parse_response(data: bytes, closed: bool = False) -> Response | None:
     return None
 
 
+# A server's heads differ in little more than their date, so nearly every head has been read before.
+@lru_cache(maxsize=1_000)
 def _read_head(raw: bytes) -> _Head:
     start = _STATUS_LINE.match(raw)
     if not start:

@@ -12,6 +12,7 @@ from redis.exceptions import RedisError
 from engine.errors import StackError
 from engine.gate.client import connect_redis
 from simulation.errors import FaultError
+from simulation.target.stores import connect_ledger
 
 TIMEOUT_S: Final = 10.0
 START_S: Final = 30.0
@@ -46,14 +47,9 @@ async def alter_postgres(url: str, change: str) -> None:
     """Do ALTER SYSTEM with this change, and let the server read it. Raises FaultError."""
     with postgres_faults(f"ALTER SYSTEM {change}"):
         # The session may write even while the default is that none does.
-        connection = await asyncpg.connect(
-            url, timeout=TIMEOUT_S, server_settings={"default_transaction_read_only": "off"}
-        )
-        try:
+        async with connect_ledger(url, default_transaction_read_only="off") as connection:
             await connection.execute(f"ALTER SYSTEM {change}")
             await connection.execute("SELECT pg_reload_conf()")
-        finally:
-            await connection.close()
 
 
 @contextlib.contextmanager

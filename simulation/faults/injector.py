@@ -3,12 +3,12 @@
 import asyncio
 import contextlib
 import signal
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Coroutine, Sequence
+from contextlib import AsyncExitStack
+from typing import Any, cast
 
-import psutil
-
-from engine.local.process import ProcessId, family, find_process, identify
+from engine.local.process import ProcessId, family, identify, send_signal
+from engine.local.stack import Stack
 from engine.stages.lifecycle import cancel
 from simulation.errors import FaultError
 from simulation.faults.commands import insist
@@ -21,13 +21,14 @@ from simulation.target.background import Background
 from simulation.target.engine_process import EngineProcess
 from simulation.target.services import Services
 
-T = TypeVar("T")
 
+def check_targets(faults: Sequence[Fault], services: Services | None) -> None:
+    """Raise FaultError for a fault that needs something that this run does not have.
 
-def check_targets(faults: Sequence[Fault], services: Services | None, own_engine: bool) -> None:
-    """Raise FaultError for a fault that needs something that this run does not have."""
+    `services` are those of the run's own engine; None if it has none.
+    """
     for fault in faults:
-        if not own_engine or services is None:
+        if services is None:
             raise FaultError("faults need an engine of the run's own, not one at --target")
         if fault.on in ("relay", "rabbitmq") and services.amqp_url is None:
             raise FaultError(f"there is no {fault.on} to {fault.kind}: this engine has no bus")
@@ -35,20 +36,6 @@ def check_targets(faults: Sequence[Fault], services: Services | None, own_engine
             raise FaultError(f"{fault.kind} would lose what the outbox holds: this engine has no bus")
         if not fault.of_network and fault.on not in STAGES and services.stack is None:
             raise FaultError(f"{fault.on} is not the run's own: it can't {fault.kind} it")
-
-
-async def _do_nothing() -> None:
-    pass
-
-
-class _Effect(NamedTuple):
-    """How a fault is done and ended."""
-
-    begin: Callable[[], Awaitable[Any]]
-    end: Callable[[], Awaitable[Any]]
-    """Undoes the fault, also if anything before was interrupted."""
-    strike: Callable[[], Awaitable[Any]] = _do_nothing
-    """Runs before `end`, if nothing was interrupted."""
 
 
 class Injector(Background):
@@ -65,9 +52,11 @@ class Injector(Background):
         self.intervals: list[Interval] = []
         """The faults that have ended, in the order of their ends."""
         self._faults = faults
-        self._engine = engine
-        self._services = services
-        self._proxy = proxy
+        # `check_targets` has made sure of what these faults need.
+        self._engine = cast(EngineProcess, engine)
+        self._services = cast(Services, services)
+        self._stack = cast(Stack, services and services.stack)
+        self._proxy = cast(Proxy, proxy)
 
     async def finish(self, early: bool = False) -> list[Interval]:
         """Wait until every fault has ended, and return them by their starts.
@@ -75,7 +64,7 @@ class Injector(Background):
         `early`: end those under way, and do no more. Raises FaultError or the engine's StackError.
         """
         if early:
-            await self._cancel()
+            await cancel(self._task)
         else:
             await self._task
         return sorted(self.intervals, key=lambda interval: interval.start_s)
@@ -91,14 +80,16 @@ class Injector(Background):
     async def _inject(self, fault: Fault) -> None:
         await asyncio.sleep(fault.at_s - self._seconds())
         start_s = self._seconds()
-        effect = self._effect_of(fault)
+        ending = AsyncExitStack()
         try:
-            await effect.begin()
-            await asyncio.sleep(fault.seconds)
-            await effect.strike()
+            if fault.of_memory:
+                await self._take_memory(fault, ending)
+            else:
+                await self._begin_fault(fault, ending)
+                await asyncio.sleep(fault.seconds)
         finally:
             try:
-                await _to_the_end(effect.end())
+                await _to_the_end(ending.aclose())
             finally:
                 # The server starts a stage again by itself: such a fault ends as it begins.
                 end_s = self._seconds() if fault.seconds or fault.on not in STAGES else start_s
@@ -106,106 +97,67 @@ class Injector(Background):
                     Interval(kind=fault.kind, on=fault.on, start_s=round(start_s, 3), end_s=round(end_s, 3))
                 )
 
-    def _effect_of(self, fault: Fault) -> _Effect:
+    async def _begin_fault(self, fault: Fault, ending: AsyncExitStack) -> None:
+        """Begin a fault. `ending` learns first what ends it, so that it ends also if this is interrupted."""
         kind, on = fault.kind, fault.on
         if fault.of_network:
-            proxy = _known(self._proxy)
-            return _Effect(lambda: proxy.set_fault(on, fault), lambda: proxy.set_fault(on, None))
-        stopped: list[ProcessId] = []
-        if kind == "stop":
-            return _Effect(lambda: self._stop(on, stopped), lambda: _continue(stopped))
-        if on in STAGES:
-            return _Effect(lambda: self._end_stage(on, kind), _do_nothing)
-        services = _known(self._services)
-        stack = _known(services.stack)
-        if fault.of_memory:
-            return self._forget(MemoryLoss(kind, services, stack), stopped)
-        if kind in REFUSALS:
-            refusal = make_refusal(kind, on, services, stack)
-            return _Effect(refusal.begin, refusal.end)
-        halt = stack.kill if kind == "kill" else stack.stop
-        return _Effect(lambda: halt(on), lambda: self._start_service(on))
+            ending.push_async_callback(self._proxy.set_fault, on, None)
+            await self._proxy.set_fault(on, fault)
+        elif kind == "stop":
+            await self._stop(on, ending)
+        elif on in STAGES:
+            number = signal.SIGKILL if kind == "kill" else signal.SIGTERM
+            send_signal(await self._find_processes(on), number)
+        elif kind in REFUSALS:
+            refusal = make_refusal(kind, on, self._services, self._stack)
+            ending.push_async_callback(refusal.end)
+            await refusal.begin()
+        else:
+            ending.push_async_callback(self._start_service, on)
+            await (self._stack.kill(on) if kind == "kill" else self._stack.stop(on))
 
-    def _forget(self, loss: MemoryLoss, stopped: list[ProcessId]) -> _Effect:
+    async def _take_memory(self, fault: Fault, ending: AsyncExitStack) -> None:
         """Let fulfilment stand still during the fault, and take the gate's memory away at its end."""
+        loss = MemoryLoss(fault.kind, self._services, self._stack)
+        ending.callback(loss.tidy)
+        await self._stop("fulfilment", ending)
+        await loss.prepare()
+        await asyncio.sleep(fault.seconds)
+        await self._stop("front-door", ending)
+        await loss.drain()
+        ending.push_async_callback(self._start_service, "redis")
+        await loss.strike()
 
-        async def begin() -> None:
-            await self._stop("fulfilment", stopped)
-            await loss.prepare()
-
-        async def strike() -> None:
-            await self._stop("front-door", stopped)
-            await loss.drain()
-            await loss.strike()
-
-        async def end() -> None:
-            try:
-                await self._start_service("redis")
-            finally:
-                await _continue(stopped)
-                loss.tidy()
-
-        return _Effect(begin, end, strike)
-
-    async def _stop(self, name: str, stopped: list[ProcessId]) -> None:
-        """Send SIGSTOP. The processes join `stopped` before, so that all of them are continued."""
+    async def _stop(self, name: str, ending: AsyncExitStack) -> None:
+        """Send SIGSTOP to the processes of a stage or service, and SIGCONT to the same at the end."""
         found = await self._find_processes(name)
-        stopped += found
-        _signal(found, signal.SIGSTOP)
-
-    async def _end_stage(self, name: str, kind: str) -> None:
-        _signal(await self._find_processes(name), signal.SIGKILL if kind == "kill" else signal.SIGTERM)
+        ending.callback(send_signal, found, signal.SIGCONT)
+        send_signal(found, signal.SIGSTOP)
 
     async def _find_processes(self, name: str) -> list[ProcessId]:
         """Return the processes of a stage or service. Raises FaultError if there are none for too long."""
         if name not in STAGES:
-            return family(identify(_known(_known(self._services).stack).pid(name)))
-        engine = _known(self._engine)
+            return family(identify(self._stack.pid(name)))
 
         async def find() -> list[ProcessId]:
-            if not (found := engine.find_stage(name)):
+            if not (found := self._engine.find_stage(name)):
                 raise FaultError(f"{name} does not run")
             return found
 
         return await insist(find)
 
     async def _start_service(self, name: str) -> None:
-        services = _known(self._services)
-        stack = _known(services.stack)
-        before = repr(stack.urls)
-        await stack.start(name)
-        if repr(stack.urls) != before:
+        before = repr(self._stack.urls)
+        await self._stack.start(name)
+        if repr(self._stack.urls) != before:
             raise FaultError(f"another program has taken the port of {name} while it was down")
-        services.pids[name] = stack.pid(name)
+        self._services.pids[name] = self._stack.pid(name)
 
 
-def _known(part: T | None) -> T:
-    """Return a part of the run that `check_targets` has made sure of."""
-    if part is None:
-        raise FaultError("engine, services or proxy are not the run's own")
-    return part
-
-
-async def _continue(stopped: Iterable[ProcessId]) -> None:
-    _signal(stopped, signal.SIGCONT)
-
-
-def _signal(processes: Iterable[ProcessId], number: signal.Signals) -> None:
-    for known in processes:
-        if (process := find_process(known)) is not None:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.send_signal(number)
-
-
-async def _to_the_end(work: Awaitable[Any]) -> None:
-    """Await `work`. Cancellations, however many, wait for its end, too."""
+async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
+    """Await `work`, also through any number of cancellations: nothing is done after it."""
     task = asyncio.ensure_future(work)
-    cancelled = False
     while not task.done():
-        try:
+        with contextlib.suppress(asyncio.CancelledError):
             await asyncio.wait([task])
-        except asyncio.CancelledError:
-            cancelled = True
-    if cancelled and not task.exception():
-        raise asyncio.CancelledError
     task.result()

@@ -9,7 +9,7 @@ import shutil
 from typing import Final
 from urllib.parse import urlsplit
 
-from engine.local.process import free_port, stop_process
+from engine.local.process import free_port, log_of, stop_process
 from engine.local.redis import Redis
 from engine.local.stack import Stack
 from simulation.errors import FaultError
@@ -54,17 +54,14 @@ class MemoryLoss:
             await command_redis(self._url, "FLUSHALL")
             return
         await self._stack.kill("redis")
-        try:
-            shutil.rmtree(self._data)
-            if self._kind != "wipe":
-                self._copy.rename(self._data)
-        except OSError as error:
-            raise FaultError(f"redis' files can't be exchanged: {error}") from None
+        shutil.rmtree(self._data)
+        if self._kind != "wipe":
+            self._copy.rename(self._data)
 
     def tidy(self) -> None:
         """Remove what is left of the copy."""
         shutil.rmtree(self._copy, ignore_errors=True)
-        self._copy.with_name(self._copy.name + ".log").unlink(missing_ok=True)
+        log_of(self._copy).unlink(missing_ok=True)
 
     async def _expect_empty_outbox(self) -> None:
         for outbox in await command_redis(self._url, "KEYS", "fg:{*}:outbox"):

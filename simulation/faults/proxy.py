@@ -1,8 +1,9 @@
 """The proxy that does the network faults: it stands between the engine and its services.
 
-It is a process of its own, so that its work and the run's do not delay each other. Its parent sends a Job and
-then Changes on standard input, each as a line of JSON. It answers each with a line on standard output, the
-first of which names its ports. It ends with its standard input: then its parent is gone.
+It is a process of its own, so that its work and the run's do not delay each other. Its arguments are the
+ways (port, and host and port of the service, by name) and the seed. Its parent sends lines of JSON on its
+standard input, each with the name of a way and the fault that it has from now on, or null. It answers each
+with a line on standard output. It ends with its standard input: then its parent is gone.
 """
 
 import asyncio
@@ -15,10 +16,10 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Final, cast
-from urllib.parse import SplitResult, urlsplit
 
 import msgspec
 import uvloop
+from yarl import URL
 
 from engine.local.process import free_port
 from engine.stages.lifecycle import cancel
@@ -39,20 +40,6 @@ _URLS: Final = {"redis": "redis_url", "rabbitmq": "amqp_url", "postgres": "postg
 """The field of Services for each service."""
 
 
-class Job(msgspec.Struct, frozen=True):
-    """Host and port of the services to stand before, by name. `seed` decides which answers are dropped."""
-
-    services: dict[str, tuple[str, int]]
-    seed: int
-
-
-class Change(msgspec.Struct, frozen=True):
-    """The fault that the way to a service has from now on, or none."""
-
-    on: str
-    fault: Fault | None
-
-
 class Proxy:
     """The proxy's process, seen from its parent."""
 
@@ -63,17 +50,13 @@ class Proxy:
 
     async def set_fault(self, on: str, fault: Fault | None) -> None:
         """Give the way to a service this fault, or end the one that it has. Raises FaultError."""
-        await self.tell(Change(on, fault))
-
-    async def tell(self, order: Job | Change) -> bytes:
-        """Send a line and return the answer. Raises FaultError if there is none."""
         async with self._talking:
             with contextlib.suppress(ConnectionError, TimeoutError):
                 async with asyncio.timeout(ANSWER_S):
-                    self._stdin.write(msgspec.json.encode(order) + b"\n")
+                    self._stdin.write(msgspec.json.encode((on, fault)) + b"\n")
                     await self._stdin.drain()
-                    if answer := await self._stdout.readline():
-                        return answer
+                    if await self._stdout.readline():
+                        return
         raise FaultError("the proxy between the engine and its services does not answer")
 
 
@@ -83,59 +66,55 @@ async def start_proxy(
 ) -> AsyncIterator[tuple[Proxy, Services]]:
     """Start a proxy before the named services, and yield it with the services as seen through it.
 
-    Raises FaultError.
+    `seed` decides which answers are dropped. Raises FaultError.
     """
+    urls = {name: URL(getattr(services, _URLS[name])) for name in names}
+    ports = {name: free_port() for name in urls}
+    places = {name: (ports[name], url.host, url.port) for name, url in urls.items()}
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "simulation.faults.proxy",
+        sys.executable, "-m", "simulation.faults.proxy", msgspec.json.encode(places), str(seed),
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, start_new_session=True,
     )  # fmt: skip
     try:
-        urls = {name: urlsplit(getattr(services, _URLS[name])) for name in names}
-        places = {name: (url.hostname or "", url.port or 0) for name, url in urls.items()}
         proxy = Proxy(process)
-        ports = msgspec.json.decode(await proxy.tell(Job(places, seed)), type=dict[str, int])
-        seen = {_URLS[name]: _at(url, ports[name]) for name, url in urls.items()}
+        for name in urls:
+            await proxy.set_fault(name, None)  # the answer comes once it listens
+        seen = {
+            _URLS[name]: str(url.with_host("127.0.0.1").with_port(ports[name])) for name, url in urls.items()
+        }
         yield proxy, replace(services, **seen)  # type: ignore[arg-type]
     finally:
         cast(asyncio.StreamWriter, process.stdin).close()
         await process.communicate()
 
 
-def _at(url: SplitResult, port: int) -> str:
-    """Return the URL with the proxy's port in place of the service's address."""
-    user, sign, _ = url.netloc.rpartition("@")
-    return url._replace(netloc=f"{user}{sign}127.0.0.1:{port}").geturl()
-
-
 class Way:
     """The way to one service."""
 
-    def __init__(self, host: str, port: int, seed: str) -> None:
-        self.port = free_port()
-        self._target = (host, port)
+    def __init__(self, port: int, host: str, target_port: int, seed: str) -> None:
+        self._port = port
+        self._target = (host, target_port)
         self._fault: Fault | None = None
         self._random = random.Random(seed)
         self._flows = asyncio.Event()
         self._flows.set()
         self._writers: set[asyncio.StreamWriter] = set()
-        self._server: asyncio.Server
 
     async def listen(self) -> None:
         """Take connections, on the same port each time."""
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self._port)
 
     async def set_fault(self, fault: Fault | None) -> None:
         """Give the way this fault, or none."""
         self._fault = fault
+        self._flows.set()
         if self._has("freeze"):
             self._flows.clear()
-        else:
-            self._flows.set()
-        if self._has("cut") and self._server.is_serving():
+        if self._has("cut"):
             self._server.close()
             for writer in list(self._writers):
                 _reset(writer)
-        elif not self._has("cut") and not self._server.is_serving():
+        elif not self._server.is_serving():
             await self.listen()
 
     def _has(self, kind: str) -> bool:
@@ -190,9 +169,8 @@ class Way:
             await writer.drain()
             await asyncio.sleep(len(data[:size]) / self._strength(BYTES_PER_S))
             data = data[size:]
-        if data:
-            writer.write(data)
-            await writer.drain()
+        writer.write(data)
+        await writer.drain()
 
     def _strength(self, default: float) -> float:
         fault = self._fault
@@ -221,20 +199,15 @@ async def _obey() -> None:
     loop = asyncio.get_running_loop()
     orders = asyncio.StreamReader()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(orders), sys.stdin)
-    job = msgspec.json.decode(await orders.readline(), type=Job)
-    ways = {name: Way(*place, seed=f"{job.seed} {name}") for name, place in job.services.items()}
+    places = msgspec.json.decode(sys.argv[1], type=dict[str, tuple[int, str, int]])
+    ways = {name: Way(*place, seed=f"{sys.argv[2]} {name}") for name, place in places.items()}
     for way in ways.values():
         await way.listen()
-    _say(msgspec.json.encode({name: way.port for name, way in ways.items()}))
     while line := await orders.readline():
-        change = msgspec.json.decode(line, type=Change)
-        await ways[change.on].set_fault(change.fault)
-        _say(b"done")
-
-
-def _say(line: bytes) -> None:
-    sys.stdout.buffer.write(line + b"\n")
-    sys.stdout.buffer.flush()
+        on, fault = msgspec.json.decode(line, type=tuple[str, Fault | None])
+        await ways[on].set_fault(fault)
+        sys.stdout.buffer.write(b"done\n")
+        sys.stdout.buffer.flush()
 
 
 if __name__ == "__main__":

@@ -24,8 +24,7 @@ _HOLDER: Final = "flashsim no_connections"
 """The application name of the connections that take all slots."""
 _END_SESSIONS: Final = Path(__file__).with_name("end_sessions.sql").read_text()
 
-_Command = tuple[str, ...]
-_SETTINGS: Final[dict[tuple[str, str], tuple[_Command, _Command]]] = {
+_SETTINGS: Final[dict[tuple[str, str], tuple[tuple[str, ...], tuple[str, ...]]]] = {
     ("redis", "out_of_memory"): (("CONFIG", "SET", "maxmemory", "1"), ("CONFIG", "SET", "maxmemory", "0")),
     # Nobody listens on port 1. A replica that has never seen its primary keeps its data and refuses writes.
     ("redis", "read_only"): (("REPLICAOF", "127.0.0.1", "1"), ("REPLICAOF", "NO", "ONE")),
@@ -103,17 +102,16 @@ class NoConnections:
     def __init__(self, services: Services) -> None:
         self._url = services.postgres_url
         self._held: list[asyncpg.Connection] = []
-        self._task: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def begin(self) -> None:
         """Take all slots, and go on taking them. Raises FaultError."""
         await insist(self._seize)
-        self._task = asyncio.create_task(self._keep_seizing())
+        self._tasks.append(asyncio.create_task(self._keep_seizing()))
 
     async def end(self) -> None:
         """Give the slots back."""
-        if self._task is not None:
-            await cancel(self._task)
+        await cancel(*self._tasks)
         for connection in self._held:
             connection.terminate()
 

@@ -95,20 +95,22 @@ def compare(runs: Sequence[Run], metrics: Sequence[str] = tuple(METRICS)) -> lis
 
 def judge_change(condition: Condition, rows: Sequence[Row]) -> bool | None:
     """Return whether the condition is true of any run's change; None where it could not be measured."""
-    row = next((row for row in rows if row.metric == condition.metric), None)
-    if row is None:
-        return None
-    changes = [change and (change.percent if condition.relative else change.delta) for change in row.changes]
+    changes = [
+        change and (change.percent if condition.relative else change.delta)
+        for row in rows
+        if row.metric == condition.metric
+        for change in row.changes
+    ]
     if any(change is not None and condition.holds(change) for change in changes):
         return True
-    return None if None in changes else False
+    return None if not changes or None in changes else False
 
 
 def count_changes(rows: Sequence[Row], number: int) -> tuple[int, int, int]:
     """Return how many times of run `number` (the first is 0) are surely longer, surely shorter, or
     neither."""
-    changes = [change for row in rows if row.unit and (change := row.changes[number - 1]) is not None]
-    judged = [change for change in changes if change.low is not None]
+    changes = [row.changes[number - 1] for row in rows if row.unit]
+    judged = [change for change in changes if change is not None and change.low is not None]
     longer = sum(change.sure and change.delta > 0 for change in judged)
     shorter = sum(change.sure and change.delta < 0 for change in judged)
     return longer, shorter, len(judged) - longer - shorter

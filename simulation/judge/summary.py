@@ -9,8 +9,7 @@ import pandas as pd
 
 from simulation.judge.numbers.fairness import measure_fairness
 from simulation.judge.numbers.latency import measure_latency, response_ms, take_percentiles
-from simulation.judge.numbers.requests import count_outcomes, select_outcome, select_span
-from simulation.judge.numbers.retries import measure_retries
+from simulation.judge.numbers.requests import count_outcomes, measure_retries, select_outcome, select_span
 from simulation.judge.numbers.sales import (
     measure_fulfilment,
     measure_restock,
@@ -34,12 +33,12 @@ def summarise(
     `thresholds` are the checks of the scenario's thresholds, `ended_s` is when the load was stopped early.
     """
     end_s = scenario.duration_s() if ended_s is None else ended_s
-    words = verdict_in_words(checks, run.load.valid, thresholds)
+    stopped = "" if ended_s is None else f"Stopped after {ended_s:.1f} s. "
     started_at = run.started_at.astimezone(UTC).isoformat(timespec="milliseconds")
     history, state, restocks = run.history, run.state, run.restocks
     summary = {
         "verdict": verdict([*checks, *thresholds], run.load.valid),
-        "verdict_in_words": words if ended_s is None else f"Stopped after {ended_s:.1f} s. {words}",
+        "verdict_in_words": stopped + verdict_in_words(checks, run.load.valid, thresholds),
         "scenario": scenario.name,
         "text": scenario.text,
         "seed": scenario.seed,
@@ -67,8 +66,7 @@ def summarise(
         "checks": checks,
     }
     # JSON has no infinity and no NaN: msgspec writes null for them.
-    finite: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(summary))
-    return finite
+    return msgspec.json.decode(msgspec.json.encode(summary), type=dict[str, Any])
 
 
 def measure_phase(history: pd.DataFrame, name: str, start_s: float, end_s: float) -> dict[str, Any]:

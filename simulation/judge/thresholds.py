@@ -1,7 +1,7 @@
 """Thresholds: what a scenario asks of a run besides correctness, and the metrics that it asks about."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
 
@@ -36,7 +36,8 @@ class Metrics:
     """The moment of the history's zero."""
     restocks: Sequence[Restocked] = ()
     knee: Knee | None = None
-    timeline: pd.DataFrame | None = None
+    timeline: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """What the probes read (simulation.target.probes); empty without them."""
 
     def measure(self, metric: str, span: Span | None = None) -> float | None:
         """Return a metric over a span of the run, or all of it; None where there is nothing to measure."""
@@ -69,21 +70,17 @@ class Metrics:
     def _whole(self) -> dict[str, float | None]:
         """The metrics that only the whole run has."""
         stock, done, knee = measure_stock(self.state), measure_fulfilment(self.state), self.knee
+        front_doors_mib = measure_front_door(self.timeline).dropna().to_numpy()
         return {
             **{name: stock[name] for name in ("oversold", "sold", "remaining")},
             **{f"fulfilment.{name}": done[name] for name in ("confirmed", "failed", "rejected", "drained_s")},
             "sold_out_after_s": time_to_sell_out(self.history, self.restocks),
             "load.late_p99": self.load.lag_p99_ms,
-            "front_door.rss_max_mib": self._front_door_mib(),
+            "front_door.rss_max_mib": take_stat(front_doors_mib, "max"),
             "knee.rps": knee and knee.rps,
             "knee.plateau_p99": knee and knee.plateau_p99_ms,
             "knee.achieved_max_rps": knee and knee.achieved_max_rps,
         }
-
-    def _front_door_mib(self) -> float | None:
-        if self.timeline is None:
-            return None
-        return take_stat(measure_front_door(self.timeline).dropna().to_numpy(), "max")
 
 
 def measure_front_door(timeline: pd.DataFrame) -> pd.Series:

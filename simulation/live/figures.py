@@ -3,16 +3,13 @@
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from simulation.drive.progress import Progress
 from simulation.model.events import Interval
 from simulation.run import Watch
 from simulation.scenario.schema import Scenario
 from simulation.target.probes import Sample
-
-WINDOW_S: Final = 1.0
-"""The span over which rates are taken."""
 
 
 class Figures(NamedTuple):
@@ -114,15 +111,13 @@ class Tracker:
         recent = self._recent
         if not recent or t_s > recent[-1][0]:
             recent.append((t_s, *counts))
-        while len(recent) > 2 and recent[-1][0] - recent[1][0] >= WINDOW_S:
+        while len(recent) > 2 and recent[-1][0] - recent[1][0] >= 1:
             recent.popleft()
         span_s, *grown = (new - old for new, old in zip(recent[-1], recent[0], strict=True))
         return [count / span_s if span_s > 0 else 0.0 for count in grown]
 
     def _phase(self, t_s: float, driving: bool) -> str:
-        if not driving:
-            return "getting ready" if t_s <= 0 else "draining"
-        for name, start, end in self._phases:
-            if start <= t_s < end:
-                return name
-        return "getting ready" if t_s < 0 else "last answers"
+        if t_s <= 0:
+            return "getting ready"
+        now = (name for name, start_s, end_s in self._phases if start_s <= t_s < end_s)
+        return next(now, "last answers") if driving else "draining"

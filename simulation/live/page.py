@@ -33,10 +33,6 @@ MOST_EVENTS: Final = 4_096
 STOP_S: Final = 1.0
 """Longest wait, at the end, for the clients to take what is left for them."""
 SKETCH_POINTS: Final = 240
-_POLICY: Final = (
-    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:;"
-    " connect-src 'self'"
-)
 
 
 class LivePage:
@@ -52,37 +48,39 @@ class LivePage:
         self._events: list[bytes] = []
         self._is_over = False
         self._news = asyncio.Event()
-        self._tell("run", introduce(scenario))
+        self.tell("run", introduce(scenario))
 
     def show(self, figures: Figures) -> None:
         """Tell the run's latest figures."""
-        self._tell("point", figures._asdict())
+        self.tell("point", figures._asdict())
         if len(self._events) > MOST_EVENTS:
             self._events = self._events[:-1:2] + self._events[-1:]
-
-    def judge(self) -> None:
-        """Tell that the run is being judged."""
-        self._tell("judging", {})
 
     def end(self, summary: dict[str, Any], report: Path) -> None:
         """Tell the verdict, and where the report is."""
         load = summary["load"]
         reason = "" if load["valid"] else f" The load is not valid: {load['reason']}."
-        self._end(
-            verdict=summary["verdict"],
-            words=summary["verdict_in_words"] + reason,
-            headline=headline(summary),
-            report=str(report.absolute()),
-        )
+        ending = {
+            "verdict": summary["verdict"],
+            "words": summary["verdict_in_words"] + reason,
+            "headline": headline(summary),
+            "report": str(report.absolute()),
+        }
+        self.tell("end", ending)
 
     def close(self, why: str = "it was stopped") -> None:
         """Let the clients go. If there is no verdict, tell them `why`."""
         if not self._is_over:
-            self._end(verdict=None, words=f"The run has no verdict: {why}.", headline=[], report=None)
+            words = f"The run has no verdict: {why}."
+            self.tell("end", {"verdict": None, "words": words, "headline": [], "report": None})
 
     async def answer_page(self, _: web.Request) -> web.Response:
         """Answer GET /."""
-        headers = {"Content-Security-Policy": _POLICY, "Cache-Control": "no-store"}
+        headers = {
+            "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline';"
+            " script-src 'unsafe-inline'; img-src data:; connect-src 'self'",
+            "Cache-Control": "no-store",
+        }
         return web.Response(text=fill_page("live.html"), content_type="text/html", headers=headers)
 
     async def answer_events(self, request: web.Request) -> web.StreamResponse:
@@ -102,12 +100,10 @@ class LivePage:
                     await news.wait()
         return response
 
-    def _end(self, **ending: Any) -> None:
-        self._is_over = True
-        self._tell("end", ending)
-
-    def _tell(self, event: str, data: dict[str, Any]) -> None:
+    def tell(self, event: str, data: dict[str, Any]) -> None:
+        """Tell all clients, now and later, of an event."""
         self._events.append(b"event: %b\ndata: %b\n\n" % (event.encode(), msgspec.json.encode(data)))
+        self._is_over = event == "end"
         self._news.set()
         self._news = asyncio.Event()
 
@@ -174,19 +170,13 @@ def introduce(scenario: Scenario) -> dict[str, Any]:
 
 def sketch_curve(scenario: Scenario) -> list[tuple[float, float]]:
     """Return the expected requests a second in SKETCH_POINTS equal steps, each at its middle."""
-    seconds, counts = [np.zeros(1)], [np.zeros(1)]
-    start_s = before = 0.0
-    for segment in scenario.arrivals:
-        expected = segment.expected()
-        if expected:
-            passed = np.linspace(0.0, expected, 513)
-            seconds.append(start_s + segment.invert(passed))
-            counts.append(before + passed)
-        start_s, before = start_s + segment.seconds, before + expected
-        seconds.append(np.array([start_s]))
-        counts.append(np.array([before]))
-    edges_s = np.linspace(0.0, start_s, SKETCH_POINTS + 1)
-    reached = np.interp(edges_s, np.concatenate(seconds), np.concatenate(counts))
-    rates = np.diff(reached) / np.diff(edges_s)
+    seconds, counts = [0.0], [0.0]
+    for segment, (_, start_s, end_s) in zip(scenario.arrivals, scenario.phases(), strict=True):
+        expected, before = segment.expected(), counts[-1]
+        passed = np.linspace(0.0, expected, 513 if expected else 0)
+        seconds += [*(start_s + segment.invert(passed)), end_s]
+        counts += [*(before + passed), before + expected]
+    edges_s = np.linspace(0.0, seconds[-1], SKETCH_POINTS + 1)
+    rates = np.diff(np.interp(edges_s, seconds, counts)) / np.diff(edges_s)
     middles_s = (edges_s[:-1] + edges_s[1:]) / 2
     return list(zip(middles_s.round(3).tolist(), rates.round(1).tolist(), strict=True))

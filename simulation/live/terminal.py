@@ -18,8 +18,6 @@ from simulation.report.words import count, ms
 from simulation.run import TICK_S
 from simulation.scenario.schema import Scenario
 
-REFRESH_S: Final = 0.5
-LINE_S: Final = 1.0
 _BARS: Final = " ▁▂▃▄▅▆▇█"
 _SPARKS: Final = 60
 
@@ -28,9 +26,13 @@ _SPARKS: Final = 60
 def open_view(scenario: Scenario, console: Console) -> Iterator[Show]:
     """Show figures of a run of the scenario on the console until the end of the block."""
     if not console.is_terminal:
-        yield _thin(
-            lambda figures: console.print(format_line(figures), soft_wrap=True, highlight=False), LINE_S
-        )
+        ticks = numbers()
+
+        def print_line(figures: Figures) -> None:
+            if next(ticks) % round(1 / TICK_S) == 0:
+                console.print(format_line(figures), soft_wrap=True, highlight=False)
+
+        yield print_line
         return
     rates: deque[float] = deque(maxlen=_SPARKS)
 
@@ -39,7 +41,7 @@ def open_view(scenario: Scenario, console: Console) -> Iterator[Show]:
         live.update(_draw(scenario, figures, rates), refresh=True)
 
     with Live(console=console, auto_refresh=False, transient=True) as live:
-        yield _thin(draw, REFRESH_S)
+        yield draw
 
 
 def sparkline(values: list[float]) -> str:
@@ -59,17 +61,6 @@ def format_line(figures: Figures) -> str:
     )
 
 
-def _thin(show: Show, every_s: float) -> Show:
-    """Return a view that hands on one figure in `every_s`; figures come in each TICK_S."""
-    number = numbers()
-
-    def show_some(figures: Figures) -> None:
-        if next(number) % round(every_s / TICK_S) == 0:
-            show(figures)
-
-    return show_some
-
-
 def _draw(scenario: Scenario, figures: Figures, rates: deque[float]) -> RenderableType:
     table = Table.grid(padding=(0, 2))
     for _ in range(3):
@@ -84,10 +75,7 @@ def _draw(scenario: Scenario, figures: Figures, rates: deque[float]) -> Renderab
     for name, value, *counted in rows:
         cells = [(each.replace("_", " "), count(getattr(figures, each))) for each in counted]
         table.add_row(name, value, *cells[0], *cells[1])
-    where = Table.grid(padding=(0, 1))
-    where.add_row(
-        ProgressBar(total=scenario.duration_s(), completed=max(figures.t_s, 0.0), width=_SPARKS),
-        Text(f"{figures.t_s:5.1f} s  {figures.phase}"),
-    )
+    passed = ProgressBar(total=scenario.duration_s(), completed=max(figures.t_s, 0.0), width=_SPARKS)
     rate = Text(sparkline(list(rates)).rjust(_SPARKS), style="cyan")
-    return Panel(Group(table, rate, where), title=scenario.name, width=2 * _SPARKS - 20)
+    where = f"{figures.t_s:.1f} s  {figures.phase}"
+    return Panel(Group(table, rate, passed), title=scenario.name, subtitle=where, width=2 * _SPARKS - 20)

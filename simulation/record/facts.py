@@ -11,9 +11,9 @@ import pandas as pd
 from simulation.drive.driver import OPEN_LOOP
 from simulation.errors import RunError
 from simulation.model.events import Abort, Interval, Restocked
+from simulation.model.hostile import FILE, HostileRecord
 from simulation.model.state import FinalState
 from simulation.record.history import write_history
-from simulation.record.manifest import list_record, seal
 from simulation.record.state import write_state
 from simulation.scenario.schema import Scenario
 
@@ -57,14 +57,13 @@ def write_record(
     state: FinalState,
     faults: Sequence[Interval] = (),
 ) -> None:
-    """Write all that a verdict needs into the run's folder, and seal it."""
+    """Write all that a verdict needs into the run's folder."""
     if faults:
         write_json(faults, folder / "faults.json")
     write_json(facts, folder / "run.json")
     write_history(history, folder / "history.parquet")
     timeline.to_csv(folder / "timeline.csv", index=False)
     write_state(state, folder)
-    seal(folder, list_record(folder))
 
 
 def write_json(value: Any, file: Path) -> None:
@@ -83,6 +82,11 @@ def read_facts(folder: Path) -> RunFacts:
 def read_faults(folder: Path) -> list[Interval]:
     """Return the faults that were done in the run. Raises RunError."""
     return read_part(folder, "faults.json", list[Interval]) or []
+
+
+def read_hostile(folder: Path) -> HostileRecord | None:
+    """Return the record of a run's hostile requests, None if there were none. Raises RunError."""
+    return read_part(folder, FILE, HostileRecord)
 
 
 def read_part(folder: Path, name: str, kind: type[T]) -> T | None:

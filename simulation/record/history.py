@@ -27,10 +27,19 @@ import pyarrow.parquet as pq
 from simulation.errors import RunError
 from simulation.model.history import DTYPES
 
-_TYPES: Final = {"int16": pa.int16(), "int64": pa.int64(), "Int64": pa.int64(), "str": pa.string()}
-_WORDS: Final = pa.dictionary(pa.int8(), pa.string())
+_TYPES: Final = {
+    "int16": pa.int16(),
+    "int64": pa.int64(),
+    "Int64": pa.int64(),
+    "str": pa.string(),
+    "category": pa.dictionary(pa.int8(), pa.string()),
+}
 SCHEMA: Final = pa.schema(
-    pa.field(name, _TYPES.get(str(dtype), _WORDS), nullable=dtype in ("Int64", "str"))
+    pa.field(
+        name,
+        _TYPES[str(dtype)],
+        nullable=dtype in ("Int64", "str"),
+    )
     for name, dtype in DTYPES.items()
 )
 

@@ -5,21 +5,16 @@ the manifest is only caught by the rules and by `find_contradictions`.
 """
 
 import hashlib
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import msgspec
-
-from simulation.errors import RunError
 from simulation.judge.verdict import Check
+from simulation.record.facts import read_part, write_json
 
 MANIFEST: Final = "manifest.json"
 RECORD: Final = ("run.json", "history.parquet", "timeline.csv", "faults.json", "fuzz.json")
-FINAL: Final = "final"
-"""The folder of the record; all its files count."""
 PRODUCTS: Final = ("summary.json", "report.html")
 """Files that are made from the record and may be made again."""
 
@@ -27,13 +22,13 @@ PRODUCTS: Final = ("summary.json", "report.html")
 def list_record(folder: Path) -> list[str]:
     """List the files of the record that exist, by their paths in the run's folder."""
     found = [name for name in RECORD if (folder / name).exists()]
-    return found + sorted(f"{FINAL}/{file.name}" for file in (folder / FINAL).glob("*") if file.is_file())
+    return found + sorted(f"final/{file.name}" for file in (folder / "final").glob("*") if file.is_file())
 
 
 def seal(folder: Path, names: Sequence[str]) -> None:
     """Write the digests of these files into the manifest of the run's folder, beside those it has."""
     digests = (read_manifest(folder) or {}) | {name: _digest(folder / name) for name in names}
-    (folder / MANIFEST).write_text(json.dumps(digests, indent=2, sort_keys=True) + "\n")
+    write_json(dict(sorted(digests.items())), folder / MANIFEST)
 
 
 def read_manifest(folder: Path) -> dict[str, str] | None:
@@ -41,45 +36,38 @@ def read_manifest(folder: Path) -> dict[str, str] | None:
 
     Raises RunError if the file is not a manifest.
     """
-    try:
-        return msgspec.json.decode((folder / MANIFEST).read_bytes(), type=dict[str, str])
-    except FileNotFoundError:
-        return None
-    except (OSError, msgspec.DecodeError) as error:
-        raise RunError(f"{folder / MANIFEST}: is not a manifest: {error}") from None
+    return read_part(folder, MANIFEST, dict[str, str])
 
 
-def judge_record(folder: Path) -> Check | None:
-    """Check that the record is as the run wrote it; None without a manifest."""
+def judge_record(folder: Path) -> list[Check]:
+    """Return the check that the record is as the run wrote it; none without a manifest."""
     digests = read_manifest(folder)
     if digests is None:
-        return None
+        return []
     sealed = [name for name in digests if name not in PRODUCTS]
     changes = [f"{name} is missing" for name in sealed if not (folder / name).exists()]
     changes += _find_changes(folder, digests, sealed)
     changes += [f"{name} was added" for name in list_record(folder) if name not in digests]
-    return Check(
-        name="record is untouched",
-        holds=not changes,
-        violations=len(changes),
-        detail=", ".join(changes) or f"{len(sealed)} files are as they were written",
-        meaning="Every file of the record has the SHA-256 digest that was taken when the run wrote it.",
-    )
+    return [
+        Check(
+            name="record is untouched",
+            holds=not changes,
+            violations=len(changes),
+            detail=", ".join(changes) or f"{len(sealed)} files are as they were written",
+            meaning="Every file of the record has the SHA-256 digest that was taken when the run wrote it.",
+        )
+    ]
 
 
 def find_contradictions(folder: Path, judged: dict[str, Any]) -> list[str]:
     """Tell where the files made from the record disagree with it, in words.
 
-    `judged` is the summary as the record gives it now. A file that does not exist contradicts nothing.
+    `judged` is the summary as the record gives it now. A file that does not exist contradicts nothing. Raises
+    RunError if summary.json is not JSON.
     """
     digests = read_manifest(folder) or {}
     found = _find_changes(folder, digests, [name for name in PRODUCTS if name in digests])
-    try:
-        written = json.loads((folder / "summary.json").read_text())
-    except FileNotFoundError:
-        return found
-    except (OSError, ValueError) as error:
-        return [*found, f"can't read summary.json: {error}"]
+    written = read_part(folder, "summary.json", dict[str, Any]) or {}
     said, true = _flatten(written), _flatten(judged)
     return found + [
         f"summary.json says {where} {said[where]!r}, the record {true[where]!r}"

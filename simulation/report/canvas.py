@@ -28,8 +28,6 @@ DASHED: Final = (0, (3, 2))
 WIDE: Final = 860
 NARROW: Final = 350
 """Pixels: the width of a plot on a desktop and on a phone."""
-_ROW: Final = 14
-"""Pixels from one label to the next below it."""
 
 # For the whole process: nothing else in it draws.
 mpl.rcParams.update(
@@ -95,7 +93,6 @@ class Canvas:
         self._heights = panels
         self._course = Course()
         self._names: list[Artist] = []
-        self._width = 0
         self.figure = Figure()
         self.panels: list[Axes] = list(
             self.figure.subplots(
@@ -107,17 +104,28 @@ class Canvas:
             axes.yaxis.set_major_formatter(lambda value, _: short(value))
 
     def time_axis(self, end_s: float, course: Course) -> None:
-        """Let the x axis be seconds from the start of the run; shade phases and faults, mark moments."""
+        """Let the x axis be seconds from the start of the run; shade phases and faults, mark moments.
+
+        A y axis that is not logarithmic begins at 0.
+        """
         self._course = course
         for axes in self.panels:
             axes.set_xlim(0, end_s)
+            if axes.get_yscale() == "linear":
+                axes.set_ylim(0, max(axes.dataLim.y1, 1) * (1.3 if course.faults else 1.2))
             axes.xaxis.set_major_formatter(lambda value, _: f"{value:g} s")
             for spans, colour in ((course.phases[1::2], "shade"), (course.faults, "fault")):
                 for span in spans:
                     axes.axvspan(span.start_s, min(span.end_s, end_s), color=LIGHT[colour], lw=0, zorder=0)
 
-    def log_axis(self, axis: str, low_ms: float, high_ms: float) -> None:
-        """Let the "x" or the "y" axis of every panel be logarithmic, in milliseconds."""
+    def log_axis(self, axis: str, below: float, above: float) -> None:
+        """Let the "x" or the "y" axis of every panel be logarithmic, in milliseconds.
+
+        It begins at the lowest value drawn over `below`, and ends at the highest times `above`.
+        """
+        drawn = Bbox.union([axes.dataLim for axes in self.panels])
+        low, high = drawn.intervalx if axis == "x" else drawn.intervaly
+        low_ms, high_ms = max(low, 1e-3) / below, high * above
         for axes in self.panels:
             axes.set(**{f"{axis}scale": "log", f"{axis}lim": (low_ms, high_ms)})
             scaled = axes.xaxis if axis == "x" else axes.yaxis
@@ -126,21 +134,19 @@ class Canvas:
             scaled.set_major_formatter(lambda value, _: ms(value))
             scaled.set_minor_locator(NullLocator())
 
-    def nines_axis(self, most: float) -> None:
-        """Let the x axis be 1/(1−p) up to `most`, logarithmic: each nine of the percentile p is as long."""
+    def nines_axis(self) -> None:
+        """Let the x axis be 1/(1−p), logarithmic: each nine of the percentile p is as long."""
         [axes] = self.panels
-        nines = range(1, int(np.log10(max(most, 10))) + 1)
+        most = max(axes.dataLim.x1, 10)
+        nines = range(1, int(np.log10(most)) + 1)
         words = [f"{100 - 10 ** (2 - nine):.{max(nine - 2, 0)}f}%" for nine in nines]
-        axes.set(xscale="log", xlim=(1, max(most, 10)))
+        axes.set(xscale="log", xlim=(1, most))
         axes.set_xticks([1, 2, *(10**nine for nine in nines)], ["0", "50%", *words])
         axes.xaxis.set_minor_locator(NullLocator())
         axes.grid(axis="x")
 
     def lay_out(self, width: int) -> None:
         """Fit keys and names into a figure of `width` pixels."""
-        if width == self._width:
-            return
-        self._width = width
         height = 34.0
         for axes, (title, panel_height) in zip(self.panels, self._heights.items(), strict=True):
             handles, labels = axes.get_legend_handles_labels()
@@ -195,7 +201,7 @@ class Canvas:
             name.set(ha="right", x=-5)
         drop = 0
         while name.get_window_extent().padded(4, -1).count_overlaps(taken):
-            drop += _ROW
+            drop += 14  # the height of a label
             name.set(y=-2 - drop)
         taken.append(name.get_window_extent())
         self._names.append(name)
@@ -204,10 +210,10 @@ class Canvas:
     def to_svg(self, name: str) -> tuple[str, str]:
         """Return the figure as two SVG elements, for a desktop and for a phone. See `to_svg`."""
         forms = []
-        for width in (NARROW, WIDE):
+        for width in (WIDE, NARROW):
             self.lay_out(width)
             forms.append(to_svg(self.figure, f"{name}-{width}"))
-        return forms[1], forms[0]
+        return forms[0], forms[1]
 
     def to_png(self, file: Path) -> None:
         """Write the figure on white, in twice its resolution. Raises OSError."""

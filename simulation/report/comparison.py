@@ -36,7 +36,7 @@ def write_comparison(
         notes=find_obstacles(runs),
         resamples=RESAMPLES,
         slices=SLICES,
-        heads=["", "A"] + [head for letter in LETTERS[1 : len(runs)] for head in (letter, "change")],
+        heads=_name_columns(runs),
         rows=[_fill_row(row) for row in rows],
         plots=_draw(runs, rows),
         differences=find_differences(runs),
@@ -47,22 +47,20 @@ def write_comparison(
 def make_table(runs: Sequence[Run], rows: Sequence[Row]) -> Table:
     """Return the rows as a table for the terminal."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("", no_wrap=True)
-    for number in range(len(runs)):
-        table.add_column(LETTERS[number], justify="right")
-        if number:
-            table.add_column("change", justify="right")
-            table.add_column("95%", justify="right", style="dim")
+    for head in _name_columns(runs):
+        table.add_column(head, justify="right" if head else "left", no_wrap=True)
     colours = {"longer": "bold red", "shorter": "bold green", "": ""}
     for row in rows:
-        cells: list[str | Text] = []
-        for cell in _fill_row(row):
-            if isinstance(cell, str):
-                cells.append(cell)
-            else:
-                cells += [Text(cell["text"], colours[cell["class"]]), cell["note"]]
+        cells = (
+            cell if isinstance(cell, str) else Text(f"{cell['text']} {cell['note']}", colours[cell["class"]])
+            for cell in _fill_row(row)
+        )
         table.add_row(*cells)
     return table
+
+
+def _name_columns(runs: Sequence[Run]) -> list[str]:
+    return ["", "A"] + [head for letter in LETTERS[1 : len(runs)] for head in (letter, "change")]
 
 
 def judge_in_a_word(counted: Sequence[tuple[int, int, int]]) -> tuple[str, str]:
@@ -113,26 +111,19 @@ def find_differences(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
     return [(name, each) for name, each in values.items() if len(set(each)) > 1]
 
 
-def write_value(row: Row, value: float | None) -> str:
-    """Return a value of the row in the unit that suits it."""
-    return {"ms": ms, "s": seconds, "": count}[row.unit](value)
-
-
 def _fill_row(row: Row) -> list[str | dict[str, str]]:
-    cells: list[str | dict[str, str]] = [row.title, write_value(row, row.values[0])]
+    write = {"ms": ms, "s": seconds, "": count}[row.unit]
+    cells: list[str | dict[str, str]] = [row.title, write(row.values[0])]
     for value, change in zip(row.values[1:], row.changes, strict=True):
-        cells += [write_value(row, value), _describe_change(row, change)]
+        cells += [write(value), _describe_change(row, change)]
     return cells
 
 
 def _describe_change(row: Row, change: Change | None) -> dict[str, str]:
     if change is None:
         return {"text": "–", "note": "", "class": ""}
-    if not change.delta:
-        text = "0"
-    elif change.percent is None or not row.unit:
-        text = f"{change.delta:+,.0f}"
-    else:
+    text = f"{change.delta:+,.0f}"
+    if change.percent is not None and row.unit:
         text = percent(change.percent)
     interval = ""
     if change.low is not None and change.high is not None:

@@ -4,20 +4,16 @@ from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
-from matplotlib.ticker import NullLocator
 
 from simulation.judge.comparison import Row, Run
 from simulation.judge.numbers.latency import response_ms
 from simulation.report.canvas import Canvas, Course
-from simulation.report.latency_plots import tail_of
+from simulation.report.latency_plots import percentile_steps, tail_of, time_answers
 from simulation.report.page import LIGHT, SERIES
-from simulation.report.plots import last_second, middles_of, time_edges
+from simulation.report.plots import last_second, time_edges
 
 LETTERS: Final = "ABCDEFGH"
 """The names of the runs; SERIES has their colours."""
-_FAR_PERCENT: Final = 400.0
-"""Changes beyond this are drawn as factors, on a logarithmic axis: percents would hide all smaller ones."""
-_LEAST_FACTOR: Final = 0.01
 
 
 def draw_changes(rows: Sequence[Row]) -> Canvas | None:
@@ -26,35 +22,24 @@ def draw_changes(rows: Sequence[Row]) -> Canvas | None:
     if not shown:
         return None
     others = len(shown[0].changes)
-    reach = _reach(shown)
-    far = reach > _FAR_PERCENT
-
-    def place(percent: float) -> float:
-        return max(1 + percent / 100, _LEAST_FACTOR) if far else max(percent, -99.0)
-
     canvas = Canvas({"Change from A": (14 + 14 * others) * len(shown)})
     [axes] = canvas.panels
-    labelled: set[str] = set()
     for number, row in enumerate(shown):
-        for letter, colour, change in zip(LETTERS[1:], SERIES[1:], row.changes, strict=False):
+        for other, change in enumerate(row.changes, 1):
             if change is None or change.percent is None or change.low is None or change.high is None:
                 continue
-            y = number + (LETTERS.index(letter) / (others + 1) - 0.5) * 0.8
-            look = LIGHT[colour]
-            axes.plot([place(change.low), place(change.high)], [y, y], color=look, lw=2)
-            axes.plot(
-                place(change.percent), y, "o", color=look, mfc=look if change.sure else LIGHT["paper"],
-                ms=7, mew=1.8, label=None if letter in labelled else letter,
-            )  # fmt: skip
-            labelled.add(letter)
-    axes.axvline(place(0), color=LIGHT["muted"], lw=1, zorder=1)
-    if far:
-        axes.set_xscale("log")
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(lambda value, _: f"×{value:g}")
-    else:
-        axes.set_xlim(-min(reach * 1.1, 105), reach * 1.1)
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:+g}%" if value else "0")
+            y = number + (other / (others + 1) - 0.5) * 0.8
+            look = LIGHT[SERIES[other]]
+            axes.plot([change.low, change.high], [y, y], color=look, lw=2)
+            face = look if change.sure else LIGHT["paper"]
+            axes.plot([change.percent], y, "o", color=look, mfc=face, ms=7, mew=1.8)
+    for letter, colour in zip(LETTERS[1:], SERIES[1 : others + 1], strict=False):
+        axes.plot([], "o", color=LIGHT[colour], label=letter)
+    axes.axvline(0, color=LIGHT["muted"], lw=1, zorder=1)
+    # Changes of a few percent and manifold ones are read off one axis.
+    axes.set_xscale("symlog", linthresh=1)
+    axes.set_xlim(left=max(axes.get_xlim()[0], -100))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:+,g}%")
     axes.set_ylim(len(shown) - 0.5, -0.5)
     axes.set_yticks(range(len(shown)), [row.title for row in shown])
     axes.grid(axis="y", visible=False)
@@ -62,32 +47,19 @@ def draw_changes(rows: Sequence[Row]) -> Canvas | None:
     return canvas
 
 
-def _reach(rows: Sequence[Row]) -> float:
-    """Return how far the changes reach, in percent. An interval may reach anywhere: it counts up to 150 %."""
-    reach = 5.0
-    for change in (change for row in rows for change in row.changes):
-        if change is not None and None not in (change.percent, change.low, change.high):
-            percent, low, high = change.percent or 0.0, change.low or 0.0, change.high or 0.0
-            reach = max(reach, min(abs(low), 99.0), min(abs(high), 150.0), abs(percent))
-    return reach
-
-
 def draw_curves(runs: Sequence[Run], outcome: str) -> Canvas | None:
     """Draw the response time at every percentile of one outcome's requests; the x axis counts nines."""
     canvas = Canvas({"Response time at a percentile": 240})
     [axes] = canvas.panels
-    lowest, highest, most = np.inf, 0.0, 0
     for letter, colour, run in zip(LETTERS, SERIES, runs, strict=False):
         took = np.sort(response_ms(run.metrics.history[run.metrics.history["outcome"] == outcome]))
         if len(took):
             nines, at = tail_of(took)
             axes.plot(nines, took[at], color=LIGHT[colour], label=letter)
-            lowest, highest = min(lowest, float(took[0])), max(highest, float(took[-1]))
-            most = max(most, len(took))
-    if not most:
+    if not axes.lines:
         return None
-    canvas.log_axis("y", max(lowest, 1e-3) / 1.2, highest * 1.3)
-    canvas.nines_axis(most)
+    canvas.log_axis("y", 1.2, 1.3)
+    canvas.nines_axis()
     return canvas
 
 
@@ -98,16 +70,10 @@ def draw_times(runs: Sequence[Run], course: Course) -> Canvas | None:
     canvas = Canvas({"Response time, p99": 230})
     [axes] = canvas.panels
     for letter, colour, run in zip(LETTERS, SERIES, runs, strict=False):
-        answered = run.metrics.history.dropna(subset=["sent_ns", "done_ns"])
-        bins = np.digitize(answered["intended_ns"].to_numpy("int64") / 1e9, edges) - 1
-        took = response_ms(answered)
-        line = np.full(len(edges) - 1, np.nan)
-        for place in np.unique(bins[bins < len(line)]):
-            line[place] = np.percentile(took[bins == place], 99)
-        axes.plot(middles_of(edges), line, color=LIGHT[colour], lw=1.7, label=letter)
-    low, high = axes.dataLim.intervaly
-    if not high > 0:
+        p99_ms = percentile_steps(*time_answers(run.metrics.history), edges, 99)
+        axes.stairs(p99_ms, edges, baseline=None, color=LIGHT[colour], lw=1.7, label=letter)
+    if not axes.dataLim.y1 > 0:
         return None
-    canvas.log_axis("y", low / 1.3, high * 2)
+    canvas.log_axis("y", 1.3, 2)
     canvas.time_axis(end_s, course)
     return canvas

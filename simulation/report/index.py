@@ -35,17 +35,14 @@ def write_index(folder: Path) -> Path:
 
 
 def list_runs(folder: Path) -> list[Entry]:
-    """Return the runs with a summary and a report, the latest first. Skip every other folder."""
+    """Return the runs with a report and a summary, the latest first. Skip every other folder."""
     entries = []
-    for file in folder.glob("*/summary.json"):
+    for report in folder.glob("*/report.html"):
         try:
-            summary = json.loads(file.read_text(encoding="utf-8"))
+            summary = json.loads((report.parent / "summary.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
-        whole = {"verdict", "load", "stock", "started_at"} <= summary.keys()
-        if not whole or not (file.parent / "report.html").exists():
-            continue
-        thumbnail = file.parent / "plots" / THUMBNAIL
+        thumbnail = report.parent / "plots" / THUMBNAIL
         drawing = thumbnail.read_text(encoding="utf-8") if thumbnail.exists() else ""
-        entries.append(Entry(file.parent.name, summary, drawing))
+        entries.append(Entry(report.parent.name, summary, drawing))
     return sorted(entries, key=lambda entry: (entry.summary["started_at"], entry.name), reverse=True)

@@ -3,7 +3,7 @@ nothing to draw.
 """
 
 from collections.abc import Mapping
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -21,38 +21,29 @@ _LINES: Final = {
     "p50": ("p50", "sky", 1.6),
     "p99": ("p99", "blue", 2.2),
     "p999": ("p99.9", "pink", 1.3),
-    "max": ("max", "muted", 1.0),
+    "max": ("max", "muted", 0.8),
 }
 """Word, colour and width of each percentile over time."""
 
 
-class Step(NamedTuple):
-    """A percentile of the requests that were intended within a stretch of time."""
-
-    start_s: float
-    end_s: float
-    value: float
-
-
-def percentile_steps(at_s: Floats, values: Floats, edges: Floats, percentile: float) -> list[Step]:
-    """Return a percentile over time, in steps of whole bins.
+def percentile_steps(at_s: Floats, values: Floats, edges: Floats, percentile: float) -> Floats:
+    """Return a percentile over time: its value in each bin, the same in all bins of a step.
 
     A step lasts until it holds so many values that one is expected beyond the percentile: with fewer, the
     percentile can't be told from the maximum. A bin without values ends a step. A step with too few values is
-    left out.
+    NaN.
     """
     needed = np.ceil(round(1 / (1 - percentile / 100), 6)) if percentile < 100 else 1
     order = np.argsort(at_s, kind="stable")
     values = values[order]
     bounds = np.searchsorted(at_s[order], edges)
-    steps = []
+    steps = np.full(len(edges) - 1, np.nan)
     first = 0
     for last in range(len(edges) - 1):
         if bounds[last] == bounds[last + 1]:
             first = last + 1
         elif bounds[last + 1] - bounds[first] >= needed:
-            value = np.percentile(values[bounds[first] : bounds[last + 1]], percentile)
-            steps.append(Step(float(edges[first]), float(edges[last + 1]), float(value)))
+            steps[first : last + 1] = np.percentile(values[bounds[first] : bounds[last + 1]], percentile)
             first = last + 1
     return steps
 
@@ -62,49 +53,35 @@ def draw_latency(history: pd.DataFrame, course: Course) -> Canvas | None:
 
     A percentile with too few requests for any step is one point that says on how many it rests.
     """
-    answered = history.dropna(subset=["sent_ns", "done_ns"])
-    shown = [word for word in OUTCOME_COLOURS if (answered["outcome"] == word).any()]
-    if not shown:
+    answers = {word: time_answers(history[history["outcome"] == word]) for word in OUTCOME_COLOURS}
+    answers = {OUTCOMES[word.lower()]: found for word, found in answers.items() if len(found[0])}
+    if not answers:
         return None
     end_s = last_second(history)
     edges = time_edges(end_s, 80)
-    canvas = Canvas({OUTCOMES[outcome.lower()].capitalize(): 165 for outcome in shown})
-    # Few requests are much quicker than the median: the axis is for those that are slower.
-    took = response_ms(answered[answered["outcome"].isin(shown)])
-    room = 4 if course.faults or course.moments else 2.4
-    canvas.log_axis("y", max(float(np.percentile(took, 5)), 1e-3) / 1.5, float(took.max()) * room)
-    for axes, outcome in zip(canvas.panels, shown, strict=True):
-        chosen = answered[answered["outcome"] == outcome]
-        at_s, took = chosen["intended_ns"].to_numpy("float64") / 1e9, response_ms(chosen)
+    canvas = Canvas({word.capitalize(): 165 for word in answers})
+    for axes, (at_s, took) in zip(canvas.panels, answers.values(), strict=True):
         for name, (word, colour, width) in _LINES.items():
             look = LIGHT[colour]
             steps = percentile_steps(at_s, took, edges, PERCENTILES[name])
-            if not steps:
+            if np.isnan(steps).all():
                 middle = (float(at_s.min()) + float(at_s.max())) / 2
                 value = float(np.percentile(took, PERCENTILES[name]))
                 axes.plot(middle, value, "o", color=look, ms=5)
                 note(axes, f"{word} of {count(len(took))} requests", (middle, value), middle > 0.6 * end_s)
-            elif name == "max":
-                middles = [(step.start_s + step.end_s) / 2 for step in steps]
-                values = [step.value for step in steps]
-                axes.plot(middles, values, "o", color=look, ms=2.2, label=word)
             else:
-                axes.plot(*_trace(steps), color=look, lw=width, zorder=3 - width / 9, label=word)
+                axes.stairs(
+                    steps, edges, baseline=None, color=look, lw=width, zorder=3 - width / 9, label=word
+                )
+    canvas.log_axis("y", 1.5, 4 if course.faults or course.moments else 2.4)
     canvas.time_axis(end_s, course)
     return canvas
 
 
-def _trace(steps: list[Step]) -> tuple[list[float], list[float]]:
-    """Return the corners of the steps; a gap in time is a gap in the line."""
-    xs: list[float] = []
-    ys: list[float] = []
-    for step in steps:
-        if xs and step.start_s > xs[-1] + 1e-9:
-            xs.append(np.nan)
-            ys.append(np.nan)
-        xs += [step.start_s, step.end_s]
-        ys += [step.value, step.value]
-    return xs, ys
+def time_answers(history: pd.DataFrame) -> tuple[Floats, Floats]:
+    """Return of the answered requests the intended start, in seconds, and the response time, in ms."""
+    answered = history.dropna(subset=["sent_ns", "done_ns"])
+    return answered["intended_ns"].to_numpy("float64") / 1e9, response_ms(answered)
 
 
 def tail_of(took: Floats) -> tuple[Floats, npt.NDArray[np.int64]]:
@@ -123,7 +100,6 @@ def draw_percentiles(history: pd.DataFrame) -> Canvas | None:
     """
     canvas = Canvas({"Latency at a percentile": 260})
     [axes] = canvas.panels
-    lowest, highest, most = np.inf, 0.0, 0
     for outcome, colour in OUTCOME_COLOURS.items():
         chosen = history[history["outcome"] == outcome]
         response, service = np.sort(response_ms(chosen)), np.sort(service_ms(chosen))
@@ -136,12 +112,10 @@ def draw_percentiles(history: pd.DataFrame) -> Canvas | None:
         axes.plot(nines[firm], response[at][firm], color=look, lw=2.2, label=f"{word}, response")
         axes.plot(nines, service[at], color=look, lw=1.1, ls=DASHED, label=f"{word}, service")
         axes.fill_between(nines, service[at], response[at], color=look, alpha=FILL, lw=0)
-        lowest, highest = min(lowest, float(service[0])), max(highest, float(response[-1]))
-        most = max(most, len(response))
-    if not most:
+    if not axes.lines:
         return None
-    canvas.log_axis("y", max(lowest, 1e-3) / 1.2, highest * 1.3)
-    canvas.nines_axis(most)
+    canvas.log_axis("y", 1.2, 1.3)
+    canvas.nines_axis()
     return canvas
 
 
@@ -156,7 +130,6 @@ def draw_knee(rates: Floats, p99_ms: Floats, knee: Mapping[str, Any]) -> Canvas 
     end = highest if rps is None else rps
     axes.set_xlim(0, highest * 1.02)
     axes.xaxis.set_major_formatter(lambda value, _: f"{short(value)}/s")
-    canvas.log_axis("y", float(p99_ms.min()) / 1.6, float(p99_ms.max()) * 2.5)
     axes.plot([0, end], [plateau_ms] * 2, color=LIGHT["green"], lw=2.2, label=f"plateau, {ms(plateau_ms)}")
     for word, colour, chosen in (
         ("p99 response", "blue", rates <= end),
@@ -166,51 +139,36 @@ def draw_knee(rates: Floats, p99_ms: Floats, knee: Mapping[str, Any]) -> Canvas 
             axes.plot(rates[chosen], p99_ms[chosen], "o", color=LIGHT[colour], ms=4, label=word)
     if rps is not None:
         axes.axvspan(rps, highest * 1.02, color=LIGHT["shade"], lw=0, zorder=0)
-        axes.axvline(rps, color=LIGHT["muted"], lw=0.9, ls=DASHED)
         note(axes, f"knee at {count(rps)}/s offered", (rps, float(p99_ms.max()) * 1.6), rps > 0.6 * highest)
+    canvas.log_axis("y", 1.6, 2.5)
     return canvas
 
 
 def draw_heat(history: pd.DataFrame, course: Course) -> Canvas | None:
     """Draw how many requests took how long, over time: all that were answered, by their intended start."""
-    answered = history.dropna(subset=["sent_ns", "done_ns"])
-    if answered.empty:
+    at_s, took = time_answers(history)
+    if not len(at_s):
         return None
     end_s = last_second(history)
-    took = np.maximum(response_ms(answered), 1e-3)
-    low, high = np.log10(took.min()) - 0.02, np.log10(took.max()) + 0.02
-    across, up = time_edges(end_s), np.logspace(low, high, 35)
-    cells, _, _ = np.histogram2d(answered["intended_ns"].to_numpy("int64") / 1e9, took, (across, up))
+    took = np.maximum(took, 1e-3)
+    across, up = time_edges(end_s, 80), np.geomspace(took.min() / 1.05, took.max() * 1.05, 35)
+    cells, _, _ = np.histogram2d(at_s, took, (across, up))
     canvas = Canvas({"Response time, and requests in a cell": 230})
     # Steps of equal ratio, so that a lone slow request shows beside thousands of quick ones.
     steps = np.geomspace(1, max(float(cells.max()), 2) + 1, len(HEAT) + 1)
     levels = np.where(cells > 0, np.digitize(cells, steps), 0)
     for level, colour in enumerate(HEAT, 1):
-        boxes = [
-            Path([(x0, y0), (x1, y0), (x1, y1), (x0, y1), (x0, y0)], closed=True)
-            for x0, x1, y0, y1 in _join_cells(levels == level, across, up)
-        ]
+        boxes = []
+        for x, y in zip(*np.nonzero(levels == level), strict=True):
+            (left, right), (bottom, top) = across[x : x + 2], up[y : y + 2]
+            corners = [(left, bottom), (right, bottom), (right, top), (left, top), (left, bottom)]
+            boxes.append(Path(corners, closed=True))
         if boxes:
             first = count(np.ceil(steps[level - 1]))
             cell = PathPatch(
                 Path.make_compound_path(*boxes), color=LIGHT[colour], lw=0, label=f"from {first}"
             )
             canvas.panels[0].add_patch(cell)
-    room = 0.16 if course.faults or course.moments else 0.09
-    canvas.log_axis("y", 10**low, 10 ** (high + (high - low) * room))
+    canvas.log_axis("y", 1, 3 if course.faults or course.moments else 1.8)
     canvas.time_axis(end_s, course)
     return canvas
-
-
-def _join_cells(
-    chosen: npt.NDArray[np.bool_], across: Floats, up: Floats
-) -> list[tuple[float, float, float, float]]:
-    """Return left, right, bottom and top of boxes over the chosen cells; neighbours in time are one box."""
-    boxes = []
-    for row in range(chosen.shape[1]):
-        turns = np.flatnonzero(np.diff(chosen[:, row].astype(np.int8), prepend=0, append=0))
-        boxes += [
-            (float(across[first]), float(across[last]), float(up[row]), float(up[row + 1]))
-            for first, last in turns.reshape(-1, 2)
-        ]
-    return boxes

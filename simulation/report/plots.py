@@ -1,10 +1,11 @@
 """The plots of a run: each a function from its data to a drawing, or None where there is nothing to draw."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from simulation.judge.numbers.latency import Floats, delay_ms
@@ -56,61 +57,49 @@ def draw_throughput(history: pd.DataFrame, course: Course) -> Canvas | None:
     if history.empty:
         return None
     end_s = last_second(history)
-    edges = time_edges(end_s)
     canvas = Canvas({"Requests per second": 230})
-    [axes] = canvas.panels
-    highest = 1.0
-    for word, colour, rate in _measure_rates(history, edges):
-        highest = max(highest, float(rate.max()))
-        if word == "offered":
-            axes.stairs(rate, edges, fill=True, color=LIGHT[colour], alpha=0.2, lw=0, label=word)
-        else:
-            width = 1.1 if word == "answered" else 1.9
-            axes.plot(middles_of(edges), rate, color=LIGHT[colour], lw=width, label=word)
-    axes.set_ylim(0, highest * (1.3 if course.faults else 1.2))
+    _draw_rates(canvas.panels[0], history, time_edges(end_s))
     canvas.time_axis(end_s, course)
     return canvas
 
 
 def draw_thumbnail(history: pd.DataFrame) -> Figure:
-    """Draw requests offered, accepted and sold out over time, small and without a word."""
+    """Draw requests per second over time, small and without a word."""
     figure = Figure(figsize=(200 / 72, 64 / 72))
     axes = figure.add_axes((0, 0, 1, 1))
+    edges = time_edges(last_second(history), 80)
+    _draw_rates(axes, history, edges)
+    axes.set(xlim=(0, edges[-1]), ylim=(0, 1.04 * axes.dataLim.y1))
     axes.axis("off")
-    edges = np.linspace(0, max(last_second(history), 1e-3) if len(history) else 1, 81)
-    for word, colour, rate in _measure_rates(history, edges):
-        if word == "offered":
-            axes.stairs(rate, edges, fill=True, color=LIGHT[colour], alpha=0.22, lw=0)
-            top = max(float(rate.max()), 1.0)
-            axes.set(xlim=(0, edges[-1]), ylim=(0, 1.04 * top))
-        elif colour in OUTCOME_COLOURS.values():
-            axes.plot(middles_of(edges), np.minimum(rate, top), color=LIGHT[colour], lw=1.6)
     return figure
 
 
-def _measure_rates(history: pd.DataFrame, edges: Floats) -> Iterator[tuple[str, str, Floats]]:
-    """Yield word, colour and requests per second in each bin: of all offered first, then of each outcome."""
-
-    def rate(at_ns: pd.Series) -> Floats:
-        counts, _ = np.histogram(at_ns.to_numpy("float64") / 1e9, edges)
-        per_second: Floats = counts / float(edges[1] - edges[0])
-        return per_second
-
-    yield "offered", "muted", rate(history["intended_ns"])
+def _draw_rates(axes: Axes, history: pd.DataFrame, edges: Floats) -> None:
     # A request without an answer counts where it was intended.
     done_ns, outcome = history["done_ns"].fillna(history["intended_ns"]), history["outcome"].astype("str")
-    chosen = {"answered": ("ink", history["done_ns"].notna())}
-    chosen |= {OUTCOMES[each.lower()]: (colour, outcome == each) for each, colour in OUTCOME_COLOURS.items()}
-    chosen["other"] = ("pink", ~outcome.isin(list(OUTCOME_COLOURS)))
-    for word, (colour, rows) in chosen.items():
-        if rows.any():
-            yield word, colour, rate(done_ns[rows])
+    moments = {"offered": ("muted", history["intended_ns"]), "answered": ("ink", history["done_ns"].dropna())}
+    moments |= {
+        OUTCOMES[each.lower()]: (look, done_ns[outcome == each]) for each, look in OUTCOME_COLOURS.items()
+    }
+    moments["other"] = ("pink", done_ns[~outcome.isin(list(OUTCOME_COLOURS))])
+    step_s = edges[1] - edges[0]
+    for word, (colour, at_ns) in moments.items():
+        counts, _ = np.histogram(at_ns.to_numpy("float64") / 1e9, edges)
+        rate = counts / step_s
+        if word == "offered":
+            axes.stairs(rate, edges, fill=True, color=LIGHT[colour], alpha=0.2, lw=0, label=word)
+        elif counts.any():
+            width = 1.1 if word == "answered" else 1.9
+            axes.plot(edges[:-1] + step_s / 2, rate, color=LIGHT[colour], lw=width, label=word)
 
 
 def draw_stock(timeline: pd.DataFrame, course: Course) -> Canvas | None:
     """Draw over time the units left at the gate, orders in the ledger, and what is under way between them."""
+    # A line along zero says nothing. Of many samples the highest of each stretch is drawn: no peak is lost.
+    shown = timeline.loc[:, timeline.gt(0).any()]
+    shown = shown.groupby(np.arange(len(shown)) // np.ceil(len(shown) / 400)).max()
     panels = {
-        title: {name: look for name, look in lines.items() if _is_worth_drawing(timeline, name)}
+        title: {name: look for name, look in lines.items() if name in shown}
         for title, lines in _TIMELINE.items()
     }
     panels = {title: lines for title, lines in panels.items() if lines}
@@ -118,30 +107,13 @@ def draw_stock(timeline: pd.DataFrame, course: Course) -> Canvas | None:
         return None
     canvas = Canvas({title: 105 if number else 150 for number, title in enumerate(panels)})
     for axes, lines in zip(canvas.panels, panels.values(), strict=True):
-        highest = 1.0
         for column, (word, colour) in lines.items():
-            most = float(timeline[column].max())
-            highest = max(highest, most)
-            t_s, values = _thin(timeline["t_s"], timeline[column])
-            axes.plot(t_s, values, color=LIGHT[colour], lw=1.7, label=f"{word}, most {count(most)}")
+            look, label = LIGHT[colour], f"{word}, most {count(shown[column].max())}"
+            axes.plot(shown["t_s"], shown[column], color=look, lw=1.7, label=label)
             if len(lines) == 1 or column == "stock_remaining":
-                axes.fill_between(t_s, values, color=LIGHT[colour], alpha=FILL, lw=0)
-        axes.set_ylim(0, highest * 1.2)
+                axes.fill_between(shown["t_s"], shown[column], color=look, alpha=FILL, lw=0)
     canvas.time_axis(float(timeline["t_s"].max()), course)
     return canvas
-
-
-def _is_worth_drawing(timeline: pd.DataFrame, column: str) -> bool:
-    """Tell whether a column was measured. Failed orders are rare: a line along zero would say nothing."""
-    least = 0 if column == "ledger_failed" else -1
-    return column in timeline and bool(timeline[column].gt(least).any())
-
-
-def _thin(t_s: pd.Series, values: pd.Series, most: int = 400) -> tuple[pd.Series, pd.Series]:
-    """Return at most `most` points: the highest of each stretch, so that no peak is lost."""
-    values = values.astype("float64")
-    highest = values.fillna(0).groupby(np.arange(len(values)) // -(-len(values) // most)).idxmax()
-    return t_s[highest], values[highest]
 
 
 def draw_processes(timeline: pd.DataFrame, course: Course, cores: int | None) -> Canvas | None:
@@ -166,16 +138,12 @@ def draw_processes(timeline: pd.DataFrame, course: Course, cores: int | None) ->
         if others:
             layers = layers.assign(**{f"{len(others)} others": used[others].sum(axis=1)})
         axes.stackplot(
-            middles_of(edges), layers.to_numpy().T, colors=[LIGHT[colour] for colour in SERIES],
+            (edges[:-1] + edges[1:]) / 2, layers.to_numpy().T, colors=[LIGHT[colour] for colour in SERIES],
             alpha=0.75, lw=0, labels=[str(name) for name in layers] if prefix == CPU else (),
         )  # fmt: skip
-        highest = float(layers.sum(axis=1).max())
-        if prefix == CPU:
-            axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}%")
-            if cores:
-                axes.axhline(100 * cores, color=LIGHT["ink"], lw=0.9, ls=DASHED)
-                highest = max(highest, 100.0 * cores)
-        axes.set_ylim(0, highest * 1.2)
+    canvas.panels[0].yaxis.set_major_formatter(lambda value, _: f"{value:g}%")
+    if cores:
+        canvas.panels[0].axhline(100 * cores, color=LIGHT["ink"], lw=0.9, ls=DASHED)
     canvas.time_axis(end_s, course)
     return canvas
 
@@ -196,13 +164,13 @@ def draw_delay(orders: pd.DataFrame | None) -> Canvas | None:
     at_share = np.percentile(delay, share)
     canvas = Canvas({"Orders settled within": 200})
     [axes] = canvas.panels
-    canvas.log_axis("x", at_share[0] / 3, at_share[-1] * 2)
     axes.fill_between(at_share, share, color=LIGHT["green"], alpha=FILL, lw=0)
     axes.plot(at_share, share, color=LIGHT["green"])
     for percent in (50, 99):
         value = float(np.percentile(delay, percent))
         axes.plot(value, percent, "o", color=LIGHT["green"], ms=6)
         note(axes, f"p{percent} {ms(value)}", (value, percent), left=True)
+    canvas.log_axis("x", 3, 2)
     axes.set_ylim(0, 108)
     axes.set_yticks([0, 25, 50, 75, 100], ["0%", "25%", "50%", "75%", "100%"])
     return canvas
@@ -213,9 +181,3 @@ def time_edges(end_s: float, most: int = 160) -> Floats:
     step = next((step for step in _STEPS_S if end_s / step <= most), end_s / most)
     # Whole bins only: a rate over a part of one would look like a dip.
     return np.arange(max(int(end_s / step + 1e-9), 1) + 1, dtype=np.float64) * step
-
-
-def middles_of(edges: Floats) -> Floats:
-    """Return the middle of each bin."""
-    middles: Floats = (edges[:-1] + edges[1:]) / 2
-    return middles

@@ -14,9 +14,8 @@ from simulation.judge.numbers.disturbance import Effect, Omission, find_omission
 from simulation.judge.numbers.knee import find_ramp, measure_ramp
 from simulation.judge.numbers.latency import TRUSTED, is_trusted
 from simulation.model.hostile import KindCount
-from simulation.record.facts import read_facts, read_timeline
+from simulation.record.facts import read_facts, read_hostile, read_timeline
 from simulation.record.history import read_history
-from simulation.record.hostile import read_hostile
 from simulation.record.state import read_state
 from simulation.report import latency_plots, plots
 from simulation.report.canvas import Canvas, Course, Phase, to_svg
@@ -88,8 +87,9 @@ def write_plots(
         if canvas:
             canvas.to_png(folder / f"{name}.png")
             figures[name] = canvas.to_svg(name)
-    thumbnail = to_svg(plots.draw_thumbnail(history), f"run-{summary['started_at']}")
-    (folder / THUMBNAIL).write_text(thumbnail, encoding="utf-8")
+    if "throughput" in figures:
+        thumbnail = to_svg(plots.draw_thumbnail(history), f"run-{summary['started_at']}")
+        (folder / THUMBNAIL).write_text(thumbnail, encoding="utf-8")
     return figures
 
 
@@ -97,9 +97,7 @@ def _draw_knee(run_folder: Path, summary: dict[str, Any], history: pd.DataFrame)
     ramp = find_ramp(read_facts(run_folder).scenario) if summary.get("knee") else None
     if ramp is None:
         return None
-    start_s, segment = ramp
-    at_s, p99_ms = measure_ramp(history, start_s, start_s + segment.seconds)
-    rates = segment.rate_rps + (segment.to_rps - segment.rate_rps) * (at_s - start_s) / segment.seconds
+    _, rates, p99_ms = measure_ramp(history, *ramp)
     return latency_plots.draw_knee(rates, p99_ms, summary["knee"])
 
 

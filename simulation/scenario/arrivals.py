@@ -23,25 +23,18 @@ MAX_RPS = 1e7
 Rate = Annotated[float, Meta(ge=0, le=MAX_RPS)]
 Length = Annotated[float, Meta(gt=0, le=7 * 86_400)]
 
-_STEPS = 1 << 16
-"""Points of the table that inverts a sine."""
-
 
 class Shape(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="shape"):
-    """A part of the arrival curve that starts at `rate_rps` and lasts `seconds`; `name` is its phase."""
+    """A part of the arrival curve that starts at `rate_rps` and lasts `seconds`; `name` is its phase.
+
+    Each shape has `expected`: Λ(seconds), the requests that the whole segment is expected to make; and
+    `invert`: Λ⁻¹, the seconds from the segment's start at which so many requests are expected.
+    """
 
     name: str = ""
     seconds: Length
     rate_rps: Rate
     spacing: Literal["poisson", "even"] = "poisson"
-
-    def expected(self) -> float:
-        """Return Λ(seconds): the requests that the whole segment is expected to make."""
-        raise NotImplementedError
-
-    def invert(self, count: Floats) -> Floats:
-        """Return Λ⁻¹: the seconds from the segment's start at which `count` requests are expected."""
-        raise NotImplementedError
 
 
 class Constant(Shape, frozen=True, kw_only=True, tag="constant"):
@@ -109,7 +102,7 @@ class Sine(_Slope, frozen=True, kw_only=True, tag="sine"):
 
     def invert(self, count: Floats) -> Floats:
         """Return t by linear interpolation in a table of Λ, which has no inverse in closed form."""
-        seconds = np.linspace(0.0, self.seconds, _STEPS + 1)
+        seconds = np.linspace(0.0, self.seconds, 65_537)
         return np.interp(count, np.asarray(self._integral(seconds)), seconds)
 
     def _integral(self, seconds: Floats | np.float64) -> Floats | np.float64:

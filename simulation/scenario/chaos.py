@@ -10,8 +10,6 @@ from simulation.scenario.fault import LOSSES, TARGETS, Fault, overlap
 
 APART_S: Final = 0.5
 """Time between two faults of the same target, so that it is up again before the next one."""
-TRIES: Final = 100
-"""Places to try for a fault before the load counts as full."""
 
 
 class Chaos(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -35,19 +33,18 @@ def draw_faults(chaos: Chaos, seed: int, duration_s: float) -> list[Fault]:
         raise ValueError(f"chaos.longest_s: {chaos.longest_s:g} s do not fit into {duration_s:g} s of load")
     random_ = random.Random(f"chaos {seed}")
     found: list[Fault] = []
+    # A loss of memory overlaps with every fault of a process, and would leave little room for others.
+    kinds = [kind for kind in TARGETS if kind not in LOSSES]
     for _ in range(random_.randint(1, chaos.faults)):
-        for _ in range(TRIES):
-            fault = _draw_fault(random_, chaos, latest_s)
+        for _ in range(100):  # places to try before the load counts as full
+            kind = random_.choice(kinds)
+            fault = Fault(
+                kind=kind,
+                on=random_.choice(TARGETS[kind]),
+                at_s=round(random_.uniform(chaos.quiet_s, latest_s), 2),
+                seconds=round(random_.uniform(0.1, chaos.longest_s), 2),
+            )
             if not any(overlap(fault, other, APART_S) for other in found):
                 found.append(fault)
                 break
     return sorted(found, key=lambda fault: (fault.at_s, fault.on, fault.kind))
-
-
-def _draw_fault(random_: random.Random, chaos: Chaos, latest_s: float) -> Fault:
-    # A loss of memory overlaps with every fault of a process, and would leave little room for others.
-    kind = random_.choice([kind for kind in TARGETS if kind not in LOSSES])
-    on = random_.choice(TARGETS[kind])
-    at_s = round(random_.uniform(chaos.quiet_s, latest_s), 2)
-    seconds = round(random_.uniform(0.1, chaos.longest_s), 2)
-    return Fault(at_s=at_s, seconds=seconds, kind=kind, on=on)

@@ -1,14 +1,13 @@
 """Checks of a whole scenario: what the types of its single keys can't say."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 from engine.errors import SettingsError
 from engine.settings import read_settings
 from simulation.scenario.arrivals import expected_requests
 from simulation.scenario.condition import parse_abort, parse_condition
 from simulation.scenario.fault import INSTANT, STRENGTH_OF, TARGETS, Fault, overlap
-from simulation.scenario.schema import MAX_ID, Scenario
+from simulation.scenario.schema import Scenario
 
 MAX_REQUESTS = 50_000_000
 """Most requests of a scenario: its plan and history are held in memory."""
@@ -20,20 +19,17 @@ def check_scenario(scenario: Scenario) -> None:
     expected = expected_requests(scenario.arrivals)
     if not 1 <= expected <= MAX_REQUESTS:
         raise ValueError(f"arrivals: {expected:,.0f} requests; must be 1 to {MAX_REQUESTS:,}")
-    bots = scenario.population.bots
-    if bots and scenario.population.users + bots.users > MAX_ID:
-        raise ValueError(f"population.bots.users: there are not so many ids, got {bots.users}")
     _check_sales(scenario, duration_s)
     if scenario.chaos and scenario.faults:
         raise ValueError("chaos: draws all faults; leave either it or faults out")
     check_faults(scenario.timeline(), duration_s)
-    for number, text in enumerate(scenario.abort_when):
-        with _naming(f"abort_when.{number}: {text!r}"):
-            parse_abort(text)
-    for number, text in enumerate(scenario.thresholds):
-        with _naming(f"thresholds.{number}: {text!r}"):
-            if window := parse_condition(text).window:
-                window.find(scenario.spans(), duration_s)
+    for key, parse in (("abort_when", parse_abort), ("thresholds", parse_condition)):
+        for number, text in enumerate(getattr(scenario, key)):
+            try:
+                if window := parse(text).window:
+                    window.find(scenario.spans(), duration_s)
+            except ValueError as error:
+                raise ValueError(f"{key}.{number}: {text!r}: {error}") from None
     for name, value in scenario.engine.items():
         try:
             read_settings({}, **{name: value})
@@ -76,12 +72,3 @@ def _check_sales(scenario: Scenario, duration_s: float) -> None:
 def _check_time(key: str, at_s: float, duration_s: float) -> None:
     if at_s >= duration_s:
         raise ValueError(f"{key}: the load lasts {duration_s:g} s, got {at_s:g}")
-
-
-@contextmanager
-def _naming(key: str) -> Iterator[None]:
-    """Put the key in front of the message of a ValueError."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"{key}: {error}") from None

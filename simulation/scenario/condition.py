@@ -153,15 +153,8 @@ def quantile_of(stat: str) -> float:
 
 def unit_of(metric: str) -> str:
     """Return the metric's unit: ms, s, /s, MiB or nothing."""
-    if metric.endswith("_s"):
-        return "s"
-    if metric.endswith("rps"):
-        return "/s"
-    if metric.endswith("_mib"):
-        return "MiB"
-    timed = ".response." in metric or ".service." in metric or ".lag_" in metric
-    timed = timed or metric in ("load.late_p99", "knee.plateau_p99")
-    return "ms" if timed else ""
+    units = {"_s": "s", "rps": "/s", "_mib": "MiB", _STAT: "ms"}
+    return next((unit for ending, unit in units.items() if re.search(f"{ending}$", metric)), "")
 
 
 def _split(text: str) -> tuple[str, str, str, str]:

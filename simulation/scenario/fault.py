@@ -53,7 +53,6 @@ TARGETS: Final[dict[str, tuple[str, ...]]] = {
     **dict.fromkeys(LOSSES, ("redis",)),
 }
 """What each kind of fault can be done to."""
-LONGEST_S: Final = 3_600.0
 INSTANT: Final = ("kill", "restart", "cut")
 """Kinds that do something even if they last no time."""
 STRENGTH_OF: Final = {"latency_ms": "latency", "share": "drop_replies", "bytes_per_s": "bandwidth"}
@@ -71,7 +70,7 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     kind: Annotated[str, _words(*TARGETS)]
     on: Annotated[str, _words(*STAGES, *SERVICES)]
     """A service, or all processes of a stage; for a network fault, the way from the engine to the service."""
-    seconds: Annotated[float, Meta(ge=0, le=LONGEST_S)] = 0.0
+    seconds: Annotated[float, Meta(ge=0, le=3_600)] = 0.0
     latency_ms: Annotated[float, Meta(gt=0, le=60_000)] | None = None
     """For latency, one way; default 100."""
     share: Annotated[float, Meta(gt=0, le=1)] | None = None

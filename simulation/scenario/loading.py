@@ -17,8 +17,6 @@ from simulation.scenario.schema import Scenario
 from simulation.scenario.traces import fill_traces
 
 FOLDER = Path(__file__).parent / "library"
-_RATES = ("rate_rps", "to_rps")
-_TIMES = ("seconds", "period_s", "at_s", "starts_in_s")
 
 
 def list_scenarios() -> list[str]:
@@ -63,19 +61,15 @@ def load_scenario(
         raise ScenarioError(f"{path}: {error.strerror or error}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ScenarioError(f"{path}: is not TOML: {error}") from None
-    changes = dict(overrides or {})
-    if stock is not None:
-        changes["sales.0.stock"] = stock
-    if seed is not None:
-        changes["seed"] = seed
+    named = {"sales.0.stock": stock, "seed": seed}
+    changes = dict(overrides or {}) | {key: value for key, value in named.items() if value is not None}
     for key, value in changes.items():
         _override(raw, key, value)
     fill_traces(raw, path)
     scenario = read_scenario(raw, path.name)
     if rate_rps is None and duration_s is None:
         return scenario
-    peak = peak_rps(scenario.arrivals)
-    rate = 1.0 if rate_rps is None else rate_rps / peak if peak else math.nan
+    rate = 1.0 if rate_rps is None else rate_rps / peak_rps(scenario.arrivals)
     time = 1.0 if duration_s is None else duration_s / scenario.duration_s()
     for key, scale in (("rate", rate), ("duration", time)):
         if not 0 < scale < math.inf:
@@ -89,7 +83,8 @@ def scale_scenario(scenario: Scenario, rate: float, time: float, source: str = "
     Raises ScenarioError where a scaled value is out of bounds.
     """
     raw = msgspec.to_builtins(scenario)
-    factors = dict.fromkeys(_RATES, rate) | dict.fromkeys(_TIMES, time)
+    factors = dict.fromkeys(("rate_rps", "to_rps"), rate)
+    factors |= dict.fromkeys(("seconds", "period_s", "at_s", "starts_in_s"), time)
     for table in raw["arrivals"] + raw["sales"] + raw["restocks"] + raw["faults"]:
         for key, factor in factors.items():
             if table.get(key) is not None:

@@ -14,6 +14,8 @@ from simulation.scenario.patience import Patience
 
 MAX_ID = 2**63 - 1
 """Largest id of a user or a product."""
+MAX_USERS = MAX_ID // 2
+"""Most people, and most bots: the bots' ids come after those of the people."""
 MAX_STOCK = 10**12
 """Largest stock of a sale."""
 Id = Annotated[int, Meta(ge=1, le=MAX_ID)]
@@ -39,9 +41,8 @@ class SaleOffer(Part, frozen=True):
 
     def each(self) -> list["SaleOffer"]:
         """Return one offer for each product."""
-        replace = msgspec.structs.replace
         ids = range(self.product_id, self.product_id + self.products)
-        return [replace(self, product_id=product_id, products=1) for product_id in ids]
+        return [msgspec.structs.replace(self, product_id=product_id, products=1) for product_id in ids]
 
 
 class Restock(Part, frozen=True):
@@ -54,12 +55,9 @@ class Restock(Part, frozen=True):
 
 
 class Bots(Part, frozen=True):
-    """Programs among the people: each sends many requests without a key and ignores the answers.
+    """Programs among the people: each sends many requests without a key and ignores the answers."""
 
-    Their user ids come after those of the people.
-    """
-
-    users: Annotated[int, Meta(ge=1, le=MAX_ID)]
+    users: Annotated[int, Meta(ge=1, le=MAX_USERS)]
     """Number of bots, all equally likely."""
     share: Annotated[float, Meta(gt=0, lt=1)]
     """Their share of the requests."""
@@ -68,7 +66,7 @@ class Bots(Part, frozen=True):
 class Population(Part, frozen=True):
     """Who buys: user ids 1 to `users`, all equally likely."""
 
-    users: Annotated[int, Meta(ge=1, le=MAX_ID)]
+    users: Annotated[int, Meta(ge=1, le=MAX_USERS)]
     keyed_share: Annotated[float, Meta(ge=0, le=1)] = 0.0
     """Share of the requests that carry an Idempotency-Key."""
     zipf: Annotated[float, Meta(ge=0, le=10)] = 0.0

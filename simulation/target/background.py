@@ -4,6 +4,8 @@ import asyncio
 import time
 from typing import Self
 
+from engine.stages.lifecycle import cancel
+
 
 class Background:
     """Runs `_run` from `async with` to its end, and cancels what is left of it there.
@@ -25,11 +27,7 @@ class Background:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._cancel()
-
-    async def _cancel(self) -> None:
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        await cancel(self._task)
 
     def _seconds(self) -> float:
         """Return the seconds since the run's start."""

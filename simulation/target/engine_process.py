@@ -7,6 +7,7 @@ import re
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,11 +16,11 @@ from typing import Any, Final
 import aiohttp
 import psutil
 
-from engine.local.process import ProcessId, family, identify, kill_processes, survivors
-from engine.local.stack import start_stack
+from engine.local.process import ProcessId, family, identify, kill_processes, survivors, wait_until
+from engine.local.stack import read_tail, start_stack
 from engine.settings import PREFIX
 from simulation.errors import EngineError
-from simulation.target.process_meter import STAGE_MODULES
+from simulation.target.process_meter import stage_of
 from simulation.target.services import Services, services_of
 
 START_S: Final = 90.0
@@ -28,7 +29,6 @@ SETTLE_S: Final = 5.0
 """Longest time for each stage to finish its work when the engine stops; a run has drained by then."""
 POLL_S: Final = 0.05
 _LISTENING: Final = re.compile(r"^flashgrid: listening on (http://\S+)", re.MULTILINE)
-_SERVE: Final = "from engine.cli import main; main()"
 
 
 @asynccontextmanager
@@ -53,14 +53,11 @@ class EngineProcess:
     def __init__(self, process: asyncio.subprocess.Process, log: Path) -> None:
         self.url = ""
         self.log = log
+        self.pid = process.pid
+        """The server's process."""
         self._process = process
         self._stages: set[ProcessId] = set()
         """All processes that the server was seen to start: they outlive a killed server for a while."""
-
-    @property
-    def pid(self) -> int:
-        """The server's process."""
-        return self._process.pid
 
     @property
     def death(self) -> str | None:
@@ -72,54 +69,46 @@ class EngineProcess:
 
     def find_stage(self, role: str) -> list[ProcessId]:
         """Return the running processes of a stage."""
-        found = []
-        for child in psutil.Process(self.pid).children() if self.death is None else []:
-            with contextlib.suppress(psutil.Error):
-                if child.cmdline()[1:4] in [["-m", module, role] for module in STAGE_MODULES]:
-                    found.append(identify(child.pid))
-        return found
+        children = psutil.Process(self.pid).children() if self.death is None else []
+        return [ProcessId(child.pid, child.create_time()) for child in children if stage_of(child) == role]
 
-    async def stop(self, settle_s: float = SETTLE_S) -> None:
+    async def stop(self, settle_s: float) -> None:
         """Stop it in order, and kill what is left after its time to settle."""
         self._remember()
         # Three kinds of stage stop one after the other; the server grants each some time more.
         allowed_s = 3 * (settle_s + 5) + 5
-        try:
-            async with asyncio.timeout(allowed_s):
-                if self.death is None:
-                    self._process.terminate()
-                await self._process.wait()
-                while survivors(self._stages):  # noqa: ASYNC110
-                    await asyncio.sleep(POLL_S)
-        except TimeoutError:
-            if self.death is None:
-                self._process.kill()
-            await self._process.wait()
-            await kill_processes(self._stages)
+        if self.death is None:
+            self._process.terminate()
+        await wait_until(lambda: self.death is not None and not survivors(self._stages), allowed_s)
+        if self.death is None:
+            self._process.kill()
+        await self._process.wait()
+        await kill_processes(self._stages)
 
     async def await_ready(self) -> None:
         """Wait until it answers /readyz with 200. Raises EngineError with the end of its log."""
-        try:
-            async with asyncio.timeout(START_S):
-                while not (found := _LISTENING.search(self.log.read_text(errors="replace"))):
-                    await self._pause()
-                self.url = found[1]
-                async with aiohttp.ClientSession() as session:
-                    while not await _is_ready(session, self.url):
-                        await self._pause()
-        except TimeoutError:
-            raise EngineError(f"the engine is not ready after {START_S:.0f} s{_tail(self.log)}") from None
+        deadline = time.monotonic() + START_S
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)) as session:
+            while not await self._is_ready(session):
+                if self.death:
+                    raise EngineError(f"the engine does not start ({self.death}){read_tail(self.log)}")
+                if time.monotonic() > deadline:
+                    raise EngineError(f"the engine is not ready after {START_S:.0f} s{read_tail(self.log)}")
+                await asyncio.sleep(POLL_S)
         self._remember()
+
+    async def _is_ready(self, session: aiohttp.ClientSession) -> bool:
+        if found := _LISTENING.search(self.log.read_text(errors="replace")):
+            self.url = found[1]
+            with contextlib.suppress(aiohttp.ClientError, TimeoutError):
+                async with session.get(f"{self.url}/readyz") as answer:
+                    return answer.status == 200
+        return False
 
     def _remember(self) -> None:
         if self.death is None:
             with contextlib.suppress(psutil.NoSuchProcess):
                 self._stages.update(family(identify(self.pid))[1:])
-
-    async def _pause(self) -> None:
-        if self.death:
-            raise EngineError(f"the engine does not start ({self.death}){_tail(self.log)}")
-        await asyncio.sleep(POLL_S)
 
 
 @asynccontextmanager
@@ -144,7 +133,7 @@ async def start_engine(
     environment |= {PREFIX + name.upper(): str(value) for name, value in wanted.items() if value is not None}
     with log.open("wb") as output:
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", _SERVE, "serve",
+            sys.executable, "-c", "from engine.cli import main; main()", "serve",
             stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output,
             # In its own session Ctrl-C does not reach it: the run does, and stops the engine in order.
             env=environment, start_new_session=True,
@@ -157,16 +146,3 @@ async def start_engine(
         yield engine
     finally:
         await engine.stop(float(wanted["drain_s"]))
-
-
-async def _is_ready(session: aiohttp.ClientSession, url: str) -> bool:
-    try:
-        async with session.get(f"{url}/readyz", timeout=aiohttp.ClientTimeout(total=5)) as answer:
-            return answer.status == 200
-    except (aiohttp.ClientError, TimeoutError):
-        return False
-
-
-def _tail(log: Path, lines: int = 10) -> str:
-    text = log.read_text(errors="replace").splitlines()[-lines:]
-    return "".join(f"\n    {line}" for line in (f"end of {log}:", *text)) if text else ""

@@ -36,7 +36,6 @@ from simulation.target.stores import (
 POLL_S: Final = 0.05
 READ_S: Final = 60.0
 """Longest time to read one store whole."""
-_LEFT: Final = ("outbox_entries", "pending_orders", "queue_messages", "closed_shards")
 
 _Part = dict[str, Any]
 """Some of the fields of FinalState."""
@@ -75,21 +74,20 @@ async def await_drain(
     pending set: that is the last place that an order leaves. A store that is down counts as not drained.
     """
     stores: list[Store] = [GateStore(services.redis_url, [], shards)]
+    left = ["outbox_entries", "pending_orders", "closed_shards"]
     if services.amqp_url is not None:
         stores.append(BusStore(services.amqp_url))
+        left.append("queue_messages")
     started = now = time.monotonic()
     empty_since = None
     try:
         while (left_s := started + timeout_s - now) > 0:
-            counts = {"queue_messages": 0} if services.amqp_url is None else {}
-            counts |= await read_stores(stores, left_s)
+            counts = await read_stores(stores, left_s)
             now = time.monotonic()
-            if any(counts.get(name) != 0 for name in _LEFT):
+            if any(counts.get(name) != 0 for name in left):
                 empty_since = None
-            else:
-                empty_since = empty_since or now
-                if now - empty_since >= steady_s:
-                    return empty_since - started
+            elif now - (empty_since := empty_since or now) >= steady_s:
+                return empty_since - started
             await asyncio.sleep(POLL_S)
         return None
     finally:

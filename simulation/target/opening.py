@@ -33,24 +33,20 @@ async def open_sales(
     if parts.scheme != "http" or not parts.hostname:
         raise EngineError(f"{url}: must look like http://host:port")
     headers = {"Authorization": f"Bearer {admin_token}"} if admin_token else {}
+    ahead_ns = 0 if t0_ns is None else t0_ns - time.monotonic_ns()
+    start_ms = (time.time_ns() + ahead_ns) / 1e6
     sales = []
-    timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
-    async with aiohttp.ClientSession(headers=headers, timeout=timeout) as session:
+    async with aiohttp.ClientSession(headers=headers, timeout=aiohttp.ClientTimeout(TIMEOUT_S)) as session:
         for offer in offers:
             terms = SaleTerms(
                 product_id=offer.product_id,
                 stock=offer.stock,
                 limit=offer.limit,
                 quantity=offer.quantity,
-                starts_ms=None if offer.starts_in_s is None else _unix_ms(t0_ns, offer.starts_in_s),
+                starts_ms=None if offer.starts_in_s is None else round(start_ms + offer.starts_in_s * 1e3),
             )
             sales.append(Sale(sale_id=await _open_sale(session, url.rstrip("/"), terms), terms=terms))
     return sales
-
-
-def _unix_ms(t0_ns: int | None, after_s: float) -> int:
-    ahead_ns = 0 if t0_ns is None else t0_ns - time.monotonic_ns()
-    return round((time.time_ns() + ahead_ns) / 1e6 + after_s * 1e3)
 
 
 async def _open_sale(session: aiohttp.ClientSession, url: str, terms: SaleTerms) -> int:

@@ -95,11 +95,9 @@ class Probe:
     def timeline(self, t0_ns: int) -> pd.DataFrame:
         """Return the samples since the run's start, `t0_ns` on time.monotonic_ns()."""
         rows = []
-        for sample in self.samples:
-            if sample.at_ns < t0_ns:
-                continue
-            row: dict[str, float | int | None] = {"t_s": round((sample.at_ns - t0_ns) / 1e9, 3)}
-            row |= {name: getattr(sample, name) for name in _COUNTS}
+        for sample in [sample for sample in self.samples if sample.at_ns >= t0_ns]:
+            row = {name: getattr(sample, name) for name in _COUNTS}
+            row["t_s"] = round((sample.at_ns - t0_ns) / 1e9, 3)
             for name, usage in sample.processes.items():
                 row[f"cpu_percent {name}"] = usage.cpu_percent
                 row[f"rss_mib {name}"] = usage.rss_mib
@@ -109,12 +107,8 @@ class Probe:
         return frame.astype(dict.fromkeys(_COUNTS, "Int64") | {"t_s": "float64"})
 
     async def _run(self) -> None:
-        loop = asyncio.get_running_loop()
-        due = loop.time()
         while True:
-            await self._sample(TIMEOUT_S)
-            due = max(due + SAMPLE_S, loop.time())
-            await asyncio.sleep(due - loop.time())
+            await asyncio.gather(self._sample(TIMEOUT_S), asyncio.sleep(SAMPLE_S))
 
     async def _sample(self, timeout_s: float) -> None:
         at_ns = time.monotonic_ns()

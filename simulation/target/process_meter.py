@@ -17,9 +17,8 @@ SCAN_S: Final = 1.0
 """Time between two scans for new processes: a scan reads every process of the machine."""
 _NUMBERED: Final = ("front-door", "driver")
 """Names of which there may be several processes."""
-STAGE_MODULES: Final = ("engine.stages.process", "engine.stage")
-"""What a stage runs; a checkout of an earlier version, which may be under test as well, has the latter."""
-_MIB: Final = 1024 * 1024
+_DRIVERS: Final = {"simulation.drive.process", "simulation.drive.locust.process"}
+"""What a driver runs."""
 
 
 class Usage(NamedTuple):
@@ -67,9 +66,8 @@ class ProcessMeter:
         for name, group in self._scan().items():
             for process in group:
                 with contextlib.suppress(psutil.NoSuchProcess):
-                    times = process.cpu_times()
-                    own, ended = times.user + times.system, times.children_user + times.children_system
-                    spent_s[name] = spent_s.get(name, 0.0) + own + ended
+                    # User and system time: its own, and that of children that have ended.
+                    spent_s[name] = spent_s.get(name, 0.0) + sum(process.cpu_times()[:4])
         return spent_s
 
     def _measure(
@@ -86,7 +84,7 @@ class ProcessMeter:
                 shared = max(shared, common)
         if not own:
             return None
-        return Usage(round(100 * spent / elapsed_s, 1), round((own + shared) / _MIB, 1))
+        return Usage(round(100 * spent / elapsed_s, 1), round((own + shared) / 2**20, 1))
 
     def _scan(self) -> dict[str, list[psutil.Process]]:
         """Find the processes of each name that run now."""
@@ -108,19 +106,26 @@ class ProcessMeter:
 
 def _name(process: psutil.Process, taken: set[str]) -> str | None:
     """Return the name of a stage of the engine or of a driver; None for another process."""
-    try:
-        command = process.cmdline()
-    except psutil.Error:
-        return None
-    if not {"simulation.drive.process", "simulation.drive.locust.process"}.isdisjoint(command):
-        kind = "driver"
-    elif module := next((word for word in STAGE_MODULES if word in command[:-1]), None):
-        kind = command[command.index(module) + 1]
-    else:
-        return None
-    if kind not in _NUMBERED and kind not in taken:
+    kind = "driver" if _DRIVERS.intersection(_command(process)) else stage_of(process)
+    if kind is None or (kind not in _NUMBERED and kind not in taken):
         return kind
     return next(name for number in range(1, 10_000) if (name := f"{kind} {number}") not in taken)
+
+
+def stage_of(process: psutil.Process) -> str | None:
+    """Return the name of the engine's stage that the process runs; None for another process."""
+    match _command(process):
+        case [_, "-m", "engine.stages.process" | "engine.stage", name, *_]:
+            # An earlier version, which may be under test as well, has the latter.
+            return name
+    return None
+
+
+def _command(process: psutil.Process) -> list[str]:
+    """Return the words of the process's command line; none if it has ended."""
+    with contextlib.suppress(psutil.Error):
+        return process.cmdline()
+    return []
 
 
 def _family(pid: int | None, recursive: bool = False) -> list[psutil.Process]:

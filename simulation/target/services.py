@@ -1,11 +1,9 @@
 """The backing services of the engine under test: where they are, and which processes they are."""
 
 from dataclasses import dataclass, field
-from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from engine.errors import FlashgridError
 from engine.local.stack import Stack, stack_status
 from engine.settings import Settings
 from simulation.errors import EngineError
@@ -39,10 +37,11 @@ def find_services(target: str, settings: Settings) -> Services | None:
     """Return the services of a running engine: those of the environment (FLASHGRID_REDIS_URL and so on), or
     else, for an engine on this machine, those that run for the data folder; None if there are none.
 
-    Raises EngineError if the environment names only a part of them.
+    Raises EngineError if the environment names only a part of them, StackError if the folder can't be read.
     """
     given = check_services(settings.redis_url, settings.amqp_url, settings.postgres_url)
-    return _read_stack(settings) if given is None and _is_this_machine(target) else given
+    local = urlsplit(target).hostname in ("localhost", "127.0.0.1", "::1")
+    return _read_stack(settings) if given is None and local else given
 
 
 def check_services(redis_url: str | None, amqp_url: str | None, postgres_url: str | None) -> Services | None:
@@ -64,25 +63,12 @@ def check_services(redis_url: str | None, amqp_url: str | None, postgres_url: st
     return None
 
 
-def _is_this_machine(url: str) -> bool:
-    host = urlsplit(url).hostname or ""
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 def _read_stack(settings: Settings) -> Services | None:
-    try:
-        running = {row.name: row for row in stack_status(Path(settings.data_dir)) if row.pid}
-    except (FlashgridError, OSError):
-        return None
-    redis, postgres, rabbitmq = (running.get(name) for name in ("redis", "postgres", "rabbitmq"))
-    if redis is None or postgres is None:
+    rows = stack_status(Path(settings.data_dir))
+    urls = {row.name: row.url for row in rows}
+    pids = {row.name: row.pid for row in rows if row.pid}
+    if not urls["redis"] or not urls["postgres"]:
         return None
     return Services(
-        redis_url=redis.url or "",
-        postgres_url=postgres.url or "",
-        amqp_url=rabbitmq.url if rabbitmq else None,
-        pids={name: row.pid for name, row in running.items() if row.pid},
+        redis_url=urls["redis"], postgres_url=urls["postgres"], amqp_url=urls["rabbitmq"], pids=pids
     )

@@ -55,9 +55,9 @@ async def read_within(reading: Coroutine[Any, Any, T], timeout_s: float) -> T:
 
 
 @asynccontextmanager
-async def connect_ledger(url: str) -> AsyncIterator[asyncpg.Connection]:
-    """Connect to PostgreSQL until the end of the block."""
-    connection = await asyncpg.connect(url, timeout=TIMEOUT_S)
+async def connect_ledger(url: str, **settings: str) -> AsyncIterator[asyncpg.Connection]:
+    """Connect to PostgreSQL until the end of the block; `settings` are the session's."""
+    connection = await asyncpg.connect(url, timeout=TIMEOUT_S, server_settings=settings)
     try:
         yield connection
     finally:

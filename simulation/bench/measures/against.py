@@ -29,7 +29,7 @@ async def compare_engines(this: Engine, other: Engine, commit: str, rounds: Roun
         mine, theirs = found[f"this, {state}"], found[f"other, {state}"]
         ratios.append(_pair(f"{state}: answers per second", mine.rps, theirs.rps))
         for what, names in COSTS.items():
-            costs = (_spend(row, names) for row in (mine, theirs))
+            costs = (Spread.of(sample.cpu_us(*names) for sample in row.samples) for row in (mine, theirs))
             ratios.append(_pair(f"{state}: processor time per answer of {what}", *costs))
     return Against(
         commit=commit,
@@ -37,10 +37,6 @@ async def compare_engines(this: Engine, other: Engine, commit: str, rounds: Roun
         ratios=ratios,
         processes=_compare_processes(found["this, accepting"], found["other, accepting"]),
     )
-
-
-def _spend(row: FrontDoor, names: tuple[str, ...]) -> Spread:
-    return Spread.of(sample.cpu_us(*names) for sample in row.samples)
 
 
 def _pair(name: str, mine: Spread, theirs: Spread) -> Ratio:

@@ -23,10 +23,7 @@ PAUSE_S: Final = 0.002
 
 async def measure_disk(rounds: Rounds) -> Disk:
     """Time writes where the private services keep their data."""
-    (found,) = await rounds.repeat(
-        {"disk": partial(asyncio.to_thread, time_writes, rounds.seconds)},
-        "p50 {0[0]:.2f} ms, p99 {0[1]:.2f} ms, longest {0[2]:.1f} ms".format,
-    )
+    (found,) = await rounds.repeat({"disk": partial(asyncio.to_thread, time_writes, rounds.seconds)})
     p50_ms, p99_ms, longest_ms = map(Spread.of, zip(*found, strict=True))
     return Disk(write_bytes=WRITE_BYTES, p50_ms=p50_ms, p99_ms=p99_ms, longest_ms=longest_ms)
 

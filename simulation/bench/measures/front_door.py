@@ -8,7 +8,6 @@ from simulation.bench.results import FrontDoor, Persisted, Ratio, Sample, Spread
 from simulation.bench.rounds import Rounds
 
 CONNECTIONS: Final = (64, 256)
-WARM_S: Final = 1
 RATIOS: Final = (
     ("engine, sold out", "nginx"),
     ("engine, sold out", "aiohttp, bare"),
@@ -27,7 +26,7 @@ async def measure_servers(
 ) -> list[FrontDoor]:
     """Measure all servers at all numbers of connections."""
     for measure in servers.values():
-        await measure(sizes[0], WARM_S)
+        await measure(sizes[0], 1)  # to warm it up
     rows = [(name, size) for size in sizes for name in servers]
     found = await rounds.repeat(
         {f"{name}, {size} connections": partial(servers[name], size, rounds.seconds) for name, size in rows}

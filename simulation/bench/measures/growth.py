@@ -13,19 +13,18 @@ from pathlib import Path
 from statistics import median
 from typing import Final
 
-import asyncpg
-
 from engine.gate.gate import Gate
 from engine.model.purchase import Outcome
 from engine.settings import Settings
 from simulation.bench.measures.front_door import Measure
 from simulation.bench.measures.ledger import settle_batches
 from simulation.bench.programs import run_wrk
-from simulation.bench.results import Curve, Sample, make_curve
+from simulation.bench.results import Curve, Growth, Sample, Spread
 from simulation.bench.rounds import Rounds
 from simulation.bench.subjects import GATE, STATES, Engine
 from simulation.errors import BenchError
 from simulation.scenario.schema import SaleOffer
+from simulation.target.stores import connect_ledger
 
 CONNECTIONS: Final = 256
 BOUGHT_AT_ONCE: Final = 1_000
@@ -36,25 +35,25 @@ _A_MONTH_MS: Final = 30 * 86_400_000
 
 
 async def grow_connections(
-    engine: Engine, nginx_url: str | None, sizes: Sequence[int], rounds: Rounds
+    engine: Engine, nginx_url: str, sizes: Sequence[int], rounds: Rounds
 ) -> list[Curve]:
     """Measure sold-out purchases by number of connections; nginx shows what kernel and wrk cost."""
     await engine.open_sale(0)
-    note = "with 1 connection nothing is saturated: the cost is one round trip through HTTP and Redis"
     servers: dict[str, tuple[Measure, str]] = {
-        "engine, sold out": (partial(engine.measure, Outcome.SOLD_OUT), note)
+        "engine, sold out": (
+            partial(engine.measure, Outcome.SOLD_OUT),
+            "with 1 connection nothing is saturated: the cost is one round trip through HTTP and Redis",
+        ),
+        "nginx": (partial(run_wrk, nginx_url), "one round trip there, too"),
     }
-    if nginx_url:
-        servers["nginx"] = (partial(run_wrk, nginx_url), "one round trip there, too")
     curves = []
     for name, (measure, note) in servers.items():
         # Opening many connections takes part of the time.
-        windows_s = {size: rounds.seconds + size // 5_000 for size in sizes}
         measures = {
-            f"{name}, {size:,} connections": partial(measure, size, window_s)
-            for size, window_s in windows_s.items()
+            f"{name}, {size:,} connections": partial(measure, size, rounds.seconds + size // 5_000)
+            for size in sizes
         }
-        curves.append(_draw_curve("connections", name, sizes, await rounds.repeat(measures), note))
+        curves.append(make_curve("connections", name, sizes, await rounds.repeat(measures), note))
     return curves
 
 
@@ -75,7 +74,7 @@ async def grow_products(engine: Engine, sizes: Sequence[int], rounds: Rounds) ->
             for size in sizes
         }
         found = await rounds.repeat(measures)
-        curves.append(_draw_curve("products", f"engine, {state}", sizes, found, note))
+        curves.append(make_curve("products", f"engine, {state}", sizes, found, note))
     return curves
 
 
@@ -121,38 +120,47 @@ async def grow_orders(engine: Engine, sizes: Sequence[int], rounds: Rounds) -> l
             await fill_ledger(url, there, size)
         sale = await engine.open_past_sale()
         name = f"{size:,} orders in the ledger"
-        settled += await rounds.repeat(
-            {f"{name}, settling": partial(settle_batches, url, sale, rounds.seconds)}
-        )
+        settle = partial(settle_batches, url, sale, rounds.seconds)
+        settled += await rounds.repeat({f"{name}, settling": settle})
         accept = partial(engine.measure, Outcome.ACCEPTED, CONNECTIONS, rounds.seconds)
         accepted += await rounds.repeat({f"{name}, accepting": accept})
     note = "the sizes can't alternate: the table only grows; orders of this run's measurements come on top"
     return [
         make_curve("orders", "ledger, settling", sizes, settled, note),
-        _draw_curve("orders", "engine, accepting", sizes, accepted, note),
+        make_curve("orders", "engine, accepting", sizes, accepted, note),
     ]
 
 
 async def fill_ledger(postgres_url: str, there: int, size: int) -> None:
     """Bring the table from `there` to `size` generated orders, vacuumed and on disk."""
-    connection = await asyncpg.connect(postgres_url)
     month_ago_ms = time.time_ns() // 1_000_000 - _A_MONTH_MS
-    try:
+    async with connect_ledger(postgres_url) as connection:
         for first in range(there + 1, size + 1, _FILLED_AT_ONCE):
             await connection.execute(_FILL, first, min(first + _FILLED_AT_ONCE - 1, size), month_ago_ms)
         await connection.execute("VACUUM (ANALYZE) orders")
         await connection.execute("CHECKPOINT")
-    finally:
-        await connection.close()
 
 
-def _draw_curve(
-    axis: str, subject: str, sizes: Sequence[int], found: Sequence[Sequence[Sample]], note: str
+def make_curve(
+    axis: str, subject: str, sizes: Sequence[int], found: Sequence[Sequence[Sample | float]], note: str
 ) -> Curve:
-    rates = [[sample.rps for sample in samples] for samples in found]
-    cpu_us = [
-        round(median(sample.cpu_us(*GATE) for sample in samples), 3) if samples[0].cpu_s else None
-        for samples in found
+    """Return the curve of what each round found at each size, smallest size first: samples or rates."""
+    rates = [[each.rps if isinstance(each, Sample) else each for each in rounds] for rounds in found]
+    costs = [Spread.of(1e6 / rate for rate in rps) for rps in rates]
+    cheapest = min(cost.median for cost in costs)
+    samples = [[each for each in rounds if isinstance(each, Sample)] for rounds in found]
+    points = [
+        Growth(
+            size=size,
+            rps=Spread.of(rps),
+            cost_us=cost,
+            times_smallest=cost.over(costs[0]),
+            times_cheapest=round(cost.median / cheapest, 3),
+            cpu_us=round(median(each.cpu_us(*GATE) for each in rounds), 3)
+            if rounds and rounds[0].cpu_s
+            else None,
+        )
+        for size, rps, cost, rounds in zip(sizes, rates, costs, samples, strict=True)
     ]
-    faults = {sample.fault for samples in found for sample in samples if sample.fault}
-    return make_curve(axis, subject, sizes, rates, "; ".join([note, *sorted(faults)]), cpu_us)
+    faults = {each.fault for rounds in samples for each in rounds if each.fault}
+    return Curve(axis=axis, subject=subject, points=points, note="; ".join([note, *sorted(faults)]))

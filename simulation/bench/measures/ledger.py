@@ -1,14 +1,11 @@
 """Orders that the ledger alone settles per second: in batches as fulfilment does it, and one at a time."""
 
 import asyncio
-import re
 import time
 from functools import partial
 from importlib.resources import files
 from typing import Final
 from uuid import uuid4
-
-import asyncpg
 
 from engine.ledger.ledger import Ledger
 from engine.model.lot import Lot
@@ -19,16 +16,11 @@ from simulation.bench.results import LedgerRates, Spread
 from simulation.bench.rounds import Rounds
 from simulation.bench.subjects import Engine
 from simulation.errors import BenchError
+from simulation.target.stores import connect_ledger
 
 ORDERS_PER_SECOND: Final = 40_000
 """Orders to settle for each second that a measurement should take."""
-_TEXTBOOK: Final = dict(
-    re.findall(
-        r"^-- name: (\w+)\n(.+?);$",
-        files("simulation.bench.baselines").joinpath("textbook.sql").read_text(),
-        re.MULTILINE | re.DOTALL,
-    )
-)
+_INSERT, _COUNT, _ = files("simulation.bench.baselines").joinpath("textbook.sql").read_text().split(";")
 
 
 async def measure_ledger(engine: Engine, rounds: Rounds) -> LedgerRates:
@@ -55,7 +47,12 @@ async def settle_batches(postgres_url: str, sale: Sale, seconds: float) -> float
     settings = Settings()
     size = settings.fulfilment_batch
     count = max(1, round(ORDERS_PER_SECOND * seconds / size))
-    batches = [make_batch(sale, size) for _ in range(count)]
+    now_ms = time.time_ns() // 1_000_000
+    # As the gate makes them: a lot for each batch.
+    batches = [
+        [Lot(make_stem(), 0, sale.terms.product_id, sale.sale_id, 1, now_ms, [101] * size)]
+        for _ in range(count)
+    ]
     ledger = await Ledger.connect(postgres_url, connections=settings.fulfilment_in_flight)
 
     async def work() -> None:
@@ -77,10 +74,8 @@ async def settle_batches(postgres_url: str, sale: Sale, seconds: float) -> float
 
 async def settle_one_by_one(postgres_url: str, sale: Sale, seconds: float) -> float:
     """Settle each order in a transaction of its own, on one connection; return orders per second."""
-    connection = await asyncpg.connect(postgres_url)
-    try:
-        insert = await connection.prepare(_TEXTBOOK["insert_order"])
-        count = await connection.prepare(_TEXTBOOK["count_sold"])
+    async with connect_ledger(postgres_url) as connection:
+        insert, count = await connection.prepare(_INSERT), await connection.prepare(_COUNT)
         settled = 0
         started = time.perf_counter()
         while time.perf_counter() - started < seconds:
@@ -89,11 +84,3 @@ async def settle_one_by_one(postgres_url: str, sale: Sale, seconds: float) -> fl
                 await count.fetch(sale.sale_id)
             settled += 1
         return settled / (time.perf_counter() - started)
-    finally:
-        await connection.close()
-
-
-def make_batch(sale: Sale, size: int) -> list[Lot]:
-    """Return a lot as the gate makes it for one batch; at most 4096 orders."""
-    now_ms = time.time_ns() // 1_000_000
-    return [Lot(make_stem(), 0, sale.terms.product_id, sale.sale_id, 1, now_ms, [101] * size)]

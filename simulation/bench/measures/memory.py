@@ -4,6 +4,7 @@ import asyncio
 import resource
 import socket
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -19,9 +20,6 @@ REQUEST: Final = (
     b"POST /purchase/buy HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     b"Content-Length: %d\r\n\r\n%b" % (len(BODY), BODY)
 )
-SPARE_FILES: Final = 200
-"""Open files other than the connections."""
-TIMEOUT_S: Final = 10.0
 
 
 async def watch_memory(engine: Engine, requests: int, window_s: float, say: Say) -> Memory:
@@ -42,8 +40,8 @@ async def weigh_connections(
 ) -> list[IdleConnections]:
     """Return the resident memory for each connection that bought once and stays open.
 
-    `note` hears of sizes left out. The engine must be a fresh one: memory that it used and freed hides what
-    new connections take.
+    `note` hears why the sizes that could not be opened are left out. The engine must be a fresh one: memory
+    that it used and freed hides what new connections take. Raises BenchError.
     """
     await engine.open_sale(0)
     await engine.measure(Outcome.SOLD_OUT, 1, 1)
@@ -51,30 +49,26 @@ async def weigh_connections(
     before = engine.front_door_rss_mib()
     _, allowed = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, allowed))
-    connections: list[socket.socket] = []
-    try:
+    opened = 0
+    with ExitStack() as connections:
         for size in sizes:
-            if size + SPARE_FILES > allowed:
-                note(f"{size:,} idle connections need more open files than the {allowed:,} allowed")
-                continue
-            await asyncio.to_thread(_open, connections, size, engine.url)
+            try:
+                await asyncio.to_thread(_open, connections, size - opened, engine.url)
+            except OSError as error:
+                note(f"{size:,} idle connections could not be opened: {error}")
+                break
+            opened = size
             after = engine.front_door_rss_mib()
             found.append(IdleConnections(connections=size, bytes_each=round((after - before) * 2**20 / size)))
             say(f"{size:,} idle connections: {found[-1].bytes_each:,.0f} bytes each")
-    finally:
-        for connection in connections:
-            connection.close()
     return found
 
 
-def _open(connections: list[socket.socket], size: int, url: str) -> None:
-    """Open connections until there are `size`; each buys once. Raises BenchError."""
-    host, port = urlsplit(url).hostname, urlsplit(url).port
-    try:
-        while len(connections) < size:
-            connections.append(socket.create_connection((host, port or 80), timeout=TIMEOUT_S))
-            connections[-1].sendall(REQUEST)
-            if not connections[-1].recv(4096).startswith(b"HTTP/1.1 429 "):
-                raise BenchError("a purchase of a sold-out sale was not answered with 429")
-    except OSError as error:
-        raise BenchError(f"{len(connections):,} of {size:,} connections could be opened: {error}") from None
+def _open(connections: ExitStack, count: int, url: str) -> None:
+    """Open so many connections; each buys once. Raises BenchError or OSError."""
+    parts = urlsplit(url)
+    for _ in range(count):
+        connection = socket.create_connection((parts.hostname, parts.port or 80), timeout=10)
+        connections.enter_context(connection).sendall(REQUEST)
+        if not connection.recv(4096).startswith(b"HTTP/1.1 429 "):
+            raise BenchError("a purchase of a sold-out sale was not answered with 429")

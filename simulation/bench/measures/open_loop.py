@@ -4,7 +4,6 @@ The capacity is the rate that they reach when far more requests are due, so that
 busy. The same driver measures capacity and responses: a share of the capacity is the same share for both.
 """
 
-from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Final, NamedTuple
 
@@ -25,12 +24,10 @@ from simulation.scenario.schema import DriverOptions
 CONNECTIONS: Final = 256
 FLOOD_RPS: Final = 500_000
 """A rate that no server reaches."""
-GUESS_REQUESTS: Final = 20_000
+GUESS_REQUESTS: Final = 10_000
 """Requests of a short flood, from whose rate the size of the longer ones follows."""
 SHARES: Final = (0.25, 0.5, 0.75)
 PERCENTILES: Final = {"p50": 50, "p90": 90, "p99": 99, "p99.9": 99.9}
-TIMEOUT_MS: Final = 60_000
-USERS: Final = 1_000_000
 CROWD_CONNECTIONS: Final = 10_000
 
 
@@ -47,14 +44,14 @@ class Server(NamedTuple):
         size = len(intended_ns)
         plan = Plan(
             intended_ns=intended_ns,
-            user_id=np.random.default_rng(1).integers(1, USERS, size, endpoint=True),
+            user_id=np.random.default_rng(1).integers(1, 1_000_000, size, endpoint=True),
             product_id=np.ones(size, np.int64),
             key=[None] * size,
         )
         options = DriverOptions(
             connections=self.connections,
             connection_per_request=self.connection_per_request,
-            timeout_ms=TIMEOUT_MS,
+            timeout_ms=60_000,
         )
         history = (await drive(LoadSpec(plan, self.url, options))).history
         if self.engine:
@@ -76,9 +73,9 @@ class Server(NamedTuple):
         arrivals = draw_arrivals([Constant(seconds=seconds, rate_rps=rate_rps)], np.random.SeedSequence(1))
         return await self.load(arrivals)
 
-    async def find_capacity(self, name: str, rounds: Rounds, guess: int = GUESS_REQUESTS) -> Spread:
+    async def find_capacity(self, name: str, rounds: Rounds) -> Spread:
         """Return the rate of a flood that takes about as long as a measurement."""
-        size = round(await self.flood(guess) * rounds.seconds)
+        size = round(await self.flood(GUESS_REQUESTS) * rounds.seconds)
         (found,) = await rounds.repeat({f"{name}, open loop, capacity": partial(self.flood, size)})
         return Spread.of(found)
 
@@ -89,8 +86,7 @@ async def measure_driver(nginx_url: str, rounds: Rounds) -> DriverRates:
     capacity = await server.find_capacity("driver", rounds)
     rate_rps = capacity.median / 2
     (histories,) = await rounds.repeat(
-        {f"driver at {rate_rps:,.0f}/s, lag": partial(server.offer, rate_rps, rounds.seconds)},
-        _show(_lag_p99_ms),
+        {f"driver at {rate_rps:,.0f}/s, lag": partial(server.offer, rate_rps, rounds.seconds)}
     )
     return DriverRates(
         connections=CONNECTIONS,
@@ -100,40 +96,32 @@ async def measure_driver(nginx_url: str, rounds: Rounds) -> DriverRates:
     )
 
 
-async def measure_responses(engine: Engine, state: str, rounds: Rounds) -> tuple[Capacity, list[Responses]]:
-    """Measure the capacity in one of STATES, then response times at shares of it, in turn."""
+async def measure_responses(
+    engine: Engine, state: str, rounds: Rounds, crowd_rps: float | None = None
+) -> tuple[Capacity, list[Responses]]:
+    """Measure the capacity in one of STATES, then response times at shares of it, in turn.
+
+    With `crowd_rps` every shopper makes a connection, and response times are measured at that rate.
+    """
     name = f"engine, {state}"
     await engine.open_sale(STATES[state])
     server = Server(engine.url, engine)
+    if crowd_rps:
+        name += ", a connection each"
+        server = server._replace(connection_per_request=True)
     capacity = await server.find_capacity(name, rounds)
     rates: dict[float | None, float] = {share: capacity.median * share for share in SHARES}
-    responses = await _offer(server, name, rates, "ACCEPTED" if STATES[state] else "SOLD_OUT", rounds)
-    return Capacity(subject=name, connections=CONNECTIONS, rps=capacity), responses
-
-
-async def measure_crowd(engine: Engine, rate_rps: float, rounds: Rounds) -> tuple[Capacity, list[Responses]]:
-    """Measure shoppers with a connection each, sold out: the capacity, then responses at one rate."""
-    name = "engine, sold out, a connection each"
-    await engine.open_sale(0)
-    few = Server(engine.url, engine, CONNECTIONS, connection_per_request=True)
-    capacity = await few.find_capacity(name, rounds, GUESS_REQUESTS // 10)
-    many = few._replace(connections=CROWD_CONNECTIONS)
-    responses = await _offer(many, name, {None: rate_rps}, "SOLD_OUT", rounds)
-    return Capacity(subject=name, connections=CONNECTIONS, rps=capacity), responses
-
-
-async def _offer(
-    server: Server, name: str, rates: Mapping[float | None, float], outcome: str, rounds: Rounds
-) -> list[Responses]:
-    """Return the responses at each of the rates, which are named by their share of the capacity."""
+    if crowd_rps:
+        rates = {None: crowd_rps}
+        server = server._replace(connections=CROWD_CONNECTIONS)
     found = await rounds.repeat(
         {
             f"{name} at {rate_rps:,.0f}/s, response": partial(server.offer, rate_rps, rounds.seconds)
             for rate_rps in rates.values()
-        },
-        _show(_response_p99_ms),
+        }
     )
-    return [
+    outcome = "ACCEPTED" if STATES[state] else "SOLD_OUT"
+    responses = [
         Responses(
             subject=name,
             share=share,
@@ -148,19 +136,12 @@ async def _offer(
         )
         for (share, rate_rps), histories in zip(rates.items(), found, strict=True)
     ]
-
-
-def _show(measure: Callable[[pd.DataFrame], float]) -> Callable[[pd.DataFrame], str]:
-    return lambda history: f"p99 {measure(history):.2f} ms"
+    return Capacity(subject=name, connections=CONNECTIONS, rps=capacity), responses
 
 
 def _answered_rps(history: pd.DataFrame) -> float:
     answered = history[history["status"] > 0]
     return float(len(answered) / max(history["intended_ns"].max(), answered["done_ns"].max()) * 1e9)
-
-
-def _response_p99_ms(history: pd.DataFrame) -> float:
-    return float(np.percentile(response_ms(history), 99))
 
 
 def _lag_p99_ms(history: pd.DataFrame) -> float:

@@ -14,21 +14,16 @@ from simulation.drive.hostile.request import Then
 from simulation.drive.response import Response, parse_response
 from simulation.errors import BadResponse
 from simulation.model.hostile import ClientReport, Finding, KindCount
+from simulation.model.outcome import classify
 
 IMPATIENT_S: Final = 0.3
 """How long most clients wait for a response."""
 PATIENT_EACH: Final = 20
 """One client in so many waits for the end of the connection, beside those that must be answered."""
-DEAF_S: Final = 1.0
-PAUSE_S: Final = 0.1
-"""Between two pieces of a slow client."""
 MOST_SLOW: Final = 400
 """Slow clients at the same time, beside the others."""
-MOST_FINDINGS: Final = 50
 MOST_SHOWN: Final = 2_000
 """Bytes of a message that a finding shows at each of its ends."""
-_CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
-_LINGER_NOT: Final = struct.pack("ii", 1, 0)
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -75,6 +70,7 @@ class Client:
     def __init__(self, job: Job, report: ClientReport, number: int) -> None:
         self.job, self.report, self.number = job, report, number
         self.kind, self.request = draw(job.seed, number)
+        self._count = report.kinds.setdefault(self.kind, KindCount())
         self._loop = asyncio.get_running_loop()
         self._heard = 0
         """Responses so far."""
@@ -82,12 +78,11 @@ class Client:
         then = self.request.then
         stays = then in (Then.STAY, Then.FIN) or self.request.whole or number % PATIENT_EACH == 0
         self._patient = stays and then is not Then.DEAF
-        self._patience_s = DEAF_S if then is Then.DEAF else job.bound_s if stays else IMPATIENT_S
+        self._patience_s = 1.0 if then is Then.DEAF else job.bound_s if stays else IMPATIENT_S
 
     async def play(self) -> None:
         """Connect, send, do what such a client does then, and note what came of it."""
-        count = self.report.kinds.setdefault(self.kind, KindCount())
-        count.sent += 1
+        self._count.sent += 1
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as connection:
             connection.setblocking(False)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -98,7 +93,7 @@ class Client:
             if self.request.then is Then.STAY:
                 self.report.longest_s = max(self.report.longest_s, round(time.monotonic() - started, 3))
             if not self._heard:
-                count.answers[end] = count.answers.get(end, 0) + 1
+                self._count.answers[end] = self._count.answers.get(end, 0) + 1
                 if self.request.whole and end in ("closed", "reset"):
                     self._note("no answer")
 
@@ -112,15 +107,13 @@ class Client:
             return "refused"
         listening = self._loop.create_task(self._listen(connection))
         try:
-            with contextlib.suppress(ConnectionError):
-                await self._send(connection, listening)
-            match self.request.then:
-                case Then.RESET:
-                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)
-                    return "left"
-                case Then.FIN:
-                    with contextlib.suppress(OSError):
-                        connection.shutdown(socket.SHUT_WR)
+            await self._send(connection, listening)
+            if self.request.then is Then.RESET:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                return "left"
+            if self.request.then is Then.FIN:
+                with contextlib.suppress(OSError):
+                    connection.shutdown(socket.SHUT_WR)
             done, _ = await asyncio.wait({listening}, timeout=self._patience_s)
             if done:
                 return listening.result()
@@ -132,17 +125,14 @@ class Client:
             await asyncio.gather(listening, return_exceptions=True)
 
     async def _send(self, connection: socket.socket, listening: asyncio.Task[str]) -> None:
+        pause_s = 0.1 if self.request.then is Then.STAY else 0
         # A server that reads no more must not hold the client.
-        with contextlib.suppress(TimeoutError):
+        with contextlib.suppress(ConnectionError, TimeoutError):
             async with asyncio.timeout(self._patience_s):
-                for place, piece in enumerate(self.request.pieces):
-                    if place:
-                        await asyncio.wait(
-                            {listening}, timeout=PAUSE_S if self.request.then is Then.STAY else 0
-                        )
-                    if listening.done():
-                        return
+                for piece in self.request.pieces:
                     await self._loop.sock_sendall(connection, piece)
+                    if (await asyncio.wait({listening}, timeout=pause_s))[0]:
+                        return
 
     async def _listen(self, connection: socket.socket) -> str:
         """Read until the server ends the connection, or has answered a client that wants no more."""
@@ -159,7 +149,7 @@ class Client:
                     self._take(response)
             except BadResponse as error:
                 # A client that ends its side of the connection may hear no more than "100 Continue".
-                if data or self._rest != _CONTINUE:
+                if data or self._rest != b"HTTP/1.1 100 Continue\r\n\r\n":
                     self._note(f"unreadable answer: {error}")
                 return "closed"
             if not data:
@@ -169,18 +159,17 @@ class Client:
 
     def _take(self, response: Response) -> None:
         self._heard += 1
-        answers = self.report.kinds[self.kind].answers
-        status = str(response.status)
+        answers, status = self._count.answers, str(response.status)
         answers[status] = answers.get(status, 0) + 1
         if response.status >= 500 and response.status != 503:
             self._note(f"status {status}")
-        if response.status == 200 and b'"orderId"' in response.body and b"ACCEPTED" in response.body:
-            self.report.order_ids.append(str(msgspec.json.decode(response.body)["orderId"]))
+        if response.status == 200 and (order_id := classify(200, response.body)[1]):
+            self.report.order_ids.append(order_id)
         self._rest = self._rest[response.size :]
 
     def _note(self, fault: str) -> None:
         self.report.faults += 1
-        if len(self.report.findings) < MOST_FINDINGS:
+        if len(self.report.findings) < 50:
             sent = show_bytes(b"".join(self.request.pieces))
             self.report.findings.append(Finding(self.number, self.kind, fault, sent, show_bytes(self._rest)))
 

@@ -19,7 +19,6 @@ from simulation.drive.hostile.request import (
 )
 
 _NAMED: Final = re.compile(rb"productId[^0-9]{0,16}([0-9]*)")
-_FAR: Final = 10**30
 _KEYS: Final = (
     b"", b" ", b"a b", b"k" * 129, b"k" * 4_000, b"\t", b"a\tb", b"\xe9", b"\xff",
     b"k\r\nIdempotency-Key: l", b"k\r\nidempotency-key: k", b"\xe2\x82\xac",
@@ -67,7 +66,7 @@ def _bad_json(chance: Random) -> HostileRequest:
             b'{"userId":Infinity,%b}' % decoy, b'{"userId":-1,%b}' % decoy, b'{"userId":0,%b}' % decoy,
             b'{"userId":1.0,%b}' % decoy, b'{"userId":1e0,%b}' % decoy, b'{"userId":1E400,%b}' % decoy,
             b'{"userId":-0,%b}' % decoy, b'{"userId":01,%b}' % decoy, b'{"userId":+1,%b}' % decoy,
-            b'{"userId":0x1,%b}' % decoy, b'{"userId":%d,%b}' % (_FAR, decoy),
+            b'{"userId":0x1,%b}' % decoy, b'{"userId":%d,%b}' % (10**30, decoy),
             b'{"userId":%b,%b}' % (b"9" * 1_900, decoy), b'{"userId":9223372036854775808,%b}' % decoy,
             b'{"userId":18446744073709551617,%b}' % decoy, b'{"userId":0.%b1,%b}' % (b"0" * 1_000, decoy),
             b'{"userId":"1",%b}' % decoy, b'{"userId":null,%b}' % decoy, b'{"userId":true,%b}' % decoy,
@@ -116,19 +115,17 @@ def _mutate(chance: Random, text: bytes) -> bytes:
     for _ in range(chance.randint(1, 4)):
         start = chance.randrange(len(text) + 1)
         end = min(len(text), start + chance.choice([1, 1, 2, 8, 40]))
-        match chance.randrange(7):
-            case 0 if start < len(text):
-                text = text[:start] + bytes([text[start] ^ 1 << chance.randrange(8)]) + text[start + 1 :]
-            case 1:
-                text = text[:start] + chance.randbytes(end - start) + text[end:]
-            case 2 | 3:
-                text = text[:start] + chance.choice(_TOKENS) + text[start:]
-            case 4:
-                text = text[:start] + text[end:]
-            case 5:
-                text = text[:end] + text[start:end] * chance.choice([1, 2, 50]) + text[end:]
-            case _:
-                text = text[: max(start, 1)] if chance.random() < 0.3 else text
+        part = text[start:end]
+        changes = [
+            bytes(byte ^ 1 << chance.randrange(8) for byte in part),
+            chance.randbytes(len(part)),
+            chance.choice(_TOKENS) + part,
+            chance.choice(_TOKENS) + part,
+            b"",
+            part * chance.choice([2, 3, 51]),
+        ]
+        rest = text[end:] if chance.random() < 0.95 else b""
+        text = text[:start] + chance.choice(changes) + rest
     return text
 
 

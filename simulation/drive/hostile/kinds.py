@@ -1,6 +1,5 @@
 """All kinds of hostile requests, drawn from a seed; and clients that are slow, half there or many at once."""
 
-from itertools import accumulate
 from typing import Final
 
 from simulation.drive.hostile.inputs import BAD_INPUT, MUTATED
@@ -22,7 +21,7 @@ from simulation.drive.hostile.smuggling import SMUGGLING
 def draw(seed: int, number: int) -> tuple[str, HostileRequest]:
     """Return the kind and the request of a client by its number, from 0 on: the same seed gives the same."""
     chance = Random(f"hostile {seed} {number}")
-    kind = chance.choices(_NAMES, cum_weights=_WEIGHTS)[0]
+    kind = chance.choices(list(KINDS), [weight for weight, _ in KINDS.values()])[0]
     return kind, KINDS[kind][1](chance)
 
 
@@ -80,5 +79,3 @@ _CONDUCT: Final[Kinds] = {
     "deaf": (0.1, _deaf),
 }
 KINDS: Final[Kinds] = MALFORMED | SMUGGLING | OVERSIZED | BAD_INPUT | _CONDUCT | MUTATED
-_NAMES: Final = list(KINDS)
-_WEIGHTS: Final = list(accumulate(weight for weight, _ in KINDS.values()))

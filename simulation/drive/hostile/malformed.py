@@ -47,14 +47,6 @@ _BOMBS: Final = (
 )
 
 
-def _with_method(chance: Random, method: bytes) -> bytes:
-    return frame(buy(chance), line=method + b" /purchase/buy HTTP/1.1")
-
-
-def _with_version(chance: Random, version: bytes) -> bytes:
-    return frame(buy(chance), line=b"POST /purchase/buy " + version)
-
-
 def _bad_target(chance: Random) -> HostileRequest:
     target = chance.choice(
         [
@@ -139,9 +131,21 @@ def _compressed(chance: Random) -> HostileRequest:
 
 
 MALFORMED: Final[Kinds] = {
-    "bad method": (4, one_of(_METHODS, _with_method)),
+    "bad method": (
+        4,
+        one_of(
+            _METHODS,
+            lambda chance, method: frame(buy(chance), line=method + b" /purchase/buy HTTP/1.1"),
+        ),
+    ),
     "bad target": (4, _bad_target),
-    "bad version": (3, one_of(_VERSIONS, _with_version)),
+    "bad version": (
+        3,
+        one_of(
+            _VERSIONS,
+            lambda chance, version: frame(buy(chance), line=b"POST /purchase/buy " + version),
+        ),
+    ),
     "bad header": (4, one_of(_HEADERS, buy_with)),
     "line endings": (3, _line_endings),
     "folded header": (3, one_of(_FOLDED, buy_with)),

@@ -1,9 +1,8 @@
 """The process of the hostile clients: hears a Job, plays them all, and writes a ClientReport."""
 
 import asyncio
-import gc
+import sys
 from pathlib import Path
-from typing import Final
 
 import msgspec
 import uvloop
@@ -12,23 +11,18 @@ from simulation.drive.child import Parent, run_child
 from simulation.drive.hostile.client import Job, play_all
 from simulation.model.hostile import ClientReport
 
-POLL_S: Final = 0.2
-
 
 def work(parent: Parent) -> None:
     """Do one job."""
-    job = msgspec.json.decode(parent.listen(), type=Job)
-    gc.freeze()
+    job = msgspec.json.decode(parent.hear(), type=Job)
     report = uvloop.run(_play(job, parent))
     Path(job.result).write_bytes(msgspec.json.encode(report))
 
 
 async def _play(job: Job, parent: Parent) -> ClientReport:
-    playing = asyncio.create_task(play_all(job))
-    while not playing.done():
-        await asyncio.wait({playing}, timeout=POLL_S)
-        parent.poll()
-    return await playing
+    # The parent says nothing more; when it is gone, to hear it ends the process.
+    asyncio.get_running_loop().add_reader(sys.stdin, parent.hear, 0)
+    return await play_all(job)
 
 
 if __name__ == "__main__":

@@ -3,9 +3,7 @@
 import platform
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, NamedTuple
-
-_BOOT: Final = Path("/proc/sys/kernel/random/boot_id")
+from typing import NamedTuple
 
 
 class Exchange(NamedTuple):
@@ -29,4 +27,5 @@ def compare_clocks(exchanges: Sequence[Exchange]) -> tuple[int, int]:
 
 def name_clock() -> str:
     """Return a name of this machine's monotonic clock, which counts from its start for all processes."""
-    return _BOOT.read_text().strip() if _BOOT.exists() else platform.node()
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    return boot.read_text().strip() if boot.exists() else platform.node()

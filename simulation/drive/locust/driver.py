@@ -6,7 +6,6 @@ A worker sends up to a few thousand requests a second; more of them, here or on 
 import tempfile
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final
@@ -21,56 +20,45 @@ from simulation.drive.parts import deal
 MODULE: Final = "simulation.drive.locust.process"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Locust:
-    """How a load is driven through Locust."""
+async def drive_locust(
+    load: LoadSpec,
+    *,
+    say: Callable[[str], None],
+    awaits_workers: bool = False,
+    bind: str = LOOPBACK,
+    port: int = 0,
+    web: bool = False,
+    wait_s: float = 60.0,
+) -> DriveResult:
+    """Send a load through Locust as the open-loop driver does; `options.processes` is the number of workers.
 
-    say: Callable[[str], None]
-    """Hears where Locust is to be found."""
-    awaits_workers: bool = False
-    """Whether all workers are started elsewhere; otherwise as many as the options say are started here."""
-    bind: str = LOOPBACK
-    port: int = 0
-    """Where the master waits for workers; 0 is a free port."""
-    web_port: int | None = None
-    """Of Locust's page, on loopback; 0 is a free one, None: no page."""
-    wait_s: float = 60.0
-    """Longest wait for workers."""
-
-    async def drive(self, load: LoadSpec) -> DriveResult:
-        """Send a load as the open-loop driver does; `options.processes` is the number of workers."""
-        async with AsyncExitStack() as cleanup:
-            folder = cleanup.enter_context(tempfile.TemporaryDirectory(prefix="flashsim-"))
-            parts = deal(load.plan, await resolve(load.url), load.options, Path(folder))
-            count = f"{len(parts)} worker{'s' * (len(parts) != 1)}"
-            job = Lead(
-                parts=[part.job for part in parts],
-                url=load.url,
-                bind=self.bind,
-                port=self.port,
-                web_port=self.web_port,
-                wait_s=self.wait_s,
+    `say` hears where Locust is to be found. The master waits for workers at `bind` and `port`, 0 being a free
+    one, for at most `wait_s`; `awaits_workers` if all of them are started elsewhere. `web` serves Locust's
+    page, on loopback. Raises DriverError.
+    """
+    async with AsyncExitStack() as cleanup:
+        folder = cleanup.enter_context(tempfile.TemporaryDirectory(prefix="flashsim-"))
+        jobs = deal(load.plan, await resolve(load.url), load.options, Path(folder))
+        count = f"{len(jobs)} worker{'s' * (len(jobs) != 1)}"
+        job = Lead(parts=jobs, url=load.url, bind=bind, port=port, web=web, wait_s=wait_s)
+        master = await cleanup.enter_async_context(start_child(MODULE, "Locust's master", job))
+        listening = msgspec.json.decode(await master.expect(), type=Listening)
+        if listening.web_port is not None:
+            say(f"Locust's page: http://{LOOPBACK}:{listening.web_port}/")
+        workers: list[Child] = []
+        if awaits_workers:
+            say(
+                f"waiting for {count} at {bind}:{listening.port}:"
+                f" flashsim locust --worker --master-host HOST --port {listening.port}"
             )
-            master = await cleanup.enter_async_context(start_child(MODULE, "Locust's master", job))
-            listening = msgspec.json.decode(await master.expect(), type=Listening)
-            if listening.web_port is not None:
-                self.say(f"Locust's page: http://{LOOPBACK}:{listening.web_port}/")
-            workers: list[Child] = []
-            if self.awaits_workers:
-                self.say(
-                    f"waiting for {count} at {self.bind}:{listening.port}:"
-                    f" flashsim locust --worker --master-host HOST --port {listening.port}"
-                )
-            else:
-                follow = Follow(host=LOOPBACK, port=listening.port, wait_s=self.wait_s)
-                workers = [
-                    await cleanup.enter_async_context(start_child(MODULE, "a worker", follow)) for _ in parts
-                ]
-            driving = carry_out(load, [master], parts, self.wait_s + READY_S)
-            driven: DriveResult = (await run_together(driving, *(worker.await_end() for worker in workers)))[
-                0
+        else:
+            follow = Follow(host=LOOPBACK, port=listening.port, wait_s=wait_s)
+            workers = [
+                await cleanup.enter_async_context(start_child(MODULE, "a worker", follow)) for _ in jobs
             ]
-            return replace(driven, driver=f"Locust {version('locust')}, {count}")
+        driving = carry_out(load, [master], jobs, wait_s + READY_S)
+        driven: DriveResult = (await run_together(driving, *(worker.await_end() for worker in workers)))[0]
+        return driven._replace(driver=f"Locust {version('locust')}, {count}")
 
 
 async def work(host: str, port: int, wait_s: float) -> None:

@@ -12,8 +12,6 @@ import gevent
 
 from simulation.drive.open_loop import Connection, OpenLoop
 
-READ_BYTES = 65_536
-
 
 class GreenTransport(asyncio.Transport):
     """The transport of a Connection, on a socket of gevent's."""
@@ -55,27 +53,23 @@ class GreenLoop(OpenLoop):
 
     def _live(self) -> None:
         """Open a connection and read from it until it ends."""
-        me = gevent.getcurrent()
-        family = socket.AF_INET6 if ":" in self.address.host else socket.AF_INET
-        with socket.socket(family, socket.SOCK_STREAM) as connected:
-            try:
-                connected.settimeout(self.timeout_ns / 1e9)
-                connected.connect((self.address.host, self.address.port))
-                connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                connected.settimeout(None)
-            except TimeoutError:
-                return  # the sweep ends the requests that waited for it
-            except OSError as error:
-                self.refuse(error)
-                return
-            finally:
-                self.connecting.discard(me)
+        try:
+            connected = socket.create_connection(
+                (self.address.host, self.address.port), self.timeout_ns / 1e9
+            )
+        except OSError as error:
+            self.refuse(error)
+            return
+        finally:
+            self.connecting.discard(gevent.getcurrent())
+        with connected:
+            connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            connected.settimeout(None)
             connection = Connection(self)
             connection.connection_made(GreenTransport(connected))
-            failure = None
             try:
-                while data := connected.recv(READ_BYTES):
+                while data := connected.recv(65_536):
                     connection.data_received(data)
+                connection.connection_lost(None)
             except OSError as error:
-                failure = error
-            connection.connection_lost(failure)
+                connection.connection_lost(error)

@@ -19,8 +19,8 @@ class Lead(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     bind: str
     port: int
     """Where the workers find it; 0 is a free one."""
-    web_port: int | None
-    """Of Locust's page, on loopback; 0 is a free one, None: no page."""
+    web: bool
+    """Whether Locust's page is served, on loopback."""
     wait_s: float
     """Longest wait for the workers."""
 

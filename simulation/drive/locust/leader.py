@@ -30,21 +30,17 @@ class Leader:
         """Ids of the workers, in the order of their parts."""
         self.heard: dict[str, dict[str, Any]] = defaultdict(dict)
         """The latest data of each message, by its name and the worker."""
-        self.is_stopped = False
-        """Whether somebody stopped the load on Locust's page."""
-        self.runner.register_message("here", self._hear_here)
         self.runner.register_message("ask_clock", self._hear_ask_clock)
-        for name in ("prepared", "snapshot", "result", "failed"):
+        for name in ("here", "prepared", "snapshot", "result", "failed"):
             self.runner.register_message(name, self._keep)
 
     def lead(self) -> None:
         """Carry out the load: hear its start from the parent, and perhaps to stop. Raises DriverError."""
         count, wait_s = len(self.job.parts), self.job.wait_s
-        last = time.monotonic() + wait_s
-        while len(self.workers) < count:
-            if time.monotonic() > last:
-                raise DriverError(f"{len(self.workers)} of {count} workers came within {wait_s:g} s")
-            self._pause(POLL_S)
+        with gevent.Timeout(wait_s, DriverError(f"fewer than {count} workers came within {wait_s:g} s")):
+            while len(self.heard["here"]) < count:
+                self._pause(POLL_S)
+        self.workers = [*self.heard["here"]][:count]
         for worker, part in zip(self.workers, self.job.parts, strict=True):
             plan = Path(part.plan).read_bytes()
             data = {"job": msgspec.json.encode(part), "plan": plan, "clock": name_clock()}
@@ -52,7 +48,7 @@ class Leader:
         while len(self.heard["prepared"]) < count:
             self._pause(POLL_S)
         self.parent.say(b"ready")
-        t0_ns = int(self.parent.listen())
+        t0_ns = int(self.parent.hear())
         self.runner.environment.events.test_stop.add_listener(self._notice_stop)
         self._tell_all("start", t0_ns)
         self.runner.start(1, spawn_rate=1)
@@ -72,27 +68,19 @@ class Leader:
         """Let messages come in, of which the parent's only one is to stop. Raises DriverError if a worker
         can't go on."""
         gevent.sleep(seconds)
-        if self.parent.poll():
+        if self.parent.hear(wait_s=0):
             self._tell_all("enough", None)
         for failure in self.heard["failed"].values():
             raise DriverError(failure["reason"])
         if len(self.heard["result"]) == len(self.workers):
             return
-        if self.is_stopped:
-            raise DriverError("the load was stopped on Locust's page")
         for number, worker in enumerate(self.workers):
             node = self.runner.clients.get(worker)
             if (node is None or node.state == STATE_MISSING) and worker not in self.heard["result"]:
                 raise DriverError(f"worker {number} ({worker}) is gone")
 
     def _notice_stop(self, environment: Any, **_: Any) -> None:
-        self.is_stopped = True
-
-    def _hear_here(self, environment: Any, msg: Any, **_: Any) -> None:
-        if len(self.workers) < len(self.job.parts):
-            self.workers.append(msg.node_id)
-        else:
-            self.runner.send_message("quit", None, msg.node_id)
+        self.heard["failed"]["page"] = {"reason": "the load was stopped on Locust's page"}
 
     def _keep(self, environment: Any, msg: Any, **_: Any) -> None:
         self.heard[msg.type][msg.node_id] = msg.data

@@ -9,9 +9,6 @@ The process hears a Lead or a Follow. A master says where it listens (Listening)
 a process of the open-loop driver. It is a process of its own because Locust replaces all blocking calls.
 """
 
-import socket
-from typing import Final
-
 import gevent
 import locust.runners
 import locust.stats
@@ -19,16 +16,12 @@ import msgspec
 from locust import User, constant, task
 from locust.env import Environment
 
+from engine.local.process import free_port
 from simulation.drive.child import Parent, run_child
 from simulation.drive.locust.job import LOOPBACK, Follow, Lead, Listening
 from simulation.drive.locust.leader import Leader
 from simulation.drive.locust.sender import Sender
 from simulation.errors import DriverError
-
-SILENCE_S: Final = 10
-"""A worker that is silent for so long is lost; a busy one may be silent for a while."""
-FAREWELL_S: Final = 0.2
-"""From a worker's last word to its end, so that the master hears it."""
 
 
 class Shopper(User):
@@ -43,7 +36,7 @@ class Shopper(User):
 
 def work(parent: Parent) -> None:
     """Do one job. Raises DriverError."""
-    job = msgspec.json.decode(parent.listen(), type=Lead | Follow)
+    job = msgspec.json.decode(parent.hear(), type=Lead | Follow)
     environment = Environment(user_classes=[Shopper], locustfile="flashsim locust")
     if isinstance(job, Lead):
         lead(job, environment, parent)
@@ -54,16 +47,15 @@ def work(parent: Parent) -> None:
 def lead(job: Lead, environment: Environment, parent: Parent) -> None:
     """Lead a load as its master. Raises DriverError."""
     environment.host = job.url
-    locust.runners.HEARTBEAT_LIVENESS = SILENCE_S
-    port = find_port("workers", job.bind, job.port)
-    runner = environment.create_master_runner(job.bind, port)
-    web_port = None
-    if job.web_port is not None:
-        web_port = find_port("Locust's page", LOOPBACK, job.web_port)
+    # A worker that is silent for 10 s is lost; a busy one may be silent for a while.
+    locust.runners.HEARTBEAT_LIVENESS = 10
+    runner = environment.create_master_runner(job.bind, job.port)
+    web_port = free_port() if job.web else None
+    if web_port is not None:
         locust.stats.HISTORY_STATS_INTERVAL_SEC = 1
         environment.create_web_ui(LOOPBACK, web_port)
         gevent.spawn(locust.stats.stats_history, runner)
-    parent.say(msgspec.json.encode(Listening(port, web_port)))
+    parent.say(msgspec.json.encode(Listening(runner.server.port, web_port)))
     try:
         Leader(runner, job, parent).lead()
     finally:
@@ -72,7 +64,7 @@ def lead(job: Lead, environment: Environment, parent: Parent) -> None:
 
 def follow(job: Follow, environment: Environment, parent: Parent) -> None:
     """Work for a master until it needs no more. Raises DriverError."""
-    gevent.spawn(parent.listen)  # says nothing more, but its end ends this process
+    gevent.spawn(parent.hear)  # says nothing more, but its end ends this process
     locust.runners.CONNECT_TIMEOUT = 1
     locust.runners.CONNECT_RETRY_COUNT = round(job.wait_s) - 1
     try:
@@ -87,17 +79,7 @@ def follow(job: Follow, environment: Environment, parent: Parent) -> None:
         raise
     finally:
         environment.events.quitting.fire(environment=environment)  # type: ignore[no-untyped-call]
-        gevent.sleep(FAREWELL_S)
-
-
-def find_port(what: str, host: str, port: int) -> int:
-    """Return the port, or a free one for 0. Raises DriverError where it can't be had."""
-    try:
-        with socket.create_server((host, port)) as probe:
-            found: int = probe.getsockname()[1]
-    except OSError as error:
-        raise DriverError(f"{host}:{port} for {what}: {error.strerror or error}") from None
-    return found
+        gevent.sleep(0.2)  # so that the master hears the last word
 
 
 if __name__ == "__main__":

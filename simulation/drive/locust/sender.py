@@ -19,7 +19,6 @@ import io
 import time
 from typing import Any, Final
 
-import gevent
 import msgspec
 import numpy as np
 from gevent.queue import Queue
@@ -29,7 +28,6 @@ from simulation.drive.locust.green_loop import GreenLoop
 from simulation.drive.parts import Job, prepare_loop, save_result
 from simulation.drive.progress import SNAPSHOT_S, Tally
 
-EXCHANGES: Final = 20
 FAILURES: Final = ("INVALID", "UNKNOWN_PRODUCT", "UNAVAILABLE", "UNKNOWN")
 """Outcomes that Locust's page counts as failures; to be sold out is none."""
 
@@ -44,6 +42,8 @@ class Sender:
         self.runner = runner
         self.reported = 0
         """How many of the ended requests Locust knows of."""
+        self.tell_at = 0.0
+        """When the master is told the next snapshot, on time.monotonic()."""
         self.heard: dict[str, Queue[Any]] = {name: Queue() for name in ("part", "start", "tell_clock")}
         """Of each message, when it came and its data."""
         for name in self.heard:
@@ -62,21 +62,13 @@ class Sender:
         ahead_ns, unsure_ns = self._ask_clock() if is_far else (0, 0)
         tell("prepared")
         _, t0_ns = self.heard["start"].get()
-        tally = Tally(self.loop)
-
-        def keep_telling() -> None:
-            while True:
-                tell("snapshot", msgspec.json.encode(tally.read()))
-                gevent.sleep(SNAPSHOT_S)
-
-        telling = gevent.spawn(keep_telling)
+        self.tally = Tally(self.loop)
         self.loop.carry(t0_ns + ahead_ns, self._report)
-        telling.kill()
         if is_far:
             # Clocks drift, so they are compared once more.
             later_ns, later_unsure_ns = self._ask_clock()
             self._widen(abs(later_ns - ahead_ns) + later_unsure_ns + unsure_ns)
-        tell("snapshot", msgspec.json.encode(tally.read()))
+        tell("snapshot", msgspec.json.encode(self.tally.read()))
         result = io.BytesIO()
         save_result(self.loop, result)
         tell("result", result.getvalue())
@@ -88,7 +80,10 @@ class Sender:
         self.loop.stop()
 
     def _report(self) -> None:
-        """Tell Locust what has ended since the last time."""
+        """Tell Locust what has ended since the last time, and at times the master how far the load is."""
+        if time.monotonic() >= self.tell_at:
+            self.runner.send_message("snapshot", msgspec.json.encode(self.tally.read()))
+            self.tell_at = time.monotonic() + SNAPSHOT_S
         loop, fire = self.loop, self.runner.environment.events.request.fire
         ended = loop.ended[self.reported :]
         self.reported += len(ended)
@@ -107,7 +102,7 @@ class Sender:
     def _ask_clock(self) -> tuple[int, int]:
         """Return how far this clock is ahead of the master's, and how wrong that may be, in ns."""
         exchanges = []
-        for _ in range(EXCHANGES):
+        for _ in range(20):
             self.runner.send_message("ask_clock", time.monotonic_ns())
             answered_ns, (asked_ns, there_ns) = self.heard["tell_clock"].get()
             exchanges.append(Exchange(asked_ns, answered_ns, there_ns))

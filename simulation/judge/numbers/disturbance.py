@@ -12,8 +12,6 @@ from simulation.judge.numbers.requests import is_decided, select_span
 LEAST_DUE: Final = 10
 """Fewest requests that must be due while nothing is answered before that is a standstill."""
 LEAST_STALL_S: Final = 0.1
-NOTABLE_RATIO: Final = 2.0
-NOTABLE_MS: Final = 50.0
 
 
 class Stall(NamedTuple):
@@ -66,8 +64,8 @@ def find_stall(history: pd.DataFrame) -> Stall | None:
 
 
 def find_omission(history: pd.DataFrame, summary: Mapping[str, Any]) -> Omission | None:
-    """Return how much of the wait service time hides, for accepted requests first; None where it hides
-    little.
+    """Return how much of the wait service time hides, for accepted requests first; None where it hides less
+    than half, or less than 50 ms.
 
     The difference is what a closed loop leaves out, because it sends nothing while it waits ("coordinated
     omission", Gil Tene).
@@ -76,7 +74,7 @@ def find_omission(history: pd.DataFrame, summary: Mapping[str, Any]) -> Omission
         response, service = times["response"]["p99"], times["service"]["p99"]
         if response is None or not is_trusted("p99", summary["outcomes"][outcome]):
             continue
-        if response >= NOTABLE_RATIO * service and response - service >= NOTABLE_MS:
+        if response >= 2 * service and response - service >= 50:
             return Omission(outcome, response, service, find_stall(history))
     return None
 

@@ -8,16 +8,12 @@ k winners should be the k that came first. A winner that came later has skipped,
 somebody who should have won has slipped.
 """
 
-from typing import Final
-
 import pandas as pd
 
 from simulation.judge.numbers.latency import take_percentiles
 from simulation.scenario.schema import Scenario
 
 Fields = dict[str, float | int | None]
-
-DECIDED: Final = ("ACCEPTED", "SOLD_OUT")
 
 
 def measure_fairness(history: pd.DataFrame, scenario: Scenario) -> Fields:
@@ -63,8 +59,9 @@ def measure_order(history: pd.DataFrame) -> Fields:
 
 
 def _decide_clients(history: pd.DataFrame) -> pd.DataFrame:
-    """Return product_id, arrived_ns, won_ns and `won` of each client in DECIDED, in the order of arrival."""
-    decided = history[history["outcome"].isin(DECIDED)]
+    """Return product_id, arrived_ns, won_ns and `won` of each client that was accepted or told SOLD_OUT, in
+    the order of arrival."""
+    decided = history[history["outcome"].isin(["ACCEPTED", "SOLD_OUT"])]
     won_ns = decided[decided["outcome"] == "ACCEPTED"].groupby("first_op")["done_ns"].min()
     first = history[(history["attempt"] == 0) & history["op"].isin(decided["first_op"])]
     clients = first[["product_id"]].assign(arrived_ns=first["intended_ns"], won_ns=first["op"].map(won_ns))

@@ -48,11 +48,9 @@ def find_knee(history: pd.DataFrame, scenario: Scenario) -> Knee | None:
     """Return the knee in a run's history; None where the scenario has no climb of enough length."""
     if (ramp := find_ramp(scenario)) is None:
         return None
-    start_s, segment = ramp
-    at_s, p99_ms = measure_ramp(history, start_s, start_s + segment.seconds)
+    at_s, rates, p99_ms = measure_ramp(history, *ramp)
     if len(at_s) < LEAST_BUCKETS:
         return None
-    rates = segment.rate_rps + (segment.to_rps - segment.rate_rps) * (at_s - start_s) / segment.seconds
     last = locate_knee(p99_ms)
     return Knee(
         rps=None if last is None else float(rates[last]),
@@ -72,22 +70,24 @@ def find_ramp(scenario: Scenario) -> tuple[float, Linear] | None:
     return max(climbs, key=lambda climb: climb[1].seconds, default=None)
 
 
-def measure_ramp(history: pd.DataFrame, start_s: float, end_s: float) -> tuple[Floats, Floats]:
-    """Return the middle of each half second, in seconds from the run's start, and its p99 response in ms.
+def measure_ramp(history: pd.DataFrame, start_s: float, ramp: Linear) -> tuple[Floats, Floats, Floats]:
+    """Return of each half second its middle, in seconds from the run's start, the offered rate there, and the
+    p99 response in ms.
 
     A request counts by its intended start. One without a decision counts as slow as the slowest decided
     request.
     """
     decided = is_decided(history)
     if not decided.any():
-        return np.empty(0), np.empty(0)
+        return np.empty(0), np.empty(0), np.empty(0)
     took_ms = ((history["done_ns"] - history["intended_ns"]) / 1e6).where(decided)
-    climbing = select_span(history, start_s, end_s)
+    climbing = select_span(history, start_s, start_s + ramp.seconds)
     number = ((climbing["intended_ns"] / 1e9 - start_s) // BUCKET_S).astype("int64")
     buckets = took_ms.fillna(took_ms.max())[climbing.index].astype("float64").groupby(number)
     found = buckets.quantile(0.99)[buckets.size() >= LEAST_REQUESTS]
-    at_s: Floats = start_s + (found.index.to_numpy("float64") + 0.5) * BUCKET_S
-    return at_s, found.to_numpy().astype(np.float64)
+    passed_s: Floats = (found.index.to_numpy("float64") + 0.5) * BUCKET_S
+    rates = ramp.rate_rps + (ramp.to_rps - ramp.rate_rps) * passed_s / ramp.seconds
+    return start_s + passed_s, rates, found.to_numpy().astype(np.float64)
 
 
 def locate_knee(p99_ms: Floats) -> int | None:

@@ -56,8 +56,10 @@ def take_percentiles(values: Floats) -> dict[str, float | None]:
 
 def measure_latency(history: pd.DataFrame) -> dict[str, dict[str, float | None]]:
     """Return the percentiles of response and service time."""
-    times = {"response": response_ms(history), "service": service_ms(history)}
-    return {name: take_percentiles(values) for name, values in times.items()}
+    return {
+        "response": take_percentiles(response_ms(history)),
+        "service": take_percentiles(service_ms(history)),
+    }
 
 
 def is_trusted(percentile: str, samples: int) -> bool:

@@ -25,12 +25,12 @@ from engine.model.purchase import Outcome
 from engine.settings import PREFIX, Settings
 from simulation.bench import programs
 from simulation.bench.baselines import textbook
-from simulation.bench.measures.growth import fill_ledger
+from simulation.bench.measures.growth import fill_ledger, make_curve
 from simulation.bench.measures.ledger import settle_batches, settle_one_by_one
 from simulation.bench.options import Options, Sizes, Subject
 from simulation.bench.page import render
 from simulation.bench.programs import find_program, serve_baseline, serve_nginx
-from simulation.bench.results import Bench, FrontDoor, Sample, Spread, make_curve
+from simulation.bench.results import Bench, FrontDoor, Sample, Spread
 from simulation.bench.rounds import Rounds
 from simulation.bench.run import run_bench
 from simulation.bench.subjects import Engine, measure_refusals, serve_engine
@@ -51,11 +51,19 @@ TINY = Sizes(
     crowd_rps=50,
 )
 ROOT = Path(__file__).parents[3]
+
+
+def is_installed(program: str) -> bool:
+    with suppress(BenchError):
+        return bool(find_program(program))
+    return False
+
+
 BODY = b'{"userId":101,"productId":1}'
 JSON = {"Content-Type": "application/json"}
 
-needs_wrk = pytest.mark.skipif(find_program("wrk") is None, reason="wrk is not installed")
-needs_nginx = pytest.mark.skipif(find_program("nginx") is None, reason="nginx is not installed")
+needs_wrk = pytest.mark.skipif(not is_installed("wrk"), reason="wrk is not installed")
+needs_nginx = pytest.mark.skipif(not is_installed("nginx"), reason="nginx is not installed")
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from simulation.drive.hostile.request import DECOY, SMUGGLED
 from simulation.errors import ScenarioError
 from simulation.judge.hostile import GROWTH_MIB, judge_hostile
 from simulation.model.hostile import ClientReport, HostileRecord, KindCount, Stock
-from simulation.record.hostile import read_hostile
+from simulation.record.facts import read_hostile
 from simulation.run import run
 from simulation.scenario.loading import load_scenario
 from simulation.target.services import Services
@@ -112,11 +112,10 @@ async def close(writer: asyncio.StreamWriter) -> None:
 
 
 async def stay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    with contextlib.suppress(ConnectionError):
+    with contextlib.closing(writer), contextlib.suppress(ConnectionError):
         while await reader.read(65_536):
             pass
         await asyncio.sleep(3)
-    await close(writer)
 
 
 @pytest.mark.parametrize(

@@ -38,13 +38,18 @@ HARMLESS = Mutation(
 RULES = {check.name for check in judge(*play([Ask(1)], [Terms()]))} | {"recovers from faults"}
 
 
+def files_of(mutation: Mutation, folder: Path) -> list[Path]:
+    return [folder / "engine" / edit.file for edit in mutation.edits]
+
+
 @pytest.mark.parametrize("name", list_mutations())
 def test_a_mutation_fits_the_engine(name: str, tmp_path: Path) -> None:
     mutation = load_mutation(name)
     assert set(mutation.breaks) <= RULES
     mutation.load_scenario()
     copy_engine(tmp_path)
-    for path in mutate(mutation, tmp_path):
+    mutate(mutation, tmp_path)
+    for path in files_of(mutation, tmp_path):
         assert path.suffix in (".py", ".lua", ".sql")
         if path.suffix == ".py":
             compile(path.read_text(), str(path), "exec")
@@ -55,7 +60,9 @@ async def test_what_is_mutated_outside_of_python_is_fit_to_run(
 ) -> None:
     for name in list_mutations():
         copy_engine(tmp_path / name)
-        for path in mutate(load_mutation(name), tmp_path / name):
+        mutation = load_mutation(name)
+        mutate(mutation, tmp_path / name)
+        for path in files_of(mutation, tmp_path / name):
             if path.suffix == ".lua":
                 await redis.script_load(path.read_text())
             if path.suffix == ".sql":

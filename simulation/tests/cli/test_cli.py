@@ -130,7 +130,7 @@ async def test_a_run_against_a_target(settings: Settings, tmp_path: Path) -> Non
 
         blind = await run_flashsim(*target, token, "--out=blind", cwd=tmp_path)
         assert (blind.returncode, "UNKNOWN: " in blind.stdout) == (2, True)
-        assert "services are not known" in blind.stderr
+        assert "services are not known" in blind.stdout
 
     recorded = (tmp_path / "first" / "run.json").read_text()
     assert "open-sesame" not in recorded

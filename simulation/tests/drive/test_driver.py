@@ -183,7 +183,7 @@ async def test_a_run_that_is_cancelled_leaves_no_process_behind() -> None:
 
 async def test_a_process_ends_with_its_parent(tmp_path: Path) -> None:
     plan = small_plan()
-    ((_, job),) = deal(plan, Address("127.0.0.1", 9, "localhost", "/"), DriverOptions(), tmp_path)
+    (job,) = deal(plan, Address("127.0.0.1", 9, "localhost", "/"), DriverOptions(), tmp_path)
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",

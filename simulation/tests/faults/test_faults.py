@@ -73,5 +73,5 @@ def test_a_fault_on_what_is_not_the_runs_own_is_refused(
 ) -> None:
     services = Services(redis_url="redis://127.0.0.1:9", postgres_url="postgresql://127.0.0.1:9/x")
     with pytest.raises(FaultError, match=said):
-        check_targets([the_fault], services, own_engine)
-    check_targets([fault(kind="cut"), fault(on="fulfilment")], services, own_engine=True)
+        check_targets([the_fault], services if own_engine else None)
+    check_targets([fault(kind="cut"), fault(on="fulfilment")], services)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simulation.judge.numbers.fairness import measure_bots, measure_fairness, measure_order
-from simulation.judge.numbers.retries import measure_retries
+from simulation.judge.numbers.requests import measure_retries
 from simulation.model.history import make_history
 from simulation.scenario.loading import read_scenario
 from simulation.tests.histories import Ask, order, orders_of

@@ -55,7 +55,7 @@ def test_the_front_doors_memory_is_the_most_that_all_of_them_take(run: Metrics) 
     )
     timeline["rss_mib front-door 2"] = [20.0, 30.0, None]
     assert replace(run, timeline=timeline).measure("front_door.rss_max_mib") == 90
-    for unread in (None, timeline[["t_s"]]):
+    for unread in (pd.DataFrame(), timeline[["t_s"]]):
         assert replace(run, timeline=unread).measure("front_door.rss_max_mib") is None
 
 

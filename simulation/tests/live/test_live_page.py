@@ -105,7 +105,7 @@ async def test_events_say_what_is_run_and_what_it_did(session: aiohttp.ClientSes
 async def test_a_client_that_comes_late_hears_all_so_far(session: aiohttp.ClientSession) -> None:
     async with serve_page(SPIKE) as page:
         play(page, 1.0, 2.0, 3.0)
-        page.judge()
+        page.tell("judging", {})
         client = await listen(session, page)
         heard = [await client.hear() for _ in range(5)]
         assert [kind for kind, _ in heard] == ["run", "point", "point", "point", "judging"]
@@ -115,7 +115,7 @@ async def test_a_client_that_comes_late_hears_all_so_far(session: aiohttp.Client
 async def test_a_long_run_is_thinned_but_keeps_its_ends(session: aiohttp.ClientSession) -> None:
     async with serve_page(SPIKE) as page:
         play(page, *(tick / 4 for tick in range(MOST_EVENTS)))
-        page.judge()
+        page.tell("judging", {})
         client = await listen(session, page)
         assert (await client.hear())[0] == "run"
         moments = []

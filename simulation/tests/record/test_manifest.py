@@ -151,4 +151,4 @@ def test_a_run_without_a_manifest_is_judged_and_says_so(run_folder: Path) -> Non
 def test_a_manifest_that_is_none_is_an_error(run_folder: Path) -> None:
     (run_folder / MANIFEST).write_text("[")
     code, said = verify(run_folder)
-    assert (code, "is not a manifest" in said) == (2, True)
+    assert (code, "can't read its manifest.json" in said) == (2, True)

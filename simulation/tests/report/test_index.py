@@ -26,6 +26,7 @@ def test_it_lists_every_run_and_nothing_else(tmp_path: Path) -> None:
     (reports / "bench" / "summary.json").write_text(json.dumps({"rounds": 3}))
     (reports / "broken").mkdir()
     (reports / "broken" / "summary.json").write_text("{")
+    (reports / "broken" / "report.html").write_text("")
     assert [entry.name for entry in list_runs(reports)] == ["good", "bad <run>"]
 
     done = CliRunner().invoke(main, ["index", str(reports)])

@@ -11,7 +11,7 @@ import pytest
 from simulation.judge.numbers.disturbance import find_omission
 from simulation.judge.numbers.fairness import measure_order
 from simulation.judge.numbers.latency import measure_latency
-from simulation.judge.numbers.retries import measure_retries
+from simulation.judge.numbers.requests import measure_retries
 from simulation.model.hostile import KindCount
 from simulation.record.history import read_history
 from simulation.report.latency_plots import draw_knee
