@@ -9,7 +9,9 @@ import pandas as pd
 
 from engine.payment.simulated import SimulatedGateway
 from engine.settings import read_settings
-from simulation.judge.comparison import Run
+from simulation.errors import RunError
+from simulation.judge.comparison import measure_spread
+from simulation.judge.figures import FIGURES, Run, Side
 from simulation.judge.hostile import judge_hostile
 from simulation.judge.numbers.knee import find_knee
 from simulation.judge.numbers.load import Load, measure_load
@@ -17,9 +19,18 @@ from simulation.judge.numbers.recovery import measure_recovery
 from simulation.judge.summary import summarise
 from simulation.judge.thresholds import Metrics, judge_abort, judge_thresholds
 from simulation.judge.verdict import judge, judge_recovery
-from simulation.record.facts import RunFacts, read_facts, read_faults, read_hostile, read_timeline, write_json
+from simulation.record.facts import (
+    RunFacts,
+    read_facts,
+    read_faults,
+    read_hostile,
+    read_part,
+    read_timeline,
+    write_json,
+)
 from simulation.record.history import read_history
-from simulation.record.manifest import MANIFEST, PRODUCTS, judge_record, seal
+from simulation.record.manifest import MANIFEST, PRODUCTS, find_contradictions, judge_record, seal
+from simulation.record.series import SERIES, SeriesRecord, read_series
 from simulation.record.state import read_state
 
 
@@ -61,7 +72,28 @@ def load_run(folder: Path) -> Run:
         "driver": facts.driver,
         "faults": msgspec.to_builtins(recoveries),
     }
-    return Run(folder.resolve().name, str(folder), summary, metrics, scenario.duration_s())
+    return Run(folder.resolve().name, str(folder), summary, scenario, metrics)
+
+
+def load_side(folder: Path) -> Side:
+    """Return a run or a series from its folder. Raises RunError if it is neither, or was changed."""
+    series = read_series(folder)
+    if series is None:
+        return Side(folder.resolve().name, str(folder), "report.html", [load_run(folder)])
+    runs = [load_kept(folder / each.folder) for each in series.runs]
+    return Side(folder.resolve().name, str(folder), "series.html", runs)
+
+
+def load_kept(folder: Path) -> Run:
+    """Return a run of a series, from its record, or from its summary where the record was not kept."""
+    if (folder / "history.parquet").exists():
+        return load_run(folder)
+    summary = read_part(folder, "summary.json", dict[str, Any])
+    if summary is None:
+        raise RunError(f"{folder}: has neither a record nor a summary")
+    if changes := find_contradictions(folder, {}):
+        raise RunError(f"{folder}: {changes[0]}")
+    return Run(folder.resolve().name, str(folder), summary, read_facts(folder).scenario)
 
 
 def judge_load(history: pd.DataFrame, facts: RunFacts) -> Load:
@@ -83,6 +115,24 @@ def finish_run(folder: Path) -> dict[str, Any]:
     if (folder / MANIFEST).exists():
         seal(folder, PRODUCTS)
     return summary
+
+
+def finish_series(folder: Path) -> SeriesRecord:
+    """Write what the runs of a series give together into its series.json and series.html, and return it.
+
+    Raises RunError if the folder is not one of a series.
+    """
+    from simulation.report.index import write_series_page
+
+    series = read_series(folder)
+    if series is None:
+        raise RunError(f"{folder}: is not the folder of a series: it has no {SERIES}")
+    runs = [load_kept(folder / each.folder) for each in series.runs]
+    values = {metric: [run.measure(metric) for run in runs] for metric in FIGURES}
+    series = msgspec.structs.replace(series, figures=measure_spread(values))
+    write_json(series, folder / SERIES)
+    write_series_page(series, runs, folder)
+    return series
 
 
 def _find_declines(facts: RunFacts) -> Callable[[str], bool] | None:

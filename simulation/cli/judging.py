@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from simulation.cli.shared import EXIT_CODES, REPORTS, list_anew
-from simulation.scenario.condition import parse_change
+from simulation.scenario.condition import check_metric, parse_change
 
 
 @click.command()
@@ -36,12 +36,20 @@ def verify(folder: Path) -> None:
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path), metavar="RUN")
 def report(folder: Path) -> None:
-    """Judge again what a run recorded in its folder RUN, and write its summary, plots and report again."""
-    from simulation.verdict import finish_run
+    """Judge again what a run recorded in its folder RUN, and write its summary, plots and report again.
 
-    finish_run(folder)
+    Of a series, write its page again.
+    """
+    from simulation.record.series import SERIES
+    from simulation.verdict import finish_run, finish_series
+
+    of_series = (folder / SERIES).exists()
+    if of_series:
+        finish_series(folder)
+    else:
+        finish_run(folder)
     list_anew(folder)
-    click.echo(f"report: {folder / 'report.html'}")
+    click.echo(f"report: {folder / ('series.html' if of_series else 'report.html')}")
 
 
 @click.command()
@@ -57,40 +65,56 @@ def index(folder: Path) -> None:
 @click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN RUN...")
 @click.option(
     "--fail-if", "changes", multiple=True, metavar="CHANGE",
-    help="End with exit code 1 if this is true of a run against the first, for example"
-    " 'accepted.response.p99 > +10%'; repeatable.",
+    help="End with exit code 1 if this is true of a run or series against the first, for example"
+    " 'accepted.response.p99 > +10%'; of series it must be true of the whole interval; repeatable.",
+)  # fmt: skip
+@click.option(
+    "--primary", metavar="METRIC",
+    help="The metric that decides, named before the runs: it is tested alone, and finds smaller changes.",
 )  # fmt: skip
 @click.option(
     "--out", "page", type=click.Path(path_type=Path), default=REPORTS / "comparison.html", show_default=True,
     help="The page.",
 )  # fmt: skip
-def compare(folders: tuple[Path, ...], changes: tuple[str, ...], page: Path) -> None:
-    """Compare runs with the first of them: a table, and a page with plots.
+def compare(folders: tuple[Path, ...], changes: tuple[str, ...], primary: str | None, page: Path) -> None:
+    """Compare runs, or series of runs, with the first of them: a table, and a page with plots.
 
-    Shows how every time and count changed, and how sure that is. Exit codes: 0, 1 if a --fail-if is true, 2
-    if one could not be measured.
+    Shows how every time and count changed, how sure that is, and which change so many runs can show. One run
+    of each side says nothing of chance: make series with `flashsim run --repeat`. Exit codes: 0, 1 if a
+    --fail-if is true, 2 if one could not be measured.
     """
     from rich.console import Console
 
-    from simulation.judge.comparison import METRICS, judge_change
-    from simulation.judge.comparison import compare as compare_runs
-    from simulation.report.comparison import MOST_RUNS, make_table, write_comparison
-    from simulation.verdict import load_run
+    from simulation.judge.comparison import compare as compare_values
+    from simulation.judge.comparison import judge_change
+    from simulation.judge.figures import FIGURES
+    from simulation.judge.stalls import find_stalls
+    from simulation.report.comparison import MOST_SIDES, describe_changes, make_table, write_comparison
+    from simulation.verdict import load_side
 
-    if not 2 <= len(folders) <= MOST_RUNS:
-        raise click.UsageError(f"give 2 to {MOST_RUNS} runs")
+    if not 2 <= len(folders) <= MOST_SIDES:
+        raise click.UsageError(f"give 2 to {MOST_SIDES} runs or series")
     try:
         conditions = [parse_change(text) for text in changes]
     except ValueError as error:
         raise click.UsageError(f"--fail-if: {error}") from None
-    runs = [load_run(folder) for folder in folders]
-    metrics = dict.fromkeys([*METRICS, *(condition.metric for condition in conditions)])
-    rows = compare_runs(runs, list(metrics))
+    try:
+        named = [] if primary is None else [check_metric(primary)]
+    except ValueError as error:
+        raise click.UsageError(f"--primary: {error}") from None
+    sides = [load_side(folder) for folder in folders]
+    metrics = dict.fromkeys([*FIGURES, *named, *(condition.metric for condition in conditions)])
+    values = {metric: [[run.measure(metric) for run in side.runs] for side in sides] for metric in metrics}
+    rows = compare_values(values, primary)
+    single = [side.runs[0] if len(side.runs) == 1 else None for side in sides]
+    stalls = [find_stalls(single[0], run) if single[0] and run else None for run in single[1:]]
     judged = {str(condition): judge_change(condition, rows) for condition in conditions}
-    write_comparison(runs, rows, list(judged.items()), page)
+    write_comparison(sides, rows, stalls, list(judged.items()), page, primary)
     # A file or a pipe has no edge to wrap at.
-    screen = Console(width=None if sys.stdout.isatty() else 60 + 40 * len(runs))
-    screen.print(make_table(runs, rows))
+    screen = Console(width=None if sys.stdout.isatty() else 60 + 70 * len(sides))
+    screen.print(make_table(sides, rows))
+    for sentence in describe_changes(sides, rows, stalls, primary):
+        click.echo(sentence)
     for text, broken in judged.items():
         click.echo(f"{'unknown' if broken is None else 'TRUE' if broken else 'false':8} fail if {text}")
     click.echo(f"comparison: {page}")

@@ -1,12 +1,21 @@
 """Commands that look at scenarios and run them."""
 
+from collections.abc import Callable, Coroutine
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
 import click
 
-from simulation.cli.shared import carry_out, end_by, name_folder, run_until_signal, say
+from simulation.cli.shared import (
+    carry_out,
+    end_by,
+    end_series,
+    name_folder,
+    repeat_command,
+    run_until_signal,
+    say,
+)
 from simulation.errors import ScenarioError
 from simulation.scenario.loading import list_scenarios, load_scenario, parse_override
 from simulation.scenario.schema import Scenario
@@ -65,7 +74,15 @@ def show(scenario: str, rate: float | None, duration: float | None) -> None:
 @click.command(params=[*_RUN_OPTIONS])
 @click.argument("scenario", default="spike")
 @click.option("--workers", type=int, metavar="N", help="Front-door processes of the run's own engine.")
-def run(scenario: str, workers: int | None, **options: Any) -> None:
+@click.option(
+    "--repeat", type=click.IntRange(2, 1_000), metavar="N",
+    help="Make a series of N runs, with one seed after the other, to see what varies by chance.",
+)  # fmt: skip
+@click.option(
+    "--keep-records", is_flag=True,
+    help="Keep the whole record of each run of a series [default: of those that do not pass].",
+)  # fmt: skip
+def run(scenario: str, workers: int | None, repeat: int | None, keep_records: bool, **options: Any) -> None:
     """Run SCENARIO (a name, or a TOML file; default: spike), judge it and write its report.
 
     The run starts an engine of its own on private services, and leaves nothing behind but its folder. With
@@ -73,12 +90,28 @@ def run(scenario: str, workers: int | None, **options: Any) -> None:
     given here, else those of FLASHGRID_REDIS_URL and the like, else those that .flashgrid says run on this
     machine. Without them the verdict is unknown. With service URLs and no --target, the run's own engine uses
     these.
+
+    With --repeat it makes a series: a folder for each run, and a page of all of them. The exit code is that
+    of the worst run.
     """
     changes = {} if workers is None else {"engine.workers": workers}
     if changes and options["target"]:
         raise click.UsageError("--workers is for the run's own engine, not for one at --target")
+    if keep_records and repeat is None:
+        raise click.UsageError("--keep-records is for a series: give --repeat")
     loaded = _load(scenario, changes, options)
-    _run_and_end(loaded, loaded.name, options)
+    if repeat is None:
+        _run_and_end(loaded, loaded.name, options)
+    from simulation.campaign.repeat import repeat as repeat_runs
+
+    folder, carry = _prepare(loaded, f"{loaded.name}-series", options)
+
+    async def run_one(seeded: Scenario, place: Path) -> dict[str, Any]:
+        command = repeat_command(seed=seeded.seed, repeat=None, keep_records=None)
+        return await carry(seeded, place, command=command)
+
+    work = repeat_runs(loaded, repeat, folder, run_one, say, command=repeat_command(), keep=keep_records)
+    end_series(run_until_signal(work), folder)
 
 
 @click.command(params=[*_RUN_OPTIONS])
@@ -164,13 +197,20 @@ def _load(scenario: str, overrides: dict[str, Any], options: dict[str, Any]) -> 
 
 def _run_and_end(scenario: Scenario, name: str, options: dict[str, Any], **driver: Any) -> NoReturn:
     """Run a scenario as the options say, judge it, write its report, and end with its exit code."""
+    folder, carry = _prepare(scenario, name, options)
+    end_by(run_until_signal(carry(scenario, folder, **driver)), folder)
+
+
+def _prepare(
+    scenario: Scenario, name: str, options: dict[str, Any]
+) -> tuple[Path, Callable[..., Coroutine[Any, Any, dict[str, Any]]]]:
+    """Return the folder to write into, and `carry_out` with what the options say."""
     from simulation.run import find_target
     from simulation.target.services import check_services
 
-    folder = options["out"] or name_folder(name)
     services = check_services(options["redis_url"], options["amqp_url"], options["postgres_url"])
     url = options["target"]
     target = find_target(url, options["admin_token"], services, scenario) if url else None
     live_port = 0 if options["live"] and options["live_port"] is None else options["live_port"]
-    work = carry_out(scenario, folder, live_port, target=target, services=services, **driver)
-    end_by(run_until_signal(work), folder)
+    folder = options["out"] or name_folder(name)
+    return folder, partial(carry_out, live_port=live_port, target=target, services=services)

@@ -13,6 +13,7 @@ import click
 from click.core import ParameterSource
 
 from simulation.errors import RunError
+from simulation.record.series import SeriesRecord
 from simulation.scenario.schema import Scenario
 from simulation.target.services import Services
 
@@ -38,6 +39,15 @@ def name_folder(what: str) -> Path:
     return REPORTS / f"{datetime.now(UTC):%Y-%m-%dT%H-%M-%SZ}-{what}"
 
 
+def end_series(series: SeriesRecord, folder: Path) -> NoReturn:
+    """List the series, tell where its page is, and end with the exit code of its worst run."""
+    list_anew(folder)
+    verdicts = [run.verdict for run in series.runs]
+    click.echo(", ".join(f"{verdicts.count(word)} {word}" for word in EXIT_CODES if word in verdicts))
+    click.echo(f"series: {folder / 'series.html'}")
+    sys.exit(next((EXIT_CODES[word] for word in ("fail", "unknown") if word in verdicts), 0))
+
+
 def end_by(summary: Mapping[str, Any], folder: Path) -> NoReturn:
     """List the run, tell its verdict and where its report is, and end with its exit code."""
     from simulation.report.words import describe
@@ -56,28 +66,33 @@ def list_anew(folder: Path) -> None:
         write_index(REPORTS)
 
 
-def repeat_command() -> str:
-    """Return the command line that is running, without what is secret or belongs to this run alone."""
+def repeat_command(**changes: Any) -> str:
+    """Return the command line that is running, without what is secret or belongs to this run alone.
+
+    `changes` are other values of options; None leaves one out.
+    """
     context = click.get_current_context()
     words = ["flashsim", str(context.info_name)]
     for parameter in context.command.params:
         name = parameter.name or ""
-        value = context.params[name]
+        value = changes.get(name, context.params[name])
+        given = name in changes or context.get_parameter_source(name) is ParameterSource.COMMANDLINE
         values = map(str, value if isinstance(value, tuple) else [value])
         if isinstance(parameter, click.Argument):
             words += values
-        elif context.get_parameter_source(name) is ParameterSource.COMMANDLINE and name not in _NOT_REPEATED:
+        elif given and value not in (None, False) and name not in _NOT_REPEATED:
             option = parameter.opts[0]
             words += [option] if value is True else [word for each in values for word in (option, each)]
     return shlex.join(words)
 
 
 async def carry_out(
-    scenario: Scenario, folder: Path, live_port: int | None = None, **options: Any
+    scenario: Scenario, folder: Path, live_port: int | None = None, command: str | None = None, **options: Any
 ) -> dict[str, Any]:
     """Run a scenario in sight, judge it, write its report, and return its summary.
 
-    `live_port` is the port of the live page, 0 a free one, None: no page. `options` are those of `run`.
+    `live_port` is the port of the live page, 0 a free one, None: no page. `command` repeats the run; None:
+    the command that is running does. `options` are those of `run`.
     """
     from rich.console import Console
 
@@ -92,7 +107,7 @@ async def carry_out(
             say(f"live page: {page.url}")
         with open_view(scenario, Console()) as show:
             watch = follow(scenario, show, page.show)
-            await run(scenario, folder, say, watch=watch, command=repeat_command(), **options)
+            await run(scenario, folder, say, watch=watch, command=command or repeat_command(), **options)
         say("judging")
         page.tell("judging", {})
         summary = await asyncio.to_thread(finish_run, folder)

@@ -1,160 +1,308 @@
-"""A comparison of runs as one self-contained page, and as a table for the terminal."""
+"""A comparison of runs or series as one self-contained page, and as a table for the terminal."""
 
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any, Final
 
+import msgspec
 from rich.table import Table
 from rich.text import Text
 
 from simulation.drive.driver import OPEN_LOOP
-from simulation.judge.comparison import RESAMPLES, SLICES, Change, Row, Run, count_changes
+from simulation.judge.chance import LEVEL, count_runs_needed
+from simulation.judge.comparison import Change, Row, count_tests
+from simulation.judge.figures import Side
+from simulation.judge.stalls import QUANTILE, Stall
 from simulation.report.canvas import Course, Phase
-from simulation.report.comparison_plots import LETTERS, draw_changes, draw_curves, draw_times
+from simulation.report.comparison_plots import LETTERS, draw_curves, draw_spread, draw_times
 from simulation.report.page import SERIES, fill_page
-from simulation.report.words import count, ms, percent, seconds
+from simulation.report.words import count, figure, ms, percent
 
-MOST_RUNS: Final = len(LETTERS)
+MOST_SIDES: Final = len(LETTERS)
+_UNNAMED: Final = ("name", "text", "seed")
+"""Keys of a scenario that change nothing, or are named apart."""
+
+Stalls = Sequence[Sequence[Stall] | None]
+"""The stalls of each side but the first, which is compared with it; None where slices can't be compared."""
 
 
 def write_comparison(
-    runs: Sequence[Run], rows: Sequence[Row], conditions: Sequence[tuple[str, bool | None]], file: Path
+    sides: Sequence[Side],
+    rows: Sequence[Row],
+    stalls: Stalls,
+    conditions: Sequence[tuple[str, bool | None]],
+    file: Path,
+    primary: str | None = None,
 ) -> None:
     """Write the page. `conditions` make it fail, each with whether it is true. Raises OSError."""
-    counted = [count_changes(rows, number) for number in range(1, len(runs))]
     failed = any(broken for _, broken in conditions)
-    word, state = judge_in_a_word(counted)
+    word, state = judge_in_a_word(sides, rows, stalls)
     file.parent.mkdir(parents=True, exist_ok=True)
     page = fill_page(
         "comparison.html",
         word=word,
         state="fail" if failed else state,
-        sentences=[describe_changes(LETTERS[number], found) for number, found in enumerate(counted, 1)],
+        sentences=describe_changes(sides, rows, stalls, primary),
         conditions=conditions,
-        runs=[_describe_run(run, number, file.parent) for number, run in enumerate(runs)],
-        notes=find_obstacles(runs),
-        resamples=RESAMPLES,
-        slices=SLICES,
-        heads=_name_columns(runs),
-        rows=[_fill_row(row) for row in rows],
-        plots=_draw(runs, rows),
-        differences=find_differences(runs),
+        sides=[_describe_side(side, number, file.parent) for number, side in enumerate(sides)],
+        notes=find_obstacles(sides),
+        tests=count_tests(rows),
+        primary=primary,
+        heads=_name_columns(sides, rows),
+        rows=[_fill_row(row, rows) for row in rows],
+        plots=_draw(sides, rows),
+        differences=find_differences(sides),
     )
     file.write_text(page, encoding="utf-8")
 
 
-def make_table(runs: Sequence[Run], rows: Sequence[Row]) -> Table:
+def make_table(sides: Sequence[Side], rows: Sequence[Row]) -> Table:
     """Return the rows as a table for the terminal."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for head in _name_columns(runs):
+    for head in _name_columns(sides, rows):
         table.add_column(head, justify="right" if head else "left", no_wrap=True)
-    colours = {"longer": "bold red", "shorter": "bold green", "": ""}
+    colours = {"longer": "bold red", "shorter": "bold green", "differs": "bold"}
     for row in rows:
         cells = (
-            cell if isinstance(cell, str) else Text(f"{cell['text']} {cell['note']}", colours[cell["class"]])
-            for cell in _fill_row(row)
+            cell
+            if isinstance(cell, str)
+            else Text(f"{cell['text']} {cell['note']}".rstrip(), colours.get(cell["class"], ""))
+            for cell in _fill_row(row, rows)
         )
         table.add_row(*cells)
     return table
 
 
-def _name_columns(runs: Sequence[Run]) -> list[str]:
-    return ["", "A"] + [head for letter in LETTERS[1 : len(runs)] for head in (letter, "change")]
-
-
-def judge_in_a_word(counted: Sequence[tuple[int, int, int]]) -> tuple[str, str]:
-    """Return Slower, Quicker, Mixed or Alike, and the state that has its colour."""
-    longer, shorter = any(each[0] for each in counted), any(each[1] for each in counted)
+def judge_in_a_word(sides: Sequence[Side], rows: Sequence[Row], stalls: Stalls) -> tuple[str, str]:
+    """Return the headline of a comparison, and the state that has its colour."""
+    sure = [(row, change) for row in rows for change in row.changes if change and change.sure]
+    longer = any(_classify(row, change) == "longer" for row, change in sure)
+    shorter = any(_classify(row, change) == "shorter" for row, change in sure)
     if longer and shorter:
         return "Mixed", "unknown"
-    return ("Slower", "fail") if longer else ("Quicker", "pass") if shorter else ("Alike", "pass")
+    if longer or shorter:
+        return ("Slower", "fail") if longer else ("Quicker", "pass")
+    if sure:
+        return "Different", "unknown"
+    found = [(number, stall) for number, each in enumerate(stalls, 1) for stall in each or ()]
+    if found:
+        number, stall = max(found, key=lambda each: (each[1].what == "unserved", each[1].factor))
+        word = {"response": "stalled", "delay": "settled late", "unserved": "turned away"}[stall.what]
+        return f"{LETTERS[number * stall.worse]} {word}", "fail" if stall.worse else "pass"
+    if count_tests(rows):
+        return "No difference shown", "pass"
+    return ("One run each" if all(len(side.runs) == 1 for side in sides) else "Too few runs"), "unknown"
 
 
-def describe_changes(letter: str, counted: tuple[int, int, int]) -> str:
-    """Return a sentence that compares a run with the first."""
-    words = ("certainly longer", "certainly shorter", "not certainly either")
-    parts = [f"{number} {word}" for number, word in zip(counted, words, strict=True) if number]
-    return f"{letter} against A: of {sum(counted)} times, {', '.join(parts) or 'none compared'}."
+def describe_changes(
+    sides: Sequence[Side], rows: Sequence[Row], stalls: Stalls, primary: str | None
+) -> list[str]:
+    """Return what a comparison shows and what it can't show, in sentences."""
+    said = []
+    for number, found in enumerate(stalls, 1):
+        said += [describe_stall(stall, LETTERS[number]) for stall in found or ()]
+    for number, side in enumerate(sides[1:], 1):
+        letter, sizes = LETTERS[number], f"{len(sides[0].runs)} and {len(side.runs)} runs"
+        tested = [
+            (row, change)
+            for row in rows
+            if (change := row.changes[number - 1]) is not None and change.chance is not None
+        ]
+        if tested:
+            words = dict.fromkeys(("longer", "shorter", "different"), 0)
+            for row, change in tested:
+                if change.sure:
+                    words[_classify(row, change).replace("differs", "different")] += 1
+            parts = [f"{many} {word}" for word, many in words.items() if many] or ["none shown to differ"]
+            said.append(f"{letter} against A, {sizes}: of {len(tested)} metrics tested, {', '.join(parts)}.")
+        elif len(sides[0].runs) == len(side.runs) == 1:
+            said.append(
+                f"{letter} and A are one run each: the table says what changed, and nothing of chance."
+                " The next run of either may differ as much. For that, compare series"
+                " (flashsim run SCENARIO --repeat 6)."
+            )
+        else:
+            needed = count_runs_needed(LEVEL)
+            said.append(f"{letter} against A, {sizes}: so few show no difference; {needed} a side can.")
+    return said + _describe_power(sides, rows, primary)
 
 
-def find_obstacles(runs: Sequence[Run]) -> list[str]:
-    """Return the reasons, if any, not to compare the runs."""
+def describe_stall(stall: Stall, letter: str) -> str:
+    """Return in a sentence where a run went wrong and by how much; `letter` is that of the second run."""
+    worse, better = (letter, "A") if stall.worse else ("A", letter)
+    mine, other = stall.values[stall.worse], stall.values[1 - stall.worse]
+    when = f"From {stall.start_s:.3g} to {stall.end_s:.3g} s"
+    if stall.what == "unserved":
+        return f"{when}, {mine:.0%} of {worse}'s requests were not served, of {better}'s {other:.0%}."
+    what = "answers" if stall.what == "response" else "orders to settle"
+    said = f"{when}, {worse} stalled: {QUANTILE * 100:g}% of the {what} took up to {ms(mine)},"
+    said += f" {percent(100 * (stall.factor - 1))} of {better}'s {ms(other)}"
+    if stall.what == "response" and stall.silent_s >= (stall.end_s - stall.start_s) / 4:
+        said += f"; no answer came for {stall.silent_s:.2f} s"
+    return f"{said}. The other slices of the two runs don't differ so: this is no noise."
+
+
+def _describe_power(sides: Sequence[Side], rows: Sequence[Row], primary: str | None) -> list[str]:
+    tests = count_tests([row for row in rows if row.metric != primary])
+    if not tests:
+        return []
+    shown = [row for row in rows if any(change and change.detectable is not None for change in row.changes)]
+    named = next((row for row in rows if row.metric == primary), None)
+    said = []
+    if named and (change := named.changes[0]) and change.detectable is not None:
+        said.append(
+            f"{named.title} is the primary metric: a change of {percent(change.detectable)} would show."
+        )
+    if named and count_tests([named]) and not any(each and each.sure for each in named.changes):
+        said.append("It shows no difference, so the other metrics count as not tested.")
+    if not [row for row in shown if row.metric != primary]:
+        said.append(
+            f"So few runs can't show a difference in any of {tests} metrics together:"
+            f" that takes {count_runs_needed(LEVEL / tests)} runs a side,"
+            f" or {count_runs_needed(LEVEL)} with one --primary metric named beforehand."
+        )
+    return said
+
+
+def find_obstacles(sides: Sequence[Side]) -> list[str]:
+    """Return the reasons, if any, not to compare the sides."""
     found = []
-    for number, run in enumerate(runs):
-        if not run.summary["load"]["valid"]:
-            found.append(f"The load of {LETTERS[number]} is not valid: {run.summary['load']['reason']}.")
+    for letter, side in zip(LETTERS, sides, strict=False):
+        several = len(side.runs) > 1
+        for run in side.runs:
+            name = f"{letter}, {run.name}" if several else letter
+            if not run.summary["load"]["valid"]:
+                found.append(f"The load of {name} is not valid: {run.summary['load']['reason']}.")
+            elif several and run.summary["verdict"] != "pass":
+                found.append(f"{name} did not pass: {run.summary['verdict_in_words']}")
     for name, words in (("scenario", "scenarios"), ("machine", "machines")):
-        if any(run.summary[name] != runs[0].summary[name] for run in runs):
+        if len({str(side.runs[0].summary[name]) for side in sides}) > 1:
             found.append(f"The runs are of different {words}.")
+    if count_series(sides):
+        found.append(
+            "A machine that drifts between two series makes a difference as well: no test can tell it apart."
+        )
     return found
 
 
-def find_differences(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
-    """Return what differs between the runs: command, seed, commit, machine, versions."""
+def count_series(sides: Sequence[Side]) -> int:
+    """Return how many sides have more than one run."""
+    return sum(len(side.runs) > 1 for side in sides)
+
+
+def find_differences(sides: Sequence[Side]) -> list[tuple[str, list[str]]]:
+    """Return what differs between the set-ups of the sides: the keys of the scenarios, then the machines."""
+    first = [side.runs[0] for side in sides]
+    scenarios = [msgspec.to_builtins(run.scenario) for run in first]
     facts = [
         {
-            "Command": run.summary["command"],
-            "Scenario": run.summary["scenario"],
-            "Driver": run.summary.get("driver", OPEN_LOOP),
-            "Seed": run.summary["seed"],
-            "Offered, requests/s": count(run.summary["load"]["offered_rps"]),
-            "Stock": count(run.summary["stock"]["initial"]),
-            "Commit": run.summary["commit"][:12],
-            **{name.replace("_", " ").capitalize(): value for name, value in run.summary["machine"].items()},
+            "driver": run.summary.get("driver", OPEN_LOOP),
+            "seeds": ", ".join(str(each.summary["seed"]) for each in side.runs),
+            "commit": run.summary["commit"][:12],
+            **run.summary["machine"],
             **run.summary["versions"],
+            "command": run.summary["command"],
         }
-        for run in runs
+        for run, side in zip(first, sides, strict=True)
     ]
-    names = dict.fromkeys(name for each in facts for name in each)
-    values = {name: [str(each.get(name, "–")) for each in facts] for name in names}
-    return [(name, each) for name, each in values.items() if len(set(each)) > 1]
+    asked = [{key: each[key] for key in each if key not in _UNNAMED} for each in scenarios]
+    return [*_differ("", asked), *_differ("", facts)]
 
 
-def _fill_row(row: Row) -> list[str | dict[str, str]]:
-    write = {"ms": ms, "s": seconds, "": count}[row.unit]
-    cells: list[str | dict[str, str]] = [row.title, write(row.values[0])]
-    for value, change in zip(row.values[1:], row.changes, strict=True):
-        cells += [write(value), _describe_change(row, change)]
+def _differ(name: str, values: Sequence[Any]) -> list[tuple[str, list[str]]]:
+    """Return the leaves that differ, by their dotted names; a value that one side lacks is None."""
+    if all(value == values[0] for value in values):
+        return []
+    if all(isinstance(value, list) for value in values):
+        values = [{str(number): each for number, each in enumerate(value)} for value in values]
+    if not all(isinstance(value, dict) for value in values):
+        return [(name, [_write(value) for value in values])]
+    keys = dict.fromkeys(key for value in values for key in value)
+    parts = (_differ(f"{name}.{key}".strip("."), [value.get(key) for value in values]) for key in keys)
+    return [each for part in parts for each in part]
+
+
+def _write(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_write(each)}" for key, each in value.items() if each is not None)
+    return "–" if value is None else f"{value:,.10g}" if isinstance(value, float) else str(value)
+
+
+def _name_columns(sides: Sequence[Side], rows: Sequence[Row]) -> list[str]:
+    more = ["change", "would show"] if count_tests(rows) else ["change"]
+    return ["", "A"] + [head for letter in LETTERS[1 : len(sides)] for head in (letter, *more)]
+
+
+def _fill_row(row: Row, rows: Sequence[Row]) -> list[str | dict[str, str]]:
+    cells: list[str | dict[str, str]] = [row.title, _describe_values(row, 0)]
+    for number, change in enumerate(row.changes, 1):
+        cells += [_describe_values(row, number), _describe_change(row, change)]
+        if count_tests(rows):
+            cells.append(percent(change.detectable) if change and change.detectable is not None else "–")
     return cells
+
+
+def _describe_values(row: Row, number: int) -> str | dict[str, str]:
+    known = sorted(value for value in row.values[number] if value is not None)
+    if not known:
+        return "–"
+    if len(known) < len(row.values[number]):
+        note = f"in {len(known)} of {len(row.values[number])} runs"
+    else:
+        note = (
+            f"{figure(known[0], row.unit)} to {figure(known[-1], row.unit)}" if known[0] < known[-1] else ""
+        )
+    return {"text": figure(median(known), row.unit), "note": note, "class": ""}
 
 
 def _describe_change(row: Row, change: Change | None) -> dict[str, str]:
     if change is None:
         return {"text": "–", "note": "", "class": ""}
-    text = f"{change.delta:+,.0f}"
-    if change.percent is not None and row.unit:
-        text = percent(change.percent)
-    interval = ""
-    if change.low is not None and change.high is not None:
-        interval = f"[{percent(change.low)}, {percent(change.high)}]"
+    relative = change.percent if row.unit else None
+    value, low, high = relative or change.delta
+    write = percent if relative else lambda number: f"{number:+,.4g}"
     return {
-        "text": text,
-        "note": interval,
-        "class": change.sure * ("longer" if change.delta > 0 else "shorter"),
+        "text": write(value),
+        "note": "" if low is None or high is None else f"[{write(low)}, {write(high)}]",
+        "class": _classify(row, change) if change.sure else "",
     }
 
 
-def _describe_run(run: Run, number: int, base: Path) -> dict[str, Any]:
-    load = run.summary["load"]
+def _classify(row: Row, change: Change) -> str:
+    """Return which way a change went: only times are longer or shorter."""
+    if row.unit not in ("ms", "s"):
+        return "differs"
+    return "longer" if (change.percent or change.delta).value > 0 else "shorter"
+
+
+def _describe_side(side: Side, number: int, base: Path) -> dict[str, Any]:
+    verdicts = [run.summary["verdict"] for run in side.runs]
+    summary = side.runs[0].summary
+    requests = sum(run.summary["load"]["requests"] for run in side.runs)
+    many = f"{len(side.runs)} runs, " if len(side.runs) > 1 else ""
     return {
         "letter": LETTERS[number],
-        "name": run.name,
+        "name": side.name,
         "colour": SERIES[number % len(SERIES)],
-        "verdict": run.summary["verdict"],
-        "link": Path(os.path.relpath(run.folder, base)).as_posix() + "/report.html",
-        "detail": f"{run.summary['scenario']}, {count(load['requests'])} requests,"
-        f" commit {run.summary['commit'][:12]}, {run.summary['started_at'][:16].replace('T', ' ')} UTC",
+        "verdict": next((word for word in ("fail", "unknown") if word in verdicts), "pass"),
+        "link": Path(os.path.relpath(side.folder, base)).as_posix() + f"/{side.page}",
+        "detail": f"{summary['scenario']}, {many}{count(requests)} requests,"
+        f" commit {summary['commit'][:12]}, {summary['started_at'][:16].replace('T', ' ')} UTC",
     }
 
 
-def _draw(runs: Sequence[Run], rows: Sequence[Row]) -> dict[str, tuple[str, str]]:
-    phases = [Phase(each["name"], each["start_s"], each["end_s"]) for each in runs[0].summary["phases"]]
-    same = all(run.summary["phases"] and run.duration_s == runs[0].duration_s for run in runs)
-    drawn = {
-        "changes": draw_changes(rows),
-        "times": draw_times(runs, Course(phases if same else [])),
-        "accepted": draw_curves(runs, "ACCEPTED"),
-        "sold_out": draw_curves(runs, "SOLD_OUT"),
-    }
+def _draw(sides: Sequence[Side], rows: Sequence[Row]) -> dict[str, tuple[str, str]]:
+    drawn = {"spread": draw_spread(rows) if count_series(sides) else None}
+    runs = [side.runs[0] for side in sides]
+    records = [run.metrics for run in runs if run.metrics is not None]
+    if not count_series(sides) and len(records) == len(runs):
+        phases = [Phase(each["name"], each["start_s"], each["end_s"]) for each in runs[0].summary["phases"]]
+        same = all(run.scenario.phases() == runs[0].scenario.phases() for run in runs)
+        drawn |= {
+            "times": draw_times(records, Course(phases if same else [])),
+            "accepted": draw_curves(records, "ACCEPTED"),
+            "sold_out": draw_curves(records, "SOLD_OUT"),
+        }
     return {name: canvas.to_svg(name) for name, canvas in drawn.items() if canvas}

@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
+from matplotlib.ticker import LogLocator, NullLocator
 
-from simulation.judge.comparison import Row, Run
+from simulation.judge.comparison import Row
 from simulation.judge.numbers.latency import response_ms
+from simulation.judge.thresholds import Metrics
 from simulation.report.canvas import Canvas, Course
 from simulation.report.latency_plots import percentile_steps, tail_of, time_answers
 from simulation.report.page import LIGHT, SERIES
@@ -16,30 +18,32 @@ LETTERS: Final = "ABCDEFGH"
 """The names of the runs; SERIES has their colours."""
 
 
-def draw_changes(rows: Sequence[Row]) -> Canvas | None:
-    """Draw the change of every time with its interval, around the line of no change."""
-    shown = [row for row in rows if any(change and change.low is not None for change in row.changes)]
+def draw_spread(rows: Sequence[Row]) -> Canvas | None:
+    """Draw every run's times as multiples of the median of A, and the interval of each change."""
+    shown = [row for row in rows if row.unit and (known := _list_known(row, 0)) and min(known) > 0]
     if not shown:
         return None
-    others = len(shown[0].changes)
-    canvas = Canvas({"Change from A": (14 + 14 * others) * len(shown)})
+    sides = len(shown[0].values)
+    canvas = Canvas({"Times of the median of A": (16 + 12 * sides) * len(shown)})
     [axes] = canvas.panels
     for number, row in enumerate(shown):
-        for other, change in enumerate(row.changes, 1):
-            if change is None or change.percent is None or change.low is None or change.high is None:
-                continue
-            y = number + (other / (others + 1) - 0.5) * 0.8
-            look = LIGHT[SERIES[other]]
-            axes.plot([change.low, change.high], [y, y], color=look, lw=2)
-            face = look if change.sure else LIGHT["paper"]
-            axes.plot([change.percent], y, "o", color=look, mfc=face, ms=7, mew=1.8)
-    for letter, colour in zip(LETTERS[1:], SERIES[1 : others + 1], strict=False):
-        axes.plot([], "o", color=LIGHT[colour], label=letter)
-    axes.axvline(0, color=LIGHT["muted"], lw=1, zorder=1)
-    # Changes of a few percent and manifold ones are read off one axis.
-    axes.set_xscale("symlog", linthresh=1)
-    axes.set_xlim(left=max(axes.get_xlim()[0], -100))
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:+,g}%")
+        middle = np.median(_list_known(row, 0))
+        for side in range(sides):
+            y = number + ((side + 1) / (sides + 1) - 0.5) * 0.8
+            look = LIGHT[SERIES[side]]
+            values = np.array(_list_known(row, side)) / middle
+            axes.plot(values, np.full(len(values), y), "o", color=look, mfc="none", ms=5, mew=1.2)
+            change = row.changes[side - 1] if side else None
+            if change and (ratio := change.percent) and ratio.low is not None and ratio.high is not None:
+                ends = 1 + np.array([ratio.low, ratio.high]) / 100
+                axes.plot(ends, [y, y], color=look, lw=4, alpha=0.9 if change.sure else 0.3)
+    for letter, colour in zip(LETTERS[:sides], SERIES[:sides], strict=False):
+        axes.plot([], "o", color=LIGHT[colour], mfc="none", label=letter)
+    axes.axvline(1, color=LIGHT["muted"], lw=1, zorder=1)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0), numticks=12))
+    axes.xaxis.set_major_formatter(lambda value, _: f"×{value:.3g}")
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.set_ylim(len(shown) - 0.5, -0.5)
     axes.set_yticks(range(len(shown)), [row.title for row in shown])
     axes.grid(axis="y", visible=False)
@@ -47,12 +51,16 @@ def draw_changes(rows: Sequence[Row]) -> Canvas | None:
     return canvas
 
 
-def draw_curves(runs: Sequence[Run], outcome: str) -> Canvas | None:
+def _list_known(row: Row, side: int) -> list[float]:
+    return [value for value in row.values[side] if value is not None]
+
+
+def draw_curves(runs: Sequence[Metrics], outcome: str) -> Canvas | None:
     """Draw the response time at every percentile of one outcome's requests; the x axis counts nines."""
     canvas = Canvas({"Response time at a percentile": 240})
     [axes] = canvas.panels
     for letter, colour, run in zip(LETTERS, SERIES, runs, strict=False):
-        took = np.sort(response_ms(run.metrics.history[run.metrics.history["outcome"] == outcome]))
+        took = np.sort(response_ms(run.history[run.history["outcome"] == outcome]))
         if len(took):
             nines, at = tail_of(took)
             axes.plot(nines, took[at], color=LIGHT[colour], label=letter)
@@ -63,14 +71,14 @@ def draw_curves(runs: Sequence[Run], outcome: str) -> Canvas | None:
     return canvas
 
 
-def draw_times(runs: Sequence[Run], course: Course) -> Canvas | None:
+def draw_times(runs: Sequence[Metrics], course: Course) -> Canvas | None:
     """Draw the p99 of the response time of all answered requests, over time."""
-    end_s = max(last_second(run.metrics.history) for run in runs)
+    end_s = max(last_second(run.history) for run in runs)
     edges = time_edges(end_s)
     canvas = Canvas({"Response time, p99": 230})
     [axes] = canvas.panels
     for letter, colour, run in zip(LETTERS, SERIES, runs, strict=False):
-        p99_ms = percentile_steps(*time_answers(run.metrics.history), edges, 99)
+        p99_ms = percentile_steps(*time_answers(run.history), edges, 99)
         axes.stairs(p99_ms, edges, baseline=None, color=LIGHT[colour], lw=1.7, label=letter)
     if not axes.dataLim.y1 > 0:
         return None

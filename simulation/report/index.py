@@ -1,12 +1,20 @@
-"""The page that lists the runs of a folder: a pure function of what they left there."""
+"""The pages that list runs: those of a folder, and those of a series. Pure functions of what they left."""
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from simulation.judge.chance import LEVEL, count_runs_needed
+from simulation.judge.comparison import CERTAIN, Row
+from simulation.judge.figures import FIGURES, Run
+from simulation.record.series import SeriesRecord, read_series
+from simulation.report.comparison_plots import draw_spread
 from simulation.report.page import fill_page
 from simulation.report.report import THUMBNAIL
+from simulation.report.words import figure, percent
+from simulation.scenario.condition import unit_of
 
 COMPARISON: Final = "comparison.html"
 
@@ -28,6 +36,7 @@ def write_index(folder: Path) -> Path:
         "index.html",
         entries=entries,
         counts=Counter(entry.summary["verdict"] for entry in entries),
+        series=list_series(folder),
         comparison=COMPARISON if (folder / COMPARISON).exists() else None,
     )
     page.write_text(text, encoding="utf-8")
@@ -46,3 +55,52 @@ def list_runs(folder: Path) -> list[Entry]:
         drawing = thumbnail.read_text(encoding="utf-8") if thumbnail.exists() else ""
         entries.append(Entry(report.parent.name, summary, drawing))
     return sorted(entries, key=lambda entry: (entry.summary["started_at"], entry.name), reverse=True)
+
+
+def list_series(folder: Path) -> list[tuple[str, SeriesRecord]]:
+    """Return the series in the folder by name, the latest first."""
+    found = [(page.parent.name, read_series(page.parent)) for page in folder.glob("*/series.html")]
+    series = [(name, each) for name, each in found if each is not None]
+    return sorted(series, key=lambda each: each[1].started_at, reverse=True)
+
+
+def write_series_page(series: SeriesRecord, runs: Sequence[Run], folder: Path) -> None:
+    """Write series.html into the folder of the series, whose runs these are. Raises OSError."""
+    shown = {metric: each for metric, each in series.figures.items() if len(set(each.values)) > 1}
+    same = {metric: each for metric, each in series.figures.items() if metric not in shown}
+    verdicts = Counter(run.verdict for run in series.runs)
+    rows = [
+        Row(metric, FIGURES[metric], unit_of(metric), [each.values], []) for metric, each in shown.items()
+    ]
+    spread = draw_spread(rows)
+    tests = sum(metric not in CERTAIN for metric in shown)
+    text = fill_page(
+        "series.html",
+        series=series,
+        state=next((word for word in ("fail", "unknown") if verdicts[word]), "pass"),
+        verdicts=verdicts,
+        reports=[(Path(run.folder) / "report.html").exists() for run in runs],
+        invalid=[run.name for run in runs if not run.summary["load"]["valid"]],
+        heads=[FIGURES[metric] for metric in shown],
+        rows=[
+            [_write(metric, each.values[number]) for metric, each in shown.items()]
+            for number in range(len(series.runs))
+        ],
+        medians=[_write(metric, each.median) for metric, each in shown.items()],
+        spreads=[_percent(each.spread_percent, "±") for each in shown.values()],
+        detectable=[_percent(each.detectable_percent, "+") for each in shown.values()],
+        same=[f"{FIGURES[metric]} {_write(metric, each.median)}" for metric, each in same.items()],
+        tests=tests,
+        needed=count_runs_needed(LEVEL),
+        needed_together=count_runs_needed(LEVEL / max(tests, 1)),
+        plots={"spread": spread.to_svg("spread")} if spread else {},
+    )
+    (folder / "series.html").write_text(text, encoding="utf-8")
+
+
+def _write(metric: str, value: float | None) -> str:
+    return "–" if value is None else figure(value, unit_of(metric))
+
+
+def _percent(value: float | None, sign: str) -> str:
+    return "–" if value is None else percent(value).replace("+", sign)

@@ -51,6 +51,14 @@ def seconds(value: float | None) -> str:
     return ms(None if value is None else value * 1e3)
 
 
+def figure(value: float, unit: str) -> str:
+    """Return a metric's value in its unit (simulation.scenario.condition)."""
+    if unit in ("ms", "s"):
+        return ms(value) if unit == "ms" else seconds(value)
+    digits = f"{value:,.4g}" if abs(value) < 1_000 else f"{value:,.0f}"
+    return f"{digits} {unit}".rstrip()
+
+
 def short(value: float) -> str:
     """Return 12,500 as 12.5k, for axes."""
     for limit, sign in ((1e9, "G"), (1e6, "M"), (1e3, "k")):

@@ -162,13 +162,18 @@ def _split(text: str) -> tuple[str, str, str, str]:
     if found is None:
         raise ValueError("must be a metric, a sign and a limit, as in accepted.response.p99 < 50")
     metric, sign, limit, window = found.groups(default="")
+    return check_metric(metric), sign, limit, window
+
+
+def check_metric(metric: str) -> str:
+    """Return the name of a metric. Raises ValueError if there is none of that name."""
     if metric not in WHOLE and not _SLICED.fullmatch(metric):
         raise ValueError(
             f"there is no metric {metric!r}; there are: OUTCOME.response.STAT, OUTCOME.service.STAT,"
             f" OUTCOME.count, OUTCOME.share with OUTCOME one of {', '.join(OUTCOMES)} and STAT such as p99 or"
             f" max; fulfilment.lag_STAT; {', '.join(WHOLE)}"
         )
-    return metric, sign, limit, window
+    return metric
 
 
 def _parse_window(text: str) -> Window:

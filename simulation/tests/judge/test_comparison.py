@@ -1,15 +1,22 @@
-"""A comparison tells a change from chance, and fails a pipeline when it should."""
+"""A comparison tells a change from chance, names a stall, and fails a pipeline when it should."""
 
 import re
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from click.testing import CliRunner
 
 from simulation.cli.commands import main
-from simulation.judge.comparison import Run, compare, count_changes, judge_change
+from simulation.judge.comparison import compare, count_tests, judge_change
+from simulation.judge.figures import FIGURES, Run, Side, read_metric
+from simulation.judge.stalls import find_stalls
+from simulation.report.comparison import describe_stall, find_differences
 from simulation.report.words import percent
 from simulation.scenario.condition import parse_change
+from simulation.scenario.loading import load_scenario
 from simulation.tests.browser import open_page
 from simulation.tests.run_folders import make_run
 from simulation.verdict import load_run
@@ -17,6 +24,7 @@ from simulation.verdict import load_run
 pytestmark = pytest.mark.slow
 
 P50 = "accepted.response.p50"
+REPORTS = Path(__file__).parents[3] / "reports"
 
 
 @pytest.fixture(scope="module")
@@ -33,27 +41,147 @@ def runs(folders: dict[str, Path]) -> dict[str, Run]:
     return {name: load_run(folder) for name, folder in folders.items()}
 
 
-def test_a_slower_engine_is_surely_slower_by_what_it_is(runs: dict[str, Run]) -> None:
-    (row,) = compare([runs["first"], runs["slow"]], [P50])
-    change = row.changes[0]
-    assert change is not None
-    assert change.low is not None
-    assert change.high is not None
-    assert change.sure
-    assert change.low < 30 < change.high
-    assert change.percent == pytest.approx(30, abs=10)
-
-
-def test_another_seed_of_the_same_engine_is_not_called_slower(runs: dict[str, Run]) -> None:
-    (row,) = compare([runs["first"], runs["same"]], [P50])
-    assert row.changes[0] is not None
-    assert not row.changes[0].sure
-
-
 def test_a_run_against_itself_has_not_changed(runs: dict[str, Run]) -> None:
-    rows = compare([runs["first"], runs["first"]])
-    assert all(change is not None and not change.delta for row in rows for change in row.changes)
-    assert count_changes(rows, 1)[:2] == (0, 0)
+    rows = compare({metric: [[runs["first"].measure(metric)]] * 2 for metric in FIGURES})
+    assert all(change is not None and not change.delta.value for row in rows for change in row.changes)
+    assert find_stalls(runs["first"], runs["first"]) == []
+
+
+def test_one_run_each_says_nothing_of_chance(runs: dict[str, Run]) -> None:
+    rows = compare(
+        {metric: [[runs[name].measure(metric)] for name in ("first", "slow")] for metric in FIGURES}
+    )
+    assert count_tests(rows) == 0
+    (change,) = next(row for row in rows if row.metric == P50).changes
+    assert change is not None
+    assert change.percent is not None
+    assert change.percent.low is None
+    assert change.percent.value == pytest.approx(30, abs=10)
+
+
+def test_what_a_summary_lacks_or_has_is_what_the_record_gives(runs: dict[str, Run]) -> None:
+    run = runs["first"]
+    for metric in (
+        *FIGURES,
+        "all.share",
+        "error.share",
+        "fulfilment.confirmed",
+        "load.late_p99",
+        "remaining",
+    ):
+        assert read_metric(run.summary, metric) == pytest.approx(run.measure(metric), abs=1e-3), metric
+    for metric in ("rejected.response.p99", "knee.rps", "front_door.rss_max_mib", "accepted.response.p95"):
+        assert read_metric(run.summary, metric) is None
+
+
+def test_runs_of_the_same_engine_have_no_stall(runs: dict[str, Run]) -> None:
+    assert find_stalls(runs["first"], runs["same"]) == []
+    assert find_stalls(runs["first"], runs["slow"]) == [], "slower throughout is no stall"
+
+
+def test_the_reference_against_the_stall_names_it(tmp_path: Path) -> None:
+    page = tmp_path / "comparison.html"
+    command = ["compare", str(REPORTS / "reference"), str(REPORTS / "reference-stall"), "--out", str(page)]
+    done = CliRunner().invoke(main, command, catch_exceptions=False)
+    assert re.search(
+        r"From 9 to 10 s, B stalled: 90% of the answers took up to 913 ms, ×707 of A's", done.output
+    )
+    assert "no answer came for 1.00 s" in done.output
+    assert "one run each" in done.output
+    dom = open_page(page, tmp_path)
+    assert re.search(r'id="verdict".*B stalled</h1>', dom)
+    assert "faults.0" in dom
+    backwards = CliRunner().invoke(main, ["compare", *command[2:0:-1], *command[3:]], catch_exceptions=False)
+    assert "From 9 to 10 s, A stalled" in backwards.output
+
+
+def stop(history: pd.DataFrame, share: float, start_s: float, end_s: float) -> pd.DataFrame:
+    """Whatever falls due in the span is answered at its end, for this share of the requests."""
+    caught = history["intended_ns"].between(start_s * 1e9, end_s * 1e9) & (history["op"] % 100 < 100 * share)
+    return history.assign(done_ns=history["done_ns"].mask(caught, int(end_s * 1e9)))
+
+
+def lose(history: pd.DataFrame, start_s: float, end_s: float) -> pd.DataFrame:
+    caught = history["intended_ns"].between(start_s * 1e9, end_s * 1e9)
+    return history.assign(
+        done_ns=history["done_ns"].mask(caught), outcome=history["outcome"].mask(caught, "UNKNOWN")
+    )
+
+
+def refuse(history: pd.DataFrame, start_s: float, end_s: float) -> pd.DataFrame:
+    caught = history["intended_ns"].between(start_s * 1e9, end_s * 1e9)
+    return history.assign(outcome=history["outcome"].mask(caught, "UNAVAILABLE"))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "what", "span"),
+    [
+        (lambda history: stop(history, 1, 7.0, 7.5), "response", (7, 8)),
+        (lambda history: stop(history, 0.3, 3.1, 3.9), "response", (3, 4)),
+        (lambda history: stop(history, 1, 4.0, 9.0), "response", (4, 9)),
+        (lambda history: stop(history, 1, 3.0, 11.9), "response", (3, 12)),
+        (lambda history: lose(history, 8.0, 9.0), "response", (8, 9)),
+        (lambda history: lose(history, 8.0, 9.0), "unserved", (8, 9)),
+        (lambda history: refuse(history, 5.0, 7.0), "unserved", (5, 7)),
+    ],
+    ids=[
+        "half a second",
+        "a third of the requests",
+        "five seconds",
+        "most of it",
+        "lost",
+        "none answered",
+        "503",
+    ],
+)
+def test_a_stall_of_any_kind_is_found_where_it_was(
+    runs: dict[str, Run],
+    spoil: Callable[[pd.DataFrame], pd.DataFrame],
+    what: str,
+    span: tuple[float, float],
+) -> None:
+    metrics = runs["same"].metrics
+    assert metrics is not None
+    spoilt = replace(runs["same"], metrics=replace(metrics, history=spoil(metrics.history)))
+    for worse, pair in enumerate([(spoilt, runs["first"]), (runs["first"], spoilt)]):
+        found = find_stalls(*pair)
+        assert found is not None
+        (stall,) = [stall for stall in found if stall.what == what]
+        assert (stall.start_s, stall.end_s, stall.worse) == (*span, worse)
+        assert f"{'AB'[worse]}" in describe_stall(stall, "B")
+
+
+def test_a_late_ledger_is_found(runs: dict[str, Run]) -> None:
+    metrics = runs["same"].metrics
+    assert metrics is not None
+    orders = metrics.state.orders
+    assert orders is not None
+    late = orders["accepted_us"] - orders["accepted_us"].min() < 1_500_000
+    slow = orders.assign(settled_us=orders["settled_us"] + 2_000_000 * late)
+    spoilt = replace(runs["same"], metrics=replace(metrics, state=replace(metrics.state, orders=slow)))
+    found = find_stalls(runs["first"], spoilt)
+    assert found is not None
+    assert [(stall.what, stall.start_s) for stall in found] == [("delay", 0)]
+
+
+def test_all_that_differs_between_the_scenarios_is_listed(runs: dict[str, Run]) -> None:
+    changes = {
+        "driver.connections": 64,
+        "engine.fulfilment_wait_ms": 10,
+        "faults": [{"at_s": 9, "seconds": 1, "kind": "stop", "on": "redis"}],
+        "arrivals.1.rate_rps": 5_000,
+        "population.keyed_share": 0.5,
+    }
+    first = replace(runs["first"], scenario=load_scenario("spike"))
+    other = replace(runs["same"], scenario=load_scenario("spike", changes))
+    found = dict(find_differences([Side("a", "a", "", [first]), Side("b", "b", "", [other])]))
+    assert found == {
+        "arrivals.1.rate_rps": ["10,500", "5,000"],
+        "population.keyed_share": ["0", "0.5"],
+        "driver.connections": ["4000", "64"],
+        "engine.fulfilment_wait_ms": ["–", "10"],
+        "faults.0": ["–", "at_s 9, kind stop, on redis, seconds 1"],
+    }
 
 
 @pytest.mark.parametrize(
@@ -71,11 +199,6 @@ def test_a_change_from_tenfold_on_is_said_as_a_factor(change: float, said: str) 
     assert percent(change) == said
 
 
-def test_the_same_runs_give_the_same_intervals(runs: dict[str, Run]) -> None:
-    pair = [runs["first"], runs["slow"]]
-    assert compare(pair, [P50]) == compare(pair, [P50])
-
-
 @pytest.mark.parametrize(
     ("text", "broken"),
     [
@@ -87,10 +210,10 @@ def test_the_same_runs_give_the_same_intervals(runs: dict[str, Run]) -> None:
         ("rejected.response.p99 > +10%", None),
     ],
 )
-def test_a_change_is_judged(runs: dict[str, Run], text: str, broken: bool | None) -> None:
+def test_a_change_of_single_runs_is_judged(runs: dict[str, Run], text: str, broken: bool | None) -> None:
     condition = parse_change(text)
-    rows = compare([runs["first"], runs["slow"]], [condition.metric])
-    assert judge_change(condition, rows) is broken
+    values = [[runs[name].measure(condition.metric)] for name in ("first", "slow")]
+    assert judge_change(condition, compare({condition.metric: values})) is broken
 
 
 def test_the_command_fails_when_told_to_and_writes_a_page(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -100,8 +223,8 @@ def test_the_command_fails_when_told_to_and_writes_a_page(folders: dict[str, Pat
     assert done.exit_code == 1
     assert f"fail if {P50} > +10%" in done.output
     dom = open_page(page, tmp_path)
-    assert dom.count("<svg") == 8
-    assert re.search(r'id="verdict".*Slower</h1>', dom)
+    assert dom.count("<svg") == 6
+    assert re.search(r'id="verdict".*One run each</h1>', dom)
     assert all(f">{name}</a>" in dom for name in folders)
     assert CliRunner().invoke(main, [*command, "--fail-if", f"{P50} > +60%"]).exit_code == 0
     assert CliRunner().invoke(main, [*command, "--fail-if", "rejected.response.p50 > +1%"]).exit_code == 2
@@ -111,7 +234,8 @@ def test_bad_use_is_said_in_a_line(folders: dict[str, Path], tmp_path: Path) -> 
     first = str(folders["first"])
     for words, said in (
         ([first], "give 2 to 8 runs"),
-        ([first, first, "--fail-if", "speed > 3%"], "there is no metric"),
+        ([first, first, "--fail-if", "speed > 3%"], "--fail-if: there is no metric"),
+        ([first, first, "--primary", "speed"], "--primary: there is no metric"),
         ([first, str(tmp_path)], "is not the folder of a run"),
     ):
         done = CliRunner().invoke(main, ["compare", *words, "--out", str(tmp_path / "page.html")])
