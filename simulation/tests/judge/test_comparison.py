@@ -119,7 +119,7 @@ def refuse(history: pd.DataFrame, start_s: float, end_s: float) -> pd.DataFrame:
         (lambda history: stop(history, 1, 7.0, 7.5), "response", (7, 8)),
         (lambda history: stop(history, 0.3, 3.1, 3.9), "response", (3, 4)),
         (lambda history: stop(history, 1, 4.0, 9.0), "response", (4, 9)),
-        (lambda history: stop(history, 1, 3.0, 11.9), "response", (3, 12)),
+        (lambda history: stop(history, 1, 4.0, 11.9), "response", (4, 12)),
         (lambda history: lose(history, 8.0, 9.0), "response", (8, 9)),
         (lambda history: lose(history, 8.0, 9.0), "unserved", (8, 9)),
         (lambda history: refuse(history, 5.0, 7.0), "unserved", (5, 7)),
