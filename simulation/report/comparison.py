@@ -119,8 +119,8 @@ def describe_changes(
             said.append(f"{letter} against A, {sizes}: of {len(tested)} metrics tested, {', '.join(parts)}.")
         elif len(sides[0].runs) == len(side.runs) == 1:
             said.append(
-                f"{letter} and A are one run each: the table says what changed, and nothing of chance."
-                " The next run of either may differ as much. For that, compare series"
+                f"{letter} and A are one run each. The table says what changed, and nothing of chance:"
+                " two runs of the same engine may differ as much. To tell, compare series"
                 " (flashsim run SCENARIO --repeat 6)."
             )
         else:
@@ -227,7 +227,13 @@ def _differ(name: str, values: Sequence[Any]) -> list[tuple[str, list[str]]]:
 def _write(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key} {_write(each)}" for key, each in value.items() if each is not None)
-    return "–" if value is None else f"{value:,.10g}" if isinstance(value, float) else str(value)
+    return (
+        "–"
+        if value is None
+        else f"{value:,.10g}"
+        if isinstance(value, int | float) and not isinstance(value, bool)
+        else str(value)
+    )
 
 
 def _name_columns(sides: Sequence[Side], rows: Sequence[Row]) -> list[str]:

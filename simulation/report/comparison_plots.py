@@ -19,12 +19,13 @@ LETTERS: Final = "ABCDEFGH"
 
 
 def draw_spread(rows: Sequence[Row]) -> Canvas | None:
-    """Draw every run's times as multiples of the median of A, and the interval of each change."""
+    """Draw every run's times as multiples of the first side's median, and the interval of each change."""
     shown = [row for row in rows if row.unit and (known := _list_known(row, 0)) and min(known) > 0]
     if not shown:
         return None
     sides = len(shown[0].values)
-    canvas = Canvas({"Times of the median of A": (16 + 12 * sides) * len(shown)})
+    title = "Multiples of the median" if sides == 1 else "Multiples of the median of A"
+    canvas = Canvas({title: (16 + 12 * sides) * len(shown)})
     [axes] = canvas.panels
     for number, row in enumerate(shown):
         middle = np.median(_list_known(row, 0))
@@ -37,7 +38,7 @@ def draw_spread(rows: Sequence[Row]) -> Canvas | None:
             if change and (ratio := change.percent) and ratio.low is not None and ratio.high is not None:
                 ends = 1 + np.array([ratio.low, ratio.high]) / 100
                 axes.plot(ends, [y, y], color=look, lw=4, alpha=0.9 if change.sure else 0.3)
-    for letter, colour in zip(LETTERS[:sides], SERIES[:sides], strict=False):
+    for letter, colour in zip(LETTERS[:sides], SERIES[:sides], strict=True) if sides > 1 else ():
         axes.plot([], "o", color=LIGHT[colour], mfc="none", label=letter)
     axes.axvline(1, color=LIGHT["muted"], lw=1, zorder=1)
     axes.set_xscale("log")

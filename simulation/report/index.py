@@ -80,7 +80,6 @@ def write_series_page(series: SeriesRecord, runs: Sequence[Run], folder: Path) -
         state=next((word for word in ("fail", "unknown") if verdicts[word]), "pass"),
         verdicts=verdicts,
         reports=[(Path(run.folder) / "report.html").exists() for run in runs],
-        invalid=[run.name for run in runs if not run.summary["load"]["valid"]],
         heads=[FIGURES[metric] for metric in shown],
         rows=[
             [_write(metric, each.values[number]) for metric, each in shown.items()]

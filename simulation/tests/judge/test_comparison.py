@@ -178,7 +178,7 @@ def test_all_that_differs_between_the_scenarios_is_listed(runs: dict[str, Run]) 
     assert found == {
         "arrivals.1.rate_rps": ["10,500", "5,000"],
         "population.keyed_share": ["0", "0.5"],
-        "driver.connections": ["4000", "64"],
+        "driver.connections": ["4,000", "64"],
         "engine.fulfilment_wait_ms": ["–", "10"],
         "faults.0": ["–", "at_s 9, kind stop, on redis, seconds 1"],
     }
