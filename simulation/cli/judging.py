@@ -89,7 +89,13 @@ def compare(folders: tuple[Path, ...], changes: tuple[str, ...], primary: str | 
     from simulation.judge.comparison import judge_change
     from simulation.judge.figures import FIGURES
     from simulation.judge.stalls import find_stalls
-    from simulation.report.comparison import MOST_SIDES, describe_changes, make_table, write_comparison
+    from simulation.report.comparison import (
+        MOST_SIDES,
+        describe_changes,
+        find_obstacles,
+        make_table,
+        write_comparison,
+    )
     from simulation.verdict import load_side
 
     if not 2 <= len(folders) <= MOST_SIDES:
@@ -113,7 +119,7 @@ def compare(folders: tuple[Path, ...], changes: tuple[str, ...], primary: str | 
     # A file or a pipe has no edge to wrap at.
     screen = Console(width=None if sys.stdout.isatty() else 60 + 70 * len(sides))
     screen.print(make_table(sides, rows))
-    for sentence in describe_changes(sides, rows, stalls, primary):
+    for sentence in describe_changes(sides, rows, stalls, primary) + find_obstacles(sides):
         click.echo(sentence)
     for text, broken in judged.items():
         click.echo(f"{'unknown' if broken is None else 'TRUE' if broken else 'false':8} fail if {text}")

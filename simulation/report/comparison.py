@@ -111,12 +111,13 @@ def describe_changes(
             if (change := row.changes[number - 1]) is not None and change.chance is not None
         ]
         if tested:
-            words = dict.fromkeys(("longer", "shorter", "different"), 0)
+            names: dict[str, list[str]] = {"longer": [], "shorter": [], "differs": []}
             for row, change in tested:
                 if change.sure:
-                    words[_classify(row, change).replace("differs", "different")] += 1
-            parts = [f"{many} {word}" for word, many in words.items() if many] or ["none shown to differ"]
-            said.append(f"{letter} against A, {sizes}: of {len(tested)} metrics tested, {', '.join(parts)}.")
+                    names[_classify(row, change)].append(row.title.lower())
+            parts = [f"{word}: {', '.join(found)}" for word, found in names.items() if found]
+            shown = "; ".join(parts) or "none is shown to differ"
+            said.append(f"{letter} against A, {sizes}, {len(tested)} metrics tested; {shown}.")
         elif len(sides[0].runs) == len(side.runs) == 1:
             said.append(
                 f"{letter} and A are one run each. The table says what changed, and nothing of chance:"
@@ -227,13 +228,9 @@ def _differ(name: str, values: Sequence[Any]) -> list[tuple[str, list[str]]]:
 def _write(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key} {_write(each)}" for key, each in value.items() if each is not None)
-    return (
-        "–"
-        if value is None
-        else f"{value:,.10g}"
-        if isinstance(value, int | float) and not isinstance(value, bool)
-        else str(value)
-    )
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return f"{value:,.10g}"
+    return "–" if value is None else str(value)
 
 
 def _name_columns(sides: Sequence[Side], rows: Sequence[Row]) -> list[str]:
