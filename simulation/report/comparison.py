@@ -6,13 +6,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
-import msgspec
 from rich.table import Table
 from rich.text import Text
 
-from simulation.drive.driver import OPEN_LOOP
 from simulation.judge.chance import LEVEL, count_runs_needed
 from simulation.judge.comparison import Change, Row, count_tests
+from simulation.judge.differences import find_differences
 from simulation.judge.figures import Side
 from simulation.judge.stalls import QUANTILE, Stall
 from simulation.report.canvas import Course, Phase
@@ -21,8 +20,6 @@ from simulation.report.page import SERIES, fill_page
 from simulation.report.words import count, figure, ms, percent
 
 MOST_SIDES: Final = len(LETTERS)
-_UNNAMED: Final = ("name", "text", "seed")
-"""Keys of a scenario that change nothing, or are named apart."""
 
 Stalls = Sequence[Sequence[Stall] | None]
 """The stalls of each side but the first, which is compared with it; None where slices can't be compared."""
@@ -191,46 +188,6 @@ def find_obstacles(sides: Sequence[Side]) -> list[str]:
 def count_series(sides: Sequence[Side]) -> int:
     """Return how many sides have more than one run."""
     return sum(len(side.runs) > 1 for side in sides)
-
-
-def find_differences(sides: Sequence[Side]) -> list[tuple[str, list[str]]]:
-    """Return what differs between the set-ups of the sides: the keys of the scenarios, then the machines."""
-    first = [side.runs[0] for side in sides]
-    scenarios = [msgspec.to_builtins(run.scenario) for run in first]
-    facts = [
-        {
-            "driver": run.summary.get("driver", OPEN_LOOP),
-            "seeds": ", ".join(str(each.summary["seed"]) for each in side.runs),
-            "commit": run.summary["commit"][:12],
-            **run.summary["machine"],
-            **run.summary["versions"],
-            "command": run.summary["command"],
-        }
-        for run, side in zip(first, sides, strict=True)
-    ]
-    asked = [{key: each[key] for key in each if key not in _UNNAMED} for each in scenarios]
-    return [*_differ("", asked), *_differ("", facts)]
-
-
-def _differ(name: str, values: Sequence[Any]) -> list[tuple[str, list[str]]]:
-    """Return the leaves that differ, by their dotted names; a value that one side lacks is None."""
-    if all(value == values[0] for value in values):
-        return []
-    if all(isinstance(value, list) for value in values):
-        values = [{str(number): each for number, each in enumerate(value)} for value in values]
-    if not all(isinstance(value, dict) for value in values):
-        return [(name, [_write(value) for value in values])]
-    keys = dict.fromkeys(key for value in values for key in value)
-    parts = (_differ(f"{name}.{key}".strip("."), [value.get(key) for value in values]) for key in keys)
-    return [each for part in parts for each in part]
-
-
-def _write(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_write(each)}" for key, each in value.items() if each is not None)
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return f"{value:,.10g}"
-    return "–" if value is None else str(value)
 
 
 def _name_columns(sides: Sequence[Side], rows: Sequence[Row]) -> list[str]:

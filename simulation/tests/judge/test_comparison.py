@@ -11,9 +11,10 @@ from click.testing import CliRunner
 
 from simulation.cli.commands import main
 from simulation.judge.comparison import compare, count_tests, judge_change
+from simulation.judge.differences import find_differences
 from simulation.judge.figures import FIGURES, Run, Side, read_metric
 from simulation.judge.stalls import find_stalls
-from simulation.report.comparison import describe_stall, find_differences
+from simulation.report.comparison import describe_stall
 from simulation.report.words import percent
 from simulation.scenario.condition import parse_change
 from simulation.scenario.loading import load_scenario
