@@ -1,6 +1,7 @@
 """Commands that run the engine many times: under faults, abuse and deliberate bugs, and against the clock."""
 
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 import click
@@ -16,7 +17,6 @@ from simulation.cli.shared import (
     run_until_signal,
     say,
 )
-from simulation.scenario.fault import TARGETS
 from simulation.scenario.loading import load_scenario
 
 
@@ -51,23 +51,52 @@ def fuzz(scenario: str, requests: int, seed: int, duration: float | None, folder
 
 
 @click.command()
+@click.option("--pairs", is_flag=True, help="Do two faults to a run: every two kinds at least once.")
 @click.option(
-    "--only", multiple=True, metavar="KIND:ON", help="Only this fault, for example kill:redis.",
-    type=click.Choice([f"{kind}:{on}" for kind, targets in TARGETS.items() for on in targets]),
+    "--only", multiple=True, metavar="KIND:ON",
+    help="Only this fault, for example kill:redis; with --pairs only these kinds, for example kill+wipe.",
+)  # fmt: skip
+@click.option(
+    "--seed", type=click.IntRange(0),
+    help="With --pairs: seed of the order, the components and the time between two faults. [default: 1]",
 )  # fmt: skip
 @out_option("matrix")
-def matrix(only: tuple[str, ...], folder: Path) -> None:
+def matrix(pairs: bool, only: tuple[str, ...], seed: int | None, folder: Path) -> None:
     """Do every fault to every component, one to a run, and write a table of how the engine recovered.
 
-    Takes about ten minutes; leaves nothing behind but its folder. Exit codes: 0 if every run passes, 1, or 2
-    where a verdict is unknown.
+    Takes about ten minutes, with --pairs about an hour; leaves nothing behind but its folder. Exit codes: 0
+    if every run passes, 1, or 2 where a verdict is unknown.
     """
     from simulation.campaign.matrix import list_faults, run_matrix
+    from simulation.campaign.pairs import list_pairs, run_pairs
 
-    faults = [fault for fault in list_faults() if not only or f"{fault.kind}:{fault.on}" in only]
-    result = run_on_services(lambda services: run_matrix(faults, folder, services, say, repeat_command()))
+    if pairs:
+        kinds = _choose(list_pairs(), only)
+        paired = run_on_services(
+            lambda services: run_pairs(
+                kinds, 1 if seed is None else seed, folder, services, say, repeat_command()
+            )
+        )
+        click.echo((folder / "pairs.md").read_text())
+        sys.exit(max(EXIT_CODES[pair.verdict] for pair in paired.pairs))
+    if seed is not None:
+        raise click.UsageError("--seed is for --pairs")
+    faults = {f"{fault.kind}:{fault.on}": fault for fault in list_faults()}
+    chosen = [faults[name] for name in _choose(list(faults), only)]
+    result = run_on_services(lambda services: run_matrix(chosen, folder, services, say, repeat_command()))
     click.echo((folder / "matrix.md").read_text())
     sys.exit(max(EXIT_CODES[cell.verdict] for cell in result.cells))
+
+
+def _choose(names: list[str], only: Collection[str]) -> list[str]:
+    """Return those of the names that --only names, all without it; the kinds of a pair in either order."""
+    wanted = ["+".join(sorted(name.split("+"))) for name in only]
+    known = {"+".join(sorted(name.split("+"))): name for name in names}
+    if unknown := [name for name, key in zip(only, wanted, strict=True) if key not in known]:
+        raise click.BadParameter(
+            f"there is no {unknown[0]!r}; there are {', '.join(names)}", param_hint="--only"
+        )
+    return [name for key, name in known.items() if not only or key in wanted]
 
 
 @click.command()

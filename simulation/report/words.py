@@ -12,6 +12,7 @@ FAULTS: Final = {
     "freeze": "bytes held back",
     "drop_replies": "some answers dropped",
     "bandwidth": "throughput limited to a trickle",
+    "drop_connections": "every connection closed",
     "out_of_memory": "writes refused for want of memory",
     "disk_full": "writes refused for want of disk",
     "read_only": "every write refused",

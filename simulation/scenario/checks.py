@@ -52,7 +52,8 @@ def check_faults(faults: Sequence[Fault], duration_s: float) -> None:
                 raise ValueError(f"{key}.{name}: is for {kind}, not for {fault.kind}")
         for earlier in faults[:number]:
             if overlap(earlier, fault):
-                raise ValueError(f"{key}.at_s: {fault.on} has another such fault until {earlier.end_s:g} s")
+                same = ", ".join(name for name in fault.hits if name in earlier.hits)
+                raise ValueError(f"{key}.at_s: {same} has another fault until {earlier.end_s:g} s")
 
 
 def _check_sales(scenario: Scenario, duration_s: float) -> None:

@@ -8,6 +8,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ from engine.local.process import ProcessId, family, identify, kill_processes, su
 from engine.local.stack import read_tail, start_stack
 from engine.settings import PREFIX
 from simulation.errors import EngineError
+from simulation.scenario.fault import STAGES
 from simulation.target.process_meter import stage_of
 from simulation.target.services import Services, services_of
 
@@ -55,6 +57,8 @@ class EngineProcess:
         self.log = log
         self.pid = process.pid
         """The server's process."""
+        self.sizes: Counter[str] = Counter()
+        """Number of processes of each stage, once the engine is ready."""
         self._process = process
         self._stages: set[ProcessId] = set()
         """All processes that the server was seen to start: they outlive a killed server for a while."""
@@ -95,6 +99,7 @@ class EngineProcess:
                 if time.monotonic() > deadline:
                     raise EngineError(f"the engine is not ready after {START_S:.0f} s{read_tail(self.log)}")
                 await asyncio.sleep(POLL_S)
+        self.sizes.update({role: len(self.find_stage(role)) for role in STAGES})
         self._remember()
 
     async def _is_ready(self, session: aiohttp.ClientSession) -> bool:
