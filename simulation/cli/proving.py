@@ -105,16 +105,17 @@ def _choose(names: list[str], only: Collection[str]) -> list[str]:
 def mutants(names: tuple[str, ...], folder: Path) -> None:
     """Put deliberate bugs into copies of the engine, one at a time, and see whether the judge finds them.
 
-    Runs all of simulation/campaign/mutations, or those named, each beside a run without it, which must pass.
-    Takes about ten minutes; leaves nothing behind but its folder. Exit codes: 0, 1 if a bug is not found, 2
+    Runs all of simulation/campaign/mutations, or those named, each beside a run without it, which must pass,
+    and tells which bugs each rule alone catches. Takes about half an hour; leaves nothing behind but its folder. Exit codes: 0, 1 if a bug is not found, 2
     if it could not be tried.
     """
-    from simulation.campaign.mutants import run_mutants
+    from simulation.campaign.mutants import run_mutants, tell_coverage
     from simulation.campaign.mutation import list_mutations, load_mutation
 
     mutations = [load_mutation(name) for name in dict.fromkeys(names) or list_mutations()]
     result = run_on_services(lambda services: run_mutants(mutations, folder, services, say, repeat_command()))
     click.echo((folder / "mutants.md").read_text())
+    tell_coverage(result, say)
     outcomes = {trial.outcome for trial in result.trials}
     sys.exit(1 if "survived" in outcomes else EXIT_CODES["unknown"] if "void" in outcomes else 0)
 

@@ -15,6 +15,8 @@ from simulation.record.facts import read_part, write_json
 
 MANIFEST: Final = "manifest.json"
 RECORD: Final = ("run.json", "history.parquet", "timeline.csv", "faults.json", "fuzz.json")
+UNTOUCHED: Final = "record is untouched"
+"""The check that the record is as the run wrote it."""
 PRODUCTS: Final = ("summary.json", "report.html")
 """Files that are made from the record and may be made again."""
 
@@ -50,7 +52,7 @@ def judge_record(folder: Path) -> list[Check]:
     changes += [f"{name} was added" for name in list_record(folder) if name not in digests]
     return [
         Check(
-            name="record is untouched",
+            name=UNTOUCHED,
             holds=not changes,
             violations=len(changes),
             detail=", ".join(changes) or f"{len(sealed)} files are as they were written",
