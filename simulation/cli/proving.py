@@ -106,8 +106,8 @@ def mutants(names: tuple[str, ...], folder: Path) -> None:
     """Put deliberate bugs into copies of the engine, one at a time, and see whether the judge finds them.
 
     Runs all of simulation/campaign/mutations, or those named, each beside a run without it, which must pass,
-    and tells which bugs each rule alone catches. Takes about half an hour; leaves nothing behind but its folder. Exit codes: 0, 1 if a bug is not found, 2
-    if it could not be tried.
+    and tells which bugs each rule alone catches. Takes about half an hour; leaves nothing behind but its
+    folder. Exit codes: 0, 1 if a bug is not found, 2 if it could not be tried.
     """
     from simulation.campaign.mutants import run_mutants, tell_coverage
     from simulation.campaign.mutation import list_mutations, load_mutation

@@ -19,6 +19,8 @@ from simulation.tests.faults.test_single_faults import PATIENT, services
 
 __all__ = ["services"]
 
+LOST = ("front-door", "fulfilment", "redis")
+"""What a loss of memory has for itself."""
 TABLES = st.builds(
     Chaos,
     faults=st.integers(1, 20),
@@ -44,13 +46,26 @@ def test_the_same_seed_gives_the_same_timeline(chaos: Chaos, seed: int) -> None:
     assert draw_faults(chaos, seed, 10) == draw_faults(chaos, seed, 10)
 
 
-def test_other_seeds_give_other_timelines_and_in_the_end_every_fault_that_has_company() -> None:
+def test_other_seeds_give_other_timelines_and_in_the_end_every_fault() -> None:
     chaos = load_scenario("chaos")
     timelines = [load_scenario("chaos", seed=seed).timeline() for seed in range(1, 301)]
     assert chaos.timeline() == timelines[0]
     assert len({tuple(timeline) for timeline in timelines}) == len(timelines)
     drawn = {(fault.kind, fault.on) for timeline in timelines for fault in timeline}
-    assert drawn == {(fault.kind, fault.on) for fault in list_faults() if not fault.of_memory}
+    assert drawn == {(fault.kind, fault.on) for fault in list_faults()}
+
+
+def test_losses_of_memory_have_company_of_every_kind_that_they_can_have() -> None:
+    timelines = [load_scenario("chaos", seed=seed).timeline() for seed in range(1, 1_001)]
+    company = {
+        (other.kind, other.on)
+        for timeline in timelines
+        for loss in timeline
+        for other in timeline
+        if loss.of_memory and loss is not other and loss.at_s <= other.end_s and other.at_s <= loss.end_s
+    }
+    alone = [fault for fault in list_faults() if not fault.of_network and fault.on in LOST]
+    assert company == {(fault.kind, fault.on) for fault in list_faults() if fault not in alone}
 
 
 @pytest.mark.parametrize(
