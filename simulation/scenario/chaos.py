@@ -26,9 +26,10 @@ class Chaos(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 def draw_faults(chaos: Chaos, seed: int, duration_s: float) -> list[Fault]:
     """Return the timeline of a seed for a load of `duration_s`, in the order of the faults' starts.
 
-    Faults may overlap, except two that hit the same processes or the same way: so a loss of memory has front
-    door, fulfilment and Redis for itself, and others may hit relay, RabbitMQ, PostgreSQL and every way
-    meanwhile. Raises ValueError if the load is too short.
+    Faults may overlap, except two that hit the same processes or the same way, and a loss of memory and a
+    fault on the way to Redis: if the way loses the last answer before the loss, nobody can know of the write.
+    So a loss has front door, fulfilment, Redis and its way for itself, while others may hit relay, RabbitMQ,
+    PostgreSQL and their ways. Raises ValueError if the load is too short.
     """
     latest_s = duration_s - chaos.quiet_s - chaos.longest_s
     if latest_s < chaos.quiet_s:
@@ -44,7 +45,14 @@ def draw_faults(chaos: Chaos, seed: int, duration_s: float) -> list[Fault]:
                 at_s=round(random_.uniform(chaos.quiet_s, latest_s), 2),
                 seconds=round(random_.uniform(0.1, chaos.longest_s), 2),
             )
-            if not any(overlap(fault, other, APART_S) for other in found):
+            if not any(_exclude(fault, other) for other in found):
                 found.append(fault)
                 break
     return sorted(found, key=lambda fault: (fault.at_s, fault.on, fault.kind))
+
+
+def _exclude(one: Fault, other: Fault) -> bool:
+    """Return whether one of two faults can't be in the other's timeline."""
+    lossy = one.of_memory != other.of_memory and one.on == other.on
+    at_once = one.at_s <= other.end_s + APART_S and other.at_s <= one.end_s + APART_S
+    return overlap(one, other, APART_S) or (lossy and at_once)
