@@ -154,15 +154,40 @@ def operation(op: int, ask: Ask, outcome: str, order_id: str | None = None) -> d
         "order_id": order_id,
         "attempt": 0,
         "first_op": op,
+        "kind": "buy",
+        "order_status": None,
+        "initial": None,
+        "remaining": None,
+        "sold": None,
     }
+
+
+def read_order(op: int, order_id: str, sent_ns: int, status: str | None, **more: Any) -> dict[str, Any]:
+    """Return a row of the history: a read of an order, answered ten nanoseconds after it was sent; without a
+    status it was not found."""
+    shown = {"outcome": "NOT_FOUND", "result": "fail", "status": 404} if status is None else {}
+    return _look(op, "order", sent_ns) | {"order_id": order_id, "order_status": status} | shown | more
+
+
+def read_stock(op: int, sent_ns: int, initial: int, remaining: int, **more: Any) -> dict[str, Any]:
+    """Return a row of the history: a read of stock, answered ten nanoseconds after it was sent."""
+    units = {"initial": initial, "remaining": remaining, "sold": initial - remaining}
+    return _look(op, "stock", sent_ns) | units | more
+
+
+def _look(op: int, kind: str, sent_ns: int) -> dict[str, Any]:
+    ask = Ask(0, sent_ns=sent_ns, done_ns=sent_ns + 10)
+    return operation(op, ask, "ACCEPTED") | {"kind": kind, "outcome": "SHOWN", "result": "ok"}
 
 
 def history_of(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
     """Return the rows as a history, in its types."""
     frame = pd.DataFrame(rows, columns=list(operation(0, Ask(1), "ACCEPTED")))
     whole = dict.fromkeys(["op", "user_id", "product_id", "intended_ns", "attempt", "first_op"], "int64")
-    text = {"key": "str", "order_id": "str", "outcome": "category", "result": "category"}
-    return frame.astype({**whole, "sent_ns": "Int64", "done_ns": "Int64", **text})
+    maybe = dict.fromkeys(["sent_ns", "done_ns", "initial", "remaining", "sold"], "Int64")
+    text = dict.fromkeys(["key", "order_id", "order_status"], "str")
+    words = dict.fromkeys(["outcome", "result", "kind"], "category")
+    return frame.astype({**whole, **maybe, **text, **words})
 
 
 def orders_of(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:

@@ -50,7 +50,7 @@ def open_loop(
 async def run(port: int, intended_ms: list[float], *patient: Any, **options: Any) -> OpenLoop:
     load = open_loop(port, intended_ms, *patient, **options)
     await load.run(time.monotonic_ns())
-    assert sorted(load.ended) == list(range(len(intended_ms) + len(load.retries))), "each request ends once"
+    assert sorted(load.ended) == list(range(len(intended_ms) + len(load.added))), "each request ends once"
     return load
 
 
@@ -335,7 +335,7 @@ def patient(
 def retries_of(load: OpenLoop) -> dict[int, list[int]]:
     """Return the retries of each client, in order."""
     found: dict[int, list[int]] = {}
-    for number, (first, attempt) in enumerate(load.retries):
+    for number, (first, attempt) in enumerate(load.added):
         found.setdefault(first, []).append(load.planned + number)
         assert attempt == len(found[first])
     return found
@@ -397,14 +397,14 @@ async def test_clients_retry_after_the_outcomes_that_are_named(
 ) -> None:
     async with http_server(react) as server:
         load = await run(server.port, [0.0] * 5, *patient(minded, most=2), timeout_ms=1_000)
-    assert len(load.retries) == (10 if minded == outcome else 0)
+    assert len(load.added) == (10 if minded == outcome else 0)
     assert len(server.requests) == len(load.requests)
     check_times(load)
 
 
 async def test_clients_whose_connection_is_refused_retry() -> None:
     load = await run(free_port(), [0.0] * 5, *patient("UNAVAILABLE", most=2))
-    assert len(load.retries) == 10
+    assert len(load.added) == 10
     assert set(load.sent_ns) == {NEVER}
     assert NEVER not in load.done_ns
 
@@ -459,4 +459,4 @@ async def test_a_load_that_is_stopped_ends_with_the_requests_in_flight_and_witho
         await load.run(time.monotonic_ns())
     assert sorted(load.ended) == [0, 1]
     assert load.withdrawn == 2
-    assert load.retries == []
+    assert load.added == []
