@@ -139,7 +139,7 @@ def render_page(
     total = sum(summary["outcomes"].values()) or 1
     return fill_page(
         "report.html",
-        summary={"reads": {}} | summary,
+        summary=summary,
         plots=figures,
         checks=sorted(summary["checks"], key=lambda check: {False: 0, None: 1, True: 2}[check["holds"]]),
         headline=headline(summary),

@@ -71,7 +71,7 @@ def describe_reads(kind: str, reads: Mapping[str, Any]) -> str:
     )
     ended = ("not_found", "unavailable", "invalid", "unknown")
     others = "".join(f", {count(reads[word])} {word.replace('_', ' ')}" for word in ended if reads[word])
-    return f"{count(reads['requests'])} of {kind}s{seen}{others}"
+    return f"{kind}: {count(reads['requests'])}{seen}{others}"
 
 
 def describe(summary: Mapping[str, Any]) -> str:
