@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from simulation.drive.open_loop import Address, OpenLoop
-from simulation.drive.schedule import NEVER
+from simulation.drive.schedule import NEVER, Polls
 from simulation.scenario.patience import Patience, Reason
 from simulation.scenario.schema import DriverOptions
 from simulation.tests.http_server import ACCEPTED, SOLD_OUT, Request, answer, http_server
@@ -442,20 +442,21 @@ async def test_an_empty_plan_is_driven_at_once() -> None:
     await run(free_port(), [])
 
 
-async def test_a_load_that_is_stopped_ends_with_the_requests_in_flight_and_without_retries() -> None:
+async def test_a_load_that_is_stopped_ends_with_the_requests_in_flight_and_nobody_comes_again() -> None:
     held: list[Request] = []
 
     async def hold(request: Request) -> None:
         held.append(request)
         if len(held) == 2:
             load.stop()
-            for each in held:
-                each.send(answer(403, b""))
+            held[0].send(answer(403, b""))
+            held[1].send(ACCEPTED)
 
     async with http_server(hold) as server:
         load = open_loop(
             server.port, [0, 0, 3_600_000, 3_600_000], *patient("NOT_STARTED", pause_ms=1), connections=4
         )
+        load.polls = Polls([MS] * 4, 5, load.address.encode_order)
         await load.run(time.monotonic_ns())
     assert sorted(load.ended) == [0, 1]
     assert load.withdrawn == 2
