@@ -123,7 +123,8 @@ def test_what_a_run_measured_besides_has_a_panel_of_its_own(tmp_path: Path) -> N
     assert "3 people, 3 bots" in page
     assert "of 5,000 winners" in page
     assert "28,400 retries" in page
-    assert re.search(r"<small>1 orders, 1 seen to their end</small></th>\s*<td>1</td>", page)
+    assert "<dt>Orders looked at</dt><dd>1</dd>" in page
+    assert "<dt>Seen to their end</dt><dd>1</dd>" in page
     assert re.search(r">Stock</th>\s*<td>1,234</td>\s*<td>1,234</td>\s*<td>0</td>", page)
     assert ">11 hostile requests<" in page
     assert '<th>huge body</th><td>9</td><td>8</td><td class="fail">1</td>' in page
