@@ -17,6 +17,7 @@ from simulation.judge.numbers.recovery import measure_recovery
 from simulation.judge.summary import summarise
 from simulation.judge.thresholds import Metrics, judge_abort, judge_thresholds
 from simulation.judge.verdict import judge, judge_recovery
+from simulation.model.history import take_buys, take_reads
 from simulation.record.facts import RunFacts, read_facts, read_faults, read_hostile, read_timeline, write_json
 from simulation.record.history import read_history
 from simulation.record.manifest import MANIFEST, PRODUCTS, judge_record, seal
@@ -33,18 +34,20 @@ def judge_run(folder: Path) -> dict[str, Any]:
 
 def load_run(folder: Path) -> Run:
     """Return a run from its record, judged. Raises RunError if the record is incomplete."""
-    facts, history, state = read_facts(folder), read_history(folder / "history.parquet"), read_state(folder)
+    facts, whole, state = read_facts(folder), read_history(folder / "history.parquet"), read_state(folder)
+    history, reads = take_buys(whole), take_reads(whole)
     scenario = facts.scenario
     metrics = Metrics(
         history,
         state,
-        judge_load(history, facts),
+        judge_load(whole, facts),
         facts.started_at,
         facts.restocks,
         find_knee(history, scenario),
         read_timeline(folder) if (folder / "timeline.csv").exists() else pd.DataFrame(),
+        reads,
     )
-    checks = judge(history, state, declines=_find_declines(facts), restocks=facts.restocks)
+    checks = judge(history, state, declines=_find_declines(facts), restocks=facts.restocks, reads=reads)
     recoveries = []
     if faults := read_faults(folder):
         recoveries = measure_recovery(history, read_timeline(folder), faults)

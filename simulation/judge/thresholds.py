@@ -38,6 +38,8 @@ class Metrics:
     knee: Knee | None = None
     timeline: pd.DataFrame = field(default_factory=pd.DataFrame)
     """What the probes read (simulation.target.probes); empty without them."""
+    reads: pd.DataFrame | None = None
+    """The reads of stock and orders, which are no part of `history`."""
 
     def measure(self, metric: str, span: Span | None = None) -> float | None:
         """Return a metric over a span of the run, or all of it; None where there is nothing to measure."""

@@ -10,6 +10,7 @@ import pandas as pd
 from simulation.judge.numbers.recovery import Recovery
 from simulation.judge.rules import orders, refusals, stock
 from simulation.judge.rules.evidence import Evidence, Finding, Unread
+from simulation.judge.rules.reads import reads_are_true
 from simulation.model.events import Restocked
 from simulation.model.state import FinalState
 
@@ -31,6 +32,7 @@ RULES: Final[tuple[Rule, ...]] = (
     orders.no_dead_letters,
     stock.guard_never_needed,
     orders.payment_decides,
+    reads_are_true,
 )
 """The rules that every correct run obeys. Each docstring is shown in the report as the rule's meaning.
 
@@ -55,13 +57,15 @@ def judge(
     *,
     declines: Callable[[str], bool] | None = None,
     restocks: Sequence[Restocked] = (),
+    reads: pd.DataFrame | None = None,
 ) -> list[Check]:
     """Return a check for every rule.
 
-    `history` has the columns of simulation.model.history; `declines` says whether payment declines an order
-    id, where that is known; `restocks` are the sales that were opened under the load.
+    `history` has the columns of simulation.model.history, of purchases alone; `declines` says whether payment
+    declines an order id, where that is known; `restocks` are the sales that were opened under the load;
+    `reads` has the columns of a history, if there were any reads.
     """
-    evidence = Evidence(history.assign(key=history["key"].fillna("")), state, declines, restocks)
+    evidence = Evidence(history.assign(key=history["key"].fillna("")), state, declines, restocks, reads)
     return [_apply(rule, evidence) for rule in RULES]
 
 

@@ -13,6 +13,7 @@ import pandas as pd
 from simulation.judge.numbers.disturbance import Effect, Omission, find_omission, measure_effect
 from simulation.judge.numbers.knee import find_ramp, measure_ramp
 from simulation.judge.numbers.latency import TRUSTED, is_trusted
+from simulation.model.history import take_buys
 from simulation.model.hostile import KindCount
 from simulation.record.facts import read_facts, read_hostile, read_timeline
 from simulation.record.history import read_history
@@ -38,7 +39,7 @@ def write_report(run_folder: Path) -> Path:
     Raises OSError or RunError where a file can't be read or written.
     """
     summary: dict[str, Any] = json.loads((run_folder / "summary.json").read_text())
-    history = read_history(run_folder / "history.parquet")
+    history = take_buys(read_history(run_folder / "history.parquet"))
     probed = (run_folder / "timeline.csv").exists()
     timeline = read_timeline(run_folder) if probed else pd.DataFrame({"t_s": []})
     hostile = read_hostile(run_folder)

@@ -16,7 +16,8 @@ MAX_REQUESTS = 50_000_000
 def check_scenario(scenario: Scenario) -> None:
     """Raise ValueError, in one line that names the key at fault, for a scenario that can't be run."""
     duration_s = scenario.duration_s()
-    expected = expected_requests(scenario.arrivals)
+    reads = scenario.population.reads
+    expected = expected_requests(scenario.arrivals) * (1 + (reads.stock_share if reads else 0))
     if not 1 <= expected <= MAX_REQUESTS:
         raise ValueError(f"arrivals: {expected:,.0f} requests; must be 1 to {MAX_REQUESTS:,}")
     _check_sales(scenario, duration_s)

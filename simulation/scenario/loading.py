@@ -95,6 +95,10 @@ def scale_scenario(scenario: Scenario, rate: float, time: float, source: str = "
 
 def read_scenario(raw: Mapping[str, Any], source: str = "scenario") -> Scenario:
     """Return the scenario in a tree of plain values. Raises ScenarioError, which names the key at fault."""
+    if isinstance(population := raw.get("population"), dict):
+        # TOML has no word for nothing: `reads = false` leaves a table out.
+        given = {key: None if value is False else value for key, value in population.items()}
+        raw = {**raw, "population": given}
     try:
         scenario = msgspec.convert(raw, Scenario)
         check_scenario(scenario)

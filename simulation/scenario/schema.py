@@ -11,6 +11,7 @@ from simulation.scenario.chaos import Chaos, draw_faults
 from simulation.scenario.condition import Span
 from simulation.scenario.fault import Fault
 from simulation.scenario.patience import Patience
+from simulation.scenario.reads import Reads
 
 MAX_ID = 2**63 - 1
 """Largest id of a user or a product."""
@@ -73,6 +74,8 @@ class Population(Part, frozen=True):
     patience: Patience | None = None
     """Which clients try again; None: nobody does."""
     bots: Bots | None = None
+    reads: Reads | None = None
+    """Who looks at the stock and at orders; None: nobody does."""
 
 
 class DriverOptions(Part, frozen=True):

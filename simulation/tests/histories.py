@@ -54,6 +54,17 @@ class Ask:
     declined: bool = False
 
 
+@dataclass(frozen=True)
+class Look:
+    """A read: of an order, by its place among those that the model has accepted, or else of a stock."""
+
+    product_id: int = 1
+    order: int | None = None
+    sent_ns: int = 0
+    gate_ns: int = 0
+    done_ns: int = 0
+
+
 @dataclass
 class Model:
     """A correct engine, one request at a time; declined units come back `release_ns` later."""
@@ -91,10 +102,25 @@ class Model:
         order_id = str(uuid.UUID(int=len(self.orders) + 1))
         self.orders.append(
             order(order_id, ask, number, sale.quantity, "FAILED" if ask.declined else "CONFIRMED")
+            | {"gate_ns": ask.gate_ns}
         )
         if ask.key:
             self.answers[ask.user_id, ask.product_id, ask.key] = order_id
         return "ACCEPTED", order_id
+
+    def show(self, op: int, look: Look) -> list[dict[str, Any]]:
+        """Return the row of a read, if there is something to read."""
+        self.release_until(look.gate_ns)
+        times = {"sent_ns": look.sent_ns, "done_ns": look.done_ns}
+        if look.order is None:
+            number = self.current(look.product_id, look.gate_ns)
+            units = self.sales[number - 1].stock, self.remaining[number]
+            return [read_stock(op, look.sent_ns, *units) | times | {"product_id": look.product_id}]
+        if not self.orders:
+            return []
+        row = self.orders[look.order % len(self.orders)]
+        status = row["status"] if look.gate_ns >= row["gate_ns"] + 100 else "PENDING"
+        return [read_order(op, row["order_id"], look.sent_ns, status) | times]
 
     def current(self, product_id: int, now_ns: int) -> int:
         """Return the number of the product's sale at that moment; 0 if there is none."""
@@ -154,15 +180,40 @@ def operation(op: int, ask: Ask, outcome: str, order_id: str | None = None) -> d
         "order_id": order_id,
         "attempt": 0,
         "first_op": op,
+        "kind": "buy",
+        "order_status": None,
+        "initial": None,
+        "remaining": None,
+        "sold": None,
     }
+
+
+def read_order(op: int, order_id: str, sent_ns: int, status: str | None) -> dict[str, Any]:
+    """Return a row of the history: a read of an order, answered ten nanoseconds after it was sent; without a
+    status it was not found."""
+    shown = {"outcome": "NOT_FOUND", "result": "fail", "status": 404} if status is None else {}
+    return _look(op, "order", sent_ns) | {"order_id": order_id, "order_status": status} | shown
+
+
+def read_stock(op: int, sent_ns: int, initial: int, remaining: int) -> dict[str, Any]:
+    """Return a row of the history: a read of stock, answered ten nanoseconds after it was sent."""
+    units = {"initial": initial, "remaining": remaining, "sold": initial - remaining}
+    return _look(op, "stock", sent_ns) | units
+
+
+def _look(op: int, kind: str, sent_ns: int) -> dict[str, Any]:
+    ask = Ask(0, sent_ns=sent_ns, done_ns=sent_ns + 10)
+    return operation(op, ask, "ACCEPTED") | {"kind": kind, "outcome": "SHOWN", "result": "ok"}
 
 
 def history_of(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
     """Return the rows as a history, in its types."""
     frame = pd.DataFrame(rows, columns=list(operation(0, Ask(1), "ACCEPTED")))
     whole = dict.fromkeys(["op", "user_id", "product_id", "intended_ns", "attempt", "first_op"], "int64")
-    text = {"key": "str", "order_id": "str", "outcome": "category", "result": "category"}
-    return frame.astype({**whole, "sent_ns": "Int64", "done_ns": "Int64", **text})
+    maybe = dict.fromkeys(["sent_ns", "done_ns", "initial", "remaining", "sold"], "Int64")
+    text = dict.fromkeys(["key", "order_id", "order_status"], "str")
+    words = dict.fromkeys(["outcome", "result", "kind"], "category")
+    return frame.astype({**whole, **maybe, **text, **words})
 
 
 def orders_of(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
@@ -175,9 +226,21 @@ def orders_of(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
 
 def play(asks: Sequence[Ask], sales: Sequence[Terms]) -> tuple[pd.DataFrame, FinalState]:
     """Return the history that clients of a correct engine see, and the final state of its stores."""
+    history, _, state = play_and_look(asks, (), sales)
+    return history, state
+
+
+def play_and_look(
+    asks: Sequence[Ask], looks: Sequence[Look], sales: Sequence[Terms]
+) -> tuple[pd.DataFrame, pd.DataFrame, FinalState]:
+    """Return what `play` does, and in the middle the reads; an order is PENDING for 100 ns."""
     model = Model(sales)
-    rows = {}
-    for op, ask in sorted(enumerate(asks), key=lambda pair: pair[1].gate_ns):
+    rows, reads = {}, []
+    requests: list[Ask | Look] = [*asks, *looks]
+    for op, ask in sorted(enumerate(requests), key=lambda pair: pair[1].gate_ns):
+        if isinstance(ask, Look):
+            reads += model.show(op, ask)
+            continue
         outcome, order_id = model.decide(ask) if ask.arrives or not ask.lost else ("UNKNOWN", None)
         rows[op] = operation(op, ask, *(("UNKNOWN", None) if ask.lost else (outcome, order_id)))
     model.release_until(2**62)
@@ -209,7 +272,7 @@ def play(asks: Sequence[Ask], sales: Sequence[Terms]) -> tuple[pd.DataFrame, Fin
         orders=orders_of(model.orders),
         drained_s=0.1,
     )
-    return history_of([rows[op] for op in sorted(rows)]), state
+    return history_of([rows[op] for op in sorted(rows)]), history_of(reads), state
 
 
 def with_orders(state: FinalState, rows: Sequence[dict[str, Any]]) -> FinalState:

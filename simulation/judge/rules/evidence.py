@@ -11,13 +11,13 @@ import numpy.typing as npt
 import pandas as pd
 
 from simulation.model.events import Restocked
+from simulation.model.outcome import TERMINAL
 from simulation.model.state import FinalState
 
 BUYER: Final = ["user_id", "product_id", "key"]
 """What identifies a purchase that may be retried."""
 LIVE: Final = ["CONFIRMED", "PENDING"]
 """Orders that hold their units."""
-TERMINAL: Final = ["CONFIRMED", "FAILED", "REJECTED"]
 PLACES: Final = 3
 """Most ids that one breach names."""
 
@@ -38,6 +38,8 @@ class Evidence:
     declines: Callable[[str], bool] | None
     """Whether payment declines an order id; None where that is not known."""
     restocks: Sequence[Restocked]
+    reads: pd.DataFrame | None = None
+    """Every read of stock and of orders; None without any."""
 
     def answered(self, outcome: str) -> pd.DataFrame:
         """Return the requests with that outcome."""

@@ -2,7 +2,8 @@
 
 import pandas as pd
 
-from simulation.judge.rules.evidence import BUYER, TERMINAL, Breach, Evidence, Finding, find, read
+from simulation.judge.rules.evidence import BUYER, Breach, Evidence, Finding, find, read
+from simulation.model.outcome import TERMINAL
 
 
 def accepted_is_settled(evidence: Evidence) -> Finding:

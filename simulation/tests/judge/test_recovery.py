@@ -8,7 +8,7 @@ import pandas as pd
 from simulation.judge.numbers.recovery import measure_recovery
 from simulation.judge.verdict import judge_recovery
 from simulation.model.events import Interval
-from simulation.model.history import DTYPES
+from simulation.model.history import DTYPES, fill_in
 
 FAULT = Interval(kind="kill", on="redis", start_s=2.0, end_s=3.0)
 
@@ -35,7 +35,7 @@ def history(refused: tuple[float, float] | None = None, slow: tuple[float, float
         "attempt": 0,
         "first_op": np.arange(8_000),
     }
-    return pd.DataFrame(frame).astype(DTYPES)
+    return pd.DataFrame(fill_in(frame) | frame).astype(DTYPES)
 
 
 def timeline(backlog: tuple[float, float] | None = None, unread: tuple[float, float] | None = None) -> Any:

@@ -11,14 +11,16 @@ import pytest
 from simulation.judge.numbers.disturbance import find_omission
 from simulation.judge.numbers.fairness import measure_order
 from simulation.judge.numbers.latency import measure_latency
+from simulation.judge.numbers.reads import measure_reads
 from simulation.judge.numbers.requests import measure_retries
 from simulation.model.hostile import KindCount
 from simulation.record.history import read_history
 from simulation.report.latency_plots import draw_knee
 from simulation.report.report import render_page, tabulate_hostile, write_report
-from simulation.report.words import FAULTS, count, ms
+from simulation.report.words import FAULTS, count, describe, ms
 from simulation.scenario.fault import TARGETS
 from simulation.tests.browser import open_page
+from simulation.tests.histories import history_of, read_order, read_stock
 from simulation.tests.judge.test_disturbance import stand_still
 from simulation.tests.run_folders import lose_orders, make_run
 
@@ -94,8 +96,8 @@ def test_what_service_time_hides_is_told_in_a_sentence(tmp_path: Path) -> None:
 
 def test_what_a_run_measured_besides_has_a_panel_of_its_own(tmp_path: Path) -> None:
     summary = make_run(tmp_path)
-    panels = ("fairness", "restocks", "retries", "hostile")
-    bare = render_page(summary | dict.fromkeys(["fairness", "restocks", "retries"]), {})
+    panels = ("fairness", "restocks", "retries", "reads", "hostile")
+    bare = render_page(summary | dict.fromkeys(["fairness", "restocks", "retries", "reads"]), {})
     assert not any(f'id="{panel}"' in bare for panel in panels)
 
     history = read_history(tmp_path / "history.parquet")
@@ -105,9 +107,12 @@ def test_what_a_run_measured_besides_has_a_panel_of_its_own(tmp_path: Path) -> N
     bots |= {f"bots_{what}_share": 0.5 for what in ("head", "request", "unit")}
     fairness = measure_order(history) | bots | {"people_units_per_head": 1, "bots_units_per_head": 1}
     restock = {"product_id": 7, "at_s": 5.0, "stock": 800, "sold": 790, "sold_out_after_s": None}
+    looks = history_of(
+        [read_order(1, "a", 0, "CONFIRMED"), *[read_stock(op, 0, 3, 3) for op in range(1_234)]]
+    )
     page = render_page(
         summary
-        | {"fairness": fairness, "restocks": [restock]}
+        | {"fairness": fairness, "restocks": [restock], "reads": measure_reads(looks)}
         | {"retries": measure_retries(history.assign(attempt=1), None)},
         {},
         hostile=tabulate_hostile(
@@ -118,8 +123,21 @@ def test_what_a_run_measured_besides_has_a_panel_of_its_own(tmp_path: Path) -> N
     assert "3 people, 3 bots" in page
     assert "of 5,000 winners" in page
     assert "28,400 retries" in page
+    assert "<dt>Orders looked at</dt><dd>1</dd>" in page
+    assert "<dt>Seen to their end</dt><dd>1</dd>" in page
+    assert re.search(r">Stock</th>\s*<td>1,234</td>\s*<td>1,234</td>\s*<td>0</td>", page)
     assert ">11 hostile requests<" in page
     assert '<th>huge body</th><td>9</td><td>8</td><td class="fail">1</td>' in page
+
+
+def test_a_terminal_is_told_of_reads_apart(tmp_path: Path) -> None:
+    summary = make_run(tmp_path)
+    assert " reads " not in describe(summary)
+    looks = [read_order(1, "a", 0, "PENDING"), read_order(2, "a", 0, None), read_stock(3, 0, 3, 3)]
+    said = describe(summary | {"reads": measure_reads(history_of(looks))}).splitlines()
+    assert said[:5] == describe(summary).splitlines()[:5]
+    assert any("order: 2 of 1, 0 seen to their end, 1 not found: p50" in line for line in said)
+    assert any("stock: 1: p50" in line for line in said)
 
 
 def test_a_ramp_is_drawn_with_its_knee() -> None:
