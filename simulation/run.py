@@ -143,7 +143,14 @@ async def _start_target(
         start_engine(seen, scenario.engine, folder / ENGINE_LOG, code)
     )
     shards = int(scenario.engine.get("gate_shards", 1))
-    return Target(url=process.url, services=services, shards=shards, process=process, proxy=proxy)
+    return Target(
+        url=process.url,
+        admin_token=process.admin_token,
+        services=services,
+        shards=shards,
+        process=process,
+        proxy=proxy,
+    )
 
 
 class _Run:

@@ -56,7 +56,12 @@ def environment_of(settings: Settings, **more: str) -> dict[str, str]:
 async def serving(settings: Settings, *arguments: str, **more: str) -> AsyncIterator[Server]:
     """Run the command until the context ends; whatever it started must be gone then."""
     process = await asyncio.create_subprocess_exec(
-        *PROGRAM, "serve", *arguments, env=environment_of(settings, **more), stderr=asyncio.subprocess.PIPE
+        *PROGRAM,
+        "serve",
+        "--dev",
+        *arguments,
+        env=environment_of(settings, **more),
+        stderr=asyncio.subprocess.PIPE,
     )
     log: list[str] = []
     assert process.stderr is not None

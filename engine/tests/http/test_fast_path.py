@@ -57,7 +57,7 @@ async def doors(settings_without_bus: Settings) -> AsyncIterator[Doors]:
         web.AppRunner(front_door.make_app(), access_log=None, lingering_time=LINGER_S),
     )
     with bind() as fast_socket, bind() as plain_socket:
-        async with listen(fast, gate, fast_socket, 75):
+        async with listen(fast, gate, fast_socket, 75, 10):
             await plain.setup()
             await web.SockSite(plain, plain_socket).start()
             assert fast.server is not None
@@ -217,7 +217,7 @@ async def test_closing_answers_what_is_under_way(settings_without_bus: Settings)
     ledger = await Ledger.connect(settings_without_bus.postgres_url or "")
     runner = web.AppRunner(FrontDoor(settings_without_bus, gate, ledger).make_app())
     with bind() as listener:
-        async with listen(runner, gate, listener, 75):
+        async with listen(runner, gate, listener, 75, 10):
             clients = [await asyncio.open_connection("127.0.0.1", port_of(listener)) for _ in range(20)]
             for _, writer in clients:
                 writer.write(purchase(product(UNKNOWN)))
@@ -240,7 +240,7 @@ async def test_who_asks_a_front_door_that_leaves_is_answered_and_sent_elsewhere(
     ledger = await Ledger.connect(settings_without_bus.postgres_url or "")
     runner = web.AppRunner(FrontDoor(settings_without_bus, gate, ledger).make_app())
     with bind() as listener:
-        door = listen(runner, gate, listener, 75)
+        door = listen(runner, gate, listener, 75, 10)
         await door.__aenter__()
         clients = [await asyncio.open_connection("127.0.0.1", port_of(listener)) for _ in range(5)]
         for reader, writer in clients:

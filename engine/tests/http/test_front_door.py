@@ -75,7 +75,7 @@ async def client(settings_without_bus: Settings) -> AsyncIterator[Client]:
 
 @pytest.fixture
 async def guarded(settings_without_bus: Settings) -> AsyncIterator[Client]:
-    async for client in serve(msgspec.structs.replace(settings_without_bus, admin_token="let-me-in")):
+    async for client in serve(msgspec.structs.replace(settings_without_bus, admin_token="let-me-in-please")):
         yield client
 
 
@@ -107,7 +107,7 @@ async def test_a_crowd_on_many_connections_gets_exactly_the_stock(client: Client
     [
         ("&limit=1", 409, "LIMIT_REACHED"),
         ("&startsAt=4000000000000", 403, "NOT_STARTED"),
-        ("&endsAt=1", 410, "SALE_ENDED"),
+        ("&endsAt=1000000000000", 410, "SALE_ENDED"),
     ],
 )
 async def test_the_terms_of_a_sale_refuse_in_their_own_words(
@@ -136,7 +136,7 @@ async def test_an_order_is_pending_then_what_the_ledger_says_and_otherwise_unkno
     await client.ledger.settle([Lot(*split_order_id(accepted["orderId"]), 1, sale["saleId"], 1, 1, [7])], {})
     assert (await client.ask("GET", path))[:2] == (
         200,
-        {"orderId": accepted["orderId"], "status": "CONFIRMED", "productId": 1, "userId": 7, "quantity": 1},
+        {"orderId": accepted["orderId"], "status": "CONFIRMED", "productId": 1, "quantity": 1},
     )
     for stranger in (str(uuid4()), "nonsense", "1", accepted["orderId"].upper()):
         status, problem, _ = await client.ask("GET", f"/purchase/orders/{stranger}")
@@ -264,7 +264,7 @@ async def test_a_bad_key_is_refused(client: Client, key: str) -> None:
         ("productId=1&stock=3&limit=1&quantity=2", "limit"),
         ("productId=1&stock=3&quantity=0", "quantity"),
         ("productId=1&stock=3&startsAt=soon", "startsAt"),
-        ("productId=1&stock=3&startsAt=5&endsAt=5", "endsAt"),
+        ("productId=1&stock=3&startsAt=2000000000000&endsAt=2000000000000", "endsAt"),
         ("productId=1&stock=3&colour=red", "colour"),
     ],
 )
@@ -291,12 +291,12 @@ async def test_an_unknown_product_is_named(client: Client) -> None:
 
 
 @pytest.mark.parametrize(
-    "header", [{}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic let-me-in"}]
+    "header", [{}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic let-me-in-please"}]
 )
 async def test_a_sale_is_opened_only_with_the_admin_token(guarded: Client, header: dict[str, str]) -> None:
     status, problem = await guarded.init(**header)
     assert (status, problem["field"]) == (401, "Authorization")
-    assert (await guarded.init(Authorization="Bearer let-me-in"))[0] == 200
+    assert (await guarded.init(Authorization="Bearer let-me-in-please"))[0] == 200
 
 
 @pytest.mark.parametrize("header", ["Forwarded", "X-Forwarded-For", "X-Real-IP", "Via", "Origin"])
