@@ -95,3 +95,12 @@ def respond(answer: Answer) -> web.Response:
 def respond_json(fields: object) -> web.Response:
     """Return a 200 with a JSON body."""
     return respond(Answer(200, msgspec.json.encode(fields)))
+
+
+def respond_http_error(error: web.HTTPException) -> web.Response:
+    """Return the problem document of an error of HTTP itself, such as an unknown path or method."""
+    code = error.reason.upper().replace(" ", "_")
+    response = respond(make_problem(error.status, error.reason, "see /openapi.json", code))
+    if "Allow" in error.headers:
+        response.headers["Allow"] = error.headers["Allow"]
+    return response

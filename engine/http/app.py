@@ -19,6 +19,7 @@ from engine.http.answers import (
     answer_purchase,
     make_problem,
     respond,
+    respond_http_error,
     respond_json,
 )
 from engine.http.requests import (
@@ -229,10 +230,7 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
     except web.HTTPRequestEntityTooLarge:
         return respond(answer_input_error(InputError("body", f"must be at most {MAX_BODY_BYTES} bytes", 413)))
     except web.HTTPException as error:
-        code = error.reason.upper().replace(" ", "_")
-        response = respond(make_problem(error.status, error.reason, "see /openapi.json", code))
-        if "Allow" in error.headers:
-            response.headers["Allow"] = error.headers["Allow"]
+        response = respond_http_error(error)
         if request.method == "CONNECT":
             # How the bytes behind it are framed is unknown.
             response.force_close()

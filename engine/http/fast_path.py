@@ -11,28 +11,28 @@ and if its body is the usual JSON. When in doubt, it is not plain.
 """
 
 import asyncio
-from http import HTTPStatus
-from time import monotonic, time
+import logging
+from time import monotonic
 from typing import Any, Final
 
 from aiohttp import web
-from aiohttp.helpers import rfc822_formatted_time
 from aiohttp.http_parser import RawRequestMessage
 from aiohttp.web_protocol import RequestHandler
 
 from engine.errors import InputError
 from engine.gate.gate import Gate
 from engine.http.answers import (
-    RETRY_AFTER_S,
-    SERVER,
-    Answer,
     answer_input_error,
-    answer_purchase,
+    make_problem,
     respond,
+    respond_http_error,
 )
 from engine.http.heads import Head, Heads
 from engine.http.requests import PLAIN_BUY
+from engine.http.responses import RESPONSES
 from engine.model.purchase import Outcome
+
+log = logging.getLogger(__name__)
 
 _MAX_HELD_BYTES: Final = 65_536
 
@@ -138,12 +138,12 @@ class FastPath(RequestHandler):
             self._answered.set_result(None)
         if self.transport is None:
             return
-        if monotonic() >= _RESPONSES.stale_at:
-            _RESPONSES.refresh()
+        if monotonic() >= RESPONSES.stale_at:
+            RESPONSES.refresh()
         if order_id is None:
-            self.transport.write(_RESPONSES.refusals[outcome])
+            self.transport.write(RESPONSES.refusals[outcome])
         else:
-            self.transport.write(_RESPONSES.accepted + order_id.encode("ascii") + b'"}')
+            self.transport.write(RESPONSES.accepted + order_id.encode("ascii") + b'"}')
         if self._held:
             self._loop.call_soon(self._look_at_held)
 
@@ -218,9 +218,21 @@ class FastPath(RequestHandler):
         message: str | None = None,
     ) -> web.StreamResponse:
         """Answer bytes that are no request with a problem document; close the connection."""
-        response = respond(answer_input_error(InputError("request", "is no HTTP that can be read")))
+        answer = answer_input_error(InputError("request", "is no HTTP that can be read"))
+        if status >= 500:
+            log.error("a request failed", exc_info=exc)
+            answer = make_problem(500, "Internal error", "this is a bug", "INTERNAL_ERROR")
+        response = respond(answer)
         response.force_close()
         return response
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """Send the response; what aiohttp refuses before it calls a handler, as a problem document."""
+        if isinstance(resp, web.HTTPException):
+            resp = respond_http_error(resp)
+        return await super().finish_response(request, resp, start_time)
 
     def _find_head(self, data: bytes) -> Head | None:
         """Return the plain head at the start of the data, None if there is none."""
@@ -248,38 +260,3 @@ class FastPath(RequestHandler):
             self._answered = self._loop.create_future()
             await asyncio.wait((self._answered,), timeout=timeout)
         await super().shutdown(timeout)
-
-
-class _Responses:
-    """The HTTP responses to purchases, byte for byte the ordinary handler's, made once a second."""
-
-    def __init__(self) -> None:
-        self.refresh()
-
-    def refresh(self) -> None:
-        """Write them anew, with the present date."""
-        self.stale_at = monotonic() + 1 - time() % 1
-        """On time.monotonic: when their date is out of date."""
-        # All order ids have the length of this placeholder.
-        whole = self._write(answer_purchase(Outcome.ACCEPTED, "x" * 36))
-        self.accepted = whole.removesuffix(b"x" * 36 + b'"}')
-        """Up to the order id."""
-        self.refusals: dict[Outcome, bytes] = {
-            outcome: self._write(answer_purchase(outcome, None))
-            for outcome in Outcome
-            if outcome is not Outcome.ACCEPTED
-        }
-
-    def _write(self, answer: Answer) -> bytes:
-        lines = [
-            f"HTTP/1.1 {answer.status} {HTTPStatus(answer.status).phrase}",
-            f"Content-Type: {answer.content_type}",
-            f"Server: {SERVER}",
-            *([f"Retry-After: {RETRY_AFTER_S}"] if answer.retry_after else []),
-            f"Content-Length: {len(answer.body)}",
-            f"Date: {rfc822_formatted_time()}",
-        ]
-        return "\r\n".join(lines).encode("ascii") + b"\r\n\r\n" + answer.body
-
-
-_RESPONSES: Final = _Responses()
