@@ -43,7 +43,7 @@ async def serve(settings: Settings, roles: Collection[Role], on_ready: Callable[
         if listeners and settings.admin_token is None:
             _log_access(settings)
         settings = await provide_services(settings, roles, cleanup)
-        await prepare_stores(settings)
+        await prepare_stores(settings, roles)
         environment = _make_environment(settings, cleanup)
         stages = _start_stages(settings, roles, listeners, environment)
         # Each stage gets a little more than the time that it gives itself.
