@@ -1,4 +1,4 @@
-"""What is checked of the three services before a stage starts: whether they answer, allow and can do enough."""
+"""What is checked of the three services before a stage starts: that they answer, and allow enough."""
 
 import asyncio
 import logging
@@ -95,7 +95,7 @@ async def insist(name: str, setting: str, attempt: Callable[[], Awaitable[object
 
 def is_final(error: BaseException) -> bool:
     """Return whether no time mends what an error says."""
-    return any(isinstance(cause, _FINAL) for cause in _causes(error))
+    return any(isinstance(cause, _FINAL) or "DB index" in str(cause) for cause in _causes(error))
 
 
 async def check_redis(redis: Redis) -> None:
@@ -103,7 +103,7 @@ async def check_redis(redis: Redis) -> None:
 
     Warns of one that may forget an accepted purchase, and of what can't be checked. Raises RedisError.
     """
-    execute: Callable[..., Awaitable[Any]] = redis.execute_command
+    execute: Callable[..., Awaitable[object]] = redis.execute_command
     for command in _COMMANDS:
         try:
             await execute(*command)
@@ -212,6 +212,11 @@ async def check_bus_if_it_answers(url: str, setting: str) -> None:
         async with asyncio.timeout(_SHORT_PATIENCE_S):
             await check_bus(url)
     except (BusUnavailable, TimeoutError) as error:
+        if any(isinstance(cause, amqp.InvalidFrameError) for cause in _causes(error)):
+            # The client library does not tell why the broker closes the connection when it is to open a vhost.
+            raise SettingsError(
+                f"{setting}: RabbitMQ has no such virtual host, or keeps this user out"
+            ) from None
         if is_final(error):
             raise SettingsError(f"{setting}: {' '.join(str(error).split())}") from None
         log.warning("RabbitMQ does not answer (%s): purchases wait in the outbox until it does", error)

@@ -298,7 +298,11 @@ async def run_to_the_end(settings: Settings, *arguments: str, **more: str) -> tu
         *PROGRAM, *arguments, env=environment_of(settings, **more), stderr=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
     )  # fmt: skip
-    _, errors = await asyncio.wait_for(process.communicate(), 60)
+    try:
+        _, errors = await asyncio.wait_for(process.communicate(), 60)
+    finally:
+        with suppress(ProcessLookupError):
+            process.terminate()
     return process.returncode or 0, errors.decode()
 
 

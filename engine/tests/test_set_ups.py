@@ -12,6 +12,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from uuid import uuid4
 
+import aiohttp
 import asyncpg
 import msgspec
 import pytest
@@ -24,7 +25,7 @@ from engine.tests.test_server import buy, eventually, http, is_confirmed, open_s
 __all__ = ["http"]
 pytestmark = pytest.mark.slow
 
-ERRORS_S = 15
+ERRORS_S = 25
 """Longest wait for what no time mends; a start that waits for an answer takes 30 s."""
 
 
@@ -57,11 +58,11 @@ async def pgbouncer(url: str, mode: str) -> AsyncIterator[str]:
         folder = Path(name)
         (folder / "users").write_text(f'"{parts.username}" "{parts.password or ""}"\n')
         (folder / "ini").write_text(
-            f"[databases]\n* = host={parts.hostname} port={parts.port}\n[pgbouncer]\nlisten_addr = 127.0.0.1\n"
-            f"listen_port = {port}\nunix_socket_dir =\npool_mode = {mode}\nauth_type = trust\n"
+            f"[databases]\n* = host={parts.hostname} port={parts.port}\n[pgbouncer]\n"
+            f"listen_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\npool_mode = {mode}\nauth_type = trust\n"
             f"auth_file = {folder}/users\nignore_startup_parameters = extra_float_digits\n"
         )
-        for path in (folder, *folder.iterdir()):
+        for path in (folder, folder / "users", folder / "ini"):
             if user:
                 shutil.chown(path, user)
         process = await asyncio.create_subprocess_exec(
@@ -90,17 +91,19 @@ async def test_a_pooler_of_transactions_is_refused(settings_without_bus: Setting
         await refused(change(settings_without_bus, postgres_url=url), "POSTGRES_URL", "transaction mode")
 
 
-async def test_a_pooler_of_sessions_serves(settings_without_bus: Settings, http: object) -> None:
+async def test_a_pooler_of_sessions_serves(
+    settings_without_bus: Settings, http: aiohttp.ClientSession
+) -> None:
     async with pgbouncer(settings_without_bus.postgres_url or "", "session") as url:
         await sells(change(settings_without_bus, postgres_url=url), http)
 
 
-async def sells(settings: Settings, http: object) -> list[str]:
+async def sells(settings: Settings, http: aiohttp.ClientSession) -> list[str]:
     """An engine with these settings sells a unit and settles it: what it logged."""
     async with serving(settings) as server:
-        await open_sale(http, server, 1)  # type: ignore[arg-type]
-        _, body = await buy(http, server)  # type: ignore[arg-type]
-        await eventually(lambda: is_confirmed(http, server, body["orderId"]))  # type: ignore[arg-type]
+        await open_sale(http, server, 1)
+        _, body = await buy(http, server)
+        await eventually(lambda: is_confirmed(http, server, body["orderId"]))
         return server.log
 
 
@@ -117,7 +120,7 @@ DML = "GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA public TO {role}"
 
 
 async def test_a_role_that_may_only_read_and_write_serves_a_schema_of_another(
-    settings_without_bus: Settings, http: object
+    settings_without_bus: Settings, http: aiohttp.ClientSession
 ) -> None:
     url = settings_without_bus.postgres_url or ""
     async with role_of(url) as stranger:
@@ -147,14 +150,6 @@ async def test_a_ledger_that_will_never_answer_is_said_soon(
     await refused(change(settings_without_bus, postgres_url=url), "POSTGRES_URL", said)
 
 
-async def test_a_server_that_is_too_old_for_prepared_queries_names_its_setting(
-    settings_without_bus: Settings, redis_url: str
-) -> None:
-    """A URL of another service: whatever answers is no PostgreSQL."""
-    other = redis_url.replace("redis://", "postgresql://")
-    await refused(change(settings_without_bus, postgres_url=other), "POSTGRES_URL")
-
-
 @asynccontextmanager
 async def redis_user(redis: Redis, url: str, *rules: str) -> AsyncIterator[str]:
     await redis.execute_command("ACL", "SETUSER", "app", "on", ">secret", *rules)  # type: ignore[no-untyped-call]
@@ -163,7 +158,7 @@ async def redis_user(redis: Redis, url: str, *rules: str) -> AsyncIterator[str]:
 
 
 async def test_a_redis_user_without_a_needed_right_is_refused_and_one_without_config_serves(
-    settings_without_bus: Settings, redis: Redis, redis_url: str, http: object
+    settings_without_bus: Settings, redis: Redis, redis_url: str, http: aiohttp.ClientSession
 ) -> None:
     async with redis_user(redis, redis_url, "~fg:*", "+@all", "-xautoclaim") as url:
         await refused(change(settings_without_bus, redis_url=url), "REDIS_URL", "xautoclaim")
@@ -177,7 +172,7 @@ async def test_a_redis_user_without_a_needed_right_is_refused_and_one_without_co
 
 
 async def test_a_redis_that_shows_no_settings_serves_with_a_warning(
-    settings_without_bus: Settings, redis_url: str, http: object
+    settings_without_bus: Settings, redis_url: str, http: aiohttp.ClientSession
 ) -> None:
     """Hosted ones answer CONFIG GET with nothing: so does any for a name that it does not know."""
     parts = urlsplit(redis_url)
@@ -214,7 +209,7 @@ async def test_a_redis_that_will_never_answer_is_said_soon(
     [
         ("guest:guest@", "guest:wrong@", "ACCESS_REFUSED"),
         ("127.0.0.1", "nowhere.invalid", ""),
-        ("", "lost", "lost"),
+        ("", "lost", "virtual host"),
     ],
 )
 async def test_a_bus_that_refuses_is_said_at_start_and_one_that_is_away_is_waited_for(
@@ -229,12 +224,8 @@ async def test_a_bus_that_refuses_is_said_at_start_and_one_that_is_away_is_waite
             assert any("RabbitMQ does not answer" in line for line in server.log)
 
 
-async def test_the_services_of_another_protocol_are_no_bus(settings: Settings, redis_url: str) -> None:
-    await refused(change(settings, amqp_url=redis_url.replace("redis://", "amqp://")), "AMQP_URL")
-
-
 async def test_several_hosts_lead_to_the_one_that_answers(
-    settings_without_bus: Settings, http: object
+    settings_without_bus: Settings, http: aiohttp.ClientSession
 ) -> None:
     parts = urlsplit(settings_without_bus.postgres_url or "")
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -245,7 +236,9 @@ async def test_several_hosts_lead_to_the_one_that_answers(
     ).geturl()
     connection = await asyncpg.connect(settings_without_bus.postgres_url)
     async with serving(change(settings_without_bus, postgres_url=url)):
-        assert await connection.fetchval(
-            "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'till'"
+        await eventually(
+            lambda: connection.fetchval(
+                "SELECT count(*) > 0 FROM pg_stat_activity WHERE application_name = 'till'"
+            )
         )
     await connection.close()
