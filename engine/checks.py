@@ -213,7 +213,7 @@ async def check_bus_if_it_answers(url: str, setting: str) -> None:
             await check_bus(url)
     except (BusUnavailable, TimeoutError) as error:
         if any(isinstance(cause, amqp.InvalidFrameError) for cause in _causes(error)):
-            # The client library does not tell why the broker closes the connection when it is to open a vhost.
+            # The client library hides why the broker closes the connection that is to open a virtual host.
             raise SettingsError(
                 f"{setting}: RabbitMQ has no such virtual host, or keeps this user out"
             ) from None

@@ -59,7 +59,8 @@ async def pgbouncer(url: str, mode: str) -> AsyncIterator[str]:
         (folder / "users").write_text(f'"{parts.username}" "{parts.password or ""}"\n')
         (folder / "ini").write_text(
             f"[databases]\n* = host={parts.hostname} port={parts.port}\n[pgbouncer]\n"
-            f"listen_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\npool_mode = {mode}\nauth_type = trust\n"
+            f"listen_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\n"
+            f"pool_mode = {mode}\nauth_type = trust\n"
             f"auth_file = {folder}/users\nignore_startup_parameters = extra_float_digits\n"
         )
         for path in (folder, folder / "users", folder / "ini"):
