@@ -71,7 +71,7 @@ def find_target(url: str, admin_token: str | None, services: Services | None, sc
     settings = read_settings()
     return Target(
         url=url,
-        admin_token=admin_token,
+        admin_token=admin_token or settings.admin_token,
         services=services or find_services(url, settings),
         shards=int(scenario.engine.get("gate_shards", settings.gate_shards)),
     )

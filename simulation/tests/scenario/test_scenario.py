@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from simulation.drive.plan import build_plan
 from simulation.errors import ScenarioError
 from simulation.scenario.arrivals import expected_requests, peak_rps
-from simulation.scenario.loading import list_scenarios, load_scenario, parse_override, read_scenario
+from simulation.scenario.loading import FOLDER, list_scenarios, load_scenario, parse_override, read_scenario
 
 
 def minimal(**changes: Any) -> dict[str, Any]:
