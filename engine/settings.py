@@ -7,7 +7,7 @@ value is cut. A setting of `FROM_FILES` may come from the file that `FLASHGRID_X
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -137,6 +137,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = "info"
 
 
+_NAMES: Final = [field.name for field in msgspec.structs.fields(Settings)]
+
+
 def read_settings(environment: Mapping[str, str] = os.environ, **overrides: Any) -> Settings:
     """Return the settings of the environment; `overrides` that are not None or empty take precedence.
 
@@ -144,6 +147,7 @@ def read_settings(environment: Mapping[str, str] = os.environ, **overrides: Any)
     """
     raw: dict[str, Any] = _read_environment(environment)
     raw |= {name: value for name, value in overrides.items() if value not in (None, "")}
+    _check_names(raw, _NAMES)
     try:
         settings = msgspec.convert(raw, Settings, strict=False)
     except msgspec.ValidationError as error:
@@ -171,12 +175,7 @@ def _read_environment(environment: Mapping[str, str]) -> dict[str, str]:
         for name, value in environment.items()
         if name.startswith(PREFIX) and not _OF_PLATFORM.fullmatch(f"{name.removeprefix(PREFIX)}={value}")
     }
-    files = [f"{name}_file" for name in FROM_FILES]
-    known = [*(field.name for field in msgspec.structs.fields(Settings)), *files]
-    for name in sorted(given.keys() - set(known)):
-        close = get_close_matches(name, known, n=1)
-        hint = f"did you mean {_variable(close[0])}? " if close else ""
-        raise SettingsError(f"unknown setting {_variable(name)}: {hint}`flashgrid settings` lists all")
+    _check_names(given, [*_NAMES, *(f"{name}_file" for name in FROM_FILES)])
     given = {name: value for name, value in given.items() if value}
     for name in FROM_FILES:
         if path := given.pop(f"{name}_file", None):
@@ -184,6 +183,13 @@ def _read_environment(environment: Mapping[str, str]) -> dict[str, str]:
                 raise SettingsError(f"both {_variable(name)} and {_variable(name)}_FILE are set: unset one")
             given[name] = _read_file(_variable(name) + "_FILE", path)
     return given
+
+
+def _check_names(given: Iterable[str], known: Collection[str]) -> None:
+    for name in sorted(set(given) - set(known)):
+        close = get_close_matches(name, known, n=1)
+        hint = f"did you mean {_variable(close[0])}? " if close else ""
+        raise SettingsError(f"unknown setting {_variable(name)}: {hint}`flashgrid settings` lists all")
 
 
 def _variable(name: str) -> str:

@@ -47,10 +47,14 @@ def _listen_on(settings: Settings, host: str, port: int, setting: str) -> socket
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server(
-            (host, port), family=family, backlog=_BACKLOG, dualstack_ipv6=family == socket.AF_INET6
+            (host, port),
+            family=family,
+            backlog=_BACKLOG,
+            dualstack_ipv6=family == socket.AF_INET6 and socket.has_dualstack_ipv6(),
         )
     except (OSError, OverflowError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "there is no such port"
+        # Python adds the address once more, in brackets.
+        reason = (getattr(error, "strerror", None) or str(error)).partition(" (while")[0]
         raise SettingsError(f"can't listen on {host}:{port}: {reason}") from None
 
 
