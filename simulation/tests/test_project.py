@@ -192,7 +192,7 @@ def test_a_clone_as_git_makes_it_on_windows_has_the_same_bytes(tmp_path: Path) -
     if not (ROOT / ".git").exists():
         pytest.skip("not a clone")
     git = ["git", "-c", "core.autocrlf=true", "-c", "core.eol=crlf"]
-    clone = [*git, "clone", "--quiet", "--depth=1", f"file://{ROOT}", tmp_path / "clone"]
+    clone = [*git, "clone", "--quiet", "--depth=1", f"file://{ROOT}", str(tmp_path / "clone")]
     subprocess.run(clone, check=True)
     for name in ("Makefile", ".ci/run", "engine/gate/reserve.lua", "reports/reference/timeline.csv"):
         show = subprocess.run(["git", "show", f"HEAD:{name}"], cwd=ROOT, capture_output=True, check=True)
