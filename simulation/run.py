@@ -71,7 +71,7 @@ def find_target(url: str, admin_token: str | None, services: Services | None, sc
     settings = read_settings()
     return Target(
         url=url,
-        admin_token=admin_token,
+        admin_token=admin_token or settings.admin_token,
         services=services or find_services(url, settings),
         shards=int(scenario.engine.get("gate_shards", settings.gate_shards)),
     )
@@ -143,7 +143,14 @@ async def _start_target(
         start_engine(seen, scenario.engine, folder / ENGINE_LOG, code)
     )
     shards = int(scenario.engine.get("gate_shards", 1))
-    return Target(url=process.url, services=services, shards=shards, process=process, proxy=proxy)
+    return Target(
+        url=process.url,
+        admin_token=process.admin_token,
+        services=services,
+        shards=shards,
+        process=process,
+        proxy=proxy,
+    )
 
 
 class _Run:

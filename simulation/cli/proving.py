@@ -38,7 +38,8 @@ def fuzz(scenario: str, requests: int, seed: int, duration: float | None, folder
     """
     from simulation.campaign.fuzz import HostileDrive
 
-    loaded = load_scenario(scenario, seed=seed, duration_s=duration)
+    # Hostile clients open sales as well: with a token, all that they try would end there.
+    loaded = load_scenario(scenario, {"engine.dev": True}, seed=seed, duration_s=duration)
     summary = run_on_services(
         lambda services: carry_out(
             loaded,

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import re
+import secrets
 import signal
 import sys
 import tempfile
@@ -52,8 +53,9 @@ async def private_services(say: Callable[[str], None]) -> AsyncIterator[Services
 class EngineProcess:
     """A running engine."""
 
-    def __init__(self, process: asyncio.subprocess.Process, log: Path) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, log: Path, admin_token: str | None) -> None:
         self.url = ""
+        self.admin_token = admin_token
         self.log = log
         self.pid = process.pid
         """The server's process."""
@@ -127,6 +129,7 @@ async def start_engine(
     """
     wanted = {
         "port": 0,
+        "admin_token": None if settings.get("dev") else secrets.token_hex(16),
         "drain_s": SETTLE_S,
         **settings,
         "redis_url": services.redis_url,
@@ -145,7 +148,7 @@ async def start_engine(
             # Python finds a package first in the folder where it starts; the stages start there, too.
             cwd=code,
         )  # fmt: skip
-    engine = EngineProcess(process, log)
+    engine = EngineProcess(process, log, wanted["admin_token"])
     try:
         await engine.await_ready()
         yield engine

@@ -111,10 +111,10 @@ async def test_a_run_against_a_target(settings: Settings, tmp_path: Path) -> Non
         postgres_url=settings.postgres_url or "",
         amqp_url=settings.amqp_url,
     )
-    engine_settings = {"admin_token": "open-sesame", "gate_shards": 3}
+    engine_settings = {"admin_token": "open-sesame-please", "gate_shards": 3}
     async with start_engine(services, engine_settings, tmp_path / "engine.log") as engine:
         target = ("run", f"--target={engine.url}", *SMALL, *PATIENT)
-        token = "--admin-token=open-sesame"
+        token = "--admin-token=open-sesame-please"
 
         refused = await run_flashsim(*target, cwd=tmp_path)
         assert (refused.returncode, "--admin-token" in refused.stderr) == (2, True)
@@ -136,7 +136,7 @@ async def test_a_run_against_a_target(settings: Settings, tmp_path: Path) -> Non
         assert "services are not known" in blind.stdout
 
     recorded = (tmp_path / "first" / "run.json").read_text()
-    assert "open-sesame" not in recorded
+    assert "open-sesame-please" not in recorded
     assert "postgresql://" not in recorded
 
     verified = flashsim("verify", str(tmp_path / "first"))
