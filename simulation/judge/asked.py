@@ -3,19 +3,18 @@
 It is the scenario's word, and the run's own record of when it asked. Nothing of it comes from the engine.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
 from typing import Final
-from urllib.parse import urlsplit
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from simulation.judge.numbers.recovery import STEADY_S, Recovery
-from simulation.model.events import Restocked
+from simulation.model.events import Recovery, Restocked
 from simulation.scenario.schema import Restock, Scenario
 
 LONG_AGO: Final = -(2**62)
@@ -25,6 +24,8 @@ SAME_CLOCK_NS: Final = 50_000_000
 """Most that two readings of one machine's clock differ, when another process runs between them."""
 OTHER_CLOCK_NS: Final = 2_000_000_000
 """Most that the clocks of two machines differ, if both of them are set."""
+GRACE_S: Final = 1.0
+"""How long after a recovery a straggler may still be without an answer."""
 REMEMBERED_S: Final = 86_400.0
 """How long an Idempotency-Key is remembered, by the engine's contract."""
 
@@ -115,7 +116,7 @@ class Asked:
         excused = np.zeros(len(rows), np.bool_)
         for fault in self.faults:
             back_s = self.recover_s if fault.recovered_after_s is None else fault.recovered_after_s
-            until_s = fault.end_s + min(back_s, self.recover_s) + STEADY_S
+            until_s = fault.end_s + min(back_s, self.recover_s) + GRACE_S
             excused |= (end >= fault.start_s * 1e9) & (start <= until_s * 1e9)
         return excused
 
@@ -136,7 +137,7 @@ def read_asked(
     asked for as well.
     """
     known = target is None or "payment_decline_rate" in scenario.engine
-    here = target is None or urlsplit(target).hostname in ("localhost", "127.0.0.1", "::1")
+    here = target is None or re.match(r"http://(localhost|127\.0\.0\.1|\[::1\])\b", target)
     first = [
         AskedSale(
             product_id=sale.product_id,

@@ -9,9 +9,9 @@ import msgspec
 import pandas as pd
 
 from simulation.judge.asked import Asked
-from simulation.judge.numbers.recovery import Recovery
 from simulation.judge.rules import orders, refusals, service, stock, terms
 from simulation.judge.rules.evidence import Evidence, Finding, Unknown
+from simulation.model.events import Recovery
 from simulation.model.state import FinalState
 
 Verdict = Literal["pass", "fail", "unknown"]

@@ -9,9 +9,9 @@ from typing import Any
 import pandas as pd
 
 from simulation.judge.asked import LONG_AGO, Asked, AskedSale
-from simulation.judge.numbers.recovery import Recovery
 from simulation.judge.verdict import Check
 from simulation.judge.verdict import judge as judge_run
+from simulation.model.events import Recovery
 from simulation.model.state import GATE_TYPES, ORDER_TYPES, SALE_TYPES, FinalState
 
 STATUS = {

@@ -16,7 +16,7 @@ import pandas as pd
 
 from simulation.judge.numbers.latency import Floats
 from simulation.judge.numbers.requests import is_decided
-from simulation.model.events import Interval
+from simulation.model.events import Interval, Recovery
 
 BIN_S: Final = 0.1
 STEADY_S: Final = 1.0
@@ -28,13 +28,6 @@ AT_ONCE_S: Final = 0.5
 BACKLOGS: Final = ("outbox_entries", "queue_messages", "pending_orders")
 
 Flags = npt.NDArray[np.bool_]
-
-
-class Recovery(Interval, frozen=True, kw_only=True):
-    """A fault, and how the engine came back from it."""
-
-    recovered_after_s: float | None = msgspec.field(name="healed_s")
-    """Seconds from the fault's end until the engine works as before; None if it never does."""
 
 
 def measure_recovery(

@@ -272,7 +272,7 @@ def test_a_sale_whose_doors_open_later_is_correct() -> None:
 @pytest.mark.parametrize("term", ["starts_us", "ends_us"])
 def test_sales_keep_their_hours_catches_what_was_accepted_out_of_hours(term: str) -> None:
     history, state = doors_open_late()
-    asked = [Terms(stock=9, **{term: 6}).ask()]  # type: ignore[arg-type]
+    asked = [Terms(stock=9, **{term: 6}).ask()]
     assert "sales keep their hours" in broken(judge(history, state, sales=asked))
 
 
