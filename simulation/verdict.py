@@ -58,7 +58,7 @@ def load_run(folder: Path) -> Run:
     )
     checks = judge(history, state, asked)
     if recoveries:
-        checks.append(judge_recovery(recoveries, scenario.recover_s))
+        checks.append(judge_recovery(recoveries, scenario.recover_s, history["intended_ns"].max() / 1e9))
     if hostile := read_hostile(folder):
         checks += judge_hostile(hostile, read_timeline(folder))
     checks += judge_record(folder)
