@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 
 from simulation.errors import Unreadable
+from simulation.model.formats import DEAD, PURCHASES, decode_pending, decode_sales, name_key
 from simulation.model.state import ORDER_TYPES, SALE_TYPES, FinalState
-from simulation.target.formats import DEAD, PURCHASES, decode_pending, decode_sales, name_key
 from simulation.target.services import Services
 from simulation.target.stores import (
     BusStore,

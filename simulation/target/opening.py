@@ -11,8 +11,8 @@ import msgspec
 
 from engine.model.sale import Sale, SaleTerms
 from simulation.errors import EngineError, Unreadable
+from simulation.model.formats import name_key, place_product
 from simulation.scenario.schema import SaleOffer
-from simulation.target.formats import name_key, place_product
 from simulation.target.services import Services
 from simulation.target.stores import connect_ledger, connect_redis, read_within
 

@@ -20,7 +20,7 @@ from engine.bus.connection import close_connection, connect_bus
 from engine.model.sale import Sale
 from engine.stages.lifecycle import cancel
 from simulation.errors import Unreadable
-from simulation.target.formats import OPEN, PURCHASES, count_pending, name_key, place_product
+from simulation.model.formats import OPEN, PURCHASES, count_pending, name_key, place_product
 
 TIMEOUT_S: Final = 30.0
 """Longest wait for a store; `read_within` allows less."""
