@@ -241,7 +241,7 @@ class _Run:
 
 def _choose_start(scenario: Scenario, requests: int) -> int | None:
     """Return the run's start on time.monotonic_ns() if a sale must know it; None: as soon as all is ready."""
-    if all(sale.starts_in_s is None for sale in scenario.sales):
+    if all(sale.starts_in_s is None and sale.ends_in_s is None for sale in scenario.sales):
         return None
     # A slow machine opens 50 sales and prepares 50,000 requests in a second.
     ahead_s = 5 + len(scenario.sales) / 50 + requests / 50_000

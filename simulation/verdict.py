@@ -1,14 +1,12 @@
 """The verdict on a run: loads what was recorded, hands it to the judge, and writes summary and report."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pandas as pd
 
-from engine.payment.simulated import SimulatedGateway
-from engine.settings import read_settings
+from simulation.judge.asked import LONG_AGO, read_asked
 from simulation.judge.comparison import Run
 from simulation.judge.hostile import judge_hostile
 from simulation.judge.numbers.knee import find_knee
@@ -36,22 +34,34 @@ def load_run(folder: Path) -> Run:
     """Return a run from its record, judged. Raises RunError if the record is incomplete."""
     facts, whole, state = read_facts(folder), read_history(folder / "history.parquet"), read_state(folder)
     history, reads = take_buys(whole), take_reads(whole)
-    scenario = facts.scenario
+    scenario, load = facts.scenario, judge_load(whole, facts)
+    recoveries = []
+    if faults := read_faults(folder):
+        recoveries = measure_recovery(history, read_timeline(folder), faults)
+    ended_ns = LONG_AGO if facts.aborted or not len(history) else int(history["intended_ns"].max())
+    asked = read_asked(
+        scenario,
+        started_us=round(facts.started_at.timestamp() * 1e6),
+        restocks=facts.restocks,
+        faults=recoveries,
+        target=facts.target,
+        ended_ns=ended_ns,
+        load_valid=load.valid,
+    )
     metrics = Metrics(
         history,
         state,
-        judge_load(whole, facts),
+        load,
         facts.started_at,
+        asked,
         facts.restocks,
         find_knee(history, scenario),
         read_timeline(folder) if (folder / "timeline.csv").exists() else pd.DataFrame(),
         reads,
     )
-    checks = judge(history, state, declines=_find_declines(facts), restocks=facts.restocks, reads=reads)
-    recoveries = []
-    if faults := read_faults(folder):
-        recoveries = measure_recovery(history, read_timeline(folder), faults)
-        checks.append(judge_recovery(recoveries))
+    checks = judge(history, state, asked, reads)
+    if recoveries:
+        checks.append(judge_recovery(recoveries, scenario.recover_s, history["intended_ns"].max() / 1e9))
     if hostile := read_hostile(folder):
         checks += judge_hostile(hostile, read_timeline(folder))
     checks += judge_record(folder)
@@ -86,14 +96,3 @@ def finish_run(folder: Path) -> dict[str, Any]:
     if (folder / MANIFEST).exists():
         seal(folder, PRODUCTS)
     return summary
-
-
-def _find_declines(facts: RunFacts) -> Callable[[str], bool] | None:
-    """Return the function that tells whether payment declines an order id.
-
-    None for an engine at a target, since its settings are unknown.
-    """
-    if facts.target is not None:
-        return None
-    settings = read_settings({}, **facts.scenario.engine)
-    return SimulatedGateway(decline_rate=settings.payment_decline_rate, seed=settings.payment_seed).declines

@@ -128,7 +128,7 @@ def judge_trial(
 ) -> Trial:
     """Return the result of a mutation whose run gave `summary`; None without a control that passes."""
     checks = summary["checks"] if summary else []
-    broken = {check["name"]: check["detail"] for check in checks if check["holds"] is False}
+    broken = {check["name"]: check["detail"] for check in checks if check["state"] == "broken"}
     caught_by = sorted(broken, key=lambda name: name not in mutation.breaks)
     faults = [f"{fault.kind} {fault.on}" for fault in scenario.timeline()]
     outcome: Outcome = "void"

@@ -51,7 +51,7 @@ def summarise(
             name: measure_latency(select_outcome(history, name)) for name in ("accepted", "sold_out")
         },
         "fulfilment": measure_fulfilment(state),
-        "stock": measure_stock(state),
+        "stock": measure_stock(state, run.asked),
         "time_to_sell_out_s": time_to_sell_out(history, restocks),
         "restocks": [measure_restock(history, state, each, restocks) for each in restocks],
         "knee": run.knee,

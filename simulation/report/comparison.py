@@ -142,6 +142,7 @@ def _describe_run(run: Run, number: int, base: Path) -> dict[str, Any]:
         "name": run.name,
         "colour": SERIES[number % len(SERIES)],
         "verdict": run.summary["verdict"],
+        "words": run.summary["verdict_in_words"],
         "link": Path(os.path.relpath(run.folder, base)).as_posix() + "/report.html",
         "detail": f"{run.summary['scenario']}, {count(load['requests'])} requests,"
         f" commit {run.summary['commit'][:12]}, {run.summary['started_at'][:16].replace('T', ' ')} UTC",

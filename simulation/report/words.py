@@ -84,7 +84,7 @@ def describe(summary: Mapping[str, Any]) -> str:
         *(
             f"  {check['name']} is broken: {check['detail']}"
             for check in [*summary["checks"], *summary["thresholds"]]
-            if check["holds"] is False
+            if check["state"] == "broken"
         ),
         *(f"  the {part} could not be read: {why}" for part, why in summary["unread"].items()),
         f"  load      {count(load['requests'])} requests in {summary['duration_s']:g} s,"

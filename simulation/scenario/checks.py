@@ -64,6 +64,8 @@ def _check_sales(scenario: Scenario, duration_s: float) -> None:
     known: set[int] = set()
     for number, offer in enumerate(scenario.sales):
         _check_time(f"sales.{number}.starts_in_s", offer.starts_in_s or 0, duration_s)
+        if offer.ends_in_s is not None and offer.ends_in_s <= (offer.starts_in_s or 0):
+            raise ValueError(f"sales.{number}.ends_in_s: must be after its start, got {offer.ends_in_s:g}")
         for sale in offer.each():
             if sale.product_id in known:
                 raise ValueError(f"sales.{number}.product_id: {sale.product_id} is on sale already")

@@ -84,7 +84,7 @@ def scale_scenario(scenario: Scenario, rate: float, time: float, source: str = "
     """
     raw = msgspec.to_builtins(scenario)
     factors = dict.fromkeys(("rate_rps", "to_rps"), rate)
-    factors |= dict.fromkeys(("seconds", "period_s", "at_s", "starts_in_s"), time)
+    factors |= dict.fromkeys(("seconds", "period_s", "at_s", "starts_in_s", "ends_in_s"), time)
     for table in raw["arrivals"] + raw["sales"] + raw["restocks"] + raw["faults"]:
         for key, factor in factors.items():
             if table.get(key) is not None:

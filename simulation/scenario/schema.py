@@ -37,6 +37,8 @@ class SaleOffer(Part, frozen=True):
     """Number of products, from `product_id` on, each in its own sale."""
     starts_in_s: Annotated[float, Meta(ge=0, le=7 * 86_400)] | None = None
     """When it opens, from the run's start, by the gate's clock; None: it is open from the start."""
+    ends_in_s: Annotated[float, Meta(gt=0, le=7 * 86_400)] | None = None
+    """When it ends, from the run's start, by the gate's clock; None: never."""
 
     def each(self) -> list["SaleOffer"]:
         """Return one offer for each product."""
@@ -120,6 +122,8 @@ class Scenario(Part, frozen=True):
     """When the load stops early because it is hopeless: conditions on what the driver has seen so far."""
     drain_s: Annotated[float, Meta(ge=0, le=86_400)] = 60.0
     """Longest wait after the load until every accepted purchase is settled."""
+    recover_s: Annotated[float, Meta(gt=0, le=3_600)] = 10.0
+    """Longest time from a fault's end until the engine works as before."""
 
     def duration_s(self) -> float:
         """Return the length of the arrival curve, in seconds."""

@@ -140,6 +140,7 @@ def make_run(
             "arrivals.0.seconds": 2, "arrivals.0.rate_rps": 600,
             "arrivals.1.seconds": 4, "arrivals.1.rate_rps": 5_000,
             "arrivals.2.seconds": 6, "arrivals.2.rate_rps": 2_000,
+            "driver.may_give_up": True,  # some answers are lost
         },
         stock=stock,
     )  # fmt: skip

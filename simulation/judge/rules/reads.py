@@ -2,11 +2,9 @@
 
 import pandas as pd
 
+from simulation.judge.asked import NEVER
 from simulation.judge.rules.evidence import BUYER, Breach, Evidence, Finding, find
 from simulation.model.outcome import TERMINAL
-
-LONG_AGO = -(2**62)
-FAR = 2**62
 
 
 def reads_are_true(evidence: Evidence) -> Finding:
@@ -16,14 +14,14 @@ def reads_are_true(evidence: Evidence) -> Finding:
     every unknown outcome counts from the moment at which it was sent."""
     reads = evidence.reads
     if reads is None or reads.empty:
-        return Finding(0, "no reads")
+        return Finding(0, "no reads", 0)
     orders, stocks = (reads[reads["kind"] == kind] for kind in ("order", "stock"))
     judged = f"{len(orders):,} reads of orders and {len(stocks):,} of stock judged"
     said = [*_judge_statuses(orders, evidence), *_judge_sums(stocks)]
     # Where these are broken, nothing more has to be known.
     if not any(breach.times for breach in said):
         said = [_compare_with_ledger(orders, evidence), *_compare_with_sales(stocks, evidence)]
-    return find(judged, *said)
+    return find(judged, *said, chances=len(reads))
 
 
 def _judge_statuses(orders: pd.DataFrame, evidence: Evidence) -> list[Breach]:
@@ -86,11 +84,11 @@ def _compare_with_sales(stocks: pd.DataFrame, evidence: Evidence) -> list[Breach
 def _list_sales(evidence: Evidence) -> pd.DataFrame:
     """Return product_id, stock and quantity of each sale, when it may have been the current one for the first
     time, and for the last time, in ns."""
-    sales = evidence.timed_sales.sort_values("from_ns").reset_index()
-    products = sales.groupby("product_id")
-    first_ns, last_ns = products["to_ns"].shift(1), products["from_ns"].shift(-1)
-    times = {"first_ns": first_ns.fillna(LONG_AGO), "last_ns": last_ns.fillna(FAR)}
-    return sales[["product_id", "stock", "quantity"]].assign(**times).astype("int64")
+    sales = evidence.asked.frame
+    last_ns = sales.groupby("product_id")["from_ns"].shift(-1, fill_value=NEVER)
+    times = {"first_ns": sales["asked_ns"], "last_ns": last_ns}
+    found: pd.DataFrame = sales[["product_id", "stock", "quantity"]].assign(**times).astype("int64")
+    return found
 
 
 def _count_takers(pairs: pd.DataFrame, evidence: Evidence) -> "pd.Series[int]":

@@ -22,9 +22,8 @@ from simulation.campaign.mutants import (
 )
 from simulation.campaign.mutation import Edit, Mutation, copy_engine, list_mutations, load_mutation, mutate
 from simulation.errors import MutationError
-from simulation.judge.verdict import judge
 from simulation.target.services import Services, services_of
-from simulation.tests.histories import Ask, Terms, play
+from simulation.tests.histories import Ask, Terms, judge, play
 
 # A second of load; what this machine has time for, while it runs the tests, says nothing about the engine.
 SHORT: dict[str, Any] = {
@@ -146,7 +145,10 @@ def test_a_mutation_that_can_not_be_read_is_one_clear_line(tmp_path: Path) -> No
 
 
 def summary_of(*broken: str) -> dict[str, Any]:
-    checks = [{"name": name, "holds": name not in broken, "detail": f"{name}!"} for name in sorted(RULES)]
+    checks = [
+        {"name": name, "state": "broken" if name in broken else "held", "detail": f"{name}!"}
+        for name in sorted(RULES)
+    ]
     return {"verdict": "fail" if broken else "pass", "checks": checks}
 
 

@@ -11,15 +11,17 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from simulation.judge.numbers.reads import measure_reads
-from simulation.judge.verdict import Check, judge
+from simulation.judge.verdict import Check
 from simulation.model.events import Restocked
 from simulation.model.state import FinalState
 from simulation.tests.histories import (
     Ask,
     Look,
+    Played,
     Terms,
     at,
     history_of,
+    judge,
     order_rows,
     play,
     play_and_look,
@@ -35,11 +37,16 @@ def check(
     history: pd.DataFrame, state: FinalState, rows: list[dict[str, Any]] | pd.DataFrame, *restocks: Restocked
 ) -> Check:
     reads = rows if isinstance(rows, pd.DataFrame) else history_of(rows)
-    checks = judge(history, state, restocks=restocks, reads=reads)
+    assert isinstance(state, Played)
+    sales = list(state.asked.sales)
+    for each in restocks:
+        moments = {"asked_ns": round(each.at_s * 1e9), "opened_ns": round(each.opened_s * 1e9)}
+        sales[each.sale_id - 1] = replace(sales[each.sale_id - 1], **moments)
+    checks = judge(history, state, reads, sales=sales)
     return next(each for each in checks if each.name == "reads are true")
 
 
-def two_orders() -> tuple[pd.DataFrame, FinalState, str, str]:
+def two_orders() -> tuple[pd.DataFrame, Played, str, str]:
     """Two of three units are bought: answered at 110 and 210."""
     history, state = play([at(100, 1), at(200, 2)], [Terms(stock=3)])
     return history, state, *history["order_id"].tolist()
@@ -155,7 +162,7 @@ def test_an_unknown_outcome_may_have_taken_a_unit_and_a_key_takes_but_one() -> N
 def test_what_is_refused_with_503_may_have_held_a_unit_until_then() -> None:
     history, state = play([at(100, 1, lost=True, arrives=False)], [Terms(stock=9)])
     refused = history.astype({"outcome": "str", "result": "str"})
-    refused = refused.assign(outcome="UNAVAILABLE", result="fail")
+    refused = refused.assign(outcome="UNAVAILABLE", result="fail", done_ns=110).astype({"done_ns": "Int64"})
     assert check(refused, state, [read_stock(9, 105, 9, 8)]).holds
     assert check(refused, state, [read_stock(9, 111, 9, 8)]).holds is False
 
