@@ -17,8 +17,8 @@ spike: setup ## run the reference spike, judge it and write its report
 test: lint ## lint, type-check and run every test
 	.venv/bin/pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 
-serve: setup ## serve the engine on http://127.0.0.1:8080
-	.venv/bin/flashgrid serve
+serve: setup ## serve the engine on http://127.0.0.1:8080, where anybody on this machine may open a sale
+	.venv/bin/flashgrid serve --dev
 
 quick: lint ## lint, and test the pure parts, in under a minute
 	.venv/bin/pytest -m "not slow" --numprocesses logical --maxprocesses 4

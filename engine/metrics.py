@@ -4,11 +4,14 @@ Every process writes files under PROMETHEUS_MULTIPROC_DIR, which the server sets
 that any front-door worker answers /metrics for all of them. Counters grow by whole batches.
 """
 
+import os
+from pathlib import Path
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
+METRICS_FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096)
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
@@ -43,6 +46,8 @@ LEDGER_SECONDS: Final = Histogram(
 
 def render_metrics() -> bytes:
     """Return the metrics of every process of this server, in Prometheus' text format."""
+    # A cleaner of temporary files may have removed it; the collector refuses to go without.
+    Path(os.environ[METRICS_FOLDER]).mkdir(parents=True, exist_ok=True)
     registry = CollectorRegistry()
     MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
     return generate_latest(registry)

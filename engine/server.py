@@ -10,12 +10,14 @@ import sys
 import tempfile
 from collections.abc import Callable, Collection
 from contextlib import AsyncExitStack, suppress
+from pathlib import Path
 from typing import Final
 
 import msgspec
 from prometheus_client.multiprocess import mark_process_dead
 
 from engine.http.listener import bind
+from engine.metrics import METRICS_FOLDER
 from engine.settings import PREFIX, Settings
 from engine.stages.lifecycle import running
 from engine.stages.process import LEAVING, READY, Role
@@ -35,17 +37,21 @@ async def serve(settings: Settings, roles: Collection[Role], on_ready: Callable[
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with AsyncExitStack() as cleanup:
-        listener = cleanup.enter_context(bind(settings)) if Role.FRONT_DOOR in roles else None
+        listeners = bind(settings) if Role.FRONT_DOOR in roles else []
+        for listener in listeners:
+            cleanup.enter_context(listener)
+        if listeners and settings.admin_token is None:
+            _log_access(settings)
         settings = await provide_services(settings, roles, cleanup)
-        await prepare_stores(settings)
+        await prepare_stores(settings, roles)
         environment = _make_environment(settings, cleanup)
-        stages = _start_stages(settings, roles, listener, environment)
+        stages = _start_stages(settings, roles, listeners, environment)
         # Each stage gets a little more than the time that it gives itself.
         cleanup.push_async_callback(_stop_in_order, stages, settings.drain_s + 5)
 
         async def announce() -> None:
             await asyncio.gather(*(stage.ready.wait() for stage in stages))
-            on_ready(_describe(listener, stages))
+            on_ready(_describe(listeners, stages))
 
         async with running(announce()):
             await stop.wait()
@@ -57,12 +63,12 @@ class StageProcess:
     """One process of a stage. It starts again whenever it dies, and another replaces it when it leaves."""
 
     def __init__(
-        self, role: Role, name: str, listener: socket.socket | None, environment: dict[str, str]
+        self, role: Role, name: str, listeners: list[socket.socket], environment: dict[str, str]
     ) -> None:
         self.role = role
         self.name = name
         self.ready = asyncio.Event()
-        self._descriptors = [] if listener is None else [listener.fileno()]
+        self._descriptors = [listener.fileno() for listener in listeners]
         self._environment = environment
         self._running: dict[asyncio.subprocess.Process, asyncio.Task[int]] = {}
         """The processes in the order of their starts, each with the task that awaits its end.
@@ -102,6 +108,8 @@ class StageProcess:
 
     async def _run_once(self) -> str:
         """Start the process; return how it ended, or that it wants to leave."""
+        # A stage can't start without the folder of its metrics, which a cleaner may have removed.
+        os.makedirs(self._environment[METRICS_FOLDER], exist_ok=True)  # noqa: PTH103
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "engine.stages.process", self.role, *map(str, self._descriptors),
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
@@ -125,7 +133,7 @@ class StageProcess:
     async def _await_end(self, process: asyncio.subprocess.Process) -> int:
         code = await process.wait()
         del self._running[process]
-        mark_process_dead(process.pid, self._environment["PROMETHEUS_MULTIPROC_DIR"])  # type: ignore[no-untyped-call]
+        mark_process_dead(process.pid, self._environment[METRICS_FOLDER])  # type: ignore[no-untyped-call]
         return code
 
 
@@ -137,20 +145,38 @@ def _tell_to_stop(process: asyncio.subprocess.Process) -> None:
 
 def _make_environment(settings: Settings, cleanup: AsyncExitStack) -> dict[str, str]:
     """Return the stages' environment: every setting, and a folder for their metrics."""
-    folder = tempfile.mkdtemp(prefix="flashgrid-metrics-")
+    folder = _make_metrics_folder(settings)
     cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
     given = {name: value for name, value in msgspec.structs.asdict(settings).items() if value is not None}
     return {
-        **os.environ,
-        "PROMETHEUS_MULTIPROC_DIR": folder,
+        # The settings hold all that variables and files of the server's own environment said.
+        **{name: value for name, value in os.environ.items() if not name.startswith(PREFIX)},
+        METRICS_FOLDER: folder,
         **{PREFIX + name.upper(): str(value) for name, value in given.items()},
     }
+
+
+def _make_metrics_folder(settings: Settings) -> str:
+    """Return a new folder where no cleaner of temporary files comes, if there is such a place to write to."""
+    for place in (os.environ.get("XDG_RUNTIME_DIR"), settings.data_dir):
+        with suppress(OSError):
+            if place:
+                Path(place).mkdir(parents=True, exist_ok=True)
+                return tempfile.mkdtemp(prefix="flashgrid-metrics-", dir=Path(place).resolve())
+    return tempfile.mkdtemp(prefix="flashgrid-metrics-")
+
+
+def _log_access(settings: Settings) -> None:
+    if settings.dev:
+        log.warning("any program on this machine may open a sale: --dev is for development only")
+    else:
+        log.warning("nobody may open a sale: set %sADMIN_TOKEN, or serve with --dev", PREFIX)
 
 
 def _start_stages(
     settings: Settings,
     roles: Collection[Role],
-    listener: socket.socket | None,
+    listeners: list[socket.socket],
     environment: dict[str, str],
 ) -> list[StageProcess]:
     names = {
@@ -159,7 +185,7 @@ def _start_stages(
         Role.FULFILMENT: ["fulfilment"],
     }
     return [
-        StageProcess(role, name, listener if role is Role.FRONT_DOOR else None, environment)
+        StageProcess(role, name, listeners if role is Role.FRONT_DOOR else [], environment)
         for role in Role
         if role in roles
         for name in names[role]
@@ -172,9 +198,14 @@ async def _stop_in_order(stages: list[StageProcess], within_s: float) -> None:
         await asyncio.gather(*(stage.stop(within_s) for stage in stages if stage.role is role))
 
 
-def _describe(listener: socket.socket | None, stages: list[StageProcess]) -> str:
+def _describe(listeners: list[socket.socket], stages: list[StageProcess]) -> str:
     running = ", ".join(stage.name for stage in stages)
-    if listener is None:
+    if not listeners:
         return running
+    buyers, *operations = [_url_of(listener) for listener in listeners]
+    return f"listening on {buyers} ({', '.join([running, *(f'operations on {url}' for url in operations)])})"
+
+
+def _url_of(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
-    return f"listening on http://{f'[{host}]' if ':' in host else host}:{port} ({running})"
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"

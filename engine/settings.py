@@ -1,18 +1,37 @@
 """Every setting of the engine: name, unit, default, bounds and meaning.
 
-The setting `x` comes from the environment variable `FLASHGRID_X`.
+The setting `x` comes from the environment variable `FLASHGRID_X`; empty is unset, and whitespace around a
+value is cut. A setting of `FROM_FILES` may come from the file that `FLASHGRID_X_FILE` names.
 """
 
+import math
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
 from typing import Annotated, Any, Final
 
 import msgspec
 from msgspec import Meta
 
 from engine.errors import SettingsError
+from engine.urls import check_amqp_url, check_postgres_url, check_redis_url
 
 PREFIX: Final = "FLASHGRID_"
+FROM_FILES: Final = ("admin_token", "redis_url", "amqp_url", "postgres_url")
+_URLS: Final = {"redis_url": check_redis_url, "amqp_url": check_amqp_url, "postgres_url": check_postgres_url}
+_OF_PLATFORM: Final = re.compile(
+    # Kubernetes describes each Service to its containers, and Docker each linked container. The name of
+    # one called flashgrid, flashgrid-redis and so on makes the variable begin like a setting.
+    r"(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR|START|END)){0,2})=.*"
+    r"|(\w+_)?PORT(_START|_END)?=(tcp|udp|sctp)://.*|(\w+_)?NAME=/.*|(\w+_)?ENV_\w+=.*"
+)
+_LONGEST_FILE: Final = 65_536
+
+
+_Address = Annotated[str, Meta(pattern=r"^(\[[0-9A-Fa-f:.]+\]|[^\[\]:\s]+):[0-9]{1,5}$")]
+_Token = Annotated[str, Meta(pattern="^[!-~]*$", min_length=16, max_length=1024)]
 
 
 def _setting(meaning: str, unit: str = "", **bounds: Any) -> Meta:
@@ -29,14 +48,22 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     port: Annotated[int, _setting("port of the front door; 0 takes a free one", ge=0, le=65535)] = 8080
     workers: Annotated[int, _setting("front-door processes that share the port", ge=1, le=256)] = 1
     keepalive_s: Annotated[
-        float, _setting("longest wait of a connection for a whole request head", "s", ge=0.1)
+        float, _setting("longest time that a connection may be idle between two requests", "s", ge=0.1)
     ] = 75.0
     client_timeout_ms: Annotated[
-        int, _setting("longest wait for the rest of a request's body", "ms", ge=100)
+        int, _setting("longest wait for the rest of a request that has begun, head or body", "ms", ge=100)
     ] = 10_000
-    admin_token: Annotated[
-        str | None, _setting("bearer token that opening a sale needs; without one, only loopback may")
+    operations_bind: Annotated[
+        _Address | None,
+        _setting("host:port where alone sales are opened and metrics and readiness shown"),
     ] = None
+    admin_token: Annotated[
+        _Token | None,
+        _setting("bearer token that opening a sale needs, 16 or more visible ASCII characters"),
+    ] = None
+    dev: Annotated[
+        bool, _setting("whether any program on this machine may open a sale without a token; for development")
+    ] = False
 
     # Backing services: each one that is not given is started privately
     redis_url: Annotated[str | None, _setting("Redis, which holds gate and outbox: redis://…")] = None
@@ -110,34 +137,87 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = "info"
 
 
+_NAMES: Final = [field.name for field in msgspec.structs.fields(Settings)]
+
+
 def read_settings(environment: Mapping[str, str] = os.environ, **overrides: Any) -> Settings:
-    """Return the settings of the environment; `overrides` that are not None take precedence.
+    """Return the settings of the environment; `overrides` that are not None or empty take precedence.
 
     Raises SettingsError, in one line, for an unknown FLASHGRID_ variable or a bad value.
     """
-    raw: dict[str, Any] = {
-        name.removeprefix(PREFIX).lower(): value
-        for name, value in environment.items()
-        if name.startswith(PREFIX)
-    }
-    raw |= {name: value for name, value in overrides.items() if value is not None}
-    known = {field.name for field in msgspec.structs.fields(Settings)}
-    if unknown := sorted(raw.keys() - known):
-        names = ", ".join(PREFIX + name.upper() for name in unknown)
-        raise SettingsError(f"unknown setting {names}; `flashgrid settings` lists the known ones")
+    raw: dict[str, Any] = _read_environment(environment)
+    raw |= {name: value for name, value in overrides.items() if value not in (None, "")}
+    _check_names(raw, _NAMES)
     try:
-        return msgspec.convert(raw, Settings, strict=False)
+        settings = msgspec.convert(raw, Settings, strict=False)
     except msgspec.ValidationError as error:
         detail, _, path = str(error).partition(" - at `$.")
         name = path.removesuffix("`")
-        shown = "(hidden)" if name.endswith(("token", "url")) else repr(raw[name])
-        raise SettingsError(f"{PREFIX}{name.upper()}: {detail}, got {shown}") from None
+        if "matching regex" in detail:
+            detail = next(f"Expected {row[3]}" for row in describe_settings() if row[0] == _variable(name))
+        shown = "(hidden)" if name in FROM_FILES else repr(raw[name])
+        raise SettingsError(f"{_variable(name)}: {detail}, got {shown}") from None
+    for name, value in msgspec.structs.asdict(settings).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise SettingsError(f"{_variable(name)}: must be a finite number")
+        if name in _URLS and value is not None:
+            try:
+                settings = msgspec.structs.replace(settings, **{name: _URLS[name](value)})
+            except SettingsError as error:
+                raise SettingsError(f"{_variable(name)}: {error}") from None
+    return settings
+
+
+def _read_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the settings that the environment gives, by name."""
+    given = {
+        name.removeprefix(PREFIX).lower(): value.strip()
+        for name, value in environment.items()
+        if name.startswith(PREFIX) and not _OF_PLATFORM.fullmatch(f"{name.removeprefix(PREFIX)}={value}")
+    }
+    _check_names(given, [*_NAMES, *(f"{name}_file" for name in FROM_FILES)])
+    given = {name: value for name, value in given.items() if value}
+    for name in FROM_FILES:
+        if path := given.pop(f"{name}_file", None):
+            if name in given:
+                raise SettingsError(f"both {_variable(name)} and {_variable(name)}_FILE are set: unset one")
+            given[name] = _read_file(_variable(name) + "_FILE", path)
+    return given
+
+
+def _check_names(given: Iterable[str], known: Collection[str]) -> None:
+    for name in sorted(set(given) - set(known)):
+        close = get_close_matches(name, known, n=1)
+        hint = f"did you mean {_variable(close[0])}? " if close else ""
+        raise SettingsError(f"unknown setting {_variable(name)}: {hint}`flashgrid settings` lists all")
+
+
+def _variable(name: str) -> str:
+    return PREFIX + name.upper()
+
+
+def _read_file(variable: str, path: str) -> str:
+    """Return what the file that a variable names holds. Raises SettingsError if that is nothing."""
+    try:
+        with Path(path).open(encoding="utf-8-sig") as file:
+            value = file.read(_LONGEST_FILE).strip()
+    except OSError as error:
+        raise SettingsError(f"{variable}: can't read {path}: {error.strerror}") from None
+    except ValueError:
+        raise SettingsError(f"{variable}: {path} holds no text") from None
+    if not value:
+        raise SettingsError(f"{variable}: {path} is empty")
+    return value
 
 
 def describe_settings() -> list[tuple[str, str, str, str]]:
     """Return a row for each setting: environment name, unit, default, meaning."""
     properties = msgspec.json.schema(Settings)["$defs"]["Settings"]["properties"]
     return [
-        (PREFIX + name.upper(), schema["unit"], str(schema["default"]), schema["description"])
+        (_variable(name), schema["unit"], _show(schema["default"]), schema["description"])
         for name, schema in properties.items()
     ]
+
+
+def _show(default: object) -> str:
+    return "" if default is None else str(default).lower() if isinstance(default, bool) else str(default)

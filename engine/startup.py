@@ -1,21 +1,18 @@
 """What the server provides and checks before it starts a stage, and what the operator's commands work on."""
 
-import asyncio
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import msgspec
-from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
-from engine.errors import FlashgridError, SettingsError
+from engine.checks import check_bus_if_it_answers, check_postgres, check_redis, insist, prepare_schema
+from engine.errors import SettingsError
 from engine.gate.client import connect_redis
 from engine.ledger.ledger import Ledger
 from engine.settings import PREFIX, Settings
-from engine.stages.lifecycle import Outage
 from engine.stages.process import Role
 from engine.stages.reconciliation import reconciling
 
@@ -67,20 +64,24 @@ def find_services(settings: Settings) -> Settings:
     return settings
 
 
-async def prepare_stores(settings: Settings) -> None:
-    """Check Redis, create what is missing of the ledger's schema, and open the gate if it is new.
+async def prepare_stores(settings: Settings, roles: Collection[Role]) -> None:
+    """Check the services, create what is missing of the ledger's schema, and open the gate if it is new.
 
-    A gate that is closed for any other reason waits for the keeper. Raises SettingsError if Redis may evict
-    gate data, FlashgridError if a service does not answer in time.
+    A gate that is closed for any other reason waits for the keeper. Raises SettingsError if a service can't
+    be used as it is, FlashgridError if Redis or PostgreSQL does not answer in time.
     """
     async with connect_redis(settings.redis_url, settings.gate_timeout_ms) as redis:
-        await _insist("Redis", redis.ping)
-        await _check_redis(redis)
-        if settings.postgres_url is not None:
-            async with await Ledger.connect(settings.postgres_url) as ledger:
-                await _insist("PostgreSQL", ledger.create_schema)
+        await insist("Redis", f"{PREFIX}REDIS_URL", redis.ping)
+        await insist("Redis", f"{PREFIX}REDIS_URL", partial(check_redis, redis))
+        if url := settings.postgres_url:
+            setting = f"{PREFIX}POSTGRES_URL"
+            await insist("PostgreSQL", setting, partial(check_postgres, url))
+            async with await Ledger.connect(url) as ledger:
+                await insist("PostgreSQL", setting, partial(prepare_schema, url, ledger))
             async with reconciling(settings) as reconciliation:
-                await _insist("the gate", reconciliation.open_new)
+                await insist("the gate", f"{PREFIX}REDIS_URL", reconciliation.open_new)
+    if settings.amqp_url and set(roles) != {Role.FRONT_DOOR}:
+        await check_bus_if_it_answers(settings.amqp_url, f"{PREFIX}AMQP_URL")
 
 
 def _fill_in(settings: Settings, urls: Mapping[str, str]) -> Settings:
@@ -90,37 +91,3 @@ def _fill_in(settings: Settings, urls: Mapping[str, str]) -> Settings:
         postgres_url=settings.postgres_url or urls.get("postgres"),
         amqp_url=settings.amqp_url or urls.get("rabbitmq"),
     )
-
-
-async def _check_redis(redis: Redis) -> None:
-    """Refuse a Redis that may evict gate data; warn of one that may forget an accepted purchase."""
-    try:
-        config = {
-            name: value.decode() if isinstance(value, bytes) else value
-            for name in ("maxmemory-policy", "appendonly", "appendfsync")
-            for value in (await redis.config_get(name)).values()
-        }
-    except RedisError as error:
-        log.warning("can't read Redis' settings (%s): make sure that maxmemory-policy is noeviction", error)
-        return
-    if config["maxmemory-policy"] != "noeviction":
-        raise SettingsError(
-            "Redis may evict gate data: its maxmemory-policy must be noeviction,"
-            f" and is {config['maxmemory-policy']}"
-        )
-    if config["appendonly"] != "yes" or config["appendfsync"] != "always":
-        log.warning(
-            "Redis may lose accepted purchases if it dies: set appendonly to yes (is %s),"
-            " appendfsync to always (is %s)",
-            config["appendonly"], config["appendfsync"],
-        )  # fmt: skip
-
-
-async def _insist(name: str, attempt: Callable[[], Any]) -> None:
-    """Await `attempt()` until it works. Raises FlashgridError if it does not within half a minute."""
-    outage = Outage(name)
-    try:
-        errors = FlashgridError, RedisError, OSError
-        await asyncio.wait_for(outage.insist(attempt, errors), timeout=30)
-    except TimeoutError:
-        raise FlashgridError(f"{name} does not answer within 30 s: {outage.error or 'no answer'}") from None

@@ -71,7 +71,7 @@ def find_target(url: str, admin_token: str | None, services: Services | None, sc
     settings = read_settings()
     return Target(
         url=url,
-        admin_token=admin_token,
+        admin_token=admin_token or settings.admin_token,
         services=services or find_services(url, settings),
         shards=int(scenario.engine.get("gate_shards", settings.gate_shards)),
     )
@@ -143,7 +143,14 @@ async def _start_target(
         start_engine(seen, scenario.engine, folder / ENGINE_LOG, code)
     )
     shards = int(scenario.engine.get("gate_shards", 1))
-    return Target(url=process.url, services=services, shards=shards, process=process, proxy=proxy)
+    return Target(
+        url=process.url,
+        admin_token=process.admin_token,
+        services=services,
+        shards=shards,
+        process=process,
+        proxy=proxy,
+    )
 
 
 class _Run:
@@ -234,7 +241,7 @@ class _Run:
 
 def _choose_start(scenario: Scenario, requests: int) -> int | None:
     """Return the run's start on time.monotonic_ns() if a sale must know it; None: as soon as all is ready."""
-    if all(sale.starts_in_s is None for sale in scenario.sales):
+    if all(sale.starts_in_s is None and sale.ends_in_s is None for sale in scenario.sales):
         return None
     # A slow machine opens 50 sales and prepares 50,000 requests in a second.
     ahead_s = 5 + len(scenario.sales) / 50 + requests / 50_000

@@ -1,15 +1,13 @@
 """The verdict on a run: loads what was recorded, hands it to the judge, and writes summary and report."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pandas as pd
 
-from engine.payment.simulated import SimulatedGateway
-from engine.settings import read_settings
 from simulation.errors import RunError
+from simulation.judge.asked import LONG_AGO, read_asked
 from simulation.judge.comparison import measure_spread
 from simulation.judge.figures import FIGURES, Run, Side
 from simulation.judge.hostile import judge_hostile
@@ -19,6 +17,7 @@ from simulation.judge.numbers.recovery import measure_recovery
 from simulation.judge.summary import summarise
 from simulation.judge.thresholds import Metrics, judge_abort, judge_thresholds
 from simulation.judge.verdict import judge, judge_recovery
+from simulation.model.history import take_buys, take_reads
 from simulation.record.facts import (
     RunFacts,
     read_facts,
@@ -44,22 +43,36 @@ def judge_run(folder: Path) -> dict[str, Any]:
 
 def load_run(folder: Path) -> Run:
     """Return a run from its record, judged. Raises RunError if the record is incomplete."""
-    facts, history, state = read_facts(folder), read_history(folder / "history.parquet"), read_state(folder)
-    scenario = facts.scenario
-    metrics = Metrics(
-        history,
-        state,
-        judge_load(history, facts),
-        facts.started_at,
-        facts.restocks,
-        find_knee(history, scenario),
-        read_timeline(folder) if (folder / "timeline.csv").exists() else pd.DataFrame(),
-    )
-    checks = judge(history, state, declines=_find_declines(facts), restocks=facts.restocks)
+    facts, whole, state = read_facts(folder), read_history(folder / "history.parquet"), read_state(folder)
+    history, reads = take_buys(whole), take_reads(whole)
+    scenario, load = facts.scenario, judge_load(whole, facts)
     recoveries = []
     if faults := read_faults(folder):
         recoveries = measure_recovery(history, read_timeline(folder), faults)
-        checks.append(judge_recovery(recoveries))
+    ended_ns = LONG_AGO if facts.aborted or not len(history) else int(history["intended_ns"].max())
+    asked = read_asked(
+        scenario,
+        started_us=round(facts.started_at.timestamp() * 1e6),
+        restocks=facts.restocks,
+        faults=recoveries,
+        target=facts.target,
+        ended_ns=ended_ns,
+        load_valid=load.valid,
+    )
+    metrics = Metrics(
+        history,
+        state,
+        load,
+        facts.started_at,
+        asked,
+        facts.restocks,
+        find_knee(history, scenario),
+        read_timeline(folder) if (folder / "timeline.csv").exists() else pd.DataFrame(),
+        reads,
+    )
+    checks = judge(history, state, asked, reads)
+    if recoveries:
+        checks.append(judge_recovery(recoveries, scenario.recover_s, history["intended_ns"].max() / 1e9))
     if hostile := read_hostile(folder):
         checks += judge_hostile(hostile, read_timeline(folder))
     checks += judge_record(folder)
@@ -133,14 +146,3 @@ def finish_series(folder: Path) -> SeriesRecord:
     write_json(series, folder / SERIES)
     write_series_page(series, runs, folder)
     return series
-
-
-def _find_declines(facts: RunFacts) -> Callable[[str], bool] | None:
-    """Return the function that tells whether payment declines an order id.
-
-    None for an engine at a target, since its settings are unknown.
-    """
-    if facts.target is not None:
-        return None
-    settings = read_settings({}, **facts.scenario.engine)
-    return SimulatedGateway(decline_rate=settings.payment_decline_rate, seed=settings.payment_seed).declines

@@ -18,8 +18,9 @@ _CLOSE_S: Final = 2.0
 
 async def connect_bus(url: str, name: str) -> AbstractConnection:
     """Return a connection that is not made again by itself when it is lost."""
+    address = URL(url)
     connection = _Connection(
-        URL(url).update_query(heartbeat=15),
+        address if "heartbeat" in address.query else address.update_query(heartbeat=15),
         client_properties={"connection_name": f"flashgrid {name}"},
     )
     try:

@@ -12,6 +12,7 @@ from engine.stages.process import Role, set_up_logging
 
 @click.command()
 @click.option("--host", help="Address to bind; any but loopback needs FLASHGRID_ADMIN_TOKEN.")
+@click.option("--dev", is_flag=True, help="Let any program on this machine open a sale without a token.")
 @click.option("--port", type=int, help="Port of the front door [default: 8080]; 0 takes a free one.")
 @click.option("--workers", type=int, help="Front-door processes that share the port [default: 1].")
 @click.option(
@@ -23,7 +24,12 @@ from engine.stages.process import Role, set_up_logging
 )
 @settings_option
 def serve(
-    host: str | None, port: int | None, workers: int | None, roles: tuple[str, ...], settings: Settings
+    host: str | None,
+    port: int | None,
+    workers: int | None,
+    dev: bool,
+    roles: tuple[str, ...],
+    settings: Settings,
 ) -> None:
     """Serve the engine: front door, relay and fulfilment.
 
@@ -31,7 +37,9 @@ def serve(
     is started privately on a free loopback port, and keeps its data for the next start. But beside Redis or
     PostgreSQL of your own there is a bus only if you name one. Ctrl-C stops the stages in order.
     """
-    settings = read_settings(host=host, port=port, workers=workers, data_dir=settings.data_dir)
+    settings = read_settings(
+        host=host, port=port, workers=workers, dev=dev or None, data_dir=settings.data_dir
+    )
     set_up_logging(settings)
     asyncio.run(
         run_server(
@@ -43,8 +51,15 @@ def serve(
 
 
 @click.command()
-def settings() -> None:
-    """List every setting: environment name, default, unit, meaning."""
+@click.option("--markdown", is_flag=True, help="As a table in Markdown.")
+def settings(markdown: bool) -> None:
+    """List every setting: environment name, default, unit, meaning.
+
+    Empty is unset. FLASHGRID_ADMIN_TOKEN and the URLs may also lie in files, which FLASHGRID_ADMIN_TOKEN_FILE
+    and so on name.
+    """
+    if markdown:
+        click.echo("| setting | default | meaning |\n|---|---|---|")
+    row = "| `{}` | {} | {} |" if markdown else "{:32} {:18} {}"
     for name, unit, default, meaning in describe_settings():
-        value = "" if default == "None" else f"{default} {unit}".strip()
-        click.echo(f"{name:32} {value:18} {meaning}")
+        click.echo(row.format(name, f"{default} {unit}".strip() if default else "", meaning))

@@ -3,6 +3,7 @@
 from typing import Final, NamedTuple
 
 import msgspec
+from aiohttp import web
 
 from engine.errors import InputError
 from engine.model.purchase import Outcome
@@ -81,3 +82,25 @@ def answer_input_error(error: InputError) -> Answer:
     """Return the answer to bad input, which names the field at fault."""
     title, code = _INPUT_ERRORS[error.status]
     return make_problem(error.status, title, error.detail, code, error.field)
+
+
+def respond(answer: Answer) -> web.Response:
+    """Return the aiohttp response of an answer."""
+    headers = {"Content-Type": answer.content_type, "Server": SERVER}
+    if answer.retry_after:
+        headers["Retry-After"] = RETRY_AFTER_S
+    return web.Response(status=answer.status, body=answer.body, headers=headers)
+
+
+def respond_json(fields: object) -> web.Response:
+    """Return a 200 with a JSON body."""
+    return respond(Answer(200, msgspec.json.encode(fields)))
+
+
+def respond_http_error(error: web.HTTPException) -> web.Response:
+    """Return the problem document of an error of HTTP itself, such as an unknown path or method."""
+    code = error.reason.upper().replace(" ", "_")
+    response = respond(make_problem(error.status, error.reason, "see /openapi.json", code))
+    if "Allow" in error.headers:
+        response.headers["Allow"] = error.headers["Allow"]
+    return response

@@ -3,10 +3,10 @@
 import asyncio
 import hmac
 import logging
+import re
 from importlib.resources import files
 from typing import Final
 
-import msgspec
 from aiohttp import HttpVersion10, HttpVersion11, web
 from aiohttp.typedefs import Handler
 
@@ -14,12 +14,13 @@ from engine.errors import GateUnavailable, InputError, LedgerUnavailable
 from engine.gate.gate import Gate
 from engine.http.answers import (
     JSON,
-    RETRY_AFTER_S,
-    SERVER,
     Answer,
     answer_input_error,
     answer_purchase,
     make_problem,
+    respond,
+    respond_http_error,
+    respond_json,
 )
 from engine.http.requests import (
     MAX_BODY_BYTES,
@@ -34,10 +35,11 @@ from engine.ledger.ledger import Ledger
 from engine.metrics import render_metrics
 from engine.model.order import OrderStatus
 from engine.model.purchase import Outcome
-from engine.settings import Settings
+from engine.settings import PREFIX, Settings
 
 log = logging.getLogger(__name__)
 
+HOST_PORT: Final = re.compile(r":[0-9]*$")
 LEAVING: Final = web.AppKey("leaving", asyncio.Event)
 """Set once nobody else may connect."""
 
@@ -47,28 +49,27 @@ class FrontDoor:
 
     def __init__(self, settings: Settings, gate: Gate, ledger: Ledger) -> None:
         self._admin_token = settings.admin_token
+        self._dev = settings.dev
         self._client_timeout_s = settings.client_timeout_ms / 1000
         self._gate = gate
         self._ledger = ledger
         self._openapi = files("engine.http").joinpath("openapi.json").read_bytes()
 
-    def make_app(self) -> web.Application:
-        """Return the aiohttp application."""
+    def make_app(self, buyers: bool = True, operations: bool = True) -> web.Application:
+        """Return the aiohttp application for buyers, for operations, or for both."""
         # aiohttp refuses a body as soon as it is longer than this.
         app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[take_leave, answer_errors])
         app[LEAVING] = asyncio.Event()
-        app.add_routes(
-            [
-                web.post("/purchase/init", self.open_sale),
-                web.post("/purchase/buy", self.buy),
-                web.get("/purchase/orders/{order_id}", self.show_order),
-                web.get("/purchase/stock", self.show_stock),
-                web.get("/healthz", self.show_health),
-                web.get("/readyz", self.show_readiness),
-                web.get("/metrics", self.show_metrics),
-                web.get("/openapi.json", self.show_openapi),
-            ]
-        )
+        app.router.add_get("/healthz", self.show_health)
+        if buyers:
+            app.router.add_post("/purchase/buy", self.buy)
+            app.router.add_get("/purchase/orders/{order_id}", self.show_order)
+            app.router.add_get("/purchase/stock", self.show_stock)
+            app.router.add_get("/openapi.json", self.show_openapi)
+        if operations:
+            app.router.add_post("/purchase/init", self.open_sale)
+            app.router.add_get("/readyz", self.show_readiness)
+            app.router.add_get("/metrics", self.show_metrics)
         return app
 
     async def buy(self, request: web.Request) -> web.Response:
@@ -122,7 +123,6 @@ class FrontDoor:
                 "orderId": order.order_id,
                 "status": order.status,
                 "productId": order.product_id,
-                "userId": order.user_id,
                 "quantity": order.quantity,
             }
             return respond_json(fields | ({"reason": order.reason} if order.reason else {}))
@@ -170,13 +170,20 @@ class FrontDoor:
     def _check_admin(self, request: web.Request) -> None:
         """Raise InputError unless the caller may open a sale."""
         if self._admin_token is not None:
-            given = request.headers.get("Authorization", "").encode()
+            given = request.headers.get("Authorization", "").encode(errors="surrogateescape")
             if not hmac.compare_digest(given, b"Bearer " + self._admin_token.encode()):
                 raise InputError("Authorization", "must be Bearer with the admin token", 401)
             return
+        if not self._dev:
+            raise InputError(
+                "Authorization", f"nobody may open a sale: set {PREFIX}ADMIN_TOKEN, or serve with --dev", 403
+            )
         peer = request.transport.get_extra_info("peername") if request.transport else None
         if not peer or not is_loopback(peer[0]):
             raise InputError("Authorization", "without an admin token only loopback may open a sale", 403)
+        if not is_loopback(HOST_PORT.sub("", request.host).strip("[]")):
+            # A name that leads here from a web page, or through a proxy.
+            raise InputError("Host", "must be this machine's loopback, without an admin token", 403)
         for name in ("Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Real-IP", "Via", "Origin"):
             # Nor must a page in a browser on this machine (Origin) open sales for the page's author.
             if name in request.headers:
@@ -185,9 +192,12 @@ class FrontDoor:
 
 @web.middleware
 async def take_leave(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Tell the clients of a front door that is leaving to connect anew (RFC 9112, 9.6)."""
+    """Tell the clients of a front door that is leaving to connect anew (RFC 9112, 9.6).
+
+    So do clients that ask for another protocol: aiohttp reads nothing after such a request.
+    """
     response = await handler(request)
-    if request.app[LEAVING].is_set():
+    if request.app[LEAVING].is_set() or "Upgrade" in request.headers:
         response.force_close()
     return response
 
@@ -220,10 +230,7 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
     except web.HTTPRequestEntityTooLarge:
         return respond(answer_input_error(InputError("body", f"must be at most {MAX_BODY_BYTES} bytes", 413)))
     except web.HTTPException as error:
-        code = error.reason.upper().replace(" ", "_")
-        response = respond(make_problem(error.status, error.reason, "see /openapi.json", code))
-        if "Allow" in error.headers:
-            response.headers["Allow"] = error.headers["Allow"]
+        response = respond_http_error(error)
         if request.method == "CONNECT":
             # How the bytes behind it are framed is unknown.
             response.force_close()
@@ -231,16 +238,3 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
     except Exception:
         log.exception("%s %s failed", request.method, request.path)
         return respond(make_problem(500, "Internal error", "this is a bug", "INTERNAL_ERROR"))
-
-
-def respond(answer: Answer) -> web.Response:
-    """Return the aiohttp response of an answer."""
-    headers = {"Content-Type": answer.content_type, "Server": SERVER}
-    if answer.retry_after:
-        headers["Retry-After"] = RETRY_AFTER_S
-    return web.Response(status=answer.status, body=answer.body, headers=headers)
-
-
-def respond_json(fields: object) -> web.Response:
-    """Return a 200 with a JSON body."""
-    return respond(Answer(200, msgspec.json.encode(fields)))

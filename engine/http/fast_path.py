@@ -11,46 +11,30 @@ and if its body is the usual JSON. When in doubt, it is not plain.
 """
 
 import asyncio
-import re
-from http import HTTPStatus
-from time import monotonic, time
-from typing import Any, Final, NamedTuple
+import logging
+from time import monotonic
+from typing import Any, Final
 
-from aiohttp.helpers import rfc822_formatted_time
+from aiohttp import web
 from aiohttp.http_parser import RawRequestMessage
-from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import RequestHandler
 
 from engine.errors import InputError
 from engine.gate.gate import Gate
-from engine.http.answers import JSON, RETRY_AFTER_S, SERVER, Answer, answer_purchase
-from engine.http.requests import PLAIN_BUY, parse_key
+from engine.http.answers import (
+    answer_input_error,
+    make_problem,
+    respond,
+    respond_http_error,
+)
+from engine.http.heads import Head, Heads
+from engine.http.requests import PLAIN_BUY
+from engine.http.responses import RESPONSES
 from engine.model.purchase import Outcome
 
-_MAX_HEAD_BYTES: Final = 4096
+log = logging.getLogger(__name__)
+
 _MAX_HELD_BYTES: Final = 65_536
-
-_HEAD: Final = re.compile(
-    # RFC 9112: request line, then field lines of a token, a colon and visible ASCII. Each line matches in one
-    # way only: with two, a head of forty lines that fails at its end would be tried in 2^40 ways.
-    rb"POST /purchase/buy HTTP/1\.1\r\n(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[ -~\t]*\r\n)+\r\n"
-)
-_LENGTH: Final = re.compile(rb"[1-9][0-9]{0,2}")
-_NOT_PLAIN: Final = re.compile(
-    rb"transfer-encoding|content-encoding|expect|upgrade|te|trailer|proxy-connection|http2-settings|sec-websocket.*"
-)
-"""Headers that change how a message is framed, decoded or answered."""
-
-
-class _Head(NamedTuple):
-    """What a plain request's head says."""
-
-    body_length: int
-    key: str | None
-
-
-Heads = dict[bytes, _Head]
-"""Heads seen before, shared by all connections of a worker."""
 
 
 class FastPath(RequestHandler):
@@ -58,21 +42,32 @@ class FastPath(RequestHandler):
 
     __slots__ = (
         "_answered",
-        "_clean",
+        "_client_timeout_s",
         "_head",
         "_head_bytes",
         "_heads",
         "_held",
         "_leaving",
         "_passed_on",
+        "_rest",
         "_send_away",
         "_served",
         "_submit",
         "_under_way",
+        "_unfinished",
     )
 
-    def __init__(self, *args: Any, gate: Gate, heads: Heads, leaving: asyncio.Event, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        gate: Gate,
+        heads: Heads,
+        leaving: asyncio.Event,
+        client_timeout_s: float,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
+        self._client_timeout_s = client_timeout_s
         self._submit, self._send_away = gate.submit, gate.send_away
         self._heads = heads
         self._leaving = leaving
@@ -81,15 +76,17 @@ class FastPath(RequestHandler):
         """Whether a purchase of the fast path waits for its answer."""
         self._held = b""
         """Bytes that arrived and can't be looked at yet."""
-        self._head: _Head | None = None
+        self._head: Head | None = None
         self._head_bytes = b""
         """This connection's last plain head, which its client will likely send again."""
         self._served = False
         """Whether a purchase was taken since the keep-alive timer last fired."""
         self._passed_on = False
         """Whether aiohttp was ever given anything."""
-        self._clean = True
-        """Whether aiohttp's parser surely holds no part of a message."""
+        self._rest: int | None = 0
+        """How many bytes of a body aiohttp's parser waits for; None if it may hold any part of a message."""
+        self._unfinished: asyncio.TimerHandle | None = None
+        """Closes the connection unless the rest of a request comes in time."""
         self._answered: asyncio.Future[None] | None = None
 
     def data_received(self, data: bytes) -> None:
@@ -120,8 +117,11 @@ class FastPath(RequestHandler):
         elif len(data) == body:
             # Many clients send the head first. A body is short, since its length has three digits at most.
             self._held = data
+            self._await_rest()
         elif len(data) == body + head.body_length and (plain := PLAIN_BUY.fullmatch(data, body)):
             self._served = True
+            if self._unfinished is not None:
+                self._stop_waiting()
             user_id, product_id = plain.groups()
             if head.key is None and self._send_away(product_id):
                 self._answer(Outcome.SOLD_OUT, None)
@@ -138,12 +138,12 @@ class FastPath(RequestHandler):
             self._answered.set_result(None)
         if self.transport is None:
             return
-        if monotonic() >= _RESPONSES.stale_at:
-            _RESPONSES.refresh()
+        if monotonic() >= RESPONSES.stale_at:
+            RESPONSES.refresh()
         if order_id is None:
-            self.transport.write(_RESPONSES.refusals[outcome])
+            self.transport.write(RESPONSES.refusals[outcome])
         else:
-            self.transport.write(_RESPONSES.accepted + order_id.encode("ascii") + b'"}')
+            self.transport.write(RESPONSES.accepted + order_id.encode("ascii") + b'"}')
         if self._held:
             self._loop.call_soon(self._look_at_held)
 
@@ -159,63 +159,88 @@ class FastPath(RequestHandler):
 
     def _is_idle(self) -> bool:
         """Return whether aiohttp has nothing to do for this connection, and holds no part of a message."""
-        return self._clean and not self._messages and not self._request_in_progress
+        return self._rest == 0 and not self._messages and not self._request_in_progress
 
     def _pass_on(self, data: bytes) -> None:
-        """Give the bytes to aiohttp, and note whether its parser may keep a part of them."""
+        """Give the bytes to aiohttp, and note how much of a body its parser waits for."""
         self._passed_on = True
-        if self._clean and data:
-            # One whole message without a body leaves nothing behind; anything else may.
-            before = len(self._messages)
-            super().data_received(data)
-            self._clean = (
-                data.find(b"\r\n\r\n") == len(data) - 4
-                and len(self._messages) == before + 1
-                and isinstance(self._messages[-1][0], RawRequestMessage)
-                and self._messages[-1][1] is EMPTY_PAYLOAD
-            )
+        before = self._request_count
+        super().data_received(data)
+        messages = self._request_count - before
+        if not data:
+            return
+        if messages:
+            # One message that starts and ends where the bytes do leaves nothing behind; others may.
+            self._rest = self._count_rest(data) if messages == 1 and self._rest == 0 else None
+            self._stop_waiting()
         else:
-            super().data_received(data)
+            self._rest = self._rest - len(data) if self._rest and self._rest >= len(data) else None
+        if self._rest is None:
+            self._await_rest()
 
-    def _find_head(self, data: bytes) -> _Head | None:
+    def _count_rest(self, data: bytes) -> int | None:
+        """Return how many bytes of the message that begins with the data are still to come, if sure."""
+        message, payload = self._messages[-1]
+        end = data.find(b"\r\n\r\n") + 4
+        if not isinstance(message, RawRequestMessage) or message.chunked or message.upgrade or end < 4:
+            return None
+        rest = end + int(message.headers.get("Content-Length", "0")) - len(data)
+        return rest if rest > 0 or (rest == 0 and payload.is_eof()) else None
+
+    def _await_rest(self) -> None:
+        """Close the connection if a request that has begun does not come whole in time."""
+        if self._unfinished is None:
+            self._unfinished = self._loop.call_later(self._client_timeout_s, self._drop_unfinished)
+
+    def _stop_waiting(self) -> None:
+        if self._unfinished is not None:
+            self._unfinished.cancel()
+            self._unfinished = None
+
+    def _drop_unfinished(self) -> None:
+        self._unfinished = None
+        if self._under_way or self._messages or self._request_in_progress:
+            if self._rest is None:
+                self._await_rest()
+        elif self._held or self._rest is None:
+            self.force_close()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Forget the connection."""
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Answer bytes that are no request with a problem document; close the connection."""
+        answer = answer_input_error(InputError("request", "is no HTTP that can be read"))
+        if status >= 500:
+            log.error("a request failed", exc_info=exc)
+            answer = make_problem(500, "Internal error", "this is a bug", "INTERNAL_ERROR")
+        response = respond(answer)
+        response.force_close()
+        return response
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """Send the response; what aiohttp refuses before it calls a handler, as a problem document."""
+        if isinstance(resp, web.HTTPException):
+            resp = respond_http_error(resp)
+        return await super().finish_response(request, resp, start_time)
+
+    def _find_head(self, data: bytes) -> Head | None:
         """Return the plain head at the start of the data, None if there is none."""
         head_bytes = data[: data.find(b"\r\n\r\n") + 4]
-        head = self._heads.get(head_bytes) or self._read_head(head_bytes)
+        head = self._heads.find(head_bytes)
         if head is not None:
             self._head, self._head_bytes = head, head_bytes
         return head
-
-    def _read_head(self, head: bytes) -> _Head | None:
-        """Read a head; None if it is not plain. Remember heads without a key, since clients repeat them."""
-        if len(head) > _MAX_HEAD_BYTES or not _HEAD.fullmatch(head):
-            return None
-        found: dict[bytes, bytes] = {}
-        lines = head.split(b"\r\n")[1:-2]
-        for line in lines:
-            name, _, value = line.partition(b":")
-            name, value = name.lower(), value.strip(b" \t")
-            if name in found and name in (b"host", b"content-type", b"content-length", b"idempotency-key"):
-                return None
-            if _NOT_PLAIN.fullmatch(name) or (name == b"connection" and value.lower() != b"keep-alive"):
-                return None
-            found[name] = value
-        length = found.get(b"content-length", b"")
-        if (
-            len(lines) > 64
-            or b"host" not in found
-            or found.get(b"content-type") != JSON.encode()
-            or not _LENGTH.fullmatch(length)
-        ):
-            return None
-        if b"idempotency-key" in found:
-            try:
-                return _Head(int(length), parse_key([found[b"idempotency-key"].decode("ascii")]))
-            except InputError:
-                return None
-        plain = _Head(int(length), None)
-        if len(self._heads) < 1024:
-            self._heads[head] = plain
-        return plain
 
     def resume_writing(self) -> None:
         """Look at the held bytes, now that the client reads again."""
@@ -235,38 +260,3 @@ class FastPath(RequestHandler):
             self._answered = self._loop.create_future()
             await asyncio.wait((self._answered,), timeout=timeout)
         await super().shutdown(timeout)
-
-
-class _Responses:
-    """The HTTP responses to purchases, byte for byte the ordinary handler's, made once a second."""
-
-    def __init__(self) -> None:
-        self.refresh()
-
-    def refresh(self) -> None:
-        """Write them anew, with the present date."""
-        self.stale_at = monotonic() + 1 - time() % 1
-        """On time.monotonic: when their date is out of date."""
-        # All order ids have the length of this placeholder.
-        whole = self._write(answer_purchase(Outcome.ACCEPTED, "x" * 36))
-        self.accepted = whole.removesuffix(b"x" * 36 + b'"}')
-        """Up to the order id."""
-        self.refusals: dict[Outcome, bytes] = {
-            outcome: self._write(answer_purchase(outcome, None))
-            for outcome in Outcome
-            if outcome is not Outcome.ACCEPTED
-        }
-
-    def _write(self, answer: Answer) -> bytes:
-        lines = [
-            f"HTTP/1.1 {answer.status} {HTTPStatus(answer.status).phrase}",
-            f"Content-Type: {answer.content_type}",
-            f"Server: {SERVER}",
-            *([f"Retry-After: {RETRY_AFTER_S}"] if answer.retry_after else []),
-            f"Content-Length: {len(answer.body)}",
-            f"Date: {rfc822_formatted_time()}",
-        ]
-        return "\r\n".join(lines).encode("ascii") + b"\r\n\r\n" + answer.body
-
-
-_RESPONSES: Final = _Responses()

@@ -11,7 +11,8 @@ from aiohttp import web
 from engine.errors import SettingsError
 from engine.gate.gate import Gate
 from engine.http.app import LEAVING
-from engine.http.fast_path import FastPath, Heads
+from engine.http.fast_path import FastPath
+from engine.http.heads import Heads
 from engine.http.requests import is_loopback
 from engine.settings import PREFIX, Settings
 
@@ -21,46 +22,58 @@ LINGER_S: Final = 1.0
 """How long a body that was refused may still come, so that its client gets to read why."""
 
 
-def bind(settings: Settings) -> socket.socket:
-    """Return the listening socket that all front-door workers share.
+def bind(settings: Settings) -> list[socket.socket]:
+    """Return the listening sockets that all front-door workers share: for buyers and, if set, for operations.
 
-    It belongs to the server, so that a connection that waits for a worker outlives the worker that died.
-    Raises SettingsError if the address is taken, or not loopback while there is no admin token.
+    They belong to the server, so that a connection that waits for a worker outlives the worker that died.
+    Raises SettingsError if an address is taken, or not loopback while there is no admin token.
     """
-    if settings.admin_token is None and not is_loopback(settings.host):
+    listeners = [_listen_on(settings, settings.host, settings.port, "HOST")]
+    if settings.operations_bind is not None:
+        host, _, port = settings.operations_bind.rpartition(":")
+        try:
+            listeners.append(_listen_on(settings, host.strip("[]"), int(port), "OPERATIONS_BIND"))
+        except SettingsError:
+            listeners[0].close()
+            raise
+    return listeners
+
+
+def _listen_on(settings: Settings, host: str, port: int, setting: str) -> socket.socket:
+    if settings.admin_token is None and not is_loopback(host):
         raise SettingsError(
-            f"{PREFIX}HOST is {settings.host}, which others can reach:"
-            f" set {PREFIX}ADMIN_TOKEN, or anybody could open a sale"
+            f"{PREFIX}{setting} is {host}, which others can reach: set {PREFIX}ADMIN_TOKEN, that opens sales"
         )
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server(
-            (settings.host, settings.port),
+            (host, port),
             family=family,
             backlog=_BACKLOG,
             dualstack_ipv6=family == socket.AF_INET6 and socket.has_dualstack_ipv6(),
         )
-    except OSError as error:
+    except (OSError, OverflowError) as error:
         # Python adds the address once more, in brackets.
-        reason = (error.strerror or str(error)).partition(" (while")[0]
-        raise SettingsError(f"can't listen on {settings.host}:{settings.port}: {reason}") from None
+        reason = (getattr(error, "strerror", None) or str(error)).partition(" (while")[0]
+        raise SettingsError(f"can't listen on {host}:{port}: {reason}") from None
 
 
 @asynccontextmanager
 async def listen(
-    runner: web.AppRunner, gate: Gate, listener: socket.socket, keepalive_s: float
+    runner: web.AppRunner, gate: Gate, listener: socket.socket, keepalive_s: float, client_timeout_s: float
 ) -> AsyncIterator[None]:
     """Accept connections, each with a fast path, until the block ends; then answer what is under way.
 
-    A connection is closed if it has not sent a whole request head for `keepalive_s`, or if its client has not
-    read its answers for that long. At the end, each answer tells its client to connect anew.
+    A connection is closed if it has begun no request for `keepalive_s`, if a request that has begun has not
+    come whole after `client_timeout_s`, or if its client has not read its answers for `keepalive_s`. At the
+    end, each answer tells its client to connect anew.
     """
     await runner.setup()
     if hasattr(socket, "TCP_USER_TIMEOUT"):
         # Accepted sockets inherit it. It holds for what waits in the kernel or after a close, too.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(keepalive_s * 1000))
     loop = asyncio.get_running_loop()
-    heads: Heads = {}
+    heads = Heads()
     leaving = runner.app[LEAVING]
 
     def connect() -> FastPath:
@@ -70,6 +83,7 @@ async def listen(
             gate=gate,
             heads=heads,
             leaving=leaving,
+            client_timeout_s=client_timeout_s,
             access_log=None,
             keepalive_timeout=keepalive_s,
             lingering_time=LINGER_S,

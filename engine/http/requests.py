@@ -21,6 +21,8 @@ PLAIN_BUY: Final = re.compile(rb'\{"userId": ?([1-9][0-9]{0,17}), ?"productId": 
 """The usual spelling of a purchase, with ids that surely fit; any other is decoded in full."""
 _WHOLE_NUMBER: Final = re.compile(r"0|[1-9][0-9]{0,18}")
 _ORDER_ID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_TIMES_MS: Final = range(100_000_000_000, 100_000_000_000_000)
+"""From 1973 to 5138. Present times in seconds lie below, in microseconds above."""
 _KEY: Final = re.compile(r"[!-~]{1,128}")
 
 
@@ -48,10 +50,10 @@ def parse_key(values: list[str]) -> str | None:
 
 
 def parse_order_id(text: str) -> str:
-    """Return an order id in its canonical form. No order has any other."""
-    if not _ORDER_ID.fullmatch(text):
+    """Return an order id in its canonical form; some clients write it in upper case."""
+    if not _ORDER_ID.fullmatch(text.lower()):
         raise InputError("orderId", "this order was never accepted", 404)
-    return text
+    return text.lower()
 
 
 def parse_product(query: Mapping[str, str]) -> int:
@@ -70,8 +72,8 @@ def parse_terms(query: Mapping[str, str]) -> SaleTerms:
         stock=_read_whole(given, "stock", 0, MAX_STOCK),
         limit=_read_whole(given, "limit", 1, MAX_STOCK) if "limit" in given else None,
         quantity=_read_whole(given, "quantity", 1, 1_000_000) if "quantity" in given else 1,
-        starts_ms=_read_whole(given, "startsAt", 0, 2**52) if "startsAt" in given else None,
-        ends_ms=_read_whole(given, "endsAt", 0, 2**52) if "endsAt" in given else None,
+        starts_ms=_read_time(given, "startsAt") if "startsAt" in given else None,
+        ends_ms=_read_time(given, "endsAt") if "endsAt" in given else None,
     )
     if terms.limit is not None and terms.limit < terms.quantity:
         raise InputError("limit", "must be at least quantity, or nobody can buy")
@@ -121,7 +123,13 @@ def _refuse_repeated(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
 
 def _read_whole(given: Mapping[str, str], name: str, least: int, most: int) -> int:
     if name not in given:
-        raise InputError(name, "is missing")
+        raise InputError(name, f"is missing; it is looked for in the query, as in ?{name}=1")
     if not _WHOLE_NUMBER.fullmatch(given[name]) or not least <= int(given[name]) <= most:
         raise InputError(name, f"must be a whole number from {least} to {most}")
+    return int(given[name])
+
+
+def _read_time(given: Mapping[str, str], name: str) -> int:
+    if not _WHOLE_NUMBER.fullmatch(given[name]) or int(given[name]) not in _TIMES_MS:
+        raise InputError(name, "must be a time in Unix milliseconds, thirteen digits at present")
     return int(given[name])

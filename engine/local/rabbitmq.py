@@ -19,7 +19,7 @@ class RabbitMQ:
     ports = 3  # AMQP, Erlang distribution, epmd
     stop_signal = signal.SIGTERM
 
-    def url(self, port: int) -> str:
+    def url(self, port: int, _folder: Path) -> str:
         """Return the URL of the broker's default user, whom it lets in from loopback only."""
         return f"amqp://guest:guest@127.0.0.1:{port}/"
 
@@ -69,7 +69,7 @@ class RabbitMQ:
         program = str(self.find().with_name("rabbitmqctl"))
         await run([program, *arguments], folder, _environment(folder, ports[2]))
 
-    async def probe(self, port: int) -> str:
+    async def probe(self, port: int, _folder: Path) -> str:
         """Open a connection and read its first frame, which holds the version."""
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         try:

@@ -17,7 +17,7 @@ class Redis:
     """How many ports it needs; the first is for clients."""
     stop_signal = signal.SIGTERM
 
-    def url(self, port: int) -> str:
+    def url(self, port: int, _folder: Path) -> str:
         """Return the URL of database 0."""
         return f"redis://127.0.0.1:{port}/0"
 
@@ -41,9 +41,9 @@ class Redis:
         ]
         return [spawn(command, folder)]
 
-    async def probe(self, port: int) -> str:
+    async def probe(self, port: int, _folder: Path) -> str:
         """Send PING, which Redis refuses while it loads its data, and INFO."""
-        async with from_url(self.url(port)) as client:
+        async with from_url(self.url(port, _folder)) as client:
             await client.ping()
             info = await client.info("server")
         return str(info.get("valkey_version") or info["redis_version"])

@@ -105,7 +105,7 @@ class Stack:
         except StackError as error:
             raise StackError(f"{error}{read_tail(log_of(folder))}") from None
         write_entry(self.data_dir, name, entry)
-        self.urls[name] = program.url(entry.ports[0])
+        self.urls[name] = program.url(entry.ports[0], folder)
 
     async def _bring_up(self, program: Program, folder: Path, entry: Entry) -> None:
         # A process that runs now may be about to end, and another program may take a port first: try twice.
@@ -120,7 +120,7 @@ class Stack:
                 entry.processes = await program.launch(folder, entry.ports)
                 self.started.add(program.name)
                 write_entry(self.data_dir, program.name, entry)
-            if await _await_ready(program, entry):
+            if await _await_ready(program, entry, folder):
                 return
         raise StackError(f"{program.name} ends while it starts")
 
@@ -165,11 +165,12 @@ def stack_status(data_dir: Path) -> list[ServiceStatus]:
         entry = state.get(name, Entry())
         runs = entry.runs()
         pid = entry.processes[0].pid if runs else None
-        rows.append(ServiceStatus(name, pid, program.url(entry.ports[0]) if runs else None, entry.version))
+        url = program.url(entry.ports[0], data_dir / name) if runs else None
+        rows.append(ServiceStatus(name, pid, url, entry.version))
     return rows
 
 
-async def _await_ready(program: Program, entry: Entry) -> bool:
+async def _await_ready(program: Program, entry: Entry, folder: Path) -> bool:
     """Wait for the service's first answer, its version; return False if it ended before that."""
     deadline = time.monotonic() + _START_S
     while time.monotonic() < deadline:
@@ -178,7 +179,7 @@ async def _await_ready(program: Program, entry: Entry) -> bool:
             return False
         with contextlib.suppress(OSError, EOFError, RedisError, PostgresError, InterfaceError):
             async with asyncio.timeout(5):
-                entry.version = await program.probe(entry.ports[0])
+                entry.version = await program.probe(entry.ports[0], folder)
                 return True
         await asyncio.sleep(0.05)
     raise StackError(f"{program.name} does not answer after {_START_S:.0f} s")

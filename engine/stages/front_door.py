@@ -2,7 +2,8 @@
 
 import asyncio
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
 
 from aiohttp import web
 
@@ -14,18 +15,26 @@ from engine.settings import Settings
 
 
 async def run_front_door(
-    settings: Settings, listener: socket.socket, stop: asyncio.Event, ready: Callable[[], None]
+    settings: Settings,
+    listeners: Sequence[socket.socket],
+    stop: asyncio.Event,
+    ready: Callable[[], None],
 ) -> None:
-    """Serve on a listening socket until `stop` is set; then answer what was asked, and close.
+    """Serve on listening sockets until `stop` is set; then answer what was asked, and close.
 
-    Raises SettingsError without the URLs of Redis and PostgreSQL.
+    The first is for buyers. If there is a second one, it alone is for operations. Raises SettingsError
+    without the URLs of Redis and PostgreSQL.
     """
     gate = Gate(settings)
     async with await Ledger.connect(settings.postgres_url) as ledger:
-        app = FrontDoor(settings, gate, ledger).make_app()
-        runner = web.AppRunner(app, shutdown_timeout=settings.drain_s)
+        front_door = FrontDoor(settings, gate, ledger)
+        apps = [front_door.make_app(operations=len(listeners) == 1), front_door.make_app(buyers=False)]
         try:
-            async with listen(runner, gate, listener, settings.keepalive_s):
+            async with AsyncExitStack() as listening:
+                for app, listener in zip(apps, listeners, strict=False):
+                    runner = web.AppRunner(app, shutdown_timeout=settings.drain_s)
+                    timeouts_s = settings.keepalive_s, settings.client_timeout_ms / 1000
+                    await listening.enter_async_context(listen(runner, gate, listener, *timeouts_s))
                 ready()
                 await stop.wait()
         finally:

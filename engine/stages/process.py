@@ -43,7 +43,7 @@ class Role(StrEnum):
 
 
 async def run_stage(role: Role, settings: Settings) -> None:
-    """Run one stage until it is told to stop; a front door, on the socket that the server gave it."""
+    """Run one stage until it is told to stop; a front door, on the sockets that the server gave it."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -66,8 +66,8 @@ async def run_stage(role: Role, settings: Settings) -> None:
     loop.add_reader(sys.stdin.fileno(), read_input)
     if role is Role.FRONT_DOOR:
         log.info("up to %d open files, and so a few connections less", raise_file_limit())
-        listener = socket.socket(fileno=int(sys.argv[2]))
-        await run_front_door(settings, listener, stop, lambda: _say(READY))
+        listeners = [socket.socket(fileno=int(descriptor)) for descriptor in sys.argv[2:]]
+        await run_front_door(settings, listeners, stop, lambda: _say(READY))
     else:
         _say(READY)
         await (run_relay if role is Role.RELAY else run_fulfilment)(settings, stop)
@@ -109,7 +109,7 @@ def set_up_logging(settings: Settings) -> None:
 
 
 def main() -> None:
-    """Run the stage named on the command line; a front door also gets its listening socket's descriptor."""
+    """Run the stage named on the command line; a front door also gets its listening sockets' descriptors."""
     role = Role(sys.argv[1])
     try:
         settings = read_settings()

@@ -121,7 +121,7 @@ def settings_without_bus(redis: Redis, redis_url: str, postgres_db: str, tmp_pat
     Its gate is asked each time, so that a test need not wait to see a unit that came back.
     """
     return Settings(
-        redis_url=redis_url, postgres_url=postgres_db, data_dir=str(tmp_path), port=0, sold_out_ms=0
+        redis_url=redis_url, postgres_url=postgres_db, data_dir=str(tmp_path), port=0, sold_out_ms=0, dev=True
     )
 
 

@@ -2,12 +2,14 @@
 
 import asyncio
 import os
+import shutil
 import signal
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -17,6 +19,7 @@ import psutil
 import pytest
 from redis.asyncio import Redis
 
+from engine.metrics import METRICS_FOLDER
 from engine.settings import PREFIX, Settings
 
 PROGRAM = [sys.executable, "-c", "from engine.cli import main; main()"]
@@ -56,7 +59,12 @@ def environment_of(settings: Settings, **more: str) -> dict[str, str]:
 async def serving(settings: Settings, *arguments: str, **more: str) -> AsyncIterator[Server]:
     """Run the command until the context ends; whatever it started must be gone then."""
     process = await asyncio.create_subprocess_exec(
-        *PROGRAM, "serve", *arguments, env=environment_of(settings, **more), stderr=asyncio.subprocess.PIPE
+        *PROGRAM,
+        "serve",
+        "--dev",
+        *arguments,
+        env=environment_of(settings, **more),
+        stderr=asyncio.subprocess.PIPE,
     )
     log: list[str] = []
     assert process.stderr is not None
@@ -250,6 +258,45 @@ async def test_metrics_add_up_over_all_workers(
         await eventually(lambda: count('flashgrid_orders_total{status="CONFIRMED"} 10.0'))
 
 
+async def test_a_cleaner_of_the_metrics_folder_stops_neither_metrics_nor_workers(
+    settings_without_bus: Settings, http: aiohttp.ClientSession
+) -> None:
+    async with serving(settings_without_bus) as server:
+        await open_sale(http, server, 10)
+        (worker,) = server.children("front-door")
+        shutil.rmtree(worker.environ()[METRICS_FOLDER])
+        async with http.get(f"{server.url}/metrics") as response:
+            assert response.status == 200
+        shutil.rmtree(worker.environ()[METRICS_FOLDER])
+        worker.kill()
+        await eventually(partial(another, server, "front-door", worker.pid))
+        async with aiohttp.ClientSession() as fresh:
+            assert (await buy(fresh, server))[0] == 200
+            async with fresh.get(f"{server.url}/metrics") as response:
+                assert 'flashgrid_purchases_total{outcome="ACCEPTED"} 1.0' in await response.text()
+        assert Path(worker_folder(server)).is_relative_to(settings_without_bus.data_dir)
+
+
+def worker_folder(server: Server) -> str:
+    return str(server.children("front-door")[0].environ()[METRICS_FOLDER])
+
+
+async def test_operations_have_an_address_of_their_own(
+    settings_without_bus: Settings, http: aiohttp.ClientSession
+) -> None:
+    async with serving(settings_without_bus, OPERATIONS_BIND="127.0.0.1:0") as server:
+        operations = server.log[-1].rpartition("operations on ")[2].strip(")\n")
+        for path in ("/metrics", "/readyz"):
+            assert (await http.get(f"{server.url}{path}")).status == 404
+            assert (await http.get(f"{operations}{path}")).status == 200
+        query = "/purchase/init?productId=1&stock=1"
+        assert (await http.post(f"{server.url}{query}")).status == 404
+        assert (await http.post(f"{operations}{query}")).status == 200
+        assert (await buy(http, server))[0] == 200
+        assert (await http.post(f"{operations}/purchase/buy", json={})).status == 404
+        assert (await http.get(f"{operations}/healthz")).status == 200
+
+
 async def test_roles_run_apart_as_on_many_machines(settings: Settings, http: aiohttp.ClientSession) -> None:
     async with (
         serving(settings, "--role", "front-door") as server,
@@ -293,7 +340,11 @@ async def run_to_the_end(settings: Settings, *arguments: str, **more: str) -> tu
         *PROGRAM, *arguments, env=environment_of(settings, **more), stderr=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
     )  # fmt: skip
-    _, errors = await asyncio.wait_for(process.communicate(), 60)
+    try:
+        _, errors = await asyncio.wait_for(process.communicate(), 60)
+    finally:
+        with suppress(ProcessLookupError):
+            process.terminate()
     return process.returncode or 0, errors.decode()
 
 
@@ -304,6 +355,9 @@ async def run_to_the_end(settings: Settings, *arguments: str, **more: str) -> tu
         ("PORT", "70000", "FLASHGRID_PORT"),
         ("GATE_BATHC", "5", "unknown setting FLASHGRID_GATE_BATHC"),
         ("HOST", "0.0.0.0", "FLASHGRID_ADMIN_TOKEN"),
+        ("OPERATIONS_BIND", "0.0.0.0:0", "FLASHGRID_ADMIN_TOKEN"),
+        ("OPERATIONS_BIND", "127.0.0.1:70000", "can't listen on 127.0.0.1:70000"),
+        ("REDIS_URL", "localhost:6379", "FLASHGRID_REDIS_URL"),
         ("LOG_LEVEL", "loud", "FLASHGRID_LOG_LEVEL"),
     ],
 )

@@ -6,16 +6,20 @@ pass.
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
-from simulation.campaign.series import Series, judge_planned
+from simulation.campaign.series import Series, judge_planned, tell_duration
 from simulation.report.page import write_tables
 from simulation.run import Say
-from simulation.scenario.fault import STAGES, TARGETS, Fault
+from simulation.scenario.fault import TARGETS, Fault, is_over_at_once
 from simulation.scenario.loading import load_scenario
 from simulation.scenario.schema import Scenario
 from simulation.target.services import Services
+
+RUN_S: Final = 15
+"""What a run takes, with its start and its end, where the fault passes."""
 
 
 class Cell(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,8 +54,7 @@ class Matrix(Series, kw_only=True):
 def list_faults() -> list[Fault]:
     """List every kind of fault on every component it can be done to."""
     return [
-        # A stage that is killed or restarted is started again at once.
-        Fault(at_s=1.5, seconds=0 if on in STAGES and kind != "stop" else 1.5, kind=kind, on=on)
+        Fault(at_s=1.5, seconds=0 if is_over_at_once(kind, on) else 1.5, kind=kind, on=on)
         for kind, targets in TARGETS.items()
         for on in targets
     ]
@@ -62,6 +65,7 @@ async def run_matrix(
 ) -> Matrix:
     """Run each of the faults alone and write the tables. Raises what `run` raises."""
     scenario, matrix = load_scenario("single-fault"), Matrix(command=command)
+    tell_duration(len(faults), RUN_S, say)
     for number, fault in enumerate(faults, 1):
         cell = await _run_cell(scenario, fault, folder, services)
         matrix.cells.append(cell)

@@ -14,14 +14,17 @@ from typing import Any, Final, Literal
 import msgspec
 
 from simulation.campaign.mutation import Mutation, copy_engine, mutate
-from simulation.campaign.series import Series, explain, judge_planned
+from simulation.campaign.series import Series, explain, judge_planned, tell_duration
 from simulation.errors import SimulationError
+from simulation.record.manifest import UNTOUCHED
 from simulation.report.page import write_tables
 from simulation.run import Say
 from simulation.scenario.schema import Scenario
 from simulation.target.services import Services
 
 UNCHANGED: Final = "unchanged"
+RUN_S: Final = 20
+"""What a bug takes: its own run, and mostly one without it."""
 
 Outcome = Literal["caught", "survived", "void"]
 
@@ -41,11 +44,28 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     detail: str
     """What the first of these checks found, or why there is no result."""
 
+    @property
+    def alone(self) -> bool:
+        """Whether one check alone catches the bug: without it nobody would notice."""
+        return self.outcome == "caught" and len(self.caught_by) == 1
+
 
 class Mutants(Series, kw_only=True):
     """All trials, and where they come from."""
 
     trials: list[Trial] = msgspec.field(default_factory=list)
+    rules: list[str] = msgspec.field(default_factory=list)
+    """Every check that judged a run; but for that of the record, which no engine can break."""
+
+    def coverage(self) -> dict[str, tuple[list[str], list[str]]]:
+        """Return by rule the bugs that it alone catches, and those that it catches together with others."""
+        return {
+            rule: (
+                [trial.name for trial in self.trials if trial.alone and rule in trial.caught_by],
+                [trial.name for trial in self.trials if not trial.alone and rule in trial.caught_by],
+            )
+            for rule in self.rules
+        }
 
 
 async def run_mutants(
@@ -53,6 +73,7 @@ async def run_mutants(
 ) -> Mutants:
     """Run each of the mutations and write the tables. Raises what `run` raises."""
     result = Mutants(command=command)
+    tell_duration(len(mutations), RUN_S, say)
     controls: dict[bytes, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory(prefix="flashsim-mutants-") as place:
         copies = Path(place)
@@ -61,7 +82,10 @@ async def run_mutants(
         for number, mutation in enumerate(mutations, 1):
             trial = await _attempt(mutation, copies, folder, services, controls)
             result.trials.append(trial)
-            by = f" by: {', '.join(trial.caught_by)}" if trial.caught_by else f": {trial.detail}"
+            judged = [check["name"] for summary in controls.values() for check in summary["checks"]]
+            result.rules = [name for name in dict.fromkeys(judged) if name != UNTOUCHED]
+            alone = "alone " if trial.alone else ""
+            by = f" {alone}by: {', '.join(trial.caught_by)}" if trial.caught_by else f": {trial.detail}"
             say(f"{number} of {len(mutations)}: {mutation.name} {trial.outcome}{by}")
             # Written after each: what was found stays if the series is interrupted.
             write_mutants(result, folder)
@@ -104,7 +128,7 @@ def judge_trial(
 ) -> Trial:
     """Return the result of a mutation whose run gave `summary`; None without a control that passes."""
     checks = summary["checks"] if summary else []
-    broken = {check["name"]: check["detail"] for check in checks if check["holds"] is False}
+    broken = {check["name"]: check["detail"] for check in checks if check["state"] == "broken"}
     caught_by = sorted(broken, key=lambda name: name not in mutation.breaks)
     faults = [f"{fault.kind} {fault.on}" for fault in scenario.timeline()]
     outcome: Outcome = "void"
@@ -127,3 +151,13 @@ def write_mutants(result: Mutants, folder: Path) -> None:
     """Write the result as JSON, Markdown and HTML."""
     caught = sum(trial.outcome == "caught" for trial in result.trials)
     write_tables("mutants", result, folder, good=caught, total=len(result.trials))
+
+
+def tell_coverage(result: Mutants, say: Say) -> None:
+    """Tell for each rule which bugs it alone catches, and which rules have none."""
+    coverage = result.coverage()
+    for rule, (alone, _) in coverage.items():
+        if alone:
+            say(f"{rule} alone catches {', '.join(alone)}")
+    if idle := [rule for rule, (alone, _) in coverage.items() if not alone]:
+        say(f"no bug that was tried is caught alone by: {', '.join(idle)}")

@@ -86,6 +86,11 @@ async def empty_services(services: Services) -> AsyncIterator[Services]:
         await _execute(services.postgres_url, f"DROP DATABASE {name} WITH (FORCE)")
 
 
+def tell_duration(runs: int, seconds: float, say: Say) -> None:
+    """Tell how long so many runs take, of which each takes about so many seconds."""
+    say(f"{runs} runs, about {max(1, round(runs * seconds / 60))} min; more where runs do not pass")
+
+
 def explain(summary: dict[str, Any]) -> str:
     """Return the verdict in words, and why the load is not valid, if so."""
     return f"{summary['verdict']}: {summary['verdict_in_words']} {summary['load']['reason']}".rstrip()

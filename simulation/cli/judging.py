@@ -22,8 +22,8 @@ def verify(folder: Path) -> None:
 
     summary = judge_run(folder)
     for check in summary["checks"] + summary["thresholds"]:
-        mark = {True: "holds", False: "BROKEN", None: "unknown"}[check["holds"]]
-        click.echo(f"{mark:8} {check['name']}: {check['detail']}")
+        state = check["state"].upper() if check["state"] == "broken" else check["state"]
+        click.echo(f"{state:14} {check['name']}: {check['detail']}")
     click.echo(describe(summary))
     if read_manifest(folder) is None:
         click.echo("there is no manifest.json: changes of the files can't be found")

@@ -36,7 +36,7 @@ _RUN_OPTIONS: Final = [
     click.Option(
         ["--set", "changes"], multiple=True, metavar="KEY=VALUE",
         help="Change a key of the scenario, for example population.users=1000 or sales.0.limit=2;"
-        " repeatable.",
+        " population.reads=false leaves that table out; repeatable.",
     ),
     click.Option(
         ["--live"], is_flag=True, help="Serve a page on this machine that shows the run as it goes."

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
+import numpy as np
 import pandas as pd
 
 from simulation.drive.child import Child, run_together, start_child
@@ -21,6 +22,7 @@ from simulation.drive.parts import Job, deal, merge_results
 from simulation.drive.plan import Plan
 from simulation.drive.progress import SNAPSHOT_S, Gauge, Progress
 from simulation.errors import DriverError
+from simulation.model.history import BUY, take_buys
 from simulation.scenario.schema import DriverOptions
 
 OPEN_LOOP: Final = "open-loop driver"
@@ -97,7 +99,7 @@ async def carry_out(
     if ahead_s < 0:
         raise DriverError(f"the start passed {-ahead_s:.2f} s before the driver was ready")
     started_at = datetime.now(UTC) + timedelta(seconds=ahead_s)
-    gauge = Gauge(len(children), len(load.plan), start)
+    gauge = Gauge(len(children), int(np.count_nonzero(load.plan.kind == BUY)), start)
 
     async def follow(number: int, child: Child) -> None:
         await child.tell(b"%d" % start)
@@ -120,12 +122,13 @@ async def carry_out(
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)
     history = merge_results(load.plan, jobs)
-    load.on_progress(gauge.read()._replace(planned=len(history), done=len(history)))
+    bought = len(take_buys(history))
+    load.on_progress(gauge.read()._replace(planned=bought, done=bought))
     return DriveResult(history, start, started_at, OPEN_LOOP)
 
 
 async def resolve(url: str) -> Address:
-    """Look up where the purchases for an engine at `url` go. Raises DriverError."""
+    """Look up where the requests for an engine at `url` go. Raises DriverError."""
     try:
         parts = urlsplit(url)
         port = parts.port or 80
@@ -144,4 +147,4 @@ async def resolve(url: str) -> Address:
             await writer.wait_closed()
             hosts = [host]
             break
-    return Address(hosts[0], port, parts.netloc, f"{parts.path.rstrip('/')}/purchase/buy")
+    return Address(hosts[0], port, parts.netloc, f"{parts.path.rstrip('/')}/purchase")

@@ -12,13 +12,15 @@ every millisecond and sends all that is due.
 import asyncio
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, cast
+from urllib.parse import quote
 
 import msgspec
 
 from simulation.drive.response import parse_response
-from simulation.drive.schedule import IDLE, Schedule
+from simulation.drive.schedule import IDLE, Polls, Schedule
 from simulation.errors import BadResponse
 from simulation.scenario.patience import Patience
 from simulation.scenario.schema import DriverOptions
@@ -32,7 +34,7 @@ request does, and a load that starts at its full rate would begin with nothing e
 
 
 class Address(msgspec.Struct, frozen=True):
-    """Where the purchases go."""
+    """Where the requests go, and how they look there (HTTP/1.1)."""
 
     host: str
     """A numeric address: a name would be looked up for each connection."""
@@ -40,6 +42,27 @@ class Address(msgspec.Struct, frozen=True):
     authority: str
     """The Host header."""
     path: str
+    """Path of the engine's `/purchase`."""
+
+    def encode_buy(self, user_id: int, product_id: int, key: str = "") -> bytes:
+        """Return the request that buys; an empty key is none."""
+        body = f'{{"userId":{user_id},"productId":{product_id}}}'
+        header = f"Idempotency-Key: {key}\r\n" if key else ""
+        return (
+            f"POST {self.path}/buy HTTP/1.1\r\nHost: {self.authority}\r\nContent-Type: application/json\r\n"
+            f"{header}Content-Length: {len(body)}\r\n\r\n{body}"
+        ).encode()
+
+    def encode_stock(self, product_id: int) -> bytes:
+        """Return the request that reads the stock of a product."""
+        return self._encode_read(f"stock?productId={product_id}")
+
+    def encode_order(self, order_id: str) -> bytes:
+        """Return the request that reads an order."""
+        return self._encode_read(f"orders/{quote(order_id, safe='')}")
+
+    def _encode_read(self, what: str) -> bytes:
+        return f"GET {self.path}/{what} HTTP/1.1\r\nHost: {self.authority}\r\n\r\n".encode()
 
 
 class OpenLoop(Schedule):
@@ -53,8 +76,10 @@ class OpenLoop(Schedule):
         options: DriverOptions,
         patience: Patience | None = None,
         pause_ns: Sequence[int] = (),
+        looks: Mapping[int, int] = MappingProxyType({}),
+        polls: Polls | None = None,
     ) -> None:
-        super().__init__(requests, intended_ns, patience, pause_ns)
+        super().__init__(requests, intended_ns, patience, pause_ns, looks, polls)
         self.address = address
         self.connections = options.connections
         self.connection_per_request = options.connection_per_request
@@ -94,8 +119,8 @@ class OpenLoop(Schedule):
         if now - self._swept_ns >= SWEEP_NS:
             self._sweep(now)
         until = TICK_S
-        # The next planned start can be slept until, but a client may decide on a retry that starts sooner.
-        if self.next < self.planned and self.patience is None:
+        # The next planned start can be slept until, but a client may decide on a request that starts sooner.
+        if self.next < self.planned and not self.grows:
             until = (self.intended_ns[self.next] - now) / 1e9
         # At most one sweep is slept over.
         return min(max(until, TICK_S), SWEEP_NS / 1e9)

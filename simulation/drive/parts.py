@@ -3,7 +3,7 @@
 import gc
 import resource
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any, Final, TypeVar
 
 import msgspec
 import numpy as np
@@ -11,13 +11,21 @@ import numpy.typing as npt
 import pandas as pd
 
 from simulation.drive.open_loop import Address, OpenLoop
-from simulation.drive.plan import Integers, Plan
+from simulation.drive.plan import Plan
 from simulation.drive.progress import find_outcomes
+from simulation.drive.schedule import Polls
 from simulation.errors import DriverError
-from simulation.model.history import DTYPES, make_history
-from simulation.model.outcome import OUTCOMES, classify, result_of
+from simulation.model.history import BUY, DTYPES, ORDER, STOCK, make_history
+from simulation.model.outcome import classify, classify_order, classify_stock, result_of
 from simulation.scenario.patience import Patience
+from simulation.scenario.reads import Reads
 from simulation.scenario.schema import DriverOptions
+
+SPARSE: Final = {"order_id": np.str_, "order_status": np.str_} | dict.fromkeys(
+    ("initial", "remaining", "sold"), np.int64
+)
+"""The columns of a history that few of its requests have, as they are written down."""
+WORDS: Final = [*DTYPES["outcome"].categories]
 
 Loop = TypeVar("Loop", bound=OpenLoop)
 
@@ -30,6 +38,7 @@ class Job(msgspec.Struct, frozen=True):
     address: Address
     options: DriverOptions
     patience: Patience | None = None
+    reads: Reads | None = None
 
 
 def deal(plan: Plan, address: Address, options: DriverOptions, folder: Path) -> list[Job]:
@@ -42,12 +51,14 @@ def deal(plan: Plan, address: Address, options: DriverOptions, folder: Path) -> 
         np.savez(
             plan_file,
             intended_ns=plan.intended_ns[ops],
+            kind=plan.kind[ops],
             user_id=plan.user_id[ops],
             product_id=plan.product_id[ops],
             key=np.array([key or "" for key in plan.key[ops]], np.str_),
             pause_ns=np.empty(0) if plan.pause_ns is None else plan.pause_ns[ops],
+            poll_ns=np.empty(0) if plan.poll_ns is None else plan.poll_ns[ops],
         )
-        jobs.append(Job(plan_file, result_file, address, options, plan.patience))
+        jobs.append(Job(plan_file, result_file, address, options, plan.patience, plan.reads))
     return jobs
 
 
@@ -58,27 +69,23 @@ def prepare_loop(kind: type[Loop], job: Job, plan_file: str | IO[bytes]) -> Loop
     """
     _allow_files(job.options.connections)
     with np.load(plan_file) as plan:
-        requests = _encode_requests(job.address, plan["user_id"], plan["product_id"], plan["key"])
-        intended_ns, pause_ns = plan["intended_ns"].tolist(), plan["pause_ns"].tolist()
-    loop = kind(requests, intended_ns, job.address, job.options, job.patience, pause_ns)
+        kinds, intended_ns, pause_ns, poll_ns, *what = (
+            plan[name].tolist()
+            for name in ("kind", "intended_ns", "pause_ns", "poll_ns", "user_id", "product_id", "key")
+        )
+    address = job.address
+    requests = [
+        address.encode_buy(user, product, key) if number == BUY else address.encode_stock(product)
+        for number, user, product, key in zip(kinds, *what, strict=True)
+    ]
+    polls = Polls(poll_ns, job.reads.most, address.encode_order) if job.reads else None
+    looks = {op: what[1][op] for op, number in enumerate(kinds) if number == STOCK}
+    loop = kind(requests, intended_ns, address, job.options, job.patience, pause_ns, looks, polls)
     # A collection of garbage would stop the pacer for longer the larger the plan is.
     gc.collect()
     gc.freeze()
     gc.disable()
     return loop
-
-
-def _encode_requests(
-    address: Address, user_id: Integers, product_id: Integers, key: npt.NDArray[np.str_]
-) -> list[bytes]:
-    """Return the purchases as HTTP/1.1 requests; an empty key is none."""
-    start = f"POST {address.path} HTTP/1.1\r\nHost: {address.authority}\r\nContent-Type: application/json\r\n"
-    requests = []
-    for user, product, idempotency in zip(user_id.tolist(), product_id.tolist(), key.tolist(), strict=True):
-        body = f'{{"userId":{user},"productId":{product}}}'
-        header = f"Idempotency-Key: {idempotency}\r\n" if idempotency else ""
-        requests.append(f"{start}{header}Content-Length: {len(body)}\r\n\r\n{body}".encode())
-    return requests
 
 
 def _allow_files(connections: int) -> None:
@@ -93,32 +100,52 @@ def _allow_files(connections: int) -> None:
 
 
 def save_result(loop: OpenLoop, file: str | IO[bytes]) -> None:
-    """Write what became of every request that was made: of the planned ones, and behind them of the retries.
+    """Write what became of every request that was made: of the planned ones, and behind them of those that
+    were added.
 
-    `first` is the place in the plan of the request itself or of the one that it repeats; `order_id` is of the
-    accepted requests alone.
+    `first` is the place in the plan of the request itself or of the one that it follows. What few requests
+    have (`order_id` and what was read) is beside the places of those requests: `order_id_at` and so on.
     """
     ops = np.sort(np.array(loop.ended, np.int64))
-    tries = [*((op, 0) for op in range(loop.planned)), *loop.retries]
+    tries = [*((op, 0) for op in range(loop.planned)), *loop.added]
     first, attempt = np.array(tries, np.int64).reshape(-1, 2)[ops].T
-    status = np.frombuffer(loop.status, np.int16)[ops]
-    outcome = find_outcomes(loop, ops)
-    order_ids = []
-    for place in np.flatnonzero(status == 200).tolist():
-        name, order_id = classify(200, loop.bodies[int(ops[place])])
-        outcome[place] = OUTCOMES.index(name)
-        if order_id is not None:
-            order_ids.append(order_id)
+    status, kind = (np.frombuffer(*of)[ops] for of in ((loop.status, np.int16), (loop.kind, np.uint8)))
+    sent_ns = np.frombuffer(loop.sent_ns, np.int64)[ops]
+    outcome = np.empty(len(ops), np.int8)
+    outcome[kind == BUY] = find_outcomes(loop, ops[kind == BUY])
+    parts: dict[str, dict[int, Any]] = {name: {} for name in SPARSE}
+    for place in np.flatnonzero((status == 200) | (kind != BUY)).tolist():
+        op = int(ops[place])
+        answer = int(status[place]), loop.bodies.get(op, b"")
+        if kind[place] == BUY:
+            name, order_id = classify(*answer)
+            if order_id is not None:
+                parts["order_id"][place] = order_id
+        elif kind[place] == ORDER:
+            order_id = parts["order_id"][place] = loop.order_ids[op]
+            name, word = classify_order(*answer, order_id)
+            if word is not None:
+                parts["order_status"][place] = word
+        else:
+            name, stock = classify_stock(*answer, loop.looks[op])
+            if stock is not None:
+                for each in ("initial", "remaining", "sold"):
+                    parts[each][place] = getattr(stock, each)
+        # As with a purchase: what was never sent was certainly not answered.
+        outcome[place] = WORDS.index(name if sent_ns[place] >= 0 else "UNAVAILABLE")
+    columns: dict[str, Any] = {f"{name}_at": np.array([*part], np.int64) for name, part in parts.items()}
+    columns |= {name: np.array([*parts[name].values()], dtype) for name, dtype in SPARSE.items()}
     np.savez(
         file,
         first=first,
         attempt=attempt,
         intended_ns=np.array(loop.intended_ns, np.int64)[ops],
-        sent_ns=np.frombuffer(loop.sent_ns, np.int64)[ops],
+        sent_ns=sent_ns,
         done_ns=np.frombuffer(loop.done_ns, np.int64)[ops],
         status=status,
+        kind=kind,
         outcome=outcome,
-        order_id=np.array(order_ids, np.str_),
+        **columns,
     )
 
 
@@ -127,17 +154,19 @@ def merge_results(plan: Plan, jobs: list[Job]) -> pd.DataFrame:
     results = [_read_result(number, jobs) for number in range(len(jobs))]
     saw = {name: np.concatenate([result[name] for result in results]) for name in results[0]}
     first, outcome = saw["first_op"], pd.Categorical.from_codes(saw["outcome"], dtype=DTYPES["outcome"])
-    # Retries are numbered after the planned requests, in the order of their intended starts.
+    kind = pd.Categorical.from_codes(saw["kind"], dtype=DTYPES["kind"])
+    # Requests that were added are numbered after the planned ones, in the order of their intended starts.
     op = first.copy()
-    retries = np.flatnonzero(saw["attempt"])
-    op[retries[np.argsort(saw["intended_ns"][retries], kind="stable")]] = len(plan) + np.arange(len(retries))
+    added = np.flatnonzero(saw["attempt"])
+    op[added[np.argsort(saw["intended_ns"][added], kind="stable")]] = len(plan) + np.arange(len(added))
     return make_history(
         saw
         | {
             "op": op,
             "user_id": plan.user_id[first],
             "product_id": plan.product_id[first],
-            "key": [plan.key[number] for number in first.tolist()],
+            "key": np.where(saw["kind"] == BUY, np.array(plan.key, object)[first], None),
+            "kind": kind,
             "outcome": outcome,
             "result": outcome.map(result_of),
         }
@@ -149,7 +178,8 @@ def _read_result(number: int, jobs: list[Job]) -> dict[str, npt.NDArray[Any]]:
     with np.load(jobs[number].result) as saw:
         columns = dict(saw)
     first_op = number + len(jobs) * columns.pop("first")
-    order_id = np.full(len(first_op), None, object)
-    order_id[columns["outcome"] == OUTCOMES.index("ACCEPTED")] = columns["order_id"].astype(object)
-    driver = np.full(len(first_op), number, np.int16)
-    return columns | {"first_op": first_op, "driver": driver, "order_id": order_id}
+    for name in SPARSE:
+        values = np.full(len(first_op), None, object)
+        values[columns.pop(f"{name}_at")] = columns[name].astype(object)
+        columns[name] = values
+    return columns | {"first_op": first_op, "driver": np.full(len(first_op), number, np.int16)}

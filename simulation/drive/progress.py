@@ -1,7 +1,6 @@
 """How far a load is: each process counts what has ended (Tally), and the driver adds it up (Gauge)."""
 
 import time
-from bisect import bisect_right
 from collections import deque
 from collections.abc import Sequence
 from typing import Final, NamedTuple
@@ -12,6 +11,7 @@ import numpy.typing as npt
 
 from simulation.drive.plan import Integers
 from simulation.drive.schedule import Schedule
+from simulation.model.history import BUY
 from simulation.model.outcome import OUTCOMES, classify
 
 SNAPSHOT_S: Final = 0.25
@@ -21,7 +21,8 @@ BUCKETS: Final = len(RESPONSE_EDGES_MS) + 1
 
 
 class Snapshot(msgspec.Struct, frozen=True):
-    """How far a process is. Every count is from the start, and retries count like any request."""
+    """How far a process is. Every count is of purchases, from the start, and retries count like any
+    purchase."""
 
     intended: int
     sent: int
@@ -32,6 +33,8 @@ class Snapshot(msgspec.Struct, frozen=True):
     """Response times (done − intended): counts below each of RESPONSE_EDGES_MS, and last those above."""
     retries: int = 0
     """Retries that clients have decided on so far."""
+    reads: int = 0
+    """Reads that ended, with a response or without."""
 
 
 class Tally:
@@ -40,6 +43,8 @@ class Tally:
     def __init__(self, schedule: Schedule) -> None:
         self.schedule = schedule
         self.seen = 0
+        """How many of the ended requests were counted, and of them the purchases."""
+        self.bought = 0
         self.unsent = 0
         self.outcomes = np.zeros(len(OUTCOMES), np.int64)
         self.responses = np.zeros(BUCKETS, np.int64)
@@ -48,12 +53,14 @@ class Tally:
         """Count what has ended since the last time."""
         schedule = self.schedule
         ended = schedule.ended[self.seen :]
+        self.seen += len(ended)
+        ended = [op for op in ended if schedule.kind[op] == BUY]
         ops = np.array(ended, np.int64)
-        # No view of an array may outlive the count: the schedule could not append a retry to it.
+        self.bought += len(ops)
+        # No view of an array may outlive the count: the schedule could not append a request to it.
         sent_ns = np.frombuffer(schedule.sent_ns, np.int64)[ops]
         done_ns = np.frombuffer(schedule.done_ns, np.int64)[ops]
         intended_ns = np.array([schedule.intended_ns[op] for op in ended], np.int64)
-        self.seen += len(ops)
         self.unsent += int(np.count_nonzero(sent_ns < 0))
         self.outcomes += np.bincount(find_outcomes(schedule, ops), minlength=len(OUTCOMES))
         response_ms = (done_ns - intended_ns)[done_ns >= 0] / 1e6
@@ -64,19 +71,19 @@ class Tally:
         """Return the counts as of now."""
         self.count()
         schedule = self.schedule
-        now = time.monotonic_ns() - schedule.t0_ns
-        due = len(schedule.retries) - len(schedule.pausing)
+        intended, started = schedule.count_buys(time.monotonic_ns() - schedule.t0_ns)
         return Snapshot(
-            intended=bisect_right(schedule.intended_ns, now, 0, schedule.planned) + due,
-            sent=schedule.next + due - len(schedule.due) - self.unsent - schedule.withdrawn,
+            intended=intended,
+            sent=started - self.unsent,
             outcomes=self.outcomes.tolist(),
             responses=self.responses.tolist(),
-            retries=len(schedule.retries),
+            retries=schedule.kind.count(BUY, schedule.planned),
+            reads=self.seen - self.bought,
         )
 
 
 def find_outcomes(schedule: Schedule, ops: Integers) -> npt.NDArray[np.int8]:
-    """Return indices into OUTCOMES of requests that ended; a 200 counts as ACCEPTED without a look at its
+    """Return indices into OUTCOMES of purchases that ended; a 200 counts as ACCEPTED without a look at its
     body."""
     status = np.frombuffer(schedule.status, np.int16)[ops]  # 0 without a response, which is UNKNOWN
     found = np.empty(len(ops), np.int8)
@@ -90,7 +97,7 @@ def find_outcomes(schedule: Schedule, ops: Integers) -> npt.NDArray[np.int8]:
 
 
 class Progress(NamedTuple):
-    """How far a run is, all processes together."""
+    """How far a run is, all processes together. Requests are purchases; reads are counted apart."""
 
     t0_ns: int
     """The run's start on time.monotonic_ns()."""
@@ -106,6 +113,8 @@ class Progress(NamedTuple):
     outcomes: dict[str, int]
     recent_responses: npt.NDArray[np.int64]
     """Response times of the last second: counts below each of RESPONSE_EDGES_MS, and last those above."""
+    reads: int = 0
+    """Reads that ended, with a response or without."""
 
     def response_ms(self, share: float) -> float | None:
         """Return the response time that `share` of the last second's responses stayed below, to 12 %; None
@@ -157,4 +166,5 @@ class Gauge:
             done=sum(total.outcomes),
             outcomes=dict(zip(OUTCOMES, total.outcomes, strict=True)),
             recent_responses=recent,
+            reads=total.reads,
         )

@@ -1,18 +1,21 @@
-"""The requests of an open loop: when each is to start, what became of it, and which clients retry.
+"""The requests of an open loop: when each is to start, what became of it, and which clients come again.
 
-A request has no task, future or timer of its own: its state is its number in a few arrays. A retry is a new
-request, numbered after the planned ones.
+A request has no task, future or timer of its own: its state is its number in a few arrays. A retry, or a look
+at an order, is a new request, numbered after the planned ones.
 """
 
 import time
 from array import array
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from heapq import heappop, heappush
+from types import MappingProxyType
+from typing import NamedTuple
 
 from simulation.drive.response import Response
-from simulation.model.outcome import classify
+from simulation.model.history import BUY, ORDER, STOCK
+from simulation.model.outcome import TERMINAL, classify, classify_order
 from simulation.scenario.patience import Patience
 
 IDLE = -1
@@ -22,12 +25,23 @@ FAR = 1 << 62
 """A start that never comes."""
 
 
+class Polls(NamedTuple):
+    """The looks of accepted buyers at their orders."""
+
+    pause_ns: Sequence[int]
+    """The pause of each client before a look; 0: it never looks."""
+    most: int
+    """Most looks of a client."""
+    encode: Callable[[str], bytes]
+    """Returns the request that reads the order of that id."""
+
+
 class Schedule:
     """Requests with their intended starts, in ns from the run's start, sorted.
 
     `sent_ns`, `done_ns` (NEVER: it was not) and `status` are filled as the run goes; `bodies` keeps those
     of 200 and 503. `ended` lists the requests in the order in which they ended, with a response or without.
-    Retries are appended to all of these.
+    Retries and looks at orders are appended to all of these.
     """
 
     def __init__(
@@ -36,6 +50,8 @@ class Schedule:
         intended_ns: Sequence[int],
         patience: Patience | None = None,
         pause_ns: Sequence[int] = (),
+        looks: Mapping[int, int] = MappingProxyType({}),
+        polls: Polls | None = None,
     ) -> None:
         self.requests = [*requests]
         self.intended_ns = [*intended_ns]
@@ -43,7 +59,19 @@ class Schedule:
         """Which clients retry; None: none of them."""
         self.pause_ns = pause_ns
         """The pause of each client before it retries; 0: it never does."""
+        self.polls = polls
+        """Which buyers look at their orders; None: none of them."""
         self.planned = len(requests)
+        self.looks = looks
+        """The product of each planned request that reads a stock."""
+        self.kind = bytearray([BUY]) * self.planned
+        """BUY, STOCK or ORDER."""
+        for op in looks:
+            self.kind[op] = STOCK
+        self.order_ids: dict[int, str] = {}
+        """The order of each look at one."""
+        self.settled: set[int] = set()
+        """The planned requests whose buyers have seen the final status of their order."""
         self.sent_ns = array("q", [NEVER]) * self.planned
         self.done_ns = array("q", [NEVER]) * self.planned
         self.status = array("h", [0]) * self.planned
@@ -51,14 +79,16 @@ class Schedule:
         self.ended: list[int] = []
         self.next = 0
         """The first planned request that has not started: those before it are in flight or ended."""
-        self.retries: list[tuple[int, int]] = []
-        """Of each retry: the planned request that it repeats, and the number of the try, from 1."""
+        self.added: list[tuple[int, int]] = []
+        """Of each retry or look at an order: the planned request that it follows, and the number of the try,
+        or of the look, from 1."""
         self.pausing: list[tuple[int, int]] = []
-        """A heap of the retries that are not due yet: intended start and number."""
+        """A heap of those that are not due yet: intended start and number."""
         self.due: deque[int] = deque()
-        """Retries that are due, in order."""
+        """Those that are due, in order."""
         self.withdrawn = 0
-        """Requests that are never made because the load was stopped."""
+        """Requests that are never made because the load was stopped, and of them the purchases."""
+        self.withdrawn_buys = 0
         self.t0_ns = 0
         """The run's start on time.monotonic_ns()."""
 
@@ -69,14 +99,30 @@ class Schedule:
 
     def stop(self) -> None:
         """Start no further request; those in flight go on."""
-        self.patience = None
-        self.withdrawn += self.planned - self.next + len(self.due) + len(self.pausing)
+        self.patience = self.polls = None
+        unmade = [*range(self.next, self.planned), *self.due, *(op for _, op in self.pausing)]
+        self.withdrawn += len(unmade)
+        self.withdrawn_buys += sum(self.kind[op] == BUY for op in unmade)
         self.next = self.planned
         self.due.clear()
         self.pausing.clear()
 
+    @property
+    def grows(self) -> bool:
+        """Whether a client may decide on a further request."""
+        return self.patience is not None or self.polls is not None
+
+    def count_buys(self, now: int) -> tuple[int, int]:
+        """Return how many purchases were meant to start by `now`, and how many were taken to be sent."""
+        kind = self.kind
+        added = kind.count(BUY, self.planned) - sum(kind[op] == BUY for _, op in self.pausing)
+        passed = bisect_right(self.intended_ns, now, 0, self.planned)
+        taken = kind.count(BUY, 0, self.next) - sum(kind[op] == BUY for op in self.due) - self.withdrawn_buys
+        return kind.count(BUY, 0, passed) + added, taken + added
+
     def find_due(self, now: int) -> int:
-        """Move the retries that are due to `due`; return the first planned request that is not due."""
+        """Move the requests that were added and are due to `due`; return the first planned request that is
+        not due."""
         while self.pausing and self.pausing[0][0] <= now:
             self.due.append(heappop(self.pausing)[1])
         return bisect_right(self.intended_ns, now, self.next, self.planned)
@@ -100,32 +146,52 @@ class Schedule:
         if status == 200 or status == 503:
             self.bodies[op] = response.body
         self.ended.append(op)
-        if self.patience:
-            self._retry(self.patience, op, now)
+        if self.grows:
+            self._go_on(op, now)
 
     def lose(self, op: int) -> None:
         """End a request without a response."""
         self.ended.append(op)
-        if self.patience:
-            self._retry(self.patience, op, time.monotonic_ns() - self.t0_ns)
+        if self.grows:
+            self._go_on(op, time.monotonic_ns() - self.t0_ns)
 
     def outcome_of(self, op: int) -> str:
-        """Return the outcome of a request that ended; a 200 counts as ACCEPTED without a look at its body."""
+        """Return the outcome of a purchase that ended; a 200 counts as ACCEPTED without a look at its
+        body."""
         if self.sent_ns[op] == NEVER:
             return "UNAVAILABLE"
         status = self.status[op]  # 0 without a response, which is UNKNOWN
         return "ACCEPTED" if status == 200 else classify(status, self.bodies.get(op, b""))[0]
 
-    def _retry(self, patience: Patience, op: int, now: int) -> None:
-        """Plan the retry of a request that has ended, if its client retries after its outcome."""
-        first, attempt = (op, 0) if op < self.planned else self.retries[op - self.planned]
-        pause_ns = self.pause_ns[first]
-        if attempt >= patience.most or not pause_ns or self.outcome_of(op) not in patience.after:
+    def _go_on(self, op: int, now: int) -> None:
+        """Plan what the client of a request that has ended does next, if anything."""
+        first, number = (op, 0) if op < self.planned else self.added[op - self.planned]
+        if self.kind[op] == ORDER:
+            self._look(first, number, self.order_ids[op], op, now)
+        elif self.kind[op] == BUY and self.status[op] == 200:
+            if self.polls and self.polls.pause_ns[first] and (order_id := classify(200, self.bodies[op])[1]):
+                self._look(first, 0, order_id, op, now)
+        elif self.kind[op] == BUY and self.patience:
+            pause_ns = self.pause_ns[first]
+            if number < self.patience.most and pause_ns and self.outcome_of(op) in self.patience.after:
+                self._add(self.requests[first], BUY, first, number + 1, now + pause_ns)
+
+    def _look(self, first: int, looks: int, order_id: str, op: int, now: int) -> None:
+        """Plan the next look at an order after so many, unless its final status was seen before `op`."""
+        if self.polls is None or looks >= self.polls.most or first in self.settled:
             return
-        heappush(self.pausing, (now + pause_ns, len(self.requests)))
-        self.requests.append(self.requests[first])
-        self.intended_ns.append(now + pause_ns)
+        if classify_order(self.status[op], self.bodies.get(op, b""), order_id)[1] in TERMINAL:
+            self.settled.add(first)
+        self.order_ids[len(self.requests)] = order_id
+        pause_ns = self.polls.pause_ns[first]
+        self._add(self.polls.encode(order_id), ORDER, first, looks + 1, now + pause_ns)
+
+    def _add(self, request: bytes, kind: int, first: int, number: int, intended_ns: int) -> None:
+        heappush(self.pausing, (intended_ns, len(self.requests)))
+        self.requests.append(request)
+        self.kind.append(kind)
+        self.intended_ns.append(intended_ns)
         self.sent_ns.append(NEVER)
         self.done_ns.append(NEVER)
         self.status.append(0)
-        self.retries.append((first, attempt + 1))
+        self.added.append((first, number))

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import asyncpg
@@ -11,13 +12,16 @@ from redis.exceptions import RedisError
 
 from engine.errors import StackError
 from engine.gate.client import connect_redis
+from engine.local.stack import Stack
 from simulation.errors import FaultError
+from simulation.target.services import Services
 from simulation.target.stores import connect_ledger
 
 TIMEOUT_S: Final = 10.0
 START_S: Final = 30.0
 """Longest time in which a service or stage that another fault has ended must be up again."""
 POLL_S: Final = 0.02
+_END_SESSIONS: Final = Path(__file__).with_name("end_sessions.sql").read_text()
 
 T = TypeVar("T")
 
@@ -50,6 +54,24 @@ async def alter_postgres(url: str, change: str) -> None:
         async with connect_ledger(url, default_transaction_read_only="off") as connection:
             await connection.execute(f"ALTER SYSTEM {change}")
             await connection.execute("SELECT pg_reload_conf()")
+
+
+async def drop_connections(on: str, services: Services, stack: Stack) -> None:
+    """Let a service close every connection that it has. Raises FaultError or StackError."""
+    if on == "redis":
+        await command_redis(services.redis_url, "CLIENT", "KILL", "TYPE", "normal")
+    elif on == "rabbitmq":
+        await stack.control_rabbitmq("close_all_connections", "flashsim")
+    else:
+        spared = "flashsim drop_connections"
+        with postgres_faults("end its sessions"):
+            async with connect_ledger(services.postgres_url, application_name=spared) as connection:
+                await end_sessions(connection, spared)
+
+
+async def end_sessions(connection: asyncpg.Connection, spared: str) -> None:
+    """End every session of this database but those of the application `spared`."""
+    await connection.execute(_END_SESSIONS, spared)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import signal
+from collections import defaultdict
 from collections.abc import Coroutine, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, cast
@@ -11,7 +12,7 @@ from engine.local.process import ProcessId, family, identify, send_signal
 from engine.local.stack import Stack
 from engine.stages.lifecycle import cancel
 from simulation.errors import FaultError
-from simulation.faults.commands import insist
+from simulation.faults.commands import drop_connections, insist
 from simulation.faults.memory_loss import MemoryLoss
 from simulation.faults.proxy import Proxy
 from simulation.faults.refusals import make_refusal
@@ -52,6 +53,8 @@ class Injector(Background):
         self.intervals: list[Interval] = []
         """The faults that have ended, in the order of their ends."""
         self._faults = faults
+        self._free = defaultdict[str, asyncio.Lock](asyncio.Lock)
+        """What faults hit: a fault that takes longer than planned makes the next one wait."""
         # `check_targets` has made sure of what these faults need.
         self._engine = cast(EngineProcess, engine)
         self._services = cast(Services, services)
@@ -79,6 +82,12 @@ class Injector(Background):
 
     async def _inject(self, fault: Fault) -> None:
         await asyncio.sleep(fault.at_s - self._seconds())
+        async with AsyncExitStack() as held:
+            for name in fault.hits:
+                await held.enter_async_context(self._free[name])
+            await self._do(fault)
+
+    async def _do(self, fault: Fault) -> None:
         start_s = self._seconds()
         ending = AsyncExitStack()
         try:
@@ -108,6 +117,8 @@ class Injector(Background):
         elif on in STAGES:
             number = signal.SIGKILL if kind == "kill" else signal.SIGTERM
             send_signal(await self._find_processes(on), number)
+        elif kind == "drop_connections":
+            await insist(lambda: drop_connections(on, self._services, self._stack))
         elif kind in REFUSALS:
             refusal = make_refusal(kind, on, self._services, self._stack)
             ending.push_async_callback(refusal.end)
@@ -135,12 +146,13 @@ class Injector(Background):
         send_signal(found, signal.SIGSTOP)
 
     async def _find_processes(self, name: str) -> list[ProcessId]:
-        """Return the processes of a stage or service. Raises FaultError if there are none for too long."""
+        """Return all processes of a stage or service. Raises FaultError if one is missing for too long."""
         if name not in STAGES:
             return family(identify(self._stack.pid(name)))
 
         async def find() -> list[ProcessId]:
-            if not (found := self._engine.find_stage(name)):
+            found = self._engine.find_stage(name)
+            if len(found) < self._engine.sizes[name]:
                 raise FaultError(f"{name} does not run")
             return found
 

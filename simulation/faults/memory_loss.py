@@ -72,7 +72,7 @@ class MemoryLoss:
         """Fill the copy's folder by a replica, which is cut off once it holds what the primary does."""
         self._copy.mkdir()
         program, port, primary = Redis(), free_port(), urlsplit(self._url)
-        url = program.url(port)
+        url = program.url(port, self._copy)
         # By default a primary waits for more replicas before it sends its data; there is only this one.
         await command_redis(self._url, "CONFIG", "SET", "repl-diskless-sync-delay", "0")
         [replica] = await program.launch(self._copy, [port])

@@ -7,7 +7,6 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
 from functools import partial
-from pathlib import Path
 from typing import Final
 
 import asyncpg
@@ -15,14 +14,20 @@ import asyncpg
 from engine.local.stack import Stack
 from engine.stages.lifecycle import cancel
 from simulation.errors import FaultError
-from simulation.faults.commands import TIMEOUT_S, alter_postgres, command_redis, insist, postgres_faults
+from simulation.faults.commands import (
+    TIMEOUT_S,
+    alter_postgres,
+    command_redis,
+    end_sessions,
+    insist,
+    postgres_faults,
+)
 from simulation.target.services import Services
 
 SEIZE_S: Final = 0.05
 """Time between two looks for free connection slots."""
 _HOLDER: Final = "flashsim no_connections"
 """The application name of the connections that take all slots."""
-_END_SESSIONS: Final = Path(__file__).with_name("end_sessions.sql").read_text()
 
 _SETTINGS: Final[dict[tuple[str, str], tuple[tuple[str, ...], tuple[str, ...]]]] = {
     ("redis", "out_of_memory"): (("CONFIG", "SET", "maxmemory", "1"), ("CONFIG", "SET", "maxmemory", "0")),
@@ -129,7 +134,7 @@ class NoConnections:
             await self._take_free()
             if not self._held:
                 raise FaultError("postgres has no connection to take: others hold all of them")
-            await self._held[0].execute(_END_SESSIONS, _HOLDER)
+            await end_sessions(self._held[0], _HOLDER)
             await self._take_free()
 
     async def _take_free(self) -> None:

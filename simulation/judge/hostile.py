@@ -6,7 +6,7 @@ from typing import Final
 import pandas as pd
 
 from simulation.judge.thresholds import measure_front_door
-from simulation.judge.verdict import Check
+from simulation.judge.verdict import Check, make_check
 from simulation.model.hostile import HostileRecord, Stock
 
 WARM_UP: Final = 0.25
@@ -56,7 +56,7 @@ def _judge_answers(record: HostileRecord) -> Check:
     if clients.findings:
         first = clients.findings[0]
         detail += f"; the first fault is number {first.number}, {first.kind}: {first.fault}"
-    return _check("hostile requests are answered", clients.faults, detail)
+    return _check("hostile requests are answered", clients.faults, detail, sent)
 
 
 def _judge_processes(record: HostileRecord) -> Check:
@@ -99,7 +99,5 @@ def _judge_smuggled(smuggled: Stock | None) -> Check:
     return _check("nothing smuggled is bought", max(bought, smuggled.orders), detail)
 
 
-def _check(name: str, violations: int | None, detail: str) -> Check:
-    """Return a check; without a number of violations it is not judged."""
-    holds = None if violations is None else violations == 0
-    return Check(name, holds, violations or 0, detail, _MEANINGS[name])
+def _check(name: str, violations: int | None, detail: str, chances: int = 1) -> Check:
+    return make_check(name, violations, detail, _MEANINGS[name], chances)

@@ -13,7 +13,7 @@ import pandas as pd
 
 from simulation.judge.figures import Run
 from simulation.judge.numbers.latency import Floats
-from simulation.judge.numbers.requests import select_outcome
+from simulation.judge.numbers.requests import is_decided
 
 SLICE_S: Final = 1.0
 """Length of a slice; shorter where less than ten seconds were measured, longer at a low rate."""
@@ -72,11 +72,9 @@ def find_stalls(first: Run, other: Run) -> list[Stall] | None:
         at_s = history["intended_ns"].to_numpy("float64") / 1e9
         done_s = history["done_ns"].to_numpy("float64", na_value=np.nan) / 1e9
         took_ms = np.nan_to_num(1e3 * (done_s - at_s), nan=run.scenario.driver.timeout_ms)
-        unserved = history.index.isin(select_outcome(history, "error").index)
-        unserved |= history.index.isin(select_outcome(history, "unknown").index)
         seen["response"].append(Samples(at_s, np.maximum(took_ms, 1e-3)))
         seen["delay"].append(Samples(*metrics.sample_delays()))
-        seen["unserved"].append(Samples(at_s, unserved.astype("float64")))
+        seen["unserved"].append(Samples(at_s, (~is_decided(history)).astype(np.float64)))
         answers.append(done_s[np.isfinite(done_s)])
     found = [
         Stall(what, start_s, end_s, worse, values, _find_silence(answers[worse], start_s, end_s))

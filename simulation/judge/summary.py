@@ -9,6 +9,7 @@ import pandas as pd
 
 from simulation.judge.numbers.fairness import measure_fairness
 from simulation.judge.numbers.latency import measure_latency, response_ms, take_percentiles
+from simulation.judge.numbers.reads import measure_reads
 from simulation.judge.numbers.requests import count_outcomes, measure_retries, select_outcome, select_span
 from simulation.judge.numbers.sales import (
     measure_fulfilment,
@@ -50,7 +51,7 @@ def summarise(
             name: measure_latency(select_outcome(history, name)) for name in ("accepted", "sold_out")
         },
         "fulfilment": measure_fulfilment(state),
-        "stock": measure_stock(state),
+        "stock": measure_stock(state, run.asked),
         "time_to_sell_out_s": time_to_sell_out(history, restocks),
         "restocks": [measure_restock(history, state, each, restocks) for each in restocks],
         "knee": run.knee,
@@ -61,6 +62,7 @@ def summarise(
         ],
         "fairness": measure_fairness(history, scenario),
         "retries": measure_retries(history, state.orders),
+        "reads": {} if run.reads is None else measure_reads(run.reads),
         "unread": state.unread,
         "thresholds": thresholds,
         "checks": checks,

@@ -8,6 +8,7 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
+from simulation.judge.asked import Asked
 from simulation.judge.numbers.knee import Knee
 from simulation.judge.numbers.latency import Floats, delay_ms, response_ms, service_ms, take_stat
 from simulation.judge.numbers.load import Load
@@ -18,7 +19,7 @@ from simulation.judge.numbers.sales import (
     settled_orders,
     time_to_sell_out,
 )
-from simulation.judge.verdict import Check
+from simulation.judge.verdict import Check, make_check
 from simulation.model.events import Abort, Restocked
 from simulation.model.state import FinalState
 from simulation.scenario.condition import Condition, Span, parse_condition, unit_of
@@ -34,10 +35,13 @@ class Metrics:
     load: Load
     started_at: datetime
     """The moment of the history's zero."""
+    asked: Asked
     restocks: Sequence[Restocked] = ()
     knee: Knee | None = None
     timeline: pd.DataFrame = field(default_factory=pd.DataFrame)
     """What the probes read (simulation.target.probes); empty without them."""
+    reads: pd.DataFrame | None = None
+    """The reads of stock and orders, which are no part of `history`."""
 
     def measure(self, metric: str, span: Span | None = None) -> float | None:
         """Return a metric over a span of the run, or all of it; None where there is nothing to measure."""
@@ -69,7 +73,7 @@ class Metrics:
     @cached_property
     def _whole(self) -> dict[str, float | None]:
         """The metrics that only the whole run has."""
-        stock, done, knee = measure_stock(self.state), measure_fulfilment(self.state), self.knee
+        stock, done, knee = measure_stock(self.state, self.asked), measure_fulfilment(self.state), self.knee
         front_doors_mib = measure_front_door(self.timeline).dropna().to_numpy()
         return {
             **{name: stock[name] for name in ("oversold", "sold", "remaining")},
@@ -90,7 +94,8 @@ def measure_front_door(timeline: pd.DataFrame) -> pd.Series:
 
 
 def judge_thresholds(scenario: Scenario, run: Metrics) -> list[Check]:
-    """Return a check for each threshold of the scenario: held, broken, or None where nothing was measured."""
+    """Return a check for each threshold of the scenario; one is not judged where nothing was measured,
+    or where it is missed under a load that was not as planned."""
     return [_judge(parse_condition(text), scenario, run) for text in scenario.thresholds]
 
 
@@ -98,11 +103,14 @@ def _judge(condition: Condition, scenario: Scenario, run: Metrics) -> Check:
     span = condition.window.find(scenario.spans(), np.inf) if condition.window else None
     value = run.measure(condition.metric, span)
     if value is None:
-        return Check(str(condition), None, 0, "there was nothing to measure", "")
-    holds = condition.holds(value)
+        return make_check(str(condition), None, "there was nothing to measure")
     digits = f"{value:,.4g}" if abs(value) < 10_000 else f"{value:,.0f}"
     measured = f"{digits} {unit_of(condition.metric)}".strip()
-    return Check(str(condition), holds, int(not holds), measured, "")
+    if condition.holds(value):
+        return make_check(str(condition), 0, measured)
+    if not run.load.valid:
+        return make_check(str(condition), None, f"{measured}, but the load was not as planned")
+    return make_check(str(condition), 1, measured)
 
 
 def judge_abort(abort: Abort | None, load: Load) -> list[Check]:
@@ -111,4 +119,4 @@ def judge_abort(abort: Abort | None, load: Load) -> list[Check]:
         return []
     unit = unit_of(parse_condition(abort.condition).metric)
     detail = f"{abort.value:,.3g} {unit}".strip() + f", the load was stopped after {abort.at_s:.1f} s"
-    return [Check(f"stop when {abort.condition}", False if load.valid else None, int(load.valid), detail, "")]
+    return [make_check(f"stop when {abort.condition}", 1 if load.valid else None, detail)]

@@ -1,21 +1,25 @@
 """The verdict on a run: every rule judged, and what follows from all of them together."""
 
 import inspect
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Final, Literal
 
 import msgspec
 import pandas as pd
 
-from simulation.judge.numbers.recovery import Recovery
-from simulation.judge.rules import orders, refusals, stock
-from simulation.judge.rules.evidence import Evidence, Finding, Unread
-from simulation.model.events import Restocked
+from simulation.judge.asked import Asked
+from simulation.judge.rules import orders, refusals, service, stock, terms
+from simulation.judge.rules.evidence import Evidence, Finding, Unknown
+from simulation.judge.rules.reads import reads_are_true
+from simulation.model.events import Recovery
 from simulation.model.state import FinalState
 
 Verdict = Literal["pass", "fail", "unknown"]
+State = Literal["held", "broken", "not exercised", "not judged"]
 Rule = Callable[[Evidence], Finding]
 RULES: Final[tuple[Rule, ...]] = (
+    terms.terms_are_as_asked,
     stock.no_oversell,
     orders.accepted_is_settled,
     orders.order_ids_are_unique,
@@ -24,13 +28,17 @@ RULES: Final[tuple[Rule, ...]] = (
     stock.nothing_is_stranded,
     stock.user_limit_is_kept,
     orders.a_key_buys_once,
+    orders.a_key_tells_the_truth,
     refusals.sold_out_means_sold_out,
     stock.demand_empties_the_stock,
-    refusals.refusals_are_plausible,
-    refusals.sales_keep_their_hours,
+    refusals.refusals_are_true,
+    terms.sales_keep_their_hours,
+    service.no_server_errors,
+    service.the_sale_happened,
     orders.no_dead_letters,
     stock.guard_never_needed,
     orders.payment_decides,
+    reads_are_true,
 )
 """The rules that every correct run obeys. Each docstring is shown in the report as the rule's meaning.
 
@@ -40,28 +48,38 @@ the same Idempotency-Key is given its most innocent reading.
 
 
 class Check(msgspec.Struct, frozen=True):
-    """One rule or threshold, judged: `holds` is None where something that it needs could not be read."""
+    """One rule or threshold, judged."""
 
     name: str
     holds: bool | None
+    """For readers of older summaries: None where it was not judged, False where it is broken."""
     violations: int
     detail: str
     meaning: str
+    state: State
+    """Tested and held, broken, not exercised by this run, or not judged, since something is not known."""
+    chances: int
+    """How often it could have been broken."""
+
+
+def make_check(name: str, violations: int | None, detail: str, meaning: str = "", chances: int = 1) -> Check:
+    """Return a check; without a number of violations it is not judged, without chances not exercised."""
+    state: State = "not judged" if violations is None else "broken" if violations else "held"
+    if state == "held" and not chances:
+        state = "not exercised"
+    holds = {"not judged": None, "broken": False}.get(state, True)
+    return Check(name, holds, violations or 0, detail, meaning, state, 0 if violations is None else chances)
 
 
 def judge(
-    history: pd.DataFrame,
-    state: FinalState,
-    *,
-    declines: Callable[[str], bool] | None = None,
-    restocks: Sequence[Restocked] = (),
+    history: pd.DataFrame, state: FinalState, asked: Asked, reads: pd.DataFrame | None = None
 ) -> list[Check]:
     """Return a check for every rule.
 
-    `history` has the columns of simulation.model.history; `declines` says whether payment declines an order
-    id, where that is known; `restocks` are the sales that were opened under the load.
+    `history` has the columns of simulation.model.history, of purchases alone; `reads` has the same columns,
+    if there were any reads.
     """
-    evidence = Evidence(history.assign(key=history["key"].fillna("")), state, declines, restocks)
+    evidence = Evidence(asked, history.assign(key=history["key"].fillna("")), state, reads)
     return [_apply(rule, evidence) for rule in RULES]
 
 
@@ -69,56 +87,71 @@ def _apply(rule: Rule, evidence: Evidence) -> Check:
     name = rule.__name__.replace("_", " ")
     meaning = " ".join((inspect.getdoc(rule) or "").split())
     try:
-        violations, detail = rule(evidence)
-    except Unread as missing:
-        return Check(name, None, 0, str(missing), meaning)
-    return Check(name, violations == 0, violations, detail, meaning)
+        violations, detail, chances = rule(evidence)
+    except Unknown as missing:
+        return make_check(name, None, str(missing), meaning)
+    return make_check(name, violations, detail, meaning, chances)
 
 
-def judge_recovery(recoveries: Sequence[Recovery]) -> Check:
-    """Return the check of the rule that the engine recovers from every fault by itself."""
+def judge_recovery(recoveries: Sequence[Recovery], within_s: float, last_s: float) -> Check:
+    """Return the check of the rule that the engine recovers from every fault by itself, in time.
+
+    Nothing shows a recovery after `last_s`, when the last request was due. Such a fault counts for
+    nothing, or leaves the rule not judged if the load went on for a quarter of the time that is allowed.
+    """
     times_s = [each.recovered_after_s for each in recoveries if each.recovered_after_s is not None]
-    lost = len(recoveries) - len(times_s)
+    late = sum(time_s > within_s for time_s in times_s)
+    violations = len(recoveries) - len(times_s) + late
+    unseen = [each for each in recoveries if each.end_s + (each.recovered_after_s or 0) > last_s]
+    long = any(last_s - each.end_s > within_s / 4 for each in unseen)
     longest = f", the longest recovery {max(times_s):.2f} s" if times_s else ""
-    return Check(
-        name="recovers from faults",
-        holds=not lost,
-        violations=lost,
-        detail=f"{len(recoveries):,} faults{longest}",
-        meaning="After every fault, without anybody's help, requests are answered as before, and what waited"
-        " for the ledger drains.",
+    return make_check(
+        "recovers from faults",
+        None if long and not violations else violations,
+        f"{len(recoveries):,} faults{longest} of at most {within_s:g} s"
+        + (f"; the load ended before {len(unseen):,} of them were seen to be over" if unseen else ""),
+        "After every fault, without anybody's help and within the time that the scenario allows (recover_s),"
+        " requests are answered as before, and what waited for the ledger drains.",
+        chances=len(recoveries) - len(unseen),
     )
 
 
 def verdict(checks: Sequence[Check], load_valid: bool) -> Verdict:
-    """Return `fail` if a check is broken, or else `unknown` if one was not judged or the load not as
-    planned."""
-    if any(check.holds is False for check in checks):
+    """Return `fail` if a check is broken, or else `unknown` if one was not judged, none was tested, or
+    the load not as planned."""
+    states = Counter(check.state for check in checks)
+    if states["broken"]:
         return "fail"
-    if not checks or not load_valid or any(check.holds is None for check in checks):
-        return "unknown"
-    return "pass"
+    return "pass" if states["held"] and not states["not judged"] and load_valid else "unknown"
 
 
 def verdict_in_words(checks: Sequence[Check], load_valid: bool, thresholds: Sequence[Check] = ()) -> str:
     """Return the verdict in one sentence or two: first about the rules, then about the thresholds."""
-    broken = [check.name for check in checks if check.holds is False]
-    unjudged = [check.name for check in checks if check.holds is None]
-    missed = [f"{each.name} ({each.detail})" for each in thresholds if each.holds is False]
-    unmeasured = [each.name for each in thresholds if each.holds is None]
+    broken = [check.name for check in checks if check.state == "broken"]
+    unjudged = [check.name for check in checks if check.state == "not judged"]
+    missed = [f"{each.name} ({each.detail})" for each in thresholds if each.state == "broken"]
+    unmeasured = [each.name for each in thresholds if each.state == "not judged"]
     asked = f"{len(thresholds)} threshold{'s' if len(thresholds) != 1 else ''}"
+    words = f"{count_states(checks)}."
     if broken:
-        words = f"{len(broken)} of {len(checks)} rules broken: {', '.join(broken)}."
+        words = f"{len(broken)} of {len(checks)} rules broken: {', '.join(broken)}. {words}"
     elif unjudged:
-        words = (
-            f"No rule is known to be broken, but {len(unjudged)} could not be judged: {', '.join(unjudged)}."
-        )
-    elif not load_valid:
-        words = "No rule is broken, but the driver did not keep its schedule: this is not the planned load."
-    else:
-        words = f"All {len(checks)} rules hold: no unit was sold twice, and no accepted purchase was lost."
+        words += f" No rule is known to be broken, but {len(unjudged)} could not be judged: "
+        words += f"{', '.join(unjudged)}."
+    if not load_valid:
+        words += " The driver did not keep its schedule: this is not the planned load."
     if missed:
         words += f" {len(missed)} of {asked} missed: {', '.join(missed)}."
     elif unmeasured:
         words += f" {len(unmeasured)} of {asked} could not be measured: {', '.join(unmeasured)}."
     return words
+
+
+def count_states(checks: Sequence[Check]) -> str:
+    """Return how many rules were tested and held, and how many were not: "12 rules tested and held, 4
+    not exercised"."""
+    states = Counter(check.state for check in checks)
+    held = f"{states['held']} rule{'s' if states['held'] != 1 else ''} tested and held"
+    return ", ".join(
+        [held, *(f"{states[word]} {word}" for word in ("not exercised", "not judged") if states[word])]
+    )

@@ -40,6 +40,8 @@ class Figures(NamedTuple):
     queue: int | None
     confirmed: int | None
     failed: int | None
+    reads: int
+    """Reads that ended, of stock and of orders."""
     ended: Sequence[Interval]
     """The faults that were done and have ended."""
 
@@ -103,6 +105,7 @@ class Tracker:
             queue=sample.queue_messages,
             confirmed=sample.ledger_confirmed,
             failed=sample.ledger_failed,
+            reads=progress.reads if progress else 0,
             ended=ended,
         )
 

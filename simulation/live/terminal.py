@@ -58,6 +58,7 @@ def format_line(figures: Figures) -> str:
         f"  accepted {figures.accepted:,}  sold out {figures.sold_out:,}  errors {figures.errors:,}"
         f"  stock {count(figures.stock)}  pending {count(figures.pending)}  outbox {count(figures.outbox)}"
         f"  queue {count(figures.queue)}  confirmed {count(figures.confirmed)}"
+        + (f"  reads {figures.reads:,}" if figures.reads else "")
     )
 
 

@@ -13,6 +13,13 @@ class Interval(msgspec.Struct, frozen=True, kw_only=True):
     """When it ended: the connection is open, or the service answers, again."""
 
 
+class Recovery(Interval, frozen=True, kw_only=True):
+    """A fault, and how the engine came back from it."""
+
+    recovered_after_s: float | None = msgspec.field(name="healed_s")
+    """Seconds from the fault's end until the engine works as before; None if it never does."""
+
+
 class Restocked(msgspec.Struct, frozen=True, kw_only=True):
     """A restock as it was done."""
 

@@ -1,11 +1,17 @@
 """The columns of a history: one row for each operation of a run."""
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 import numpy as np
 import pandas as pd
 
-from simulation.model.outcome import OUTCOMES, RESULTS
+from simulation.model.outcome import OUTCOMES, RESULTS, SIGHTS
+
+KINDS: Final = ("buy", "stock", "order")
+"""The kinds of operations: purchases, and the reads of a product's stock and of an order."""
+BUY, STOCK, ORDER = range(len(KINDS))
+"""Their numbers."""
 
 DTYPES: Final[dict[str, Any]] = {
     "op": "int64",
@@ -17,11 +23,16 @@ DTYPES: Final[dict[str, Any]] = {
     "sent_ns": "Int64",
     "done_ns": "Int64",
     "status": "int16",
-    "outcome": pd.CategoricalDtype(list(OUTCOMES)),
+    "outcome": pd.CategoricalDtype([*OUTCOMES, *SIGHTS]),
     "result": pd.CategoricalDtype(list(RESULTS)),
     "order_id": "str",
     "attempt": "int16",
     "first_op": "int64",
+    "kind": pd.CategoricalDtype(list(KINDS)),
+    "order_status": "str",
+    "initial": "Int64",
+    "remaining": "Int64",
+    "sold": "Int64",
 }
 """The columns in their order, as pandas holds them."""
 
@@ -29,11 +40,28 @@ DTYPES: Final[dict[str, Any]] = {
 def make_history(columns: dict[str, Any]) -> pd.DataFrame:
     """Return a history of these columns, sorted by op; -1 in `sent_ns` and `done_ns` is null.
 
-    Without `attempt` and `first_op` every request is a first try.
+    The columns of `fill_in` may be left out.
     """
-    columns = {"attempt": 0, "first_op": columns["op"]} | columns
+    columns = fill_in(columns) | columns
     history = pd.DataFrame({name: columns[name] for name in DTYPES})
     for name in ("sent_ns", "done_ns"):
         values = np.asarray(columns[name])
         history[name] = pd.arrays.IntegerArray(values.astype(np.int64), values < 0)
     return history.astype(DTYPES).sort_values("op", ignore_index=True)
+
+
+def fill_in(columns: Mapping[str, Any] | pd.DataFrame) -> dict[str, Any]:
+    """Return the columns that a history without retries or reads may lack: every request is a first try of a
+    purchase."""
+    nothing_read = dict.fromkeys(("order_status", "initial", "remaining", "sold"))
+    return {"attempt": 0, "first_op": columns["op"], "kind": "buy", **nothing_read}
+
+
+def take_buys(history: pd.DataFrame) -> pd.DataFrame:
+    """Return the purchases of a history, retries included."""
+    return history[history["kind"] == "buy"]
+
+
+def take_reads(history: pd.DataFrame) -> pd.DataFrame:
+    """Return the reads of a history, of stock and of orders."""
+    return history[history["kind"] != "buy"]

@@ -1,9 +1,10 @@
-"""What an answer says about a purchase: the contract's words, and whether a unit is reserved."""
+"""What an answer says of a purchase, in the contract's words, and of the stock or an order that was read."""
 
 from functools import lru_cache
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
+from msgspec import Meta
 
 OUTCOMES: Final = (
     "ACCEPTED",
@@ -18,7 +19,11 @@ OUTCOMES: Final = (
 )
 REFUSALS: Final = ("LIMIT_REACHED", "NOT_STARTED", "SALE_ENDED", "UNKNOWN_PRODUCT", "INVALID")
 """Refusals other than SOLD_OUT."""
+SIGHTS: Final = ("SHOWN", "NOT_FOUND")
+"""Outcomes that only a read has; it may also be INVALID, UNAVAILABLE or UNKNOWN."""
 RESULTS: Final = ("ok", "fail", "unknown")
+TERMINAL: Final = ("CONFIRMED", "FAILED", "REJECTED")
+"""The states in which an order ends."""
 
 _OF_STATUS: Final = {
     403: "NOT_STARTED",
@@ -35,6 +40,18 @@ class _Body(msgspec.Struct):
     orderId: Any = None  # noqa: N815 - the contract's name
 
 
+_Units = Annotated[int, Meta(ge=-(10**15), le=10**15)]
+
+
+class Stock(msgspec.Struct, frozen=True):
+    """The units of a product's current sale, as an answer shows them."""
+
+    initial: _Units
+    remaining: _Units
+    sold: _Units
+    productId: int | None = None  # noqa: N815
+
+
 def classify(status: int, body: bytes) -> tuple[str, str | None]:
     """Return outcome and order id of an answer; `body` matters only for 200 and 503."""
     if status == 200:
@@ -47,7 +64,34 @@ def classify(status: int, body: bytes) -> tuple[str, str | None]:
 
 def result_of(outcome: str) -> str:
     """Return ok, fail or unknown: what the outcome says about the reservation."""
-    return {"ACCEPTED": "ok", "UNKNOWN": "unknown"}.get(outcome, "fail")
+    return {"ACCEPTED": "ok", "SHOWN": "ok", "UNKNOWN": "unknown"}.get(outcome, "fail")
+
+
+def classify_stock(status: int, body: bytes, product_id: int) -> tuple[str, Stock | None]:
+    """Return the outcome of a read of a product's stock, and what it showed."""
+    if status != 200:
+        return _outcome_of_read(status), None
+    try:
+        stock = msgspec.json.decode(body, type=Stock)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return "UNKNOWN", None
+    return ("SHOWN", stock) if stock.productId in (None, product_id) else ("UNKNOWN", None)
+
+
+def classify_order(status: int, body: bytes, order_id: str) -> tuple[str, str | None]:
+    """Return the outcome of a read of an order, and the status that it showed."""
+    if status != 200:
+        return _outcome_of_read(status), None
+    answer = _decode(body)
+    if isinstance(answer.status, str) and answer.status and answer.orderId in (None, order_id):
+        return "SHOWN", answer.status
+    return "UNKNOWN", None
+
+
+def _outcome_of_read(status: int) -> str:
+    if 400 <= status < 500:
+        return "NOT_FOUND" if status == 404 else "INVALID"
+    return "UNAVAILABLE" if status == 503 else "UNKNOWN"
 
 
 # Thousands of refusals have the same bytes.

@@ -6,7 +6,11 @@ from typing import Final
 import pandas as pd
 import pyarrow as pa
 
-GATE_COLUMNS: Final = ("product_id", "sale_id", "stock", "remaining", "released")
+GATE_TYPES: Final = {
+    **dict.fromkeys(("product_id", "sale_id", "stock", "remaining", "released"), "int64"),
+    **dict.fromkeys(("user_limit", "quantity", "starts_ms", "ends_ms"), "Int64"),
+}
+"""Older records have only the first five."""
 SALE_TYPES: Final = {
     "sale_id": pa.int64(),
     "product_id": pa.int64(),
@@ -36,7 +40,8 @@ class FinalState:
     """The stores at the end of a run. A part that could not be read is None, and `unread` says why."""
 
     gate: pd.DataFrame | None = None
-    """One row for each product with a sale: GATE_COLUMNS, in units."""
+    """One row for each product with a sale: GATE_TYPES; times in Unix ms, null where the sale has no
+    such term."""
     pending: frozenset[str] | None = None
     """Order ids that the gate holds as accepted and not yet settled."""
     outbox: int | None = None

@@ -1,8 +1,9 @@
-"""The history: one row for each request of a run, and its parquet file.
+"""The history: one row for each request of a run, purchases and reads, and its parquet file.
 
-op            int64            number of the request in the plan; retries have the numbers after those
+op            int64            number of the request in the plan; retries and the reads of orders have the
+                               numbers after those
 driver        int16            the process that sent it
-user_id       int64
+user_id       int64            0 for a read of stock
 product_id    int64
 key           string, null     its Idempotency-Key
 intended_ns   int64            when it was meant to start, ns from the run's start; all times share one clock
@@ -10,11 +11,17 @@ sent_ns       int64, null      when it was sent; null: never
 done_ns       int64, null      when its answer was complete; null: no answer. For a request that was never
                                sent: when its connection was refused; null: the driver gave it up
 status        int16            status of the HTTP answer; 0: no answer
-outcome       one of OUTCOMES
-result        one of RESULTS   ok: reserved. fail: surely not reserved. unknown: nobody can say
-order_id      string, null     set if the outcome is ACCEPTED
-attempt       int16            number of the client's try; 0: the first one, as planned
+outcome       one of OUTCOMES; of a read one of SIGHTS, INVALID, UNAVAILABLE, UNKNOWN
+result        one of RESULTS   ok: reserved. fail: surely not reserved. unknown: nobody can say.
+                               Of a read: ok if it was shown
+order_id      string, null     set if the outcome is ACCEPTED; the order that a read asked for
+attempt       int16            number of the client's try, 0: the first one, as planned; of a read of an order
+                               the number of the look, from 1
 first_op      int64            op of the first try of the same client
+kind          one of KINDS     buy: a purchase. stock, order: a read
+order_status  string, null     what a read showed of an order
+initial, remaining, sold       what a read showed of the stock
+              int64, null
 """
 
 from pathlib import Path
@@ -25,7 +32,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from simulation.errors import RunError
-from simulation.model.history import DTYPES
+from simulation.model.history import DTYPES, fill_in
 
 _TYPES: Final = {
     "int16": pa.int16(),
@@ -59,8 +66,9 @@ def read_history(path: Path) -> pd.DataFrame:
         table = pq.read_table(path)
         # Nullable integers: a float would round nanoseconds.
         frame = table.to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)
-        if "attempt" not in frame:  # in records from before clients retried
-            frame = frame.assign(attempt=0, first_op=frame["op"])
+        # Older records lack what there was none of.
+        lacking = {name: value for name, value in fill_in(frame).items() if name not in frame}
+        frame = frame.assign(**lacking)
         history: pd.DataFrame = frame[list(DTYPES)].astype(DTYPES)
     except (OSError, KeyError, ValueError, TypeError, pa.ArrowException) as error:
         raise RunError(f"{path}: is not a history: {str(error).splitlines()[0]}") from None

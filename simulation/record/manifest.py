@@ -10,11 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from simulation.judge.verdict import Check
+from simulation.judge.verdict import Check, make_check
 from simulation.record.facts import read_part, write_json
 
 MANIFEST: Final = "manifest.json"
 RECORD: Final = ("run.json", "history.parquet", "timeline.csv", "faults.json", "fuzz.json")
+UNTOUCHED: Final = "record is untouched"
+"""The check that the record is as the run wrote it."""
 PRODUCTS: Final = ("summary.json", "report.html")
 """Files that are made from the record and may be made again."""
 
@@ -49,12 +51,12 @@ def judge_record(folder: Path) -> list[Check]:
     changes += _find_changes(folder, digests, sealed)
     changes += [f"{name} was added" for name in list_record(folder) if name not in digests]
     return [
-        Check(
-            name="record is untouched",
-            holds=not changes,
-            violations=len(changes),
-            detail=", ".join(changes) or f"{len(sealed)} files are as they were written",
-            meaning="Every file of the record has the SHA-256 digest that was taken when the run wrote it.",
+        make_check(
+            UNTOUCHED,
+            len(changes),
+            ", ".join(changes) or f"{len(sealed)} files are as they were written",
+            "Every file of the record has the SHA-256 digest that was taken when the run wrote it.",
+            chances=len(sealed),
         )
     ]
 

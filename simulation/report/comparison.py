@@ -247,6 +247,7 @@ def _describe_side(side: Side, number: int, base: Path) -> dict[str, Any]:
         "name": side.name,
         "colour": SERIES[number % len(SERIES)],
         "verdict": next((word for word in ("fail", "unknown") if word in verdicts), "pass"),
+        "words": summary["verdict_in_words"] if len(side.runs) == 1 else "",
         "link": Path(os.path.relpath(side.folder, base)).as_posix() + f"/{side.page}",
         "detail": f"{summary['scenario']}, {many}{count(requests)} requests,"
         f" commit {summary['commit'][:12]}, {summary['started_at'][:16].replace('T', ' ')} UTC",

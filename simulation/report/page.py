@@ -54,8 +54,9 @@ HEAT: Final = ("heat1", "heat2", "heat3", "heat4", "heat5", "heat6")
 """From few to many: away from the colour of the paper, in either theme."""
 SERIES: Final = ("blue", "orange", "green", "pink", "olive", "sky", "ink", "muted")
 
-MARKS: Final = {"pass": "✓", "fail": "✕", "unknown": "?"}
-STATES: Final = {True: "pass", False: "fail", None: "unknown"}
+MARKS: Final = {"pass": "✓", "fail": "✕", "unknown": "?", "idle": "–"}
+STATES: Final = {"held": "pass", "broken": "fail", "not judged": "unknown", "not exercised": "idle"}
+"""The state of a check (simulation.judge.verdict.State), and the mark and colour that shows it."""
 
 
 def fill_page(template: str, form: str = "html", **values: Any) -> str:

@@ -6,6 +6,7 @@ import numpy as np
 
 from simulation.drive.plan import build_plan
 from simulation.judge.numbers.latency import Floats
+from simulation.model.history import BUY
 from simulation.scenario.schema import Scenario
 
 ROWS: Final = 10
@@ -14,7 +15,8 @@ _BLOCKS: Final = " ▁▂▃▄▅▆▇█"
 
 def count_arrivals(scenario: Scenario, edges: Floats) -> Floats:
     """Return requests per second between edges in seconds from the start of the run, by the seed."""
-    counts, _ = np.histogram(build_plan(scenario).intended_ns / 1e9, edges)
+    plan = build_plan(scenario)
+    counts, _ = np.histogram(plan.intended_ns[plan.kind == BUY] / 1e9, edges)
     rates: Floats = counts / np.diff(edges)
     return rates
 

@@ -13,13 +13,14 @@ import pandas as pd
 from simulation.judge.numbers.disturbance import Effect, Omission, find_omission, measure_effect
 from simulation.judge.numbers.knee import find_ramp, measure_ramp
 from simulation.judge.numbers.latency import TRUSTED, is_trusted
+from simulation.model.history import take_buys
 from simulation.model.hostile import KindCount
 from simulation.record.facts import read_facts, read_hostile, read_timeline
 from simulation.record.history import read_history
 from simulation.record.state import read_state
 from simulation.report import latency_plots, plots
 from simulation.report.canvas import Canvas, Course, Phase, to_svg
-from simulation.report.page import STATES, fill_page
+from simulation.report.page import fill_page
 from simulation.report.words import FAULTS, OUTCOMES, count, ms, seconds
 
 THUMBNAIL: Final = "picture.svg"
@@ -27,6 +28,9 @@ THUMBNAIL: Final = "picture.svg"
 _COLOURS: Final = {
     "accepted": "blue", "sold_out": "orange", "rejected": "olive", "error": "pink", "unknown": "muted",
 }  # fmt: skip
+
+_ORDER: Final = ("broken", "not judged", "held", "not exercised")
+"""Checks as the page lists them, by state."""
 
 Figures = Mapping[str, tuple[str, str]]
 """Plots by name, as SVG for a desktop and for a phone."""
@@ -38,7 +42,7 @@ def write_report(run_folder: Path) -> Path:
     Raises OSError or RunError where a file can't be read or written.
     """
     summary: dict[str, Any] = json.loads((run_folder / "summary.json").read_text())
-    history = read_history(run_folder / "history.parquet")
+    history = take_buys(read_history(run_folder / "history.parquet"))
     probed = (run_folder / "timeline.csv").exists()
     timeline = read_timeline(run_folder) if probed else pd.DataFrame({"t_s": []})
     hostile = read_hostile(run_folder)
@@ -142,7 +146,7 @@ def render_page(
         "report.html",
         summary=summary,
         plots=figures,
-        checks=sorted(summary["checks"], key=lambda check: {False: 0, None: 1, True: 2}[check["holds"]]),
+        checks=sorted(summary["checks"], key=lambda check: list(_ORDER).index(check["state"])),
         headline=headline(summary),
         trusted_from=TRUSTED,
         outcomes=[
@@ -163,7 +167,7 @@ def headline(summary: dict[str, Any]) -> list[dict[str, str]]:
     stock, ledger = summary["stock"], summary["fulfilment"]
     settled = next((check for check in summary["checks"] if check["name"] == "accepted is settled"), None)
     accepted, bought = summary["latency_ms"]["accepted"]["response"], summary["outcomes"]["accepted"]
-    lost = None if settled is None or settled["holds"] is None else settled["violations"]
+    lost = None if settled is None or settled["state"] == "not judged" else settled["violations"]
     took_s = summary["time_to_sell_out_s"]
     weak = "" if is_trusted("p99", bought) else f"; {count(bought)} purchases are too few to trust it"
     cells = [
@@ -192,4 +196,4 @@ def headline(summary: dict[str, Any]) -> list[dict[str, str]]:
 
 
 def _state(violations: int | None) -> str:
-    return STATES[None if violations is None else not violations]
+    return "unknown" if violations is None else "fail" if violations else "pass"

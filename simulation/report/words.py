@@ -12,6 +12,7 @@ FAULTS: Final = {
     "freeze": "bytes held back",
     "drop_replies": "some answers dropped",
     "bandwidth": "throughput limited to a trickle",
+    "drop_connections": "every connection closed",
     "out_of_memory": "writes refused for want of memory",
     "disk_full": "writes refused for want of disk",
     "read_only": "every write refused",
@@ -72,6 +73,16 @@ def percent(change: float) -> str:
     return f"{change:+.1f}%" if change < 900 else f"×{1 + change / 100:,.0f}"
 
 
+def describe_reads(kind: str, reads: Mapping[str, Any]) -> str:
+    """Return how many reads of a kind there were, and how they ended."""
+    seen = (
+        f" of {count(reads['orders'])}, {count(reads['final'])} seen to their end" if kind == "order" else ""
+    )
+    ended = ("not_found", "unavailable", "invalid", "unknown")
+    others = "".join(f", {count(reads[word])} {word.replace('_', ' ')}" for word in ended if reads[word])
+    return f"{kind}: {count(reads['requests'])}{seen}{others}"
+
+
 def describe(summary: Mapping[str, Any]) -> str:
     """Return the verdict of a run and its main numbers, in a few lines for a terminal."""
     load, stock, ledger = (summary[part] for part in ("load", "stock", "fulfilment"))
@@ -81,7 +92,7 @@ def describe(summary: Mapping[str, Any]) -> str:
         *(
             f"  {check['name']} is broken: {check['detail']}"
             for check in [*summary["checks"], *summary["thresholds"]]
-            if check["holds"] is False
+            if check["state"] == "broken"
         ),
         *(f"  the {part} could not be read: {why}" for part, why in summary["unread"].items()),
         f"  load      {count(load['requests'])} requests in {summary['duration_s']:g} s,"
@@ -105,6 +116,9 @@ def describe(summary: Mapping[str, Any]) -> str:
             f" {count(retries['keyed_bought_again'])} with a key,"
             f" {count(retries['unkeyed_bought_again'])} without"
         )
+    for kind, reads in summary.get("reads", {}).items():
+        times = ", ".join(f"{name} {ms(value)}" for name, value in reads["latency_ms"]["response"].items())
+        lines.append(f"  reads     {describe_reads(kind, reads)}: {times}")
     if "bots_units" in (fairness := summary["fairness"]):
         lines.append(
             f"  bots      {count(fairness['bots_heads'])} made {count(fairness['bots_requests'])} requests"

@@ -16,7 +16,8 @@ MAX_REQUESTS = 50_000_000
 def check_scenario(scenario: Scenario) -> None:
     """Raise ValueError, in one line that names the key at fault, for a scenario that can't be run."""
     duration_s = scenario.duration_s()
-    expected = expected_requests(scenario.arrivals)
+    reads = scenario.population.reads
+    expected = expected_requests(scenario.arrivals) * (1 + (reads.stock_share if reads else 0))
     if not 1 <= expected <= MAX_REQUESTS:
         raise ValueError(f"arrivals: {expected:,.0f} requests; must be 1 to {MAX_REQUESTS:,}")
     _check_sales(scenario, duration_s)
@@ -55,13 +56,16 @@ def check_faults(faults: Sequence[Fault], duration_s: float) -> None:
                 raise ValueError(f"{key}.{name}: is for {kind}, not for {fault.kind}")
         for earlier in faults[:number]:
             if overlap(earlier, fault):
-                raise ValueError(f"{key}.at_s: {fault.on} has another such fault until {earlier.end_s:g} s")
+                same = ", ".join(name for name in fault.hits if name in earlier.hits)
+                raise ValueError(f"{key}.at_s: {same} has another fault until {earlier.end_s:g} s")
 
 
 def _check_sales(scenario: Scenario, duration_s: float) -> None:
     known: set[int] = set()
     for number, offer in enumerate(scenario.sales):
         _check_time(f"sales.{number}.starts_in_s", offer.starts_in_s or 0, duration_s)
+        if offer.ends_in_s is not None and offer.ends_in_s <= (offer.starts_in_s or 0):
+            raise ValueError(f"sales.{number}.ends_in_s: must be after its start, got {offer.ends_in_s:g}")
         for sale in offer.each():
             if sale.product_id in known:
                 raise ValueError(f"sales.{number}.product_id: {sale.product_id} is on sale already")

@@ -11,6 +11,9 @@ drop_replies  Requests pass. Some answers are dropped and their connections rese
               the client does not learn it.
 bandwidth     A limited number of bytes a second passes, each way, on each connection.
 
+drop_connections  The service closes every connection, and takes new ones at once: as an operator does
+                  (CLIENT KILL, close_all_connections, pg_terminate_backend), or a load balancer.
+
 Refusals, by a service that lives:
 
 out_of_memory   redis: it refuses every write that could take memory (OOM, maxmemory with noeviction).
@@ -21,8 +24,9 @@ read_only       redis: it is a replica without a primary (READONLY). postgres: e
 no_connections  postgres: every connection slot is taken, and the engine's sessions are ended.
 
 Losses of the gate's memory. Fulfilment is stopped during the fault, so that RabbitMQ holds purchases that the
-ledger does not know. At the end the front door is stopped and the relay hands over the outbox: nobody could
-restore what only the gate knew. Then Redis loses its memory, and both stages continue:
+ledger does not know. At the end the front door is stopped and the relay hands over the outbox, as soon as
+other faults let it: nobody could restore what only the gate knew. Then Redis loses its memory, and both
+stages continue:
 
 flush         Redis holds nothing (FLUSHALL).
 wipe          Redis is killed, and starts without any files.
@@ -49,11 +53,12 @@ LOSSES: Final = ("flush", "wipe", "rollback", "failover")
 TARGETS: Final[dict[str, tuple[str, ...]]] = {
     **dict.fromkeys(PROCESS_KINDS, STAGES + SERVICES),
     **dict.fromkeys(NETWORK_KINDS, SERVICES),
+    "drop_connections": SERVICES,
     **REFUSALS,
     **dict.fromkeys(LOSSES, ("redis",)),
 }
 """What each kind of fault can be done to."""
-INSTANT: Final = ("kill", "restart", "cut")
+INSTANT: Final = ("kill", "restart", "cut", "drop_connections")
 """Kinds that do something even if they last no time."""
 STRENGTH_OF: Final = {"latency_ms": "latency", "share": "drop_replies", "bytes_per_s": "bandwidth"}
 
@@ -93,11 +98,23 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         """Whether the gate loses its memory."""
         return self.kind in LOSSES
 
+    @property
+    def hits(self) -> tuple[str, ...]:
+        """What it needs for itself while it lasts: the processes, or the way, that it is done to.
+
+        The names are in one order for all faults. A loss of memory stops and continues two stages.
+        """
+        if self.of_memory:
+            return ("front-door", "fulfilment", "redis")
+        return (f"the way to {self.on}" if self.of_network else self.on,)
+
+
+def is_over_at_once(kind: str, on: str) -> bool:
+    """Return whether such a fault is over as soon as it is done: the server starts a stage again at once."""
+    return kind == "drop_connections" or (on in STAGES and kind != "stop")
+
 
 def overlap(one: Fault, other: Fault, apart_s: float = 0.0) -> bool:
-    """Return whether two faults hit the same processes, or the same way, less than `apart_s` apart.
-
-    A loss of memory stops and continues stages: it overlaps with any fault that is not of the network.
-    """
-    same = one.of_network == other.of_network and (one.on == other.on or one.of_memory or other.of_memory)
+    """Return whether two faults hit the same processes, or the same way, less than `apart_s` apart."""
+    same = not set(one.hits).isdisjoint(other.hits)
     return same and one.at_s <= other.end_s + apart_s and other.at_s <= one.end_s + apart_s

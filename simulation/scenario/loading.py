@@ -56,7 +56,7 @@ def load_scenario(
     """
     path = _find(name_or_path)
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        raw = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ScenarioError(f"{path}: {error.strerror or error}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -84,7 +84,7 @@ def scale_scenario(scenario: Scenario, rate: float, time: float, source: str = "
     """
     raw = msgspec.to_builtins(scenario)
     factors = dict.fromkeys(("rate_rps", "to_rps"), rate)
-    factors |= dict.fromkeys(("seconds", "period_s", "at_s", "starts_in_s"), time)
+    factors |= dict.fromkeys(("seconds", "period_s", "at_s", "starts_in_s", "ends_in_s"), time)
     for table in raw["arrivals"] + raw["sales"] + raw["restocks"] + raw["faults"]:
         for key, factor in factors.items():
             if table.get(key) is not None:
@@ -95,6 +95,10 @@ def scale_scenario(scenario: Scenario, rate: float, time: float, source: str = "
 
 def read_scenario(raw: Mapping[str, Any], source: str = "scenario") -> Scenario:
     """Return the scenario in a tree of plain values. Raises ScenarioError, which names the key at fault."""
+    if isinstance(population := raw.get("population"), dict):
+        # TOML has no word for nothing: `reads = false` leaves a table out.
+        given = {key: None if value is False else value for key, value in population.items()}
+        raw = {**raw, "population": given}
     try:
         scenario = msgspec.convert(raw, Scenario)
         check_scenario(scenario)

@@ -33,9 +33,12 @@ class Patience(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Share of the clients that try again at all."""
 
 
-def draw_pauses(patience: Patience, size: int, stream: np.random.SeedSequence) -> npt.NDArray[np.int64]:
-    """Return the pause of each client, in ns; 0 for one that never tries again."""
+def draw_pauses(
+    pause_ms: float, jitter: float, share: float, size: int, stream: np.random.SeedSequence
+) -> npt.NDArray[np.int64]:
+    """Return the pause of each of `size` clients, in ns, around `pause_ms`; 0 for one that is not in the
+    `share` that comes again."""
     returns, pauses = (np.random.Generator(np.random.PCG64(part)) for part in stream.spawn(2))
-    pause_ms = patience.pause_ms * (1 + patience.jitter * pauses.uniform(-1, 1, size))
-    pause_ns = np.rint(np.maximum(pause_ms, 1) * 1e6).astype(np.int64)
-    return np.where(returns.random(size) < patience.share, pause_ns, 0)
+    drawn_ms = pause_ms * (1 + jitter * pauses.uniform(-1, 1, size))
+    pause_ns = np.rint(np.maximum(drawn_ms, 1) * 1e6).astype(np.int64)
+    return np.where(returns.random(size) < share, pause_ns, 0)

@@ -11,6 +11,7 @@ from simulation.scenario.chaos import Chaos, draw_faults
 from simulation.scenario.condition import Span
 from simulation.scenario.fault import Fault
 from simulation.scenario.patience import Patience
+from simulation.scenario.reads import Reads
 
 MAX_ID = 2**63 - 1
 """Largest id of a user or a product."""
@@ -36,6 +37,8 @@ class SaleOffer(Part, frozen=True):
     """Number of products, from `product_id` on, each in its own sale."""
     starts_in_s: Annotated[float, Meta(ge=0, le=7 * 86_400)] | None = None
     """When it opens, from the run's start, by the gate's clock; None: it is open from the start."""
+    ends_in_s: Annotated[float, Meta(gt=0, le=7 * 86_400)] | None = None
+    """When it ends, from the run's start, by the gate's clock; None: never."""
 
     def each(self) -> list["SaleOffer"]:
         """Return one offer for each product."""
@@ -73,6 +76,8 @@ class Population(Part, frozen=True):
     patience: Patience | None = None
     """Which clients try again; None: nobody does."""
     bots: Bots | None = None
+    reads: Reads | None = None
+    """Who looks at the stock and at orders; None: nobody does."""
 
 
 class DriverOptions(Part, frozen=True):
@@ -117,6 +122,8 @@ class Scenario(Part, frozen=True):
     """When the load stops early because it is hopeless: conditions on what the driver has seen so far."""
     drain_s: Annotated[float, Meta(ge=0, le=86_400)] = 60.0
     """Longest wait after the load until every accepted purchase is settled."""
+    recover_s: Annotated[float, Meta(gt=0, le=3_600)] = 10.0
+    """Longest time from a fault's end until the engine works as before."""
 
     def duration_s(self) -> float:
         """Return the length of the arrival curve, in seconds."""

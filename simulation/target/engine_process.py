@@ -4,10 +4,12 @@ import asyncio
 import contextlib
 import os
 import re
+import secrets
 import signal
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,6 +22,7 @@ from engine.local.process import ProcessId, family, identify, kill_processes, su
 from engine.local.stack import read_tail, start_stack
 from engine.settings import PREFIX
 from simulation.errors import EngineError
+from simulation.scenario.fault import STAGES
 from simulation.target.process_meter import stage_of
 from simulation.target.services import Services, services_of
 
@@ -50,11 +53,14 @@ async def private_services(say: Callable[[str], None]) -> AsyncIterator[Services
 class EngineProcess:
     """A running engine."""
 
-    def __init__(self, process: asyncio.subprocess.Process, log: Path) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, log: Path, admin_token: str | None) -> None:
         self.url = ""
+        self.admin_token = admin_token
         self.log = log
         self.pid = process.pid
         """The server's process."""
+        self.sizes: Counter[str] = Counter()
+        """Number of processes of each stage, once the engine is ready."""
         self._process = process
         self._stages: set[ProcessId] = set()
         """All processes that the server was seen to start: they outlive a killed server for a while."""
@@ -95,6 +101,7 @@ class EngineProcess:
                 if time.monotonic() > deadline:
                     raise EngineError(f"the engine is not ready after {START_S:.0f} s{read_tail(self.log)}")
                 await asyncio.sleep(POLL_S)
+        self.sizes.update({role: len(self.find_stage(role)) for role in STAGES})
         self._remember()
 
     async def _is_ready(self, session: aiohttp.ClientSession) -> bool:
@@ -122,6 +129,7 @@ async def start_engine(
     """
     wanted = {
         "port": 0,
+        "admin_token": None if settings.get("dev") else secrets.token_hex(16),
         "drain_s": SETTLE_S,
         **settings,
         "redis_url": services.redis_url,
@@ -140,7 +148,7 @@ async def start_engine(
             # Python finds a package first in the folder where it starts; the stages start there, too.
             cwd=code,
         )  # fmt: skip
-    engine = EngineProcess(process, log)
+    engine = EngineProcess(process, log, wanted["admin_token"])
     try:
         await engine.await_ready()
         yield engine

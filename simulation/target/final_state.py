@@ -15,20 +15,17 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 
-from engine.bus.topology import DEAD, PURCHASES
-from engine.gate.client import connect_redis
-from engine.gate.keys import ShardKeys
-from engine.gate.pending import read_pending
 from simulation.errors import Unreadable
-from simulation.model.state import GATE_COLUMNS, ORDER_TYPES, SALE_TYPES, FinalState
+from simulation.model.formats import DEAD, PURCHASES, decode_pending, decode_sales, name_key
+from simulation.model.state import ORDER_TYPES, SALE_TYPES, FinalState
 from simulation.target.services import Services
 from simulation.target.stores import (
-    TIMEOUT_S,
     BusStore,
     GateStore,
     Store,
     close_stores,
     connect_ledger,
+    connect_redis,
     read_stores,
     read_within,
 )
@@ -103,22 +100,22 @@ async def _attempt(part: str, reading: Coroutine[Any, Any, _Part], unread: dict[
 
 
 async def _read_gate(url: str, shards: int) -> _Part:
-    rows: list[list[int]] = []
+    hashes: dict[bytes, dict[bytes, bytes]] = {}
     pending: set[str] = set()
     outbox = dead = 0
-    async with connect_redis(url, round(TIMEOUT_S * 1000)) as redis:
-        for keys in map(ShardKeys, range(shards)):
-            names = [name async for name in redis.scan_iter(match=f"{keys.prefix}sale:*", count=1000)]
+    async with connect_redis(url) as redis:
+        for shard in range(shards):
+            match = name_key(shard, "sale:*")
+            names = [name async for name in redis.scan_iter(match=match, count=1000)]
             pipe = redis.pipeline(transaction=False)
             for name in names:
-                pipe.hmget(name, GATE_COLUMNS[1:])
-            for name, values in zip(names, await pipe.execute(), strict=True):
-                rows.append([int(name.rpartition(b":")[2]), *(int(value or 0) for value in values)])
-            pending |= await read_pending(redis, keys)
-            outbox += await redis.xlen(keys.outbox)
-            dead += await redis.xlen(keys.dead)
-    sales = pd.DataFrame(rows, columns=list(GATE_COLUMNS), dtype="int64")
-    return {"gate": sales, "pending": frozenset(pending), "outbox": outbox, "dead": dead}
+                pipe.hgetall(name)
+            hashes |= dict(zip(names, await pipe.execute(), strict=True))
+            batches: Any = await redis.hgetall(name_key(shard, "pending"))
+            pending |= decode_pending(batches)
+            outbox += await redis.xlen(name_key(shard, "outbox"))
+            dead += await redis.xlen(name_key(shard, "dead"))
+    return {"gate": decode_sales(hashes), "pending": frozenset(pending), "outbox": outbox, "dead": dead}
 
 
 async def _read_bus(url: str | None) -> _Part:

@@ -9,13 +9,12 @@ from urllib.parse import urlsplit
 import aiohttp
 import msgspec
 
-from engine.gate.client import connect_redis
-from engine.gate.keys import ShardKeys, shard_of
 from engine.model.sale import Sale, SaleTerms
 from simulation.errors import EngineError, Unreadable
+from simulation.model.formats import name_key, place_product
 from simulation.scenario.schema import SaleOffer
 from simulation.target.services import Services
-from simulation.target.stores import connect_ledger, read_within
+from simulation.target.stores import connect_ledger, connect_redis, read_within
 
 TIMEOUT_S: Final = 30.0
 _NEW_SALES: Final = Path(__file__).with_name("new_sales.sql").read_text()
@@ -26,8 +25,8 @@ async def open_sales(
 ) -> list[Sale]:
     """Open the sales over HTTP, in their order. Raises EngineError, in one line that says what to do.
 
-    `starts_in_s` counts from the run's start `t0_ns`, on time.monotonic_ns(), or else from now. The engine
-    is told the start by this machine's clock, and opens the sale by the gate's clock.
+    `starts_in_s` and `ends_in_s` count from the run's start `t0_ns`, on time.monotonic_ns(), or else
+    from now. The engine is told the hours by this machine's clock, and keeps them by the gate's clock.
     """
     parts = urlsplit(url)
     if parts.scheme != "http" or not parts.hostname:
@@ -44,6 +43,7 @@ async def open_sales(
                 limit=offer.limit,
                 quantity=offer.quantity,
                 starts_ms=None if offer.starts_in_s is None else round(start_ms + offer.starts_in_s * 1e3),
+                ends_ms=None if offer.ends_in_s is None else round(start_ms + offer.ends_in_s * 1e3),
             )
             sales.append(Sale(sale_id=await _open_sale(session, url.rstrip("/"), terms), terms=terms))
     return sales
@@ -56,6 +56,7 @@ async def _open_sale(session: aiohttp.ClientSession, url: str, terms: SaleTerms)
         "limit": terms.limit,
         "quantity": terms.quantity,
         "startsAt": terms.starts_ms,
+        "endsAt": terms.ends_ms,
     }
     parameters = {name: str(value) for name, value in query.items() if value is not None}
     try:
@@ -91,12 +92,12 @@ async def check_ownership(services: Services, sales: Sequence[Sale], shards: int
 
 async def _find_at_gate(services: Services, sales: Sequence[Sale], shards: int) -> set[int]:
     async with (
-        connect_redis(services.redis_url, round(TIMEOUT_S * 1000)) as redis,
+        connect_redis(services.redis_url) as redis,
         redis.pipeline(transaction=False) as pipe,
     ):
         for sale in sales:
             product = sale.terms.product_id
-            pipe.hget(ShardKeys(shard_of(product, range(shards))).sale(product), "sale_id")
+            pipe.hget(name_key(place_product(product, shards), f"sale:{product}"), "sale_id")
         return {int(sale_id or 0) for sale_id in await pipe.execute()}
 
 

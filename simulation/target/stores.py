@@ -12,16 +12,15 @@ from typing import Any, Final, TypeVar
 
 import aio_pika
 import asyncpg
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 
 from engine.bus.connection import close_connection, connect_bus
-from engine.bus.topology import PURCHASES
-from engine.gate.client import connect_redis
-from engine.gate.fence import read_generations
-from engine.gate.keys import ShardKeys, shard_of
-from engine.gate.pending import count_pending
 from engine.model.sale import Sale
 from engine.stages.lifecycle import cancel
 from simulation.errors import Unreadable
+from simulation.model.formats import OPEN, PURCHASES, count_pending, name_key, place_product
 
 TIMEOUT_S: Final = 30.0
 """Longest wait for a store; `read_within` allows less."""
@@ -64,12 +63,23 @@ async def connect_ledger(url: str, **settings: str) -> AsyncIterator[asyncpg.Con
         await connection.close()
 
 
+def connect_redis(url: str) -> Redis:
+    """Return a client of Redis that answers in bytes and never tries again by itself."""
+    return Redis.from_url(
+        url,
+        protocol=2,
+        retry=Retry(NoBackoff(), 0),
+        socket_timeout=TIMEOUT_S,
+        socket_connect_timeout=TIMEOUT_S,
+    )
+
+
 class GateStore:
     """The gate, and of its products those that `sales` names. `sales` may grow."""
 
     def __init__(self, url: str, sales: Sequence[Sale], shards: int) -> None:
-        self._redis = connect_redis(url, round(TIMEOUT_S * 1000))
-        self._shards = [ShardKeys(shard) for shard in range(shards)]
+        self._redis = connect_redis(url)
+        self._shards = shards
         self._sales = sales
         self._failed: dict[int, int] = {}
         """Failed orders by sale id; for a sale that was replaced, the last number that the gate knew."""
@@ -77,16 +87,17 @@ class GateStore:
     async def read(self) -> Counts:
         """Return what the gate holds."""
         async with self._redis.pipeline(transaction=False) as pipe:
-            for keys in self._shards:
-                pipe.xlen(keys.outbox)
-                pipe.hvals(keys.pending)
+            for shard in range(self._shards):
+                pipe.xlen(name_key(shard, "outbox"))
+                pipe.hvals(name_key(shard, "pending"))
+                pipe.hget(name_key(shard, "mark"), OPEN)
             sales = list(self._sales)
             for sale in sales:
                 product = sale.terms.product_id
-                key = shard_of(product, self._shards).sale(product)
+                key = name_key(place_product(product, self._shards), f"sale:{product}")
                 pipe.hmget(key, ["sale_id", "remaining", "released"])
             answers = await pipe.execute()
-        cut = 2 * len(self._shards)
+        cut = 3 * self._shards
         remaining = 0
         for sale, fields in zip(sales, answers[cut:], strict=True):
             sale_id, left, released = (int(field or 0) for field in fields)
@@ -94,11 +105,11 @@ class GateStore:
                 remaining += left
                 self._failed[sale_id] = released // sale.terms.quantity
         return {
-            "outbox_entries": sum(answers[0:cut:2]),
-            "pending_orders": sum(map(count_pending, answers[1:cut:2])),
+            "outbox_entries": sum(answers[0:cut:3]),
+            "pending_orders": sum(map(count_pending, answers[1:cut:3])),
             "stock_remaining": remaining,
             "ledger_failed": sum(self._failed.values()),
-            "closed_shards": (await read_generations(self._redis, self._shards)).count(0),
+            "closed_shards": sum(not int(generation or 0) for generation in answers[2:cut:3]),
         }
 
     async def close(self) -> None:

@@ -8,8 +8,11 @@ from typing import Any
 
 import pandas as pd
 
+from simulation.judge.asked import LONG_AGO, Asked, AskedSale
 from simulation.judge.verdict import Check
-from simulation.model.state import ORDER_TYPES, SALE_TYPES, FinalState
+from simulation.judge.verdict import judge as judge_run
+from simulation.model.events import Recovery
+from simulation.model.state import GATE_TYPES, ORDER_TYPES, SALE_TYPES, FinalState
 
 STATUS = {
     "ACCEPTED": 200,
@@ -24,6 +27,10 @@ STATUS = {
 }
 
 
+TROUBLE = Recovery(kind="cut", on="redis", start_s=0, end_s=1, recovered_after_s=0.0)
+"""The fault behind an answer that is lost."""
+
+
 @dataclass(frozen=True)
 class Terms:
     """A sale of the model; its id is its place in the list, from 1."""
@@ -33,8 +40,37 @@ class Terms:
     quantity: int = 1
     limit: int | None = None
     starts_us: int | None = None
+    ends_us: int | None = None
     opens_ns: int = 0
     """When it replaces the earlier sale of its product."""
+
+    def ask(self) -> AskedSale:
+        """Return the sale as it is asked for: within a microsecond of the moment when it opens."""
+        return AskedSale(
+            product_id=self.product_id,
+            stock=self.stock,
+            quantity=self.quantity,
+            limit=self.limit,
+            starts_ns=None if self.starts_us is None else 1_000 * self.starts_us,
+            ends_ns=None if self.ends_us is None else 1_000 * self.ends_us,
+            asked_ns=self.opens_ns - 1_000 if self.opens_ns else LONG_AGO,
+            opened_ns=self.opens_ns + 1_000 if self.opens_ns else LONG_AGO,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Played(FinalState):
+    """The final state of a run of the model, and what was asked of it."""
+
+    asked: Asked
+
+
+def judge(
+    history: pd.DataFrame, state: FinalState, reads: pd.DataFrame | None = None, **changes: Any
+) -> list[Check]:
+    """Return the checks of a run that `play` played; `changes` are of what was asked."""
+    assert isinstance(state, Played)
+    return judge_run(history, state, replace(state.asked, **changes), reads)
 
 
 @dataclass(frozen=True)
@@ -52,6 +88,17 @@ class Ask:
     arrives: bool = True
     """Whether a lost request reached the gate."""
     declined: bool = False
+
+
+@dataclass(frozen=True)
+class Look:
+    """A read: of an order, by its place among those that the model has accepted, or else of a stock."""
+
+    product_id: int = 1
+    order: int | None = None
+    sent_ns: int = 0
+    gate_ns: int = 0
+    done_ns: int = 0
 
 
 @dataclass
@@ -79,6 +126,8 @@ class Model:
             return "ACCEPTED", known
         if sale.starts_us is not None and ask.gate_ns // 1000 < sale.starts_us:
             return "NOT_STARTED", None
+        if sale.ends_us is not None and ask.gate_ns // 1000 >= sale.ends_us:
+            return "SALE_ENDED", None
         buyer = (ask.user_id, number)
         if sale.limit is not None and self.bought[buyer] + sale.quantity > sale.limit:
             return "LIMIT_REACHED", None
@@ -91,10 +140,25 @@ class Model:
         order_id = str(uuid.UUID(int=len(self.orders) + 1))
         self.orders.append(
             order(order_id, ask, number, sale.quantity, "FAILED" if ask.declined else "CONFIRMED")
+            | {"gate_ns": ask.gate_ns}
         )
         if ask.key:
             self.answers[ask.user_id, ask.product_id, ask.key] = order_id
         return "ACCEPTED", order_id
+
+    def show(self, op: int, look: Look) -> list[dict[str, Any]]:
+        """Return the row of a read, if there is something to read."""
+        self.release_until(look.gate_ns)
+        times = {"sent_ns": look.sent_ns, "done_ns": look.done_ns}
+        if look.order is None:
+            number = self.current(look.product_id, look.gate_ns)
+            units = self.sales[number - 1].stock, self.remaining[number]
+            return [read_stock(op, look.sent_ns, *units) | times | {"product_id": look.product_id}]
+        if not self.orders:
+            return []
+        row = self.orders[look.order % len(self.orders)]
+        status = row["status"] if look.gate_ns >= row["gate_ns"] + 100 else "PENDING"
+        return [read_order(op, row["order_id"], look.sent_ns, status) | times]
 
     def current(self, product_id: int, now_ns: int) -> int:
         """Return the number of the product's sale at that moment; 0 if there is none."""
@@ -154,15 +218,40 @@ def operation(op: int, ask: Ask, outcome: str, order_id: str | None = None) -> d
         "order_id": order_id,
         "attempt": 0,
         "first_op": op,
+        "kind": "buy",
+        "order_status": None,
+        "initial": None,
+        "remaining": None,
+        "sold": None,
     }
+
+
+def read_order(op: int, order_id: str, sent_ns: int, status: str | None) -> dict[str, Any]:
+    """Return a row of the history: a read of an order, answered ten nanoseconds after it was sent; without a
+    status it was not found."""
+    shown = {"outcome": "NOT_FOUND", "result": "fail", "status": 404} if status is None else {}
+    return _look(op, "order", sent_ns) | {"order_id": order_id, "order_status": status} | shown
+
+
+def read_stock(op: int, sent_ns: int, initial: int, remaining: int) -> dict[str, Any]:
+    """Return a row of the history: a read of stock, answered ten nanoseconds after it was sent."""
+    units = {"initial": initial, "remaining": remaining, "sold": initial - remaining}
+    return _look(op, "stock", sent_ns) | units
+
+
+def _look(op: int, kind: str, sent_ns: int) -> dict[str, Any]:
+    ask = Ask(0, sent_ns=sent_ns, done_ns=sent_ns + 10)
+    return operation(op, ask, "ACCEPTED") | {"kind": kind, "outcome": "SHOWN", "result": "ok"}
 
 
 def history_of(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
     """Return the rows as a history, in its types."""
     frame = pd.DataFrame(rows, columns=list(operation(0, Ask(1), "ACCEPTED")))
     whole = dict.fromkeys(["op", "user_id", "product_id", "intended_ns", "attempt", "first_op"], "int64")
-    text = {"key": "str", "order_id": "str", "outcome": "category", "result": "category"}
-    return frame.astype({**whole, "sent_ns": "Int64", "done_ns": "Int64", **text})
+    maybe = dict.fromkeys(["sent_ns", "done_ns", "initial", "remaining", "sold"], "Int64")
+    text = dict.fromkeys(["key", "order_id", "order_status"], "str")
+    words = dict.fromkeys(["outcome", "result", "kind"], "category")
+    return frame.astype({**whole, **maybe, **text, **words})
 
 
 def orders_of(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
@@ -173,27 +262,47 @@ def orders_of(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
     )
 
 
-def play(asks: Sequence[Ask], sales: Sequence[Terms]) -> tuple[pd.DataFrame, FinalState]:
+def play(asks: Sequence[Ask], sales: Sequence[Terms]) -> tuple[pd.DataFrame, Played]:
     """Return the history that clients of a correct engine see, and the final state of its stores."""
+    history, _, state = play_and_look(asks, (), sales)
+    return history, state
+
+
+def play_and_look(
+    asks: Sequence[Ask], looks: Sequence[Look], sales: Sequence[Terms]
+) -> tuple[pd.DataFrame, pd.DataFrame, Played]:
+    """Return what `play` does, and in the middle the reads; an order is PENDING for 100 ns."""
     model = Model(sales)
-    rows = {}
-    for op, ask in sorted(enumerate(asks), key=lambda pair: pair[1].gate_ns):
+    rows, reads = {}, []
+    requests: list[Ask | Look] = [*asks, *looks]
+    for op, ask in sorted(enumerate(requests), key=lambda pair: pair[1].gate_ns):
+        if isinstance(ask, Look):
+            reads += model.show(op, ask)
+            continue
         outcome, order_id = model.decide(ask) if ask.arrives or not ask.lost else ("UNKNOWN", None)
         rows[op] = operation(op, ask, *(("UNKNOWN", None) if ask.lost else (outcome, order_id)))
+        if ask.lost:
+            rows[op]["done_ns"] = None
     model.release_until(2**62)
     confirmed: dict[int, int] = defaultdict(int)
     failed: dict[int, int] = defaultdict(int)
     for row in model.orders:
         units = confirmed if row["status"] == "CONFIRMED" else failed
         units[row["sale_id"]] += row["quantity"]
-    state = FinalState(
-        gate=pd.DataFrame(
-            [
-                [s.product_id, i, s.stock, model.remaining[i], failed[i]]
-                for i, s in enumerate(sales, 1)
-                if i == model.current(s.product_id, 2**62)
-            ],
-            columns=["product_id", "sale_id", "stock", "remaining", "released"],
+    gate: list[list[Any]] = [
+        [s.product_id, i, s.stock, model.remaining[i], failed[i], s.limit, s.quantity]
+        + [None if hour is None else hour / 1_000 for hour in (s.starts_us, s.ends_us)]
+        for i, s in enumerate(sales, 1)
+        if i == model.current(s.product_id, 2**62)
+    ]
+    state = Played(
+        asked=Asked(
+            sales=[sale.ask() for sale in sales],
+            faults=[TROUBLE] if any(ask.lost for ask in asks) else [],
+            declines={row["order_id"] for row in model.orders if row["status"] == "FAILED"}.__contains__,
+        ),
+        gate=pd.DataFrame(gate, columns=list(GATE_TYPES)).astype(
+            GATE_TYPES | dict.fromkeys(["starts_ms", "ends_ms"], "Float64")
         ),
         pending=frozenset(),
         outbox=0,
@@ -201,7 +310,7 @@ def play(asks: Sequence[Ask], sales: Sequence[Terms]) -> tuple[pd.DataFrame, Fin
         dead=0,
         sales=pd.DataFrame(
             [
-                [i, s.product_id, s.stock, confirmed[i], s.limit, s.quantity, s.starts_us, None]
+                [i, s.product_id, s.stock, confirmed[i], s.limit, s.quantity, s.starts_us, s.ends_us]
                 for i, s in enumerate(sales, 1)
             ],
             columns=list(SALE_TYPES),
@@ -209,10 +318,10 @@ def play(asks: Sequence[Ask], sales: Sequence[Terms]) -> tuple[pd.DataFrame, Fin
         orders=orders_of(model.orders),
         drained_s=0.1,
     )
-    return history_of([rows[op] for op in sorted(rows)]), state
+    return history_of([rows[op] for op in sorted(rows)]), history_of(reads), state
 
 
-def with_orders(state: FinalState, rows: Sequence[dict[str, Any]]) -> FinalState:
+def with_orders(state: Played, rows: Sequence[dict[str, Any]]) -> Played:
     """Return the state with other orders, and the sales' own counts in agreement with them."""
     assert state.sales is not None
     orders, sales = orders_of(rows), state.sales.copy()

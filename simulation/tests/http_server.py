@@ -73,7 +73,7 @@ class HttpServer:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode()
                 line, *lines = head.strip().split("\r\n")
                 headers = {name.lower(): value for name, value in (each.split(": ", 1) for each in lines)}
-                body = await reader.readexactly(int(headers["content-length"]))
+                body = await reader.readexactly(int(headers.get("content-length", 0)))
                 request = Request(len(self.requests), connection, line, headers, body, writer)
                 self.requests.append(request)
                 self.held += 1

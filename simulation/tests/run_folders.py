@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 import pandas as pd
 
-from simulation.model.history import DTYPES
+from simulation.model.history import DTYPES, fill_in
 from simulation.model.state import FinalState
 from simulation.record.facts import RunFacts
 from simulation.record.history import write_history
@@ -60,12 +60,10 @@ def make_history(stock: int, seed: int = 1, slowness: float = 1.0) -> pd.DataFra
             "outcome": outcome,
             "result": np.select([lost, won], ["unknown", "ok"], "fail"),
             "order_id": order_ids,
-            "attempt": 0,
-            "first_op": np.arange(len(meant)),
         }
     )
     frame.loc[lost, "done_ns"] = pd.NA
-    return frame.astype(DTYPES)
+    return frame.assign(**fill_in(frame)).astype(DTYPES)
 
 
 def make_state(history: pd.DataFrame, stock: int, seed: int = 2) -> FinalState:
@@ -142,6 +140,7 @@ def make_run(
             "arrivals.0.seconds": 2, "arrivals.0.rate_rps": 600,
             "arrivals.1.seconds": 4, "arrivals.1.rate_rps": 5_000,
             "arrivals.2.seconds": 6, "arrivals.2.rate_rps": 2_000,
+            "driver.may_give_up": True,  # some answers are lost
         },
         stock=stock,
     )  # fmt: skip

@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TOP_LEVEL = {
     ".ci",
     ".dockerignore",
+    ".gitattributes",
     ".gitignore",
     "LICENSE",
     "Makefile",
@@ -187,8 +188,19 @@ def test_no_room_is_crowded_and_no_module_is_long(package: str) -> None:
     assert {room: modules for room, modules in rooms.items() if modules > MOST_MODULES} == {}
 
 
+def test_a_clone_as_git_makes_it_on_windows_has_the_same_bytes(tmp_path: Path) -> None:
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a clone")
+    git = ["git", "-c", "core.autocrlf=true", "-c", "core.eol=crlf"]
+    clone = [*git, "clone", "--quiet", "--depth=1", f"file://{ROOT}", str(tmp_path / "clone")]
+    subprocess.run(clone, check=True)
+    for name in ("Makefile", ".ci/run", "engine/gate/reserve.lua", "reports/reference/timeline.csv"):
+        show = subprocess.run(["git", "show", f"HEAD:{name}"], cwd=ROOT, capture_output=True, check=True)
+        assert (tmp_path / "clone" / name).read_bytes() == show.stdout, name
+
+
 def test_the_compose_file_is_accepted() -> None:
-    accepted = run_compose(FLASHGRID_ADMIN_TOKEN="a-token")
+    accepted = run_compose(FLASHGRID_ADMIN_TOKEN="a-token-of-sixteen")
     assert accepted.returncode == 0, accepted.stderr
 
 

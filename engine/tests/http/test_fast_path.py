@@ -9,11 +9,14 @@ from typing import NamedTuple
 import msgspec
 import pytest
 from aiohttp import web
+from aiohttp.web_protocol import RequestHandler
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from engine.gate.gate import Gate
+from engine.http.answers import respond_http_error
 from engine.http.app import LEAVING, FrontDoor
+from engine.http.fast_path import FastPath
 from engine.http.listener import LINGER_S, listen
 from engine.ledger.ledger import Ledger
 from engine.model.sale import Sale, SaleTerms
@@ -25,6 +28,19 @@ EXAMPLES = 700
 LAST = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 PLAIN = b'{"userId":101,"productId":1}'
 SOLD_OUT, LIMITED, UNKNOWN = 2, 3, 4
+
+
+class Plain(RequestHandler):
+    """A connection of aiohttp, which tells of what it can't read in the engine's words."""
+
+    handle_error = FastPath.handle_error
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        if isinstance(resp, web.HTTPException):
+            resp = respond_http_error(resp)
+        return await super().finish_response(request, resp, start_time)
 
 
 class Doors(NamedTuple):
@@ -54,15 +70,21 @@ async def doors(settings_without_bus: Settings) -> AsyncIterator[Doors]:
     front_door = FrontDoor(settings_without_bus, gate, ledger)
     fast, plain = (
         web.AppRunner(front_door.make_app()),
-        web.AppRunner(front_door.make_app(), access_log=None, lingering_time=LINGER_S),
+        web.AppRunner(front_door.make_app()),
     )
     with bind() as fast_socket, bind() as plain_socket:
-        async with listen(fast, gate, fast_socket, 75):
+        async with listen(fast, gate, fast_socket, 75, 10):
             await plain.setup()
-            await web.SockSite(plain, plain_socket).start()
-            assert fast.server is not None
-            assert plain.server is not None
-            yield Doors(port_of(fast_socket), port_of(plain_socket), fast.server, plain.server, gate)
+            fast_server, plain_server = fast.server, plain.server
+            assert fast_server is not None
+            assert plain_server is not None
+            loop = asyncio.get_running_loop()
+            accepting = await loop.create_server(
+                lambda: Plain(plain_server, loop=loop, lingering_time=LINGER_S),
+                sock=plain_socket,
+            )
+            yield Doors(port_of(fast_socket), port_of(plain_socket), fast_server, plain_server, gate)
+            accepting.close()
             await plain.cleanup()
     await gate.close()
     await ledger.close()
@@ -217,7 +239,7 @@ async def test_closing_answers_what_is_under_way(settings_without_bus: Settings)
     ledger = await Ledger.connect(settings_without_bus.postgres_url or "")
     runner = web.AppRunner(FrontDoor(settings_without_bus, gate, ledger).make_app())
     with bind() as listener:
-        async with listen(runner, gate, listener, 75):
+        async with listen(runner, gate, listener, 75, 10):
             clients = [await asyncio.open_connection("127.0.0.1", port_of(listener)) for _ in range(20)]
             for _, writer in clients:
                 writer.write(purchase(product(UNKNOWN)))
@@ -240,7 +262,7 @@ async def test_who_asks_a_front_door_that_leaves_is_answered_and_sent_elsewhere(
     ledger = await Ledger.connect(settings_without_bus.postgres_url or "")
     runner = web.AppRunner(FrontDoor(settings_without_bus, gate, ledger).make_app())
     with bind() as listener:
-        door = listen(runner, gate, listener, 75)
+        door = listen(runner, gate, listener, 75, 10)
         await door.__aenter__()
         clients = [await asyncio.open_connection("127.0.0.1", port_of(listener)) for _ in range(5)]
         for reader, writer in clients:

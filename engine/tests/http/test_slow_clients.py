@@ -11,10 +11,12 @@ import psutil
 import pytest
 
 from engine.gate.gate import Gate
+from engine.http.heads import Heads
 from engine.model.sale import Sale, SaleTerms
 from engine.settings import Settings
 from engine.stages.front_door import run_front_door
 
+LAST = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 BODY = b'{"userId":101,"productId":1}'
 HEAD = (
     b"POST /purchase/buy HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -32,7 +34,7 @@ async def serving(settings: Settings) -> AsyncIterator[int]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setblocking(False)
         async with asyncio.TaskGroup() as group:
-            group.create_task(run_front_door(settings, listener, stop, ready.set))
+            group.create_task(run_front_door(settings, [listener], stop, ready.set))
             await ready.wait()
             yield listener.getsockname()[1]
             stop.set()
@@ -60,6 +62,96 @@ async def test_a_connection_without_a_whole_request_is_closed(
 ) -> None:
     async with serving(msgspec.structs.replace(settings_without_bus, keepalive_s=0.5)) as port:
         assert await talk(port, *pieces) == b""
+
+
+GET = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+ODD = HEAD.replace(b"Host", b"Accept-Encoding: x, y\r\nTE: trailers\r\nHost")
+"""A head that aiohttp reads, not the fast path."""
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        (HEAD[:40],), (HEAD,), (HEAD[:40], HEAD[40:80]), (GET[:10],), (GET, GET[:10]), (GET + GET[:10],),
+        (HEAD + BODY, HEAD[:9]), (HEAD + BODY, HEAD), (ODD + BODY, GET[:9]), (ODD + BODY + GET[:9],),
+        (ODD, BODY, GET[:9]), (ODD, BODY + GET[:9]), (b"\r\n",),
+    ],
+)  # fmt: skip
+async def test_a_head_that_has_begun_and_stays_away_is_dropped_long_before_an_idle_connection(
+    settings_without_bus: Settings, pieces: tuple[bytes, ...]
+) -> None:
+    async with serving(msgspec.structs.replace(settings_without_bus, client_timeout_ms=300)) as port:
+        async with asyncio.timeout(30):
+            said = await talk(port, *pieces)
+        assert said.count(b"HTTP/1.1 200") == sum(
+            piece.startswith((GET, HEAD + BODY, ODD)) for piece in pieces
+        )
+
+
+@pytest.mark.parametrize("pieces", [(), (GET,), (HEAD + BODY,), (HEAD, BODY), (ODD + BODY,), (ODD, BODY)])
+async def test_an_idle_connection_outlasts_the_time_for_a_request(
+    settings_without_bus: Settings, pieces: tuple[bytes, ...]
+) -> None:
+    async with serving(msgspec.structs.replace(settings_without_bus, client_timeout_ms=100)) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for piece in pieces:
+            writer.write(piece)
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.5)
+        writer.write(LAST)
+        said = await reader.read(-1)
+        assert said.count(b"HTTP/1.1 200") == bool(pieces) + 1
+        writer.close()
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        b"POST /purchase/buy HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
+        b"HTTP2-Settings: AAMAAABkAAQAAP__\r\nContent-Type: application/json\r\n"
+        b"Transfer-Encoding: chunked\r\n\r\n1c\r\n" + BODY + b"\r\n0\r\n\r\n",
+        HEAD.replace(b"Host", b"Connection: Upgrade\r\nUpgrade: h2c\r\nHost") + BODY,
+        GET.replace(b"Host", b"Connection: Upgrade\r\nUpgrade: websocket\r\nHost"),
+    ],
+    ids=["h2c, chunked", "h2c", "websocket"],
+)
+async def test_behind_a_request_for_another_protocol_the_connection_ends(
+    settings_without_bus: Settings, first: bytes
+) -> None:
+    async with serving(settings_without_bus) as port, asyncio.timeout(30):
+        said = await talk(port, first + HEAD + BODY)
+    assert b"Connection: close" in said or said.count(b"HTTP/1.1 200") == 2
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"\x16\x03\x01\x02\x00\x01\r\n\r\n", 400),
+        (b"GET /\xff HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400),
+        (b"GET /healthz HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 20_000 + b"\r\n\r\n", 400),
+        (HEAD.replace(b"Content-Length: 28", b"Transfer-Encoding: chunked") + b"zz\r\n", 400),
+        (GET.replace(b"Host", b"Connection: close\r\nExpect: teapot\r\nHost"), 417),
+    ],
+)
+async def test_what_cannot_be_read_gets_a_problem_document_that_names_no_versions(
+    settings_without_bus: Settings, sent: bytes, status: int
+) -> None:
+    async with serving(settings_without_bus) as port, asyncio.timeout(30):
+        said = await talk(port, sent)
+    assert said.split()[1] == b"%d" % status
+    assert b"Content-Type: application/problem+json" in said
+    assert b"aiohttp" not in said
+    assert b"Python" not in said
+
+
+async def test_junk_does_not_keep_other_heads_out_of_the_memory_of_heads() -> None:
+    heads = Heads()
+    for number in range(5_000):
+        assert heads.find(HEAD.replace(b"Host", b"X: %d\r\nHost" % number))
+    assert heads.find(HEAD)
+    assert HEAD in heads._known
+    assert len(heads._known) <= 1024
 
 
 async def test_a_body_that_stays_away_is_answered_and_its_connection_closed(

@@ -18,6 +18,7 @@ from simulation.drive.driver import LoadSpec, drive
 from simulation.drive.plan import Plan
 from simulation.errors import BenchError
 from simulation.judge.numbers.latency import lag_ms, response_ms
+from simulation.model.history import BUY
 from simulation.scenario.arrivals import Constant, draw_arrivals
 from simulation.scenario.schema import DriverOptions
 
@@ -44,6 +45,7 @@ class Server(NamedTuple):
         size = len(intended_ns)
         plan = Plan(
             intended_ns=intended_ns,
+            kind=np.full(size, BUY, np.uint8),
             user_id=np.random.default_rng(1).integers(1, 1_000_000, size, endpoint=True),
             product_id=np.ones(size, np.int64),
             key=[None] * size,

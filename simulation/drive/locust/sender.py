@@ -27,9 +27,12 @@ from simulation.drive.locust.clock import Exchange, compare_clocks, name_clock
 from simulation.drive.locust.green_loop import GreenLoop
 from simulation.drive.parts import Job, prepare_loop, save_result
 from simulation.drive.progress import SNAPSHOT_S, Tally
+from simulation.model.history import BUY, ORDER, STOCK
 
 FAILURES: Final = ("INVALID", "UNKNOWN_PRODUCT", "UNAVAILABLE", "UNKNOWN")
 """Outcomes that Locust's page counts as failures; to be sold out is none."""
+NAMES: Final = {STOCK: "stock", ORDER: "orders"}
+"""What Locust's page calls reads."""
 
 
 class Sender:
@@ -88,14 +91,17 @@ class Sender:
         ended = loop.ended[self.reported :]
         self.reported += len(ended)
         for op in ended:
-            outcome, done_ns = loop.outcome_of(op), loop.done_ns[op]
+            done_ns, is_buy = loop.done_ns[op], loop.kind[op] == BUY
+            outcome = loop.outcome_of(op) if is_buy else ""
+            name = f"buy: {outcome.lower().replace('_', ' ')}" if is_buy else NAMES[loop.kind[op]]
+            has_failed = outcome in FAILURES if is_buy else loop.status[op] != 200
             end_ns = done_ns if done_ns >= 0 else time.monotonic_ns() - loop.t0_ns
             fire(
-                request_type="POST",
-                name=f"/purchase/buy: {outcome.lower().replace('_', ' ')}",
+                request_type="POST" if is_buy else "GET",
+                name=f"/purchase/{name}",
                 response_time=(end_ns - loop.intended_ns[op]) / 1e6,
                 response_length=len(loop.bodies.get(op, b"")),
-                exception=f"status {loop.status[op]}" if outcome in FAILURES else None,
+                exception=f"status {loop.status[op]}" if has_failed else None,
                 context={},
             )
 

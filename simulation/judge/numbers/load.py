@@ -6,6 +6,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from simulation.judge.numbers.latency import lag_ms, take_stat
+from simulation.model.history import take_buys
 from simulation.scenario.schema import Scenario
 
 
@@ -29,7 +30,8 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def measure_load(history: pd.DataFrame, scenario: Scenario, ended_s: float | None = None) -> Load:
-    """Return the load and whether it is valid; `ended_s` is when it was stopped before its end.
+    """Return the load of purchases and whether it is valid, for which reads count as well; `ended_s` is when
+    it was stopped before its end.
 
     It is valid if the p99 of the lag is at most `driver.late_p99_ms` and every request was sent, or refused
     by a server that did not listen, or given up where `driver.may_give_up`. A request that waited longer than
@@ -43,9 +45,11 @@ def measure_load(history: pd.DataFrame, scenario: Scenario, ended_s: float | Non
     waited = (lag > options.late_p99_ms) & find_all_busy(sent, options.connections, options.timeout_ms)
     judged_p99_ms = take_stat(lag[~waited] if options.connections_may_run_out else lag, "p99") or 0.0
 
-    answered = sent["done_ns"].dropna()
+    buys = take_buys(history)
+    sent_buys = take_buys(sent)
+    answered = sent_buys["done_ns"].dropna()
     end_s = scenario.duration_s() if ended_s is None else ended_s
-    last_start_s = history["intended_ns"].max() / 1e9 if len(history) else 0.0
+    last_start_s = buys["intended_ns"].max() / 1e9 if len(buys) else 0.0
     last_answer_s = answered.max() / 1e9 if len(answered) else 0.0
     reasons = []
     if not len(sent):
@@ -60,14 +64,14 @@ def measure_load(history: pd.DataFrame, scenario: Scenario, ended_s: float | Non
     if judged_p99_ms > options.late_p99_ms:
         reasons.append(f"the p99 of the lag is {judged_p99_ms:.1f} ms, more than {options.late_p99_ms:g} ms")
     return Load(
-        requests=len(history),
-        sent=len(sent),
-        offered_rps=float(len(history) / max(end_s, last_start_s)),
+        requests=len(buys),
+        sent=len(sent_buys),
+        offered_rps=float(len(buys) / max(end_s, last_start_s)),
         achieved_rps=float(len(answered) / max(end_s, last_answer_s)),
         lag_p99_ms=take_stat(lag, "p99") or 0.0,
         valid=not reasons,
         reason="; ".join(reasons),
-        retries=int(np.count_nonzero(history["attempt"])),
+        retries=int(np.count_nonzero(buys["attempt"])),
     )
 
 

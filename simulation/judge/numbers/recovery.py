@@ -2,7 +2,8 @@
 
 It works when two things hold for a second, or until the next fault begins. Requests are decided: nine in ten
 of those of each 100 ms, within a second. And the backlogs are small: no more is on its way to the ledger than
-before the first fault, or than the engine takes in half a second.
+before the first fault, or than the engine takes in half a second. Where fewer than LEAST requests are due in
+100 ms, the next LEAST are judged, up to the next fault.
 """
 
 from collections.abc import Sequence
@@ -15,25 +16,18 @@ import pandas as pd
 
 from simulation.judge.numbers.latency import Floats
 from simulation.judge.numbers.requests import is_decided
-from simulation.model.events import Interval
+from simulation.model.events import Interval, Recovery
 
 BIN_S: Final = 0.1
 STEADY_S: Final = 1.0
 SHARE: Final = 0.9
 PROMPT_MS: Final = 1_000.0
 LEAST: Final = 5
-"""Fewest requests of a bin that can show trouble."""
+"""Fewest requests that are judged together."""
 AT_ONCE_S: Final = 0.5
 BACKLOGS: Final = ("outbox_entries", "queue_messages", "pending_orders")
 
 Flags = npt.NDArray[np.bool_]
-
-
-class Recovery(Interval, frozen=True, kw_only=True):
-    """A fault, and how the engine came back from it."""
-
-    recovered_after_s: float | None = msgspec.field(name="healed_s")
-    """Seconds from the fault's end until the engine works as before; None if it never does."""
 
 
 def measure_recovery(
@@ -47,7 +41,9 @@ def measure_recovery(
         # The last bin begins after the last sample.
         bins = max(-1, int(np.ceil((last_s - fault.end_s) / BIN_S))) + 1
         edges_s = fault.end_s + BIN_S * np.arange(bins + 1, dtype=np.float64)
-        works = _flows(history, edges_s) & _is_drained(history, timeline, edges_s[:-1], starts_s.min())
+        works = _flows(history, edges_s, starts_s) & _is_drained(
+            history, timeline, edges_s[:-1], starts_s.min()
+        )
         recovered = None
         for number, moment_s in enumerate(edges_s[:-1]):
             next_s = min(starts_s[starts_s > moment_s], default=np.inf)
@@ -59,13 +55,19 @@ def measure_recovery(
     return found
 
 
-def _flows(history: pd.DataFrame, edges_s: Floats) -> Flags:
-    """Return for each bin whether its requests were decided; a bin with fewer than LEAST requests passes."""
+def _flows(history: pd.DataFrame, edges_s: Floats, starts_s: Floats) -> Flags:
+    """Return for each bin whether its requests were decided; `starts_s` are when faults begin."""
+    history = history.sort_values("intended_ns")
     meant_s = history["intended_ns"].to_numpy("int64") / 1e9
     took_ms = (history["done_ns"] - history["intended_ns"]).to_numpy("float64", na_value=np.inf) / 1e6
-    total, _ = np.histogram(meant_s, edges_s)
-    normal, _ = np.histogram(meant_s[is_decided(history) & (took_ms <= PROMPT_MS)], edges_s)
-    return (total < LEAST) | (normal >= SHARE * total)
+    normal = np.concatenate([[0], np.cumsum(is_decided(history) & (took_ms <= PROMPT_MS))])
+    first, last = (np.searchsorted(meant_s, each) for each in (edges_s[:-1], edges_s[1:]))
+    # What the next fault does says nothing of this one.
+    starts_s = np.append(np.sort(starts_s), np.inf)
+    next_s = starts_s[np.searchsorted(starts_s, edges_s[:-1], side="right")]
+    last = np.maximum(last, np.minimum(first + LEAST, np.searchsorted(meant_s, next_s)))
+    flows: Flags = normal[last] - normal[first] >= SHARE * (last - first)
+    return flows
 
 
 def _is_drained(

@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 import pandas as pd
 
+from simulation.judge.asked import Asked
 from simulation.judge.numbers.latency import delay_ms, take_percentiles
 from simulation.model.events import Restocked
 from simulation.model.state import FinalState
@@ -35,17 +36,18 @@ def measure_fulfilment(state: FinalState) -> dict[str, Any]:
     }
 
 
-def measure_stock(state: FinalState) -> dict[str, int | None]:
-    """Return the units of all sales: in stock, confirmed, left at the gate, and sold beyond the stock."""
+def measure_stock(state: FinalState, asked: Asked) -> dict[str, int | None]:
+    """Return the units of all sales: asked for, confirmed, left at the gate, and sold beyond what was
+    asked for."""
     orders, sales, gate = settled_orders(state), state.sales, state.gate
     sold = oversold = None
     if orders is not None and sales is not None:
         units = orders[orders["status"] == "CONFIRMED"].groupby("sale_id")["quantity"].sum()
-        excess = units.sub(sales.set_index("sale_id")["stock"], fill_value=0).clip(lower=0)
+        excess = units.sub(asked.match(sales)["stock"], fill_value=0).clip(lower=0)
         sold, oversold = int(units.sum()), int(excess.sum())
     current = gate if gate is None or sales is None else gate[gate["sale_id"].isin(sales["sale_id"])]
     return {
-        "initial": None if sales is None else int(sales["stock"].sum()),
+        "initial": sum(sale.stock for sale in asked.sales),
         "sold": sold,
         "remaining": None if current is None else int(current["remaining"].sum()),
         "oversold": oversold,

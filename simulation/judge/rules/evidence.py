@@ -1,6 +1,6 @@
 """What a rule reads, the evidence of a run, and what it returns, a finding."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -10,38 +10,46 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from simulation.model.events import Restocked
+from simulation.judge.asked import NEVER, Asked
+from simulation.model.outcome import TERMINAL
 from simulation.model.state import FinalState
 
 BUYER: Final = ["user_id", "product_id", "key"]
 """What identifies a purchase that may be retried."""
 LIVE: Final = ["CONFIRMED", "PENDING"]
 """Orders that hold their units."""
-TERMINAL: Final = ["CONFIRMED", "FAILED", "REJECTED"]
 PLACES: Final = 3
 """Most ids that one breach names."""
 
 _Part = TypeVar("_Part")
 
 
-class Unread(Exception):
-    """A part of the final state that a rule needs could not be read."""
+class Unknown(Exception):
+    """Something that a rule needs is not known."""
 
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """The record of a run: what clients were told, beside what the stores hold at the end."""
+    """The three witnesses of a run: what was asked, what clients were told, what the stores hold at the
+    end."""
 
+    asked: Asked
     history: pd.DataFrame
     """Every request; `key` is "" for a request without an Idempotency-Key."""
     state: FinalState
-    declines: Callable[[str], bool] | None
-    """Whether payment declines an order id; None where that is not known."""
-    restocks: Sequence[Restocked]
+    reads: pd.DataFrame | None = None
+    """Every read of stock and of orders; None without any."""
 
     def answered(self, outcome: str) -> pd.DataFrame:
         """Return the requests with that outcome."""
         return self.history[self.history["outcome"] == outcome]
+
+    @cached_property
+    def sent(self) -> pd.DataFrame:
+        """The requests that were sent, `excused` where a fault or an overload may have kept one from its
+        answer."""
+        sent = self.history[self.history["sent_ns"].notna()]
+        return sent.assign(excused=self.asked.is_excused(sent))
 
     @cached_property
     def accepted(self) -> pd.DataFrame:
@@ -72,70 +80,88 @@ class Evidence:
     @cached_property
     def unknown(self) -> pd.DataFrame:
         """The requests that were sent and whose outcome the client never learnt."""
-        unknown = self.history[self.history["result"] == "unknown"]
-        return unknown[unknown["sent_ns"].notna()]
+        return self.sent[self.sent["result"] == "unknown"]
 
     @cached_property
     def orders(self) -> pd.DataFrame:
-        """The ledger's orders; `order` is the number of the order id."""
+        """The ledger's orders; `order` is the number of the order id, `accepted_ns` counts from the
+        run's start."""
         orders = read(self.state.orders, "ledger")
-        whole = dict.fromkeys(["sale_id", "product_id", "user_id", "quantity"], "int64")
-        return orders.astype(whole).assign(key=orders["idempotency_key"].fillna(""), order=self._numbers[1])
+        whole = dict.fromkeys(["sale_id", "product_id", "user_id", "quantity", "accepted_us"], "int64")
+        orders = orders.astype(whole).assign(key=orders["idempotency_key"].fillna(""), order=self._numbers[1])
+        return orders.assign(accepted_ns=(orders["accepted_us"] - self.asked.started_us) * 1000)
 
     @cached_property
     def sales(self) -> pd.DataFrame:
-        """The ledger's sales by sale id, with the units of their orders by status, and of all `live` ones."""
-        sales = read(self.state.sales, "ledger").set_index("sale_id")
-        sales = sales.astype(dict.fromkeys(["product_id", "stock", "sold", "quantity"], "int64"))
+        """The asked sales by the ledger's ids (Asked.match), with the units of their orders by status,
+        and of all `live` ones."""
+        sales = self.asked.match(read(self.state.sales, "ledger"))
         for status in (*TERMINAL, "PENDING"):
             units = self.orders[self.orders["status"] == status].groupby("sale_id")["quantity"].sum()
             sales[status] = units.reindex(sales.index, fill_value=0)
         return sales.assign(live=sales[LIVE].sum(axis=1))
 
     @cached_property
-    def timed_sales(self) -> pd.DataFrame:
-        """The sales that were certainly open from `from_ns` to `to_ns`: those of products that were opened
-        before the load, and under the load only by the run's restocks."""
-        sales = self.sales.assign(from_ns=-np.inf, to_ns=np.inf)
-        for restock in sorted(self.restocks, key=lambda restock: restock.at_s):
-            before = (sales["product_id"] == restock.product_id) & (sales.index < restock.sale_id)
-            sales.loc[before, "to_ns"] = np.minimum(sales.loc[before, "to_ns"], restock.at_s * 1e9)
-            sales.loc[sales.index == restock.sale_id, "from_ns"] = restock.opened_s * 1e9
-        first = sales[~sales.index.isin([restock.sale_id for restock in self.restocks])]
-        twice = first.loc[first["product_id"].duplicated(), "product_id"]
-        return sales[~sales["product_id"].isin(twice)]
+    def asked_sales(self) -> pd.DataFrame:
+        """Those of the sales that were asked for."""
+        sales = self.sales[self.sales["asked"]]
+        return sales.astype({"from_ns": "int64", "to_ns": "int64"})
+
+    def find_sale(self, rows: pd.DataFrame, start: str = "sent_ns", end: str = "done_ns") -> pd.Series:
+        """Return for each row the id of the sale that was certainly the current one of its product from
+        `start` to `end`; null where there is none."""
+        sales = self.asked_sales.reset_index()[["sale_id", "product_id", "from_ns", "to_ns"]]
+        spans = rows[["product_id"]].assign(start=rows[start], end=rows[end].fillna(NEVER))
+        spans = spans.reset_index(drop=True).rename_axis("place").reset_index().dropna().astype("int64")
+        found = pd.merge_asof(
+            spans.sort_values("start"),
+            sales.sort_values("from_ns"),
+            by="product_id",
+            left_on="start",
+            right_on="from_ns",
+        )
+        certain = found[found["end"] <= found["to_ns"]].set_index("place")["sale_id"]
+        return certain.reindex(range(len(rows))).set_axis(rows.index)
 
     @cached_property
-    def sold_out(self) -> pd.DataFrame:
-        """The SOLD_OUT answers, each with the id of the timed sale that certainly gave it."""
-        answers = self.answered("SOLD_OUT")[["op", "product_id", "sent_ns", "done_ns"]]
-        found = answers.merge(self.timed_sales.reset_index(), on="product_id")
-        found = found[(found["sent_ns"] >= found["from_ns"]) & (found["done_ns"] <= found["to_ns"])]
-        return found[["op", "sale_id", "done_ns"]].astype("int64")
+    def first_tries(self) -> pd.Series:
+        """When the first try under each key was sent, by BUYER."""
+        keyed = self.sent[self.sent["key"] != ""]
+        return keyed.groupby(BUYER)["sent_ns"].min().rename("first_ns")
 
     @cached_property
     def bought(self) -> pd.DataFrame:
-        """The accepted purchases, each once, with the sale that sold to it: the product's only sale, or else
-        the sale that the ledger names."""
-        bought = self.accepted.drop_duplicates("order")
-        sales = self.sales.reset_index()
-        only = sales[~sales["product_id"].duplicated(keep=False)].set_index("product_id")["sale_id"]
+        """The accepted purchases, each once, with `first_ns`, when it was first tried, and the sale that
+        sold to it: the one that certainly did, or else the one that the ledger names."""
+        bought = self.accepted.sort_values("done_ns").drop_duplicates("order").sort_index()
+        first_ns = bought[BUYER].join(self.first_tries, on=BUYER)["first_ns"].fillna(bought["sent_ns"])
+        bought = bought.assign(first_ns=first_ns)
         ledger = self.orders.drop_duplicates("order").set_index("order")["sale_id"]
-        return bought.assign(sale_id=bought["product_id"].map(only).fillna(bought["order"].map(ledger)))
+        certain = self.find_sale(bought, "first_ns")
+        return bought.assign(certain=certain, sale_id=certain.fillna(bought["order"].map(ledger)))
+
+    @cached_property
+    def beyond(self) -> int:
+        """Requests for more units than their product's sales have: those that could be sold too much."""
+        clients = self.sent.drop_duplicates("first_op")["product_id"].value_counts()
+        sales = self.asked.frame.groupby("product_id").agg({"stock": "sum", "quantity": "max"})
+        stock = (sales["stock"] // sales["quantity"]).reindex(clients.index, fill_value=0)
+        return int((clients - stock).clip(lower=0).sum())
 
 
 def read(part: _Part | None, name: str) -> _Part:
-    """Return the part of the final state. Raises Unread where it is None."""
+    """Return the part of the final state. Raises Unknown where it is None."""
     if part is None:
-        raise Unread(f"the {name} could not be read")
+        raise Unknown(f"the {name} could not be read")
     return part
 
 
 class Finding(NamedTuple):
-    """How often a rule is broken, and the evidence in words."""
+    """How often a rule is broken, the evidence in words, and how often it could have been broken."""
 
     violations: int
     detail: str
+    chances: int
 
 
 class Breach(NamedTuple):
@@ -152,7 +178,8 @@ class Breach(NamedTuple):
         return f"{int(self.times):,} {self.what}" + (f" ({self.kind} {named})" if ids else "")
 
 
-def find(judged: str, *breaches: Breach) -> Finding:
+def find(judged: str, *breaches: Breach, chances: int) -> Finding:
     """Return the finding of a rule: what it judged, and those of the breaches that happened."""
     happened = [breach for breach in breaches if breach.times]
-    return Finding(int(sum(breach.times for breach in happened)), "; ".join([judged, *map(str, happened)]))
+    violations = int(sum(breach.times for breach in happened))
+    return Finding(violations, "; ".join([judged, *map(str, happened)]), max(int(chances), violations))

@@ -2,33 +2,42 @@
 
 import pandas as pd
 
-from simulation.judge.rules.evidence import BUYER, TERMINAL, Breach, Evidence, Finding, find, read
+from simulation.judge.rules.evidence import BUYER, LIVE, Breach, Evidence, Finding, Unknown, find, read
+from simulation.model.outcome import TERMINAL
 
 
 def accepted_is_settled(evidence: Evidence) -> Finding:
-    """No accepted purchase is lost. Every purchase answered ACCEPTED is in the ledger exactly once, for its
-    buyer and its product, and has reached its end: CONFIRMED, FAILED or REJECTED."""
+    """No accepted purchase is lost. Every purchase answered ACCEPTED is in the ledger exactly once, for
+    its buyer, its product and the sale that was open, as accepted while its request was under way, and
+    has reached its end: CONFIRMED, FAILED or REJECTED."""
     answers = evidence.accepted[["order", "order_id", "user_id", "product_id"]].drop_duplicates()
-    orders = evidence.orders[["order", "user_id", "product_id", "status"]]
-    found = answers.merge(orders, on="order", how="left", suffixes=("", "_ledger"))
+    orders, slack_ns = evidence.orders, evidence.asked.clock_ns + 1_000_000
+    held = orders[["order", "user_id", "product_id", "sale_id", "status", "accepted_ns"]]
+    found = answers.merge(held, on="order", how="left", suffixes=("", "_ledger"))
+    # A request that is answered again under its key names its first acceptance.
+    bought = evidence.bought.set_index("order")[["first_ns", "done_ns", "certain"]]
+    found = found.join(bought[bought.index >= 0], on="order")
     ids, status = found["order_id"], found["status"]
     lost = status.isna()
     unsettled = ~lost & ~status.isin(TERMINAL)
     moved = (found["user_id"] != found["user_id_ledger"]) | (
         found["product_id"] != found["product_id_ledger"]
     )
+    elsewhere = found["certain"].notna() & (found["sale_id"] != found["certain"]) & ~lost
+    early = found["accepted_ns"] < found["first_ns"].astype("float64") - slack_ns
+    late = found["accepted_ns"] > found["done_ns"].astype("float64") + slack_ns
     repeated = orders["order"].duplicated()
     return find(
         f"{len(answers):,} accepted purchases looked up",
         Breach(lost.sum(), "are not in the ledger", "order", ids[lost]),
         Breach(unsettled.sum(), "have not come to an end", "order", ids[unsettled]),
         Breach((~lost & moved).sum(), "belong to another buyer or product", "order", ids[~lost & moved]),
+        Breach(elsewhere.sum(), "belong to another sale than the open one", "order", ids[elsewhere]),
         Breach(
-            repeated.sum(),
-            "are in the ledger more than once",
-            "order",
-            evidence.orders.loc[repeated, "order_id"],
+            (early | late).sum(), "were accepted before or after their requests", "order", ids[early | late]
         ),
+        Breach(repeated.sum(), "are in the ledger more than once", "order", orders.loc[repeated, "order_id"]),
+        chances=len(answers),
     )
 
 
@@ -49,6 +58,7 @@ def order_ids_are_unique(evidence: Evidence) -> Finding:
             accepted.loc[accepted["order"].isin(wrong), "order_id"],
         ),
         Breach(nameless.sum(), "answers carry no order id", "op", accepted.loc[nameless, "op"]),
+        chances=len(accepted),
     )
 
 
@@ -66,6 +76,7 @@ def no_phantom_orders(evidence: Evidence) -> Finding:
         f"{len(unanswered):,} of {len(orders):,} orders have no accepted answer"
         + (f"; {len(unanswered) - phantoms:,} explained by an unknown outcome" if len(unanswered) else ""),
         Breach(phantoms, "explained by nothing", "order", unanswered.loc[strange, "order_id"]),
+        chances=len(orders),
     )
 
 
@@ -75,30 +86,62 @@ def a_key_buys_once(evidence: Evidence) -> Finding:
     orders = evidence.orders[evidence.orders["key"] != ""]
     answers = evidence.accepted[evidence.accepted["key"] != ""].drop_duplicates([*BUYER, "order"])
     again, other = orders[orders.duplicated(BUYER)], answers[answers.duplicated(BUYER)]
+    retries = (evidence.sent["key"] != "") & evidence.sent.duplicated(BUYER)
     return find(
-        f"{len(orders):,} orders under a key",
+        f"{len(orders):,} orders under a key, {retries.sum():,} retries",
         Breach(len(again), "bought again under a key already used", "order", again["order_id"]),
         Breach(len(other), "answers name another order for the same key", "op", other["op"]),
+        chances=int(retries.sum()),
+    )
+
+
+def a_key_tells_the_truth(evidence: Evidence) -> Finding:
+    """As long as an Idempotency-Key is remembered, whoever asks again under it hears of the order that
+    it placed. Once an order is accepted that is confirmed or still waits, no later request under its key
+    is refused, for whatever reason."""
+    asked, orders = evidence.asked, evidence.orders
+    placed = orders[(orders["key"] != "") & orders["status"].isin(LIVE)]
+    accepted = evidence.accepted[(evidence.accepted["key"] != "")]
+    lives = accepted["order"].isin(placed["order"]) | ~accepted["order"].isin(orders["order"])
+    # Known to its client when it was answered, to the engine when it was accepted.
+    told = accepted[lives].groupby(BUYER)["done_ns"].min().astype("float64")
+    held = placed.groupby(BUYER)["accepted_ns"].min() + asked.clock_ns + 1_000_000
+    known = pd.concat([told, held], axis=1).min(axis=1).rename("known_ns")
+    keyed = evidence.sent[evidence.sent["key"] != ""]
+    later = keyed.join(known, on=BUYER)
+    age_ns = later["sent_ns"].astype("float64") - later["known_ns"]
+    later = later[(age_ns > 0) & (age_ns < asked.remembered_ns)]
+    wrong = later[~later["outcome"].isin(["ACCEPTED", "UNAVAILABLE", "UNKNOWN"])]
+    return find(
+        f"{len(later):,} requests under the key of an order that lives",
+        Breach(len(wrong), "were refused", "op", wrong["op"]),
+        chances=len(later),
     )
 
 
 def payment_decides(evidence: Evidence) -> Finding:
-    """Every order ends as its payment did: FAILED if the payment was declined, and only then."""
-    if evidence.declines is None:
-        return Finding(0, "not known which payments were declined")
+    """Every order ends as its payment did: FAILED if the payment was declined, and only then. Without
+    the payment's settings (engine.payment_decline_rate, for an engine elsewhere) nobody knows which
+    payments were declined."""
     orders = evidence.orders[evidence.orders["status"].isin(TERMINAL)]
     ids = orders["order_id"]
-    declined = ids.map(evidence.declines).astype(bool)
     failed = orders["status"] == "FAILED"
+    if evidence.asked.declines is None:
+        said = "the payment's settings are not known"
+        if failed.any():
+            raise Unknown(f"{failed.sum():,} of {len(orders):,} orders failed, and {said}")
+        return Finding(0, f"no order failed, and {said}", 0)
+    declined = ids.map(evidence.asked.declines).astype(bool)
     unpaid, paid = declined & ~failed, failed & ~declined
     return find(
         f"{declined.sum():,} of {len(orders):,} payments declined",
         Breach(unpaid.sum(), "orders did not fail though their payment was declined", "order", ids[unpaid]),
         Breach(paid.sum(), "orders failed though their payment was approved", "order", ids[paid]),
+        chances=len(orders),
     )
 
 
 def no_dead_letters(evidence: Evidence) -> Finding:
     """Fulfilment can use every record that it receives: none is put aside as a dead letter."""
     dead = read(evidence.state.dead, "number of dead letters")
-    return Finding(dead, f"{dead:,} dead letters")
+    return Finding(dead, f"{dead:,} dead letters", max(dead, len(evidence.accepted) + len(evidence.unknown)))

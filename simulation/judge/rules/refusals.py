@@ -1,5 +1,6 @@
-"""Rules about refusals: nobody is refused without a reason."""
+"""Rules about refusals: nobody is refused without a reason, and every reason is a true one."""
 
+import numpy as np
 import pandas as pd
 
 from simulation.judge.rules.evidence import BUYER, Breach, Evidence, Finding, find
@@ -7,88 +8,121 @@ from simulation.model.outcome import REFUSALS
 
 
 def sold_out_means_sold_out(evidence: Evidence) -> Finding:
-    """Nobody is told SOLD_OUT while units are left: no purchase that begins after such an answer is accepted
-    by the same sale. A unit that comes back from a declined payment may be sold again, so purchases that such
-    units explain don't count. If a product was restocked, each of its sales is judged by the answers that are
-    certainly its own."""
-    sales = evidence.timed_sales
-    began = _find_starts(evidence).sort_values("sent_ns")
-    began["later"] = began.groupby("sale_id").cumcount(ascending=False) + 1
-    judged = evidence.sold_out[evidence.sold_out["sale_id"].isin(began["sale_id"])].sort_values("done_ns")
-    next_one = pd.merge_asof(
-        judged,
-        began,
-        by="sale_id",
-        left_on="done_ns",
-        right_on="sent_ns",
-        direction="forward",
-        allow_exact_matches=False,
-    )
-    sale = next_one["sale_id"]
-    units_later = next_one["later"].fillna(0) * sale.map(sales["quantity"])
+    """Nobody is told SOLD_OUT while units are left. No purchase that begins after such an answer is
+    accepted by the same sale, unless units that came back from declined payments explain it. And when
+    the answer is given, the purchases that had begun could have taken the whole stock that was asked
+    for. If a product was restocked, each of its sales is judged by the answers that are certainly its
+    own."""
+    sales = evidence.asked_sales
+    answers = evidence.answered("SOLD_OUT")
+    answers = answers.assign(sale_id=evidence.find_sale(answers)).dropna(subset=["sale_id", "done_ns"])
+    answers = answers[["op", "sale_id", "product_id", "done_ns"]].astype("int64")
+    bought = evidence.bought[["product_id", "sale_id", "first_ns"]]
+    sale = answers["sale_id"]
+    quantity = sale.map(sales["quantity"])
+
+    later = _count(answers, bought.dropna(subset="sale_id"), "sale_id", later=True)
     # Less than one purchase's quantity was left, and all that was ever released may have come back later.
     explained = sale.map(sales["quantity"] - 1 + sales["FAILED"])
-    wrong = next_one.loc[units_later > explained, "op"].sort_values()
+    wrong = later * quantity > explained
+
+    # A purchase that nobody can place, or whose outcome is unknown, may have been any sale's.
+    begun = _count(answers, bought.dropna(subset="sale_id"), "sale_id")
+    begun += _count(answers, bought[bought["sale_id"].isna()], "product_id")
+    begun += _count(answers, _find_unknown(evidence), "product_id")
+    early = ~wrong & (begun * quantity <= sale.map(sales["stock"]) - quantity)
     return find(
-        f"{len(judged):,} SOLD_OUT answers judged",
-        Breach(len(wrong), "came while units were left", "op", wrong),
+        f"{len(answers):,} SOLD_OUT answers judged",
+        Breach(wrong.sum(), "came while units were left", "op", answers.loc[wrong, "op"]),
+        Breach(early.sum(), "came before so many units could be gone", "op", answers.loc[early, "op"]),
+        chances=len(answers),
     )
 
 
-def _find_starts(evidence: Evidence) -> pd.DataFrame:
-    """Return sale_id and sent_ns of each accepted purchase, as it was first tried under its key."""
-    bought, history = evidence.bought.dropna(subset="sale_id"), evidence.history
-    tries = history[history["key"] != ""].groupby(BUYER)["sent_ns"].min().rename("first_ns")
-    first_ns = bought[BUYER].join(tries, on=BUYER)["first_ns"].fillna(bought["sent_ns"])
-    return pd.DataFrame({"sale_id": bought["sale_id"], "sent_ns": first_ns}).astype("int64")
+def _find_unknown(evidence: Evidence) -> pd.DataFrame:
+    """Return product_id and first_ns of each purchase of unknown outcome: one for each key, and each
+    request without."""
+    unknown = evidence.unknown
+    keyed = unknown["key"] != ""
+    once = unknown[~keyed | ~unknown.sort_values("sent_ns").duplicated(BUYER).sort_index()]
+    known = pd.MultiIndex.from_frame(evidence.bought.loc[evidence.bought["key"] != "", BUYER])
+    once = once[~pd.MultiIndex.from_frame(once[BUYER]).isin(known)]
+    return once.rename(columns={"sent_ns": "first_ns"})
 
 
-def refusals_are_plausible(evidence: Evidence) -> Finding:
-    """Every refusal fits the sale. LIMIT_REACHED goes only to a buyer who may have reached a limit that
-    exists; NOT_STARTED and SALE_ENDED occur only where the sale has such times; UNKNOWN_PRODUCT never occurs
-    for a product on sale; INVALID never occurs, because every request is valid."""
-    sales, history = evidence.sales, evidence.history
-    refused = history[history["outcome"].isin(REFUSALS)]
-    bought = history[history["result"].isin(["ok", "unknown"])].groupby(["user_id", "product_id"]).size()
-    tries = refused.join(bought.rename("tries"), on=["user_id", "product_id"])["tries"].fillna(0)
-    limits = sales.dropna(subset="user_limit").groupby("product_id")[["user_limit", "quantity"]].min()
-    limits = refused[["product_id"]].join(limits, on="product_id")
-    product = refused["product_id"]
-    plausible = {
-        "LIMIT_REACHED": ((tries + 1) * limits["quantity"] > limits["user_limit"]).fillna(False).astype(bool),
-        "NOT_STARTED": product.isin(sales.loc[sales["starts_us"].notna(), "product_id"]),
-        "SALE_ENDED": product.isin(sales.loc[sales["ends_us"].notna(), "product_id"]),
-        "UNKNOWN_PRODUCT": ~product.isin(sales["product_id"]),
-        "INVALID": product.isin([]),
+def _count(answers: pd.DataFrame, purchases: pd.DataFrame, by: str, *, later: bool = False) -> pd.Series:
+    """Return for each answer the purchases of the same sale or product that began before it was given,
+    or `later`."""
+    counts = pd.Series(0, answers.index)
+    begun = {key: np.sort(group.to_numpy("int64")) for key, group in purchases.groupby(by)["first_ns"]}
+    for key, group in answers.groupby(by)["done_ns"]:
+        starts = begun.get(key, np.empty(0, np.int64))
+        if later:
+            counts[group.index] = len(starts) - np.searchsorted(starts, group.to_numpy(), side="right")
+        else:
+            counts[group.index] = np.searchsorted(starts, group.to_numpy(), side="right")
+    return counts
+
+
+def refusals_are_true(evidence: Evidence) -> Finding:
+    """Every other refusal is true, by the terms that were asked for and the time of the answer.
+    LIMIT_REACHED goes only to a buyer who may have reached the sale's limit by then; NOT_STARTED comes
+    only before the sale's start, and never after a purchase of that sale; SALE_ENDED comes only after
+    its end; UNKNOWN_PRODUCT never occurs for a product on sale; INVALID never occurs, because every
+    request is valid."""
+    sales, slack_ns = evidence.asked_sales, evidence.asked.clock_ns
+    refused = evidence.history[evidence.history["outcome"].isin(REFUSALS)]
+    sale = evidence.find_sale(refused)
+    starts_ns, ends_ns = (_hours(refused, sale, sales, term) for term in ("starts_ns", "ends_ns"))
+    sent_ns, done_ns = (refused[name].astype("float64") for name in ("sent_ns", "done_ns"))
+    opened_ns = evidence.bought.groupby("sale_id")["done_ns"].min().astype("float64")
+    true = {
+        "LIMIT_REACHED": _may_have_reached(evidence, refused, sale),
+        "NOT_STARTED": (sent_ns <= starts_ns + slack_ns) & ~(sent_ns > sale.map(opened_ns)),
+        "SALE_ENDED": done_ns >= ends_ns - slack_ns,
+        "UNKNOWN_PRODUCT": ~refused["product_id"].isin(sales["product_id"]),
+        "INVALID": pd.Series(False, refused.index),
     }
-    wrong = {
-        word: refused.loc[(refused["outcome"] == word) & ~fits, "op"] for word, fits in plausible.items()
-    }
+    wrong = {word: refused.loc[(refused["outcome"] == word) & ~fits, "op"] for word, fits in true.items()}
     return find(
         f"{len(refused):,} refusals other than SOLD_OUT",
-        *(Breach(len(ops), f"{word} without a reason", "op", ops) for word, ops in wrong.items()),
+        *(Breach(len(ops), f"{word} that is not true", "op", ops) for word, ops in wrong.items()),
+        chances=len(refused),
     )
 
 
-def sales_keep_their_hours(evidence: Evidence) -> Finding:
-    """A sale keeps its hours. By the gate's clock, nothing is accepted before its start or after its end.
-    Once a purchase is accepted, no later request is told NOT_STARTED; this is not judged for a product that
-    was opened more than once."""
-    sales = evidence.sales
-    timed = sales[sales["starts_us"].notna() | sales["ends_us"].notna()]
-    if timed.empty:
-        return Finding(0, "no sale has hours")
-    orders = evidence.orders[evidence.orders["sale_id"].isin(timed.index)]
-    sale, accepted_us = orders["sale_id"], orders["accepted_us"]
-    early = orders.loc[(accepted_us < sale.map(timed["starts_us"])).fillna(False), "order_id"]
-    late = orders.loc[(accepted_us >= sale.map(timed["ends_us"])).fillna(False), "order_id"]
-    opened = evidence.accepted.groupby("product_id")["done_ns"].min()
-    refused = evidence.answered("NOT_STARTED")
-    refused = refused[~refused["product_id"].isin(sales["product_id"][sales["product_id"].duplicated()])]
-    shut_out = refused.loc[(refused["sent_ns"] > refused["product_id"].map(opened)).fillna(False), "op"]
-    return find(
-        f"{len(orders):,} orders of sales with hours",
-        Breach(len(early), "were accepted before the sale's start", "order", early),
-        Breach(len(late), "were accepted after the sale's end", "order", late),
-        Breach(len(shut_out), "requests were told NOT_STARTED after others had bought", "op", shut_out),
+def _hours(refused: pd.DataFrame, sale: pd.Series, sales: pd.DataFrame, term: str) -> pd.Series:
+    """Return the start or the end of each request's sale; if several sales may have refused it, that of
+    any."""
+    hours = sales[term].astype("float64")
+    any_of = hours.groupby(sales["product_id"]).agg("max" if term == "starts_ns" else "min")
+    return sale.map(hours).where(sale.notna(), refused["product_id"].map(any_of))
+
+
+def _may_have_reached(evidence: Evidence, refused: pd.DataFrame, sale: pd.Series) -> pd.Series:
+    """Return for each request told LIMIT_REACHED whether its buyer may have had as many units by then."""
+    sales = evidence.asked_sales
+    limited = refused[refused["outcome"] == "LIMIT_REACHED"]
+    bought = evidence.bought[["user_id", "product_id", "sale_id", "first_ns"]]
+    tries = pd.concat([bought, _find_unknown(evidence).reindex(columns=bought.columns)], ignore_index=True)
+    pairs = limited[["op", "user_id", "product_id", "done_ns"]].assign(sale_id=sale)
+    pairs = pairs.merge(tries, on=["user_id", "product_id"], suffixes=("", "_bought"))
+    same = (
+        pairs["sale_id"].isna()
+        | pairs["sale_id_bought"].isna()
+        | (pairs["sale_id"] == pairs["sale_id_bought"])
     )
+    before = (pairs["first_ns"] < pairs["done_ns"]).fillna(True).astype(bool)
+    counts = limited["op"].map(pairs[same & before].groupby("op").size()).fillna(0)
+    terms = sales.dropna(subset="user_limit").astype({"user_limit": "float64"})
+    least = terms.groupby("product_id")[["user_limit", "quantity"]].min()
+    limits = pd.DataFrame(
+        {
+            name: sale[limited.index]
+            .map(terms[name])
+            .where(sale[limited.index].notna(), limited["product_id"].map(least[name]))
+            for name in ("user_limit", "quantity")
+        }
+    )
+    reached = (counts + 1) * limits["quantity"] > limits["user_limit"]
+    return reached.reindex(refused.index, fill_value=False)

@@ -6,8 +6,8 @@ from simulation.judge.rules.evidence import LIVE, Breach, Evidence, Finding, fin
 
 
 def no_oversell(evidence: Evidence) -> Finding:
-    """No sale confirms more units than its stock, and buyers are not promised more units than that either.
-    The ledger's own count of sold units agrees with its orders."""
+    """No sale confirms more units than were asked to be its stock, and buyers are not promised more
+    units than that either. The ledger's own count of sold units agrees with its orders."""
     sales, orders, accepted = evidence.sales, evidence.orders, evidence.accepted
     oversold = (np.maximum(sales["CONFIRMED"], sales["sold"]) - sales["stock"]).clip(lower=0)
     miscounted = (sales["sold"] - sales["CONFIRMED"]).abs()
@@ -25,13 +25,14 @@ def no_oversell(evidence: Evidence) -> Finding:
             miscounted.sum(), "units apart from the sale's own count", "sale", sales.index[miscounted > 0]
         ),
         Breach(overpromised.sum(), "units promised beyond the stock"),
+        chances=evidence.beyond,
     )
 
 
 def units_are_conserved(evidence: Evidence) -> Finding:
     """No unit appears or vanishes. For every sale the stock equals the units left at the gate, plus the units
     held by confirmed and pending orders, plus the units on their way from the gate to the ledger."""
-    gate = read(evidence.state.gate, "gate").set_index("product_id")
+    gate = read(evidence.state.gate, "gate").drop_duplicates("product_id").set_index("product_id")
     current = evidence.sales[~evidence.sales["product_id"].duplicated(keep="last")].reset_index()
     current = current.join(gate[["sale_id", "remaining"]].add_suffix("_gate"), on="product_id")
     # A pending id is in flight only until the ledger has it; its product is known from the client's answer.
@@ -46,6 +47,7 @@ def units_are_conserved(evidence: Evidence) -> Finding:
         f" + {current['live'].sum():,} held by orders + {flying.sum():,.0f} on their way"
         + (f"; the gate does not know {forgotten.sum():,} of the sales" if forgotten.any() else ""),
         Breach(off.sum(), "units unaccounted for", "sale", current.loc[off > 0, "sale_id"]),
+        chances=(current["live"] + current["FAILED"] + flying > 0).sum(),
     )
 
 
@@ -63,19 +65,24 @@ def nothing_is_stranded(evidence: Evidence) -> Finding:
         for name, count in left.items():
             read(count, f"number of {name}")
     detail = ", ".join(f"{count:,} {name}" for name, count in left.items() if count is not None)
-    return Finding(stranded, detail)
+    return find(detail, Breach(stranded, "left"), chances=len(evidence.accepted) + len(evidence.unknown))
 
 
 def user_limit_is_kept(evidence: Evidence) -> Finding:
     """No buyer holds more units of a sale than the sale's limit for each user."""
     limits = evidence.sales["user_limit"].dropna().astype("int64")
     orders = evidence.orders
+    least = evidence.sales.loc[limits.index].assign(most=limits // evidence.sales["quantity"])
+    clients = evidence.sent.drop_duplicates("first_op").groupby(["product_id", "user_id"]).size()
+    most = least.groupby("product_id")["most"].min()
+    wanted = most.reindex(clients.index.get_level_values("product_id"))
     held = orders[orders["status"].isin(LIVE) & orders["sale_id"].isin(limits.index)]
     units = held.groupby(["sale_id", "user_id"], as_index=False)["quantity"].sum()
     excess = units[units["quantity"] > units["sale_id"].map(limits)]
     return find(
         f"{len(units):,} buyers of sales with a limit",
         Breach(len(excess), "of them hold more", "user", excess["user_id"]),
+        chances=(clients.to_numpy() > wanted.to_numpy()).sum(),
     )
 
 
@@ -83,15 +90,15 @@ def guard_never_needed(evidence: Evidence) -> Finding:
     """The gate alone keeps to the stock: the ledger's own guard against overselling never has to reject an
     order."""
     rejected = int((evidence.orders["status"] == "REJECTED").sum())
-    return Finding(rejected, f"{rejected:,} orders rejected")
+    return Finding(rejected, f"{rejected:,} orders rejected", len(evidence.orders))
 
 
 def demand_empties_the_stock(evidence: Evidence) -> Finding:
     """No unit stays unsold while buyers want it: a sale that told somebody SOLD_OUT, or whose buyers took all
     it had, has nothing left. Two kinds of unsold units are allowed: those that a declined payment gave back
     too late for another buyer, and a rest that is too small for one purchase."""
-    sales = evidence.timed_sales
-    refused = sales.index.isin(evidence.sold_out["sale_id"])
+    sales = evidence.asked_sales
+    refused = sales.index.isin(evidence.find_sale(evidence.answered("SOLD_OUT")))
     wanted = evidence.bought["sale_id"].value_counts().reindex(sales.index, fill_value=0) * sales["quantity"]
     sufficed = refused | (wanted + sales["quantity"] > sales["stock"])
     reached = sales[sufficed]
@@ -101,4 +108,5 @@ def demand_empties_the_stock(evidence: Evidence) -> Finding:
         f"demand reached the stock of {len(reached):,} of {len(sales):,} sales; "
         f"{unsold.sum():,} units unsold there",
         Breach(left.sum(), "of them without a reason", "sale", left.index[left > 0]),
+        chances=len(reached),
     )

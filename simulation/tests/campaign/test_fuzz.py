@@ -68,7 +68,7 @@ def test_every_kind_is_drawn_and_none_buys_from_the_judged_sale() -> None:
 
 async def test_a_sale_beside_hostile_clients_keeps_every_promise(services: Services, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    scenario = load_scenario("hostile", PATIENT, rate_rps=300, duration_s=3, stock=500)
+    scenario = load_scenario("hostile", PATIENT | {"engine.dev": True}, rate_rps=300, duration_s=3, stock=500)
     hostile = HostileDrive(scenario, REQUESTS, 2, folder, services, lambda _: None)
     await run(scenario, folder, lambda _: None, services=services, driver=hostile.drive)
     summary = judge_run(folder)

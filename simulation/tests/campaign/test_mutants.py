@@ -12,12 +12,18 @@ from redis.asyncio import Redis
 from engine.local.stack import Stack
 from engine.settings import Settings
 from engine.tests.services import execute
-from simulation.campaign.mutants import Mutants, Trial, judge_trial, run_mutants, write_mutants
+from simulation.campaign.mutants import (
+    Mutants,
+    Trial,
+    judge_trial,
+    run_mutants,
+    tell_coverage,
+    write_mutants,
+)
 from simulation.campaign.mutation import Edit, Mutation, copy_engine, list_mutations, load_mutation, mutate
 from simulation.errors import MutationError
-from simulation.judge.verdict import judge
 from simulation.target.services import Services, services_of
-from simulation.tests.histories import Ask, Terms, play
+from simulation.tests.histories import Ask, Terms, judge, play
 
 # A second of load; what this machine has time for, while it runs the tests, says nothing about the engine.
 SHORT: dict[str, Any] = {
@@ -36,6 +42,11 @@ HARMLESS = Mutation(
     changes=SHORT,
 )
 RULES = {check.name for check in judge(*play([Ask(1)], [Terms()]))} | {"recovers from faults"}
+AWAITED = {
+    "terms are as asked", "a key tells the truth", "refusals are true", "no server errors",
+    "the sale happened", "reads are true",
+}  # fmt: skip
+"""Rules that are under way, for which there are bugs already."""
 
 
 def files_of(mutation: Mutation, folder: Path) -> list[Path]:
@@ -45,7 +56,7 @@ def files_of(mutation: Mutation, folder: Path) -> list[Path]:
 @pytest.mark.parametrize("name", list_mutations())
 def test_a_mutation_fits_the_engine(name: str, tmp_path: Path) -> None:
     mutation = load_mutation(name)
-    assert set(mutation.breaks) <= RULES
+    assert set(mutation.breaks) <= RULES | AWAITED
     mutation.load_scenario()
     copy_engine(tmp_path)
     mutate(mutation, tmp_path)
@@ -53,6 +64,48 @@ def test_a_mutation_fits_the_engine(name: str, tmp_path: Path) -> None:
         assert path.suffix in (".py", ".lua", ".sql")
         if path.suffix == ".py":
             compile(path.read_text(), str(path), "exec")
+
+
+def test_there_are_sixty_and_at_least_one_for_every_rule() -> None:
+    mutations = [load_mutation(name) for name in list_mutations()]
+    assert len(mutations) >= 60
+    assert {name for mutation in mutations for name in mutation.breaks} >= RULES
+
+
+def test_the_judge_tells_which_rule_alone_finds_a_bug(tmp_path: Path) -> None:
+    scenario = HARMLESS.load_scenario()
+
+    def tried(name: str, *broken: str) -> Trial:
+        mutation = msgspec.structs.replace(HARMLESS, name=name)
+        return judge_trial(mutation, scenario, summary_of(*broken), "")
+
+    result = Mutants(
+        command="flashsim mutants",
+        trials=[
+            tried("lonely", "no oversell"),
+            tried("noisy", "no oversell", "payment decides"),
+            # Found by a check that should not find it: that proves nothing about any rule.
+            tried("missed", "payment decides"),
+        ],
+        rules=["no oversell", "payment decides"],
+    )
+    assert [trial.alone for trial in result.trials] == [True, False, False]
+    assert result.coverage() == {
+        "no oversell": (["lonely"], ["noisy"]),
+        "payment decides": ([], ["noisy", "missed"]),
+    }
+    said: list[str] = []
+    tell_coverage(result, said.append)
+    assert said == [
+        "no oversell alone catches lonely",
+        "no bug that was tried is caught alone by: payment decides",
+    ]
+    write_mutants(result, tmp_path)
+    table = (tmp_path / "mutants.md").read_text()
+    assert "| caught | alone | no oversell | no oversell! |" in table
+    assert "| no oversell | lonely | noisy |" in table
+    assert "| payment decides | none | noisy, missed |" in table
+    assert "<td>lonely</td>" in (tmp_path / "mutants.html").read_text()
 
 
 async def test_what_is_mutated_outside_of_python_is_fit_to_run(
@@ -92,7 +145,10 @@ def test_a_mutation_that_can_not_be_read_is_one_clear_line(tmp_path: Path) -> No
 
 
 def summary_of(*broken: str) -> dict[str, Any]:
-    checks = [{"name": name, "holds": name not in broken, "detail": f"{name}!"} for name in sorted(RULES)]
+    checks = [
+        {"name": name, "state": "broken" if name in broken else "held", "detail": f"{name}!"}
+        for name in sorted(RULES)
+    ]
     return {"verdict": "fail" if broken else "pass", "checks": checks}
 
 
@@ -123,7 +179,9 @@ def test_its_tables_say_what_was_found(tmp_path: Path) -> None:
     assert msgspec.json.decode((tmp_path / "mutants.json").read_bytes(), type=Mutants) == result
     table = (tmp_path / "mutants.md").read_text()
     assert "1 of 2 deliberate bugs found" in table
-    assert "| harmless | Nothing wrong. | single-fault | caught | no oversell | no oversell! |" in table
+    assert (
+        "| harmless | Nothing wrong. | single-fault | caught | alone | no oversell | no oversell! |" in table
+    )
     page = (tmp_path / "mutants.html").read_text()
     assert "1 of 2 deliberate bugs found" in page
     assert "<b>" not in page
@@ -139,6 +197,7 @@ async def test_a_bug_is_caught_and_a_harmless_change_is_not(
     bug = msgspec.structs.replace(load_mutation("lost-acceptance"), changes=SHORT)
     result = await run_mutants([bug, HARMLESS], tmp_path, services, lambda _: None, "")
     found, missed = result.trials
+    assert set(result.rules) == RULES - {"recovers from faults"}
     assert found.outcome == "caught", found
     assert found.caught_by[0] == "accepted is settled"
     assert (tmp_path / "lost-acceptance" / "report.html").exists()

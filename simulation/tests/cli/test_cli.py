@@ -80,6 +80,9 @@ def test_it_lists_the_scenarios_with_their_texts() -> None:
         (["run", "--target", "127.0.0.1:8080"], "must look like http://host:port"),
         (["run", "--target", "http://127.0.0.1:9"], "can't be reached"),
         (["mutants", "unheard-of"], "no mutation 'unheard-of'; there are: "),
+        (["matrix", "--only", "kill:nginx"], "there is no 'kill:nginx'; there are kill:front-door, "),
+        (["matrix", "--pairs", "--only", "kill+wips"], "there is no 'kill+wips'; there are kill+kill, "),
+        (["matrix", "--seed", "2"], "--seed is for --pairs"),
         (["verify", "nowhere"], "nowhere: is not the folder of a run"),
         (["report", "nowhere"], "nowhere: is not the folder of a run"),
     ],
@@ -108,10 +111,10 @@ async def test_a_run_against_a_target(settings: Settings, tmp_path: Path) -> Non
         postgres_url=settings.postgres_url or "",
         amqp_url=settings.amqp_url,
     )
-    engine_settings = {"admin_token": "open-sesame", "gate_shards": 3}
+    engine_settings = {"admin_token": "open-sesame-please", "gate_shards": 3}
     async with start_engine(services, engine_settings, tmp_path / "engine.log") as engine:
         target = ("run", f"--target={engine.url}", *SMALL, *PATIENT)
-        token = "--admin-token=open-sesame"
+        token = "--admin-token=open-sesame-please"
 
         refused = await run_flashsim(*target, cwd=tmp_path)
         assert (refused.returncode, "--admin-token" in refused.stderr) == (2, True)
@@ -133,7 +136,7 @@ async def test_a_run_against_a_target(settings: Settings, tmp_path: Path) -> Non
         assert "services are not known" in blind.stdout
 
     recorded = (tmp_path / "first" / "run.json").read_text()
-    assert "open-sesame" not in recorded
+    assert "open-sesame-please" not in recorded
     assert "postgresql://" not in recorded
 
     verified = flashsim("verify", str(tmp_path / "first"))

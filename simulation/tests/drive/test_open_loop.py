@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from simulation.drive.open_loop import Address, OpenLoop
-from simulation.drive.schedule import NEVER
+from simulation.drive.schedule import NEVER, Polls
 from simulation.scenario.patience import Patience, Reason
 from simulation.scenario.schema import DriverOptions
 from simulation.tests.http_server import ACCEPTED, SOLD_OUT, Request, answer, http_server
@@ -50,7 +50,7 @@ def open_loop(
 async def run(port: int, intended_ms: list[float], *patient: Any, **options: Any) -> OpenLoop:
     load = open_loop(port, intended_ms, *patient, **options)
     await load.run(time.monotonic_ns())
-    assert sorted(load.ended) == list(range(len(intended_ms) + len(load.retries))), "each request ends once"
+    assert sorted(load.ended) == list(range(len(intended_ms) + len(load.added))), "each request ends once"
     return load
 
 
@@ -335,7 +335,7 @@ def patient(
 def retries_of(load: OpenLoop) -> dict[int, list[int]]:
     """Return the retries of each client, in order."""
     found: dict[int, list[int]] = {}
-    for number, (first, attempt) in enumerate(load.retries):
+    for number, (first, attempt) in enumerate(load.added):
         found.setdefault(first, []).append(load.planned + number)
         assert attempt == len(found[first])
     return found
@@ -397,14 +397,14 @@ async def test_clients_retry_after_the_outcomes_that_are_named(
 ) -> None:
     async with http_server(react) as server:
         load = await run(server.port, [0.0] * 5, *patient(minded, most=2), timeout_ms=1_000)
-    assert len(load.retries) == (10 if minded == outcome else 0)
+    assert len(load.added) == (10 if minded == outcome else 0)
     assert len(server.requests) == len(load.requests)
     check_times(load)
 
 
 async def test_clients_whose_connection_is_refused_retry() -> None:
     load = await run(free_port(), [0.0] * 5, *patient("UNAVAILABLE", most=2))
-    assert len(load.retries) == 10
+    assert len(load.added) == 10
     assert set(load.sent_ns) == {NEVER}
     assert NEVER not in load.done_ns
 
@@ -442,21 +442,22 @@ async def test_an_empty_plan_is_driven_at_once() -> None:
     await run(free_port(), [])
 
 
-async def test_a_load_that_is_stopped_ends_with_the_requests_in_flight_and_without_retries() -> None:
+async def test_a_load_that_is_stopped_ends_with_the_requests_in_flight_and_nobody_comes_again() -> None:
     held: list[Request] = []
 
     async def hold(request: Request) -> None:
         held.append(request)
         if len(held) == 2:
             load.stop()
-            for each in held:
-                each.send(answer(403, b""))
+            held[0].send(answer(403, b""))
+            held[1].send(ACCEPTED)
 
     async with http_server(hold) as server:
         load = open_loop(
             server.port, [0, 0, 3_600_000, 3_600_000], *patient("NOT_STARTED", pause_ms=1), connections=4
         )
+        load.polls = Polls([MS] * 4, 5, load.address.encode_order)
         await load.run(time.monotonic_ns())
     assert sorted(load.ended) == [0, 1]
     assert load.withdrawn == 2
-    assert load.retries == []
+    assert load.added == []

@@ -42,11 +42,14 @@ def test_a_fault_that_cannot_be_done_is_refused(fields: dict[str, Any], said: st
 
 
 def test_two_faults_of_one_sort_on_one_target_may_not_overlap() -> None:
-    with pytest.raises(ValueError, match=r"faults\.1\.at_s: redis has another such fault until 2 s"):
+    with pytest.raises(ValueError, match=r"faults\.1\.at_s: redis has another fault until 2 s"):
         check_faults([fault(), fault(at_s=1.5, kind="stop")], 10)
     check_faults([fault(), fault(at_s=1.5, kind="stop", on="postgres"), fault(kind="cut")], 10)
-    with pytest.raises(ValueError, match=r"faults\.1\.at_s: front-door has another such fault"):
+    with pytest.raises(ValueError, match=r"faults\.1\.at_s: front-door has another fault"):
         check_faults([fault(kind="rollback"), fault(on="front-door")], 10)
+    with pytest.raises(ValueError, match=r"faults\.1\.at_s: front-door, fulfilment, redis has another"):
+        check_faults([fault(kind="rollback"), fault(kind="wipe")], 10)
+    check_faults([fault(kind="rollback"), fault(on="relay"), fault(on="rabbitmq"), fault(kind="cut")], 10)
     assert overlap(fault(), fault(at_s=2.5), apart_s=1)
     assert not overlap(fault(), fault(at_s=2.5))
 

@@ -111,3 +111,39 @@ async def test_postgres_has_no_connections(services: Services) -> None:
                 break
             except asyncpg.TooManyConnectionsError:
                 await asyncio.sleep(0.02)
+
+
+async def test_a_service_that_drops_its_connections_takes_new_ones_at_once(
+    services: Services, bus_url: str
+) -> None:
+    async with connect_redis(services.redis_url, 5_000) as redis:
+        number = await redis.client_id()
+        async with refusing("drop_connections", "redis", services), asyncio.timeout(30):
+            # The client connects anew by itself.
+            while await redis.client_id() == number:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+
+    connection = await asyncpg.connect(services.postgres_url)
+    async with refusing("drop_connections", "postgres", services):
+        await until_it_fails(lambda: connection.execute("SELECT 1"))
+        await (await asyncpg.connect(services.postgres_url)).close()
+
+    bus, lost = await aio_pika.connect(bus_url), asyncio.Event()
+    bus.close_callbacks.add(lambda *_: lost.set())
+    async with refusing("drop_connections", "rabbitmq", services), asyncio.timeout(30):
+        await lost.wait()
+        await (await aio_pika.connect(bus_url)).close()
+
+
+async def test_a_fault_waits_for_one_that_takes_longer_than_planned_on_the_same_processes(
+    services: Services,
+) -> None:
+    """Two that may not overlap do not, whatever the time says; others do."""
+    same = [Fault(at_s=0, seconds=0.5, kind="stop", on=on) for on in ("redis", "redis", "postgres")]
+    async with Injector(same, None, services, None) as injector:
+        injector.begin(time.monotonic_ns())
+        intervals = await injector.finish()
+    redis = [interval for interval in intervals if interval.on == "redis"]
+    [postgres] = [interval for interval in intervals if interval.on == "postgres"]
+    assert redis[1].start_s >= redis[0].end_s
+    assert postgres.start_s < redis[0].end_s

@@ -64,6 +64,7 @@ def services(settings: Settings, stack: Stack) -> Services:
         ("disk_full", "rabbitmq"),
         ("read_only", "postgres"),
         ("no_connections", "postgres"),
+        ("drop_connections", "rabbitmq"),
         ("flush", "redis"),
         ("wipe", "redis"),
         ("rollback", "redis"),

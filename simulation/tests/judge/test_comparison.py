@@ -242,3 +242,17 @@ def test_bad_use_is_said_in_a_line(folders: dict[str, Path], tmp_path: Path) -> 
         done = CliRunner().invoke(main, ["compare", *words, "--out", str(tmp_path / "page.html")])
         assert done.exit_code == 2
         assert said in done.output
+
+
+@pytest.mark.parametrize(
+    ("other", "word", "fails"), [("again", "No difference shown", 0), ("slower", "Slower", 1)]
+)
+def test_recorded_series_of_the_engine_tell_it_from_a_slower_one(
+    tmp_path: Path, other: str, word: str, fails: int
+) -> None:
+    page, delay, series = tmp_path / "page.html", "fulfilment.lag_p50", REPORTS / "reference-series"
+    command = ["compare", str(series / "first"), str(series / other), "--out", str(page)]
+    done = CliRunner().invoke(main, [*command, "--primary", delay, "--fail-if", f"{delay} > +10%"])
+    assert done.exit_code == fails, done.output
+    assert f">{word}</h1>" in page.read_text()
+    assert "engine.fulfilment_wait_ms" in page.read_text() or other == "again"

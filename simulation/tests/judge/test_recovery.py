@@ -4,11 +4,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pytest
 
 from simulation.judge.numbers.recovery import measure_recovery
 from simulation.judge.verdict import judge_recovery
 from simulation.model.events import Interval
-from simulation.model.history import DTYPES
+from simulation.model.history import DTYPES, fill_in
 
 FAULT = Interval(kind="kill", on="redis", start_s=2.0, end_s=3.0)
 
@@ -35,7 +36,7 @@ def history(refused: tuple[float, float] | None = None, slow: tuple[float, float
         "attempt": 0,
         "first_op": np.arange(8_000),
     }
-    return pd.DataFrame(frame).astype(DTYPES)
+    return pd.DataFrame(fill_in(frame) | frame).astype(DTYPES)
 
 
 def timeline(backlog: tuple[float, float] | None = None, unread: tuple[float, float] | None = None) -> Any:
@@ -80,8 +81,27 @@ def test_what_the_next_fault_does_is_not_the_earlier_ones() -> None:
     assert recovered(history(refused=(3.6, 5.2)), timeline(), FAULT, later) == [0.0, 0.2]
 
 
+def test_a_quiet_crowd_shows_it_as_well() -> None:
+    """Two requests a second: no 100 ms holds more than one."""
+    assert recovered(history(refused=(2.0, 4.2)).iloc[::500], timeline()) == [1.1]
+    assert recovered(history().iloc[::500], timeline()) == [0.0]
+
+
+def test_a_recovery_that_takes_too_long_breaks_the_rule() -> None:
+    recoveries = measure_recovery(history(refused=(2.0, 4.2)), timeline(), [FAULT])
+    assert judge_recovery(recoveries, 1.3, 8).state == "held"
+    assert judge_recovery(recoveries, 1.1, 8).state == "broken"
+
+
+@pytest.mark.parametrize("step", [1, 500])
+def test_a_recovery_that_no_request_shows_is_not_one(step: int) -> None:
+    recoveries = measure_recovery(history(refused=(2.0, 9.0)).iloc[::step], timeline(), [FAULT])
+    assert judge_recovery(recoveries, 10, 7.5).state == "not judged"
+    assert judge_recovery(recoveries, 2, 7.5).state == "broken"
+
+
 def test_an_engine_that_does_not_come_back_breaks_the_rule() -> None:
     recoveries = measure_recovery(history(), timeline(backlog=(2.2, 99)), [FAULT])
-    check = judge_recovery(recoveries)
+    check = judge_recovery(recoveries, 10, 8)
     assert (check.holds, check.violations) == (False, 1)
-    assert judge_recovery(measure_recovery(history(), timeline(), [FAULT])).holds
+    assert judge_recovery(measure_recovery(history(), timeline(), [FAULT]), 10, 8).holds

@@ -10,13 +10,22 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from simulation.judge.verdict import judge, verdict
-from simulation.model.state import FinalState
-from simulation.tests.histories import Ask, Terms, broken, edited, order_rows, play, with_orders
+from simulation.judge.verdict import verdict
+from simulation.tests.histories import (
+    Ask,
+    Played,
+    Terms,
+    broken,
+    edited,
+    judge,
+    order_rows,
+    play,
+    with_orders,
+)
 
 
 @st.composite
-def runs(draw: st.DrawFn) -> tuple[pd.DataFrame, FinalState]:
+def runs(draw: st.DrawFn) -> tuple[pd.DataFrame, Played]:
     """Any run of a correct engine: overlapping requests, retries, lost answers, declined payments."""
     sales = [
         Terms(
@@ -49,26 +58,22 @@ def runs(draw: st.DrawFn) -> tuple[pd.DataFrame, FinalState]:
 
 @settings(deadline=None, max_examples=60)
 @given(runs())
-def test_every_correct_run_passes(run: tuple[pd.DataFrame, FinalState]) -> None:
+def test_every_correct_run_passes(run: tuple[pd.DataFrame, Played]) -> None:
     checks = judge(*run)
     assert {check.name: check.detail for check in checks if not check.holds} == {}
 
 
-Corruption = Callable[[pd.DataFrame, FinalState, Random], tuple[pd.DataFrame, FinalState]]
+Corruption = Callable[[pd.DataFrame, Played, Random], tuple[pd.DataFrame, Played]]
 
 
-def lose_an_order(
-    history: pd.DataFrame, state: FinalState, random: Random
-) -> tuple[pd.DataFrame, FinalState]:
+def lose_an_order(history: pd.DataFrame, state: Played, random: Random) -> tuple[pd.DataFrame, Played]:
     rows = [row for row in order_rows(state) if row["status"] == "CONFIRMED"]
     assume(rows)
     lost = random.choice(rows)
     return history, with_orders(state, [row for row in order_rows(state) if row != lost])
 
 
-def repeat_an_order(
-    history: pd.DataFrame, state: FinalState, random: Random
-) -> tuple[pd.DataFrame, FinalState]:
+def repeat_an_order(history: pd.DataFrame, state: Played, random: Random) -> tuple[pd.DataFrame, Played]:
     rows = order_rows(state)
     assume(rows)
     return history, with_orders(
@@ -77,17 +82,15 @@ def repeat_an_order(
 
 
 def hand_an_order_to_a_stranger(
-    history: pd.DataFrame, state: FinalState, random: Random
-) -> tuple[pd.DataFrame, FinalState]:
+    history: pd.DataFrame, state: Played, random: Random
+) -> tuple[pd.DataFrame, Played]:
     rows = order_rows(state)
     assume(rows)
     random.choice(rows)["user_id"] = 99
     return history, with_orders(state, rows)
 
 
-def revoke_an_order(
-    history: pd.DataFrame, state: FinalState, random: Random
-) -> tuple[pd.DataFrame, FinalState]:
+def revoke_an_order(history: pd.DataFrame, state: Played, random: Random) -> tuple[pd.DataFrame, Played]:
     rows = order_rows(state)
     confirmed = [row for row in rows if row["status"] == "CONFIRMED"]
     assume(confirmed)
@@ -95,35 +98,27 @@ def revoke_an_order(
     return history, with_orders(state, rows)
 
 
-def drift_the_gate(
-    history: pd.DataFrame, state: FinalState, random: Random
-) -> tuple[pd.DataFrame, FinalState]:
+def drift_the_gate(history: pd.DataFrame, state: Played, random: Random) -> tuple[pd.DataFrame, Played]:
     assert state.gate is not None
     gate = state.gate.copy()
     gate["remaining"] += random.choice([-2, -1, 1, 2]) * (gate.index == random.randrange(len(gate)))
     return history, replace(state, gate=gate)
 
 
-def drift_the_count(
-    history: pd.DataFrame, state: FinalState, random: Random
-) -> tuple[pd.DataFrame, FinalState]:
+def drift_the_count(history: pd.DataFrame, state: Played, random: Random) -> tuple[pd.DataFrame, Played]:
     assert state.sales is not None
     sales = state.sales.copy()
     sales["sold"] += random.choice([-1, 1]) * (sales.index == random.randrange(len(sales)))
     return history, replace(state, sales=sales)
 
 
-def promise_to_a_loser(
-    history: pd.DataFrame, state: FinalState, random: Random
-) -> tuple[pd.DataFrame, FinalState]:
+def promise_to_a_loser(history: pd.DataFrame, state: Played, random: Random) -> tuple[pd.DataFrame, Played]:
     losers = history[history["result"] == "fail"]["op"].tolist()
     assume(losers)
     return edited(history, random.choice(losers), outcome="ACCEPTED", result="ok", order_id="promise"), state
 
 
-def swap_an_order_id(
-    history: pd.DataFrame, state: FinalState, random: Random
-) -> tuple[pd.DataFrame, FinalState]:
+def swap_an_order_id(history: pd.DataFrame, state: Played, random: Random) -> tuple[pd.DataFrame, Played]:
     accepted = history[history["outcome"] == "ACCEPTED"]
     assume(accepted["user_id"].nunique() > 1)
     one = accepted.iloc[random.randrange(len(accepted))]
@@ -131,17 +126,15 @@ def swap_an_order_id(
     return edited(history, int(one["op"]), order_id=other["order_id"]), state
 
 
-def strand_something(
-    history: pd.DataFrame, state: FinalState, random: Random
-) -> tuple[pd.DataFrame, FinalState]:
+def strand_something(history: pd.DataFrame, state: Played, random: Random) -> tuple[pd.DataFrame, Played]:
     part = random.choice(["pending", "outbox", "queue", "dead"])
     left: dict[str, object] = {part: frozenset(["x"]) if part == "pending" else 1}
     return history, replace(state, **left)  # type: ignore[arg-type]
 
 
 def refuse_without_reason(
-    history: pd.DataFrame, state: FinalState, random: Random
-) -> tuple[pd.DataFrame, FinalState]:
+    history: pd.DataFrame, state: Played, random: Random
+) -> tuple[pd.DataFrame, Played]:
     assert state.sales is not None
     outcome = random.choice(["INVALID", "UNKNOWN_PRODUCT", "NOT_STARTED", "SALE_ENDED"])
     assume(outcome != "NOT_STARTED" or state.sales["starts_us"].isna().all())
@@ -167,7 +160,7 @@ CORRUPTIONS: list[Corruption] = [
 @settings(deadline=None, max_examples=15)
 @given(run=runs(), seed=st.integers(0, 2**32))
 def test_any_single_corruption_is_caught(
-    corrupt: Corruption, run: tuple[pd.DataFrame, FinalState], seed: int
+    corrupt: Corruption, run: tuple[pd.DataFrame, Played], seed: int
 ) -> None:
     assert verdict(judge(*corrupt(*run, Random(seed))), load_valid=True) == "fail"
 

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from simulation.judge.asked import read_asked
 from simulation.judge.numbers.latency import is_trusted, measure_latency
 from simulation.judge.numbers.load import measure_load
 from simulation.judge.numbers.requests import count_outcomes
@@ -18,7 +19,16 @@ from simulation.judge.thresholds import Metrics
 from simulation.judge.verdict import judge
 from simulation.model.state import FinalState
 from simulation.scenario.loading import load_scenario
-from simulation.tests.histories import Ask, Terms, history_of, operation, order, order_rows, play, with_orders
+from simulation.tests.histories import (
+    Ask,
+    Terms,
+    history_of,
+    operation,
+    order,
+    order_rows,
+    play,
+    with_orders,
+)
 from simulation.tests.run_folders import make_run
 
 MS = 1_000_000
@@ -33,8 +43,9 @@ def ask(user_id: int, start_ms: int, late_ms: int, took_ms: int) -> dict[str, An
 def summary_of(history: pd.DataFrame, state: FinalState) -> dict[str, Any]:
     scenario = load_scenario("spike")
     started_at = datetime(2026, 1, 2, 13, 30, tzinfo=timezone(timedelta(hours=2)))
-    run = Metrics(history, state, measure_load(history, scenario), started_at)
-    return summarise(run, scenario, judge(history, state))
+    asked = read_asked(scenario)
+    run = Metrics(history, state, measure_load(history, scenario), started_at, asked)
+    return summarise(run, scenario, judge(history, state, asked))
 
 
 def test_it_has_the_fields_that_readers_rely_on(tmp_path: Path) -> None:
@@ -115,7 +126,7 @@ def test_oversold_units_are_not_hidden_by_another_sale_with_units_left() -> None
     _, state = play([Ask(1), Ask(2, product_id=2)], [Terms(stock=1), Terms(product_id=2, stock=50)])
     rows = [*order_rows(state), order("extra", Ask(3), 1), order("more", Ask(4), 1)]
     state = with_orders(state, rows)
-    assert measure_stock(state)["oversold"] == 2
+    assert measure_stock(state, state.asked)["oversold"] == 2
 
 
 def test_time_to_sell_out_ends_with_the_last_unit_and_not_with_a_retry() -> None:
@@ -134,7 +145,7 @@ def test_an_empty_run_and_an_unread_state_have_no_numbers_rather_than_wrong_ones
     summary = summary_of(history_of([]), FinalState(unread={"ledger": "down"}))
     json.dumps(summary, allow_nan=False)
     assert summary["verdict"] == "unknown"
-    assert summary["stock"] == dict.fromkeys(["initial", "sold", "remaining", "oversold"])
+    assert summary["stock"] == dict.fromkeys(["sold", "remaining", "oversold"]) | {"initial": 10_000}
     assert summary["fulfilment"]["confirmed"] is None
 
 

@@ -81,6 +81,9 @@ def test_a_plain_line_says_everything() -> None:
         assert word.replace("  ", " ") in " ".join(line.split())
     for word in ("stock 7,654", "pending 21", "outbox 3", "queue 0", "confirmed 2,325"):
         assert word in line
+    assert "reads" not in line
+    looked = progress_at(8, 13_000)._replace(reads=1_500)
+    assert "reads 1,500" in format_line(figures_at(8, looked, SAMPLE))
     assert "stock –" in format_line(figures_at(9, None, None))
 
 

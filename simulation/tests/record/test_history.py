@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from simulation.errors import RunError
-from simulation.model.history import DTYPES, make_history
-from simulation.model.outcome import OUTCOMES, RESULTS
+from simulation.model.history import DTYPES, KINDS, fill_in, make_history, take_buys, take_reads
+from simulation.model.outcome import OUTCOMES, RESULTS, SIGHTS
 from simulation.record.history import SCHEMA, read_history, write_history
 
 times = st.just(-1) | st.integers(0, 2**62)
@@ -25,18 +25,21 @@ rows = st.fixed_dictionaries(
         "sent_ns": times,
         "done_ns": times,
         "status": st.integers(0, 599),
-        "outcome": st.sampled_from(OUTCOMES),
+        "outcome": st.sampled_from([*OUTCOMES, *SIGHTS]),
         "result": st.sampled_from(RESULTS),
         "order_id": st.none() | st.uuids().map(str),
         "attempt": st.integers(0, 1_000),
         "first_op": st.integers(0, 2**62),
+        "kind": st.sampled_from(KINDS),
+        "order_status": st.none() | st.sampled_from(["PENDING", "CONFIRMED"]),
+        **dict.fromkeys(("initial", "remaining", "sold"), st.none() | st.integers(-(10**15), 10**15)),
     }
 )
 
 
 def history_of(found: list[dict[str, Any]]) -> pd.DataFrame:
-    columns: dict[str, Any] = {name: [row[name] for row in found] for name in DTYPES if name != "op"}
-    return make_history({"op": range(len(found))} | columns)
+    names = [name for name in DTYPES if name in (found or [DTYPES])[0] and name != "op"]
+    return make_history({"op": range(len(found))} | {name: [row[name] for row in found] for name in names})
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -70,21 +73,33 @@ def test_nanoseconds_are_not_rounded(tmp_path: Path) -> None:
     assert history["done_ns"].isna().all()
 
 
+def two_requests(**columns: Any) -> dict[str, Any]:
+    found: dict[str, Any] = {name: [1, 1] for name in DTYPES} | {"outcome": ["UNKNOWN"] * 2}
+    found |= {"result": ["unknown"] * 2, "key": [None] * 2, "order_id": [None] * 2}
+    return found | fill_in({"op": [0, 1]}) | {"op": [0, 1]} | columns
+
+
 def test_it_is_sorted_by_op() -> None:
-    columns: dict[str, Any] = {name: [1, 1] for name in DTYPES} | {"op": [1, 0], "user_id": [10, 20]}
-    columns |= {"outcome": ["ACCEPTED"] * 2, "result": ["ok"] * 2, "key": [None] * 2, "order_id": [None] * 2}
+    columns = two_requests(op=[1, 0], user_id=[10, 20])
     assert make_history(columns)["user_id"].tolist() == [20, 10]
 
 
-def test_in_a_file_from_before_anybody_came_again_every_request_is_a_first_try(tmp_path: Path) -> None:
-    columns: dict[str, Any] = {name: [1, 1] for name in DTYPES} | {"op": [0, 1], "first_op": [0, 1]}
-    columns |= {"outcome": ["UNKNOWN"] * 2, "result": ["unknown"] * 2, "key": [None] * 2}
-    columns |= {"order_id": [None] * 2, "attempt": [0, 0]}
-    history = make_history(columns)
+@pytest.mark.parametrize(
+    "lacking", [["kind", "order_status", "initial", "remaining", "sold"], [*fill_in({"op": [0, 1]})]]
+)
+def test_in_an_older_file_every_request_is_a_purchase_and_a_first_try(
+    tmp_path: Path, lacking: list[str]
+) -> None:
+    history = make_history(two_requests())
     write_history(history, tmp_path / "history.parquet")
-    table = pq.read_table(tmp_path / "history.parquet").drop_columns(["attempt", "first_op"])
+    table = pq.read_table(tmp_path / "history.parquet").drop_columns(lacking)
     pq.write_table(table, tmp_path / "history.parquet")
     pd.testing.assert_frame_equal(read_history(tmp_path / "history.parquet"), history)
+
+
+def test_purchases_and_reads_are_told_apart() -> None:
+    history = make_history(two_requests(kind=["buy", "stock"]))
+    assert (take_buys(history)["op"].tolist(), take_reads(history)["op"].tolist()) == ([0], [1])
 
 
 def test_a_file_that_is_no_history_is_refused(tmp_path: Path) -> None:

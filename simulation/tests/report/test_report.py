@@ -11,14 +11,16 @@ import pytest
 from simulation.judge.numbers.disturbance import find_omission
 from simulation.judge.numbers.fairness import measure_order
 from simulation.judge.numbers.latency import measure_latency
+from simulation.judge.numbers.reads import measure_reads
 from simulation.judge.numbers.requests import measure_retries
 from simulation.model.hostile import KindCount
 from simulation.record.history import read_history
 from simulation.report.latency_plots import draw_knee
 from simulation.report.report import render_page, tabulate_hostile, write_report
-from simulation.report.words import FAULTS, count, ms
+from simulation.report.words import FAULTS, count, describe, ms
 from simulation.scenario.fault import TARGETS
 from simulation.tests.browser import open_page
+from simulation.tests.histories import history_of, read_order, read_stock
 from simulation.tests.judge.test_disturbance import stand_still
 from simulation.tests.run_folders import lose_orders, make_run
 
@@ -38,9 +40,12 @@ def passed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_page_holds_verdict_checks_numbers_and_plots(passed: Path) -> None:
     page = (passed / "report.html").read_text()
     assert ">Pass</h1>" in page
-    rules = len(json.loads((passed / "summary.json").read_text())["checks"])
-    assert f"All {rules} rules hold" in page
-    assert page.count('class="mark pass"') == rules + 4
+    checks = json.loads((passed / "summary.json").read_text())["checks"]
+    held = sum(check["state"] == "held" for check in checks)
+    assert f"{held} rules tested and held, {len(checks) - held} not exercised." in page
+    assert page.count('class="mark pass"') == held + 4
+    assert page.count('class="mark idle"') == page.count("Not exercised by this run") == len(checks) - held
+    assert ", 5,000 chances to fail" in page
     assert "<code>accepted.response.p99 &lt; 1000</code>" in page
     assert "5,000 sold of 5,000 in stock" in page
     assert "flashsim run spike --seed 1" in page
@@ -94,8 +99,8 @@ def test_what_service_time_hides_is_told_in_a_sentence(tmp_path: Path) -> None:
 
 def test_what_a_run_measured_besides_has_a_panel_of_its_own(tmp_path: Path) -> None:
     summary = make_run(tmp_path)
-    panels = ("fairness", "restocks", "retries", "hostile")
-    bare = render_page(summary | dict.fromkeys(["fairness", "restocks", "retries"]), {})
+    panels = ("fairness", "restocks", "retries", "reads", "hostile")
+    bare = render_page(summary | dict.fromkeys(["fairness", "restocks", "retries", "reads"]), {})
     assert not any(f'id="{panel}"' in bare for panel in panels)
 
     history = read_history(tmp_path / "history.parquet")
@@ -105,9 +110,12 @@ def test_what_a_run_measured_besides_has_a_panel_of_its_own(tmp_path: Path) -> N
     bots |= {f"bots_{what}_share": 0.5 for what in ("head", "request", "unit")}
     fairness = measure_order(history) | bots | {"people_units_per_head": 1, "bots_units_per_head": 1}
     restock = {"product_id": 7, "at_s": 5.0, "stock": 800, "sold": 790, "sold_out_after_s": None}
+    looks = history_of(
+        [read_order(1, "a", 0, "CONFIRMED"), *[read_stock(op, 0, 3, 3) for op in range(1_234)]]
+    )
     page = render_page(
         summary
-        | {"fairness": fairness, "restocks": [restock]}
+        | {"fairness": fairness, "restocks": [restock], "reads": measure_reads(looks)}
         | {"retries": measure_retries(history.assign(attempt=1), None)},
         {},
         hostile=tabulate_hostile(
@@ -118,8 +126,21 @@ def test_what_a_run_measured_besides_has_a_panel_of_its_own(tmp_path: Path) -> N
     assert "3 people, 3 bots" in page
     assert "of 5,000 winners" in page
     assert "28,400 retries" in page
+    assert "<dt>Orders looked at</dt><dd>1</dd>" in page
+    assert "<dt>Seen to their end</dt><dd>1</dd>" in page
+    assert re.search(r">Stock</th>\s*<td>1,234</td>\s*<td>1,234</td>\s*<td>0</td>", page)
     assert ">11 hostile requests<" in page
     assert '<th>huge body</th><td>9</td><td>8</td><td class="fail">1</td>' in page
+
+
+def test_a_terminal_is_told_of_reads_apart(tmp_path: Path) -> None:
+    summary = make_run(tmp_path)
+    assert " reads " not in describe(summary)
+    looks = [read_order(1, "a", 0, "PENDING"), read_order(2, "a", 0, None), read_stock(3, 0, 3, 3)]
+    said = describe(summary | {"reads": measure_reads(history_of(looks))}).splitlines()
+    assert said[:5] == describe(summary).splitlines()[:5]
+    assert any("order: 2 of 1, 0 seen to their end, 1 not found: p50" in line for line in said)
+    assert any("stock: 1: p50" in line for line in said)
 
 
 def test_a_ramp_is_drawn_with_its_knee() -> None:
@@ -161,7 +182,8 @@ def test_a_broken_run_shows_what_is_broken_before_what_holds(tmp_path: Path) -> 
     assert ">Fail</h1>" in page
     assert "3 are not in the ledger" in page
     marks = re.findall(r'class="mark (\w+)"', page[page.index('id="checks"') :])
-    assert marks == sorted(marks)
+    places = [["fail", "unknown", "pass", "idle"].index(mark) for mark in marks]
+    assert places == sorted(places)
     assert marks[0] == "fail"
 
 

@@ -67,7 +67,10 @@ def test_bots_have_ids_of_their_own_and_make_their_share_of_the_requests() -> No
     st.integers(0, 2**63),
 )
 def test_pauses_are_drawn_from_the_seed_within_their_bounds(patience: Patience, seed: int) -> None:
-    one, other = (draw_pauses(patience, 500, np.random.SeedSequence(seed)) for _ in range(2))
+    one, other = (
+        draw_pauses(patience.pause_ms, patience.jitter, patience.share, 500, np.random.SeedSequence(seed))
+        for _ in range(2)
+    )
     assert np.array_equal(one, other)
     comes_again = one[one > 0] / 1e6
     assert abs(len(comes_again) / 500 - patience.share) < 0.15

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from simulation.drive.plan import build_plan
 from simulation.errors import ScenarioError
 from simulation.scenario.arrivals import expected_requests, peak_rps
-from simulation.scenario.loading import list_scenarios, load_scenario, parse_override, read_scenario
+from simulation.scenario.loading import FOLDER, list_scenarios, load_scenario, parse_override, read_scenario
 
 
 def minimal(**changes: Any) -> dict[str, Any]:
@@ -210,3 +210,9 @@ def test_what_happens_under_the_load_is_checked_beforehand(key: str, value: Any,
 def test_a_longer_run_is_restocked_later() -> None:
     restocks = [{"at_s": 3, "product_id": 1, "stock": 1}]
     assert load_scenario("spike", {"restocks": restocks}, duration_s=60).restocks[0].at_s == 6
+
+
+def test_a_file_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "marked.toml"
+    file.write_bytes(b"\xef\xbb\xbf" + (FOLDER / "spike.toml").read_bytes())
+    assert load_scenario(file).sales == load_scenario("spike").sales

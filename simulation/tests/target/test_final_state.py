@@ -3,6 +3,7 @@
 import asyncio
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import aio_pika
 import pandas as pd
@@ -18,11 +19,13 @@ from engine.model.order_id import split_order_id
 from engine.model.purchase import Outcome
 from engine.model.sale import Sale, SaleTerms
 from engine.settings import Settings
+from simulation.judge.asked import Asked
 from simulation.judge.verdict import judge
 from simulation.model.state import FinalState
 from simulation.record.state import read_state, write_state
 from simulation.target.final_state import await_drain, read_final_state
 from simulation.target.services import Services
+from simulation.target.stores import GateStore
 from simulation.tests.histories import history_of
 
 KEYS = ShardKeys(0)
@@ -74,7 +77,10 @@ async def test_it_reads_gate_and_ledger(settings_without_bus: Settings, redis: R
     assert state.unread == {}
     assert state.gate is not None
     assert state.gate.to_dict("records") == [
-        {"product_id": 7, "sale_id": sale.sale_id, "stock": 5, "remaining": 2, "released": 0}
+        {
+            **{"product_id": 7, "sale_id": sale.sale_id, "stock": 5, "remaining": 2, "released": 0},
+            **{"user_limit": 2, "quantity": 1, "starts_ms": 1_000, "ends_ms": None},
+        }
     ]
     assert state.pending == frozenset([ids[2]])
     assert state.outbox == 3
@@ -97,6 +103,63 @@ async def test_it_reads_gate_and_ledger(settings_without_bus: Settings, redis: R
     assert orders[1]["reason"] == 'declined, "for" a reason\nof two lines'
 
 
+async def test_no_wrong_decoder_of_the_engine_can_fool_it(
+    settings_without_bus: Settings, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the engine keeps is read by its bytes alone, though every reader of the engine is broken."""
+
+    def lie(*_: object) -> object:
+        raise AssertionError("the witness asks the engine")
+
+    for name in (
+        "engine.gate.keys.ShardKeys.sale",
+        "engine.gate.keys.shard_of",
+        "engine.gate.pending.count_pending",
+        "engine.gate.pending.read_pending",
+        "engine.gate.fence.read_generations",
+        "engine.model.order_id.split_order_id",
+    ):
+        monkeypatch.setattr(name, lie)
+    monkeypatch.setattr("engine.model.order_id.PLACES", ())
+    monkeypatch.setattr("engine.bus.topology.PURCHASES", "elsewhere")
+    stem = "01a21c1d-2be8-760e-97e3-0773b4d24"
+    terms: dict[Any, Any] = {
+        "sale_id": 9,
+        "stock": 5,
+        "remaining": 3,
+        "released": 1,
+        "limit": 2,
+        "quantity": 1,
+    }
+    await redis.hset("fg:{1}:sale:7", mapping={**terms, "starts_ms": 0, "ends_ms": 1_000})
+    await redis.hset("fg:{1}:pending", stem, "0" * 11 + "1")
+    await redis.xadd("fg:{0}:outbox", {"purchases": "x"})
+    await redis.hdel("fg:{1}:mark", "open")
+    state = await read(services_of(settings_without_bus), shards=2)
+    assert state.gate is not None
+    (row,) = state.gate.to_dict("records")
+    assert pd.isna(row.pop("starts_ms"))
+    held = {"sale_id": 9, "product_id": 7, "stock": 5, "remaining": 3, "released": 1}
+    assert row == held | {"user_limit": 2, "quantity": 1, "ends_ms": 1_000}
+    assert (state.pending, state.outbox) == (frozenset([f"{stem}00b"]), 1)
+    store = GateStore(settings_without_bus.redis_url or "", [], 2)
+    counts = await store.read()
+    await store.close()
+    assert counts.items() >= {"pending_orders": 1, "outbox_entries": 1, "closed_shards": 1}.items()
+
+
+async def test_a_sale_that_nobody_was_told_of_is_read_as_well(settings_without_bus: Settings) -> None:
+    sale, _ = await sell(settings_without_bus)
+    assert settings_without_bus.postgres_url is not None
+    ledger = await Ledger.connect(settings_without_bus.postgres_url)
+    again = await ledger.open_sale(SaleTerms(product_id=7, stock=5))
+    await ledger.open_sale(SaleTerms(product_id=8, stock=5))
+    await ledger.close()
+    state = await read(services_of(settings_without_bus), sale_ids=[sale.sale_id])
+    assert state.sales is not None
+    assert state.sales["sale_id"].tolist() == [sale.sale_id, again.sale_id]
+
+
 async def test_it_can_be_saved_and_judged_again(
     settings_without_bus: Settings, redis: Redis, tmp_path: Path
 ) -> None:
@@ -109,7 +172,7 @@ async def test_it_can_be_saved_and_judged_again(
     frameless = {"gate": None, "sales": None, "orders": None}
     assert vars(replace(loaded, **frameless)) == vars(replace(state, **frameless))  # type: ignore[arg-type]
     history = history_of([])
-    assert judge(history, loaded) == judge(history, state)
+    assert judge(history, loaded, Asked(sales=[])) == judge(history, state, Asked(sales=[]))
 
 
 async def test_it_counts_messages_and_dead_letters(settings: Settings, redis: Redis) -> None:

@@ -1,0 +1,244 @@
+"""What is checked of the three services before a stage starts: that they answer, and allow enough."""
+
+import asyncio
+import logging
+import socket
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from importlib.resources import files
+from typing import Final
+
+import asyncpg
+from aiormq import exceptions as amqp
+from redis import exceptions as redis_errors
+from redis.asyncio import Redis
+
+from engine.bus.connection import close_connection, connect_bus, translate_errors
+from engine.bus.topology import declare_topology
+from engine.errors import BusUnavailable, FlashgridError, LedgerUnavailable, SettingsError
+from engine.gate.keys import ShardKeys
+from engine.ledger.ledger import Ledger
+from engine.stages.lifecycle import Outage
+
+log = logging.getLogger(__name__)
+
+_PATIENCE_S: Final = 30.0
+_SHORT_PATIENCE_S: Final = 5.0
+"""For what is rarely mended by itself: a name that nobody knows, a service that can't write."""
+_FINAL: Final = (
+    asyncpg.InvalidAuthorizationSpecificationError,
+    asyncpg.InvalidCatalogNameError,
+    asyncpg.InsufficientPrivilegeError,
+    asyncpg.ClientConfigurationError,
+    asyncpg.ProtocolViolationError,  # how PgBouncer says that it knows no such user or database
+    redis_errors.AuthenticationError,
+    redis_errors.NoPermissionError,
+    amqp.AuthenticationError,
+    amqp.ProbableAuthenticationError,
+    amqp.ConnectionNotAllowed,
+    amqp.IncompatibleProtocolError,
+    amqp.ChannelAccessRefused,
+    amqp.ChannelPreconditionFailed,
+    ssl.SSLError,
+)
+"""Errors that no time mends."""
+_SLOW: Final = (socket.gaierror, redis_errors.ReadOnlyError, asyncpg.ReadOnlySQLTransactionError)
+_RIGHTS: Final = files("engine.ledger").joinpath("rights.sql").read_text()
+_PROBE: Final = f"{ShardKeys(0).prefix}check"
+"""A key that does not exist, so that the commands below change nothing."""
+_COMMANDS: Final = (
+    ("EVAL", "return 1", "0"),
+    ("XREADGROUP", "GROUP", "check", "check", "STREAMS", _PROBE, ">"),
+    ("XAUTOCLAIM", _PROBE, "check", "check", "0", "0-0"),
+    ("XACK", _PROBE, "check", "0-1"),
+    ("XDEL", _PROBE, "0-1"),
+    ("XLEN", _PROBE),
+    ("HGET", _PROBE, "check"),
+)
+
+
+async def insist(name: str, setting: str, attempt: Callable[[], Awaitable[object]]) -> None:
+    """Await `attempt()` until it works.
+
+    Raises SettingsError at once for what no time mends, FlashgridError if it does not work in half a minute.
+    """
+    outage = Outage(name)
+    loop = asyncio.get_running_loop()
+    started = loop.time()
+    last = "it does not answer"
+    try:
+        async with asyncio.timeout(_PATIENCE_S):
+            while True:
+                try:
+                    await attempt()
+                except SettingsError as error:
+                    raise SettingsError(f"{setting}: {error}") from None
+                except (
+                    FlashgridError,
+                    redis_errors.RedisError,
+                    asyncpg.PostgresError,
+                    asyncpg.InterfaceError,
+                    OSError,
+                ) as error:
+                    last = " ".join(str(error).split())
+                    slow = any(isinstance(cause, _SLOW) for cause in _causes(error))
+                    if is_final(error) or (slow and loop.time() - started > _SHORT_PATIENCE_S):
+                        raise SettingsError(f"{setting}: {last}") from None
+                    await outage.wait(error)
+                else:
+                    outage.end()
+                    return
+    except TimeoutError:
+        raise FlashgridError(f"{name} does not answer after {_PATIENCE_S:.0f} s: {last}") from None
+
+
+def is_final(error: BaseException) -> bool:
+    """Return whether no time mends what an error says."""
+    return any(isinstance(cause, _FINAL) or "DB index" in str(cause) for cause in _causes(error))
+
+
+async def check_redis(redis: Redis) -> None:
+    """Raise SettingsError for a Redis that lacks what the engine needs, or may evict gate data.
+
+    Warns of one that may forget an accepted purchase, and of what can't be checked. Raises RedisError.
+    """
+    execute: Callable[..., Awaitable[object]] = redis.execute_command
+    for command in _COMMANDS:
+        try:
+            await execute(*command)
+        except (redis_errors.NoPermissionError, redis_errors.ReadOnlyError):
+            raise
+        except redis_errors.ResponseError as error:
+            text = str(error)
+            if "unknown command" in text.lower():
+                raise SettingsError(f"this Redis has no {command[0]}; Redis 6.2 or newer is needed") from None
+            if text.startswith("MOVED"):
+                raise SettingsError(
+                    "this is one node of a Redis Cluster; a Redis by itself is needed"
+                ) from None
+            if not text.startswith("NOGROUP"):
+                raise
+    try:
+        config = {
+            name: value.decode() if isinstance(value, bytes) else value
+            for name in ("maxmemory-policy", "appendonly", "appendfsync")
+            for value in (await redis.config_get(name)).values()
+        }
+        refusal = "" if len(config) == 3 else "it shows none"
+    except redis_errors.ResponseError as error:
+        config, refusal = {}, str(error)
+    if config.get("maxmemory-policy", "noeviction") != "noeviction":
+        raise SettingsError(
+            "Redis may evict gate data: its maxmemory-policy must be noeviction,"
+            f" and is {config['maxmemory-policy']}"
+        )
+    if refusal:
+        log.warning(
+            "can't read Redis' settings (%s): make sure that maxmemory-policy is noeviction, appendonly yes"
+            " and appendfsync always",
+            refusal,
+        )
+    elif config["appendonly"] != "yes" or config["appendfsync"] != "always":
+        log.warning(
+            "Redis may lose accepted purchases if it dies: set appendonly to yes (is %s),"
+            " appendfsync to always (is %s)",
+            config["appendonly"], config["appendfsync"],
+        )  # fmt: skip
+
+
+async def check_postgres(url: str) -> None:
+    """Raise SettingsError for a PostgreSQL that is too old, or behind a pool of transactions.
+
+    The ledger prepares statements and holds a lock for longer than a transaction: each of its connections
+    must lead to one session of the server. Raises an error of asyncpg, or OSError.
+    """
+    async with _connect(url) as first:
+        if first.get_server_version().major < 14:
+            raise SettingsError(f"PostgreSQL is {first.get_settings().server_version}; 14 or newer is needed")
+        before = await _read_session(first)
+        if before == first.get_server_pid():
+            return
+        # A pooler answers for the server. Let another client hold a session for the time of a transaction.
+        async with _connect(url) as second, second.transaction():
+            held = await second.fetchval("SELECT pg_backend_pid()")
+            try:
+                after = await asyncio.wait_for(_read_session(first), 3)
+            except TimeoutError:
+                after = held
+    if held == before or after != before:
+        raise SettingsError(
+            "leads to a pooler (PgBouncer?) in transaction mode, which breaks prepared statements and locks:"
+            " name PostgreSQL itself, or a pool with pool_mode = session"
+        )
+    log.info("PostgreSQL is behind a pooler, in session mode")
+
+
+async def prepare_schema(url: str, ledger: Ledger) -> None:
+    """Create what is missing of the schema; do without the right to, if another role has made all of it.
+
+    Raises LedgerUnavailable, or SettingsError that says which rights are missing.
+    """
+    try:
+        await ledger.create_schema()
+    except LedgerUnavailable as error:
+        if not isinstance(error.__cause__, asyncpg.InsufficientPrivilegeError):
+            raise
+        async with _connect(url) as connection:
+            needs = [row["need"] for row in await connection.fetch(_RIGHTS)]
+            role = await connection.fetchval("SELECT current_user")
+        if needs:
+            raise SettingsError(
+                f"{error.__cause__}; role {role} lacks {', '.join(needs)}:"
+                " let the schema's owner start the engine once, and grant these"
+            ) from None
+        log.info("role %s may not change the schema, which another role has made", role)
+
+
+async def check_bus(url: str) -> None:
+    """Declare exchanges and queues. Raises BusUnavailable."""
+    with translate_errors():
+        connection = None
+        try:
+            connection = await connect_bus(url, "check")
+            await declare_topology(await connection.channel())
+        finally:
+            await close_connection(connection)
+
+
+async def check_bus_if_it_answers(url: str, setting: str) -> None:
+    """Raise SettingsError for a RabbitMQ that refuses; warn of one that does not answer yet."""
+    try:
+        async with asyncio.timeout(_SHORT_PATIENCE_S):
+            await check_bus(url)
+    except (BusUnavailable, TimeoutError) as error:
+        if any(isinstance(cause, amqp.InvalidFrameError) for cause in _causes(error)):
+            # The client library hides why the broker closes the connection that is to open a virtual host.
+            raise SettingsError(
+                f"{setting}: RabbitMQ has no such virtual host, or keeps this user out"
+            ) from None
+        if is_final(error):
+            raise SettingsError(f"{setting}: {' '.join(str(error).split())}") from None
+        log.warning("RabbitMQ does not answer (%s): purchases wait in the outbox until it does", error)
+
+
+@asynccontextmanager
+async def _connect(url: str) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
+    # Without names for its statements, a transaction works through any pooler.
+    connection = await asyncpg.connect(url, timeout=5, command_timeout=5, statement_cache_size=0)
+    try:
+        yield connection
+    finally:
+        connection.terminate()
+
+
+async def _read_session(connection: "asyncpg.Connection[asyncpg.Record]") -> int:
+    """Return the process of the server's session that serves the connection just now."""
+    async with connection.transaction():
+        return int(await connection.fetchval("SELECT pg_backend_pid()"))
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

@@ -1,0 +1,19 @@
+-- What the engine needs and its role lacks, in a schema that another role made.
+SELECT need
+FROM (VALUES
+    ('SELECT on sales', has_table_privilege(to_regclass('sales'), 'SELECT')),
+    ('INSERT on sales', has_table_privilege(to_regclass('sales'), 'INSERT')),
+    ('UPDATE on sales', has_table_privilege(to_regclass('sales'), 'UPDATE')),
+    ('SELECT on orders', has_table_privilege(to_regclass('orders'), 'SELECT')),
+    ('INSERT on orders', has_table_privilege(to_regclass('orders'), 'INSERT')),
+    ('SELECT on gate', has_table_privilege(to_regclass('gate'), 'SELECT')),
+    ('INSERT on gate', has_table_privilege(to_regclass('gate'), 'INSERT')),
+    ('UPDATE on gate', has_table_privilege(to_regclass('gate'), 'UPDATE')),
+    ('EXECUTE on settle_plain', has_function_privilege(to_regprocedure(
+        'settle_plain(bigint, bigint, integer, uuid[], bigint[], bigint[], text[])'
+    ), 'EXECUTE')),
+    ('EXECUTE on settle_batch', has_function_privilege(to_regprocedure(
+        'settle_batch(uuid[], bigint[], bigint[], bigint[], integer[], text[], bigint[], text[])'
+    ), 'EXECUTE'))
+) AS needs (need, given)
+WHERE given IS NOT TRUE;

@@ -1,0 +1,245 @@
+"""Set-ups that are not ours: each works, or is refused at start in one line that names the setting."""
+
+import asyncio
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+import aiohttp
+import asyncpg
+import msgspec
+import pytest
+from redis.asyncio import Redis
+
+from engine.settings import Settings
+from engine.tests.services import execute, skip_or_fail
+from engine.tests.test_server import buy, eventually, http, is_confirmed, open_sale, run_to_the_end, serving
+
+__all__ = ["http"]
+pytestmark = pytest.mark.slow
+
+ERRORS_S = 25
+"""Longest wait for what no time mends; a start that waits for an answer takes 30 s."""
+
+
+def change(settings: Settings, **changes: str | None) -> Settings:
+    return msgspec.structs.replace(settings, **changes)
+
+
+async def refused(settings: Settings, *said: str, **more: str) -> None:
+    """The start ends soon, in one line that says all of this, beside warnings."""
+    async with asyncio.timeout(ERRORS_S):
+        code, errors = await run_to_the_end(settings, "serve", **more)
+    last = errors.splitlines()[-1]
+    assert code == 1
+    assert last.startswith("flashgrid: ")
+    assert all(part in last for part in said), errors
+    assert "Traceback" not in errors
+
+
+@asynccontextmanager
+async def pgbouncer(url: str, mode: str) -> AsyncIterator[str]:
+    """PgBouncer of the distribution before a PostgreSQL: its URL."""
+    program = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
+    if program is None:
+        skip_or_fail("pgbouncer is not installed")
+    parts = urlsplit(url)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    user = "nobody" if os.geteuid() == 0 else None
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "users").write_text(f'"{parts.username}" "{parts.password or ""}"\n')
+        (folder / "ini").write_text(
+            f"[databases]\n* = host={parts.hostname} port={parts.port}\n[pgbouncer]\n"
+            f"listen_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\n"
+            f"pool_mode = {mode}\nauth_type = trust\n"
+            f"auth_file = {folder}/users\nignore_startup_parameters = extra_float_digits\n"
+        )
+        for path in (folder, folder / "users", folder / "ini"):
+            if user:
+                shutil.chown(path, user)
+        process = await asyncio.create_subprocess_exec(
+            str(program),
+            "-q",
+            str(folder / "ini"),
+            user=user,
+            stderr=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        )
+        try:
+            await eventually(lambda: answers(port))
+            yield f"postgresql://{parts.username}@127.0.0.1:{port}{parts.path}"
+        finally:
+            process.terminate()
+            await process.wait()
+
+
+def answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+async def test_a_pooler_of_transactions_is_refused(settings_without_bus: Settings) -> None:
+    async with pgbouncer(settings_without_bus.postgres_url or "", "transaction") as url:
+        await refused(change(settings_without_bus, postgres_url=url), "POSTGRES_URL", "transaction mode")
+
+
+async def test_a_pooler_of_sessions_serves(
+    settings_without_bus: Settings, http: aiohttp.ClientSession
+) -> None:
+    async with pgbouncer(settings_without_bus.postgres_url or "", "session") as url:
+        await sells(change(settings_without_bus, postgres_url=url), http)
+
+
+async def sells(settings: Settings, http: aiohttp.ClientSession) -> list[str]:
+    """An engine with these settings sells a unit and settles it: what it logged."""
+    async with serving(settings) as server:
+        await open_sale(http, server, 1)
+        _, body = await buy(http, server)
+        await eventually(lambda: is_confirmed(http, server, body["orderId"]))
+        return server.log
+
+
+@asynccontextmanager
+async def role_of(url: str, grants: str = "") -> AsyncIterator[str]:
+    """A role of its own that may do little with a database: its URL."""
+    name, parts = f"role_{uuid4().hex[:8]}", urlsplit(url)
+    await execute(url, f"CREATE ROLE {name} LOGIN PASSWORD 'secret'; {grants.format(role=name)}")
+    yield f"postgresql://{name}:secret@{parts.hostname}:{parts.port}{parts.path}"
+    await execute(url, f"DROP OWNED BY {name}; DROP ROLE {name}")
+
+
+DML = "GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA public TO {role}"
+
+
+async def test_a_role_that_may_only_read_and_write_serves_a_schema_of_another(
+    settings_without_bus: Settings, http: aiohttp.ClientSession
+) -> None:
+    url = settings_without_bus.postgres_url or ""
+    async with role_of(url) as stranger:
+        await refused(
+            change(settings_without_bus, postgres_url=stranger), "POSTGRES_URL", "lacks SELECT on sales"
+        )
+    async with serving(settings_without_bus):
+        pass
+    async with role_of(url, DML) as writer:
+        await sells(change(settings_without_bus, postgres_url=writer), http)
+    async with role_of(url, DML.replace(", UPDATE", "")) as reader:
+        await refused(change(settings_without_bus, postgres_url=reader), "lacks UPDATE on sales")
+
+
+@pytest.mark.parametrize(
+    ("find", "put", "said"),
+    [
+        ("/test_", "/lost_", "does not exist"),
+        ("//postgres", "//nobody-known", "nobody-known"),
+        ("@127.0.0.1", "@nowhere.invalid", "POSTGRES_URL"),
+    ],
+)
+async def test_a_ledger_that_will_never_answer_is_said_soon(
+    settings_without_bus: Settings, find: str, put: str, said: str
+) -> None:
+    url = (settings_without_bus.postgres_url or "").replace(find, put)
+    await refused(change(settings_without_bus, postgres_url=url), "POSTGRES_URL", said)
+
+
+@asynccontextmanager
+async def redis_user(redis: Redis, url: str, *rules: str) -> AsyncIterator[str]:
+    await redis.execute_command("ACL", "SETUSER", "app", "on", ">secret", *rules)  # type: ignore[no-untyped-call]
+    yield url.replace("redis://", "redis://app:secret@")
+    await redis.execute_command("ACL", "DELUSER", "app")  # type: ignore[no-untyped-call]
+
+
+async def test_a_redis_user_without_a_needed_right_is_refused_and_one_without_config_serves(
+    settings_without_bus: Settings, redis: Redis, redis_url: str, http: aiohttp.ClientSession
+) -> None:
+    async with redis_user(redis, redis_url, "~fg:*", "+@all", "-xautoclaim") as url:
+        await refused(change(settings_without_bus, redis_url=url), "REDIS_URL", "xautoclaim")
+    async with redis_user(redis, redis_url, "~other:*", "+@all") as url:
+        await refused(change(settings_without_bus, redis_url=url), "REDIS_URL")
+    wrong = redis_url.replace("redis://", "redis://app:wrong@")
+    await refused(change(settings_without_bus, redis_url=wrong), "REDIS_URL", "invalid username-password")
+    async with redis_user(redis, redis_url, "~fg:*", "+@all", "-config") as url:
+        log = await sells(change(settings_without_bus, redis_url=url), http)
+        assert any("can't read Redis' settings" in line for line in log)
+
+
+async def test_a_redis_that_shows_no_settings_serves_with_a_warning(
+    settings_without_bus: Settings, redis_url: str, http: aiohttp.ClientSession
+) -> None:
+    """Hosted ones answer CONFIG GET with nothing: so does any for a name that it does not know."""
+    parts = urlsplit(redis_url)
+
+    async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        up_reader, up_writer = await asyncio.open_connection(parts.hostname, parts.port)
+
+        async def copy(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+            while data := await source.read(65_536):
+                for name in (b"maxmemory-policy", b"appendonly", b"appendfsync"):
+                    data = data.replace(name, b"x" * len(name))
+                sink.write(data)
+            sink.close()
+
+        await asyncio.gather(copy(reader, up_writer), copy(up_reader, writer), return_exceptions=True)
+
+    async with await asyncio.start_server(pass_on, "127.0.0.1", 0) as server:
+        url = f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0"
+        log = await sells(change(settings_without_bus, redis_url=url), http)
+    assert any("can't read Redis' settings (it shows none)" in line for line in log)
+
+
+async def test_a_redis_that_will_never_answer_is_said_soon(
+    settings_without_bus: Settings, redis_url: str
+) -> None:
+    await refused(change(settings_without_bus, redis_url="redis://nowhere.invalid:6379"), "REDIS_URL")
+    await refused(
+        change(settings_without_bus, redis_url=redis_url.replace("/0", "/99")), "REDIS_URL", "DB index"
+    )
+
+
+@pytest.mark.parametrize(
+    ("find", "put", "said"),
+    [
+        ("guest:guest@", "guest:wrong@", "ACCESS_REFUSED"),
+        ("127.0.0.1", "nowhere.invalid", ""),
+        ("", "lost", "virtual host"),
+    ],
+)
+async def test_a_bus_that_refuses_is_said_at_start_and_one_that_is_away_is_waited_for(
+    settings: Settings, find: str, put: str, said: str
+) -> None:
+    amqp_url = settings.amqp_url or ""
+    settings = change(settings, amqp_url=amqp_url.replace(find, put) if find else amqp_url + put)
+    if said:
+        await refused(settings, "AMQP_URL", said)
+    else:
+        async with serving(settings) as server:
+            assert any("RabbitMQ does not answer" in line for line in server.log)
+
+
+async def test_several_hosts_lead_to_the_one_that_answers(
+    settings_without_bus: Settings, http: aiohttp.ClientSession
+) -> None:
+    parts = urlsplit(settings_without_bus.postgres_url or "")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        closed = free.getsockname()[1]
+    url = parts._replace(
+        netloc=f"{parts.netloc.rpartition('@')[0]}@127.0.0.1:{closed},127.0.0.1:{parts.port}",
+        query="target_session_attrs=read-write&application_name=till&connect_timeout=3&sslmode=prefer",
+    ).geturl()
+    connection = await asyncpg.connect(settings_without_bus.postgres_url)
+    async with serving(change(settings_without_bus, postgres_url=url)):
+        await eventually(
+            lambda: connection.fetchval(
+                "SELECT count(*) > 0 FROM pg_stat_activity WHERE application_name = 'till'"
+            )
+        )
+    await connection.close()

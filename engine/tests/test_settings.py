@@ -1,0 +1,203 @@
+"""Settings as platforms hand them over: what is read, what is ignored, and what is refused in one line."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+import engine
+from engine.cli import main
+from engine.errors import SettingsError
+from engine.settings import Settings, describe_settings, read_settings
+
+TOKEN = "0123456789abcdef"
+
+
+def read(**variables: str) -> Settings:
+    return read_settings({f"FLASHGRID_{name}": value for name, value in variables.items()})
+
+
+def refuse(**variables: str) -> str:
+    """The line that refuses these variables."""
+    with pytest.raises(SettingsError) as caught:
+        read(**variables)
+    line = str(caught.value)
+    assert "\n" not in line
+    return line
+
+
+@pytest.mark.parametrize("name", [row[0].removeprefix("FLASHGRID_") for row in describe_settings()])
+@pytest.mark.parametrize("empty", ["", "  ", "\n"])
+def test_empty_is_unset_for_every_setting(name: str, empty: str) -> None:
+    assert read(**{name: empty}) == Settings()
+
+
+def test_an_empty_override_is_unset_too() -> None:
+    assert read_settings({"FLASHGRID_HOST": "::1"}, host="").host == "::1"
+
+
+def test_whitespace_around_a_value_is_cut() -> None:
+    settings = read(PORT=" 81\n", REDIS_URL="redis://h:1/0\r\n", ADMIN_TOKEN=f"\t{TOKEN}\n")
+    assert (settings.port, settings.redis_url, settings.admin_token) == (81, "redis://h:1/0", TOKEN)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ADMIN_TOKEN", TOKEN), ("REDIS_URL", "redis://h:1/0"), ("AMQP_URL", "amqp://h/"),
+        ("POSTGRES_URL", "postgresql://h/d"),
+    ],
+)  # fmt: skip
+def test_secrets_may_lie_in_files(tmp_path: Path, name: str, value: str) -> None:
+    file = tmp_path / "secret"
+    file.write_text(f"\ufeff{value}\r\n", encoding="utf-8")
+    assert getattr(read(**{f"{name}_FILE": str(file), name: ""}), name.lower()) == value
+    assert f"FLASHGRID_{name}_FILE" in refuse(**{f"{name}_FILE": str(file), name: value})
+    file.write_text("\n")
+    assert "is empty" in refuse(**{f"{name}_FILE": str(file)})
+    file.write_bytes(b"\xff\xfe\x00")
+    assert "no text" in refuse(**{f"{name}_FILE": str(file)})
+    assert "No such file" in refuse(**{f"{name}_FILE": str(tmp_path / "lost")})
+    assert "directory" in refuse(**{f"{name}_FILE": str(tmp_path)})
+
+
+OF_PLATFORMS = {
+    "SERVICE_HOST": "10.0.0.1", "SERVICE_PORT": "80", "SERVICE_PORT_HTTP": "80", "PORT": "tcp://10.0.0.1:80",
+    "PORT_80_TCP": "tcp://10.0.0.1:80", "PORT_80_TCP_PROTO": "tcp", "PORT_80_TCP_PORT": "80",
+    "PORT_80_TCP_ADDR": "10.0.0.1", "PORT_53_UDP": "udp://[fd00::1]:53",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("service", ["", "REDIS_", "GATE_SHARDS_", "V2_"])
+def test_what_kubernetes_tells_of_its_services_is_no_setting(service: str) -> None:
+    assert read(**{service + name: value for name, value in OF_PLATFORMS.items()}) == Settings()
+
+
+def test_what_docker_tells_of_linked_containers_is_no_setting() -> None:
+    assert (
+        read(REDIS_NAME="/shop/flashgrid_redis", REDIS_ENV_REDIS_VERSION="7", PORT_80_TCP_START="x")
+        == Settings()
+    )
+
+
+def test_a_port_is_still_a_port() -> None:
+    assert read(PORT="81", SERVICE_HOST="10.0.0.1").port == 81
+    assert "FLASHGRID_PORT" in refuse(PORT="http://10.0.0.1:80")
+
+
+@pytest.mark.parametrize(
+    ("typo", "meant"),
+    [
+        ("GATE_BATHC", "GATE_BATCH"), ("REDIS", "REDIS_URL"), ("REDIS_URI", "REDIS_URL"),
+        ("TOKEN", "ADMIN_TOKEN"), ("ADMIN_TOKEN_FIEL", "ADMIN_TOKEN_FILE"),
+        ("POSTGRESQL_URL", "POSTGRES_URL"), ("redis_ulr", "REDIS_URL"),
+    ],
+)  # fmt: skip
+def test_a_typo_is_named_with_what_was_likely_meant(typo: str, meant: str) -> None:
+    assert f"did you mean FLASHGRID_{meant}?" in refuse(**{typo: "1"})
+    assert f"did you mean FLASHGRID_{meant}?" in refuse(**{typo: ""})
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"ADMIN_TOKEN": "fifteen-letters"}, "length >= 16"),
+        ({"ADMIN_TOKEN": "sixteen letters!"}, "visible ASCII"),
+        ({"ADMIN_TOKEN": "é" * 16}, "visible ASCII"),
+        ({"DRAIN_S": "inf"}, "finite"),
+        ({"KEEPALIVE_S": "nan"}, "KEEPALIVE_S"),
+        ({"DEV": "maybe"}, "FLASHGRID_DEV"),
+        ({"OPERATIONS_BIND": "9090"}, "host:port"),
+        ({"OPERATIONS_BIND": "http://h:1"}, "host:port"),
+        ({"REDIS_URL": "localhost:6379"}, "redis://host:6379/0"),
+        ({"REDIS_URL": "http://h:6379"}, "redis://host:6379/0"),
+        ({"REDIS_URL": "redis://"}, "redis://host:6379/0"),
+        ({"REDIS_URL": "redis://h:port"}, "percent-encoded"),
+        ({"REDIS_URL": "redis://:se/cret@h"}, "percent-encoded"),
+        ({"REDIS_URL": "redis://:se@cret@h"}, "percent-encoded"),
+        ({"REDIS_URL": "redis://:se#cret@h"}, "percent-encoded"),
+        ({"REDIS_URL": "redis://h/main"}, "by a number"),
+        ({"REDIS_URL": "redis://h?db=main"}, "by a number"),
+        ({"REDIS_URL": "redis://h?decode_responses=true"}, "option decode_responses would change"),
+        ({"REDIS_URL": "redis://h?socket_timeout=1"}, "option socket_timeout would change"),
+        ({"REDIS_URL": "redis://h?colour=red"}, "option colour is unknown"),
+        ({"REDIS_URL": "redis+sentinel://h"}, "redis://host:6379/0"),
+        ({"REDIS_URL": "unix://"}, "unix:///path"),
+        ({"AMQP_URL": "h:5672"}, "amqp://"),
+        ({"AMQP_URL": "amqp:///vhost"}, "amqp://"),
+        ({"AMQP_URL": "amqp://h?heartbeat=0"}, "heartbeat"),
+        ({"AMQP_URL": "amqp://h?heartbeat=600"}, "heartbeat"),
+        ({"AMQP_URL": "amqp://h?channel_max=1"}, "option channel_max would change"),
+        ({"POSTGRES_URL": "host=h dbname=d"}, "postgresql://"),
+        ({"POSTGRES_URL": "postgresql+asyncpg://h/d"}, "postgresql://"),
+        ({"POSTGRES_URL": "jdbc:postgresql://h/d"}, "postgresql://"),
+        ({"POSTGRES_URL": "postgresql://h/d?synchronous_commit=off"}, "synchronous_commit would change"),
+        ({"POSTGRES_URL": "postgresql://h/d?options=-c%20synchronous_commit%3Doff"}, "synchronous_commit"),
+        ({"POSTGRES_URL": "postgresql://h/d?options=--synchronous-commit%3Doff"}, "synchronous_commit"),
+        ({"POSTGRES_URL": "postgresql://h/d?options=-cstatement_timeout%3D5"}, "statement_timeout"),
+        ({"POSTGRES_URL": "postgresql://h/d?channel_binding=require"}, "channel_binding"),
+        ({"POSTGRES_URL": "postgresql://h/d?target_session_attrs=standby"}, "target_session_attrs"),
+        ({"POSTGRES_URL": "postgresql://h1,h2/d"}, "several hosts"),
+        ({"POSTGRES_URL": "postgresql://h/d?sslmode=require&sslmode=disable"}, "twice"),
+        ({"POSTGRES_URL": "postgresql://h/d?sslmode"}, "percent-encoded"),
+    ],
+)  # fmt: skip
+def test_a_bad_value_is_one_line_that_shows_what_is_expected_and_no_secret(
+    variables: dict[str, str], said: str
+) -> None:
+    line = refuse(**variables)
+    assert said in line
+    (name,) = variables
+    assert line.startswith(f"FLASHGRID_{name}")
+    assert "cret" not in line.replace("secret", "")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://h", "rediss://user:pass@h:6380/3?ssl_cert_reqs=none", "unix:///run/redis.sock?db=2",
+        "redis://[::1]:6379/0", "redis://:p%40ss@h:1?client_name=till",
+    ],
+)  # fmt: skip
+def test_what_redis_urls_usually_look_like_is_taken(url: str) -> None:
+    assert read(REDIS_URL=url).redis_url == url
+
+
+@pytest.mark.parametrize(
+    "url", ["amqp://u:p@h:5672/shop?heartbeat=30", "amqps://h", "amqp://h//", "amqp://h/%2f", "amqp://[::1]/"]
+)
+def test_what_amqp_urls_usually_look_like_is_taken(url: str) -> None:
+    assert read(AMQP_URL=url).amqp_url == url
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("postgres://u:p@h:5432/d?sslmode=require", None),
+        ("postgresql:///d?host=/run/postgresql", "postgresql:///d?host=%2Frun%2Fpostgresql"),
+        ("postgresql://h/d?application_name=the%20till&connect_timeout=10", "postgresql://h/d?application_name=the%20till"),
+        ("postgresql://h/d?keepalives=1&keepalives_idle=30&channel_binding=prefer", "postgresql://h/d"),
+        ("postgresql://h/d?options=-c%20search_path%3Dshop", None),
+        ("postgresql://h1:1,h2:2/d?target_session_attrs=read-write", None),
+    ],
+)  # fmt: skip
+def test_what_libpq_takes_is_taken_and_what_means_nothing_here_is_dropped(
+    given: str, kept: str | None
+) -> None:
+    url = read(POSTGRES_URL=given).postgres_url
+    assert url == (kept or given)
+    assert read(POSTGRES_URL=url or "").postgres_url == url, "a stage reads what the server read"
+
+
+def test_the_readme_lists_every_setting() -> None:
+    table = CliRunner().invoke(main, ["settings", "--markdown"]).output
+    readme = (Path(engine.__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    assert table in readme, "write what `flashgrid settings --markdown` prints into README.md"
+
+
+def test_the_list_says_unit_default_and_meaning() -> None:
+    rows: dict[str, Any] = {name: rest for name, *rest in describe_settings()}
+    assert rows["FLASHGRID_PORT"][:2] == ["", "8080"]
+    assert rows["FLASHGRID_DEV"][1] == "false"
+    assert rows["FLASHGRID_ADMIN_TOKEN"][1] == ""

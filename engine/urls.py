@@ -1,0 +1,146 @@
+"""The URLs of the backing services: checked with their options before anything connects.
+
+Messages never show a URL, since it may hold a password.
+"""
+
+import re
+import shlex
+from collections.abc import Iterable
+from typing import Final
+from urllib.parse import SplitResult, parse_qsl, quote, urlencode, urlsplit
+
+from engine.errors import SettingsError
+
+_REDIS_OPTIONS: Final = (
+    "db, client_name, health_check_interval,"
+    " ssl_cert_reqs, ssl_ca_certs, ssl_ca_path, ssl_certfile, ssl_keyfile, ssl_check_hostname"
+)
+_AMQP_OPTIONS: Final = "heartbeat, cafile, capath, certfile, keyfile, no_verify_ssl"
+_POSTGRES_OPTIONS: Final = (
+    "host, port, user, password, dbname, passfile, application_name, options, target_session_attrs,"
+    " timezone, search_path, sslmode, sslcert, sslkey, sslrootcert, sslcrl, sslpassword, sslnegotiation,"
+    " ssl_min_protocol_version, ssl_max_protocol_version, krbsrvname, gsslib"
+)
+_POSTGRES_DROPPED: Final = {
+    name: re.compile(values)
+    for name, values in {
+        "connect_timeout|tcp_user_timeout|fallback_application_name": ".*",
+        "keepalives(_idle|_interval|_count)?": ".*",
+        "channel_binding|gssencmode": "disable|prefer",
+        "load_balance_hosts": "disable",
+        "client_encoding": "(?i)utf-?8|auto",
+    }.items()
+}
+"""Options of libpq that mean nothing here, with the values for which that holds.
+
+The client library would take them for settings of the server, and the engine bounds its waits itself.
+"""
+_RELIED_ON: Final = re.compile(
+    r"synchronous_commit|(default_)?transaction_\w+|\w+_timeout|session_replication_role|client_encoding"
+    r"|decode_responses|encoding\w*|protocol|retry\w*|max_connections|timeout|frame_max|channel_max"
+)
+"""Settings of the server's session and of the client that no URL may change."""
+
+
+def check_redis_url(url: str) -> str:
+    """Return the URL of Redis. Raises SettingsError, in one line, if it can't be used."""
+    example = "redis://host:6379/0, rediss://… or unix:///path"
+    parts, options = _split(url, ("redis", "rediss", "unix"), example)
+    _check_options(options, _REDIS_OPTIONS)
+    database = options.get("db", "" if parts.scheme == "unix" else parts.path.strip("/"))
+    if not re.fullmatch("[0-9]*", database):
+        raise SettingsError("names its database by a number: redis://host:6379/0")
+    if parts.scheme == "unix":
+        if parts.path.strip("/"):
+            return url
+    elif parts.hostname:
+        return url
+    raise SettingsError(f"must look like {example}")
+
+
+def check_amqp_url(url: str) -> str:
+    """Return the URL of RabbitMQ. Raises SettingsError, in one line, if it can't be used."""
+    example = "amqp://user:password@host:5672/vhost or amqps://…"
+    parts, options = _split(url, ("amqp", "amqps"), example)
+    if not parts.hostname:
+        raise SettingsError(f"must look like {example}")
+    _check_options(options, _AMQP_OPTIONS)
+    if not re.fullmatch("[1-9]|[1-5][0-9]|60", options.get("heartbeat", "15")):
+        raise SettingsError("heartbeat must be 1 to 60 s: without it a dead connection is noticed too late")
+    return url
+
+
+def check_postgres_url(url: str) -> str:
+    """Return the URL of PostgreSQL without the options that the engine has no use for.
+
+    Raises SettingsError, in one line, if it can't be used.
+    """
+    example = "postgresql://user:password@host:5432/database"
+    parts, options = _split(url, ("postgresql", "postgres"), example)
+    kept = {
+        name: value
+        for name, value in options.items()
+        if not any(
+            re.fullmatch(names, name) and values.fullmatch(value)
+            for names, values in _POSTGRES_DROPPED.items()
+        )
+    }
+    _check_options(kept, _POSTGRES_OPTIONS)
+    _check_options(_read_session_options(kept.get("options", "")))
+    target = kept.get("target_session_attrs", "any")
+    if target not in ("any", "primary", "read-write"):
+        raise SettingsError(
+            f"target_session_attrs={target} leads to a server that can't write: use read-write"
+        )
+    if "," in parts.netloc + kept.get("host", "") and target == "any":
+        raise SettingsError(
+            "names several hosts: add target_session_attrs=read-write, so that the primary is found"
+        )
+    address = url.partition("?")[0]
+    return f"{address}?{urlencode(kept, quote_via=quote)}" if kept else address
+
+
+def _split(url: str, schemes: tuple[str, ...], example: str) -> tuple[SplitResult, dict[str, str]]:
+    """Return the parts and the options of a URL."""
+    if url.partition("://")[0] not in schemes:
+        raise SettingsError(f"must look like {example}")
+    try:
+        parts = urlsplit(url)
+        if "," not in parts.netloc:
+            _ = parts.port  # raises ValueError if it is none
+        pairs = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=True) if parts.query else []
+    except ValueError:
+        pairs, parts = [], urlsplit("#bad")
+    if parts.fragment or parts.netloc.count("@") > 1 or re.search(r"\s", url):
+        raise SettingsError(
+            f"can't be read: it must look like {example}, and a password with special characters"
+            " must be percent-encoded (%40 for @, %2F for /, %23 for #)"
+        )
+    options = dict(pairs)
+    if len(options) < len(pairs):
+        raise SettingsError("gives an option twice")
+    return parts, options
+
+
+def _check_options(names: Iterable[str], known: str | None = None) -> None:
+    """Raise SettingsError for an option that the engine relies on or, if `known` is given, an unknown one."""
+    for name in names:
+        if _RELIED_ON.fullmatch(name):
+            raise SettingsError(f"the option {name} would change what the engine relies on")
+        if name == "channel_binding":
+            raise SettingsError("channel_binding=require can't be kept: use sslmode=verify-full")
+        if known is not None and name not in known.split(", "):
+            raise SettingsError(f"the option {name} is unknown; known are {known}")
+
+
+def _read_session_options(text: str) -> list[str]:
+    """Return the names of the settings in libpq's `options`, as in "-c name=value --name=value"."""
+    try:
+        words = shlex.split(text)
+    except ValueError:
+        raise SettingsError("options can't be read: it must look like -c name=value") from None
+    joined = re.sub(r"(^|\s)-c\s+", r"\1-c", " ".join(words))
+    return [
+        word.removeprefix("-c").removeprefix("--").partition("=")[0].replace("-", "_").lower()
+        for word in joined.split()
+    ]

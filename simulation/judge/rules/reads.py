@@ -1,0 +1,123 @@
+"""The rule about reads: what clients are shown of their orders and of the stock."""
+
+import pandas as pd
+
+from simulation.judge.asked import NEVER
+from simulation.judge.rules.evidence import BUYER, Breach, Evidence, Finding, find
+from simulation.model.outcome import TERMINAL
+
+
+def reads_are_true(evidence: Evidence) -> Finding:
+    """What clients are shown is true. An accepted order is found from then on, its status never changes once
+    it is final, and that status is the ledger's. A stock is never negative, it adds up to what was asked for,
+    and no unit is missing from it before a purchase can have taken that unit: every accepted purchase and
+    every unknown outcome counts from the moment at which it was sent."""
+    reads = evidence.reads
+    if reads is None or reads.empty:
+        return Finding(0, "no reads", 0)
+    orders, stocks = (reads[reads["kind"] == kind] for kind in ("order", "stock"))
+    judged = f"{len(orders):,} reads of orders and {len(stocks):,} of stock judged"
+    said = [*_judge_statuses(orders, evidence), *_judge_sums(stocks)]
+    # Where these are broken, nothing more has to be known.
+    if not any(breach.times for breach in said):
+        said = [_compare_with_ledger(orders, evidence), *_compare_with_sales(stocks, evidence)]
+    return find(judged, *said, chances=len(reads))
+
+
+def _judge_statuses(orders: pd.DataFrame, evidence: Evidence) -> list[Breach]:
+    """Judge what reads said of orders by what clients heard before."""
+    ids, status = orders["order_id"], orders["order_status"]
+    accepted_ns = ids.map(evidence.accepted.groupby("order_id")["done_ns"].min())
+    denied = (orders["outcome"] == "NOT_FOUND") & (orders["sent_ns"] > accepted_ns).fillna(False)
+    is_final = status.isin(TERMINAL)
+    final_ns = ids.map(orders[is_final].groupby("order_id")["done_ns"].min())
+    back = (status == "PENDING") & (orders["sent_ns"] > final_ns).fillna(False)
+    statuses = orders[is_final].drop_duplicates(["order_id", "order_status"])
+    changed = statuses.loc[statuses["order_id"].duplicated(), "order_id"]
+    strange = status.notna() & ~is_final & (status != "PENDING")
+    return [
+        Breach(denied.sum(), "answers denied an accepted order", "order", ids[denied]),
+        Breach(back.sum(), "statuses went back to PENDING", "order", ids[back]),
+        Breach(len(changed), "final statuses changed", "order", changed),
+        Breach(strange.sum(), "statuses are none of the contract's", "order", ids[strange]),
+    ]
+
+
+def _judge_sums(stocks: pd.DataFrame) -> list[Breach]:
+    """Judge what reads said of stock by itself."""
+    negative = (stocks[["remaining", "sold", "initial"]] < 0).any(axis=1).fillna(False)
+    apart = (stocks["sold"] + stocks["remaining"] != stocks["initial"]).fillna(False)
+    return [
+        Breach(negative.sum(), "stocks are negative", "op", stocks.loc[negative, "op"]),
+        Breach(apart.sum(), "stocks don't add up", "op", stocks.loc[apart, "op"]),
+    ]
+
+
+def _compare_with_ledger(orders: pd.DataFrame, evidence: Evidence) -> Breach:
+    final = orders[orders["order_status"].isin(TERMINAL)]
+    ledger = evidence.orders.drop_duplicates("order_id").set_index("order_id")["status"]
+    wrong = final.loc[final["order_status"] != final["order_id"].map(ledger), "order_id"]
+    return Breach(len(wrong), "final statuses are not the ledger's", "order", wrong)
+
+
+def _compare_with_sales(stocks: pd.DataFrame, evidence: Evidence) -> list[Breach]:
+    """Judge what reads said of stock by the sales that may have been the current one."""
+    sales = _list_sales(evidence)
+    missing = (stocks["outcome"] == "NOT_FOUND") & stocks["product_id"].isin(sales["product_id"])
+    shown = stocks[(stocks["outcome"] == "SHOWN") & stocks["product_id"].isin(sales["product_id"])]
+    pairs = shown[["op", "product_id", "sent_ns", "done_ns", "initial", "remaining"]].merge(
+        sales, on="product_id"
+    )
+    pairs = pairs[(pairs["done_ns"] >= pairs["first_ns"]) & (pairs["sent_ns"] <= pairs["last_ns"])]
+    fitting = pairs[pairs["initial"] == pairs["stock"]].reset_index(drop=True)
+    least = fitting["stock"] - fitting["quantity"] * _count_takers(fitting, evidence)
+    enough = fitting.loc[fitting["remaining"] >= least, "op"]
+    strange = shown.loc[~shown["op"].isin(fitting["op"]), "op"]
+    short = shown.loc[shown["op"].isin(fitting["op"]) & ~shown["op"].isin(enough), "op"]
+    return [
+        Breach(missing.sum(), "products on sale were denied", "op", stocks.loc[missing, "op"]),
+        Breach(len(strange), "stocks are not what was asked for", "op", strange),
+        Breach(len(short), "stocks lack units that nobody can have taken", "op", short),
+    ]
+
+
+def _list_sales(evidence: Evidence) -> pd.DataFrame:
+    """Return product_id, stock and quantity of each sale, when it may have been the current one for the first
+    time, and for the last time, in ns."""
+    sales = evidence.asked.frame
+    last_ns = sales.groupby("product_id")["from_ns"].shift(-1, fill_value=NEVER)
+    times = {"first_ns": sales["asked_ns"], "last_ns": last_ns}
+    found: pd.DataFrame = sales[["product_id", "stock", "quantity"]].assign(**times).astype("int64")
+    return found
+
+
+def _count_takers(pairs: pd.DataFrame, evidence: Evidence) -> "pd.Series[int]":
+    """Return for each pair of a read and a sale the purchases that may have held units of the sale when the
+    read was answered."""
+    history = evidence.history
+    takers = history[history["result"].isin(["ok", "unknown"]) & history["sent_ns"].notna()]
+    takers = takers.assign(end_ns=takers["done_ns"].where(takers["result"] == "ok"))
+    # All tries under a key are one purchase.
+    keyed = takers[takers["key"] != ""].groupby(BUYER, as_index=False)[["sent_ns", "end_ns"]].min()
+    takers = pd.concat([takers[takers["key"] == ""], keyed])
+    # Whoever is refused with 503 may have held a unit until then.
+    held = history[(history["outcome"] == "UNAVAILABLE") & history["sent_ns"].notna()]
+    return (
+        _count_until(pairs, pairs["done_ns"], takers, "sent_ns")
+        - _count_until(pairs, pairs["first_ns"] - 1, takers, "end_ns")
+        + _count_until(pairs, pairs["done_ns"], held, "sent_ns")
+        - _count_until(pairs, pairs["sent_ns"] - 1, held, "done_ns")
+    )
+
+
+def _count_until(
+    pairs: pd.DataFrame, moments_ns: "pd.Series[int]", requests: pd.DataFrame, name: str
+) -> "pd.Series[int]":
+    """Return for each pair how many requests for its product had their time `name` by its moment."""
+    events = requests[["product_id", name]].dropna().astype("int64").sort_values(name)
+    events["count"] = events.groupby("product_id").cumcount() + 1
+    asked = pairs[["product_id"]].assign(moment_ns=moments_ns.astype("int64"), row=pairs.index)
+    found = pd.merge_asof(
+        asked.sort_values("moment_ns"), events, left_on="moment_ns", right_on=name, by="product_id"
+    )
+    return found.set_index("row")["count"].reindex(pairs.index).fillna(0).astype("int64")
