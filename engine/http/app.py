@@ -3,6 +3,8 @@
 import asyncio
 import hmac
 import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from importlib.resources import files
 from typing import Final
 
@@ -21,6 +23,7 @@ from engine.http.answers import (
     answer_purchase,
     make_problem,
 )
+from engine.http.readiness import OK, Readiness
 from engine.http.requests import (
     MAX_BODY_BYTES,
     is_loopback,
@@ -40,6 +43,10 @@ log = logging.getLogger(__name__)
 
 LEAVING: Final = web.AppKey("leaving", asyncio.Event)
 """Set once nobody else may connect."""
+_GATE_LOOKS: Final = 16
+"""Reads of the gate at a time, for those who look; the others wait in line, apart from those who operate."""
+LEDGER_LOOKS: Final = 4
+"""Reads of the ledger at a time, for those who look."""
 
 
 class FrontDoor:
@@ -48,8 +55,12 @@ class FrontDoor:
     def __init__(self, settings: Settings, gate: Gate, ledger: Ledger) -> None:
         self._admin_token = settings.admin_token
         self._client_timeout_s = settings.client_timeout_ms / 1000
+        self._look_s = settings.look_timeout_ms / 1000
+        self._gate_looks = asyncio.Semaphore(_GATE_LOOKS)
+        self._ledger_looks = asyncio.Semaphore(LEDGER_LOOKS)
         self._gate = gate
         self._ledger = ledger
+        self._readiness = Readiness(gate, ledger, settings.amqp_url)
         self._openapi = files("engine.http").joinpath("openapi.json").read_bytes()
 
     def make_app(self) -> web.Application:
@@ -57,6 +68,7 @@ class FrontDoor:
         # aiohttp refuses a body as soon as it is longer than this.
         app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[take_leave, answer_errors])
         app[LEAVING] = asyncio.Event()
+        app.on_cleanup.append(self._readiness.close)
         app.add_routes(
             [
                 web.post("/purchase/init", self.open_sale),
@@ -113,11 +125,17 @@ class FrontDoor:
         committed it, so at least one of them knows an order that was accepted.
         """
         order_id = parse_order_id(request.match_info["order_id"])
-        try:
-            pending = await self._gate.reads.is_pending(order_id)
-        except GateUnavailable:
-            pending = None
-        for order in await self._ledger.find_orders([order_id]):
+        now_s = asyncio.get_running_loop().time()
+        pending: bool | None = None
+        with suppress(GateUnavailable):
+            # A gate that does not answer leaves half of the time for the ledger.
+            async with _look(self._gate_looks, now_s + self._look_s / 2, GateUnavailable):
+                pending = await self._gate.reads.is_pending(order_id)
+        if pending:
+            return respond_json({"orderId": order_id, "status": OrderStatus.PENDING})
+        async with _look(self._ledger_looks, now_s + self._look_s, LedgerUnavailable):
+            orders = await self._ledger.find_orders([order_id])
+        for order in orders:
             fields = {
                 "orderId": order.order_id,
                 "status": order.status,
@@ -128,14 +146,14 @@ class FrontDoor:
             return respond_json(fields | ({"reason": order.reason} if order.reason else {}))
         if pending is None:
             raise GateUnavailable("only the gate can tell whether the order is pending")
-        if pending:
-            return respond_json({"orderId": order_id, "status": OrderStatus.PENDING})
         raise InputError("orderId", "this order was never accepted", 404)
 
     async def show_stock(self, request: web.Request) -> web.Response:
         """Show initial, remaining and sold units of a product's current sale, as the gate counts them."""
         product_id = parse_product(request.query)
-        stock = await self._gate.reads.read_stock(product_id)
+        until_s = asyncio.get_running_loop().time() + self._look_s
+        async with _look(self._gate_looks, until_s, GateUnavailable):
+            stock = await self._gate.reads.read_stock(product_id)
         if stock is None:
             return respond(answer_purchase(Outcome.UNKNOWN_PRODUCT, None))
         return respond_json(
@@ -153,9 +171,14 @@ class FrontDoor:
         return respond_json({"status": "OK"})
 
     async def show_readiness(self, _request: web.Request) -> web.Response:
-        """Show whether the gate is open and the ledger answers."""
-        await asyncio.gather(self._gate.reads.check_open(), self._ledger.read_generation())
-        return respond_json({"status": "READY"})
+        """Show whether this process can sell, and what each service says."""
+        gate_is_open, services = await self._readiness.read()
+        if gate_is_open:
+            return respond_json({"status": "READY", "services": services})
+        detail = "the gate waits to be rebuilt" if services["redis"] == OK else "Redis takes no purchases"
+        return respond(
+            make_problem(503, "Not ready", detail, "GATE_UNAVAILABLE", retry=True, services=services)
+        )
 
     async def show_metrics(self, _request: web.Request) -> web.Response:
         """Show the metrics of every process of this server, in Prometheus' text format."""
@@ -181,6 +204,18 @@ class FrontDoor:
             # Nor must a page in a browser on this machine (Origin) open sales for the page's author.
             if name in request.headers:
                 raise InputError(name, "a proxy or a web page may open a sale only with an admin token", 403)
+
+
+@asynccontextmanager
+async def _look(
+    slots: asyncio.Semaphore, until_s: float, silence: type[GateUnavailable | LedgerUnavailable]
+) -> AsyncIterator[None]:
+    """Wait for a slot and hold it for the block. Raises `silence` if the time is up before."""
+    try:
+        async with asyncio.timeout_at(until_s), slots:
+            yield
+    except TimeoutError:
+        raise silence("no answer in time") from None
 
 
 @web.middleware

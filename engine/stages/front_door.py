@@ -7,7 +7,7 @@ from collections.abc import Callable
 from aiohttp import web
 
 from engine.gate.gate import Gate
-from engine.http.app import FrontDoor
+from engine.http.app import LEDGER_LOOKS, FrontDoor
 from engine.http.listener import listen
 from engine.ledger.ledger import Ledger
 from engine.settings import Settings
@@ -21,7 +21,9 @@ async def run_front_door(
     Raises SettingsError without the URLs of Redis and PostgreSQL.
     """
     gate = Gate(settings)
-    async with await Ledger.connect(settings.postgres_url) as ledger:
+    # Those who look leave connections for those who operate.
+    connections, timeout_ms = LEDGER_LOOKS + 2, settings.look_timeout_ms
+    async with await Ledger.connect(settings.postgres_url, connections, timeout_ms) as ledger:
         app = FrontDoor(settings, gate, ledger).make_app()
         runner = web.AppRunner(app, shutdown_timeout=settings.drain_s)
         try:

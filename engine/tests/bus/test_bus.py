@@ -177,10 +177,9 @@ async def test_no_connection_stays_behind_where_the_queues_can_not_be_declared(
             await publisher.read_queue()
         with pytest.raises(BusUnavailable):
             await consumer.read(0)
-    assert [connection.is_closed for connection in made] == [True, True, False, False]
+    assert [connection.is_closed for connection in made] == [True] * 4
     await publisher.close()
     await consumer.close()
-    assert all(connection.is_closed for connection in made)
 
 
 async def test_an_absent_bus_is_named_unavailable() -> None:
