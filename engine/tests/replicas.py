@@ -131,16 +131,8 @@ async def run_standby(primary_url: str, folder: Path) -> AsyncIterator[Standby]:
     if user:
         shutil.chown(place, user)
     port = free_port()
-    copy: list[str | Path] = [
-        programs / "pg_basebackup",
-        "-D",
-        place / "data",
-        "-R",
-        "-c",
-        "fast",
-        "-d",
-        primary_url,
-    ]
+    copy: list[str | Path] = [programs / "pg_basebackup", "-d", primary_url]
+    copy += ["-D", place / "data", "-R", "-c", "fast"]
     await run(copy, place, user=user)
     command: list[str | Path] = [programs / "postgres", "-D", place / "data", "-p", str(port)]
     command += ["-c", "unix_socket_directories=", "-c", "listen_addresses=127.0.0.1"]
