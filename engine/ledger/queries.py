@@ -3,7 +3,7 @@
 import asyncio
 import re
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from importlib.resources import files
 from typing import Any, Final, TypeAlias
 
@@ -58,7 +58,8 @@ class Connections:
             raise
         except BaseException as error:
             if connection is not None:
-                connection.terminate()
+                with suppress(asyncpg.InterfaceError):  # it has ended already
+                    connection.terminate()
             if not isinstance(error, _SERVER_ERRORS):
                 raise
             await self.pool.expire_connections()
