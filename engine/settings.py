@@ -82,6 +82,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         int, _setting("most purchases that wait for the gate, for each worker", "purchases", ge=1)
     ] = 20_000
     gate_timeout_ms: Annotated[int, _setting("longest wait for the gate's answer", "ms", ge=10)] = 2_000
+    look_timeout_ms: Annotated[
+        int,
+        _setting(
+            "longest wait of a request that does not buy: for the gate, and for the ledger", "ms", ge=10
+        ),
+    ] = 1_500
     sold_out_ms: Annotated[
         int, _setting("how long a worker repeats a sold-out answer before it asks the gate again", "ms", ge=0)
     ] = 100

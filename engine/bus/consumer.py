@@ -2,11 +2,12 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Final
 
 from aio_pika.abc import AbstractConnection
-from aiormq.abc import DeliveredMessage
+from aiormq.abc import AbstractChannel, DeliveredMessage
 
 from engine.bus.connection import close_connection, connect_bus, translate_errors
 from engine.bus.publisher import Publisher
@@ -14,6 +15,12 @@ from engine.bus.topology import PURCHASES, declare_topology
 from engine.errors import BusUnavailable
 from engine.model.dead_letter import DeadLetter
 from engine.model.message import Message
+
+_CONNECT_S: Final = 30.0
+"""Longest wait for the queues to be declared."""
+_IDLE_S: Final = 10.0
+"""A consumer that has nothing for so long connects anew: the bus may be at another address by now, and a node
+that was cut off from the others keeps its connections, and never has anything."""
 
 
 class Consumer:
@@ -30,9 +37,11 @@ class Consumer:
 
     async def read(self, wait_s: float) -> list[Message]:
         """Return messages that arrived; wait up to `wait_s` for the first of them. Raises BusUnavailable."""
-        if self._inbox is None:
-            self._inbox = await self._connect()
+        if self._inbox is not None and self._inbox.idle_s >= _IDLE_S:
+            await self._disconnect()
         try:
+            if self._inbox is None:
+                self._inbox = await self._connect()
             return [
                 Message(tag=message, lines=message.body, repeated=bool(message.redelivered))
                 for message in await self._inbox.take(wait_s)
@@ -45,16 +54,14 @@ class Consumer:
         """Delete messages that are done. Does nothing if their channel is lost: they are delivered again."""
         for message in messages:
             delivered: DeliveredMessage = message.tag
+            if self._inbox is not None and delivered.channel is self._inbox.channel:
+                self._inbox.release()
             with contextlib.suppress(BusUnavailable), translate_errors():
                 await delivered.channel.basic_ack(delivered.delivery_tag or 0, wait=False)
 
     async def put_aside(self, dead_letters: Iterable[DeadLetter]) -> None:
         """Keep dead letters in their queue. Raises BusUnavailable."""
-        try:
-            await self._publisher.put_aside(dead_letters)
-        except BusUnavailable:
-            await self._publisher.close()
-            raise
+        await self._publisher.put_aside(dead_letters)
 
     async def close(self) -> None:
         """Close the connections; messages that were not acknowledged go to another consumer."""
@@ -63,17 +70,20 @@ class Consumer:
 
     async def _connect(self) -> "_Inbox":
         with translate_errors():
-            await close_connection(self._connection)
             self._connection = await connect_bus(self._url, "consumer")
-            channel = await self._connection.channel(publisher_confirms=False)
-            await declare_topology(channel)
-            await channel.set_qos(prefetch_count=self._prefetch)
-            inbox = _Inbox()
-            channel.close_callbacks.add(inbox.close)
-            underlay = await channel.get_underlay_channel()
-            underlay.on_consumer_cancel_callbacks.add(inbox.close)
-            await underlay.basic_consume(PURCHASES, inbox.put)
-            return inbox
+            async with asyncio.timeout(_CONNECT_S):
+                return await self._consume(self._connection)
+
+    async def _consume(self, connection: AbstractConnection) -> "_Inbox":
+        channel = await connection.channel(publisher_confirms=False)
+        await declare_topology(channel)
+        await channel.set_qos(prefetch_count=self._prefetch)
+        underlay = await channel.get_underlay_channel()
+        inbox = _Inbox(underlay)
+        channel.close_callbacks.add(inbox.close)
+        underlay.on_consumer_cancel_callbacks.add(inbox.close)
+        await underlay.basic_consume(PURCHASES, inbox.put)
+        return inbox
 
     async def _disconnect(self) -> None:
         connection, self._connection, self._inbox = self._connection, None, None
@@ -83,7 +93,11 @@ class Consumer:
 class _Inbox:
     """Messages that arrived on one channel, until it is closed."""
 
-    def __init__(self) -> None:
+    def __init__(self, channel: AbstractChannel) -> None:
+        self.channel = channel
+        self.held = 0
+        """Messages that were handed out and not acknowledged."""
+        self._heard_at = time.monotonic()
         self._messages: list[DeliveredMessage] = []
         self._changed = asyncio.Event()
         self._closed = False
@@ -91,6 +105,16 @@ class _Inbox:
     async def put(self, message: DeliveredMessage) -> None:
         self._messages.append(message)
         self._changed.set()
+
+    @property
+    def idle_s(self) -> float:
+        """How long it has held nothing."""
+        return 0.0 if self.held or self._messages else time.monotonic() - self._heard_at
+
+    def release(self) -> None:
+        """Note that a message is acknowledged."""
+        self.held -= 1
+        self._heard_at = time.monotonic()
 
     def close(self, *_: Any) -> None:
         self._closed = True
@@ -105,5 +129,8 @@ class _Inbox:
             # What arrived can no longer be acknowledged, and is delivered to the next consumer.
             raise BusUnavailable("the channel was closed")
         messages, self._messages = self._messages, []
+        if messages:
+            self.held += len(messages)
+            self._heard_at = time.monotonic()
         self._changed.clear()
         return messages

@@ -1,8 +1,9 @@
 """The publisher: writes purchases and dead letters to the bus, and reads how long its queue is."""
 
 import asyncio
-from collections.abc import Iterable
-from typing import Any, Final
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from typing import Any, Final, NamedTuple
 
 import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange, DeliveryMode
@@ -15,21 +16,29 @@ from engine.model.dead_letter import DeadLetter
 _CONFIRM_S: Final = 30.0
 """Longest wait for a confirm, since one that was lost would hold up the relay forever. Publishing again is
 safe. But it leaves one more copy with a broker that blocks publishers, so the wait is long."""
+_READ_S: Final = 5.0
+"""Longest wait for an answer about the queue."""
+
+
+class _Session(NamedTuple):
+    """One connection, and what was made on it."""
+
+    connection: AbstractConnection
+    channel: AbstractChannel
+    exchanges: dict[str, AbstractExchange]
 
 
 class Publisher:
     """Publishes with confirms: when a call returns, the message is on the disks of the bus.
 
     Every method raises BusUnavailable if the bus did not confirm; the message may have arrived all the same.
-    The first call connects, and so does the first one after `close`.
+    The first call connects, and so does the first one after an error, which closes the connection.
     """
 
     def __init__(self, url: str) -> None:
         self._url = url
         self._connecting = asyncio.Lock()
-        self._connection: AbstractConnection | None = None
-        self._channel: AbstractChannel | None = None
-        self._exchanges: dict[str, AbstractExchange] = {}
+        self._session: _Session | None = None
 
     async def publish(self, lines: bytes) -> None:
         """Send one message of lots, one a line (lot.py)."""
@@ -55,45 +64,60 @@ class Publisher:
         RabbitMQ counts a consumer for as long as it holds messages, even after its connection broke. So no
         messages and no consumers mean that the queue is empty and nothing of it is under way.
         """
-        with translate_errors():
-            channel = await self._connect()
-            queue = await channel.declare_queue(PURCHASES, passive=True)
+        async with self._work(_READ_S, "no answer") as session:
+            queue = await session.channel.declare_queue(PURCHASES, passive=True)
             result = queue.declaration_result
             return result.message_count or 0, result.consumer_count or 0
 
     async def close(self) -> None:
         """Close the connection, if there is one."""
-        connection, self._connection, self._channel = self._connection, None, None
-        await close_connection(connection)
+        session, self._session = self._session, None
+        await close_connection(session and session.connection)
 
     async def _publish(self, name: str, body: bytes, headers: dict[str, Any]) -> None:
-        with translate_errors():
-            await self._connect()
-            message = aio_pika.Message(
-                body,
-                delivery_mode=DeliveryMode.PERSISTENT,
-                content_type="application/x-ndjson",
-                headers=headers,
-            )
-            try:
-                async with asyncio.timeout(_CONFIRM_S):
-                    await self._exchanges[name].publish(message, name, mandatory=True)
-            except TimeoutError:
-                raise BusUnavailable(
-                    f"no confirm in {_CONFIRM_S:g} s; an alarm may block publishers"
-                ) from None
+        message = aio_pika.Message(
+            body,
+            delivery_mode=DeliveryMode.PERSISTENT,
+            content_type="application/x-ndjson",
+            headers=headers,
+        )
+        async with self._work(_CONFIRM_S, "no confirm; an alarm may block publishers") as session:
+            await session.exchanges[name].publish(message, name, mandatory=True)
 
-    async def _connect(self) -> AbstractChannel:
+    @asynccontextmanager
+    async def _work(self, within_s: float, silence: str) -> AsyncIterator[_Session]:
+        """Lend the session, and close it after any error: its channel may be closed, or its node alone.
+
+        Raises BusUnavailable, with `silence` if the block takes longer than `within_s`.
+        """
+        with translate_errors():
+            session = await self._connect()
+            try:
+                async with asyncio.timeout(within_s):
+                    yield session
+            except BaseException as error:
+                # Others may have connected anew since.
+                if self._session is session:
+                    self._session = None
+                await close_connection(session.connection)
+                if isinstance(error, TimeoutError):
+                    raise BusUnavailable(f"{silence} in {within_s:g} s") from None
+                raise
+
+    async def _connect(self) -> _Session:
         async with self._connecting:
-            if self._channel is None:
-                # There may be one on which a step below failed.
-                await close_connection(self._connection)
-                self._connection = await connect_bus(self._url, "publisher")
-                # A message that no queue takes raises an error and is not lost.
-                channel = await self._connection.channel(publisher_confirms=True, on_return_raises=True)
-                self._exchanges = {
-                    PURCHASES: await declare_topology(channel),
-                    DEAD: await channel.get_exchange(DEAD, ensure=False),
-                }
-                self._channel = channel
-            return self._channel
+            if self._session is None:
+                connection = await connect_bus(self._url, "publisher")
+                try:
+                    async with asyncio.timeout(_CONFIRM_S):
+                        # A message that no queue takes raises an error and is not lost.
+                        channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
+                        exchanges = {
+                            PURCHASES: await declare_topology(channel),
+                            DEAD: await channel.get_exchange(DEAD, ensure=False),
+                        }
+                except BaseException:
+                    await close_connection(connection)
+                    raise
+                self._session = _Session(connection, channel, exchanges)
+            return self._session

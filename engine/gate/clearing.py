@@ -7,7 +7,7 @@ from typing import Final
 from redis.asyncio import Redis
 
 from engine.gate.client import Script
-from engine.gate.fence import Fence
+from engine.gate.fence import Fence, ask_primary
 from engine.gate.keys import ShardKeys, shard_of
 from engine.model.lot import Lot, without_orders
 from engine.model.order import Order
@@ -58,7 +58,10 @@ class Clearing:
         """Return whether every open shard still holds what this process has written. Raises RedisError."""
         for shard, fence in self._shards:
             writer, *seen = fence.seen
-            found = [int(number or 0) for number in await self._redis.hmget(shard.fence, ["open", writer])]
+            async with self._redis.pipeline(transaction=False) as pipe:
+                pipe.hmget(shard.fence, ["open", writer])
+                [answer] = await ask_primary(pipe, shard)
+            found = [int(number or 0) for number in answer]
             if found[0] and found < seen:
                 return False
         return True

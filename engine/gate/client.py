@@ -3,17 +3,29 @@
 import hashlib
 from collections.abc import Awaitable, Callable, Sequence
 from importlib.resources import files
-from typing import Any
+from typing import Any, Final
 
 from redis.asyncio import Redis
+from redis.asyncio.connection import ConnectionPool
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import NoScriptError
+from redis.exceptions import (
+    AuthenticationError,
+    BusyLoadingError,
+    NoScriptError,
+    OutOfMemoryError,
+    ResponseError,
+)
 
 from engine.errors import SettingsError
 from engine.settings import PREFIX
 
 Argument = str | bytes | int
+
+REFUSALS: Final = (ResponseError, BusyLoadingError, AuthenticationError)
+"""Redis answered, and did not do what it was asked."""
+_ELSEWHERE_TOO: Final = ("CLOSED", "NOGROUP", "BUSYGROUP")
+"""Refusals that say nothing of the server; so do those of NoScriptError and OutOfMemoryError."""
 
 
 def connect_redis(url: str | None, timeout_ms: int = 5_000) -> Redis:
@@ -21,12 +33,13 @@ def connect_redis(url: str | None, timeout_ms: int = 5_000) -> Redis:
 
     It never repeats a command by itself: a script whose answer is lost may have run, and only the caller
     knows whether it may run twice. `timeout_ms` bounds the connect and the wait for each answer, which ends
-    in redis.exceptions.TimeoutError; a blocking read must ask for less. Raises SettingsError without a URL.
+    in redis.exceptions.TimeoutError; a blocking read must ask for less. A server that refuses a command, such
+    as a demoted primary, is left: the next command connects anew. Raises SettingsError without a URL.
     """
     if url is None:
         raise SettingsError(f"{PREFIX}REDIS_URL is not set")
     timeout_s = timeout_ms / 1000
-    return Redis.from_url(
+    pool = ConnectionPool.from_url(
         url,
         protocol=2,
         decode_responses=False,
@@ -34,6 +47,41 @@ def connect_redis(url: str | None, timeout_ms: int = 5_000) -> Redis:
         socket_timeout=timeout_s,
         socket_connect_timeout=timeout_s,
     )
+    pool.connection_class = _leave_when_refused(pool.connection_class)
+    return Redis.from_pool(pool)
+
+
+def _leave_when_refused(connection_class: Any) -> Any:
+    """Return a class of connections that end at their next use once one of them was refused a command.
+
+    Their next connect looks the server's name up again. A refusal that each server would give ends none.
+    """
+    refusals = 0
+
+    class Connection(connection_class):  # type: ignore[misc]
+        connected_after: int | None = None
+        """Refusals before it connected; None while it connects, when the client library tries what it may."""
+
+        async def connect(self) -> None:
+            if self.connected_after == refusals and self.is_connected:
+                return
+            await self.disconnect()
+            self.connected_after, before = None, refusals
+            await super().connect()
+            self.connected_after = before
+
+        async def read_response(self, *arguments: Any, **options: Any) -> Any:
+            nonlocal refusals
+            try:
+                return await super().read_response(*arguments, **options)
+            except (NoScriptError, OutOfMemoryError):
+                raise
+            except REFUSALS as error:
+                if self.connected_after is not None and not str(error).startswith(_ELSEWHERE_TOO):
+                    refusals += 1
+                raise
+
+    return Connection
 
 
 class Script:

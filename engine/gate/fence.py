@@ -22,9 +22,12 @@ ledger's guard: such a purchase ends REJECTED.
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Sequence
+from typing import Any
 
 from redis.asyncio import Redis
+from redis.asyncio.client import Pipeline
+from redis.exceptions import ReadOnlyError, RedisError
 
 from engine.gate.keys import ShardKeys
 
@@ -42,9 +45,24 @@ class Fence:
         self.seen = max(self.seen, (self.writer, generation, writes))
 
 
-async def read_generations(redis: Redis, shards: Iterable[ShardKeys]) -> list[int]:
+async def ask_primary(pipe: Pipeline, shard: ShardKeys) -> list[Any]:
+    """Return the answers to the commands in a pipeline. Raises RedisError.
+
+    A write that changes nothing follows them: a demoted primary, whose memory is out of date, refuses it.
+    """
+    pipe.hdel(shard.fence, "")
+    *answers, written = await pipe.execute(raise_on_error=False)
+    for answer in answers:
+        if isinstance(answer, RedisError):
+            raise answer
+    if isinstance(written, ReadOnlyError):
+        raise written
+    return answers
+
+
+async def read_generations(redis: Redis, shards: Sequence[ShardKeys]) -> list[int]:
     """Return the generation of each shard, 0 if it is closed. Raises RedisError."""
     async with redis.pipeline(transaction=False) as pipe:
         for shard in shards:
             pipe.hget(shard.fence, "open")
-        return [int(generation or 0) for generation in await pipe.execute()]
+        return [int(generation or 0) for generation in await ask_primary(pipe, shards[0])]

@@ -19,7 +19,7 @@ class Gate:
     """All shards of the gate, as one front-door worker sees them."""
 
     def __init__(self, settings: Settings) -> None:
-        self._redis = connect_redis(settings.redis_url, settings.gate_timeout_ms)
+        self._redis = connect_redis(settings.redis_url, settings.look_timeout_ms)
         self._sold_out_s = settings.sold_out_ms / 1000
         shards = [ShardKeys(shard) for shard in range(settings.gate_shards)]
         self._lanes = [Lane(shard, settings) for shard in shards]

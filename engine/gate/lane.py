@@ -7,6 +7,9 @@ always`) before it is given.
 A sold-out answer is a lease: it is repeated for `sold_out_ms` from the time the script was asked, without
 asking again. A unit that comes back in between waits for the end of the lease. The opening of a new sale is
 answered after it, so that no shopper learns of a sale and is then refused because of the one before.
+
+A script that only refuses runs on a demoted primary, too, whose memory is out of date. So a lane also asks as
+often whether it may write: a refusal is never older than the lease.
 """
 
 import asyncio
@@ -15,10 +18,10 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
-from redis.exceptions import BusyLoadingError, RedisError, ResponseError
+from redis.exceptions import ReadOnlyError, RedisError, ResponseError
 
 from engine.errors import GateUnavailable, OutcomeUnknown
-from engine.gate.client import Argument, Script, connect_redis
+from engine.gate.client import REFUSALS, Argument, Script, connect_redis
 from engine.gate.fence import Fence
 from engine.gate.keys import ShardKeys
 from engine.metrics import GATE_BATCH, GATE_SCRIPT, PURCHASES
@@ -62,6 +65,9 @@ class Lane:
         self._sold_out_s = settings.sold_out_ms / 1000
         self._sold_out_until: dict[bytes, float] = {}
         """Product id → end of its lease, on time.monotonic."""
+        self._primary_until = 0.0
+        """Until when its server is taken for the primary, on time.monotonic."""
+        self._demoted = False
         self._sent_away = 0
         """Purchases refused by a lease and not counted yet."""
         self._loop = asyncio.get_running_loop()
@@ -177,21 +183,35 @@ class Lane:
         try:
             async with asyncio.timeout(self._timeout_s):
                 generation, writes, codes = await _RESERVE.run(self._call, keys, arguments)
-        except (ResponseError, BusyLoadingError) as error:
-            # Redis answered that it refused: closed, loading, read-only, out of memory, disk error.
+        except REFUSALS as error:
+            # Closed, loading, no longer the primary, out of memory, disk error.
             raise GateUnavailable(str(error)) from error
         except (RedisError, OSError) as error:
             raise OutcomeUnknown(str(error) or "no answer in time") from error
         GATE_SCRIPT.observe(time.perf_counter() - started)
         GATE_BATCH.observe(sum(map(len, groups.values())))
+        if self._demoted and b"A" not in codes:
+            raise GateUnavailable("Redis is no longer the primary, and what it refuses is out of date")
         self.fence.note(generation, writes)
         return str(codes, "ascii")
 
     async def _call(self, *command: Argument) -> Any:
-        await self._connection.send_packed_command(
-            self._connection.pack_command(*command), check_health=False
-        )
-        return await self._connection.read_response()
+        """Return the answer to a command. Once in a lease, ask along with it whether this is the primary."""
+        connection, asked_at = self._connection, time.monotonic()
+        asks = asked_at >= self._primary_until
+        question = connection.pack_command("HDEL", self.keys.fence, "") if asks else []
+        await connection.send_packed_command(question + connection.pack_command(*command), check_health=False)
+        if asks:
+            self._demoted = False
+            try:
+                await connection.read_response()
+            except ReadOnlyError:
+                self._demoted = True
+            except ResponseError:
+                log.debug("Redis takes no writes now; the command's own answer says what that means for it")
+            if not self._demoted:
+                self._primary_until = asked_at + self._sold_out_s
+        return await connection.read_response()
 
     def _lose(self, batch: list[Purchase], outcome: Outcome, error: Exception) -> None:
         if self._reachable:

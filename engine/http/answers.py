@@ -23,13 +23,20 @@ class Answer(NamedTuple):
 
 
 def make_problem(
-    status: int, title: str, detail: str, code: str, field: str | None = None, retry: bool = False
+    status: int,
+    title: str,
+    detail: str,
+    code: str,
+    field: str | None = None,
+    retry: bool = False,
+    **more: object,
 ) -> Answer:
     """Return an answer with a problem document (RFC 9457).
 
-    `code` is for programs to decide by, `field` is the input at fault, `retry` adds Retry-After.
+    `code` is for programs to decide by, `field` is the input at fault, `retry` adds Retry-After, `more` are
+    further members.
     """
-    problem = {"title": title, "status": status, "detail": detail, "code": code}
+    problem = {"title": title, "status": status, "detail": detail, "code": code, **more}
     if field is not None:
         problem["field"] = field
     return Answer(status, msgspec.json.encode(problem), "application/problem+json", retry)

@@ -4,6 +4,8 @@ import asyncio
 import hmac
 import logging
 import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from importlib.resources import files
 from typing import Final
 
@@ -22,6 +24,7 @@ from engine.http.answers import (
     respond_http_error,
     respond_json,
 )
+from engine.http.readiness import OK, Readiness
 from engine.http.requests import (
     MAX_BODY_BYTES,
     is_loopback,
@@ -42,6 +45,10 @@ log = logging.getLogger(__name__)
 HOST_PORT: Final = re.compile(r":[0-9]*$")
 LEAVING: Final = web.AppKey("leaving", asyncio.Event)
 """Set once nobody else may connect."""
+_GATE_LOOKS: Final = 16
+"""Reads of the gate at a time, for those who look; the others wait in line, apart from those who operate."""
+LEDGER_LOOKS: Final = 4
+"""Reads of the ledger at a time, for those who look."""
 
 
 class FrontDoor:
@@ -51,8 +58,12 @@ class FrontDoor:
         self._admin_token = settings.admin_token
         self._dev = settings.dev
         self._client_timeout_s = settings.client_timeout_ms / 1000
+        self._look_s = settings.look_timeout_ms / 1000
+        self._gate_looks = asyncio.Semaphore(_GATE_LOOKS)
+        self._ledger_looks = asyncio.Semaphore(LEDGER_LOOKS)
         self._gate = gate
         self._ledger = ledger
+        self._readiness = Readiness(gate, ledger, settings.amqp_url)
         self._openapi = files("engine.http").joinpath("openapi.json").read_bytes()
 
     def make_app(self, buyers: bool = True, operations: bool = True) -> web.Application:
@@ -67,6 +78,7 @@ class FrontDoor:
             app.router.add_get("/purchase/stock", self.show_stock)
             app.router.add_get("/openapi.json", self.show_openapi)
         if operations:
+            app.on_cleanup.append(self._readiness.close)
             app.router.add_post("/purchase/init", self.open_sale)
             app.router.add_get("/readyz", self.show_readiness)
             app.router.add_get("/metrics", self.show_metrics)
@@ -114,11 +126,17 @@ class FrontDoor:
         committed it, so at least one of them knows an order that was accepted.
         """
         order_id = parse_order_id(request.match_info["order_id"])
-        try:
-            pending = await self._gate.reads.is_pending(order_id)
-        except GateUnavailable:
-            pending = None
-        for order in await self._ledger.find_orders([order_id]):
+        now_s = asyncio.get_running_loop().time()
+        pending: bool | None = None
+        with suppress(GateUnavailable):
+            # A gate that does not answer leaves half of the time for the ledger.
+            async with _look(self._gate_looks, now_s + self._look_s / 2, GateUnavailable):
+                pending = await self._gate.reads.is_pending(order_id)
+        if pending:
+            return respond_json({"orderId": order_id, "status": OrderStatus.PENDING})
+        async with _look(self._ledger_looks, now_s + self._look_s, LedgerUnavailable):
+            orders = await self._ledger.find_orders([order_id])
+        for order in orders:
             fields = {
                 "orderId": order.order_id,
                 "status": order.status,
@@ -128,14 +146,14 @@ class FrontDoor:
             return respond_json(fields | ({"reason": order.reason} if order.reason else {}))
         if pending is None:
             raise GateUnavailable("only the gate can tell whether the order is pending")
-        if pending:
-            return respond_json({"orderId": order_id, "status": OrderStatus.PENDING})
         raise InputError("orderId", "this order was never accepted", 404)
 
     async def show_stock(self, request: web.Request) -> web.Response:
         """Show initial, remaining and sold units of a product's current sale, as the gate counts them."""
         product_id = parse_product(request.query)
-        stock = await self._gate.reads.read_stock(product_id)
+        until_s = asyncio.get_running_loop().time() + self._look_s
+        async with _look(self._gate_looks, until_s, GateUnavailable):
+            stock = await self._gate.reads.read_stock(product_id)
         if stock is None:
             return respond(answer_purchase(Outcome.UNKNOWN_PRODUCT, None))
         return respond_json(
@@ -153,9 +171,14 @@ class FrontDoor:
         return respond_json({"status": "OK"})
 
     async def show_readiness(self, _request: web.Request) -> web.Response:
-        """Show whether the gate is open and the ledger answers."""
-        await asyncio.gather(self._gate.reads.check_open(), self._ledger.read_generation())
-        return respond_json({"status": "READY"})
+        """Show whether this process can sell, and what each service says."""
+        gate_is_open, services = await self._readiness.read()
+        if gate_is_open:
+            return respond_json({"status": "READY", "services": services})
+        detail = "the gate waits to be rebuilt" if services["redis"] == OK else "Redis takes no purchases"
+        return respond(
+            make_problem(503, "Not ready", detail, "GATE_UNAVAILABLE", retry=True, services=services)
+        )
 
     async def show_metrics(self, _request: web.Request) -> web.Response:
         """Show the metrics of every process of this server, in Prometheus' text format."""
@@ -188,6 +211,18 @@ class FrontDoor:
             # Nor must a page in a browser on this machine (Origin) open sales for the page's author.
             if name in request.headers:
                 raise InputError(name, "a proxy or a web page may open a sale only with an admin token", 403)
+
+
+@asynccontextmanager
+async def _look(
+    slots: asyncio.Semaphore, until_s: float, silence: type[GateUnavailable | LedgerUnavailable]
+) -> AsyncIterator[None]:
+    """Wait for a slot and hold it for the block. Raises `silence` if the time is up before."""
+    try:
+        async with asyncio.timeout_at(until_s), slots:
+            yield
+    except TimeoutError:
+        raise silence("no answer in time") from None
 
 
 @web.middleware

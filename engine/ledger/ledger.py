@@ -3,18 +3,22 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self
 
 import asyncpg
 import msgspec
+from asyncpg.connect_utils import SessionAttribute
 
 from engine.errors import SettingsError
-from engine.ledger.queries import SCHEMA, Pool, fetch, translate_errors
+from engine.ledger.queries import SCHEMA, Connections
 from engine.ledger.settling import Settlement, settle_lots
 from engine.model.lot import Lot
 from engine.model.order import Order
 from engine.model.sale import Sale, SaleTerms
 from engine.settings import PREFIX
+
+_RESET_S: Final = 5.0
+"""Longest wait for a lock to be freed; after that the connection is closed, which frees it as well."""
 
 
 class Balance(NamedTuple):
@@ -38,29 +42,28 @@ class KeyedOrder(NamedTuple):
 class Ledger(AbstractAsyncContextManager["Ledger"]):
     """Sales and settled orders. Every method raises LedgerUnavailable while PostgreSQL can't do its work."""
 
-    def __init__(self, pool: Pool) -> None:
-        self._pool = pool
+    def __init__(self, connections: Connections) -> None:
+        self._connections = connections
 
     @classmethod
     async def connect(cls, url: str | None, connections: int = 4, timeout_ms: int = 10_000) -> Self:
         """Return a ledger at a postgresql:// URL that connects when it is first needed.
 
-        It makes at most `connections`. `timeout_ms` bounds the connect and every statement.
-        Raises SettingsError without a URL.
+        It makes at most `connections`, and only to a server that takes writes. `timeout_ms` bounds the wait
+        for a connection, and every statement. Raises SettingsError without a URL.
         """
         if url is None:
             raise SettingsError(f"{PREFIX}POSTGRES_URL is not set")
         timeout_s = timeout_ms / 1000
-        return cls(
-            await asyncpg.create_pool(
-                url,
-                min_size=0,
-                max_size=connections,
-                timeout=timeout_s,
-                command_timeout=timeout_s,
-                reset=_skip_reset,
-            )
+        pool = await asyncpg.create_pool(
+            url,
+            min_size=0,
+            max_size=connections,
+            timeout=timeout_s,
+            reset=_skip_reset,
+            target_session_attrs=SessionAttribute.read_write,
         )
+        return cls(Connections(pool, timeout_s))
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
@@ -68,14 +71,14 @@ class Ledger(AbstractAsyncContextManager["Ledger"]):
     async def close(self) -> None:
         """Close all connections, also those in use."""
         try:
-            await asyncio.wait_for(self._pool.close(), 1)
+            await asyncio.wait_for(self._connections.pool.close(), 1)
         except TimeoutError:
-            self._pool.terminate()
+            self._connections.pool.terminate()
 
     async def create_schema(self) -> None:
         """Create what is missing of tables and functions; any number of processes may do so at once."""
-        with translate_errors():
-            await self._pool.execute(SCHEMA)
+        async with self._connections.borrow() as connection:
+            await connection.execute(SCHEMA)
 
     async def open_sale(self, terms: SaleTerms) -> Sale:
         """Write a new sale and give it its number."""
@@ -98,7 +101,7 @@ class Ledger(AbstractAsyncContextManager["Ledger"]):
         data itself the batch is halved, each half a transaction of its own, until a refused order stands
         alone.
         """
-        return await settle_lots(self._pool, lots, declines)
+        return await settle_lots(self._connections, lots, declines)
 
     async def find_orders(self, order_ids: Iterable[str]) -> list[Order]:
         """Return the settled orders among these ids, in any order."""
@@ -155,17 +158,18 @@ class Ledger(AbstractAsyncContextManager["Ledger"]):
 
         PostgreSQL frees the lock when the connection is lost, which is not noticed here.
         """
-        with translate_errors():
-            async with self._pool.acquire() as connection:
-                mine = (await fetch(connection, "try_lock"))[0]["mine"]
-                try:
-                    yield mine
-                finally:
-                    if mine and not connection.is_closed():
-                        await connection.reset()
+        async with self._connections.borrow() as connection:
+            mine = (await self._connections.fetch_on(connection, "try_lock"))[0]["mine"]
+            try:
+                yield mine
+            except BaseException:
+                connection.terminate()
+                raise
+            if mine:
+                await connection.reset(timeout=_RESET_S)
 
     async def _fetch(self, query: str, *arguments: Any) -> list[asyncpg.Record]:
-        return await fetch(self._pool, query, *arguments)
+        return await self._connections.fetch(query, *arguments)
 
 
 async def _skip_reset(_: object) -> None:

@@ -1,8 +1,9 @@
-"""The named queries of queries.sql, and what their errors mean."""
+"""The named queries of queries.sql, the connections they run on, and what their errors mean."""
 
-import contextlib
+import asyncio
 import re
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from importlib.resources import files
 from typing import Any, Final, TypeAlias
 
@@ -11,7 +12,7 @@ from asyncpg.pool import PoolConnectionProxy
 
 from engine.errors import LedgerUnavailable
 
-Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
+Connection: TypeAlias = "PoolConnectionProxy[asyncpg.Record]"
 
 SCHEMA: Final = files("engine.ledger").joinpath("schema.sql").read_text()
 _QUERIES: Final = dict(
@@ -22,8 +23,8 @@ _QUERIES: Final = dict(
 
 RECORD_ERRORS: Final = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, ValueError)
 """The record is at fault, and would be again."""
-# Everything else: the connection, the server, or a statement that it gave up. The client calls it an internal
-# error if the server closes the connection at a bad moment.
+# Everything else: the connection, the server, one that is read-only now, or a statement that was given up.
+# The client calls it an internal error if the server closes the connection at a bad moment.
 _SERVER_ERRORS: Final = (
     asyncpg.PostgresError,
     asyncpg.InterfaceError,
@@ -33,25 +34,51 @@ _SERVER_ERRORS: Final = (
 )
 
 
-@contextlib.contextmanager
-def translate_errors() -> Iterator[None]:
-    """Raise LedgerUnavailable for any error but RECORD_ERRORS."""
-    try:
-        yield
-    except RECORD_ERRORS:
-        raise
-    except _SERVER_ERRORS as error:
-        raise LedgerUnavailable(describe(error)) from error
+class Connections:
+    """A pool of connections to PostgreSQL, each of which ends with the first error that is the server's."""
 
+    def __init__(self, pool: "asyncpg.Pool[asyncpg.Record]", timeout_s: float) -> None:
+        self.pool = pool
+        self._timeout_s = timeout_s
 
-async def fetch(
-    pool: "Pool | PoolConnectionProxy[asyncpg.Record]", query: str, *arguments: Any
-) -> list[asyncpg.Record]:
-    """Return the rows of a named query. Raises LedgerUnavailable, or one of RECORD_ERRORS."""
-    with translate_errors():
-        return await pool.fetch(_QUERIES[query], *arguments)
+    @asynccontextmanager
+    async def borrow(self) -> AsyncIterator[Connection]:
+        """Lend a connection. Raises LedgerUnavailable for any error but RECORD_ERRORS.
+
+        After such an error the server may no longer be the one in charge: all connections are replaced before
+        they are used again, and the server's name is looked up anew. A connection whose answer is not awaited
+        ends at once: to cancel a statement takes a server that answers.
+        """
+        connection: Connection | None = None
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                connection = await self.pool.acquire()
+            yield connection
+        except RECORD_ERRORS:
+            raise
+        except BaseException as error:
+            if connection is not None:
+                with suppress(asyncpg.InterfaceError):  # it has ended already
+                    connection.terminate()
+            if not isinstance(error, _SERVER_ERRORS):
+                raise
+            await self.pool.expire_connections()
+            raise LedgerUnavailable(describe(error)) from error
+        finally:
+            if connection is not None:
+                await self.pool.release(connection)
+
+    async def fetch(self, query: str, *arguments: Any) -> list[asyncpg.Record]:
+        """Return the rows of a named query; see `borrow` for the errors."""
+        async with self.borrow() as connection:
+            return await self.fetch_on(connection, query, *arguments)
+
+    async def fetch_on(self, connection: Connection, query: str, *arguments: Any) -> list[asyncpg.Record]:
+        """Return the rows of a named query on a connection that was borrowed."""
+        async with asyncio.timeout(self._timeout_s):
+            return await connection.fetch(_QUERIES[query], *arguments)
 
 
 def describe(error: Exception) -> str:
     """Return kind and text of an error."""
-    return f"{type(error).__name__}: {error}"
+    return f"{type(error).__name__}: {error}".removesuffix(": ")

@@ -6,7 +6,7 @@ RETURNING sale_id;
 -- name: find_orders
 SELECT order_id::text, user_id, product_id, sale_id, quantity, status, reason
 FROM orders
-WHERE order_id = ANY ($1::uuid[]);
+WHERE order_id = ANY ($1::uuid[]) AND in_charge();
 
 -- name: settle_plain
 SELECT settle_plain(
@@ -21,7 +21,7 @@ FROM settle_batch(
 );
 
 -- name: read_generation
-SELECT max(generation) AS generation FROM gate;
+SELECT max(generation) AS generation FROM gate WHERE in_charge();
 
 -- name: next_generation
 INSERT INTO gate (generation) VALUES (extract(epoch FROM now())::bigint)
@@ -32,24 +32,26 @@ RETURNING generation;
 SELECT DISTINCT ON (product_id) sale_id, product_id, stock, sold, user_limit, quantity,
     (extract(epoch FROM starts_at) * 1000)::bigint AS starts_ms, (extract(epoch FROM ends_at) * 1000)::bigint AS ends_ms
 FROM sales
+WHERE in_charge()
 ORDER BY product_id, sale_id DESC;
 
 -- name: count_bought
 SELECT user_id, sum(quantity)::bigint AS units
 FROM orders
-WHERE sale_id = $1 AND status = 'CONFIRMED'
+WHERE sale_id = $1 AND status = 'CONFIRMED' AND in_charge()
 GROUP BY user_id;
 
 -- name: find_keys
 SELECT order_id, product_id, user_id, idempotency_key, extract(epoch FROM now() - accepted_at)::float8 AS age_s
 FROM orders
 WHERE order_id > $1::uuid AND idempotency_key IS NOT NULL AND accepted_at > now() - make_interval(secs => $2::float8)
+    AND in_charge()
 ORDER BY order_id
 LIMIT 1000;
 
 -- name: find_newest
 SELECT (extract(epoch FROM max(accepted_at)) * 1000)::bigint AS accepted_ms
-FROM (SELECT accepted_at FROM orders ORDER BY order_id DESC LIMIT 1000) AS latest;
+FROM (SELECT accepted_at FROM orders WHERE in_charge() ORDER BY order_id DESC LIMIT 1000) AS latest;
 
 -- name: try_lock
-SELECT pg_try_advisory_lock(hashtext('flashgrid gate')) AS mine;
+SELECT pg_try_advisory_lock(hashtext('flashgrid gate')) AS mine WHERE in_charge();

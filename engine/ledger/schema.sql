@@ -28,6 +28,19 @@ CREATE TABLE IF NOT EXISTS orders (
     settled_at      timestamptz NOT NULL
 );
 
+-- True where this server may write; fails on one that no longer is the primary, or was made read-only: what it knows is out
+-- of date. Every query that only reads asks for it, once, before it looks at any row.
+CREATE OR REPLACE FUNCTION in_charge() RETURNS boolean
+LANGUAGE plpgsql STABLE
+AS $$
+BEGIN
+    IF current_setting('transaction_read_only')::boolean THEN
+        RAISE read_only_sql_transaction USING MESSAGE = 'this server is read-only';
+    END IF;
+    RETURN true;
+END
+$$;
+
 -- Settles what nearly every batch is: new orders of one sale, equal in product and quantity, all paid, all within the
 -- stock. Writes nothing and says false where they don't fit in; fails where one of them is known. `idempotency_keys`
 -- may be NULL where no order has one.

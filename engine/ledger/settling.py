@@ -8,7 +8,7 @@ from typing import Any
 import asyncpg
 import msgspec
 
-from engine.ledger.queries import RECORD_ERRORS, Pool, describe, fetch
+from engine.ledger.queries import RECORD_ERRORS, Connections, describe
 from engine.metrics import LEDGER_BATCH, LEDGER_SECONDS, ORDERS
 from engine.model.dead_letter import DeadLetter
 from engine.model.lot import Lot, count_orders, encode_lots, split_lots, without_orders
@@ -26,30 +26,31 @@ class Settlement(msgspec.Struct, frozen=True):
     """By order id: orders that the ledger can't take."""
 
 
-async def settle_lots(pool: Pool, lots: Sequence[Lot], declines: Mapping[str, str]) -> Settlement:
+async def settle_lots(
+    connections: Connections, lots: Sequence[Lot], declines: Mapping[str, str]
+) -> Settlement:
     """Settle a batch of lots; see Ledger.settle."""
     settlement = Settlement()
     size = count_orders(lots)
     with LEDGER_SECONDS.time():
-        if not declines and await _settle_plain(pool, lots):
+        if not declines and await _settle_plain(connections, lots):
             settlement.settled[OrderStatus.CONFIRMED] = size
         else:
-            await _settle_any(pool, _drop_duplicates(lots), declines, settlement)
+            await _settle_any(connections, _drop_duplicates(lots), declines, settlement)
     LEDGER_BATCH.observe(size)
     for status, count in settlement.settled.items():
         ORDERS.labels(status.value).inc(count)
     return settlement
 
 
-async def _settle_plain(pool: Pool, lots: Sequence[Lot]) -> bool:
+async def _settle_plain(connections: Connections, lots: Sequence[Lot]) -> bool:
     """Settle new lots of one sale, all paid; return False, with nothing written, if they are not that."""
     kinds = {(lot.sale_id, lot.product_id, lot.quantity) for lot in lots}
     if len(kinds) != 1:
         return False
     [kind] = kinds
     try:
-        rows = await fetch(
-            pool,
+        rows = await connections.fetch(
             "settle_plain",
             *kind,
             _write_order_ids(lots),
@@ -63,13 +64,12 @@ async def _settle_plain(pool: Pool, lots: Sequence[Lot]) -> bool:
 
 
 async def _settle_any(
-    pool: Pool, lots: Sequence[Lot], declines: Mapping[str, str], settlement: Settlement
+    connections: Connections, lots: Sequence[Lot], declines: Mapping[str, str], settlement: Settlement
 ) -> None:
     """Settle distinct orders, and note in `settlement` what became of them."""
     size = count_orders(lots)
     try:
-        rows = await fetch(
-            pool,
+        rows = await connections.fetch(
             "settle_batch",
             _write_order_ids(lots),
             _write_column(lots, "sale_id"),
@@ -85,7 +85,7 @@ async def _settle_any(
             settlement.dead_letters[lots[0].order_ids[0]] = DeadLetter(encode_lots(lots), describe(error))
             return
         for half in split_lots(lots, size // 2):
-            await _settle_any(pool, half, declines, settlement)
+            await _settle_any(connections, half, declines, settlement)
         return
     if confirmed := size - len(rows):
         settlement.settled[OrderStatus.CONFIRMED] += confirmed

@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack
 from aiohttp import web
 
 from engine.gate.gate import Gate
-from engine.http.app import FrontDoor
+from engine.http.app import LEDGER_LOOKS, FrontDoor
 from engine.http.listener import listen
 from engine.ledger.ledger import Ledger
 from engine.settings import Settings
@@ -26,7 +26,9 @@ async def run_front_door(
     without the URLs of Redis and PostgreSQL.
     """
     gate = Gate(settings)
-    async with await Ledger.connect(settings.postgres_url) as ledger:
+    # Those who look leave connections for those who operate.
+    connections, timeout_ms = LEDGER_LOOKS + 2, settings.look_timeout_ms
+    async with await Ledger.connect(settings.postgres_url, connections, timeout_ms) as ledger:
         front_door = FrontDoor(settings, gate, ledger)
         apps = [front_door.make_app(operations=len(listeners) == 1), front_door.make_app(buyers=False)]
         try:

@@ -3,9 +3,6 @@
 import asyncio
 import logging
 
-from redis.exceptions import RedisError
-
-from engine.errors import FlashgridError
 from engine.gate.clearing import Clearing
 from engine.settings import Settings
 from engine.stages.lifecycle import Outage, Pause
@@ -51,7 +48,8 @@ async def run_keeper(settings: Settings, clearing: Clearing, pause: Pause) -> No
                 was_closed = not is_open
                 outage.end()
                 await asyncio.sleep(0.5 if is_open else 0.1)
-            except (FlashgridError, RedisError) as error:
+            except Exception as error:
+                # Whatever it is, without a keeper a gate that is closed stays closed.
                 pause.end()
                 await outage.wait(error)
 

@@ -33,9 +33,15 @@ async def run_relay(settings: Settings, stop: asyncio.Event) -> None:
             redis, shards, name_consumer("relay"), settings.relay_claim_ms, settings.outbox_wait_ms
         )
         relay = Relay(outbox, Publisher(settings.amqp_url), settings.relay_batch)
+        # A bus that blocks publishers does not answer what they ask, either.
+        observer = Publisher(settings.amqp_url)
         try:
-            await drain(relay.run(stop), stop, settings.drain_s)
+            async with running(
+                sample(OUTBOX_LENGTH, outbox.count_entries), sample(QUEUE_LENGTH, observer.count_messages)
+            ):
+                await drain(relay.run(stop), stop, settings.drain_s)
         finally:
+            await observer.close()
             await relay.close()
 
 
@@ -50,15 +56,10 @@ class Relay:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Relay until `stop` is set and the outbox is empty."""
-        async with running(
-            sample(OUTBOX_LENGTH, self._outbox.count_entries),
-            sample(QUEUE_LENGTH, self._publisher.count_messages),
-        ):
-            while failure := await self._run_tasks(stop):
-                # Which of the messages under way arrived is unknown.
-                self._outbox.forget_held()
-                await self._publisher.close()
-                await self._outage.wait(failure)
+        while failure := await self._run_tasks(stop):
+            # Which of the messages under way arrived is unknown.
+            self._outbox.forget_held()
+            await self._outage.wait(failure)
 
     async def close(self) -> None:
         """Leave the outbox and close the bus."""

@@ -1,4 +1,4 @@
-"""A TCP proxy between the engine and a service, whose connections a test can cut."""
+"""A TCP proxy before a service: a test can cut and freeze its connections, and send new ones elsewhere."""
 
 import asyncio
 import contextlib
@@ -11,6 +11,7 @@ class Proxy:
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
+        self._place = f"{parts.hostname}:{parts.port}"
         self._target = (parts.hostname, parts.port)
         self._url = url
         self._port = 0
@@ -19,7 +20,11 @@ class Proxy:
 
     @property
     def url(self) -> str:
-        return self._url.replace(f"{self._target[0]}:{self._target[1]}", f"127.0.0.1:{self._port}")
+        return self._url.replace(self._place, f"127.0.0.1:{self._port}")
+
+    def point_to(self, port: int) -> None:
+        """Send new connections to another port, as a changed name does; let those that there are be."""
+        self._target = ("127.0.0.1", port)
 
     def cut(self) -> None:
         """Reset every connection; new ones may be made."""

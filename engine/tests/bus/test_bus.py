@@ -177,10 +177,9 @@ async def test_no_connection_stays_behind_where_the_queues_can_not_be_declared(
             await publisher.read_queue()
         with pytest.raises(BusUnavailable):
             await consumer.read(0)
-    assert [connection.is_closed for connection in made] == [True, True, False, False]
+    assert [connection.is_closed for connection in made] == [True] * 4
     await publisher.close()
     await consumer.close()
-    assert all(connection.is_closed for connection in made)
 
 
 async def test_an_absent_bus_is_named_unavailable() -> None:
@@ -231,3 +230,37 @@ async def test_a_broker_that_blocks_publishers_is_not_waited_for_forever(
     arrived = [message.lines for message in await read(consumer, 2)]
     assert arrived[0] == messages[0]
     assert set(arrived[1:]) == {messages[1]}, "perhaps more than once"
+
+
+async def test_a_question_that_fails_ends_its_connection(
+    publisher: Publisher, channel: AbstractChannel
+) -> None:
+    await publisher.publish(encode_lots(reserve(SALE)))
+    await channel.queue_delete(PURCHASES)
+    with pytest.raises(BusUnavailable, match="NOT_FOUND"):
+        await publisher.read_queue()
+    assert await publisher.read_queue() == (0, 0), "the queue is declared again"
+
+
+async def test_an_idle_consumer_connects_anew_unless_it_holds_messages(
+    bus_url: str, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+
+    async def connect(url: str, name: str) -> AbstractConnection:
+        made.append(await connect_bus(url, name))
+        return made[-1]
+
+    monkeypatch.setattr(bus_consumer, "connect_bus", connect)
+    consumer = Consumer(bus_url, prefetch=10)
+    await consumer.read(0.01)
+    await publisher.publish(encode_lots(reserve(SALE)))
+    messages = await read(consumer, 1)
+    assert len(made) == 1
+    monkeypatch.setattr(bus_consumer, "_IDLE_S", 1e-9)
+    await consumer.read(0.01)
+    assert len(made) == 1
+    await consumer.acknowledge(messages)
+    assert await consumer.read(0.01) == []
+    assert [connection.is_closed for connection in made] == [True, False]
+    await consumer.close()

@@ -12,6 +12,7 @@ import pytest
 from aiohttp import ClientSession, web
 from redis.asyncio import Redis
 
+from engine.gate.clearing import Clearing
 from engine.gate.gate import Gate
 from engine.http.app import FrontDoor
 from engine.ledger.ledger import Ledger
@@ -19,6 +20,7 @@ from engine.local.stack import Stack
 from engine.model.lot import Lot
 from engine.model.order_id import split_order_id
 from engine.settings import Settings
+from engine.tests.orders import SHARD
 
 JSON = {"Content-Type": "application/json"}
 
@@ -133,7 +135,9 @@ async def test_an_order_is_pending_then_what_the_ledger_says_and_otherwise_unkno
     _, accepted = await client.buy(user=7)
     path = f"/purchase/orders/{accepted['orderId']}"
     assert (await client.ask("GET", path))[:2] == (200, {"orderId": accepted["orderId"], "status": "PENDING"})
-    await client.ledger.settle([Lot(*split_order_id(accepted["orderId"]), 1, sale["saleId"], 1, 1, [7])], {})
+    lots = [Lot(*split_order_id(accepted["orderId"]), 1, sale["saleId"], 1, 1, [7])]
+    await client.ledger.settle(lots, {})
+    await Clearing(redis, [SHARD]).clear(lots)
     assert (await client.ask("GET", path))[:2] == (
         200,
         {"orderId": accepted["orderId"], "status": "CONFIRMED", "productId": 1, "quantity": 1},
@@ -373,7 +377,9 @@ async def test_without_redis_the_answer_is_503_and_comes_back_by_itself(client: 
         )
         assert (status, problem["code"]) == (503, "GATE_UNAVAILABLE")
         assert int(headers["Retry-After"]) > 0
-        assert (await client.ask("GET", "/readyz"))[0] == 503
+        status, problem, _ = await client.ask("GET", "/readyz")
+        assert (status, problem["code"]) == (503, "GATE_UNAVAILABLE")
+        assert problem["services"] == {"redis": "unavailable", "postgres": "OK"}
         assert (await client.ask("GET", "/healthz"))[0] == 200
         assert (await client.ask("GET", "/purchase/stock?productId=1"))[0] == 503
     finally:
@@ -387,7 +393,8 @@ async def test_the_gate_sells_while_the_ledger_is_away(client: Client, stack: St
     await stack.kill("postgres")
     try:
         assert (await client.buy())[0] == 200
-        assert (await client.ask("GET", "/readyz"))[1]["code"] == "LEDGER_UNAVAILABLE"
+        status, ready, _ = await client.ask("GET", "/readyz")
+        assert (status, ready["services"]) == (200, {"redis": "OK", "postgres": "unavailable"})
         assert (await client.init())[0] == 503
     finally:
         await stack.start("postgres")
