@@ -112,7 +112,7 @@ def _may_have_reached(evidence: Evidence, refused: pd.DataFrame, sale: pd.Series
         | pairs["sale_id_bought"].isna()
         | (pairs["sale_id"] == pairs["sale_id_bought"])
     )
-    before = (pairs["first_ns"] < pairs["done_ns"]).fillna(True).astype(bool)
+    before = (pairs["first_ns"] <= pairs["done_ns"]).fillna(True).astype(bool)
     counts = limited["op"].map(pairs[same & before].groupby("op").size()).fillna(0)
     terms = sales.dropna(subset="user_limit").astype({"user_limit": "float64"})
     least = terms.groupby("product_id")[["user_limit", "quantity"]].min()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from simulation.judge.numbers.reads import measure_reads
 from simulation.judge.verdict import Check
-from simulation.model.events import Restocked
+from simulation.model.events import Recovery, Restocked
 from simulation.model.state import FinalState
 from simulation.tests.histories import (
     Ask,
@@ -102,6 +102,14 @@ def test_the_final_status_is_the_ledgers() -> None:
     assert check(history, failed, seen).holds
     assert check(history, with_orders(state, []), seen).holds is False, "the ledger lacks it"
     assert check(history, replace(state, orders=None), seen).holds is None, "nobody can say"
+
+
+@pytest.mark.parametrize(("kind", "holds"), [("rollback", True), ("stop", False)])
+def test_only_a_loss_of_memory_excuses_a_denied_order(kind: str, holds: bool) -> None:
+    history, state, one, _ = two_orders()
+    fault = Recovery(kind=kind, on="redis", start_s=100e-9, end_s=300e-9, recovered_after_s=0.0)
+    struck = replace(state, asked=replace(state.asked, faults=[fault]))
+    assert check(history, struck, [read_order(9, one, 250, None)]).holds is holds
 
 
 def test_a_status_is_a_word_of_the_contract() -> None:

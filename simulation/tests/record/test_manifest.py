@@ -66,7 +66,7 @@ def id_of(folder: Path, row: int) -> str:
 def test_a_run_as_it_was_written_is_verified(run_folder: Path) -> None:
     code, said = verify(run_folder)
     assert (code, "CHANGED" in said) == (0, False)
-    assert "holds    record is untouched: 7 files are as they were written" in said
+    assert "held           record is untouched: 7 files are as they were written" in said
 
 
 @pytest.mark.parametrize(
@@ -85,9 +85,9 @@ def test_changed_orders_are_told(run_folder: Path, change: Rows, broken: str, pl
     change_orders(run_folder, change)
     code, said = verify(run_folder)
     assert code == 1
-    assert "BROKEN   record is untouched: final/orders.parquet was changed" in said
+    assert "BROKEN         record is untouched: final/orders.parquet was changed" in said
     # Also one who forges the manifest is caught: the files contradict each other.
-    [line] = [line for line in said.splitlines() if line.startswith(f"BROKEN   {broken}:")]
+    [line] = [line for line in said.splitlines() if line.startswith(f"BROKEN         {broken}:")]
     assert f"({place})" in line
 
 
@@ -101,7 +101,7 @@ def test_an_accepted_answer_turned_into_sold_out_is_told(run_folder: Path) -> No
     write_history(history, run_folder / "history.parquet")
     code, said = verify(run_folder)
     assert code == 1
-    assert "BROKEN   record is untouched: history.parquet was changed" in said
+    assert "BROKEN         record is untouched: history.parquet was changed" in said
     assert f"explained by nothing (order {order_id})" in said
     assert f"came while units were left (op {op})" in said
 
@@ -138,7 +138,7 @@ def test_an_edited_summary_is_told(run_folder: Path, forged: bool) -> None:
     assert code == 1
     assert ("CHANGED: summary.json was changed" in said) is not forged
     assert f"summary.json says latency_ms.accepted.response.p99 1.5, the record {real}" in said
-    assert "summary.json says checks.no oversell.violations 3, the record 0" in said
+    assert "summary.json says checks.terms are as asked.violations 3, the record 0" in said
     assert "summary.json says verdict 'unknown', the record 'pass'" in said
 
 

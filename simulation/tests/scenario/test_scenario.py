@@ -70,7 +70,7 @@ def test_the_spike_asks_for_far_more_than_there_is() -> None:
         ("arrivals.0.rate_rps", float("inf"), "arrivals.0.rate_rps: expected"),
         ("arrivals.0.to_rps", 7, "arrivals.0.to_rps: there is no such key"),
         ("arrivals.2.to_rps", 0, "arrivals.2: a decay needs 0 < to_rps < rate_rps"),
-        ("arrivals.0.rate_rps", 1e7, "arrivals: 50,"),
+        ("arrivals.0.rate_rps", 1e7, "arrivals: 51,"),
         ("population.users", 0, "population.users: expected"),
         ("population.keyed_share", 1.5, "population.keyed_share: expected"),
         ("population", 3, "population: expected"),
