@@ -115,16 +115,13 @@ def _compare_sides(metric: str, before: Sequence[float], after: Sequence[float])
     delta = estimate_shift(before, after)
     percent = _in_percent(delta, float(np.median(before)))
     if min(*before, *after) > 0:
-        low, high = (None if end is None else 100 * np.expm1(end) for end in _log_shift(before, after)[1:])
-        percent = Estimate(float(100 * np.expm1(_log_shift(before, after).value)), low, high)
+        shift = estimate_shift(np.log(before).tolist(), np.log(after).tolist())
+        low, high = (None if end is None else 100 * np.expm1(end) for end in shift[1:])
+        percent = Estimate(float(100 * np.expm1(shift.value)), low, high)
     constant = len({*before, *after}) == 1
     if constant or find_cutoff(len(before), len(after), LEVEL) is None:
         return Change(delta, percent)
     return Change(delta, percent, rank_test(before, after))
-
-
-def _log_shift(before: Sequence[float], after: Sequence[float]) -> Estimate:
-    return estimate_shift(np.log(before).tolist(), np.log(after).tolist())
 
 
 def _in_percent(delta: Estimate, before: float) -> Estimate | None:
