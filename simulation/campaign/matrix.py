@@ -10,7 +10,7 @@ from typing import Final
 
 import msgspec
 
-from simulation.campaign.series import Series, judge_planned, tell_duration
+from simulation.campaign.series import Series, judge_planned, read_counts, tell_duration
 from simulation.report.page import write_tables
 from simulation.run import Say
 from simulation.scenario.fault import TARGETS, Fault, is_over_at_once
@@ -84,21 +84,13 @@ async def _run_cell(scenario: Scenario, fault: Fault, folder: Path, services: Se
         f"flashsim matrix --only {fault.kind}:{fault.on}",
     )
     [done] = summary["faults"]
-    outcomes = summary["outcomes"]
     return Cell(
         kind=fault.kind,
         on=fault.on,
-        verdict=summary["verdict"],
-        verdict_in_words=summary["verdict_in_words"],
         requests=summary["load"]["requests"],
-        accepted=outcomes["accepted"],
-        refused=outcomes["error"],
-        unknown=outcomes["unknown"],
-        sold=summary["stock"]["sold"],
-        oversold=summary["stock"]["oversold"],
         down_s=round(done["end_s"] - done["start_s"], 3),
         healed_s=done["healed_s"],
-        drained_s=summary["fulfilment"]["drained_s"],
+        **read_counts(summary),
         tries=tries,
     )
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
-from simulation.campaign.series import Series, judge_planned, tell_duration
+from simulation.campaign.series import Series, judge_planned, read_counts, tell_duration
 from simulation.errors import SimulationError
 from simulation.report.page import write_tables
 from simulation.run import Say
@@ -118,19 +118,8 @@ async def _run_pair(scenario: Scenario, kinds: str, seed: int, folder: Path, ser
         )
     except SimulationError as error:
         return Pair(*names, verdict="unknown", verdict_in_words=str(error))
-    outcomes, last = summary["outcomes"], max(summary["faults"], key=lambda fault: fault["end_s"])
-    return Pair(
-        *names,
-        verdict=summary["verdict"],
-        verdict_in_words=summary["verdict_in_words"],
-        accepted=outcomes["accepted"],
-        refused=outcomes["error"],
-        unknown=outcomes["unknown"],
-        sold=summary["stock"]["sold"],
-        oversold=summary["stock"]["oversold"],
-        healed_s=last["healed_s"],
-        drained_s=summary["fulfilment"]["drained_s"],
-    )
+    last = max(summary["faults"], key=lambda fault: fault["end_s"])
+    return Pair(*names, healed_s=last["healed_s"], **read_counts(summary))
 
 
 def _describe(fault: Fault) -> str:

@@ -86,6 +86,21 @@ async def empty_services(services: Services) -> AsyncIterator[Services]:
         await _execute(services.postgres_url, f"DROP DATABASE {name} WITH (FORCE)")
 
 
+def read_counts(summary: dict[str, Any]) -> dict[str, Any]:
+    """Return what became of a run's requests and units, as tables of faults show it."""
+    outcomes, stock = summary["outcomes"], summary["stock"]
+    return {
+        "verdict": summary["verdict"],
+        "verdict_in_words": summary["verdict_in_words"],
+        "accepted": outcomes["accepted"],
+        "refused": outcomes["error"],
+        "unknown": outcomes["unknown"],
+        "sold": stock["sold"],
+        "oversold": stock["oversold"],
+        "drained_s": summary["fulfilment"]["drained_s"],
+    }
+
+
 def tell_duration(runs: int, seconds: float, say: Say) -> None:
     """Tell how long so many runs take, of which each takes about so many seconds."""
     say(f"{runs} runs, about {max(1, round(runs * seconds / 60))} min; more where runs do not pass")
