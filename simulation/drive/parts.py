@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from simulation.drive.open_loop import Address, OpenLoop
+from simulation.drive.pacer import IS_EXACT
 from simulation.drive.plan import Integers, Plan
 from simulation.drive.progress import find_outcomes
 from simulation.errors import DriverError
@@ -30,9 +31,13 @@ class Job(msgspec.Struct, frozen=True):
     address: Address
     options: DriverOptions
     patience: Patience | None = None
+    exact: bool = IS_EXACT
+    """Whether its starts are exact (simulation.drive.pacer)."""
 
 
-def deal(plan: Plan, address: Address, options: DriverOptions, folder: Path) -> list[Job]:
+def deal(
+    plan: Plan, address: Address, options: DriverOptions, folder: Path, exact: bool = IS_EXACT
+) -> list[Job]:
     """Deal the plan to processes, in turn, so that each gets the whole curve at a share of its rate."""
     count = min(options.processes, max(len(plan), 1))
     jobs = []
@@ -47,7 +52,7 @@ def deal(plan: Plan, address: Address, options: DriverOptions, folder: Path) -> 
             key=np.array([key or "" for key in plan.key[ops]], np.str_),
             pause_ns=np.empty(0) if plan.pause_ns is None else plan.pause_ns[ops],
         )
-        jobs.append(Job(plan_file, result_file, address, options, plan.patience))
+        jobs.append(Job(plan_file, result_file, address, options, plan.patience, exact))
     return jobs
 
 
@@ -92,8 +97,9 @@ def _allow_files(connections: int) -> None:
         ) from None
 
 
-def save_result(loop: OpenLoop, file: str | IO[bytes]) -> None:
-    """Write what became of every request that was made: of the planned ones, and behind them of the retries.
+def save_result(loop: OpenLoop, file: str | IO[bytes], unsure_ns: int = 0) -> None:
+    """Write what became of every request that was made: of the planned ones, and behind them of the retries;
+    the clock of their times may be wrong by `unsure_ns`.
 
     `first` is the place in the plan of the request itself or of the one that it repeats; `order_id` is of the
     accepted requests alone.
@@ -118,6 +124,8 @@ def save_result(loop: OpenLoop, file: str | IO[bytes]) -> None:
         done_ns=np.frombuffer(loop.done_ns, np.int64)[ops],
         status=status,
         outcome=outcome,
+        end=np.frombuffer(loop.ends, np.int8)[ops],
+        unsure_ns=np.full(len(ops), unsure_ns),
         order_id=np.array(order_ids, np.str_),
     )
 
@@ -139,6 +147,7 @@ def merge_results(plan: Plan, jobs: list[Job]) -> pd.DataFrame:
             "product_id": plan.product_id[first],
             "key": [plan.key[number] for number in first.tolist()],
             "outcome": outcome,
+            "end": pd.Categorical.from_codes(saw["end"], dtype=DTYPES["end"]),
             "result": outcome.map(result_of),
         }
     )

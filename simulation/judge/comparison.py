@@ -13,8 +13,8 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from simulation.judge.numbers.latency import Floats, response_ms, service_ms
-from simulation.judge.numbers.requests import select_outcome
+from simulation.judge.numbers.doubt import Mark
+from simulation.judge.numbers.latency import Floats
 from simulation.judge.thresholds import Metrics
 from simulation.scenario.condition import WHOLE, Condition, quantile_of, unit_of
 
@@ -55,12 +55,16 @@ class Run:
 
 
 class Change(NamedTuple):
-    """How a metric changed: in its unit, in percent, and the interval of the percentage."""
+    """How a metric changed: in its unit, in percent, and the interval of the percentage.
+
+    It is doubtful if the driver or the machine may have made it: then it has no interval.
+    """
 
     delta: float
     percent: float | None
     low: float | None = None
     high: float | None = None
+    doubtful: bool = False
 
     @property
     def sure(self) -> bool:
@@ -76,6 +80,8 @@ class Row(NamedTuple):
     unit: str
     values: list[float | None]
     changes: list[Change | None]
+    marks: list[Mark | None]
+    """Why the value of each run is in doubt."""
 
 
 def compare(runs: Sequence[Run], metrics: Sequence[str] = tuple(METRICS)) -> list[Row]:
@@ -83,20 +89,22 @@ def compare(runs: Sequence[Run], metrics: Sequence[str] = tuple(METRICS)) -> lis
     rows = []
     for metric in metrics:
         values = [run.metrics.measure(metric) for run in runs]
+        marks = [run.metrics.find_mark(metric) for run in runs]
         if all(value is None for value in values):
             continue
         changes = [
-            _change(runs[0], run, metric, values[0], value)
-            for run, value in zip(runs[1:], values[1:], strict=True)
+            _change(runs[0], run, metric, values[0], value, max(marks[0], mark, key=_excess))
+            for run, value, mark in zip(runs[1:], values[1:], marks[1:], strict=True)
         ]
-        rows.append(Row(metric, METRICS.get(metric, metric), unit_of(metric), values, changes))
+        rows.append(Row(metric, METRICS.get(metric, metric), unit_of(metric), values, changes, marks))
     return rows
 
 
 def judge_change(condition: Condition, rows: Sequence[Row]) -> bool | None:
-    """Return whether the condition is true of any run's change; None where it could not be measured."""
+    """Return whether the condition is true of any run's change; None where it could not be measured, or is
+    doubtful."""
     changes = [
-        change and (change.percent if condition.relative else change.delta)
+        None if change is None or change.doubtful else change.percent if condition.relative else change.delta
         for row in rows
         if row.metric == condition.metric
         for change in row.changes
@@ -116,11 +124,19 @@ def count_changes(rows: Sequence[Row], number: int) -> tuple[int, int, int]:
     return longer, shorter, len(judged) - longer - shorter
 
 
-def _change(first: Run, other: Run, metric: str, before: float | None, after: float | None) -> Change | None:
+def _excess(mark: Mark | None) -> float:
+    return mark.excess_ms if mark else 0.0
+
+
+def _change(
+    first: Run, other: Run, metric: str, before: float | None, after: float | None, mark: Mark | None
+) -> Change | None:
     if before is None or after is None:
         return None
     delta = after - before
     percent = 100 * delta / before if before else (0.0 if not delta else None)
+    if mark and abs(delta) <= mark.excess_ms:
+        return Change(delta, percent, doubtful=True)
     if percent is None or metric in WHOLE or unit_of(metric) != "ms":
         return Change(delta, percent)
     return Change(delta, percent, *_interval(first, other, metric))
@@ -169,7 +185,5 @@ def _sample(run: Metrics, metric: str) -> tuple[Floats, Floats]:
     if kind == "fulfilment":
         at_s, took = run.sample_delays()
     else:
-        answered = select_outcome(run.history, kind).dropna(subset=["sent_ns", "done_ns"])
-        at_s = answered["intended_ns"].to_numpy("int64") / 1e9
-        took = response_ms(answered) if rest.startswith("response") else service_ms(answered)
+        at_s, took = run.sample_times(kind, rest.partition(".")[0])
     return at_s, np.maximum(took, 1e-3)

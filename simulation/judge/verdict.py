@@ -61,7 +61,15 @@ def judge(
     `history` has the columns of simulation.model.history; `declines` says whether payment declines an order
     id, where that is known; `restocks` are the sales that were opened under the load.
     """
-    evidence = Evidence(history.assign(key=history["key"].fillna("")), state, declines, restocks)
+    # A request may have begun earlier and ended later by as much as its clock may be wrong: a rule takes it
+    # that one that ended before another one began came first.
+    unsure_ns = history["unsure_ns"]
+    history = history.assign(
+        key=history["key"].fillna(""),
+        sent_ns=history["sent_ns"] - unsure_ns,
+        done_ns=history["done_ns"] + unsure_ns,
+    )
+    evidence = Evidence(history, state, declines, restocks)
     return [_apply(rule, evidence) for rule in RULES]
 
 

@@ -5,7 +5,7 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 
-from simulation.model.outcome import OUTCOMES, RESULTS
+from simulation.model.outcome import ENDS, OUTCOMES, RESULTS
 
 DTYPES: Final[dict[str, Any]] = {
     "op": "int64",
@@ -22,6 +22,8 @@ DTYPES: Final[dict[str, Any]] = {
     "order_id": "str",
     "attempt": "int16",
     "first_op": "int64",
+    "end": pd.CategoricalDtype(list(ENDS)),
+    "unsure_ns": "int64",
 }
 """The columns in their order, as pandas holds them."""
 
@@ -29,11 +31,26 @@ DTYPES: Final[dict[str, Any]] = {
 def make_history(columns: dict[str, Any]) -> pd.DataFrame:
     """Return a history of these columns, sorted by op; -1 in `sent_ns` and `done_ns` is null.
 
-    Without `attempt` and `first_op` every request is a first try.
+    Without `attempt` and `first_op` every request is a first try; without `end` and `unsure_ns` they are what
+    `derive_end` finds, and 0.
     """
-    columns = {"attempt": 0, "first_op": columns["op"]} | columns
+    columns = {"attempt": 0, "first_op": columns["op"], "end": None, "unsure_ns": 0} | columns
     history = pd.DataFrame({name: columns[name] for name in DTYPES})
     for name in ("sent_ns", "done_ns"):
         values = np.asarray(columns[name])
         history[name] = pd.arrays.IntegerArray(values.astype(np.int64), values < 0)
+    if columns["end"] is None:
+        history["end"] = derive_end(history)
     return history.astype(DTYPES).sort_values("op", ignore_index=True)
+
+
+def derive_end(history: pd.DataFrame) -> pd.Categorical:
+    """Return why each operation ended, as far as its times and its status tell.
+
+    Of one that was sent and not answered they don't tell why: its end is null.
+    """
+    answered = history["status"].to_numpy() > 0
+    unsent = history["sent_ns"].isna().to_numpy()
+    refused = unsent & history["done_ns"].notna().to_numpy()
+    words = np.select([answered, refused, unsent], ["answered", "refused", "never sent"], "")
+    return pd.Categorical(words, dtype=DTYPES["end"])

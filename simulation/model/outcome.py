@@ -19,6 +19,9 @@ OUTCOMES: Final = (
 REFUSALS: Final = ("LIMIT_REACHED", "NOT_STARTED", "SALE_ENDED", "UNKNOWN_PRODUCT", "INVALID")
 """Refusals other than SOLD_OUT."""
 RESULTS: Final = ("ok", "fail", "unknown")
+ENDS: Final = ("answered", "refused", "reset", "timeout", "garbage", "never sent")
+"""Why an operation ended. Refused: its connection was. Reset: the connection closed before the answer was
+complete. Garbage: bytes that are no HTTP. Never sent: the driver gave up before it had a connection."""
 
 _OF_STATUS: Final = {
     403: "NOT_STARTED",

@@ -15,6 +15,9 @@ result        one of RESULTS   ok: reserved. fail: surely not reserved. unknown:
 order_id      string, null     set if the outcome is ACCEPTED
 attempt       int16            number of the client's try; 0: the first one, as planned
 first_op      int64            op of the first try of the same client
+end           one of ENDS      why it ended; null: sent and not answered, in a record of before
+unsure_ns     int64            how wrong sent_ns and done_ns may be beside other drivers' times: clocks of two
+                               machines can't be compared exactly; 0 on the machine of the run
 """
 
 from pathlib import Path
@@ -25,7 +28,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from simulation.errors import RunError
-from simulation.model.history import DTYPES
+from simulation.model.history import DTYPES, derive_end
 
 _TYPES: Final = {
     "int16": pa.int16(),
@@ -38,7 +41,7 @@ SCHEMA: Final = pa.schema(
     pa.field(
         name,
         _TYPES[str(dtype)],
-        nullable=dtype in ("Int64", "str"),
+        nullable=dtype in ("Int64", "str") or name == "end",
     )
     for name, dtype in DTYPES.items()
 )
@@ -61,6 +64,8 @@ def read_history(path: Path) -> pd.DataFrame:
         frame = table.to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)
         if "attempt" not in frame:  # in records from before clients retried
             frame = frame.assign(attempt=0, first_op=frame["op"])
+        if "end" not in frame:  # in records from before it was asked why they ended
+            frame = frame.assign(end=derive_end(frame), unsure_ns=0)
         history: pd.DataFrame = frame[list(DTYPES)].astype(DTYPES)
     except (OSError, KeyError, ValueError, TypeError, pa.ArrowException) as error:
         raise RunError(f"{path}: is not a history: {str(error).splitlines()[0]}") from None

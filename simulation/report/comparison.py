@@ -38,6 +38,7 @@ def write_comparison(
         slices=SLICES,
         heads=_name_columns(runs),
         rows=[_fill_row(row) for row in rows],
+        marks=[{row.metric: mark.reason} for row in rows for mark in row.marks if mark],
         plots=_draw(runs, rows),
         differences=find_differences(runs),
     )
@@ -113,9 +114,12 @@ def find_differences(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
 
 def _fill_row(row: Row) -> list[str | dict[str, str]]:
     write = {"ms": ms, "s": seconds, "": count}[row.unit]
-    cells: list[str | dict[str, str]] = [row.title, write(row.values[0])]
-    for value, change in zip(row.values[1:], row.changes, strict=True):
-        cells += [write(value), _describe_change(row, change)]
+    values = [
+        write(value) + " †" * (mark is not None) for value, mark in zip(row.values, row.marks, strict=True)
+    ]
+    cells: list[str | dict[str, str]] = [row.title, values[0]]
+    for value, change in zip(values[1:], row.changes, strict=True):
+        cells += [value, _describe_change(row, change)]
     return cells
 
 
@@ -125,7 +129,7 @@ def _describe_change(row: Row, change: Change | None) -> dict[str, str]:
     text = f"{change.delta:+,.0f}"
     if change.percent is not None and row.unit:
         text = percent(change.percent)
-    interval = ""
+    interval = "in doubt" if change.doubtful else ""
     if change.low is not None and change.high is not None:
         interval = f"[{percent(change.low)}, {percent(change.high)}]"
     return {
@@ -154,7 +158,7 @@ def _draw(runs: Sequence[Run], rows: Sequence[Row]) -> dict[str, tuple[str, str]
     drawn = {
         "changes": draw_changes(rows),
         "times": draw_times(runs, Course(phases if same else [])),
-        "accepted": draw_curves(runs, "ACCEPTED"),
-        "sold_out": draw_curves(runs, "SOLD_OUT"),
+        "accepted": draw_curves(runs, "accepted"),
+        "sold_out": draw_curves(runs, "sold_out"),
     }
     return {name: canvas.to_svg(name) for name, canvas in drawn.items() if canvas}

@@ -6,9 +6,8 @@ from typing import Final
 import numpy as np
 
 from simulation.judge.comparison import Row, Run
-from simulation.judge.numbers.latency import response_ms
 from simulation.report.canvas import Canvas, Course
-from simulation.report.latency_plots import percentile_steps, tail_of, time_answers
+from simulation.report.latency_plots import percentile_steps, tail_of
 from simulation.report.page import LIGHT, SERIES
 from simulation.report.plots import last_second, time_edges
 
@@ -48,11 +47,11 @@ def draw_changes(rows: Sequence[Row]) -> Canvas | None:
 
 
 def draw_curves(runs: Sequence[Run], outcome: str) -> Canvas | None:
-    """Draw the response time at every percentile of one outcome's requests; the x axis counts nines."""
+    """Draw the response time at every percentile of an outcome of a summary; the x axis counts nines."""
     canvas = Canvas({"Response time at a percentile": 240})
     [axes] = canvas.panels
     for letter, colour, run in zip(LETTERS, SERIES, runs, strict=False):
-        took = np.sort(response_ms(run.metrics.history[run.metrics.history["outcome"] == outcome]))
+        took = np.sort(run.metrics.sample_times(outcome, "response")[1])
         if len(took):
             nines, at = tail_of(took)
             axes.plot(nines, took[at], color=LIGHT[colour], label=letter)
@@ -64,13 +63,13 @@ def draw_curves(runs: Sequence[Run], outcome: str) -> Canvas | None:
 
 
 def draw_times(runs: Sequence[Run], course: Course) -> Canvas | None:
-    """Draw the p99 of the response time of all answered requests, over time."""
+    """Draw the p99 of the response time of all requests, over time."""
     end_s = max(last_second(run.metrics.history) for run in runs)
     edges = time_edges(end_s)
     canvas = Canvas({"Response time, p99": 230})
     [axes] = canvas.panels
     for letter, colour, run in zip(LETTERS, SERIES, runs, strict=False):
-        p99_ms = percentile_steps(*time_answers(run.metrics.history), edges, 99)
+        p99_ms = percentile_steps(*run.metrics.sample_times("all", "response"), edges, 99)
         axes.stairs(p99_ms, edges, baseline=None, color=LIGHT[colour], lw=1.7, label=letter)
     if not axes.dataLim.y1 > 0:
         return None

@@ -154,13 +154,17 @@ def operation(op: int, ask: Ask, outcome: str, order_id: str | None = None) -> d
         "order_id": order_id,
         "attempt": 0,
         "first_op": op,
+        "end": "answered" if STATUS[outcome] else "timeout",
+        "unsure_ns": 0,
     }
 
 
 def history_of(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
     """Return the rows as a history, in its types."""
     frame = pd.DataFrame(rows, columns=list(operation(0, Ask(1), "ACCEPTED")))
-    whole = dict.fromkeys(["op", "user_id", "product_id", "intended_ns", "attempt", "first_op"], "int64")
+    whole = dict.fromkeys(
+        ["op", "user_id", "product_id", "intended_ns", "attempt", "first_op", "unsure_ns"], "int64"
+    )
     text = {"key": "str", "order_id": "str", "outcome": "category", "result": "category"}
     return frame.astype({**whole, "sent_ns": "Int64", "done_ns": "Int64", **text})
 

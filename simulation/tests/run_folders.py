@@ -62,6 +62,8 @@ def make_history(stock: int, seed: int = 1, slowness: float = 1.0) -> pd.DataFra
             "order_id": order_ids,
             "attempt": 0,
             "first_op": np.arange(len(meant)),
+            "end": np.where(lost, "timeout", "answered"),
+            "unsure_ns": 0,
         }
     )
     frame.loc[lost, "done_ns"] = pd.NA
@@ -134,8 +136,10 @@ def make_run(
     timeline: bool = True,
     seed: int = 1,
     slowness: float = 1.0,
+    machine: Callable[[pd.DataFrame], pd.DataFrame] = lambda timeline: timeline,
 ) -> dict[str, Any]:
-    """Fill `folder` as a run does, but for its report; the summary. `spoil` changes the final state."""
+    """Fill `folder` as a run does, but for its report; the summary. `spoil` changes the final state,
+    `machine` the timeline."""
     scenario = load_scenario(
         "spike",
         {
@@ -151,7 +155,7 @@ def make_run(
     write_history(history, folder / "history.parquet")
     write_state(state, folder)
     if timeline:
-        make_timeline(history, stock).to_csv(folder / "timeline.csv", index=False)
+        machine(make_timeline(history, stock)).to_csv(folder / "timeline.csv", index=False)
     facts = RunFacts(
         scenario=scenario,
         command="flashsim run spike --seed 1 --stock 5000",

@@ -32,12 +32,12 @@ def scenario_with(*thresholds: str) -> Scenario:
 def run() -> Metrics:
     history = make_history(5_000)
     state = make_state(history, 5_000)
-    load = measure_load(history, scenario_with())
+    load = measure_load(history, scenario_with().driver, 12.0)
     return Metrics(history, state, load, datetime.fromtimestamp(START_US / 1e6, UTC))
 
 
 def test_metrics_are_those_of_the_summary(run: Metrics) -> None:
-    latency = measure_latency(run.history[run.history["outcome"] == "ACCEPTED"])
+    latency = measure_latency(run.history[run.history["outcome"] == "ACCEPTED"], 5_000)
     for kind in ("response", "service"):
         for stat, value in latency[kind].items():
             assert run.measure(f"accepted.{kind}.{stat}") == pytest.approx(value, abs=1e-3)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from simulation.errors import RunError
 from simulation.model.history import DTYPES, make_history
-from simulation.model.outcome import OUTCOMES, RESULTS
+from simulation.model.outcome import ENDS, OUTCOMES, RESULTS
 from simulation.record.history import SCHEMA, read_history, write_history
 
 times = st.just(-1) | st.integers(0, 2**62)
@@ -30,6 +30,8 @@ rows = st.fixed_dictionaries(
         "order_id": st.none() | st.uuids().map(str),
         "attempt": st.integers(0, 1_000),
         "first_op": st.integers(0, 2**62),
+        "end": st.sampled_from(ENDS),
+        "unsure_ns": st.integers(0, 2**62),
     }
 )
 
@@ -85,6 +87,23 @@ def test_in_a_file_from_before_anybody_came_again_every_request_is_a_first_try(t
     table = pq.read_table(tmp_path / "history.parquet").drop_columns(["attempt", "first_op"])
     pq.write_table(table, tmp_path / "history.parquet")
     pd.testing.assert_frame_equal(read_history(tmp_path / "history.parquet"), history)
+
+
+def test_in_a_file_from_before_ends_were_told_they_are_derived_as_far_as_can_be(tmp_path: Path) -> None:
+    columns = {
+        "op": range(4), "driver": 0, "user_id": 1, "product_id": 1, "key": None, "intended_ns": 0,
+        "sent_ns": [5, 5, -1, -1], "done_ns": [9, -1, 9, -1], "status": [429, 0, 0, 0],
+        "outcome": ["SOLD_OUT", "UNKNOWN", "UNAVAILABLE", "UNAVAILABLE"],
+        "result": ["fail", "unknown", "fail", "fail"], "order_id": None,
+    }  # fmt: skip
+    write_history(make_history(columns), tmp_path / "new.parquet")
+    old = pq.read_table(tmp_path / "new.parquet").drop_columns(["end", "unsure_ns"])
+    pq.write_table(old, tmp_path / "old.parquet")
+    history = read_history(tmp_path / "old.parquet")
+    assert history["end"].astype("object").where(history["end"].notna(), None).tolist() == [
+        "answered", None, "refused", "never sent",
+    ]  # fmt: skip
+    assert history["unsure_ns"].tolist() == [0] * 4
 
 
 def test_a_file_that_is_no_history_is_refused(tmp_path: Path) -> None:
