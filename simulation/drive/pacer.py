@@ -28,7 +28,8 @@ COARSE_S: Final = 0.001
 
 async def pace(beat: Callable[[], int | None], exact: bool = IS_EXACT) -> None:
     """Call `beat` now and then at each moment that it returns, in ns on time.monotonic_ns(); until it returns
-    None. What it raises is raised here. Without `exact` it is called a millisecond or two too late, or a part of one too soon.
+    None. What it raises is raised here. Without `exact` it is called a millisecond or two too late, or a part
+    of one too soon.
     """
     over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 

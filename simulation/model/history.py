@@ -52,5 +52,5 @@ def derive_end(history: pd.DataFrame) -> pd.Categorical:
     answered = history["status"].to_numpy() > 0
     unsent = history["sent_ns"].isna().to_numpy()
     refused = unsent & history["done_ns"].notna().to_numpy()
-    words = np.select([answered, refused, unsent], ["answered", "refused", "never sent"], "")
-    return pd.Categorical(words, dtype=DTYPES["end"])
+    words = [ENDS.index(word) for word in ("answered", "refused", "never sent")]
+    return pd.Categorical.from_codes(np.select([answered, refused, unsent], words, -1), dtype=DTYPES["end"])

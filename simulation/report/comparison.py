@@ -38,7 +38,7 @@ def write_comparison(
         slices=SLICES,
         heads=_name_columns(runs),
         rows=[_fill_row(row) for row in rows],
-        marks=[{row.metric: mark.reason} for row in rows for mark in row.marks if mark],
+        doubtful=[{row.metric: mark.reason} for row in rows for mark in row.marks if mark],
         plots=_draw(runs, rows),
         differences=find_differences(runs),
     )

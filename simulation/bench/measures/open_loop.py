@@ -116,7 +116,7 @@ async def measure_driver(nginx_url: str, rounds: Rounds) -> DriverRates:
             p50_ms=Spread.of(take_stat(lag_ms(history), "p50") or 0.0 for history, _ in measured),
             p99_ms=Spread.of(_lag_p99_ms(history) for history, _ in measured),
             cores=Spread.of(cores for _, cores in measured),
-            faults=_find_faults((history for history, _ in measured), server.options),
+            faults=find_faults((history for history, _ in measured), server.options),
         )
         for (pacer, _, rate), measured in zip(rows, found, strict=True)
     ]
@@ -138,7 +138,7 @@ async def _measure_cores(server: Server, rate_rps: float, seconds: float) -> tup
     return history, (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) / seconds
 
 
-def _find_faults(histories: Iterable[pd.DataFrame], options: DriverOptions) -> list[str]:
+def find_faults(histories: Iterable[pd.DataFrame], options: DriverOptions) -> list[str]:
     """Return why loops were not open, once each."""
     loads = [
         measure_load(history, options, float(history["intended_ns"].max()) / 1e9) for history in histories
@@ -146,7 +146,7 @@ def _find_faults(histories: Iterable[pd.DataFrame], options: DriverOptions) -> l
     return sorted({load.reason for load in loads if not load.valid})
 
 
-def _find_doubtful(histories: Sequence[pd.DataFrame], options: DriverOptions) -> list[str]:
+def find_doubtful(histories: Sequence[pd.DataFrame], options: DriverOptions) -> list[str]:
     """Return the percentiles of response time that are in doubt in any round."""
     lags = [take_stat(own_lag_ms(history, options).to_numpy(), "p99") for history in histories]
     waits = [response_ms(history, options.timeout_ms) for history in histories]
@@ -199,8 +199,8 @@ async def measure_responses(
                 for percentile, rank in PERCENTILES.items()
             },
             lag_p99_ms=Spread.of(map(_lag_p99_ms, histories)),
-            doubtful=_find_doubtful(histories, server.options),
-            faults=_find_faults(histories, server.options),
+            doubtful=find_doubtful(histories, server.options),
+            faults=find_faults(histories, server.options),
             lost=sum(int((history["outcome"] != outcome).sum()) for history in histories),
         )
         for (share, rate_rps), histories in zip(rates.items(), found, strict=True)

@@ -55,7 +55,7 @@ def test_a_standstill_is_charged_to_the_requests_that_were_due() -> None:
     usual = summarise(history)["latency_ms"]["sold_out"]["service"]["p99"]
     assert omission.service_p99_ms == pytest.approx(usual, rel=0.05)
     assert omission.response_p99_ms > 5 * usual
-    late = find_omission(stalled, summarise(stalled), DriverOptions())
+    late = find_omission(stalled, summarise(stalled), DriverOptions(connections=5_000))
     assert late is not None
     assert late.by_driver, "the server held no connection that the driver needed"
 

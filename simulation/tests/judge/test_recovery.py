@@ -8,7 +8,7 @@ import pandas as pd
 from simulation.judge.numbers.recovery import measure_recovery
 from simulation.judge.verdict import judge_recovery
 from simulation.model.events import Interval
-from simulation.model.history import DTYPES
+from simulation.model.history import make_history
 
 FAULT = Interval(kind="kill", on="redis", start_s=2.0, end_s=3.0)
 
@@ -32,10 +32,8 @@ def history(refused: tuple[float, float] | None = None, slow: tuple[float, float
         "outcome": np.where(down, "UNAVAILABLE", "ACCEPTED"),
         "result": np.where(down, "fail", "ok"),
         "order_id": None,
-        "attempt": 0,
-        "first_op": np.arange(8_000),
     }
-    return pd.DataFrame(frame).astype(DTYPES)
+    return make_history(frame)
 
 
 def timeline(backlog: tuple[float, float] | None = None, unread: tuple[float, float] | None = None) -> Any:

@@ -9,7 +9,7 @@ import pytest
 from simulation.errors import ScenarioError
 from simulation.judge.numbers.latency import measure_latency
 from simulation.judge.numbers.load import measure_load
-from simulation.judge.numbers.requests import count_outcomes
+from simulation.judge.numbers.requests import count_outcomes, select_waits
 from simulation.judge.thresholds import Metrics, judge_thresholds
 from simulation.judge.verdict import verdict, verdict_in_words
 from simulation.scenario.condition import parse_change, parse_condition, quantile_of
@@ -37,7 +37,7 @@ def run() -> Metrics:
 
 
 def test_metrics_are_those_of_the_summary(run: Metrics) -> None:
-    latency = measure_latency(run.history[run.history["outcome"] == "ACCEPTED"], 5_000)
+    latency = measure_latency(select_waits(run.history, "accepted"), 5_000)
     for kind in ("response", "service"):
         for stat, value in latency[kind].items():
             assert run.measure(f"accepted.{kind}.{stat}") == pytest.approx(value, abs=1e-3)

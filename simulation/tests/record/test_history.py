@@ -63,25 +63,28 @@ def test_nanoseconds_are_not_rounded(tmp_path: Path) -> None:
         "order_id": None,
         "attempt": 0,
         "first_op": odd,
+        "end": "timeout",
+        "unsure_ns": odd,
     }
     row |= {"intended_ns": odd, "sent_ns": odd, "done_ns": -1, "outcome": "UNKNOWN", "result": "unknown"}
     write_history(history_of([row]), tmp_path / "history.parquet")
     history = read_history(tmp_path / "history.parquet")
     assert history["sent_ns"].iloc[0] == odd
-    assert history["first_op"].iloc[0] == odd
+    assert history["first_op"].iloc[0] == history["unsure_ns"].iloc[0] == odd
     assert history["done_ns"].isna().all()
 
 
 def test_it_is_sorted_by_op() -> None:
     columns: dict[str, Any] = {name: [1, 1] for name in DTYPES} | {"op": [1, 0], "user_id": [10, 20]}
     columns |= {"outcome": ["ACCEPTED"] * 2, "result": ["ok"] * 2, "key": [None] * 2, "order_id": [None] * 2}
+    columns |= {"end": ["answered"] * 2}
     assert make_history(columns)["user_id"].tolist() == [20, 10]
 
 
 def test_in_a_file_from_before_anybody_came_again_every_request_is_a_first_try(tmp_path: Path) -> None:
     columns: dict[str, Any] = {name: [1, 1] for name in DTYPES} | {"op": [0, 1], "first_op": [0, 1]}
     columns |= {"outcome": ["UNKNOWN"] * 2, "result": ["unknown"] * 2, "key": [None] * 2}
-    columns |= {"order_id": [None] * 2, "attempt": [0, 0]}
+    columns |= {"order_id": [None] * 2, "attempt": [0, 0], "end": ["reset"] * 2}
     history = make_history(columns)
     write_history(history, tmp_path / "history.parquet")
     table = pq.read_table(tmp_path / "history.parquet").drop_columns(["attempt", "first_op"])

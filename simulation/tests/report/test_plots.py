@@ -12,7 +12,7 @@ from simulation.tests.run_folders import make_history
 
 
 def test_the_percentile_curves_end_at_the_slowest_request_and_are_bold_only_where_firm() -> None:
-    history = make_history(2_000)
+    history = make_history(2_000).dropna(subset="done_ns")
     accepted = history[history["outcome"] == "ACCEPTED"]
     canvas = draw_percentiles(history, 5_000)
     assert canvas is not None
@@ -21,6 +21,9 @@ def test_the_percentile_curves_end_at_the_slowest_request_and_are_bold_only_wher
     assert np.asarray(whole.get_xydata())[-1] == pytest.approx([2_000, took.max()])
     assert np.asarray(bold.get_xydata())[-1, 0] == pytest.approx(200)
     assert np.asarray(service.get_ydata())[-1] < took.max()
+    canvas = draw_percentiles(make_history(2_000), 5_000)
+    assert canvas is not None
+    assert np.asarray(canvas.panels[0].lines[0].get_ydata())[-1] >= 5_000, "one was not answered"
 
 
 def test_plots_of_nothing_are_not_drawn() -> None:

@@ -92,7 +92,9 @@ def test_what_service_time_hides_is_told_in_a_sentence(tmp_path: Path) -> None:
     page = render_page(late, plots, omission=find_omission(history, summary, DriverOptions(connections=5)))
     assert "nothing was answered for 1 s" in page
     assert "part of the wait may be its own" in page
-    page = render_page(summary, plots, omission=find_omission(history, summary, DriverOptions()))
+    page = render_page(
+        summary, plots, omission=find_omission(history, summary, DriverOptions(connections=5_000))
+    )
     assert "the driver itself was late" in page
     assert "engine stood still" not in page
 
