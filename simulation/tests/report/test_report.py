@@ -120,7 +120,8 @@ def test_a_percentile_in_doubt_and_a_machine_that_lost_time_are_marked(tmp_path:
     assert "processor time stolen" in held["accepted.response.p99 < 1000"]
     for text in (render_page(lost, {}), describe(lost)):
         assert "processor time was stolen" in text
-    assert "†" in describe(lost)
+    assert "†, p999 " in describe(lost)
+    assert "  in doubt  † " in describe(summary)
 
 
 def test_what_a_run_measured_besides_has_a_panel_of_its_own(tmp_path: Path) -> None:
