@@ -73,14 +73,14 @@ class StageProcess:
         self._task = asyncio.create_task(self._keep_running(), name=name)
 
     async def stop(self, within_s: float) -> None:
-        """Ask it to settle and end; kill it if it takes longer."""
+        """Ask it to finish its work and end; kill it if it takes longer."""
         self._stopping.set()
         for process in self._running:
             _tell_to_stop(process)
         try:
             await asyncio.wait_for(asyncio.shield(self._task), within_s)
         except TimeoutError:
-            log.error("%s does not settle within %.0f s and is killed", self.name, within_s)
+            log.error("%s does not finish within %.0f s and is killed", self.name, within_s)
             for process in self._running:
                 if process.returncode is None:
                     process.kill()

@@ -120,11 +120,11 @@ def read_settings(environment: Mapping[str, str] = os.environ, **overrides: Any)
         for name, value in environment.items()
         if name.startswith(PREFIX)
     }
+    raw |= {name: value for name, value in overrides.items() if value is not None}
     known = {field.name for field in msgspec.structs.fields(Settings)}
     if unknown := sorted(raw.keys() - known):
         names = ", ".join(PREFIX + name.upper() for name in unknown)
         raise SettingsError(f"unknown setting {names}; `flashgrid settings` lists the known ones")
-    raw |= {name: value for name, value in overrides.items() if value is not None}
     try:
         return msgspec.convert(raw, Settings, strict=False)
     except msgspec.ValidationError as error:

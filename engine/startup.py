@@ -118,8 +118,9 @@ async def _check_redis(redis: Redis) -> None:
 
 async def _insist(name: str, attempt: Callable[[], Any]) -> None:
     """Await `attempt()` until it works. Raises FlashgridError if it does not within half a minute."""
+    outage = Outage(name)
     try:
         errors = FlashgridError, RedisError, OSError
-        await asyncio.wait_for(Outage(name).insist(attempt, errors), timeout=30)
+        await asyncio.wait_for(outage.insist(attempt, errors), timeout=30)
     except TimeoutError:
-        raise FlashgridError(f"{name} does not answer after 30 s") from None
+        raise FlashgridError(f"{name} does not answer within 30 s: {outage.error or 'no answer'}") from None

@@ -1,4 +1,4 @@
-"""One run from begin to end: starts an engine, opens the sales, drives the load, awaits the drain, records.
+"""One run from start to end: starts an engine, opens the sales, drives the load, awaits the drain, records.
 
 It is judged afterwards, from the record alone (simulation.verdict).
 """
@@ -40,9 +40,9 @@ from simulation.target.restocks import Restocker
 from simulation.target.services import Services, find_services
 
 Say = Callable[[str], None]
-"""Hears what a person should know."""
+"""Is told what a person should know."""
 Watch = Callable[[Progress | None, Sample | None, Sequence[Interval]], None]
-"""Hears, several times a second, the latest progress and sample, and the faults that have ended."""
+"""Is given, several times a second, the latest progress and sample, and the faults that have ended."""
 
 TICK_S: Final = 0.25
 

@@ -32,8 +32,8 @@ def dead_letters() -> None:
 async def list_all(settings: Settings) -> None:
     """Print a line for each dead letter: id, place, number of purchases, reason."""
     async with open_services(settings) as services, open_stores(*services) as stored:
-        for letter in stored:
-            click.echo(f"{letter.id}  {letter.where:6}  {count_orders(letter.read()):>5}  {letter.reason}")
+        for entry in stored:
+            click.echo(f"{entry.id}  {entry.where:6}  {count_orders(entry.read()):>5}  {entry.reason}")
 
 
 @dead_letters.command()
@@ -43,10 +43,10 @@ async def list_all(settings: Settings) -> None:
 async def show(ids: tuple[str, ...], settings: Settings) -> None:
     """Print dead letters with their bodies and purchases."""
     async with open_services(settings) as services, open_stores(*services) as stored:
-        for letter in _select(stored, ids, every=False):
-            click.echo(f"id      {letter.id}\nwhere   {letter.where}\nreason  {letter.reason}")
-            click.echo(f"body    {letter.body.decode(errors='backslashreplace')}")
-            for lot in letter.read():
+        for entry in _select(stored, ids, every=False):
+            click.echo(f"id      {entry.id}\nwhere   {entry.where}\nreason  {entry.reason}")
+            click.echo(f"body    {entry.body.decode(errors='backslashreplace')}")
+            for lot in entry.read():
                 for order_id, user_id in zip(lot.order_ids, lot.user_ids, strict=True):
                     click.echo(
                         f"order   {order_id}  user {user_id}  product {lot.product_id}  sale {lot.sale_id}"
@@ -65,13 +65,13 @@ async def replay(ids: tuple[str, ...], every: bool, settings: Settings) -> None:
     However often a purchase is replayed, the ledger settles it once. A dead letter that can't be read stays.
     """
     async with open_services(settings) as services, open_stores(*services) as stored:
-        for letter in _select(stored, ids, every):
-            if lots := letter.read():
-                await letter.send()
-                await letter.delete()
-                click.echo(f"{letter.id} replayed: {count_orders(lots)} purchases")
+        for entry in _select(stored, ids, every):
+            if lots := entry.read():
+                await entry.send()
+                await entry.delete()
+                click.echo(f"{entry.id} replayed: {count_orders(lots)} purchases")
             else:
-                click.echo(f"{letter.id} stays: it holds no purchase that can be read")
+                click.echo(f"{entry.id} stays: it holds no purchase that can be read")
 
 
 @dead_letters.command()
@@ -90,14 +90,14 @@ async def drop(ids: tuple[str, ...], every: bool, settings: Settings) -> None:
         await Ledger.connect(found.postgres_url) as ledger,
     ):
         clearing = Clearing(redis, [ShardKeys(shard) for shard in range(found.gate_shards)])
-        for letter in _select(stored, ids, every):
-            lots = letter.read()
+        for entry in _select(stored, ids, every):
+            lots = entry.read()
             declines = {order_id: "dropped by an operator" for lot in lots for order_id in lot.order_ids}
             settlement = await ledger.settle(lots, declines)
             settled = without_orders(lots, settlement.dead_letters.keys())
             await clearing.clear(settled, settlement.failed)
-            await letter.delete()
-            click.echo(f"{letter.id} dropped: {settlement.settled.total()} orders failed")
+            await entry.delete()
+            click.echo(f"{entry.id} dropped: {settlement.settled.total()} orders failed")
 
 
 def _select(stored: Iterable[StoredDeadLetter], ids: tuple[str, ...], every: bool) -> list[StoredDeadLetter]:
@@ -106,7 +106,7 @@ def _select(stored: Iterable[StoredDeadLetter], ids: tuple[str, ...], every: boo
         raise InputError("ids", "name the dead letters, or give --all")
     stored = list(stored)
     for name in ids:
-        found = {letter.id for letter in stored if letter.id.startswith(name)}
+        found = {entry.id for entry in stored if entry.id.startswith(name)}
         if len(found) != 1:
             raise InputError("ids", f"{len(found)} dead letters have an id that begins with {name}")
-    return [letter for letter in stored if every or letter.id.startswith(ids)]
+    return [entry for entry in stored if every or entry.id.startswith(ids)]

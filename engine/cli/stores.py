@@ -40,7 +40,7 @@ class StoredDeadLetter(msgspec.Struct, frozen=True, eq=False):
 
     @property
     def id(self) -> str:
-        """The same for dead letters with the same body: they are about the same purchases."""
+        """A short digest of the body: dead letters with the same body share it."""
         return hashlib.sha256(self.body).hexdigest()[:12]
 
     def read(self) -> list[Lot]:

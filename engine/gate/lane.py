@@ -6,7 +6,7 @@ always`) before it is given.
 
 A sold-out answer is a lease: it is repeated for `sold_out_ms` from the time the script was asked, without
 asking again. A unit that comes back in between waits for the end of the lease. The opening of a new sale is
-answered after it, so that nobody hears of a sale and is then refused because of the one before.
+answered after it, so that no shopper learns of a sale and is then refused because of the one before.
 """
 
 import asyncio
@@ -198,7 +198,7 @@ class Lane:
             log.warning("gate shard %d does not answer: %s", self.keys.shard, error or type(error).__name__)
             self._reachable = False
         _reply_all(batch, outcome)
-        # The purchases behind have waited for the same silence: they hear at once that nothing is reserved,
+        # The purchases behind have waited as long: they are told at once that nothing is reserved,
         # which bounds every wait by the time of one call.
         behind, self.waiting = self.waiting, []
         _reply_all(behind, Outcome.GATE_UNAVAILABLE)
@@ -232,18 +232,18 @@ def _give_replies(stem: str, groups: Iterable[list[Purchase]], codes: str) -> No
     count = len(purchases)
     first = codes[0]
     if first not in "AR" and codes.count(first) == count:
-        # What a crowd hears most of the time.
+        # The most frequent answer to a crowd.
         _reply_all(purchases, _OUTCOME_OF[first])
         return
     places = iter(PLACES)
-    replays = codes[count:]
-    replayed = 0
+    repeated = codes[count:]
+    read = 0
     for (_, _, _, reply), code in zip(purchases, codes, strict=False):
         if code == "A":
             reply(Outcome.ACCEPTED, stem + next(places))
         elif code == "R":
-            reply(Outcome.ACCEPTED, replays[replayed : replayed + _ORDER_ID_LENGTH])
-            replayed += _ORDER_ID_LENGTH
+            reply(Outcome.ACCEPTED, repeated[read : read + _ORDER_ID_LENGTH])
+            read += _ORDER_ID_LENGTH
         else:
             reply(_OUTCOME_OF[code], None)
     for code in set(codes[:count]):

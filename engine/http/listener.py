@@ -38,10 +38,12 @@ def bind(settings: Settings) -> socket.socket:
             (settings.host, settings.port),
             family=family,
             backlog=_BACKLOG,
-            dualstack_ipv6=family == socket.AF_INET6,
+            dualstack_ipv6=family == socket.AF_INET6 and socket.has_dualstack_ipv6(),
         )
     except OSError as error:
-        raise SettingsError(f"can't listen on {settings.host}:{settings.port}: {error.strerror}") from None
+        # Python adds the address once more, in brackets.
+        reason = (error.strerror or str(error)).partition(" (while")[0]
+        raise SettingsError(f"can't listen on {settings.host}:{settings.port}: {reason}") from None
 
 
 @asynccontextmanager

@@ -69,7 +69,7 @@ DECLARE
 BEGIN
     -- In the order of their ids, so that two batches never wait for each other. Each statement below begins after the
     -- locks are held and so sees everything that earlier holders of them committed: an order that is not known now can't
-    -- appear before the end, as whoever settles it must hold its sale.
+    -- appear before the end, since the transaction that settles it must hold its sale.
     PERFORM FROM sales WHERE sale_id = ANY (sale_ids) ORDER BY sale_id FOR NO KEY UPDATE;
 
     known := ARRAY(SELECT order_id FROM orders WHERE order_id = ANY (order_ids));

@@ -151,7 +151,7 @@ async def start_stack(data_dir: Path, services: Collection[str] = SERVICES) -> S
 
 
 async def stop_stack(data_dir: Path) -> list[str]:
-    """Stop every service that runs for this folder, whoever started it; return their names."""
+    """Stop every service of this folder, even if another program started it; return their names."""
     if not read_state(data_dir):
         return []
     async with lock_folder(data_dir):

@@ -1,1 +1,1 @@
-"""Payment: the gateway protocol and its adapters. Imported by fulfilment."""
+"""Payment: the gateway protocol and its adapters. Imported by fulfilment and the simulation."""

@@ -1,1 +1,1 @@
-"""The stages: front door, relay, fulfilment and keeper. Imported by the server and the command line."""
+"""The stages: front door, relay, fulfilment and keeper. Imported by server, start-up and command line."""

@@ -21,13 +21,16 @@ class Outage:
     def __init__(self, what: str) -> None:
         self._what = what
         self._failures = 0
+        self.error: BaseException | None = None
+        """The latest failure."""
 
     async def wait(self, error: BaseException) -> None:
         """Wait after a failure: twice as long as the last time up to 2 s, less up to a half at random."""
+        self.error = error
         if not isinstance(error, (FlashgridError, RedisError, OSError)):
             log.error("%s failed", self._what, exc_info=error)
         elif not self._failures:
-            log.warning("%s is interrupted and tries again until it works: %s", self._what, error)
+            log.warning("%s does not work and is tried again: %s", self._what, error)
         delay_s = min(0.05 * 2 ** min(self._failures, 10), 2)
         self._failures += 1
         await asyncio.sleep(delay_s * random.uniform(0.5, 1))

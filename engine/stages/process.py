@@ -27,7 +27,7 @@ from engine.stages.relay import run_relay
 READY: Final = b"ready\n"
 LEAVING: Final = b"leaving\n"
 _GRACE_S: Final = 3.0
-"""What the process gives itself beyond its time to settle; less than the server gives it."""
+"""What the process gives itself beyond its time to finish; less than the server gives it."""
 _MOST_FILES: Final = 1_000_000
 """Open files for which a front door asks; some systems refuse "unlimited"."""
 

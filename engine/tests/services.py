@@ -9,6 +9,7 @@ from uuid import uuid4
 
 import aio_pika
 import asyncpg
+import hypothesis
 import msgspec
 import pytest
 from redis.asyncio import Redis
@@ -17,6 +18,10 @@ from engine.gate.client import connect_redis
 from engine.gate.keys import ShardKeys
 from engine.local.stack import Stack, start_stack
 from engine.settings import Settings
+
+# How long an example takes is the machine's affair.
+hypothesis.settings.register_profile("flashgrid", deadline=None)
+hypothesis.settings.load_profile("flashgrid")
 
 _SHARDS = 4
 """As many as any test uses."""

@@ -321,7 +321,7 @@ async def test_a_taken_port_is_said_at_once(settings_without_bus: Settings) -> N
         port = server.url.rpartition(":")[2]
         code, errors = await run_to_the_end(settings_without_bus, "serve", PORT=port)
         assert (code, errors.count("\n")) == (1, 1)
-        assert f"can't listen on 127.0.0.1:{port}" in errors
+        assert errors.endswith(f"can't listen on 127.0.0.1:{port}: Address already in use\n")
 
 
 async def test_a_redis_that_may_evict_is_refused(settings_without_bus: Settings, redis: Redis) -> None:

@@ -19,7 +19,7 @@ def describe(found: object) -> str:
 
 
 class Rounds(msgspec.Struct, frozen=True):
-    """How often, and for how long, each thing is measured; `say` hears each result."""
+    """How often, and for how long, each thing is measured; `say` is told each result."""
 
     count: int
     seconds: float

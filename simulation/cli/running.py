@@ -171,6 +171,8 @@ def _run_and_end(scenario: Scenario, name: str, options: dict[str, Any], **drive
     services = check_services(options["redis_url"], options["amqp_url"], options["postgres_url"])
     url = options["target"]
     target = find_target(url, options["admin_token"], services, scenario) if url else None
+    if target and target.services is None:
+        say("the target's services are not known, so the verdict will be unknown: give --redis-url and so on")
     live_port = 0 if options["live"] and options["live_port"] is None else options["live_port"]
     work = carry_out(scenario, folder, live_port, target=target, services=services, **driver)
     end_by(run_until_signal(work), folder)

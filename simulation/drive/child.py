@@ -32,7 +32,7 @@ class Child(NamedTuple):
     """What it writes to its standard error."""
 
     async def tell(self, line: bytes) -> None:
-        """Send a line. A child that has died is noticed by whoever listens to it."""
+        """Send a line. A child that has died is noticed when its parent listens."""
         stdin = cast(asyncio.StreamWriter, self.process.stdin)
         with contextlib.suppress(ConnectionError):
             stdin.write(line + b"\n")

@@ -94,7 +94,7 @@ async def carry_out(
     except TimeoutError:
         raise DriverError(f"a driver process was not ready in {ready_s:g} s") from None
     now = time.monotonic_ns()
-    # All processes hear the start within 0.3 s.
+    # All processes receive the start within 0.3 s.
     start = now + 300_000_000 if load.t0_ns is None else load.t0_ns
     ahead_s = (start - now) / 1e9
     if ahead_s < 0:

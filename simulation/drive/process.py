@@ -1,6 +1,6 @@
 """A process of the open-loop driver: sends its part of the plan and writes down what became of it.
 
-It hears a Job, says "ready", hears the start (time.monotonic_ns), and then says a Snapshot several times a
+It reads a Job, says "ready", reads the start (time.monotonic_ns), and then says a Snapshot several times a
 second. A further line stops the load.
 """
 

@@ -38,7 +38,7 @@ SKETCH_POINTS: Final = 240
 class LivePage:
     """The events of a run, which each client reads at its own pace.
 
-    When some are forgotten, every client hears again from `run` on.
+    When some are forgotten, every client is sent everything again from `run` on.
     """
 
     url = ""

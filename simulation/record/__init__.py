@@ -3,7 +3,7 @@
 run.json             what was run, when and where (facts.RunFacts)
 history.parquet      every request (history)
 timeline.csv         what the probes read (simulation.target.probes)
-faults.json          the faults that were done, if any (simulation.scenario.fault.Interval)
+faults.json          the faults that were done, if any (simulation.model.events.Interval)
 fuzz.json            what hostile requests did, if there were any (simulation.model.hostile)
 final/               what the stores held at the end (state)
 manifest.json        digests of these files (manifest)

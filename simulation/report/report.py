@@ -86,6 +86,8 @@ def write_plots(
     }
     folder = run_folder / "plots"
     folder.mkdir(exist_ok=True)
+    for file in folder.glob("*.png"):
+        file.unlink()  # an older version may have drawn other plots
     figures = {}
     for name, canvas in drawn.items():
         if canvas:

@@ -7,7 +7,7 @@ from engine.settings import read_settings
 from simulation.scenario.arrivals import expected_requests
 from simulation.scenario.condition import parse_abort, parse_condition
 from simulation.scenario.fault import INSTANT, STRENGTH_OF, TARGETS, Fault, overlap
-from simulation.scenario.schema import Scenario
+from simulation.scenario.schema import MAX_ID, Scenario
 
 MAX_REQUESTS = 50_000_000
 """Most requests of a scenario: its plan and history are held in memory."""
@@ -20,6 +20,9 @@ def check_scenario(scenario: Scenario) -> None:
     if not 1 <= expected <= MAX_REQUESTS:
         raise ValueError(f"arrivals: {expected:,.0f} requests; must be 1 to {MAX_REQUESTS:,}")
     _check_sales(scenario, duration_s)
+    population = scenario.population
+    if population.bots and population.users + population.bots.users > MAX_ID:
+        raise ValueError(f"population.bots.users: there are not so many ids, got {population.bots.users}")
     if scenario.chaos and scenario.faults:
         raise ValueError("chaos: draws all faults; leave either it or faults out")
     check_faults(scenario.timeline(), duration_s)

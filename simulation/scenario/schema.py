@@ -14,8 +14,6 @@ from simulation.scenario.patience import Patience
 
 MAX_ID = 2**63 - 1
 """Largest id of a user or a product."""
-MAX_USERS = MAX_ID // 2
-"""Most people, and most bots: the bots' ids come after those of the people."""
 MAX_STOCK = 10**12
 """Largest stock of a sale."""
 Id = Annotated[int, Meta(ge=1, le=MAX_ID)]
@@ -57,7 +55,7 @@ class Restock(Part, frozen=True):
 class Bots(Part, frozen=True):
     """Programs among the people: each sends many requests without a key and ignores the answers."""
 
-    users: Annotated[int, Meta(ge=1, le=MAX_USERS)]
+    users: Annotated[int, Meta(ge=1, le=MAX_ID)]
     """Number of bots, all equally likely."""
     share: Annotated[float, Meta(gt=0, lt=1)]
     """Their share of the requests."""
@@ -66,7 +64,7 @@ class Bots(Part, frozen=True):
 class Population(Part, frozen=True):
     """Who buys: user ids 1 to `users`, all equally likely."""
 
-    users: Annotated[int, Meta(ge=1, le=MAX_USERS)]
+    users: Annotated[int, Meta(ge=1, le=MAX_ID)]
     keyed_share: Annotated[float, Meta(ge=0, le=1)] = 0.0
     """Share of the requests that carry an Idempotency-Key."""
     zipf: Annotated[float, Meta(ge=0, le=10)] = 0.0

@@ -35,7 +35,7 @@ _LISTENING: Final = re.compile(r"^flashgrid: listening on (http://\S+)", re.MULT
 async def private_services(say: Callable[[str], None]) -> AsyncIterator[Services]:
     """Start services in a temporary folder; both end with the block.
 
-    `say` hears what is missing. Raises StackError.
+    `say` is told what is missing. Raises StackError.
     """
     with tempfile.TemporaryDirectory(prefix="flashsim-", ignore_cleanup_errors=True) as folder:
         stack = await start_stack(Path(folder))
@@ -72,11 +72,11 @@ class EngineProcess:
         children = psutil.Process(self.pid).children() if self.death is None else []
         return [ProcessId(child.pid, child.create_time()) for child in children if stage_of(child) == role]
 
-    async def stop(self, settle_s: float) -> None:
-        """Stop it in order, and kill what is left after its time to settle."""
+    async def stop(self, finish_s: float) -> None:
+        """Stop it in order, and kill what is left after its time to finish."""
         self._remember()
         # Three kinds of stage stop one after the other; the server grants each some time more.
-        allowed_s = 3 * (settle_s + 5) + 5
+        allowed_s = 3 * (finish_s + 5) + 5
         if self.death is None:
             self._process.terminate()
         await wait_until(lambda: self.death is not None and not survivors(self._stages), allowed_s)

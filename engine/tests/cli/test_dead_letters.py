@@ -59,7 +59,7 @@ async def ids_of(settings: Settings) -> list[str]:
     return [line.split()[0] for line in output.splitlines()]
 
 
-async def test_letters_are_listed_and_shown_and_stay(
+async def test_dead_letters_are_listed_and_shown_and_stay(
     redis: Redis, any_settings: Settings, sale: Sale
 ) -> None:
     [lost] = reserve(sale)
@@ -74,7 +74,9 @@ async def test_letters_are_listed_and_shown_and_stay(
     assert await ids_of(any_settings) == [row[0] for row in rows], "looking changes nothing"
 
 
-async def test_a_replayed_letter_is_settled_once(redis: Redis, any_settings: Settings, sale: Sale) -> None:
+async def test_a_dead_letter_replayed_is_settled_once(
+    redis: Redis, any_settings: Settings, sale: Sale
+) -> None:
     twice, other = reserve(sale, 2)
     await mark_pending(redis, [twice, other])
     await put_aside(
@@ -103,7 +105,7 @@ async def test_a_dropped_order_fails_and_its_unit_is_sold_on(
     assert await ids_of(any_settings) == [second]
 
 
-async def test_a_replay_killed_before_it_deleted_the_letter_loses_nothing_and_sells_nothing_twice(
+async def test_a_replay_killed_before_it_deleted_the_dead_letter_loses_nothing_and_sells_nothing_twice(
     redis: Redis, settings: Settings, sale: Sale, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     [lost] = reserve(sale)
@@ -113,12 +115,12 @@ async def test_a_replay_killed_before_it_deleted_the_letter_loses_nothing_and_se
     async def die(*_: object) -> None:
         raise ConnectionResetError
 
-    async with open_stores(settings, redis) as [letter]:
+    async with open_stores(settings, redis) as [stored]:
         with monkeypatch.context() as patch:
             patch.setattr(aio_pika.IncomingMessage, "ack", die)
-            await letter.send()
+            await stored.send()
             with pytest.raises(BusUnavailable):
-                await letter.delete()
+                await stored.delete()
     assert len(await ids_of(settings)) == 1
     async with running(settings, run_fulfilment):
         await until_settled(redis)
@@ -128,7 +130,7 @@ async def test_a_replay_killed_before_it_deleted_the_letter_loses_nothing_and_se
     assert await read_statuses(settings) == {lost.order_ids[0]: CONFIRMED}
 
 
-async def test_a_replay_that_the_bus_does_not_confirm_keeps_the_letter(
+async def test_a_replay_that_the_bus_does_not_confirm_keeps_the_dead_letter(
     redis: Redis, settings: Settings, sale: Sale, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await put_aside(settings, redis, [as_record(reserve(sale)[0])])
@@ -137,9 +139,9 @@ async def test_a_replay_that_the_bus_does_not_confirm_keeps_the_letter(
         raise BusUnavailable("no confirm")
 
     monkeypatch.setattr(Publisher, "publish", fail)
-    async with open_stores(settings, redis) as [letter]:
+    async with open_stores(settings, redis) as [stored]:
         with pytest.raises(BusUnavailable):
-            await letter.send()
+            await stored.send()
     assert len(await ids_of(settings)) == 1
 
 
@@ -167,7 +169,7 @@ async def test_a_whole_message_that_the_broker_gave_up_is_replayed(
     ("arguments", "said"),
     [(["drop"], "--all"), (["replay", "ab"], "0 dead letters have an id that begins with ab")],
 )
-async def test_a_letter_must_be_named(
+async def test_a_dead_letter_must_be_named(
     redis: Redis, settings_without_bus: Settings, arguments: list[str], said: str
 ) -> None:
     code, output = await run_command(settings_without_bus, "dead-letters", *arguments)

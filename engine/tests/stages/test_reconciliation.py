@@ -136,7 +136,7 @@ async def test_a_wipe_in_mid_sale_with_purchases_in_the_bus_sells_exactly_the_st
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-async def test_an_older_copy_is_noticed_by_whoever_knows_more(
+async def test_an_older_copy_is_noticed_by_any_process_that_knows_more(
     settings_without_bus: Settings, redis: Redis, gate: Gate, ledger: Ledger, workers: int
 ) -> None:
     await open_sale(ledger, gate, stock=100)

@@ -40,7 +40,7 @@ async def weigh_connections(
 ) -> list[IdleConnections]:
     """Return the resident memory for each connection that bought once and stays open.
 
-    `note` hears why the sizes that could not be opened are left out. The engine must be a fresh one: memory
+    `note` is told why the sizes that could not be opened are left out. The engine must be a fresh one: memory
     that it used and freed hides what new connections take. Raises BenchError.
     """
     await engine.open_sale(0)

@@ -148,7 +148,7 @@ class Client:
                 while response := parse_response(self._rest, closed=not data) if self._rest else None:
                     self._take(response)
             except BadResponse as error:
-                # A client that ends its side of the connection may hear no more than "100 Continue".
+                # A client that ends its side of the connection may receive no more than "100 Continue".
                 if data or self._rest != b"HTTP/1.1 100 Continue\r\n\r\n":
                     self._note(f"unreadable answer: {error}")
                 return "closed"

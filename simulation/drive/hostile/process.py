@@ -1,4 +1,4 @@
-"""The process of the hostile clients: hears a Job, plays them all, and writes a ClientReport."""
+"""The process of the hostile clients: receives a Job, plays them all, and writes a ClientReport."""
 
 import asyncio
 import sys
@@ -20,7 +20,7 @@ def work(parent: Parent) -> None:
 
 
 async def _play(job: Job, parent: Parent) -> ClientReport:
-    # The parent says nothing more; when it is gone, to hear it ends the process.
+    # The parent says nothing more; when it is gone, its end of file ends the process.
     asyncio.get_running_loop().add_reader(sys.stdin, parent.hear, 0)
     return await play_all(job)
 

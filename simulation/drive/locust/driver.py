@@ -32,7 +32,7 @@ async def drive_locust(
 ) -> DriveResult:
     """Send a load through Locust as the open-loop driver does; `options.processes` is the number of workers.
 
-    `say` hears where Locust is to be found. The master waits for workers at `bind` and `port`, 0 being a free
+    `say` is told where Locust listens. The master waits for workers at `bind` and `port`, 0 being a free
     one, for at most `wait_s`; `awaits_workers` if all of them are started elsewhere. `web` serves Locust's
     page, on loopback. Raises DriverError.
     """
@@ -64,7 +64,7 @@ async def drive_locust(
 async def work(host: str, port: int, wait_s: float) -> None:
     """Work for the master at that address until the load is over. Raises DriverError.
 
-    When it is cancelled the master hears of it.
+    When it is cancelled the master is told.
     """
     async with start_child(MODULE, "the worker", Follow(host=host, port=port, wait_s=wait_s)) as worker:
         await worker.await_end()

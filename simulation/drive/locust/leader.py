@@ -35,7 +35,7 @@ class Leader:
             self.runner.register_message(name, self._keep)
 
     def lead(self) -> None:
-        """Carry out the load: hear its start from the parent, and perhaps to stop. Raises DriverError."""
+        """Carry out the load: take its start from the parent, and perhaps a stop. Raises DriverError."""
         count, wait_s = len(self.job.parts), self.job.wait_s
         with gevent.Timeout(wait_s, DriverError(f"fewer than {count} workers came within {wait_s:g} s")):
             while len(self.heard["here"]) < count:

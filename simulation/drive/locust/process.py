@@ -5,7 +5,7 @@ requests. The loop is open, as it is without Locust: a request goes out when the
 response time counts from there. A Locust user that sends would wait for its response, and so close the loop;
 the only user here does nothing.
 
-The process hears a Lead or a Follow. A master says where it listens (Listening), and from then on speaks like
+It receives a Lead or a Follow. A master says where it listens (Listening), and from then on speaks like
 a process of the open-loop driver. It is a process of its own because Locust replaces all blocking calls.
 """
 
@@ -79,7 +79,7 @@ def follow(job: Follow, environment: Environment, parent: Parent) -> None:
         raise
     finally:
         environment.events.quitting.fire(environment=environment)  # type: ignore[no-untyped-call]
-        gevent.sleep(0.2)  # so that the master hears the last word
+        gevent.sleep(0.2)  # so that the master receives the last message
 
 
 if __name__ == "__main__":

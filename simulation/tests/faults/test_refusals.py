@@ -77,8 +77,8 @@ async def test_rabbitmq_keeps_publishers_waiting_and_takes_what_they_sent(
             assert await channel.declare_queue(DEAD, passive=True), "who only asks is answered"
     await last
     await publisher.close()
-    letters = await take_dead_letters(bus_url, sent)
-    assert [body for body, _ in letters] == [b"%d" % number for number in range(sent)]
+    found = await take_dead_letters(bus_url, sent)
+    assert [body for body, _ in found] == [b"%d" % number for number in range(sent)]
 
 
 async def test_postgres_is_read_only(services: Services) -> None:
