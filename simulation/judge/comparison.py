@@ -171,5 +171,6 @@ def _sample(run: Metrics, metric: str) -> tuple[Floats, Floats]:
     else:
         answered = select_outcome(run.history, kind).dropna(subset=["sent_ns", "done_ns"])
         at_s = answered["intended_ns"].to_numpy("int64") / 1e9
-        took = response_ms(answered) if rest.startswith("response") else service_ms(answered)
+        is_response = rest.startswith("response")
+        took = response_ms(answered, run.driver.timeout_ms) if is_response else service_ms(answered)
     return at_s, np.maximum(took, 1e-3)

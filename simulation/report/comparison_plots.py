@@ -52,7 +52,8 @@ def draw_curves(runs: Sequence[Run], outcome: str) -> Canvas | None:
     canvas = Canvas({"Response time at a percentile": 240})
     [axes] = canvas.panels
     for letter, colour, run in zip(LETTERS, SERIES, runs, strict=False):
-        took = np.sort(response_ms(run.metrics.history[run.metrics.history["outcome"] == outcome]))
+        chosen = run.metrics.history[run.metrics.history["outcome"] == outcome]
+        took = np.sort(response_ms(chosen, run.metrics.driver.timeout_ms))
         if len(took):
             nines, at = tail_of(took)
             axes.plot(nines, took[at], color=LIGHT[colour], label=letter)
@@ -70,7 +71,9 @@ def draw_times(runs: Sequence[Run], course: Course) -> Canvas | None:
     canvas = Canvas({"Response time, p99": 230})
     [axes] = canvas.panels
     for letter, colour, run in zip(LETTERS, SERIES, runs, strict=False):
-        p99_ms = percentile_steps(*time_answers(run.metrics.history), edges, 99)
+        p99_ms = percentile_steps(
+            *time_answers(run.metrics.history, run.metrics.driver.timeout_ms), edges, 99
+        )
         axes.stairs(p99_ms, edges, baseline=None, color=LIGHT[colour], lw=1.7, label=letter)
     if not axes.dataLim.y1 > 0:
         return None
