@@ -18,10 +18,9 @@ import msgspec
 from engine.model.sale import Sale
 from engine.settings import read_settings
 from engine.stages.lifecycle import running
-from simulation.drive.abort import find_abort
 from simulation.drive.driver import Drive, DriveResult, LoadSpec, drive
 from simulation.drive.plan import Plan, build_plan
-from simulation.drive.progress import Progress
+from simulation.drive.progress import Progress, find_abort
 from simulation.errors import RunError
 from simulation.faults.injector import Injector, check_targets
 from simulation.faults.proxy import Proxy, start_proxy

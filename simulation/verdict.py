@@ -69,6 +69,7 @@ def load_run(folder: Path) -> Run:
         find_knee(history, scenario),
         read_timeline(folder) if (folder / "timeline.csv").exists() else pd.DataFrame(),
         reads,
+        scenario.driver,
     )
     checks = judge(history, state, asked, reads)
     if recoveries:
@@ -111,7 +112,8 @@ def load_kept(folder: Path) -> Run:
 
 def judge_load(history: pd.DataFrame, facts: RunFacts) -> Load:
     """Judge the load as `measure_load` does; a load is not valid either if the engine died under it."""
-    load = measure_load(history, facts.scenario, facts.ended_s)
+    end_s = facts.scenario.duration_s() if facts.ended_s is None else facts.ended_s
+    load = measure_load(history, facts.scenario.driver, end_s)
     if facts.engine_death is None:
         return load
     reasons = [f"the engine ended during the run ({facts.engine_death})", load.reason]

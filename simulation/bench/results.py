@@ -134,6 +134,19 @@ class LedgerRates(Result, frozen=True):
     one_by_one_rps: Spread | None
 
 
+class DriverLag(Result, frozen=True):
+    """The lag (sent − intended) of the driver at one rate, with one pacer."""
+
+    pacer: str
+    offered_rps: float
+    p50_ms: Spread
+    p99_ms: Spread
+    cores: Spread
+    """Processor time of the driver per second of the load, its start included."""
+    faults: list[str]
+    """Why the loop was not open; empty if it was."""
+
+
 class DriverRates(Result, frozen=True):
     """The open-loop driver, one process, against nginx."""
 
@@ -144,6 +157,7 @@ class DriverRates(Result, frozen=True):
     """Half of the capacity's median."""
     lag_p99_ms: Spread
     """p99 of sent − intended at that rate."""
+    lags: list[DriverLag] = []
 
 
 class Disk(Result, frozen=True):
@@ -168,6 +182,10 @@ class Responses(Result, frozen=True):
     lag_p99_ms: Spread
     lost: int
     """Requests without the answer that the subject names, all rounds together."""
+    doubtful: list[str] = []
+    """The percentiles that the driver's own lag may have made, in any round."""
+    faults: list[str] = []
+    """Why the loop was not open; empty if it was."""
 
 
 class Capacity(Result, frozen=True):

@@ -111,7 +111,8 @@ def compare(folders: tuple[Path, ...], changes: tuple[str, ...], primary: str | 
     sides = [load_side(folder) for folder in folders]
     metrics = dict.fromkeys([*FIGURES, *named, *(condition.metric for condition in conditions)])
     values = {metric: [[run.measure(metric) for run in side.runs] for side in sides] for metric in metrics}
-    rows = compare_values(values, primary)
+    marks = {metric: [[run.find_mark(metric) for run in side.runs] for side in sides] for metric in metrics}
+    rows = compare_values(values, primary, marks)
     single = [side.runs[0] if len(side.runs) == 1 else None for side in sides]
     stalls = [find_stalls(single[0], run) if single[0] and run else None for run in single[1:]]
     judged = {str(condition): judge_change(condition, rows) for condition in conditions}

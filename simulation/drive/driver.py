@@ -18,6 +18,7 @@ import pandas as pd
 
 from simulation.drive.child import Child, run_together, start_child
 from simulation.drive.open_loop import Address
+from simulation.drive.pacer import IS_EXACT
 from simulation.drive.parts import Job, deal, merge_results
 from simulation.drive.plan import Plan
 from simulation.drive.progress import SNAPSHOT_S, Gauge, Progress
@@ -46,6 +47,8 @@ class LoadSpec:
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     """Once it is set, which is looked at as often, no further request is made; the history leaves out those
     that were not made."""
+    exact: bool = IS_EXACT
+    """Whether the open loop's starts are exact (simulation.drive.pacer)."""
 
 
 class DriveResult(NamedTuple):
@@ -72,7 +75,7 @@ async def drive(load: LoadSpec) -> DriveResult:
     """
     async with AsyncExitStack() as cleanup:
         folder = cleanup.enter_context(tempfile.TemporaryDirectory(prefix="flashsim-"))
-        jobs = deal(load.plan, await resolve(load.url), load.options, Path(folder))
+        jobs = deal(load.plan, await resolve(load.url), load.options, Path(folder), load.exact)
         children = [
             await cleanup.enter_async_context(
                 start_child("simulation.drive.process", f"driver process {number}", job)

@@ -1,12 +1,12 @@
 """The open loop: sends every request at its intended start and waits for no response before the next.
 
 A request that is late goes out at once, in order, and keeps its intended start, so that a server that stalls
-is charged for every request that it kept waiting ("coordinated omission": Tene, wrk2). A pacer wakes about
-every millisecond and sends all that is due.
+is charged for every request that it kept waiting ("coordinated omission": Tene, wrk2). A pacer wakes for the
+next intended start and sends all that is due.
 
-    never sent          refused: the server refused the connection that was opened for it
-                        given up: it waited for the whole timeout, or this machine could not open a connection
-    sent, no response   timeout, reset, or bytes that are no HTTP: its outcome is unknown
+    not sent            refused: the server refused the connection that was opened for it
+                        never sent: it waited for the whole timeout, or this machine opened no connection
+    sent, no response   timeout, reset, or garbage, bytes that are no HTTP: its outcome is unknown
 """
 
 import asyncio
@@ -19,13 +19,27 @@ from urllib.parse import quote
 
 import msgspec
 
+from simulation.drive.pacer import IS_EXACT, pace
 from simulation.drive.response import parse_response
-from simulation.drive.schedule import IDLE, Polls, Schedule
+from simulation.drive.schedule import (
+    GARBAGE,
+    IDLE,
+    NEVER_SENT,
+    REFUSED,
+    RESET,
+    TIMEOUT,
+    Polls,
+    Schedule,
+)
 from simulation.errors import BadResponse
 from simulation.scenario.patience import Patience
 from simulation.scenario.schema import DriverOptions
 
-TICK_S = 0.001
+STEP_NS = 50_000
+"""Shortest time between two beats: requests that are due so soon after each other go out together."""
+LOOK_NS = 1_000_000
+"""Longest time between two beats while requests wait for a connection, or clients may decide to retry: the
+shortest pause before a retry."""
 SWEEP_NS = 50_000_000
 """How often timeouts are looked for: a request may get so much more."""
 WARM = 256
@@ -91,13 +105,14 @@ class OpenLoop(Schedule):
         """Attempts to connect that are under way."""
         self._swept_ns = 0
 
-    async def run(self, t0_ns: int) -> None:
-        """Send everything from `t0_ns` (time.monotonic_ns) on; return when every request has ended."""
+    async def run(self, t0_ns: int, exact: bool = IS_EXACT) -> None:
+        """Send everything from `t0_ns` (time.monotonic_ns) on; return when every request has ended.
+
+        `exact` is that of `pace`.
+        """
         self.begin(t0_ns)
         try:
-            while not self.is_over:
-                pause_s = self.beat()
-                await asyncio.sleep(pause_s)
+            await pace(self.beat, exact)
         finally:
             for task in self.connecting:
                 task.cancel()
@@ -112,28 +127,29 @@ class OpenLoop(Schedule):
         if not self.connection_per_request:
             self._open(min(WARM, self.connections))
 
-    def beat(self) -> float:
-        """Send what is due and end what has waited too long; return the seconds until the next beat."""
+    def beat(self) -> int | None:
+        """Send what is due and end what has waited too long; return when the next beat is due, on
+        time.monotonic_ns(), or None when every request has ended."""
         now = time.monotonic_ns() - self.t0_ns
-        self.send_due(now)
+        waiting = self.send_due(now)
         if now - self._swept_ns >= SWEEP_NS:
             self._sweep(now)
-        until = TICK_S
-        # The next planned start can be slept until, but a client may decide on a request that starts sooner.
-        if self.next < self.planned and not self.grows:
-            until = (self.intended_ns[self.next] - now) / 1e9
-        # At most one sweep is slept over.
-        return min(max(until, TICK_S), SWEEP_NS / 1e9)
+        if self.is_over:
+            return None
+        until = now + (LOOK_NS if waiting or self.grows else SWEEP_NS)
+        return self.t0_ns + max(min(until, self.next_start(now)), now + STEP_NS)
 
-    def send_due(self, now: int) -> None:
-        """Send what is due by `now` on the connections there are, and open some for what remains."""
+    def send_due(self, now: int) -> int:
+        """Send what is due by `now` on the connections there are, and open some for what remains; return how
+        many requests wait."""
         end, free = self.find_due(now), self.free
         while free and (self.next < end or self.due):
             connection = free.pop()
             if connection.is_open:
                 connection.send(self.take(now))
-        waiting = end - self.next + len(self.due) - len(self.connecting)
-        self._open(min(waiting, self.connections - len(self.all) - len(self.connecting)))
+        waiting, connecting = end - self.next + len(self.due), len(self.connecting)
+        self._open(min(waiting - connecting, self.connections - len(self.all) - connecting))
+        return waiting
 
     def release(self, connection: "Connection", now: int) -> None:
         """Let an idle connection carry the next request at once if one is due."""
@@ -153,9 +169,10 @@ class OpenLoop(Schedule):
             return
         now = time.monotonic_ns() - self.t0_ns
         if (op := self.take(now)) != IDLE:
-            if isinstance(error, ConnectionError):
+            refused = isinstance(error, ConnectionError)
+            if refused:
                 self.done_ns[op] = now
-            self.lose(op)
+            self.lose(op, REFUSED if refused else NEVER_SENT)
 
     def _open(self, count: int) -> None:
         for _ in range(count):
@@ -177,9 +194,9 @@ class OpenLoop(Schedule):
         oldest = now - self.timeout_ns
         for connection in list(self.all):
             if connection.op != IDLE and self.sent_ns[connection.op] < oldest:
-                connection.drop()
+                connection.drop(TIMEOUT)
         while (op := self.take(oldest - 1)) != IDLE:
-            self.lose(op)
+            self.lose(op, NEVER_SENT)
 
 
 class Connection(asyncio.Protocol):
@@ -219,12 +236,12 @@ class Connection(asyncio.Protocol):
             data = self._rest + data
         op = self.op
         if op == IDLE:
-            self.drop()  # a response without a request: the server says why it closes
+            self.drop(GARBAGE)  # a response without a request: the server says why it closes
             return
         try:
             response = parse_response(data)
         except BadResponse:
-            self.drop()
+            self.drop(GARBAGE)
             return
         if response is None:
             self._rest = data
@@ -237,7 +254,7 @@ class Connection(asyncio.Protocol):
         if response.keep_alive and response.size == len(data) and not loop.connection_per_request:
             loop.release(self, now)
         else:
-            self.drop()
+            self.drop(RESET)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End the request: a response that ends with its connection is complete now, any other is lost."""
@@ -246,17 +263,17 @@ class Connection(asyncio.Protocol):
                 if response := parse_response(self._rest, closed=True):
                     self.loop.end(self.op, response, time.monotonic_ns() - self.loop.t0_ns)
                     self.op = IDLE
-        self._forget()
+        self._forget(GARBAGE if self._rest and not self._rest.startswith(b"HTTP/") else RESET)
         self.loop.all.discard(self)
 
-    def drop(self) -> None:
-        """Close at once; the request that it carries is lost."""
-        self._forget()
+    def drop(self, end: int) -> None:
+        """Close at once; the request that it carries, if any, is lost; `end` is why, a place in ENDS."""
+        self._forget(end)
         self.transport.abort()
 
-    def _forget(self) -> None:
+    def _forget(self, end: int) -> None:
         self.is_open = False
         self._rest = b""
         if self.op != IDLE:
             op, self.op = self.op, IDLE
-            self.loop.lose(op)
+            self.loop.lose(op, end)

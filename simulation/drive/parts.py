@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from simulation.drive.open_loop import Address, OpenLoop
+from simulation.drive.pacer import IS_EXACT
 from simulation.drive.plan import Plan
 from simulation.drive.progress import find_outcomes
 from simulation.drive.schedule import Polls
@@ -39,9 +40,13 @@ class Job(msgspec.Struct, frozen=True):
     options: DriverOptions
     patience: Patience | None = None
     reads: Reads | None = None
+    exact: bool = IS_EXACT
+    """Whether its starts are exact (simulation.drive.pacer)."""
 
 
-def deal(plan: Plan, address: Address, options: DriverOptions, folder: Path) -> list[Job]:
+def deal(
+    plan: Plan, address: Address, options: DriverOptions, folder: Path, exact: bool = IS_EXACT
+) -> list[Job]:
     """Deal the plan to processes, in turn, so that each gets the whole curve at a share of its rate."""
     count = min(options.processes, max(len(plan), 1))
     jobs = []
@@ -58,7 +63,7 @@ def deal(plan: Plan, address: Address, options: DriverOptions, folder: Path) -> 
             pause_ns=np.empty(0) if plan.pause_ns is None else plan.pause_ns[ops],
             poll_ns=np.empty(0) if plan.poll_ns is None else plan.poll_ns[ops],
         )
-        jobs.append(Job(plan_file, result_file, address, options, plan.patience, plan.reads))
+        jobs.append(Job(plan_file, result_file, address, options, plan.patience, plan.reads, exact))
     return jobs
 
 
@@ -99,9 +104,9 @@ def _allow_files(connections: int) -> None:
         ) from None
 
 
-def save_result(loop: OpenLoop, file: str | IO[bytes]) -> None:
+def save_result(loop: OpenLoop, file: str | IO[bytes], unsure_ns: int = 0) -> None:
     """Write what became of every request that was made: of the planned ones, and behind them of those that
-    were added.
+    were added; the clock of their times may be wrong by `unsure_ns`.
 
     `first` is the place in the plan of the request itself or of the one that it follows. What few requests
     have (`order_id` and what was read) is beside the places of those requests: `order_id_at` and so on.
@@ -145,6 +150,8 @@ def save_result(loop: OpenLoop, file: str | IO[bytes]) -> None:
         status=status,
         kind=kind,
         outcome=outcome,
+        end=np.frombuffer(loop.ends, np.int8)[ops],
+        unsure_ns=np.full(len(ops), unsure_ns),
         **columns,
     )
 
@@ -168,6 +175,7 @@ def merge_results(plan: Plan, jobs: list[Job]) -> pd.DataFrame:
             "key": np.where(saw["kind"] == BUY, np.array(plan.key, object)[first], None),
             "kind": kind,
             "outcome": outcome,
+            "end": pd.Categorical.from_codes(saw["end"], dtype=DTYPES["end"]),
             "result": outcome.map(result_of),
         }
     )

@@ -26,13 +26,13 @@ def work(parent: Parent) -> None:
     job = msgspec.json.decode(parent.hear(), type=Job)
     loop = prepare_loop(OpenLoop, job, job.plan)
     parent.say(b"ready")
-    uvloop.run(_send(loop, int(parent.hear()), parent))
+    uvloop.run(_send(loop, int(parent.hear()), job.exact, parent))
     save_result(loop, job.result)
 
 
-async def _send(loop: OpenLoop, t0_ns: int, parent: Parent) -> None:
+async def _send(loop: OpenLoop, t0_ns: int, exact: bool, parent: Parent) -> None:
     tally = Tally(loop)
-    sending = asyncio.create_task(loop.run(t0_ns))
+    sending = asyncio.create_task(loop.run(t0_ns, exact))
     say_at = 0.0
     while not sending.done():
         await asyncio.wait({sending}, timeout=COUNT_S)

@@ -1,4 +1,5 @@
-"""How far a load is: each process counts what has ended (Tally), and the driver adds it up (Gauge)."""
+"""How far a load is: each process counts what has ended (Tally), the driver adds it up (Gauge), and finds a
+load that is hopeless (find_abort)."""
 
 import time
 from collections import deque
@@ -8,16 +9,35 @@ from typing import Final, NamedTuple
 import msgspec
 import numpy as np
 import numpy.typing as npt
+from hdrh.histogram import HdrHistogram
 
+from simulation.drive.open_loop import OpenLoop
 from simulation.drive.plan import Integers
-from simulation.drive.schedule import Schedule
+from simulation.drive.schedule import ANSWERED, Schedule
+from simulation.model.events import Abort
 from simulation.model.history import BUY
-from simulation.model.outcome import OUTCOMES, classify
+from simulation.model.outcome import OUTCOMES, REFUSALS, classify
+from simulation.scenario.condition import Condition, quantile_of
 
+GRACE_S: Final = 3.0
+"""How long every load may go on, from its start: the first requests meet cold connections."""
 SNAPSHOT_S: Final = 0.25
-RESPONSE_EDGES_MS: Final = np.geomspace(0.01, 100_000, 141)
-"""Edges of the buckets that response times are counted in: 20 a decade, so 12 % wide."""
-BUCKETS: Final = len(RESPONSE_EDGES_MS) + 1
+LONGEST_US: Final = 1_200_000_000
+"""Longest response time that is told apart, twice the longest timeout."""
+
+
+def make_histogram(response_us: Sequence[float] | Integers = ()) -> HdrHistogram:
+    """Return a histogram of response times, to two digits."""
+    histogram = HdrHistogram(1, LONGEST_US, 2)
+    record_responses(histogram, np.array(response_us, np.int64))
+    return histogram
+
+
+def record_responses(histogram: HdrHistogram, response_us: Integers) -> None:
+    """Count response times in a histogram."""
+    values, counts = np.unique(np.minimum(response_us, LONGEST_US), return_counts=True)
+    for value, count in zip(values.tolist(), counts.tolist(), strict=True):
+        histogram.record_value(value, count)
 
 
 class Snapshot(msgspec.Struct, frozen=True):
@@ -29,8 +49,9 @@ class Snapshot(msgspec.Struct, frozen=True):
     outcomes: list[int]
     """Requests that ended, with a response or without: counts in the order of OUTCOMES. Each 200 counts as
     ACCEPTED."""
-    responses: list[int]
-    """Response times (done − intended): counts below each of RESPONSE_EDGES_MS, and last those above."""
+    recent: bytes
+    """The histogram of the last second's response times, in µs, as HdrHistogram encodes it. A request without
+    an answer counts with its lag and the whole timeout."""
     retries: int = 0
     """Retries that clients have decided on so far."""
     reads: int = 0
@@ -40,14 +61,15 @@ class Snapshot(msgspec.Struct, frozen=True):
 class Tally:
     """Counts what has ended in one process, in bulk, a few times a second."""
 
-    def __init__(self, schedule: Schedule) -> None:
+    def __init__(self, schedule: OpenLoop) -> None:
         self.schedule = schedule
         self.seen = 0
         """How many of the ended requests were counted, and of them the purchases."""
         self.bought = 0
         self.unsent = 0
         self.outcomes = np.zeros(len(OUTCOMES), np.int64)
-        self.responses = np.zeros(BUCKETS, np.int64)
+        self.responses = deque([make_histogram()], maxlen=round(1 / SNAPSHOT_S))
+        """Between the snapshots of the last second."""
 
     def count(self) -> None:
         """Count what has ended since the last time."""
@@ -63,20 +85,24 @@ class Tally:
         intended_ns = np.array([schedule.intended_ns[op] for op in ended], np.int64)
         self.unsent += int(np.count_nonzero(sent_ns < 0))
         self.outcomes += np.bincount(find_outcomes(schedule, ops), minlength=len(OUTCOMES))
-        response_ms = (done_ns - intended_ns)[done_ns >= 0] / 1e6
-        buckets = np.searchsorted(RESPONSE_EDGES_MS, response_ms, side="right")
-        self.responses += np.bincount(buckets, minlength=BUCKETS)
+        answered = np.frombuffer(schedule.ends, np.int8)[ops] == ANSWERED
+        given_up_ns = np.where(sent_ns < 0, intended_ns, sent_ns) + schedule.timeout_ns
+        record_responses(self.responses[-1], (np.where(answered, done_ns, given_up_ns) - intended_ns) // 1000)
 
     def read(self) -> Snapshot:
-        """Return the counts as of now."""
+        """Return the counts as of now; is called every SNAPSHOT_S."""
         self.count()
+        recent = make_histogram()
+        for responses in self.responses:
+            recent.add(responses)
+        self.responses.append(make_histogram())
         schedule = self.schedule
         intended, started = schedule.count_buys(time.monotonic_ns() - schedule.t0_ns)
         return Snapshot(
             intended=intended,
             sent=started - self.unsent,
             outcomes=self.outcomes.tolist(),
-            responses=self.responses.tolist(),
+            recent=recent.encode(),
             retries=schedule.kind.count(BUY, schedule.planned),
             reads=self.seen - self.bought,
         )
@@ -111,25 +137,32 @@ class Progress(NamedTuple):
     done: int
     """Requests that ended, with a response or without."""
     outcomes: dict[str, int]
-    recent_responses: npt.NDArray[np.int64]
-    """Response times of the last second: counts below each of RESPONSE_EDGES_MS, and last those above."""
+    recent: HdrHistogram
+    """Response times of the last second, in µs."""
     reads: int = 0
     """Reads that ended, with a response or without."""
 
     def response_ms(self, share: float) -> float | None:
-        """Return the response time that `share` of the last second's responses stayed below, to 12 %; None
-        without responses."""
-        below = np.cumsum(self.recent_responses)
-        if below[-1] == 0:
+        """Return the response time that `share` of the last second's requests stayed below, to two digits;
+        None if none ended."""
+        if not self.recent.get_total_count():
             return None
-        bucket = int(np.searchsorted(below, share * below[-1]))
-        return float(RESPONSE_EDGES_MS[min(bucket, len(RESPONSE_EDGES_MS) - 1)])
+        return float(self.recent.get_value_at_percentile(100 * share)) / 1e3
 
 
 def add_up(snapshots: Sequence[Snapshot]) -> Snapshot:
     """Return how far all processes are together."""
-    counts = zip(*map(msgspec.structs.astuple, snapshots), strict=True)
-    return Snapshot(*(np.sum(each, axis=0).tolist() for each in counts))
+    recent = make_histogram()
+    for each in snapshots:
+        recent.decode_and_add(each.recent)
+    return Snapshot(
+        intended=sum(each.intended for each in snapshots),
+        sent=sum(each.sent for each in snapshots),
+        outcomes=[sum(counts) for counts in zip(*(each.outcomes for each in snapshots), strict=True)],
+        recent=recent.encode(),
+        retries=sum(each.retries for each in snapshots),
+        reads=sum(each.reads for each in snapshots),
+    )
 
 
 class Gauge:
@@ -138,11 +171,9 @@ class Gauge:
     def __init__(self, processes: int, planned: int, t0_ns: int) -> None:
         self.planned = planned
         self.t0_ns = t0_ns
-        self.snapshots = [Snapshot(0, 0, [0] * len(OUTCOMES), [0] * BUCKETS)] * processes
+        self.snapshots = [Snapshot(0, 0, [0] * len(OUTCOMES), make_histogram().encode())] * processes
         self.heard_ns: dict[int, int] = {}
         """When the latest snapshot of each process came."""
-        self.earlier = deque([np.zeros(BUCKETS, np.int64)], maxlen=round(1 / SNAPSHOT_S))
-        """The responses of each of the snapshots of the last second."""
 
     def hear(self, number: int, line: bytes) -> None:
         """Take a snapshot of a process."""
@@ -154,9 +185,6 @@ class Gauge:
         # A rate is taken over the time between snapshots, not between looks at them.
         heard_ns = [*self.heard_ns.values()] or [time.monotonic_ns()]
         total = add_up(self.snapshots)
-        responses = np.array(total.responses, np.int64)
-        recent = responses - self.earlier[0]
-        self.earlier.append(responses)
         return Progress(
             t0_ns=self.t0_ns,
             t_s=(sum(heard_ns) / len(heard_ns) - self.t0_ns) / 1e9,
@@ -165,6 +193,31 @@ class Gauge:
             sent=total.sent,
             done=sum(total.outcomes),
             outcomes=dict(zip(OUTCOMES, total.outcomes, strict=True)),
-            recent_responses=recent,
+            recent=HdrHistogram.decode(total.recent),
             reads=total.reads,
         )
+
+
+def find_abort(conditions: Sequence[Condition], progress: Progress) -> Abort | None:
+    """Return the first of the conditions that is true of the load so far."""
+    if progress.t_s < GRACE_S:
+        return None
+    for condition in conditions:
+        value = measure_progress(condition.metric, progress)
+        if value is not None and condition.holds(value):
+            return Abort(condition=str(condition), value=value, at_s=progress.t_s)
+    return None
+
+
+def measure_progress(metric: str, progress: Progress) -> float | None:
+    """Return a metric of `parse_abort`: counts and shares of all requests that have ended, response times in
+    ms of those that ended in the last second; None where there are none."""
+    name, _, rest = metric.partition(".")
+    if rest.startswith("response."):
+        return progress.response_ms(quantile_of(rest.removeprefix("response.")))
+    outcomes = {"all": OUTCOMES, "rejected": REFUSALS, "error": ("UNAVAILABLE",)}.get(name, (name.upper(),))
+    count = sum(progress.outcomes[outcome] for outcome in outcomes)
+    if rest == "count":
+        return count
+    total = sum(progress.outcomes.values())
+    return count / total if total else None

@@ -15,12 +15,14 @@ from typing import NamedTuple
 
 from simulation.drive.response import Response
 from simulation.model.history import BUY, ORDER, STOCK
-from simulation.model.outcome import TERMINAL, classify, classify_order
+from simulation.model.outcome import ENDS, TERMINAL, classify, classify_order
 from simulation.scenario.patience import Patience
 
 IDLE = -1
 """No request."""
 NEVER = -1
+ANSWERED, REFUSED, RESET, TIMEOUT, GARBAGE, NEVER_SENT = range(len(ENDS))
+"""Places in ENDS."""
 FAR = 1 << 62
 """A start that never comes."""
 
@@ -39,9 +41,9 @@ class Polls(NamedTuple):
 class Schedule:
     """Requests with their intended starts, in ns from the run's start, sorted.
 
-    `sent_ns`, `done_ns` (NEVER: it was not) and `status` are filled as the run goes; `bodies` keeps those
-    of 200 and 503. `ended` lists the requests in the order in which they ended, with a response or without.
-    Retries and looks at orders are appended to all of these.
+    `sent_ns`, `done_ns` (NEVER: it was not), `status` and `ends` (places in ENDS) are filled as the run goes;
+    `bodies` keeps those of 200 and 503. `ended` lists the requests in the order in which they ended, with a
+    response or without. Retries and looks at orders are appended to all of these.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class Schedule:
         self.sent_ns = array("q", [NEVER]) * self.planned
         self.done_ns = array("q", [NEVER]) * self.planned
         self.status = array("h", [0]) * self.planned
+        self.ends = array("b", [NEVER_SENT]) * self.planned
         self.bodies: dict[int, bytes] = {}
         self.ended: list[int] = []
         self.next = 0
@@ -127,6 +130,12 @@ class Schedule:
             self.due.append(heappop(self.pausing)[1])
         return bisect_right(self.intended_ns, now, self.next, self.planned)
 
+    def next_start(self, now: int) -> int:
+        """Return the earliest intended start after `now` that is known; FAR if there is none."""
+        first = bisect_right(self.intended_ns, now, self.next, self.planned)
+        planned_ns = self.intended_ns[first] if first < self.planned else FAR
+        return min(planned_ns, self.pausing[0][0]) if self.pausing else planned_ns
+
     def take(self, by: int) -> int:
         """Take the earliest request whose intended start is not after `by`; IDLE if there is none."""
         op, due = self.next, self.due
@@ -141,6 +150,7 @@ class Schedule:
     def end(self, op: int, response: Response, now: int) -> None:
         """End a request with its response."""
         self.done_ns[op] = now
+        self.ends[op] = ANSWERED
         status = response.status
         self.status[op] = status
         if status == 200 or status == 503:
@@ -149,8 +159,9 @@ class Schedule:
         if self.grows:
             self._go_on(op, now)
 
-    def lose(self, op: int) -> None:
-        """End a request without a response."""
+    def lose(self, op: int, end: int) -> None:
+        """End a request without a response; `end` is why, a place in ENDS."""
+        self.ends[op] = end
         self.ended.append(op)
         if self.grows:
             self._go_on(op, time.monotonic_ns() - self.t0_ns)
@@ -194,4 +205,5 @@ class Schedule:
         self.sent_ns.append(NEVER)
         self.done_ns.append(NEVER)
         self.status.append(0)
+        self.ends.append(NEVER_SENT)
         self.added.append((first, number))

@@ -16,6 +16,7 @@ from simulation.judge.chance import (
     rank_test,
 )
 from simulation.judge.figures import FIGURES, Spread
+from simulation.judge.numbers.doubt import Mark
 from simulation.scenario.condition import Condition, unit_of
 
 CERTAIN: Final = ("oversold", "all.count")
@@ -23,6 +24,8 @@ CERTAIN: Final = ("oversold", "all.count")
 
 Values = Sequence[Sequence[float | None]]
 """A metric of every run of every side."""
+Marks = Sequence[Sequence[Mark | None]]
+"""Why a metric is in doubt, of every run of every side."""
 
 
 class Change(NamedTuple):
@@ -36,11 +39,13 @@ class Change(NamedTuple):
     """p of the test, corrected; None where so few runs can't show any difference."""
     detectable: float | None = None
     """The smallest change, in percent, that so many such runs show in nine of ten comparisons; None: none."""
+    doubtful: bool = False
+    """Whether the driver or the machine may have made all of it."""
 
     @property
     def sure(self) -> bool:
-        """Whether the two sides differ by more than chance."""
-        return self.chance is not None and self.chance <= LEVEL
+        """Whether the two sides differ by more than chance, driver and machine make."""
+        return self.chance is not None and self.chance <= LEVEL and not self.doubtful
 
 
 class Row(NamedTuple):
@@ -51,16 +56,22 @@ class Row(NamedTuple):
     unit: str
     values: Values
     changes: list[Change | None]
+    marks: Marks = ()
 
 
-def compare(values: Mapping[str, Values], primary: str | None = None) -> list[Row]:
+def compare(
+    values: Mapping[str, Values], primary: str | None = None, marks: Mapping[str, Marks] | None = None
+) -> list[Row]:
     """Return each metric that any run has, and how it changed from the first side.
 
     All that is claimed is wrong in at most LEVEL of the comparisons without a difference, together. A primary
     metric is tested by itself; the others only if it differs, so that they take nothing from it.
     """
     rows = [
-        Row(metric, FIGURES.get(metric, metric), unit_of(metric), sides, _change(metric, sides))
+        _doubt(
+            Row(metric, FIGURES.get(metric, metric), unit_of(metric), sides, _change(metric, sides)),
+            (marks or {}).get(metric, ()),
+        )
         for metric, sides in values.items()
         if any(value is not None for value in chain(*sides))
     ]
@@ -79,10 +90,10 @@ def count_tests(rows: Sequence[Row]) -> int:
 def judge_change(condition: Condition, rows: Sequence[Row]) -> bool | None:
     """Return whether the condition is true of any side's change; None where it could not be measured.
 
-    Of a change with an interval, it must be true of all of the interval.
+    Of a change with an interval, it must be true of all of the interval. A doubtful change is not measured.
     """
     changes = [
-        change and (change.percent if condition.relative else change.delta)
+        None if change is None or change.doubtful else change.percent if condition.relative else change.delta
         for row in rows
         if row.metric == condition.metric
         for change in row.changes
@@ -96,6 +107,19 @@ def _holds(condition: Condition, change: Estimate) -> bool:
     low = change.value if change.low is None else change.low
     high = change.value if change.high is None else change.high
     return all(condition.holds(value) for value in (low, high, min(max(condition.limit, low), high)))
+
+
+def _doubt(row: Row, marks: Marks) -> Row:
+    """Return the row with the marks of its values; a change no larger than what they may have added is
+    doubtful."""
+    if not any(chain(*marks)):
+        return row
+    excess = [float(np.median([mark.excess_ms if mark else 0.0 for mark in side])) for side in marks]
+    changes = [
+        change and change._replace(doubtful=abs(change.delta.value) <= max(excess[0], added))
+        for change, added in zip(row.changes, excess[1:], strict=True)
+    ]
+    return row._replace(changes=changes, marks=marks)
 
 
 def _change(metric: str, sides: Values) -> list[Change | None]:

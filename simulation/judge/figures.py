@@ -6,6 +6,7 @@ from typing import Any, Final
 
 import msgspec
 
+from simulation.judge.numbers.doubt import Mark, recall_mark
 from simulation.judge.thresholds import Metrics
 from simulation.scenario.schema import Scenario
 
@@ -44,6 +45,13 @@ class Run:
     def measure(self, metric: str) -> float | None:
         """Return a metric of the whole run; None where there is nothing to measure, or no record."""
         return self.metrics.measure(metric) if self.metrics else read_metric(self.summary, metric)
+
+    def find_mark(self, metric: str) -> Mark | None:
+        """Return why a metric of the whole run is in doubt; None where it is not."""
+        if self.metrics:
+            return self.metrics.find_mark(metric)
+        reason = self.summary.get("marks", {}).get(metric)
+        return reason and recall_mark(reason, self.measure(metric), self.summary["own_lag_p99_ms"])
 
 
 class Spread(msgspec.Struct, frozen=True, kw_only=True):

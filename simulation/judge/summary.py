@@ -2,15 +2,14 @@
 
 from collections.abc import Sequence
 from datetime import UTC
-from typing import Any
+from typing import Any, Final
 
 import msgspec
-import pandas as pd
 
 from simulation.judge.numbers.fairness import measure_fairness
-from simulation.judge.numbers.latency import measure_latency, response_ms, take_percentiles
+from simulation.judge.numbers.latency import PERCENTILES, measure_latency
 from simulation.judge.numbers.reads import measure_reads
-from simulation.judge.numbers.requests import count_outcomes, measure_retries, select_outcome, select_span
+from simulation.judge.numbers.requests import count_outcomes, measure_retries, select_span, select_waits
 from simulation.judge.numbers.sales import (
     measure_fulfilment,
     measure_restock,
@@ -19,7 +18,11 @@ from simulation.judge.numbers.sales import (
 )
 from simulation.judge.thresholds import Metrics
 from simulation.judge.verdict import Check, verdict, verdict_in_words
+from simulation.scenario.condition import Span
 from simulation.scenario.schema import Scenario
+
+TIMED: Final = ("accepted", "sold_out")
+"""The outcomes whose response and service times a summary tells."""
 
 
 def summarise(
@@ -48,21 +51,24 @@ def summarise(
         "load": run.load,
         "outcomes": count_outcomes(history),
         "latency_ms": {
-            name: measure_latency(select_outcome(history, name)) for name in ("accepted", "sold_out")
+            name: measure_latency(select_waits(history, name), run.driver.timeout_ms) for name in TIMED
         },
+        "marks": find_marks(run, [f"{name}.{kind}" for name in TIMED for kind in ("response", "service")]),
+        "own_lag_p99_ms": run.own_lag_p99_ms,
+        "meanwhile": {**msgspec.structs.asdict(run.machine), "disturbed": run.machine.is_disturbed},
         "fulfilment": measure_fulfilment(state),
         "stock": measure_stock(state, run.asked),
         "time_to_sell_out_s": time_to_sell_out(history, restocks),
         "restocks": [measure_restock(history, state, each, restocks) for each in restocks],
         "knee": run.knee,
         "phases": [
-            measure_phase(history, name, start, min(end, end_s))
+            measure_phase(run, name, start, min(end, end_s))
             for name, start, end in scenario.phases()
             if start < end_s
         ],
         "fairness": measure_fairness(history, scenario),
         "retries": measure_retries(history, state.orders),
-        "reads": {} if run.reads is None else measure_reads(run.reads),
+        "reads": {} if run.reads is None else measure_reads(run.reads, run.driver.timeout_ms),
         "unread": state.unread,
         "thresholds": thresholds,
         "checks": checks,
@@ -71,10 +77,18 @@ def summarise(
     return msgspec.json.decode(msgspec.json.encode(summary), type=dict[str, Any])
 
 
-def measure_phase(history: pd.DataFrame, name: str, start_s: float, end_s: float) -> dict[str, Any]:
+def find_marks(run: Metrics, times: Sequence[str], span: Span | None = None) -> dict[str, str]:
+    """Return why percentiles of these times are in doubt, by their metrics; leave out those that are not."""
+    metrics = [f"{time}.{stat}" for time in times for stat in PERCENTILES]
+    marks = {metric: run.find_mark(metric, span) for metric in metrics}
+    return {metric: mark.reason for metric, mark in marks.items() if mark}
+
+
+def measure_phase(run: Metrics, name: str, start_s: float, end_s: float) -> dict[str, Any]:
     """Return how the requests with an intended start within the phase fared."""
-    within = select_span(history, start_s, end_s)
-    response = take_percentiles(response_ms(within))
+    span = start_s, end_s
+    within = select_span(run.history, *span)
+    p50_ms, p99_ms = (run.measure(f"all.response.{stat}", span) for stat in ("p50", "p99"))
     return {
         "name": name,
         "start_s": start_s,
@@ -82,6 +96,7 @@ def measure_phase(history: pd.DataFrame, name: str, start_s: float, end_s: float
         "requests": len(within),
         "offered_rps": len(within) / (end_s - start_s),
         **count_outcomes(within),
-        "response_p50_ms": response["p50"],
-        "response_p99_ms": response["p99"],
+        "response_p50_ms": None if p50_ms is None else round(p50_ms, 3),
+        "response_p99_ms": None if p99_ms is None else round(p99_ms, 3),
+        "marks": find_marks(run, ["all.response"], span),
     }

@@ -9,10 +9,11 @@ import numpy as np
 import pandas as pd
 
 from simulation.judge.asked import Asked
+from simulation.judge.numbers.doubt import Machine, Mark, find_mark, measure_machine
 from simulation.judge.numbers.knee import Knee
 from simulation.judge.numbers.latency import Floats, delay_ms, response_ms, service_ms, take_stat
-from simulation.judge.numbers.load import Load
-from simulation.judge.numbers.requests import select_outcome, select_span
+from simulation.judge.numbers.load import Load, own_lag_ms
+from simulation.judge.numbers.requests import select_outcome, select_span, select_waits
 from simulation.judge.numbers.sales import (
     measure_fulfilment,
     measure_stock,
@@ -23,7 +24,7 @@ from simulation.judge.verdict import Check, make_check
 from simulation.model.events import Abort, Restocked
 from simulation.model.state import FinalState
 from simulation.scenario.condition import Condition, Span, parse_condition, unit_of
-from simulation.scenario.schema import Scenario
+from simulation.scenario.schema import DriverOptions, Scenario
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Metrics:
     """What the probes read (simulation.target.probes); empty without them."""
     reads: pd.DataFrame | None = None
     """The reads of stock and orders, which are no part of `history`."""
+    driver: DriverOptions = field(default_factory=DriverOptions)
 
     def measure(self, metric: str, span: Span | None = None) -> float | None:
         """Return a metric over a span of the run, or all of it; None where there is nothing to measure."""
@@ -50,14 +52,61 @@ class Metrics:
             return self._whole[metric]
         if rest.startswith("lag_"):
             return take_stat(self.sample_delays(span)[1], rest.removeprefix("lag_"))
-        within = select_span(self.history, *span) if span else self.history
-        chosen = select_outcome(within, outcome)
-        if rest == "count":
-            return len(chosen)
-        if rest == "share":
-            return len(chosen) / len(within) if len(within) else None
+        within = self._select(span)
+        if rest in ("count", "share"):
+            count = len(select_outcome(within, outcome))
+            return count if rest == "count" else count / len(within) if len(within) else None
         kind, _, stat = rest.partition(".")
-        return take_stat(response_ms(chosen) if kind == "response" else service_ms(chosen), stat)
+        return take_stat(self.sample_times(outcome, kind, span)[1], stat)
+
+    def sample_times(self, outcome: str, kind: str, span: Span | None = None) -> tuple[Floats, Floats]:
+        """Return when each request with an outcome was meant to start, in seconds from the run's start, and
+        its `response` or `service` time in ms; only those meant to start within the span."""
+        within = self._select(span)
+        if kind == "response":
+            chosen = select_waits(within, outcome)
+            took = response_ms(chosen, self.driver.timeout_ms)
+        else:
+            chosen = select_outcome(within, outcome).dropna(subset=["sent_ns", "done_ns"])
+            took = service_ms(chosen)
+        return chosen["intended_ns"].to_numpy("int64") / 1e9, took
+
+    def find_mark(self, metric: str, span: Span | None = None) -> Mark | None:
+        """Return why a metric is in doubt; None where it is not, or is no percentile, maximum or mean of
+        times."""
+        outcome = metric.partition(".")[0]
+        if unit_of(metric) != "ms" or outcome == "load":
+            return None
+        lag = None
+        if outcome != "fulfilment":
+            within = self._select(span)
+            chosen = within if outcome == "knee" else select_waits(within, outcome)
+            lag = take_stat(self._own_lag.reindex(chosen.index).dropna().to_numpy(), "p99")
+        return find_mark(self.measure(metric, span), lag, self.machine)
+
+    def _select(self, span: Span | None) -> pd.DataFrame:
+        return select_span(self.history, *span) if span else self.history
+
+    @property
+    def own_lag_p99_ms(self) -> float | None:
+        """The p99 of the driver's own lag, over the whole run."""
+        return take_stat(self._own_lag.to_numpy(), "p99")
+
+    @cached_property
+    def operations(self) -> pd.DataFrame:
+        """The purchases and the reads."""
+        return self.history if self.reads is None else pd.concat([self.history, self.reads])
+
+    @cached_property
+    def _own_lag(self) -> pd.Series:
+        # Reads occupy connections as well.
+        return own_lag_ms(self.operations, self.driver)
+
+    @cached_property
+    def machine(self) -> Machine:
+        """What the machine did until the last request had ended."""
+        ended = self.history["done_ns"].dropna()
+        return measure_machine(self.timeline, ended.max() / 1e9 if len(ended) else np.inf)
 
     def sample_delays(self, span: Span | None = None) -> tuple[Floats, Floats]:
         """Return when each settled order was accepted, in seconds from the run's start, and its delay in ms;
@@ -95,7 +144,11 @@ def measure_front_door(timeline: pd.DataFrame) -> pd.Series:
 
 def judge_thresholds(scenario: Scenario, run: Metrics) -> list[Check]:
     """Return a check for each threshold of the scenario; one is not judged where nothing was measured,
-    or where it is missed under a load that was not as planned."""
+    or where it is missed under a load that was not as planned.
+
+    Nor is one where a percentile is in doubt and the threshold would be judged differently without the time
+    that the driver or the machine may have added: then the run says nothing of the engine.
+    """
     return [_judge(parse_condition(text), scenario, run) for text in scenario.thresholds]
 
 
@@ -104,9 +157,16 @@ def _judge(condition: Condition, scenario: Scenario, run: Metrics) -> Check:
     value = run.measure(condition.metric, span)
     if value is None:
         return make_check(str(condition), None, "there was nothing to measure")
+    holds = condition.holds(value)
+    mark = run.find_mark(condition.metric, span)
+    unsure = mark is not None and holds != condition.holds(max(value - mark.excess_ms, 0.0))
     digits = f"{value:,.4g}" if abs(value) < 10_000 else f"{value:,.0f}"
     measured = f"{digits} {unit_of(condition.metric)}".strip()
-    if condition.holds(value):
+    if mark:
+        measured += f", {mark.reason}"
+    if unsure:
+        return make_check(str(condition), None, measured)
+    if holds:
         return make_check(str(condition), 0, measured)
     if not run.load.valid:
         return make_check(str(condition), None, f"{measured}, but the load was not as planned")

@@ -79,8 +79,22 @@ def judge(
     `history` has the columns of simulation.model.history, of purchases alone; `reads` has the same columns,
     if there were any reads.
     """
-    evidence = Evidence(asked, history.assign(key=history["key"].fillna("")), state, reads)
+    evidence = Evidence(asked, _widen(history), state, None if reads is None else _widen(reads))
     return [_apply(rule, evidence) for rule in RULES]
+
+
+def _widen(history: pd.DataFrame) -> pd.DataFrame:
+    """Return the history as the rules read it: without null in `key`, and with wider times.
+
+    A request may have begun earlier and ended later by as much as its clock may be wrong: a rule takes it
+    that one that ended before another one began came first.
+    """
+    unsure_ns = history["unsure_ns"]
+    return history.assign(
+        key=history["key"].fillna(""),
+        sent_ns=history["sent_ns"] - unsure_ns,
+        done_ns=history["done_ns"] + unsure_ns,
+    )
 
 
 def _apply(rule: Rule, evidence: Evidence) -> Check:

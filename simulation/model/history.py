@@ -6,7 +6,7 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 
-from simulation.model.outcome import OUTCOMES, RESULTS, SIGHTS
+from simulation.model.outcome import ENDS, OUTCOMES, RESULTS, SIGHTS
 
 KINDS: Final = ("buy", "stock", "order")
 """The kinds of operations: purchases, and the reads of a product's stock and of an order."""
@@ -33,6 +33,8 @@ DTYPES: Final[dict[str, Any]] = {
     "initial": "Int64",
     "remaining": "Int64",
     "sold": "Int64",
+    "end": pd.CategoricalDtype(list(ENDS)),
+    "unsure_ns": "int64",
 }
 """The columns in their order, as pandas holds them."""
 
@@ -47,14 +49,29 @@ def make_history(columns: dict[str, Any]) -> pd.DataFrame:
     for name in ("sent_ns", "done_ns"):
         values = np.asarray(columns[name])
         history[name] = pd.arrays.IntegerArray(values.astype(np.int64), values < 0)
+    if columns["end"] is None:
+        history["end"] = derive_end(history)
     return history.astype(DTYPES).sort_values("op", ignore_index=True)
 
 
 def fill_in(columns: Mapping[str, Any] | pd.DataFrame) -> dict[str, Any]:
-    """Return the columns that a history without retries or reads may lack: every request is a first try of a
-    purchase."""
+    """Return the columns that a history without retries, reads or ends may lack: every request is a first try
+    of a purchase. Without `end` it is what `derive_end` finds."""
     nothing_read = dict.fromkeys(("order_status", "initial", "remaining", "sold"))
-    return {"attempt": 0, "first_op": columns["op"], "kind": "buy", **nothing_read}
+    first_try = {"attempt": 0, "first_op": columns["op"], "kind": "buy"}
+    return {**first_try, **nothing_read, "end": None, "unsure_ns": 0}
+
+
+def derive_end(history: pd.DataFrame) -> pd.Categorical:
+    """Return why each operation ended, as far as its times and its status tell.
+
+    Of one that was sent and not answered they don't tell why: its end is null.
+    """
+    answered = history["status"].to_numpy() > 0
+    unsent = history["sent_ns"].isna().to_numpy()
+    refused = unsent & history["done_ns"].notna().to_numpy()
+    words = [ENDS.index(word) for word in ("answered", "refused", "never sent")]
+    return pd.Categorical.from_codes(np.select([answered, refused, unsent], words, -1), dtype=DTYPES["end"])
 
 
 def take_buys(history: pd.DataFrame) -> pd.DataFrame:

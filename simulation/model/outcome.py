@@ -24,6 +24,9 @@ SIGHTS: Final = ("SHOWN", "NOT_FOUND")
 RESULTS: Final = ("ok", "fail", "unknown")
 TERMINAL: Final = ("CONFIRMED", "FAILED", "REJECTED")
 """The states in which an order ends."""
+ENDS: Final = ("answered", "refused", "reset", "timeout", "garbage", "never sent")
+"""Why an operation ended. Refused: its connection was. Reset: the connection closed before the answer was
+complete. Garbage: bytes that are no HTTP. Never sent: the driver gave up before it had a connection."""
 
 _OF_STATUS: Final = {
     403: "NOT_STARTED",

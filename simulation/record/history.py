@@ -22,6 +22,9 @@ kind          one of KINDS     buy: a purchase. stock, order: a read
 order_status  string, null     what a read showed of an order
 initial, remaining, sold       what a read showed of the stock
               int64, null
+end           one of ENDS      why it ended; null: sent and not answered, in a record of before
+unsure_ns     int64            how wrong sent_ns and done_ns may be beside other drivers' times: clocks of two
+                               machines can't be compared exactly; 0 on the machine of the run
 """
 
 from pathlib import Path
@@ -32,7 +35,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from simulation.errors import RunError
-from simulation.model.history import DTYPES, fill_in
+from simulation.model.history import DTYPES, derive_end, fill_in
 
 _TYPES: Final = {
     "int16": pa.int16(),
@@ -45,7 +48,7 @@ SCHEMA: Final = pa.schema(
     pa.field(
         name,
         _TYPES[str(dtype)],
-        nullable=dtype in ("Int64", "str"),
+        nullable=dtype in ("Int64", "str") or name == "end",
     )
     for name, dtype in DTYPES.items()
 )
@@ -66,8 +69,10 @@ def read_history(path: Path) -> pd.DataFrame:
         table = pq.read_table(path)
         # Nullable integers: a float would round nanoseconds.
         frame = table.to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)
-        # Older records lack what there was none of.
+        # Older records lack what there was none of, and what nobody asked for.
         lacking = {name: value for name, value in fill_in(frame).items() if name not in frame}
+        if "end" in lacking:
+            lacking["end"] = derive_end(frame)
         frame = frame.assign(**lacking)
         history: pd.DataFrame = frame[list(DTYPES)].astype(DTYPES)
     except (OSError, KeyError, ValueError, TypeError, pa.ArrowException) as error:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from statistics import median
 from typing import Any, Final
@@ -124,6 +125,9 @@ def describe_changes(
         else:
             needed = count_runs_needed(LEVEL)
             said.append(f"{letter} against A, {sizes}: so few show no difference; {needed} a side can.")
+    doubts = dict.fromkeys(mark.reason for row in rows for mark in chain(*row.marks) if mark)
+    if doubts:
+        said.append(f"† in doubt: {'; '.join(doubts)}. A change that this may have made is not claimed.")
     return said + _describe_power(sides, rows, primary)
 
 
@@ -214,7 +218,8 @@ def _describe_values(row: Row, number: int) -> str | dict[str, str]:
         note = (
             f"{figure(known[0], row.unit)} to {figure(known[-1], row.unit)}" if known[0] < known[-1] else ""
         )
-    return {"text": figure(median(known), row.unit), "note": note, "class": ""}
+    doubt = " †" if row.marks and any(row.marks[number]) else ""
+    return {"text": figure(median(known), row.unit) + doubt, "note": note, "class": ""}
 
 
 def _describe_change(row: Row, change: Change | None) -> dict[str, str]:
@@ -225,7 +230,11 @@ def _describe_change(row: Row, change: Change | None) -> dict[str, str]:
     write = percent if relative else lambda number: f"{number:+,.4g}"
     return {
         "text": write(value),
-        "note": "" if low is None or high is None else f"[{write(low)}, {write(high)}]",
+        "note": "in doubt"
+        if change.doubtful
+        else ""
+        if low is None or high is None
+        else f"[{write(low)}, {write(high)}]",
         "class": _classify(row, change) if change.sure else "",
     }
 

@@ -61,7 +61,8 @@ def draw_curves(runs: Sequence[Metrics], outcome: str) -> Canvas | None:
     canvas = Canvas({"Response time at a percentile": 240})
     [axes] = canvas.panels
     for letter, colour, run in zip(LETTERS, SERIES, runs, strict=False):
-        took = np.sort(response_ms(run.history[run.history["outcome"] == outcome]))
+        chosen = run.history[run.history["outcome"] == outcome]
+        took = np.sort(response_ms(chosen, run.driver.timeout_ms))
         if len(took):
             nines, at = tail_of(took)
             axes.plot(nines, took[at], color=LIGHT[colour], label=letter)
@@ -73,13 +74,13 @@ def draw_curves(runs: Sequence[Metrics], outcome: str) -> Canvas | None:
 
 
 def draw_times(runs: Sequence[Metrics], course: Course) -> Canvas | None:
-    """Draw the p99 of the response time of all answered requests, over time."""
+    """Draw the p99 of the response time of all requests, over time."""
     end_s = max(last_second(run.history) for run in runs)
     edges = time_edges(end_s)
     canvas = Canvas({"Response time, p99": 230})
     [axes] = canvas.panels
     for letter, colour, run in zip(LETTERS, SERIES, runs, strict=False):
-        p99_ms = percentile_steps(*time_answers(run.history), edges, 99)
+        p99_ms = percentile_steps(*time_answers(run.history, run.driver.timeout_ms), edges, 99)
         axes.stairs(p99_ms, edges, baseline=None, color=LIGHT[colour], lw=1.7, label=letter)
     if not axes.dataLim.y1 > 0:
         return None

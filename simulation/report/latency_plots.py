@@ -12,6 +12,7 @@ from matplotlib.patches import PathPatch
 from matplotlib.path import Path
 
 from simulation.judge.numbers.latency import PERCENTILES, TRUSTED, Floats, response_ms, service_ms
+from simulation.judge.numbers.requests import select_waits
 from simulation.report.canvas import DASHED, FILL, Canvas, Course, note
 from simulation.report.page import HEAT, LIGHT
 from simulation.report.plots import OUTCOME_COLOURS, last_second, time_edges
@@ -48,13 +49,16 @@ def percentile_steps(at_s: Floats, values: Floats, edges: Floats, percentile: fl
     return steps
 
 
-def draw_latency(history: pd.DataFrame, course: Course) -> Canvas | None:
+def draw_latency(history: pd.DataFrame, course: Course, timeout_ms: float) -> Canvas | None:
     """Draw response time by percentile over intended start, of accepted and of sold-out requests.
 
     A percentile with too few requests for any step is one point that says on how many it rests.
     """
-    answers = {word: time_answers(history[history["outcome"] == word]) for word in OUTCOME_COLOURS}
-    answers = {OUTCOMES[word.lower()]: found for word, found in answers.items() if len(found[0])}
+    answers = {
+        OUTCOMES[name]: time_answers(chosen, timeout_ms)
+        for name in map(str.lower, OUTCOME_COLOURS)
+        if len(chosen := select_waits(history, name))
+    }
     if not answers:
         return None
     end_s = last_second(history)
@@ -78,10 +82,9 @@ def draw_latency(history: pd.DataFrame, course: Course) -> Canvas | None:
     return canvas
 
 
-def time_answers(history: pd.DataFrame) -> tuple[Floats, Floats]:
-    """Return of the answered requests the intended start, in seconds, and the response time, in ms."""
-    answered = history.dropna(subset=["sent_ns", "done_ns"])
-    return answered["intended_ns"].to_numpy("float64") / 1e9, response_ms(answered)
+def time_answers(history: pd.DataFrame, timeout_ms: float) -> tuple[Floats, Floats]:
+    """Return of each request the intended start, in seconds, and the response time, in ms."""
+    return history["intended_ns"].to_numpy("float64") / 1e9, response_ms(history, timeout_ms)
 
 
 def tail_of(took: Floats) -> tuple[Floats, npt.NDArray[np.int64]]:
@@ -92,8 +95,8 @@ def tail_of(took: Floats) -> tuple[Floats, npt.NDArray[np.int64]]:
     return nines, size - beyond
 
 
-def draw_percentiles(history: pd.DataFrame) -> Canvas | None:
-    """Draw response and service time at every percentile; between them is the wait to be sent.
+def draw_percentiles(history: pd.DataFrame, timeout_ms: float) -> Canvas | None:
+    """Draw response and service time at every percentile; between them is the lag.
 
     The x axis counts nines, as HdrHistogram's plots do. A curve is thin where fewer than TRUSTED requests are
     slower, since another run would draw it elsewhere.
@@ -101,17 +104,20 @@ def draw_percentiles(history: pd.DataFrame) -> Canvas | None:
     canvas = Canvas({"Latency at a percentile": 260})
     [axes] = canvas.panels
     for outcome, colour in OUTCOME_COLOURS.items():
-        chosen = history[history["outcome"] == outcome]
-        response, service = np.sort(response_ms(chosen)), np.sort(service_ms(chosen))
-        if not len(response):
+        chosen = select_waits(history, outcome.lower())
+        response, service = np.sort(response_ms(chosen, timeout_ms)), np.sort(service_ms(chosen))
+        if not len(service):
             continue
         nines, at = tail_of(response)
+        # Requests without an answer have no service time: each curve has places of its own.
+        service_nines, service_at = tail_of(service)
         firm = len(response) - at >= TRUSTED
         look, word = LIGHT[colour], OUTCOMES[outcome.lower()]
         axes.plot(nines, response[at], color=look, lw=0.9)
         axes.plot(nines[firm], response[at][firm], color=look, lw=2.2, label=f"{word}, response")
-        axes.plot(nines, service[at], color=look, lw=1.1, ls=DASHED, label=f"{word}, service")
-        axes.fill_between(nines, service[at], response[at], color=look, alpha=FILL, lw=0)
+        axes.plot(service_nines, service[service_at], color=look, lw=1.1, ls=DASHED, label=f"{word}, service")
+        beside = np.interp(nines, service_nines, service[service_at])
+        axes.fill_between(nines, beside, response[at], color=look, alpha=FILL, lw=0)
     if not axes.lines:
         return None
     canvas.log_axis("y", 1.2, 1.3)
@@ -144,9 +150,9 @@ def draw_knee(rates: Floats, p99_ms: Floats, knee: Mapping[str, Any]) -> Canvas 
     return canvas
 
 
-def draw_heat(history: pd.DataFrame, course: Course) -> Canvas | None:
+def draw_heat(history: pd.DataFrame, course: Course, timeout_ms: float) -> Canvas | None:
     """Draw how many requests took how long, over time: all that were answered, by their intended start."""
-    at_s, took = time_answers(history)
+    at_s, took = time_answers(history.dropna(subset=["sent_ns", "done_ns"]), timeout_ms)
     if not len(at_s):
         return None
     end_s = last_second(history)

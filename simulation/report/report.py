@@ -42,15 +42,16 @@ def write_report(run_folder: Path) -> Path:
     Raises OSError or RunError where a file can't be read or written.
     """
     summary: dict[str, Any] = json.loads((run_folder / "summary.json").read_text())
-    history = take_buys(read_history(run_folder / "history.parquet"))
+    whole = read_history(run_folder / "history.parquet")
+    history = take_buys(whole)
     probed = (run_folder / "timeline.csv").exists()
     timeline = read_timeline(run_folder) if probed else pd.DataFrame({"t_s": []})
-    hostile = read_hostile(run_folder)
+    hostile, driver = read_hostile(run_folder), read_facts(run_folder).scenario.driver
     page = render_page(
         summary,
-        write_plots(run_folder, summary, history, timeline),
-        effects=[measure_effect(history, fault) for fault in summary.get("faults", [])],
-        omission=find_omission(history, summary),
+        write_plots(run_folder, summary, history, timeline, driver.timeout_ms),
+        effects=[measure_effect(history, fault, driver.timeout_ms) for fault in summary.get("faults", [])],
+        omission=find_omission(whole, summary, driver),
         processes=measure_processes(timeline),
         hostile=tabulate_hostile(hostile.clients.kinds if hostile else {}),
     )
@@ -60,7 +61,11 @@ def write_report(run_folder: Path) -> Path:
 
 
 def write_plots(
-    run_folder: Path, summary: dict[str, Any], history: pd.DataFrame, timeline: pd.DataFrame
+    run_folder: Path,
+    summary: dict[str, Any],
+    history: pd.DataFrame,
+    timeline: pd.DataFrame,
+    timeout_ms: float,
 ) -> Figures:
     """Draw all that the record allows; write plots/NAME.png and the thumbnail. Raises OSError."""
     moments = [
@@ -76,10 +81,10 @@ def write_plots(
     )
     drawn = {
         "throughput": plots.draw_throughput(history, course),
-        "latency": latency_plots.draw_latency(history, course),
-        "heat": latency_plots.draw_heat(history, course),
-        "percentiles": latency_plots.draw_percentiles(history),
-        "knee": _draw_knee(run_folder, summary, history),
+        "latency": latency_plots.draw_latency(history, course, timeout_ms),
+        "heat": latency_plots.draw_heat(history, course, timeout_ms),
+        "percentiles": latency_plots.draw_percentiles(history, timeout_ms),
+        "knee": _draw_knee(run_folder, summary, history, timeout_ms),
         "stock": plots.draw_stock(timeline, course),
         "delay": plots.draw_delay(read_state(run_folder).orders),
         "processes": plots.draw_processes(timeline, course, summary["machine"].get("cores")),
@@ -99,11 +104,13 @@ def write_plots(
     return figures
 
 
-def _draw_knee(run_folder: Path, summary: dict[str, Any], history: pd.DataFrame) -> Canvas | None:
+def _draw_knee(
+    run_folder: Path, summary: dict[str, Any], history: pd.DataFrame, timeout_ms: float
+) -> Canvas | None:
     ramp = find_ramp(read_facts(run_folder).scenario) if summary.get("knee") else None
     if ramp is None:
         return None
-    _, rates, p99_ms = measure_ramp(history, *ramp)
+    _, rates, p99_ms = measure_ramp(history, *ramp, timeout_ms)
     return latency_plots.draw_knee(rates, p99_ms, summary["knee"])
 
 
@@ -170,6 +177,8 @@ def headline(summary: dict[str, Any]) -> list[dict[str, str]]:
     lost = None if settled is None or settled["state"] == "not judged" else settled["violations"]
     took_s = summary["time_to_sell_out_s"]
     weak = "" if is_trusted("p99", bought) else f"; {count(bought)} purchases are too few to trust it"
+    if doubt := summary["marks"].get("accepted.response.p99"):
+        weak += f"; {doubt}"
     cells = [
         (
             count(stock["oversold"]), "units oversold", _state(stock["oversold"]),

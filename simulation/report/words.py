@@ -103,8 +103,18 @@ def describe(summary: Mapping[str, Any]) -> str:
     ]
     for word, latency in summary["latency_ms"].items():
         if latency["response"]["p50"] is not None:
-            times = ", ".join(f"{name} {ms(value)}" for name, value in latency["response"].items())
+            times = ", ".join(
+                f"{name} {ms(value)}{'†' * (f'{word}.response.{name}' in summary['marks'])}"
+                for name, value in latency["response"].items()
+            )
             lines.append(f"  response  {OUTCOMES[word]}: {times}")
+    if summary["marks"]:
+        lines.append(f"  in doubt  † {'; '.join(dict.fromkeys(summary['marks'].values()))}")
+    if (machine := summary["meanwhile"])["disturbed"]:
+        lines.append(
+            f"  machine   {machine['stolen_percent']:.1f}% of the processor time was stolen,"
+            f" at most {machine['stolen_most_percent']:.0f}%: no time here is the engine's alone"
+        )
     lines.append(
         f"  stock     {count(stock['initial'])} units, {count(stock['sold'])} sold,"
         f" {count(stock['remaining'])} left, {count(stock['oversold'])} oversold"

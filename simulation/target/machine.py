@@ -1,10 +1,11 @@
-"""Where a run took place, and what it ran with."""
+"""Where a run took place, what it ran with, and what the machine did meanwhile."""
 
 import contextlib
 import os
 import platform
 import re
 import subprocess
+import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
@@ -21,6 +22,7 @@ _PACKAGES: Final = (
     "flashgrid", "aio-pika", "aiohttp", "asyncpg", "hiredis", "msgspec", "numpy", "pandas", "redis", "uvloop",
 )  # fmt: skip
 _TIMEOUT_S: Final = 5.0
+_PROC: Final = Path("/proc")
 ROOT: Final = Path(__file__).parents[2]
 """The checkout that this module belongs to."""
 
@@ -33,6 +35,39 @@ def describe_machine() -> dict[str, str | int]:
         "memory": f"{psutil.virtual_memory().total / 2**30:.1f} GiB",
         "system": platform.platform(),
     }
+
+
+class MachineMeter:
+    """Reads what the machine does, by Linux' own counts; elsewhere it reads nothing."""
+
+    def __init__(self, proc: Path = _PROC) -> None:
+        self._proc = proc
+        self._before: dict[str, tuple[float, float]] = {}
+
+    def read(self) -> dict[str, float]:
+        """Return in percent what has happened since the reading before.
+
+        stolen_percent          of the time of all processors, what a hypervisor gave to others (proc(5))
+        cpu_pressure_percent    of the time, that in which some task waited for a processor (Linux' PSI)
+        io_pressure_percent     for a disk
+        """
+        now = {}
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            # user nice system idle iowait irq softirq steal; what guests use is in user and nice.
+            ticks = [int(each) for each in (self._proc / "stat").read_text().split("\n", 1)[0].split()[1:9]]
+            now["stolen_percent"] = float(ticks[7]), float(sum(ticks))
+        for name in ("cpu", "io"):
+            with contextlib.suppress(OSError):
+                text = (self._proc / "pressure" / name).read_text()
+                for waited_us in re.findall(r"^some .*total=(\d+)", text, re.MULTILINE):
+                    now[f"{name}_pressure_percent"] = float(waited_us), time.monotonic() * 1e6
+        before, self._before = self._before, now
+        spans = {
+            name: (part - before[name][0], whole - before[name][1])
+            for name, (part, whole) in now.items()
+            if name in before
+        }
+        return {name: round(100 * part / whole, 2) for name, (part, whole) in spans.items() if whole > 0}
 
 
 def read_commit(root: Path = ROOT) -> str:

@@ -11,6 +11,8 @@ ledger_confirmed        orders confirmed, by the ledger's own count of sold unit
 ledger_failed           orders whose payment failed, by the units that were released to the gate
 cpu_percent NAME        CPU of the processes of that name; 100 is one core
 rss_mib NAME            their resident memory
+stolen_percent, cpu_pressure_percent, io_pressure_percent    what the machine did since the sample before
+                        (simulation.target.machine)
 """
 
 import asyncio
@@ -23,6 +25,7 @@ import pandas as pd
 
 from engine.model.sale import Sale
 from engine.stages.lifecycle import cancel
+from simulation.target.machine import MachineMeter
 from simulation.target.process_meter import ProcessMeter, Usage
 from simulation.target.services import Services
 from simulation.target.stores import BusStore, GateStore, LedgerStore, Store, close_stores, read_stores
@@ -47,10 +50,14 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     closed_shards: int | None = None
     """Shards of the gate that sell nothing now, because their memory is in doubt."""
     processes: dict[str, Usage] = {}
+    machine: dict[str, float] = {}
+    """What the machine did since the sample before, in percent; without what could not be read."""
 
 
 _COUNTS: Final = [
-    name for name in Sample.__struct_fields__ if name not in ("at_ns", "closed_shards", "processes")
+    name
+    for name in Sample.__struct_fields__
+    if name not in ("at_ns", "closed_shards", "processes", "machine")
 ]
 """The counts that are columns of the timeline."""
 
@@ -67,6 +74,7 @@ class Probe:
         self.samples: list[Sample] = []
         self._stores: list[Store] = []
         self._meter = meter
+        self._machine = MachineMeter()
         if services is not None:
             self._stores += [
                 GateStore(services.redis_url, sales, shards),
@@ -101,6 +109,7 @@ class Probe:
             for name, usage in sample.processes.items():
                 row[f"cpu_percent {name}"] = usage.cpu_percent
                 row[f"rss_mib {name}"] = usage.rss_mib
+            row |= sample.machine
             rows.append(row)
         columns = ["t_s", *_COUNTS, *sorted({name for row in rows for name in row} - {"t_s", *_COUNTS})]
         frame = pd.DataFrame(rows, columns=columns)
@@ -112,6 +121,6 @@ class Probe:
 
     async def _sample(self, timeout_s: float) -> None:
         at_ns = time.monotonic_ns()
-        processes = self._meter.read()
+        processes, machine = self._meter.read(), self._machine.read()
         counts = await read_stores(self._stores, timeout_s)
-        self.samples.append(Sample(at_ns=at_ns, processes=processes, **counts))
+        self.samples.append(Sample(at_ns=at_ns, processes=processes, machine=machine, **counts))

@@ -223,6 +223,8 @@ def operation(op: int, ask: Ask, outcome: str, order_id: str | None = None) -> d
         "initial": None,
         "remaining": None,
         "sold": None,
+        "end": "answered" if STATUS[outcome] else "timeout",
+        "unsure_ns": 0,
     }
 
 
@@ -247,10 +249,12 @@ def _look(op: int, kind: str, sent_ns: int) -> dict[str, Any]:
 def history_of(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
     """Return the rows as a history, in its types."""
     frame = pd.DataFrame(rows, columns=list(operation(0, Ask(1), "ACCEPTED")))
-    whole = dict.fromkeys(["op", "user_id", "product_id", "intended_ns", "attempt", "first_op"], "int64")
+    whole = dict.fromkeys(
+        ["op", "user_id", "product_id", "intended_ns", "attempt", "first_op", "unsure_ns"], "int64"
+    )
     maybe = dict.fromkeys(["sent_ns", "done_ns", "initial", "remaining", "sold"], "Int64")
     text = dict.fromkeys(["key", "order_id", "order_status"], "str")
-    words = dict.fromkeys(["outcome", "result", "kind"], "category")
+    words = dict.fromkeys(["outcome", "result", "kind", "end"], "category")
     return frame.astype({**whole, **maybe, **text, **words})
 
 

@@ -60,6 +60,7 @@ def make_history(stock: int, seed: int = 1, slowness: float = 1.0) -> pd.DataFra
             "outcome": outcome,
             "result": np.select([lost, won], ["unknown", "ok"], "fail"),
             "order_id": order_ids,
+            "end": np.where(lost, "timeout", "answered"),
         }
     )
     frame.loc[lost, "done_ns"] = pd.NA
@@ -132,8 +133,10 @@ def make_run(
     timeline: bool = True,
     seed: int = 1,
     slowness: float = 1.0,
+    machine: Callable[[pd.DataFrame], pd.DataFrame] = lambda timeline: timeline,
 ) -> dict[str, Any]:
-    """Fill `folder` as a run does, but for its report; the summary. `spoil` changes the final state."""
+    """Fill `folder` as a run does, but for its report; the summary. `spoil` changes the final state,
+    `machine` the timeline."""
     scenario = load_scenario(
         "spike",
         {
@@ -150,7 +153,7 @@ def make_run(
     write_history(history, folder / "history.parquet")
     write_state(state, folder)
     if timeline:
-        make_timeline(history, stock).to_csv(folder / "timeline.csv", index=False)
+        machine(make_timeline(history, stock)).to_csv(folder / "timeline.csv", index=False)
     facts = RunFacts(
         scenario=scenario,
         command="flashsim run spike --seed 1 --stock 5000",

@@ -6,11 +6,16 @@ Each connection is a greenlet that reads. Needs gevent's patched sockets, and so
 import asyncio
 import contextlib
 import socket
+import time
 from collections.abc import Callable
+from typing import Final
 
 import gevent
 
 from simulation.drive.open_loop import Connection, OpenLoop
+
+TICK_S: Final = 0.001
+"""Shortest sleep between two beats."""
 
 
 class GreenTransport(asyncio.Transport):
@@ -37,10 +42,9 @@ class GreenLoop(OpenLoop):
         """Send everything from `t0_ns` (time.monotonic_ns) on; return when every request has ended."""
         self.begin(t0_ns)
         try:
-            while not self.is_over:
-                pause_s = self.beat()
+            while (at_ns := self.beat()) is not None:
                 after_beat()
-                gevent.sleep(pause_s)
+                gevent.sleep(max((at_ns - time.monotonic_ns()) / 1e9, TICK_S))
             after_beat()
         finally:
             gevent.killall([*self.connecting])

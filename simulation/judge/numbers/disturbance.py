@@ -6,8 +6,11 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import pandas as pd
 
-from simulation.judge.numbers.latency import is_trusted, response_ms, take_stat
-from simulation.judge.numbers.requests import is_decided, select_span
+from simulation.judge.numbers.latency import is_trusted, response_ms, service_ms, take_stat
+from simulation.judge.numbers.load import own_lag_ms
+from simulation.judge.numbers.requests import is_decided, select_outcome, select_span
+from simulation.model.history import take_buys
+from simulation.scenario.schema import DriverOptions
 
 LEAST_DUE: Final = 10
 """Fewest requests that must be due while nothing is answered before that is a standstill."""
@@ -32,6 +35,8 @@ class Omission(NamedTuple):
     response_p99_ms: float
     service_p99_ms: float
     stall: Stall | None
+    by_driver: bool
+    """Whether the driver itself was late, and not kept from sending by a server that held its connections."""
 
 
 class Effect(NamedTuple):
@@ -41,7 +46,7 @@ class Effect(NamedTuple):
     undecided: int
     """Those whose buyers never learnt whether they bought: no answer, or 503."""
     p99_ms: float | None
-    """Response time of those that were answered."""
+    """Response time; without an answer, at least the timeout."""
 
 
 def find_stall(history: pd.DataFrame) -> Stall | None:
@@ -63,24 +68,31 @@ def find_stall(history: pd.DataFrame) -> Stall | None:
     return Stall(start / 1e9, (end - start) / 1e9, len(meant), int(unsent.sum()))
 
 
-def find_omission(history: pd.DataFrame, summary: Mapping[str, Any]) -> Omission | None:
-    """Return how much of the wait service time hides, for accepted requests first; None where it hides less
-    than half, or less than 50 ms.
+def find_omission(
+    history: pd.DataFrame, summary: Mapping[str, Any], options: DriverOptions
+) -> Omission | None:
+    """Return how much of the wait of the answered requests service time hides, for accepted ones first; None
+    where it hides less than half, or less than 50 ms. Reads only count as what kept connections busy.
 
     The difference is what a closed loop leaves out, because it sends nothing while it waits ("coordinated
     omission", Gil Tene).
     """
-    for outcome, times in summary["latency_ms"].items():
-        response, service = times["response"]["p99"], times["service"]["p99"]
-        if response is None or not is_trusted("p99", summary["outcomes"][outcome]):
+    buys = take_buys(history)
+    for outcome in summary["latency_ms"]:
+        answered = select_outcome(buys, outcome).dropna(subset=["sent_ns", "done_ns"])
+        response = take_stat(response_ms(answered, options.timeout_ms), "p99")
+        service = take_stat(service_ms(answered), "p99")
+        if response is None or service is None or not is_trusted("p99", len(answered)):
             continue
         if response >= 2 * service and response - service >= 50:
-            return Omission(outcome, response, service, find_stall(history))
+            own_ms = own_lag_ms(history, options).reindex(answered.index).quantile(0.99)
+            by_driver = own_ms >= (response - service) / 2
+            return Omission(outcome, response, service, find_stall(buys), bool(by_driver))
     return None
 
 
-def measure_effect(history: pd.DataFrame, fault: Mapping[str, Any]) -> Effect:
+def measure_effect(history: pd.DataFrame, fault: Mapping[str, Any], timeout_ms: float) -> Effect:
     """Return what a fault of a summary did, from its start until the engine had recovered from it."""
     recovered_s = np.inf if fault["healed_s"] is None else fault["end_s"] + fault["healed_s"]
     due = select_span(history, fault["start_s"], recovered_s)
-    return Effect(len(due), int((~is_decided(due)).sum()), take_stat(response_ms(due), "p99"))
+    return Effect(len(due), int((~is_decided(due)).sum()), take_stat(response_ms(due, timeout_ms), "p99"))

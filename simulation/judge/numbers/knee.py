@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 import pandas as pd
 
-from simulation.judge.numbers.latency import Floats
+from simulation.judge.numbers.latency import Floats, response_ms
 from simulation.judge.numbers.requests import is_decided, select_span
 from simulation.scenario.arrivals import Linear
 from simulation.scenario.schema import Scenario
@@ -48,7 +48,7 @@ def find_knee(history: pd.DataFrame, scenario: Scenario) -> Knee | None:
     """Return the knee in a run's history; None where the scenario has no climb of enough length."""
     if (ramp := find_ramp(scenario)) is None:
         return None
-    at_s, rates, p99_ms = measure_ramp(history, *ramp)
+    at_s, rates, p99_ms = measure_ramp(history, *ramp, scenario.driver.timeout_ms)
     if len(at_s) < LEAST_BUCKETS:
         return None
     last = locate_knee(p99_ms)
@@ -70,20 +70,23 @@ def find_ramp(scenario: Scenario) -> tuple[float, Linear] | None:
     return max(climbs, key=lambda climb: climb[1].seconds, default=None)
 
 
-def measure_ramp(history: pd.DataFrame, start_s: float, ramp: Linear) -> tuple[Floats, Floats, Floats]:
+def measure_ramp(
+    history: pd.DataFrame, start_s: float, ramp: Linear, timeout_ms: float
+) -> tuple[Floats, Floats, Floats]:
     """Return of each half second its middle, in seconds from the run's start, the offered rate there, and the
     p99 response in ms.
 
-    A request counts by its intended start. One without a decision counts as slow as the slowest decided
-    request.
+    A request counts by its intended start. One with an answer and no decision counts as slow as the slowest
+    decided request.
     """
     decided = is_decided(history)
     if not decided.any():
         return np.empty(0), np.empty(0), np.empty(0)
-    took_ms = ((history["done_ns"] - history["intended_ns"]) / 1e6).where(decided)
+    took_ms = pd.Series(response_ms(history, timeout_ms), history.index)
+    took_ms = took_ms.where(decided, took_ms.where(history["status"] == 0, took_ms[decided].max()))
     climbing = select_span(history, start_s, start_s + ramp.seconds)
     number = ((climbing["intended_ns"] / 1e9 - start_s) // BUCKET_S).astype("int64")
-    buckets = took_ms.fillna(took_ms.max())[climbing.index].astype("float64").groupby(number)
+    buckets = took_ms[climbing.index].groupby(number)
     found = buckets.quantile(0.99)[buckets.size() >= LEAST_REQUESTS]
     passed_s: Floats = (found.index.to_numpy("float64") + 0.5) * BUCKET_S
     rates = ramp.rate_rps + (ramp.to_rps - ramp.rate_rps) * passed_s / ramp.seconds

@@ -16,9 +16,17 @@ TRUSTED: Final = 10
 Floats = npt.NDArray[np.float64]
 
 
-def response_ms(history: pd.DataFrame) -> Floats:
-    """Return done − intended of the answered requests: how long a buyer waited, a late start included."""
-    return _time(history.dropna(subset=["sent_ns", "done_ns"]), "intended_ns", "done_ns")
+def response_ms(history: pd.DataFrame, timeout_ms: float) -> Floats:
+    """Return done − intended: how long each buyer waited, a late start included.
+
+    A request without an answer counts with its lag, as far as it was sent, and the whole timeout: at least so
+    long its buyer would have waited. To leave it out would make an engine look quicker the fewer it answers.
+    """
+    answered = history["sent_ns"].notna() & history["done_ns"].notna()
+    given_up = history["sent_ns"].fillna(history["intended_ns"]) + round(timeout_ms * 1e6)
+    return _time(
+        history.assign(until_ns=history["done_ns"].where(answered, given_up)), "intended_ns", "until_ns"
+    )
 
 
 def service_ms(history: pd.DataFrame) -> Floats:
@@ -54,10 +62,10 @@ def take_percentiles(values: Floats) -> dict[str, float | None]:
     return {name: None if value is None else round(value, 3) for name, value in found.items()}
 
 
-def measure_latency(history: pd.DataFrame) -> dict[str, dict[str, float | None]]:
+def measure_latency(history: pd.DataFrame, timeout_ms: float) -> dict[str, dict[str, float | None]]:
     """Return the percentiles of response and service time."""
     return {
-        "response": take_percentiles(response_ms(history)),
+        "response": take_percentiles(response_ms(history, timeout_ms)),
         "service": take_percentiles(service_ms(history)),
     }
 

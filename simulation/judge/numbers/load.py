@@ -7,7 +7,7 @@ import pandas as pd
 
 from simulation.judge.numbers.latency import lag_ms, take_stat
 from simulation.model.history import take_buys
-from simulation.scenario.schema import Scenario
+from simulation.scenario.schema import DriverOptions
 
 
 class Load(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,26 +29,24 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     """How many of the requests were retries."""
 
 
-def measure_load(history: pd.DataFrame, scenario: Scenario, ended_s: float | None = None) -> Load:
-    """Return the load of purchases and whether it is valid, for which reads count as well; `ended_s` is when
-    it was stopped before its end.
+def measure_load(history: pd.DataFrame, options: DriverOptions, end_s: float) -> Load:
+    """Return the load of purchases, which ended after `end_s`, and whether it is valid, for which reads count
+    as well.
 
     It is valid if the p99 of the lag is at most `driver.late_p99_ms` and every request was sent, or refused
     by a server that did not listen, or given up where `driver.may_give_up`. A request that waited longer than
     that because all connections were busy breaks the open loop: a slow server held back its own load. Such a
     load is not valid, unless `driver.connections_may_run_out`; then such requests don't count for the p99.
     """
-    options = scenario.driver
     sent = history[history["sent_ns"].notna()]
     given_up = int((history["sent_ns"].isna() & history["done_ns"].isna()).sum())
     lag = lag_ms(sent)
-    waited = (lag > options.late_p99_ms) & find_all_busy(sent, options.connections, options.timeout_ms)
+    waited = (lag > options.late_p99_ms) & find_all_busy(sent, options)
     judged_p99_ms = take_stat(lag[~waited] if options.connections_may_run_out else lag, "p99") or 0.0
 
     buys = take_buys(history)
     sent_buys = take_buys(sent)
     answered = sent_buys["done_ns"].dropna()
-    end_s = scenario.duration_s() if ended_s is None else ended_s
     last_start_s = buys["intended_ns"].max() / 1e9 if len(buys) else 0.0
     last_answer_s = answered.max() / 1e9 if len(answered) else 0.0
     reasons = []
@@ -75,18 +73,29 @@ def measure_load(history: pd.DataFrame, scenario: Scenario, ended_s: float | Non
     )
 
 
-def find_all_busy(sent: pd.DataFrame, connections: int, timeout_ms: int) -> npt.NDArray[np.bool_]:
+def own_lag_ms(history: pd.DataFrame, options: DriverOptions) -> pd.Series:
+    """Return how late the driver itself sent each request, in ms, by the history's index.
+
+    Left out are requests that were never sent, and those that took the last free connection: they may have
+    waited for the server.
+    """
+    sent = history[history["sent_ns"].notna()]
+    lag = pd.Series(lag_ms(sent), sent.index)
+    return lag[~find_all_busy(sent, options)]
+
+
+def find_all_busy(sent: pd.DataFrame, options: DriverOptions) -> npt.NDArray[np.bool_]:
     """Return for each request that was sent whether it took the last free connection of its driver process.
 
     A request without an answer holds its connection until its timeout.
     """
     busy = np.zeros(len(sent), np.bool_)
     sent_ns = sent["sent_ns"].to_numpy(np.int64)
-    freed_ns = sent["done_ns"].fillna(sent["sent_ns"] + timeout_ms * 1_000_000).to_numpy(np.int64)
+    freed_ns = sent["done_ns"].fillna(sent["sent_ns"] + options.timeout_ms * 1_000_000).to_numpy(np.int64)
     drivers = sent["driver"].to_numpy()
     for driver in np.unique(drivers):
         mine = drivers == driver
         taken = np.searchsorted(np.sort(sent_ns[mine]), sent_ns[mine], side="right")
         freed = np.searchsorted(np.sort(freed_ns[mine]), sent_ns[mine], side="right")
-        busy[mine] = taken - freed >= connections
+        busy[mine] = taken - freed >= options.connections
     return busy

@@ -9,7 +9,7 @@ from simulation.model.history import KINDS
 from simulation.model.outcome import TERMINAL
 
 
-def measure_reads(reads: pd.DataFrame) -> dict[str, dict[str, Any]]:
+def measure_reads(reads: pd.DataFrame, timeout_ms: float) -> dict[str, dict[str, Any]]:
     """Return for each kind of reads, where there are any, the fields of the summary.
 
     requests                                            reads, sent or not
@@ -27,7 +27,7 @@ def measure_reads(reads: pd.DataFrame) -> dict[str, dict[str, Any]]:
         found[kind] = {
             "requests": len(mine),
             **{word.lower(): int((mine["outcome"] == word).sum()) for word in words},
-            "latency_ms": measure_latency(mine),
+            "latency_ms": measure_latency(mine, timeout_ms),
         }
         if kind == "order":
             seen = mine[mine["order_status"].isin(TERMINAL)]

@@ -24,6 +24,28 @@ def select_outcome(history: pd.DataFrame, name: str) -> pd.DataFrame:
     return history if name == "all" else history[history["outcome"].isin(OUTCOMES[name])]
 
 
+def select_waits(history: pd.DataFrame, name: str) -> pd.DataFrame:
+    """Return the requests whose response times are those of an outcome of a summary, or `all`.
+
+    These are the requests with that outcome, and of those without an answer the ones that may have had it:
+    each goes with the answered request of its product that was meant to start last before it, or else with
+    the first after it.
+    """
+    chosen = select_outcome(history, name)
+    mute = history[history["sent_ns"].isna() | history["done_ns"].isna()]
+    if name == "all" or mute.empty:
+        return chosen
+    told = history.drop(mute.index)[["product_id", "intended_ns", "outcome"]].sort_values("intended_ns")
+    asked = mute[["product_id", "intended_ns"]].reset_index().sort_values("intended_ns")
+    beside = [
+        pd.merge_asof(asked, told, on="intended_ns", by="product_id", direction=direction)
+        for direction in ("backward", "forward")
+    ]
+    likely = beside[0]["outcome"].astype("str").fillna(beside[1]["outcome"].astype("str"))
+    also = asked.loc[likely.isin(OUTCOMES[name]).to_numpy(), "index"]
+    return history.loc[chosen.index.union(pd.Index(also))]
+
+
 def select_span(history: pd.DataFrame, start_s: float, end_s: float) -> pd.DataFrame:
     """Return the requests whose intended start lies in the span, in seconds from the run's start."""
     return history[(history["intended_ns"] >= start_s * 1e9) & (history["intended_ns"] < end_s * 1e9)]

@@ -110,7 +110,9 @@ def a_key_tells_the_truth(evidence: Evidence) -> Finding:
     keyed = evidence.sent[evidence.sent["key"] != ""]
     later = keyed.join(known, on=BUYER)
     age_ns = later["sent_ns"].astype("float64") - later["known_ns"]
-    later = later[(age_ns > 0) & (age_ns < asked.remembered_ns)]
+    # Widened times make it younger, by the doubt of both requests; it may be older by as much.
+    doubt_ns = 4 * keyed["unsure_ns"].max()
+    later = later[(age_ns > 0) & (age_ns + doubt_ns < asked.remembered_ns)]
     wrong = later[~later["outcome"].isin(["ACCEPTED", "UNAVAILABLE", "UNKNOWN"])]
     return find(
         f"{len(later):,} requests under the key of an order that lives",

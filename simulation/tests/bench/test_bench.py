@@ -9,11 +9,14 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import aio_pika
 import aiohttp
 import asyncpg
 import msgspec
+import numpy as np
+import pandas as pd
 import psutil
 import pytest
 from redis.asyncio import Redis
@@ -27,14 +30,17 @@ from simulation.bench import programs
 from simulation.bench.baselines import textbook
 from simulation.bench.measures.growth import fill_ledger, make_curve
 from simulation.bench.measures.ledger import settle_batches, settle_one_by_one
+from simulation.bench.measures.open_loop import find_doubtful, find_faults
 from simulation.bench.options import Options, Sizes, Subject
 from simulation.bench.page import render
 from simulation.bench.programs import find_program, serve_baseline, serve_nginx
-from simulation.bench.results import Bench, FrontDoor, Sample, Spread
+from simulation.bench.results import Bench, DriverLag, DriverRates, FrontDoor, Responses, Sample, Spread
 from simulation.bench.rounds import Rounds
 from simulation.bench.run import run_bench
 from simulation.bench.subjects import Engine, measure_refusals, serve_engine
 from simulation.errors import BenchError
+from simulation.model.history import make_history
+from simulation.scenario.schema import DriverOptions
 from simulation.target.services import Services
 from simulation.tests.http_server import ACCEPTED, Request, http_server
 
@@ -384,6 +390,14 @@ def test_the_page_shows_what_was_skipped_and_what_went_wrong() -> None:
     sample = Sample(
         requests=1, rps=1, refused=0, socket_errors=0, p50_ms=1, p99_ms=1, fault="9 UNKNOWN_PRODUCT"
     )
+    one = Spread.of([1])
+    lag = DriverLag(
+        pacer="exact", offered_rps=5_000, p50_ms=one, p99_ms=one, cores=one, faults=["no request was sent"]
+    )
+    responses = Responses(
+        subject="engine, sold out", share=0.5, offered_rps=7_000, answered_rps=one,
+        ms={"p50": one, "p99": one}, lag_p99_ms=one, lost=0, doubtful=["p50"], faults=["it waited"],
+    )  # fmt: skip
     page = render(
         Bench(
             started_at=datetime.now(UTC),
@@ -397,7 +411,35 @@ def test_the_page_shows_what_was_skipped_and_what_went_wrong() -> None:
             growth_seconds=1,
             notes=["nginx is not installed"],
             front_door=[FrontDoor(subject="engine", connections=64, rps=Spread.of([1]), samples=[sample])],
+            driver=DriverRates(connections=1, capacity_rps=one, offered_rps=1, lag_p99_ms=one, lags=[lag]),
+            responses=[responses],
         )
     )
     assert "nginx is not installed" in page
     assert "9 UNKNOWN_PRODUCT" in page
+    assert "| exact | 5,000 | 1 ms | 1 ms | 1.00 |" in page
+    assert "- exact at 5,000/s: no request was sent" in page
+    assert "| 7,000 | 1 ms † | 1 ms | 1 ms | 0 |" in page
+    assert "† driver-limited" in page
+    assert "- engine, sold out at 7,000/s: it waited" in page
+
+
+def test_a_loop_that_was_not_open_is_told_and_so_is_a_percentile_that_the_driver_made() -> None:
+    options = DriverOptions(connections=1)
+
+    def history(late_ms: int) -> pd.DataFrame:
+        at_ns = np.arange(100) * 1_000_000_000
+        sent_ns = at_ns + late_ms * 1_000_000
+        columns: dict[str, Any] = {
+            "op": range(100), "driver": 0, "user_id": 1, "product_id": 1, "key": None, "intended_ns": at_ns,
+            "sent_ns": sent_ns, "done_ns": sent_ns + 10_000_000, "status": 429, "outcome": "SOLD_OUT",
+            "result": "fail", "order_id": None,
+        }  # fmt: skip
+        return make_history(columns)
+
+    assert find_faults([history(0), history(1)], options) == []
+    [fault] = find_faults([history(0), history(60)], options)
+    assert "waited while all 1 connections were busy" in fault
+    options = DriverOptions(connections=9)
+    assert find_doubtful([history(0), history(1)], options) == []
+    assert find_doubtful([history(0), history(2)], options) == ["p50", "p90", "p99", "p99.9"]

@@ -15,10 +15,11 @@ import psutil
 import pytest
 
 from simulation.drive.driver import LoadSpec, drive
-from simulation.drive.open_loop import Address
-from simulation.drive.parts import deal
+from simulation.drive.open_loop import Address, OpenLoop
+from simulation.drive.parts import deal, merge_results, prepare_loop, save_result
 from simulation.drive.plan import Plan, build_plan
 from simulation.drive.progress import Progress
+from simulation.drive.schedule import RESET
 from simulation.errors import DriverError
 from simulation.model.history import DTYPES
 from simulation.scenario.loading import read_scenario
@@ -284,3 +285,18 @@ async def test_a_load_that_is_stopped_ends_with_the_last_request_that_was_made()
     assert history["sent_ns"].notna().all()
     assert history["user_id"].tolist() == plan.user_id[history["op"]].tolist()
     assert (seen[-1].done, seen[-1].planned) == (len(history), len(history))
+
+
+def test_what_a_clock_cannot_know_is_recorded_beside_the_times(tmp_path: Path) -> None:
+    plan = small_plan(rate_rps=2)
+    jobs = deal(plan, Address("127.0.0.1", 1, "", ""), DriverOptions(processes=2), tmp_path)
+    for job, unsure_ns in zip(jobs, (0, 7), strict=True):
+        loop = prepare_loop(OpenLoop, job, job.plan)
+        for op in range(loop.planned):
+            loop.sent_ns[op] = 5
+            loop.lose(op, RESET)
+        save_result(loop, job.result, unsure_ns)
+    history = merge_results(plan, jobs)
+    assert set(zip(history["driver"], history["unsure_ns"], strict=True)) == {(0, 0), (1, 7)}
+    assert set(history["sent_ns"]) == {5}
+    assert set(history["end"]) == {"reset"}

@@ -46,7 +46,8 @@ def report(
     )
     driver = {"connections": 10, "timeout_ms": 1_000, "late_p99_ms": 5} | options
     arrivals = [{"shape": "constant", "seconds": 2, "rate_rps": 50}]
-    return measure_load(history, read_scenario(minimal(arrivals=arrivals, driver=driver)), ended_s)
+    scenario = read_scenario(minimal(arrivals=arrivals, driver=driver))
+    return measure_load(history, scenario.driver, scenario.duration_s() if ended_s is None else ended_s)
 
 
 def on_time(count: int = 100) -> list[Row]:

@@ -6,15 +6,20 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
+from hdrh.histogram import HdrHistogram
 
 from simulation.drive.open_loop import Address, OpenLoop
+from simulation.drive.progress import SNAPSHOT_S, Tally, add_up, make_histogram
 from simulation.drive.schedule import NEVER, Polls
+from simulation.model.outcome import ENDS
 from simulation.scenario.patience import Patience, Reason
 from simulation.scenario.schema import DriverOptions
 from simulation.tests.http_server import ACCEPTED, SOLD_OUT, Request, answer, http_server
 
 MS = 1_000_000
+SECOND = round(1 / SNAPSHOT_S)
 
 
 def free_port() -> int:
@@ -461,3 +466,56 @@ async def test_a_load_that_is_stopped_ends_with_the_requests_in_flight_and_nobod
     assert sorted(load.ended) == [0, 1]
     assert load.withdrawn == 2
     assert load.added == []
+
+
+async def test_the_record_says_why_each_request_ended() -> None:
+    answers = {
+        0: answer(429, b""),
+        1: b"",
+        2: None,
+        3: b"no HTTP at all\r\n\r\n",
+        4: b"hello",
+        5: b"HTTP/1.1 200 OK\r\nContent-Length: 90\r\n\r\ncut off",
+    }
+
+    async def behave(request: Request) -> None:
+        said = answers[request.user]
+        if said is not None:
+            request.send(said)
+            request.writer.close()
+
+    async with http_server(behave) as server:
+        load = await run(server.port, [0] * 6, timeout_ms=100)
+    words = [ENDS[end] for end in load.ends]
+    assert words == ["answered", "reset", "timeout", "garbage", "garbage", "reset"]
+
+    load = await run(free_port(), [0], timeout_ms=100)
+    assert [ENDS[end] for end in load.ends] == ["refused"]
+
+    async def never(request: Request) -> None:
+        """Say nothing."""
+
+    async with http_server(never) as server:
+        load = await run(server.port, [0, 0], timeout_ms=100, connections=1)
+    assert sorted(ENDS[end] for end in load.ends) == ["never sent", "timeout"]
+
+
+async def test_the_live_percentiles_charge_what_was_not_answered_and_a_snapshot_fits_a_pipe() -> None:
+    async def first_half(request: Request) -> None:
+        if request.user < 5:
+            request.send(SOLD_OUT)
+
+    async with http_server(first_half) as server:
+        load = open_loop(server.port, [0] * 10, timeout_ms=300)
+        tally = Tally(load)
+        await load.run(time.monotonic_ns())
+    snapshot = add_up([tally.read()] * 2)
+    assert sum(snapshot.outcomes) == 20
+    recent = HdrHistogram.decode(snapshot.recent)
+    assert recent.get_total_count() == 20
+    assert recent.get_value_at_percentile(40) < 300_000 <= recent.get_value_at_percentile(60)
+    for _ in range(SECOND):
+        last = tally.read()
+    assert HdrHistogram.decode(last.recent).get_total_count() == 0, "they ended more than a second ago"
+    spread = np.geomspace(1, 600_000_000, 50_000).astype(np.int64)
+    assert len(make_histogram(spread).encode()) < 3_500  # of the 4,096 bytes that a pipe takes whole

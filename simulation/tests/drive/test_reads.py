@@ -195,7 +195,7 @@ async def test_a_load_with_reads_is_sent_and_recorded(driver: Drive) -> None:
     assert last.planned == last.intended == last.sent == last.done == len(buys)
     assert sum(last.outcomes.values()) == len(buys)
     assert last.reads == len(reads)
-    measured = measure_load(history, asked)
+    measured = measure_load(history, asked.driver, asked.duration_s())
     assert (measured.requests, measured.sent, measured.retries) == (len(buys), len(buys), 0)
 
 

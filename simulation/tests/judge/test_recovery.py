@@ -9,7 +9,7 @@ import pytest
 from simulation.judge.numbers.recovery import measure_recovery
 from simulation.judge.verdict import judge_recovery
 from simulation.model.events import Interval
-from simulation.model.history import DTYPES, fill_in
+from simulation.model.history import make_history
 
 FAULT = Interval(kind="kill", on="redis", start_s=2.0, end_s=3.0)
 
@@ -33,10 +33,8 @@ def history(refused: tuple[float, float] | None = None, slow: tuple[float, float
         "outcome": np.where(down, "UNAVAILABLE", "ACCEPTED"),
         "result": np.where(down, "fail", "ok"),
         "order_id": None,
-        "attempt": 0,
-        "first_op": np.arange(8_000),
     }
-    return pd.DataFrame(fill_in(frame) | frame).astype(DTYPES)
+    return make_history(frame)
 
 
 def timeline(backlog: tuple[float, float] | None = None, unread: tuple[float, float] | None = None) -> Any:

@@ -385,3 +385,12 @@ def test_an_empty_history_is_judged() -> None:
     history, state = play([], [Terms(stock=3)])
     checks = judge(history, state)
     assert {check.name for check in checks if check.state == "held"} == {"terms are as asked"}
+
+
+def test_what_a_clock_cannot_know_breaks_no_rule() -> None:
+    history, state = play([at(0, 1), at(100, 2), at(200, 3)], [Terms(stock=2)])
+    early = edited(history, 2, sent_ns=20, done_ns=30)
+    assert broken(judge(early, state)) == {"sold out means sold out"}
+    assert broken(judge(early.assign(unsure_ns=34), state)) == {"sold out means sold out"}
+    assert broken(judge(early.assign(unsure_ns=36), state)) == set()
+    assert early["done_ns"].tolist() == [10, 110, 30], "the record itself is not widened"

@@ -186,6 +186,7 @@ def test_a_million_requests_are_judged() -> None:
             "outcome": pd.Categorical(np.where(won, "ACCEPTED", "SOLD_OUT")),
             "result": pd.Categorical(np.where(won, "ok", "fail")),
             "order_id": order_ids.reindex(ids),
+            "unsure_ns": 0,
         }
     )
     _, state = play([], [Terms(stock=stock)])

@@ -2,33 +2,25 @@
 
 import json
 from dataclasses import replace
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 
-from simulation.judge.asked import read_asked
-from simulation.judge.numbers.latency import is_trusted, measure_latency
+from simulation.judge.asked import Asked, read_asked
+from simulation.judge.numbers.latency import is_trusted, measure_latency, response_ms
 from simulation.judge.numbers.load import measure_load
-from simulation.judge.numbers.requests import count_outcomes
+from simulation.judge.numbers.requests import count_outcomes, select_waits
 from simulation.judge.numbers.sales import measure_fulfilment, measure_stock, time_to_sell_out
 from simulation.judge.summary import measure_phase, summarise
 from simulation.judge.thresholds import Metrics
 from simulation.judge.verdict import judge
 from simulation.model.state import FinalState
 from simulation.scenario.loading import load_scenario
-from simulation.tests.histories import (
-    Ask,
-    Terms,
-    history_of,
-    operation,
-    order,
-    order_rows,
-    play,
-    with_orders,
-)
+from simulation.scenario.schema import DriverOptions
+from simulation.tests.histories import Ask, Terms, history_of, operation, order, order_rows, play, with_orders
 from simulation.tests.run_folders import make_run
 
 MS = 1_000_000
@@ -44,7 +36,8 @@ def summary_of(history: pd.DataFrame, state: FinalState) -> dict[str, Any]:
     scenario = load_scenario("spike")
     started_at = datetime(2026, 1, 2, 13, 30, tzinfo=timezone(timedelta(hours=2)))
     asked = read_asked(scenario)
-    run = Metrics(history, state, measure_load(history, scenario), started_at, asked)
+    load = measure_load(history, scenario.driver, scenario.duration_s())
+    run = Metrics(history, state, load, started_at, asked)
     return summarise(run, scenario, judge(history, state, asked))
 
 
@@ -69,7 +62,7 @@ def test_it_has_the_fields_that_readers_rely_on(tmp_path: Path) -> None:
 
 
 def test_response_counts_from_the_intended_start_and_service_from_sending() -> None:
-    latency = measure_latency(history_of([ask(1, 100, 7, 5), ask(2, 200, 0, 3)]))
+    latency = measure_latency(history_of([ask(1, 100, 7, 5), ask(2, 200, 0, 3)]), 5_000)
     assert latency["response"]["max"] == 12
     assert latency["service"]["max"] == 5
     assert latency["service"]["p50"] == 4
@@ -86,11 +79,35 @@ def test_a_percentile_is_trusted_when_ten_requests_were_slower(
     assert is_trusted(percentile, samples) == trusted
 
 
-def test_requests_without_an_answer_have_no_latency() -> None:
-    lost = operation(1, Ask(1), "UNKNOWN") | {"done_ns": None}
-    assert measure_latency(history_of([lost]))["response"] == dict.fromkeys(
-        ["p50", "p90", "p99", "p999", "max"]
+def test_a_request_without_an_answer_counts_as_at_least_the_timeout() -> None:
+    lost = ask(1, 100, 7, 0) | {"outcome": "UNKNOWN", "done_ns": None, "status": 0}
+    refused = ask(2, 100, 0, 0) | {"outcome": "UNAVAILABLE", "sent_ns": None, "status": 0}
+    given_up = refused | {"op": 3, "done_ns": None}
+    history = history_of([lost, refused, given_up])
+    assert response_ms(history, 5_000).tolist() == [5_007, 5_000, 5_000]
+    latency = measure_latency(history, 5_000)
+    assert (latency["response"]["p50"], latency["service"]["p50"]) == (5_000, None)
+
+
+def test_an_unanswered_request_counts_with_the_outcome_told_beside_it() -> None:
+    words = ["SOLD_OUT", "ACCEPTED", "ACCEPTED", "UNKNOWN", "SOLD_OUT", "SOLD_OUT", "UNKNOWN"]
+    rows = [ask(op, 10 * op, 0, 1) | {"outcome": word} for op, word in enumerate(words)]
+    rows[0]["product_id"] = 2
+    history = history_of([row | ({"done_ns": None} if row["outcome"] == "UNKNOWN" else {}) for row in rows])
+    found = {name: select_waits(history, name)["op"].tolist() for name in ("accepted", "sold_out", "unknown")}
+    assert found == {"accepted": [1, 2, 3], "sold_out": [0, 4, 5, 6], "unknown": [3, 6]}
+    first = history_of([rows[3] | {"done_ns": None, "intended_ns": 0}, rows[1]])
+    assert select_waits(first, "accepted")["op"].tolist() == [3, 1]
+    run = Metrics(
+        history,
+        play([], [])[1],
+        measure_load(history, DriverOptions(), 1),
+        datetime.now(UTC),
+        Asked(sales=[]),
     )
+    assert run.measure("accepted.response.max") == run.measure("all.response.p99", (0.025, 0.035)) == 5_000
+    assert run.measure("accepted.service.max") == 1
+    assert run.measure("accepted.count") == 2
 
 
 def test_outcomes_add_up_to_the_requests() -> None:
@@ -137,7 +154,11 @@ def test_time_to_sell_out_ends_with_the_last_unit_and_not_with_a_retry() -> None
 
 
 def test_a_phase_holds_the_requests_that_were_meant_for_it() -> None:
-    phase = measure_phase(history_of([ask(1, 999, 50, 5), ask(2, 1000, 0, 7)]), "peak", 0.5, 1.0)
+    history = history_of([ask(1, 999, 50, 5), ask(2, 1000, 0, 7)])
+    run = Metrics(
+        history, FinalState(), measure_load(history, DriverOptions(), 1), datetime.now(UTC), Asked(sales=[])
+    )
+    phase = measure_phase(run, "peak", 0.5, 1.0)
     assert (phase["requests"], phase["offered_rps"], phase["response_p99_ms"]) == (1, 2.0, 55)
 
 

@@ -11,7 +11,7 @@ from simulation.errors import ScenarioError
 from simulation.judge.asked import read_asked
 from simulation.judge.numbers.latency import measure_latency
 from simulation.judge.numbers.load import measure_load
-from simulation.judge.numbers.requests import count_outcomes
+from simulation.judge.numbers.requests import count_outcomes, select_waits
 from simulation.judge.thresholds import Metrics, judge_thresholds
 from simulation.judge.verdict import verdict, verdict_in_words
 from simulation.scenario.condition import parse_change, parse_condition, quantile_of
@@ -34,14 +34,14 @@ def scenario_with(*thresholds: str) -> Scenario:
 def run() -> Metrics:
     history = make_history(5_000)
     state = make_state(history, 5_000)
-    load = measure_load(history, scenario_with())
-    return Metrics(
-        history, state, load, datetime.fromtimestamp(START_US / 1e6, UTC), read_asked(scenario_with())
-    )
+    scenario = scenario_with()
+    load = measure_load(history, scenario.driver, 12.0)
+    started_at = datetime.fromtimestamp(START_US / 1e6, UTC)
+    return Metrics(history, state, load, started_at, read_asked(scenario))
 
 
 def test_metrics_are_those_of_the_summary(run: Metrics) -> None:
-    latency = measure_latency(run.history[run.history["outcome"] == "ACCEPTED"])
+    latency = measure_latency(select_waits(run.history, "accepted"), 5_000)
     for kind in ("response", "service"):
         for stat, value in latency[kind].items():
             assert run.measure(f"accepted.{kind}.{stat}") == pytest.approx(value, abs=1e-3)

@@ -2,10 +2,9 @@
 
 import io
 
-import numpy as np
 from rich.console import Console
 
-from simulation.drive.progress import RESPONSE_EDGES_MS, Progress
+from simulation.drive.progress import Progress, make_histogram
 from simulation.live.figures import Figures, Tracker
 from simulation.live.terminal import format_line, open_view, sparkline
 from simulation.model.outcome import OUTCOMES
@@ -25,8 +24,6 @@ SAMPLE = Sample(
 
 
 def progress_at(t_s: float, done: int, planned: int = 200_000) -> Progress:
-    responses = np.zeros(len(RESPONSE_EDGES_MS) + 1, np.int64)
-    responses[60] = done
     outcomes = dict.fromkeys(OUTCOMES, 0) | {
         "ACCEPTED": done // 10,
         "SOLD_OUT": done - done // 10 - 2,
@@ -40,7 +37,7 @@ def progress_at(t_s: float, done: int, planned: int = 200_000) -> Progress:
         sent=done,
         done=done,
         outcomes=outcomes,
-        recent_responses=responses,
+        recent=make_histogram([10_000] * done),
     )
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from simulation.errors import RunError
 from simulation.model.history import DTYPES, KINDS, fill_in, make_history, take_buys, take_reads
-from simulation.model.outcome import OUTCOMES, RESULTS, SIGHTS
+from simulation.model.outcome import ENDS, OUTCOMES, RESULTS, SIGHTS
 from simulation.record.history import SCHEMA, read_history, write_history
 
 times = st.just(-1) | st.integers(0, 2**62)
@@ -33,6 +33,8 @@ rows = st.fixed_dictionaries(
         "kind": st.sampled_from(KINDS),
         "order_status": st.none() | st.sampled_from(["PENDING", "CONFIRMED"]),
         **dict.fromkeys(("initial", "remaining", "sold"), st.none() | st.integers(-(10**15), 10**15)),
+        "end": st.sampled_from(ENDS),
+        "unsure_ns": st.integers(0, 2**62),
     }
 )
 
@@ -64,12 +66,14 @@ def test_nanoseconds_are_not_rounded(tmp_path: Path) -> None:
         "order_id": None,
         "attempt": 0,
         "first_op": odd,
+        "end": "timeout",
+        "unsure_ns": odd,
     }
     row |= {"intended_ns": odd, "sent_ns": odd, "done_ns": -1, "outcome": "UNKNOWN", "result": "unknown"}
     write_history(history_of([row]), tmp_path / "history.parquet")
     history = read_history(tmp_path / "history.parquet")
     assert history["sent_ns"].iloc[0] == odd
-    assert history["first_op"].iloc[0] == odd
+    assert history["first_op"].iloc[0] == history["unsure_ns"].iloc[0] == odd
     assert history["done_ns"].isna().all()
 
 
@@ -85,7 +89,12 @@ def test_it_is_sorted_by_op() -> None:
 
 
 @pytest.mark.parametrize(
-    "lacking", [["kind", "order_status", "initial", "remaining", "sold"], [*fill_in({"op": [0, 1]})]]
+    "lacking",
+    [
+        ["end", "unsure_ns"],
+        ["kind", "order_status", "initial", "remaining", "sold"],
+        [*fill_in({"op": [0, 1]})],
+    ],
 )
 def test_in_an_older_file_every_request_is_a_purchase_and_a_first_try(
     tmp_path: Path, lacking: list[str]
@@ -100,6 +109,23 @@ def test_in_an_older_file_every_request_is_a_purchase_and_a_first_try(
 def test_purchases_and_reads_are_told_apart() -> None:
     history = make_history(two_requests(kind=["buy", "stock"]))
     assert (take_buys(history)["op"].tolist(), take_reads(history)["op"].tolist()) == ([0], [1])
+
+
+def test_in_a_file_from_before_ends_were_told_they_are_derived_as_far_as_can_be(tmp_path: Path) -> None:
+    columns = {
+        "op": range(4), "driver": 0, "user_id": 1, "product_id": 1, "key": None, "intended_ns": 0,
+        "sent_ns": [5, 5, -1, -1], "done_ns": [9, -1, 9, -1], "status": [429, 0, 0, 0],
+        "outcome": ["SOLD_OUT", "UNKNOWN", "UNAVAILABLE", "UNAVAILABLE"],
+        "result": ["fail", "unknown", "fail", "fail"], "order_id": None,
+    }  # fmt: skip
+    write_history(make_history(columns), tmp_path / "new.parquet")
+    old = pq.read_table(tmp_path / "new.parquet").drop_columns(["end", "unsure_ns"])
+    pq.write_table(old, tmp_path / "old.parquet")
+    history = read_history(tmp_path / "old.parquet")
+    assert history["end"].astype("object").where(history["end"].notna(), None).tolist() == [
+        "answered", None, "refused", "never sent",
+    ]  # fmt: skip
+    assert history["unsure_ns"].tolist() == [0] * 4
 
 
 def test_a_file_that_is_no_history_is_refused(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from simulation.judge.numbers.disturbance import find_omission
@@ -19,6 +20,7 @@ from simulation.report.latency_plots import draw_knee
 from simulation.report.report import render_page, tabulate_hostile, write_report
 from simulation.report.words import FAULTS, count, describe, ms
 from simulation.scenario.fault import TARGETS
+from simulation.scenario.schema import DriverOptions
 from simulation.tests.browser import open_page
 from simulation.tests.histories import history_of, read_order, read_stock
 from simulation.tests.judge.test_disturbance import stand_still
@@ -83,18 +85,48 @@ def test_every_kind_of_fault_has_words() -> None:
 def test_what_service_time_hides_is_told_in_a_sentence(tmp_path: Path) -> None:
     summary = make_run(tmp_path)
     history = stand_still(read_history(tmp_path / "history.parquet"), held=5)
-    refused = measure_latency(history[history["outcome"] == "SOLD_OUT"])
+    refused = measure_latency(history[history["outcome"] == "SOLD_OUT"], 5_000)
     summary["latency_ms"]["sold_out"] = refused
     plots = {"percentiles": ("", "")}
     assert 'id="omission"' not in render_page(summary, plots)
-    page = render_page(summary, plots, omission=find_omission(history, summary))
+    page = render_page(summary, plots, omission=find_omission(history, summary, DriverOptions(connections=5)))
     assert "× service p99: the engine stood still for 1 s, from 7.00 s on, and 1," in page
     assert f"and reported {ms(refused['service']['p99'])}." in page
     assert "part of the wait may be its own" not in page
     late = summary | {"load": summary["load"] | {"valid": False, "reason": "late"}}
-    page = render_page(late, plots, omission=find_omission(history, summary))
+    page = render_page(late, plots, omission=find_omission(history, summary, DriverOptions(connections=5)))
     assert "nothing was answered for 1 s" in page
     assert "part of the wait may be its own" in page
+    page = render_page(
+        summary, plots, omission=find_omission(history, summary, DriverOptions(connections=5_000))
+    )
+    assert "the driver itself was late" in page
+    assert "engine stood still" not in page
+
+
+def test_a_percentile_in_doubt_and_a_machine_that_lost_time_are_marked(tmp_path: Path) -> None:
+    def slow_down(timeline: pd.DataFrame) -> pd.DataFrame:
+        return timeline.assign(stolen_percent=[0.0, 21.0] * (len(timeline) // 2))
+
+    summary = make_run(tmp_path / "quiet")
+    assert summary["meanwhile"]["disturbed"] is False
+    assert set(summary["marks"].values()) == {"driver-limited"}
+    assert "accepted.response.p999" not in summary["marks"]
+    page = render_page(summary, {"percentiles": ("", "")})
+    assert page.count(" †<") == len(summary["marks"]) + sum(
+        f"all.response.{stat}" in phase["marks"] for phase in summary["phases"] for stat in ("p50", "p99")
+    )
+    assert "processor time was stolen" not in page
+
+    lost = make_run(tmp_path / "lost", machine=slow_down)
+    assert lost["meanwhile"]["stolen_percent"] == pytest.approx(10.5, abs=0.5)
+    assert lost["marks"]["accepted.response.p999"] == "processor time stolen"
+    held = {each["name"]: each["detail"] for each in lost["thresholds"] if each["holds"]}
+    assert "processor time stolen" in held["accepted.response.p99 < 1000"]
+    for text in (render_page(lost, {}), describe(lost)):
+        assert "processor time was stolen" in text
+    assert "†, p999 " in describe(lost)
+    assert "  in doubt  † " in describe(summary)
 
 
 def test_what_a_run_measured_besides_has_a_panel_of_its_own(tmp_path: Path) -> None:
@@ -115,7 +147,7 @@ def test_what_a_run_measured_besides_has_a_panel_of_its_own(tmp_path: Path) -> N
     )
     page = render_page(
         summary
-        | {"fairness": fairness, "restocks": [restock], "reads": measure_reads(looks)}
+        | {"fairness": fairness, "restocks": [restock], "reads": measure_reads(looks, 5_000)}
         | {"retries": measure_retries(history.assign(attempt=1), None)},
         {},
         hostile=tabulate_hostile(
@@ -137,7 +169,7 @@ def test_a_terminal_is_told_of_reads_apart(tmp_path: Path) -> None:
     summary = make_run(tmp_path)
     assert " reads " not in describe(summary)
     looks = [read_order(1, "a", 0, "PENDING"), read_order(2, "a", 0, None), read_stock(3, 0, 3, 3)]
-    said = describe(summary | {"reads": measure_reads(history_of(looks))}).splitlines()
+    said = describe(summary | {"reads": measure_reads(history_of(looks), 5_000)}).splitlines()
     assert said[:5] == describe(summary).splitlines()[:5]
     assert any("order: 2 of 1, 0 seen to their end, 1 not found: p50" in line for line in said)
     assert any("stock: 1: p50" in line for line in said)

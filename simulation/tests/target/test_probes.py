@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 
 import aio_pika
 import pytest
@@ -17,6 +18,7 @@ from engine.model.purchase import Outcome
 from engine.model.sale import Sale, SaleTerms
 from engine.settings import Settings
 from simulation.target import process_meter
+from simulation.target.machine import MachineMeter
 from simulation.target.probes import Probe, Sample
 from simulation.target.process_meter import ProcessMeter, Usage
 from simulation.target.services import Services
@@ -151,10 +153,27 @@ def test_the_timeline_begins_with_the_load(settings_without_bus: Settings) -> No
     probe.samples = [
         Sample(at_ns=900_000_000, stock_remaining=9),
         Sample(at_ns=1_200_000_000, stock_remaining=8),
-        Sample(at_ns=1_400_000_000, processes=usage),
+        Sample(at_ns=1_400_000_000, processes=usage, machine={"stolen_percent": 21.0}),
     ]
     timeline = probe.timeline(t0_ns=1_000_000_000)
     assert timeline["t_s"].tolist() == [0.2, 0.4]
     assert timeline["stock_remaining"].isna().tolist() == [False, True]
     assert timeline["cpu_percent relay"].iloc[1] == 12.5
+    assert timeline["stolen_percent"].iloc[1] == 21.0
     assert probe.timeline(t0_ns=2_000_000_000).empty
+
+
+def test_the_machine_is_read_from_one_sample_to_the_next(tmp_path: Path) -> None:
+    (tmp_path / "pressure").mkdir()
+    stat, pressure = tmp_path / "stat", tmp_path / "pressure" / "cpu"
+    stat.write_text("cpu  100 0 50 800 10 0 0 40 7 7\ncpu0 1 2 3\n")
+    pressure.write_text("some avg10=5.74 avg60=5.62 avg300=17.94 total=1000\nfull avg10=0.00 total=77\n")
+    meter = MachineMeter(tmp_path)
+    assert meter.read() == {}, "nothing happened before"
+    stat.write_text("cpu  130 0 60 830 10 0 0 70 9 9\ncpu0 1 2 3\n")
+    pressure.write_text("some avg10=0.00 avg60=0.00 avg300=0.00 total=1000\nfull total=99\n")
+    assert meter.read() == {"stolen_percent": 30.0, "cpu_pressure_percent": 0.0}
+    stat.unlink()
+    pressure.write_text("unsupported")
+    assert meter.read() == {}
+    assert MachineMeter(tmp_path / "elsewhere").read() == {}
