@@ -58,7 +58,8 @@ class FrontDoor:
         self._admin_token = settings.admin_token
         self._dev = settings.dev
         self._client_timeout_s = settings.client_timeout_ms / 1000
-        self._look_s = settings.look_timeout_ms / 1000
+        # A tenth of it is for the answer.
+        self._look_s = settings.look_timeout_ms / 1000 * 0.9
         self._gate_looks = asyncio.Semaphore(_GATE_LOOKS)
         self._ledger_looks = asyncio.Semaphore(LEDGER_LOOKS)
         self._gate = gate
@@ -72,6 +73,9 @@ class FrontDoor:
         app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[take_leave, answer_errors])
         app[LEAVING] = asyncio.Event()
         app.router.add_get("/healthz", self.show_health)
+        # HAProxy checks with OPTIONS and, where it is told no path, with this one.
+        for path in ("/", "/healthz"):
+            app.router.add_options(path, self.show_health)
         if buyers:
             app.router.add_post("/purchase/buy", self.buy)
             app.router.add_get("/purchase/orders/{order_id}", self.show_order)
@@ -81,6 +85,7 @@ class FrontDoor:
             app.on_cleanup.append(self._readiness.close)
             app.router.add_post("/purchase/init", self.open_sale)
             app.router.add_get("/readyz", self.show_readiness)
+            app.router.add_options("/readyz", self.show_readiness)
             app.router.add_get("/metrics", self.show_metrics)
         return app
 
@@ -207,6 +212,8 @@ class FrontDoor:
         if not is_loopback(HOST_PORT.sub("", request.host).strip("[]")):
             # A name that leads here from a web page, or through a proxy.
             raise InputError("Host", "must be this machine's loopback, without an admin token", 403)
+        if request.version == HttpVersion10:
+            raise InputError("version", "nginx speaks HTTP/1.0: a proxy needs an admin token", 403)
         for name in ("Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Real-IP", "Via", "Origin"):
             # Nor must a page in a browser on this machine (Origin) open sales for the page's author.
             if name in request.headers:
@@ -217,9 +224,15 @@ class FrontDoor:
 async def _look(
     slots: asyncio.Semaphore, until_s: float, silence: type[GateUnavailable | LedgerUnavailable]
 ) -> AsyncIterator[None]:
-    """Wait for a slot and hold it for the block. Raises `silence` if the time is up before."""
+    """Wait for a slot and hold it for the block. Raises `silence` if the time is up before.
+
+    A third of the time is kept for the block. Where a store is silent, all who wait are given up sooner or
+    later, and nobody gets a slot only to begin a connect, which costs much, and to break it off at once.
+    """
+    now_s = asyncio.get_running_loop().time()
     try:
-        async with asyncio.timeout_at(until_s), slots:
+        async with asyncio.timeout_at(until_s - (until_s - now_s) / 3) as bound, slots:
+            bound.reschedule(until_s)
             yield
     except TimeoutError:
         raise silence("no answer in time") from None

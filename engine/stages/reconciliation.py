@@ -41,6 +41,8 @@ _CLOSE: Final = Script("close.lua")
 _RESTORE: Final = Script("restore.lua")
 _REMEMBER: Final = Script("remember.lua")
 _REOPEN: Final = Script("reopen.lua")
+KEEPER_CONNECTIONS: Final = 2
+"""To PostgreSQL: one holds the lock."""
 _CHUNK: Final = 1_000
 """Buyers in one script call: Redis serves nobody else meanwhile, and Lua's stack bounds it, too."""
 
@@ -256,7 +258,7 @@ async def reconciling(settings: Settings) -> AsyncIterator[Reconciliation]:
     """Yield a reconciliation with connections of its own to every service."""
     bus = Publisher(settings.amqp_url) if settings.amqp_url else None
     # A rebuild looks at every order of a sale.
-    ledger = await Ledger.connect(settings.postgres_url, connections=2, timeout_ms=60_000)
+    ledger = await Ledger.connect(settings.postgres_url, connections=KEEPER_CONNECTIONS, timeout_ms=60_000)
     async with connect_redis(settings.redis_url) as redis, ledger:
         try:
             yield Reconciliation(settings, redis, ledger, bus)

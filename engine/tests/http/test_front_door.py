@@ -206,6 +206,7 @@ async def test_a_bad_body_is_refused_by_its_field_and_changes_nothing(
         b' { "productId" : 1 ,\n"userId" : 1 } ',
         b'{"userId": 9223372036854775807, "productId": 1}',
         b'{"us\\u0065rId":1,"productId":1}',
+        b'\xef\xbb\xbf{"userId":1,"productId":1}',  # https://github.com/Badgerati/Pode/issues/1604
     ],
 )
 async def test_any_spelling_of_good_json_buys(client: Client, body: bytes) -> None:
