@@ -73,9 +73,7 @@ class FrontDoor:
         app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[take_leave, answer_errors])
         app[LEAVING] = asyncio.Event()
         app.router.add_get("/healthz", self.show_health)
-        # HAProxy checks with OPTIONS and, where it is told no path, with this one.
-        for path in ("/", "/healthz"):
-            app.router.add_options(path, self.show_health)
+        app.router.add_options("/healthz", self.show_health)  # HAProxy checks with OPTIONS
         if buyers:
             app.router.add_post("/purchase/buy", self.buy)
             app.router.add_get("/purchase/orders/{order_id}", self.show_order)
@@ -198,8 +196,9 @@ class FrontDoor:
     def _check_admin(self, request: web.Request) -> None:
         """Raise InputError unless the caller may open a sale."""
         if self._admin_token is not None:
-            given = request.headers.get("Authorization", "").encode(errors="surrogateescape")
-            if not hmac.compare_digest(given, b"Bearer " + self._admin_token.encode()):
+            scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+            given = token.encode(errors="surrogateescape")
+            if scheme.lower() != "bearer" or not hmac.compare_digest(given, self._admin_token.encode()):
                 raise InputError("Authorization", "must be Bearer with the admin token", 401)
             return
         if not self._dev:
@@ -278,6 +277,9 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
     except web.HTTPRequestEntityTooLarge:
         return respond(answer_input_error(InputError("body", f"must be at most {MAX_BODY_BYTES} bytes", 413)))
     except web.HTTPException as error:
+        if request.method == "OPTIONS" and request.path in ("*", "/"):
+            # This asks for the server itself (RFC 9110, 9.3.7), as HAProxy does where it is told no path.
+            return respond_json({"status": "OK"})
         response = respond_http_error(error)
         if request.method == "CONNECT":
             # How the bytes behind it are framed is unknown.

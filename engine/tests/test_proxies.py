@@ -162,7 +162,14 @@ async def read_check(http: aiohttp.ClientSession, proxy: Server) -> str:
 
 @pytest.mark.parametrize(
     "check",
-    ["", "OPTIONS /healthz", "OPTIONS /readyz", "HEAD /readyz", "GET /readyz HTTP/1.1\\r\\nHost:\\ shop"],
+    [
+        "",
+        "OPTIONS * HTTP/1.1\\r\\nHost:\\ shop",
+        "OPTIONS /healthz",
+        "OPTIONS /readyz",
+        "HEAD /readyz",
+        "GET /readyz HTTP/1.1\\r\\nHost:\\ shop",
+    ],
 )
 async def test_haproxy_finds_the_engine_up(
     settings_without_bus: Settings, http: aiohttp.ClientSession, tmp_path: Path, check: str
