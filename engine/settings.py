@@ -7,6 +7,7 @@ value is cut. A setting of `FROM_FILES` may come from the file that `FLASHGRID_X
 import math
 import os
 import re
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Collection, Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -208,8 +209,11 @@ def _variable(name: str) -> str:
 def _read_file(variable: str, path: str) -> str:
     """Return what the file that a variable names holds. Raises SettingsError if that is nothing."""
     try:
-        with Path(path).open(encoding="utf-8-sig") as file:
-            value = file.read(_LONGEST_FILE).strip()
+        with Path(path).open("rb") as file:
+            raw = file.read(_LONGEST_FILE)
+        # PowerShell writes UTF-16.
+        in_utf16 = raw.startswith((BOM_UTF16_LE, BOM_UTF16_BE))
+        value = raw.decode("utf-16" if in_utf16 else "utf-8-sig").strip()
     except OSError as error:
         raise SettingsError(f"{variable}: can't read {path}: {error.strerror}") from None
     except ValueError:

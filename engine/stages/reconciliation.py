@@ -41,8 +41,6 @@ _CLOSE: Final = Script("close.lua")
 _RESTORE: Final = Script("restore.lua")
 _REMEMBER: Final = Script("remember.lua")
 _REOPEN: Final = Script("reopen.lua")
-KEEPER_CONNECTIONS: Final = 2
-"""To PostgreSQL: one holds the lock."""
 _CHUNK: Final = 1_000
 """Buyers in one script call: Redis serves nobody else meanwhile, and Lua's stack bounds it, too."""
 
@@ -251,6 +249,10 @@ class Reconciliation:
             for shard in self._shards:
                 pipe.hgetall(shard.fence)
             return await pipe.execute()
+
+
+KEEPER_CONNECTIONS: Final = 2
+"""To PostgreSQL: one holds the lock."""
 
 
 @asynccontextmanager

@@ -52,8 +52,9 @@ def test_whitespace_around_a_value_is_cut() -> None:
 )  # fmt: skip
 def test_secrets_may_lie_in_files(tmp_path: Path, name: str, value: str) -> None:
     file = tmp_path / "secret"
-    file.write_text(f"\ufeff{value}\r\n", encoding="utf-8")
-    assert getattr(read(**{f"{name}_FILE": str(file), name: ""}), name.lower()) == value
+    for encoding in ("utf-8", "utf-8-sig", "utf-16"):  # the last of them as PowerShell writes it
+        file.write_text(f"{value}\r\n", encoding=encoding)
+        assert getattr(read(**{f"{name}_FILE": str(file), name: ""}), name.lower()) == value
     assert f"FLASHGRID_{name}_FILE" in refuse(**{f"{name}_FILE": str(file), name: value})
     file.write_text(f'"{value}"\n')
     assert "in quotes" in refuse(**{f"{name}_FILE": str(file)})
