@@ -176,10 +176,8 @@ async def close_stores(stores: Sequence[Store]) -> None:
 
 
 async def _close(store: Store) -> None:
-    # In this task: another one may be cancelled before its first step, and then closes nothing.
-    with contextlib.suppress(Exception):
-        async with asyncio.timeout(CLOSE_S):
-            await store.close()
+    with contextlib.suppress(Unreadable):
+        await read_within(store.close(), CLOSE_S)
 
 
 async def _read(store: Store, timeout_s: float) -> Counts:
