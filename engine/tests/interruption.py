@@ -41,7 +41,7 @@ async def _interrupt(action: Callable[[], Awaitable[object]], step: int) -> bool
         steps += 1
         return call_soon(*arguments, **options)
 
-    loop.call_soon = count  # type: ignore[method-assign]
+    loop.call_soon = count  # type: ignore[assignment, method-assign]
     try:
         await asyncio.wait({task})
     finally:

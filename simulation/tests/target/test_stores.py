@@ -1,4 +1,4 @@
-"""Whatever a client library does when its service dies, a reading ends as read or as unreadable, and closed."""
+"""A reading ends as read or as unreadable, and closed, whatever a client does when its service dies."""
 
 import asyncio
 import contextlib
