@@ -10,7 +10,7 @@ from simulation.scenario.arrivals import MAX_RPS
 
 
 def read_text(file: Path) -> str:
-    """Return the text of a file in UTF-8, or in UTF-16 as PowerShell writes it. Raises OSError, ValueError."""
+    """Return the text of a file in UTF-8 or, as PowerShell writes it, UTF-16. Raises OSError, ValueError."""
     raw = file.read_bytes()
     return raw.decode("utf-16" if raw.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else "utf-8-sig")
 
