@@ -320,7 +320,7 @@ async def test_an_unrequested_response_closes_the_connection_and_counts_for_noth
         asyncio.get_running_loop().call_later(0.02, request.send, answer(408, b"too slow"))
 
     async with http_server(answer_and_complain) as server:
-        load = await run(server.port, [op * 100 for op in range(5)])
+        load = await run(server.port, [op * 400 for op in range(5)])
     assert list(load.status) == [200] * 5
     assert len({request.connection for request in server.requests}) == 5
 
