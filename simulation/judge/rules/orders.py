@@ -140,7 +140,7 @@ def a_key_tells_the_truth(evidence: Evidence) -> Finding:
     return find(
         f"{len(later):,} requests under the key of an order that lives",
         Breach(len(wrong), "were refused", "op", wrong["op"]),
-        Breach(count_turned_away(later), "were turned away"),
+        Breach(count_turned_away(later.assign(excused=asked.is_slow(later))), "were turned away"),
         chances=len(later),
     )
 

@@ -18,8 +18,7 @@ def reads_are_true(evidence: Evidence) -> Finding:
     reads = evidence.reads
     if reads is None or reads.empty:
         return Finding(0, "no reads", 0)
-    asked = evidence.asked
-    reads = reads.assign(excused=asked.is_excused(reads), slow=asked.is_slow(reads))
+    reads = reads.assign(excused=evidence.asked.is_slow(reads))
     orders, stocks = (reads[reads["kind"] == kind] for kind in ("order", "stock"))
     judged = f"{len(orders):,} reads of orders and {len(stocks):,} of stock judged"
     said = [*_judge_answers(orders, stocks), *_judge_statuses(orders, evidence), *_judge_sums(stocks)]
@@ -73,7 +72,7 @@ def _compare_with_ledger(orders: pd.DataFrame, evidence: Evidence) -> list[Breac
     final = orders[orders["order_status"].isin(TERMINAL)]
     ledger = evidence.orders.drop_duplicates("order_id").set_index("order_id")
     wrong = final.loc[final["order_status"] != final["order_id"].map(ledger["status"]), "order_id"]
-    waiting = orders[(orders["order_status"] == "PENDING") & ~orders["slow"]]
+    waiting = orders[(orders["order_status"] == "PENDING") & ~orders["excused"]]
     shown_ns = waiting["order_id"].map(ledger["settled_ns"]).astype("float64") + evidence.asked.clock_ns
     stale = waiting.loc[waiting["sent_ns"].astype("float64") > shown_ns + PROMPT_NS, "order_id"]
     return [
@@ -88,7 +87,7 @@ def _compare_with_sales(stocks: pd.DataFrame, evidence: Evidence) -> list[Breach
     bought = evidence.bought
     missing = (stocks["outcome"] == "NOT_FOUND") & stocks["product_id"].isin(sales["product_id"])
     shown = stocks[(stocks["outcome"] == "SHOWN") & stocks["product_id"].isin(sales["product_id"])]
-    names = ["op", "product_id", "sent_ns", "done_ns", "initial", "remaining", "slow"]
+    names = ["op", "product_id", "sent_ns", "done_ns", "initial", "remaining", "excused"]
     pairs = shown[names].merge(sales, on="product_id")
     pairs = pairs[(pairs["done_ns"] >= pairs["first_ns"]) & (pairs["sent_ns"] <= pairs["last_ns"])]
     fitting = pairs[pairs["initial"] == pairs["stock"]].reset_index(drop=True)
@@ -98,7 +97,7 @@ def _compare_with_sales(stocks: pd.DataFrame, evidence: Evidence) -> list[Breach
     gone = _count_until(fitting, fitting["sent_ns"] - PROMPT_NS, bought, "done_ns", by="sale_id")
     most = fitting["stock"] - fitting["quantity"] * gone + fitting["FAILED"]
     enough = fitting.loc[fitting["remaining"] >= least, "op"]
-    few = fitting.loc[(fitting["remaining"] <= most) | fitting["slow"], "op"]
+    few = fitting.loc[(fitting["remaining"] <= most) | fitting["excused"], "op"]
     strange = shown.loc[~shown["op"].isin(fitting["op"]), "op"]
     short = shown.loc[shown["op"].isin(fitting["op"]) & ~shown["op"].isin(enough), "op"]
     stale = shown.loc[shown["op"].isin(fitting["op"]) & ~shown["op"].isin(few), "op"]

@@ -17,7 +17,9 @@ def sold_out_means_sold_out(evidence: Evidence) -> Finding:
     sales = evidence.asked_sales
     answers = evidence.answered("SOLD_OUT")
     answers = answers.assign(sale_id=evidence.find_sale(answers)).dropna(subset=["sale_id", "done_ns"])
-    answers = answers[["op", "sale_id", "product_id", "sent_ns", "done_ns"]].astype("int64")
+    answers = answers[["op", "sale_id", "product_id", "intended_ns", "sent_ns", "done_ns"]].astype("int64")
+    # A gate that has lost its memory may not know yet what came back, nor what it showed.
+    sure = ~evidence.asked.is_slow(answers)
     bought = evidence.bought[["product_id", "sale_id", "first_ns", "returned_ns"]]
     sale = answers["sale_id"]
     quantity = sale.map(sales["quantity"])
@@ -32,9 +34,9 @@ def sold_out_means_sold_out(evidence: Evidence) -> Finding:
     begun += _count(answers, bought[bought["sale_id"].isna()], "product_id")
     begun += _count(answers, _find_unknown(evidence), "product_id")
     back = bought.dropna(subset=["sale_id", "returned_ns"])
-    begun -= _count(answers, back, "sale_id", of="returned_ns", at="sent_ns")
+    begun -= _count(answers, back, "sale_id", of="returned_ns", at="sent_ns") * sure
     early = ~wrong & (begun * quantity <= sale.map(sales["stock"]) - quantity)
-    early |= ~wrong & _shown_otherwise(answers, evidence)
+    early |= ~wrong & sure & _shown_otherwise(answers, evidence)
     return find(
         f"{len(answers):,} SOLD_OUT answers judged",
         Breach(wrong.sum(), "came while units were left", "op", answers.loc[wrong, "op"]),
@@ -146,7 +148,9 @@ def _may_have_reached(evidence: Evidence, refused: pd.DataFrame, sale: pd.Series
     limited = refused[refused["outcome"] == "LIMIT_REACHED"]
     bought = evidence.bought[["user_id", "product_id", "sale_id", "first_ns", "returned_ns"]]
     tries = pd.concat([bought, _find_unknown(evidence).reindex(columns=bought.columns)], ignore_index=True)
-    pairs = limited[["op", "user_id", "product_id", "sent_ns", "done_ns"]].assign(sale_id=sale)
+    pairs = limited[["op", "user_id", "product_id", "sent_ns", "done_ns"]].assign(
+        sale_id=sale[limited.index], slow=evidence.asked.is_slow(limited)
+    )
     pairs = pairs.merge(tries, on=["user_id", "product_id"], suffixes=("", "_bought"))
     same = (
         pairs["sale_id"].isna()
@@ -155,7 +159,7 @@ def _may_have_reached(evidence: Evidence, refused: pd.DataFrame, sale: pd.Series
     )
     before = (pairs["first_ns"] <= pairs["done_ns"]).fillna(True).astype(bool)
     back = (pairs["returned_ns"] < pairs["sent_ns"].astype("float64")).fillna(False)
-    counts = limited["op"].map(pairs[same & before & ~back].groupby("op").size()).fillna(0)
+    counts = limited["op"].map(pairs[same & before & ~(back & ~pairs["slow"])].groupby("op").size()).fillna(0)
     terms = sales.dropna(subset="user_limit").astype({"user_limit": "float64"})
     least = terms.groupby("product_id")[["user_limit", "quantity"]].min()
     limits = pd.DataFrame(
