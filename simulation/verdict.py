@@ -58,6 +58,7 @@ def load_run(folder: Path) -> Run:
         target=facts.target,
         ended_ns=ended_ns,
         load_valid=load.valid,
+        skew_s=facts.skew_s,
     )
     metrics = Metrics(
         history,

@@ -146,11 +146,12 @@ def read_asked(
     target: str | None = None,
     ended_ns: int = LONG_AGO,
     load_valid: bool = True,
+    skew_s: float = 0.0,
 ) -> Asked:
     """Return what a run of the scenario asked of its engine, or of the one at `target`.
 
     `restocks` are those that were done. One that was due a second before `ended_ns`, the end of the load, was
-    asked for as well.
+    asked for as well. `skew_s` is how far the clocks of the engine's services were seen to be off.
     """
     known = target is None or "payment_decline_rate" in scenario.engine
     here = target is None or re.match(r"http://(localhost|127\.0\.0\.1|\[::1\])\b", target)
@@ -175,7 +176,7 @@ def read_asked(
         timeout_ns=scenario.driver.timeout_ms * 1_000_000,
         remembered_ns=round(float(scenario.engine.get("idempotency_s", REMEMBERED_S)) * 1e9),
         started_us=started_us,
-        clock_ns=SAME_CLOCK_NS if here else OTHER_CLOCK_NS,
+        clock_ns=(SAME_CLOCK_NS if here else OTHER_CLOCK_NS) + round(skew_s * 1e9),
     )
 
 

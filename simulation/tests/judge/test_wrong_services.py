@@ -7,7 +7,9 @@ import msgspec
 import pandas as pd
 import pytest
 
+from simulation.judge.asked import read_asked
 from simulation.model.events import Recovery
+from simulation.scenario.schema import Scenario
 from simulation.tests import histories
 from simulation.tests.histories import (
     Look,
@@ -243,3 +245,16 @@ def test_under_an_overload_nothing_was_tested_of_whether_the_sale_happened() -> 
     assert states["the sale happened"] == "not exercised"
     states = {check.name: check.state for check in histories.judge(history, state)}
     assert states["the sale happened"] == "held"
+
+
+def test_clocks_that_were_seen_to_differ_are_allowed_to() -> None:
+    history, state = play([at(10 * S, 1)], [Terms()])
+    moved = with_orders(state, [row | {"accepted_us": 7_500_000} for row in order_rows(state)])
+    raw: dict[str, Any] = {
+        **{"name": "x", "text": "x", "seed": 1, "sales": [{"product_id": 1, "stock": 3}]},
+        **{"arrivals": [{"shape": "constant", "seconds": 1, "rate_rps": 1}], "population": {"users": 1}},
+    }
+    scenario = msgspec.convert(raw, Scenario)
+    slack_ns = [read_asked(scenario, skew_s=skew_s).clock_ns for skew_s in (0, 3)]
+    assert broken(history, moved, clock_ns=slack_ns[0]) == {"accepted is settled"}
+    assert broken(history, moved, clock_ns=slack_ns[1]) == set()

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from engine.settings import Settings
 from simulation.errors import Unreadable
-from simulation.target.stores import read_within
+from simulation.target.stores import measure_skew, read_within
 
 Reading = Callable[[], Coroutine[Any, Any, int]]
 
@@ -62,3 +63,10 @@ async def test_a_cancellation_of_the_reader_is_its_own() -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+async def test_the_clocks_of_this_machine_agree(settings_without_bus: Settings) -> None:
+    assert settings_without_bus.redis_url is not None
+    assert settings_without_bus.postgres_url is not None
+    assert await measure_skew(settings_without_bus.redis_url, settings_without_bus.postgres_url) < 0.05
+    assert await measure_skew("redis://127.0.0.1:1", "postgresql://127.0.0.1:1/none") == 0.0
