@@ -149,7 +149,7 @@ def verdict_in_words(checks: Sequence[Check], load_valid: bool, thresholds: Sequ
     broken = [check.name for check in checks if check.state == "broken"]
     unjudged = [check.name for check in checks if check.state == "not judged"]
     missed = [f"{each.name} ({each.detail})" for each in thresholds if each.state == "broken"]
-    unmeasured = [each.name for each in thresholds if each.state == "not judged"]
+    doubtful = [f"{each.name} ({each.detail})" for each in thresholds if each.state == "not judged"]
     asked = f"{len(thresholds)} threshold{'s' if len(thresholds) != 1 else ''}"
     words = f"{count_states(checks)}."
     if broken:
@@ -161,8 +161,8 @@ def verdict_in_words(checks: Sequence[Check], load_valid: bool, thresholds: Sequ
         words += " The driver did not keep its schedule: this is not the planned load."
     if missed:
         words += f" {len(missed)} of {asked} missed: {', '.join(missed)}."
-    elif unmeasured:
-        words += f" {len(unmeasured)} of {asked} could not be measured: {', '.join(unmeasured)}."
+    elif doubtful:
+        words += f" {len(doubtful)} of {asked} could not be judged: {', '.join(doubtful)}."
     return words
 
 
