@@ -1,4 +1,4 @@
-"""Whatever a client library does when its service dies, a reading ends as read or as unreadable."""
+"""A reading ends as read or as unreadable, and closed, whatever a client does when its service dies."""
 
 import asyncio
 import contextlib
@@ -8,8 +8,18 @@ from typing import Any
 import pytest
 
 from engine.settings import Settings
+from engine.tests.interruption import interrupt_at_every_step
 from simulation.errors import Unreadable
-from simulation.target.stores import measure_skew, read_within
+from simulation.target.stores import (
+    BusStore,
+    GateStore,
+    LedgerStore,
+    Store,
+    close_stores,
+    measure_skew,
+    read_stores,
+    read_within,
+)
 
 Reading = Callable[[], Coroutine[Any, Any, int]]
 
@@ -70,3 +80,18 @@ async def test_the_clocks_of_this_machine_agree(settings_without_bus: Settings) 
     assert settings_without_bus.postgres_url is not None
     assert await measure_skew(settings_without_bus.redis_url, settings_without_bus.postgres_url) < 0.05
     assert await measure_skew("redis://127.0.0.1:1", "postgresql://127.0.0.1:1/none") == 0.0
+
+
+async def test_stores_whose_reading_or_closing_is_interrupted_keep_no_connection(settings: Settings) -> None:
+    async def look() -> None:
+        stores: list[Store] = [
+            GateStore(settings.redis_url or "", [], 1),
+            LedgerStore(settings.postgres_url or "", []),
+            BusStore(settings.amqp_url or ""),
+        ]
+        try:
+            await read_stores(stores, 60)
+        finally:
+            await close_stores(stores)
+
+    assert await interrupt_at_every_step(look) == set()
