@@ -4,6 +4,7 @@ import pandas as pd
 
 from simulation.judge.asked import GRACE_S
 from simulation.judge.rules.evidence import (
+    BUYER,
     LIVE,
     MOST,
     Breach,
@@ -66,6 +67,8 @@ def the_sale_happened(evidence: Evidence) -> Finding:
     clients = wanting.drop_duplicates("first_op")["sale_id"].value_counts()
     sure = ~wanting["excused"]
     certain = wanting[sure | (wanting["outcome"] == "ACCEPTED")]
+    # All requests under a key are one purchase.
+    certain = certain[(certain["key"] == "") | ~certain.duplicated(BUYER)]
     wanted = certain.drop_duplicates("first_op")["sale_id"].value_counts().reindex(sales.index, fill_value=0)
     most = sales["stock"] // sales["quantity"]
     sold = sales[[*LIVE, "FAILED"]].sum(axis=1) // sales["quantity"]
