@@ -4,7 +4,10 @@ import asyncio
 from collections.abc import Callable
 from typing import Final
 
+from redis.asyncio import Redis
+
 from engine.gate.client import Script, connect_redis
+from engine.gate.fence import Fence
 from engine.gate.keys import ShardKeys, shard_of
 from engine.gate.lane import Lane
 from engine.gate.reads import GateReads, translate_errors
@@ -55,20 +58,36 @@ class Gate:
         self.submit((b"%d" % user_id, b"%d" % product_id, key, reply))
         return await future
 
-    async def open_sale(self, sale: Sale) -> None:
-        """Offer the sale in place of the product's older one. Raises GateUnavailable.
+    async def check(self, product_id: int, within_s: float) -> None:
+        """Raise GateUnavailable unless the product's shard takes writes now."""
+        with translate_errors():
+            async with asyncio.timeout(within_s):
+                await self._redis.hdel(shard_of(product_id, self._lanes).keys.fence, "")
+
+    async def open_sale(self, sale: Sale, within_s: float | None = None) -> None:
+        """Offer the sale in place of the product's older one. Raises GateUnavailable: it may be offered yet.
 
         Returns once no front door of any machine repeats a refusal of the older one.
         """
-        terms = sale.terms
-        lane = shard_of(terms.product_id, self._lanes)
-        keys = [lane.keys.fence, lane.keys.sale(terms.product_id)]
-        arguments = (
-            lane.fence.writer, lane.keys.prefix, sale.sale_id, terms.stock, terms.limit or 0,
-            terms.quantity, terms.starts_ms or 0, terms.ends_ms or 0,
-        )  # fmt: skip
+        lane = shard_of(sale.terms.product_id, self._lanes)
         with translate_errors():
-            generation, writes, replaced = await _OPEN_SALE.run(self._redis.execute_command, keys, arguments)
-        lane.fence.note(generation, writes)
+            async with asyncio.timeout(within_s):
+                replaced = await offer_sale(self._redis, lane.keys, lane.fence, sale)
         if replaced:
             await asyncio.sleep(self._sold_out_s)
+
+
+async def offer_sale(redis: Redis, shard: ShardKeys, fence: Fence, sale: Sale) -> bool:
+    """Offer a sale with its whole stock; return whether it replaced an older one. Raises RedisError.
+
+    It changes nothing if the gate has this sale, or a newer one of the product.
+    """
+    terms = sale.terms
+    arguments = (
+        fence.writer, shard.prefix, sale.sale_id, terms.stock, terms.limit or 0, terms.quantity,
+        terms.starts_ms or 0, terms.ends_ms or 0,
+    )  # fmt: skip
+    keys = [shard.fence, shard.sale(terms.product_id)]
+    generation, writes, replaced = await _OPEN_SALE.run(redis.execute_command, keys, arguments)
+    fence.note(generation, writes)
+    return bool(replaced)

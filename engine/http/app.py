@@ -12,18 +12,20 @@ from typing import Final
 from aiohttp import HttpVersion10, HttpVersion11, web
 from aiohttp.typedefs import Handler
 
-from engine.errors import GateUnavailable, InputError, LedgerUnavailable
+from engine.errors import GateUnavailable, InputError, LedgerUnavailable, OutcomeUnknown
 from engine.gate.gate import Gate
 from engine.http.answers import (
     JSON,
     Answer,
     answer_input_error,
+    answer_opening,
     answer_purchase,
     make_problem,
     respond,
     respond_http_error,
     respond_json,
 )
+from engine.http.opening import open_sale
 from engine.http.readiness import OK, Readiness
 from engine.http.requests import (
     MAX_BODY_BYTES,
@@ -101,11 +103,15 @@ class FrontDoor:
         return respond(answer_purchase(*await self._gate.reserve(user_id, product_id, key)))
 
     async def open_sale(self, request: web.Request) -> web.Response:
-        """Open a new sale: first in the ledger, then at the gate."""
+        """Open a new sale, or answer with the one that the same key has opened."""
         self._check_admin(request)
         terms = parse_terms(request.query)
-        sale = await self._ledger.open_sale(terms)
-        await self._gate.open_sale(sale)
+        key = parse_key(request.headers.getall("Idempotency-Key", []))
+        try:
+            sale = await open_sale(self._gate, self._ledger, terms, key, self._look_s)
+        except (GateUnavailable, LedgerUnavailable, OutcomeUnknown) as error:
+            log.warning("a sale of product %d was not opened: %s", terms.product_id, error)
+            return respond(answer_opening(error, key is not None))
         log.info("sale %d opened: %d units of product %d", sale.sale_id, terms.stock, terms.product_id)
         return respond_json(
             {

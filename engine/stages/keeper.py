@@ -34,6 +34,7 @@ async def run_keeper(settings: Settings, clearing: Clearing, pause: Pause) -> No
                 is_open = await reconciliation.is_open()
                 if is_open:
                     pause.end()
+                    await reconciliation.offer_left()
                     found = await reconciliation.audit()
                     if found and found == suspects:
                         log.warning(

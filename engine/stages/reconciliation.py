@@ -14,8 +14,11 @@ nothing, and the audit finds the unit that the gate now has too many: whenever n
 ledger must agree, and if they differ twice in a row, the gate is rebuilt.
 
 The gate follows the ledger in everything: a sale that the gate lacks is offered, one that only the gate has
-is withdrawn. Any number of processes may reconcile at once. PostgreSQL's advisory lock lets one of them
-rebuild. If it loses the lock and goes on, its writes are refused as soon as the next one has begun.
+is withdrawn. A sale that its front door wrote and could not offer is offered while the gate is open: nobody
+can have bought of it, and no other sale is closed for it.
+
+Any number of processes may reconcile at once. PostgreSQL's advisory lock lets one of them rebuild. If it
+loses the lock and goes on, its writes are refused as soon as the next one has begun.
 """
 
 import logging
@@ -29,7 +32,8 @@ from redis.exceptions import ResponseError
 
 from engine.bus.publisher import Publisher
 from engine.gate.client import Script, connect_redis
-from engine.gate.fence import read_generations
+from engine.gate.fence import Fence, read_generations
+from engine.gate.gate import offer_sale
 from engine.gate.keys import ShardKeys, shard_of
 from engine.gate.pending import count_pending
 from engine.ledger.ledger import Balance, KeyedOrder, Ledger
@@ -43,6 +47,10 @@ _REMEMBER: Final = Script("remember.lua")
 _REOPEN: Final = Script("reopen.lua")
 _CHUNK: Final = 1_000
 """Buyers in one script call: Redis serves nobody else meanwhile, and Lua's stack bounds it, too."""
+
+
+_OPENING_S: Final = 5.0
+"""Time that a front door has to open a sale, more than its longest."""
 
 
 class Comparison(NamedTuple):
@@ -62,6 +70,12 @@ class Comparison(NamedTuple):
     def agrees(self) -> bool:
         """Whether gate and ledger say the same."""
         return self.sale_id == self.balance.sale.sale_id and self.remaining == self.expected
+
+    @property
+    def is_fine(self) -> bool:
+        """Whether they agree, or the sale is on its way to the gate."""
+        sale, sold = self.balance
+        return self.agrees or (not sale.offered and not sold and self.sale_id != sale.sale_id)
 
 
 class Traffic(NamedTuple):
@@ -98,6 +112,7 @@ class Reconciliation:
         self._ledger = ledger
         self._bus = bus
         self._shards = [ShardKeys(shard) for shard in range(settings.gate_shards)]
+        self._fences = [(shard, Fence()) for shard in self._shards]
         self._remember_s = settings.idempotency_s
         self._audited: Any = None
 
@@ -165,12 +180,21 @@ class Reconciliation:
         before = await self._read_fences()
         if before == self._audited or not (await self.read_traffic()).settled:
             return []
-        differing = [comparison for comparison in await self.compare() if not comparison.agrees]
+        differing = [comparison for comparison in await self.compare() if not comparison.is_fine]
         if not (await self.read_traffic()).settled or await self._read_fences() != before:
             return []
         if not differing:
             self._audited = before
         return differing
+
+    async def offer_left(self) -> None:
+        """Offer the sales that the ledger has and that their front doors could not bring to an open gate."""
+        for sale, sold in await self._ledger.find_unoffered(_OPENING_S):
+            if not sold:  # sold units prove that the gate has taken it before
+                shard, fence = shard_of(sale.terms.product_id, self._fences)
+                await offer_sale(self._redis, shard, fence, sale)
+                log.info("sale %d opened, which its front door had left half opened", sale.sale_id)
+            await self._ledger.note_offered(sale.sale_id)
 
     async def open_new(self) -> None:
         """Open a gate that has never had a sale: there is nothing to rebuild, and so nothing to wait for."""
