@@ -37,7 +37,7 @@ def progress_at(t_s: float, done: int, planned: int = 200_000) -> Progress:
         sent=done,
         done=done,
         outcomes=outcomes,
-        recent=make_histogram([10_000] * done),
+        recent=make_histogram([10_000] * min(done, 100)),
     )
 
 
