@@ -6,6 +6,8 @@ Each shard holds a hash, its fence, which the gate's scripts read with every bat
     <writer>    number of the last write of each process that writes to the shard
     rebuilding  the generation of the process that rebuilds the shard
     newest      acceptance time of the newest order known when it was rebuilt, Unix milliseconds
+    doubt       when it was rebuilt, Unix milliseconds; absent once no order from before can be under way of
+                which the shard knows nothing
 
 How each loss is noticed:
 

@@ -26,7 +26,7 @@ class Gate:
         self._sold_out_s = settings.sold_out_ms / 1000
         shards = [ShardKeys(shard) for shard in range(settings.gate_shards)]
         self._lanes = [Lane(shard, settings) for shard in shards]
-        self.reads = GateReads(self._redis, shards)
+        self.reads = GateReads(self._redis, [(lane.keys, lane.fence) for lane in self._lanes])
         only = self._lanes[0] if len(shards) == 1 else None
         self.submit: Callable[[Purchase], None] = only.submit if only else self._submit
         """Put a purchase into the next batch of its shard; its reply is called later, exactly once."""
@@ -84,7 +84,7 @@ async def offer_sale(redis: Redis, shard: ShardKeys, fence: Fence, sale: Sale) -
     """
     terms = sale.terms
     arguments = (
-        fence.writer, shard.prefix, sale.sale_id, terms.stock, terms.limit or 0, terms.quantity,
+        fence.seen[0], shard.prefix, sale.sale_id, terms.stock, terms.limit or 0, terms.quantity,
         terms.starts_ms or 0, terms.ends_ms or 0,
     )  # fmt: skip
     keys = [shard.fence, shard.sale(terms.product_id)]

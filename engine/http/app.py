@@ -76,7 +76,7 @@ class FrontDoor:
         app.router.add_get("/healthz", self.show_health)
         if buyers:
             app.router.add_post("/purchase/buy", self.buy)
-            app.router.add_get("/purchase/orders/{order_id}", self.show_order)
+            app.router.add_get("/purchase/orders/{order_id:[^/]+}", self.show_order)
             app.router.add_get("/purchase/stock", self.show_stock)
             app.router.add_get("/openapi.json", self.show_openapi)
         if operations:
@@ -151,7 +151,8 @@ class FrontDoor:
             }
             return respond_json(fields | ({"reason": order.reason} if order.reason else {}))
         if pending is None:
-            raise GateUnavailable("only the gate can tell whether the order is pending")
+            detail = "it is not known yet whether this order was accepted; try again"
+            return respond(make_problem(503, "Not known yet", detail, "GATE_UNAVAILABLE", retry=True))
         raise InputError("orderId", "this order was never accepted", 404)
 
     async def show_stock(self, request: web.Request) -> web.Response:

@@ -42,6 +42,7 @@ async def run_keeper(settings: Settings, clearing: Clearing, pause: Pause) -> No
                         )
                         await reconciliation.close(generation)
                     suspects = found
+                    await reconciliation.end_doubt()
                 else:
                     if not was_closed:
                         log.warning("the gate is closed until it is rebuilt from the ledger")

@@ -14,11 +14,8 @@ nothing, and the audit finds the unit that the gate now has too many: whenever n
 ledger must agree, and if they differ twice in a row, the gate is rebuilt.
 
 The gate follows the ledger in everything: a sale that the gate lacks is offered, one that only the gate has
-is withdrawn. A sale that its front door wrote and could not offer is offered while the gate is open: nobody
-can have bought of it, and no other sale is closed for it.
-
-Any number of processes may reconcile at once. PostgreSQL's advisory lock lets one of them rebuild. If it
-loses the lock and goes on, its writes are refused as soon as the next one has begun.
+is withdrawn. Any number of processes may reconcile at once. PostgreSQL's advisory lock lets one of them
+rebuild. If it loses the lock and goes on, its writes are refused as soon as the next one has begun.
 """
 
 import logging
@@ -52,6 +49,9 @@ _CHUNK: Final = 1_000
 _OPENING_S: Final = 5.0
 """Time that a front door has to open a sale, more than its longest."""
 
+_LATE_S: Final = 60.0
+"""Time in which a relay publishes or gives up what it read of a lost outbox: twice its wait for a confirm."""
+
 
 class Comparison(NamedTuple):
     """A product's current sale as ledger and gate see it, in units."""
@@ -68,14 +68,11 @@ class Comparison(NamedTuple):
 
     @property
     def agrees(self) -> bool:
-        """Whether gate and ledger say the same."""
-        return self.sale_id == self.balance.sale.sale_id and self.remaining == self.expected
-
-    @property
-    def is_fine(self) -> bool:
-        """Whether they agree, or the sale is on its way to the gate."""
+        """Whether gate and ledger say the same, or the sale is on its way to the gate."""
         sale, sold = self.balance
-        return self.agrees or (not sale.offered and not sold and self.sale_id != sale.sale_id)
+        if self.sale_id != sale.sale_id:
+            return not sale.offered and not sold
+        return self.remaining == self.expected
 
 
 class Traffic(NamedTuple):
@@ -180,7 +177,7 @@ class Reconciliation:
         before = await self._read_fences()
         if before == self._audited or not (await self.read_traffic()).settled:
             return []
-        differing = [comparison for comparison in await self.compare() if not comparison.is_fine]
+        differing = [comparison for comparison in await self.compare() if not comparison.agrees]
         if not (await self.read_traffic()).settled or await self._read_fences() != before:
             return []
         if not differing:
@@ -188,13 +185,26 @@ class Reconciliation:
         return differing
 
     async def offer_left(self) -> None:
-        """Offer the sales that the ledger has and that their front doors could not bring to an open gate."""
+        """Offer the sales that their front doors could not offer; no other sale is closed for them."""
         for sale, sold in await self._ledger.find_unoffered(_OPENING_S):
-            if not sold:  # sold units prove that the gate has taken it before
+            if not sold:  # or else the gate has had it
                 shard, fence = shard_of(sale.terms.product_id, self._fences)
                 await offer_sale(self._redis, shard, fence, sale)
-                log.info("sale %d opened, which its front door had left half opened", sale.sale_id)
+                log.info("sale %d opened: its front door could not offer it", sale.sale_id)
             await self._ledger.note_offered(sale.sale_id)
+
+    async def end_doubt(self) -> None:
+        """Let the gate deny orders from before its rebuild, once none that it forgot is under way."""
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for shard in self._shards:
+                pipe.hget(shard.fence, "doubt")
+            pipe.time()
+            *doubts, (now_s, _) = await pipe.execute()
+        since_ms = max(int(doubt or 0) for doubt in doubts)
+        if since_ms and now_s - since_ms / 1000 > _LATE_S:
+            traffic = await self.read_traffic()
+            for shard in [] if traffic.entries or traffic.messages else self._shards:
+                await self._redis.hdel(shard.fence, "doubt")
 
     async def open_new(self) -> None:
         """Open a gate that has never had a sale: there is nothing to rebuild, and so nothing to wait for."""
@@ -221,7 +231,8 @@ class Reconciliation:
                 await self._restore_answers(generation, orders)
             newest_ms = await self._ledger.find_newest()
             for shard in self._shards:
-                await _REOPEN.run(self._redis.execute_command, [shard.fence], [generation, newest_ms])
+                arguments = [generation, newest_ms, int(bool(balances))]
+                await _REOPEN.run(self._redis.execute_command, [shard.fence], arguments)
         units = sum(balance.sale.terms.stock - balance.sold for balance in balances)
         log.info(
             "the gate is open in generation %d: %d sales, %d units left", generation, len(balances), units
