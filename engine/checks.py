@@ -7,7 +7,7 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from importlib.resources import files
-from typing import Final
+from typing import Final, TypeVar
 
 import asyncpg
 from aiormq import exceptions as amqp
@@ -21,15 +21,20 @@ from engine.gate.keys import ShardKeys
 from engine.ledger.ledger import Ledger
 from engine.stages.lifecycle import Outage
 
+T = TypeVar("T")
+
 log = logging.getLogger(__name__)
 
 _PATIENCE_S: Final = 30.0
+MIGRATION_S: Final = 600.0
+"""Longest time for the migrations of the schema, by this process or by another."""
 _SHORT_PATIENCE_S: Final = 5.0
 """For what is rarely mended by itself: a name that nobody knows, a service that can't write."""
 _FINAL: Final = (
     asyncpg.InvalidAuthorizationSpecificationError,
     asyncpg.InvalidCatalogNameError,
-    asyncpg.InsufficientPrivilegeError,
+    asyncpg.SyntaxOrAccessError,  # a missing right, or a table of another program
+    asyncpg.InvalidSchemaNameError,
     asyncpg.ClientConfigurationError,
     asyncpg.ProtocolViolationError,  # how PgBouncer says that it knows no such user or database
     redis_errors.AuthenticationError,
@@ -58,20 +63,22 @@ _COMMANDS: Final = (
 )
 
 
-async def insist(name: str, setting: str, attempt: Callable[[], Awaitable[object]]) -> None:
-    """Await `attempt()` until it works.
+async def insist(
+    name: str, setting: str, attempt: Callable[[], Awaitable[T]], patience_s: float = _PATIENCE_S
+) -> T:
+    """Await `attempt()` until it works, and return what it returns.
 
-    Raises SettingsError at once for what no time mends, FlashgridError if it does not work in half a minute.
+    Raises SettingsError at once for what no time mends, FlashgridError if it does not work in `patience_s`.
     """
     outage = Outage(name)
     loop = asyncio.get_running_loop()
     started = loop.time()
     last = "it does not answer"
     try:
-        async with asyncio.timeout(_PATIENCE_S):
+        async with asyncio.timeout(patience_s):
             while True:
                 try:
-                    await attempt()
+                    result = await attempt()
                 except SettingsError as error:
                     raise SettingsError(f"{setting}: {error}") from None
                 except (
@@ -88,9 +95,9 @@ async def insist(name: str, setting: str, attempt: Callable[[], Awaitable[object
                     await outage.wait(error)
                 else:
                     outage.end()
-                    return
+                    return result
     except TimeoutError:
-        raise FlashgridError(f"{name} does not answer after {_PATIENCE_S:.0f} s: {last}") from None
+        raise FlashgridError(f"{name} does not answer after {patience_s:.0f} s: {last}") from None
 
 
 def is_final(error: BaseException) -> bool:
@@ -174,25 +181,43 @@ async def check_postgres(url: str) -> None:
     log.info("PostgreSQL is behind a pooler, in session mode")
 
 
-async def prepare_schema(url: str, ledger: Ledger) -> None:
-    """Create what is missing of the schema; do without the right to, if another role has made all of it.
+async def prepare_schema(url: str, ledger: Ledger) -> list[str]:
+    """Apply the migrations that are missing, and return their names; check the role's rights.
 
-    Raises LedgerUnavailable, or SettingsError that says which rights are missing.
+    Raises LedgerUnavailable, or SettingsError that says what is missing and who may mend it.
     """
+    missing: list[str] = []
+    newer: list[str] = []
+    applied: list[str] = []
+    refusal: BaseException | None = None
     try:
-        await ledger.create_schema()
+        missing, newer = await ledger.read_schema()
+        applied = await ledger.migrate() if missing else []
     except LedgerUnavailable as error:
-        if not isinstance(error.__cause__, asyncpg.InsufficientPrivilegeError):
+        refusal = error.__cause__
+        if not isinstance(refusal, (asyncpg.InsufficientPrivilegeError, asyncpg.InvalidSchemaNameError)):
             raise
-        async with _connect(url) as connection:
-            needs = [row["need"] for row in await connection.fetch(_RIGHTS)]
-            role = await connection.fetchval("SELECT current_user")
-        if needs:
-            raise SettingsError(
-                f"{error.__cause__}; role {role} lacks {', '.join(needs)}:"
-                " let the schema's owner start the engine once, and grant these"
-            ) from None
-        log.info("role %s may not change the schema, which another role has made", role)
+    async with _connect(url) as connection:
+        role = await connection.fetchval("SELECT current_user")
+        needs = [row["need"] for row in await connection.fetch(_RIGHTS)]
+    if missing and refusal:
+        raise SettingsError(
+            f"the schema lacks {', '.join(missing)}, and role {role} may not add it ({refusal}):"
+            " run `flashgrid migrate` as the role that owns the schema,"
+            f" and let it grant {role} SELECT, INSERT, UPDATE on its tables"
+        )
+    if needs:
+        raise SettingsError(
+            f"role {role} lacks {', '.join(needs)}: let the role that runs `flashgrid migrate` grant them"
+        )
+    for name in applied:
+        log.info("applied the migration %s", name)
+    if newer:
+        log.warning(
+            "a newer engine has applied %s: this one goes on beside it, as migrations only add",
+            ", ".join(newer),
+        )
+    return applied
 
 
 async def check_bus(url: str) -> None:

@@ -8,7 +8,14 @@ from pathlib import Path
 
 import msgspec
 
-from engine.checks import check_bus_if_it_answers, check_postgres, check_redis, insist, prepare_schema
+from engine.checks import (
+    MIGRATION_S,
+    check_bus_if_it_answers,
+    check_postgres,
+    check_redis,
+    insist,
+    prepare_schema,
+)
 from engine.errors import SettingsError
 from engine.gate.client import connect_redis
 from engine.ledger.ledger import Ledger
@@ -65,7 +72,7 @@ def find_services(settings: Settings) -> Settings:
 
 
 async def prepare_stores(settings: Settings, roles: Collection[Role]) -> None:
-    """Check the services, create what is missing of the ledger's schema, and open the gate if it is new.
+    """Check the services, apply the migrations that the ledger lacks, and open the gate if it is new.
 
     A gate that is closed for any other reason waits for the keeper. Raises SettingsError if a service can't
     be used as it is, FlashgridError if Redis or PostgreSQL does not answer in time.
@@ -73,15 +80,23 @@ async def prepare_stores(settings: Settings, roles: Collection[Role]) -> None:
     async with connect_redis(settings.redis_url, settings.gate_timeout_ms) as redis:
         await insist("Redis", f"{PREFIX}REDIS_URL", redis.ping)
         await insist("Redis", f"{PREFIX}REDIS_URL", partial(check_redis, redis))
-        if url := settings.postgres_url:
-            setting = f"{PREFIX}POSTGRES_URL"
-            await insist("PostgreSQL", setting, partial(check_postgres, url))
-            async with await Ledger.connect(url) as ledger:
-                await insist("PostgreSQL", setting, partial(prepare_schema, url, ledger))
+        if settings.postgres_url:
+            await prepare_ledger(settings.postgres_url)
             async with reconciling(settings) as reconciliation:
                 await insist("the gate", f"{PREFIX}REDIS_URL", reconciliation.open_new)
     if settings.amqp_url and set(roles) != {Role.FRONT_DOOR}:
         await check_bus_if_it_answers(settings.amqp_url, f"{PREFIX}AMQP_URL")
+
+
+async def prepare_ledger(url: str) -> list[str]:
+    """Check PostgreSQL, apply the migrations that its schema lacks, and return their names.
+
+    Raises SettingsError if it can't be used as it is, FlashgridError if it does not answer in time.
+    """
+    setting = f"{PREFIX}POSTGRES_URL"
+    await insist("PostgreSQL", setting, partial(check_postgres, url))
+    async with await Ledger.connect(url) as ledger:
+        return await insist("PostgreSQL", setting, partial(prepare_schema, url, ledger), MIGRATION_S)
 
 
 def _fill_in(settings: Settings, urls: Mapping[str, str]) -> Settings:

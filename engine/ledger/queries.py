@@ -14,7 +14,6 @@ from engine.errors import LedgerUnavailable
 
 Connection: TypeAlias = "PoolConnectionProxy[asyncpg.Record]"
 
-SCHEMA: Final = files("engine.ledger").joinpath("schema.sql").read_text()
 _QUERIES: Final = dict(
     re.findall(
         r"^-- name: (\w+)\n(.+?);$", files("engine.ledger").joinpath("queries.sql").read_text(), re.M | re.S

@@ -125,15 +125,22 @@ async def test_a_role_that_may_only_read_and_write_serves_a_schema_of_another(
 ) -> None:
     url = settings_without_bus.postgres_url or ""
     async with role_of(url) as stranger:
-        await refused(
-            change(settings_without_bus, postgres_url=stranger), "POSTGRES_URL", "lacks SELECT on sales"
-        )
-    async with serving(settings_without_bus):
-        pass
-    async with role_of(url, DML) as writer:
-        await sells(change(settings_without_bus, postgres_url=writer), http)
+        settings = change(settings_without_bus, postgres_url=stranger)
+        said = ("POSTGRES_URL: the schema lacks 0001_ledger", "flashgrid migrate", "SELECT, INSERT, UPDATE")
+        await refused(settings, *said)
+        await run_to_the_end(settings_without_bus, "migrate")
+        await refused(settings, "POSTGRES_URL: role role_", "lacks SELECT on sales", "flashgrid migrate")
+        await execute(url, DML.format(role=urlsplit(stranger).username))
+        await sells(settings, http)
+        await execute(url, "DELETE FROM flashgrid_migrations")
+        await refused(settings, *said)
+        await run_to_the_end(settings_without_bus, "migrate")
     async with role_of(url, DML.replace(", UPDATE", "")) as reader:
         await refused(change(settings_without_bus, postgres_url=reader), "lacks UPDATE on sales")
+    async with role_of(url, f"{DML}; REVOKE SELECT ON flashgrid_migrations FROM {{role}}") as blind:
+        await refused(
+            change(settings_without_bus, postgres_url=blind), "lacks SELECT on flashgrid_migrations"
+        )
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ class Client:
 async def serve(settings: Settings) -> AsyncIterator[Client]:
     gate = Gate(settings)
     ledger = await Ledger.connect(settings.postgres_url or "")
-    await ledger.create_schema()
+    await ledger.migrate()
     runner = web.AppRunner(FrontDoor(settings, gate, ledger).make_app())
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)

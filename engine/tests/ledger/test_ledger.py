@@ -21,7 +21,7 @@ CONFIRMED, FAILED, REJECTED = OrderStatus.CONFIRMED, OrderStatus.FAILED, OrderSt
 @pytest.fixture
 async def ledger(postgres_db: str) -> AsyncIterator[Ledger]:
     ledger = await Ledger.connect(postgres_db, connections=8)
-    await ledger.create_schema()
+    await ledger.migrate()
     yield ledger
     await ledger.close()
 
@@ -41,8 +41,8 @@ async def read_statuses(ledger: Ledger, lots: list[Lot]) -> list[OrderStatus]:
 
 async def test_schema_may_be_created_by_many_at_once_and_again(postgres_db: str) -> None:
     ledgers = await asyncio.gather(*(Ledger.connect(postgres_db, connections=1) for _ in range(8)))
-    await asyncio.gather(*(ledger.create_schema() for ledger in ledgers))
-    await ledgers[0].create_schema()
+    await asyncio.gather(*(ledger.migrate() for ledger in ledgers))
+    await ledgers[0].migrate()
     await asyncio.gather(*(ledger.close() for ledger in ledgers))
 
 

@@ -49,7 +49,7 @@ async def sale_on(settings: Settings) -> AsyncIterator[tuple[Sale, Gate, Ledger]
     ledger = await Ledger.connect(settings.postgres_url)
     gate = Gate(settings)
     try:
-        await ledger.create_schema()
+        await ledger.migrate()
         sale = await ledger.open_sale(TERMS)
         await gate.open_sale(sale)
         yield sale, gate, ledger
