@@ -64,7 +64,7 @@ class Gate:
         lane = shard_of(terms.product_id, self._lanes)
         keys = [lane.keys.fence, lane.keys.sale(terms.product_id)]
         arguments = (
-            lane.fence.writer, lane.keys.prefix, sale.sale_id, terms.stock, terms.limit or 0,
+            lane.fence.seen[0], lane.keys.prefix, sale.sale_id, terms.stock, terms.limit or 0,
             terms.quantity, terms.starts_ms or 0, terms.ends_ms or 0,
         )  # fmt: skip
         with translate_errors():

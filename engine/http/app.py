@@ -16,6 +16,7 @@ from engine.errors import GateUnavailable, InputError, LedgerUnavailable
 from engine.gate.gate import Gate
 from engine.http.answers import (
     JSON,
+    PRUNED,
     Answer,
     answer_input_error,
     answer_purchase,
@@ -136,6 +137,7 @@ class FrontDoor:
             return respond_json({"orderId": order_id, "status": OrderStatus.PENDING})
         async with _look(self._ledger_looks, now_s + self._look_s, LedgerUnavailable):
             orders = await self._ledger.find_orders([order_id])
+            is_pruned = not orders and await self._ledger.is_pruned(order_id)
         for order in orders:
             fields = {
                 "orderId": order.order_id,
@@ -144,6 +146,8 @@ class FrontDoor:
                 "quantity": order.quantity,
             }
             return respond_json(fields | ({"reason": order.reason} if order.reason else {}))
+        if is_pruned:
+            return respond(PRUNED)
         if pending is None:
             raise GateUnavailable("only the gate can tell whether the order is pending")
         raise InputError("orderId", "this order was never accepted", 404)

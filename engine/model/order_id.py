@@ -31,6 +31,17 @@ def make_stem() -> str:
     return f"{milliseconds[:8]}-{milliseconds[8:]}-7{random[:3]}-{variant}{random[4:7]}-{random[7:16]}"
 
 
+def read_time_ms(order_id: str) -> int:
+    """Return the millisecond of an order id or its stem."""
+    return int(order_id[:8] + order_id[9:13], 16)
+
+
+def make_bound(time_ms: int) -> str:
+    """Return the lowest order id of a millisecond."""
+    milliseconds = f"{max(0, time_ms):012x}"
+    return f"{milliseconds[:8]}-{milliseconds[8:]}-7000-8000-000000000000"
+
+
 def split_order_id(order_id: str) -> tuple[str, int]:
     """Return stem and place of an order id."""
     return order_id[:_STEM_LENGTH], int(order_id[_STEM_LENGTH:], 16)
