@@ -67,6 +67,14 @@ _REFUSALS: Final = {
     ),
 }  # fmt: skip
 
+PRUNED: Final = make_problem(
+    404,
+    "Pruned",
+    "orders of this age are no longer kept; if it was accepted, it was settled",
+    "PRUNED",
+    "orderId",
+)
+
 _INPUT_ERRORS: Final = {
     400: ("Bad input", "BAD_INPUT"),
     401: ("Unauthorized", "UNAUTHORIZED"),

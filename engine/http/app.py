@@ -16,6 +16,7 @@ from engine.errors import GateUnavailable, InputError, LedgerUnavailable, Outcom
 from engine.gate.gate import Gate
 from engine.http.answers import (
     JSON,
+    PRUNED,
     Answer,
     answer_input_error,
     answer_opening,
@@ -142,6 +143,7 @@ class FrontDoor:
             return respond_json({"orderId": order_id, "status": OrderStatus.PENDING})
         async with _look(self._ledger_looks, now_s + self._look_s, LedgerUnavailable):
             orders = await self._ledger.find_orders([order_id])
+            is_pruned = not orders and await self._ledger.is_pruned(order_id)
         for order in orders:
             fields = {
                 "orderId": order.order_id,
@@ -150,6 +152,8 @@ class FrontDoor:
                 "quantity": order.quantity,
             }
             return respond_json(fields | ({"reason": order.reason} if order.reason else {}))
+        if is_pruned:
+            return respond(PRUNED)
         if pending is None:
             detail = "it is not known yet whether this order was accepted; try again"
             return respond(make_problem(503, "Not known yet", detail, "GATE_UNAVAILABLE", retry=True))

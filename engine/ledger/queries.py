@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from importlib.resources import files
 from typing import Any, Final, TypeAlias
@@ -19,6 +19,11 @@ _QUERIES: Final = dict(
         r"^-- name: (\w+)\n(.+?);$", files("engine.ledger").joinpath("queries.sql").read_text(), re.M | re.S
     )
 )
+
+_PAGE: Final = 10_000
+"""Rows."""
+_MEMORY: Final = "SET LOCAL work_mem = '64MB'"
+"""Enough to group a million rows without writing them to disk."""
 
 RECORD_ERRORS: Final = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, ValueError)
 """The record is at fault, and would be again."""
@@ -71,6 +76,19 @@ class Connections:
         """Return the rows of a named query; see `borrow` for the errors."""
         async with self.borrow() as connection:
             return await self.fetch_on(connection, query, *arguments)
+
+    async def stream(self, query: str, *arguments: Any) -> AsyncGenerator[list[asyncpg.Record], None]:
+        """Yield the rows of a named query that returns many, in pages; see `borrow` for the errors."""
+        async with self.borrow() as connection, connection.transaction():
+            await connection.execute(_MEMORY)
+            async with asyncio.timeout(self._timeout_s):
+                cursor = await connection.cursor(_QUERIES[query], *arguments)
+            while True:
+                async with asyncio.timeout(self._timeout_s):
+                    page = await cursor.fetch(_PAGE)
+                if not page:
+                    return
+                yield page
 
     async def fetch_on(self, connection: Connection, query: str, *arguments: Any) -> list[asyncpg.Record]:
         """Return the rows of a named query on a connection that was borrowed."""

@@ -38,8 +38,14 @@ def is_order_id(text: str) -> bool:
 
 
 def read_time_ms(order_id: str) -> int:
-    """Return when an order id was made, Unix milliseconds."""
+    """Return the millisecond of an order id or its stem."""
     return int(order_id[:8] + order_id[9:13], 16)
+
+
+def make_bound(time_ms: int) -> str:
+    """Return the lowest order id of a millisecond."""
+    milliseconds = f"{max(0, time_ms):012x}"
+    return f"{milliseconds[:8]}-{milliseconds[8:]}-7000-8000-000000000000"
 
 
 def split_order_id(order_id: str) -> tuple[str, int]:

@@ -80,12 +80,15 @@ async def test_a_database_from_before_migrations_is_taken_over_as_it_is(
     lots = reserve(old, 2)
     await ledger.settle(lots, {})
     generation = await ledger.next_generation()
-    rows = [await read(postgres_db, f"TABLE {name}") for name in ("sales", "orders", "gate")]
+    queries = (
+        "SELECT sale_id, product_id, stock, sold, opened_at FROM sales",
+        "TABLE orders",
+        "SELECT generation FROM gate",
+    )
+    rows = [await read(postgres_db, query) for query in queries]
     assert (await ledger.read_schema()).missing == NAMES
     assert await ledger.migrate() == NAMES
-    for name, before in zip(("sales", "orders", "gate"), rows, strict=True):
-        # Migrations may have added columns behind.
-        assert before == [row[: len(before[0])] for row in await read(postgres_db, f"TABLE {name}")]
+    assert rows == [await read(postgres_db, query) for query in queries]
     assert {order.order_id for order in await ledger.find_orders(ids(lots))} == {*ids(lots)}
     assert (await ledger.settle(reserve(old, 2), {})).settled == {
         OrderStatus.CONFIRMED: 1,
