@@ -7,7 +7,7 @@ from typing import Final
 from redis.asyncio import Redis
 
 from engine.gate.client import Script
-from engine.gate.fence import Fence, ask_primary
+from engine.gate.fence import Fence, read_memory
 from engine.gate.keys import ShardKeys, shard_of
 from engine.model.lot import Lot, without_orders
 from engine.model.order import Order
@@ -59,10 +59,7 @@ class Clearing:
         """
         for shard, fence in self._shards:
             writer, *seen = fence.seen
-            async with self._redis.pipeline(transaction=False) as pipe:
-                pipe.hmget(shard.fence, ["open", writer])
-                [answer] = await ask_primary(pipe, shard)
-            found = [int(number or 0) for number in answer]
+            found = await read_memory(self._redis, shard, writer)
             if found[0] and found < seen:
                 return False
             if found[0] and fence.is_silent:

@@ -40,6 +40,7 @@ from redis.exceptions import ReadOnlyError, RedisError
 from engine.gate.client import Script
 from engine.gate.keys import ShardKeys
 
+_CLOSE: Final = Script("close.lua")
 _FORGET_WRITERS: Final = Script("forget_writers.lua")
 _HOUR_MS: Final = 3_600_000
 _FORGOTTEN_MS: Final = 24 * _HOUR_MS
@@ -86,6 +87,19 @@ async def ask_primary(pipe: Pipeline, shard: ShardKeys) -> list[Any]:
     if isinstance(written, ReadOnlyError):
         raise written
     return answers
+
+
+async def read_memory(redis: Redis, shard: ShardKeys, writer: str) -> list[int]:
+    """Return the generation, 0 if the shard is closed, and the writer's last write. Raises RedisError."""
+    async with redis.pipeline(transaction=False) as pipe:
+        pipe.hmget(shard.fence, ["open", writer])
+        [numbers] = await ask_primary(pipe, shard)
+    return [int(number or 0) for number in numbers]
+
+
+async def close_shard(redis: Redis, shard: ShardKeys, generation: int) -> None:
+    """Close a shard unless it has been rebuilt since this generation. Raises RedisError."""
+    await _CLOSE.run(redis.execute_command, [shard.fence], [generation])
 
 
 async def forget_writers(redis: Redis, shards: Iterable[ShardKeys]) -> int:

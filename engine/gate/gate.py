@@ -2,12 +2,14 @@
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
 from redis.asyncio import Redis
 
+from engine.errors import GateUnavailable
 from engine.gate.client import Script, connect_redis
-from engine.gate.fence import Fence
+from engine.gate.fence import Fence, close_shard, read_memory
 from engine.gate.keys import ShardKeys, shard_of
 from engine.gate.lane import Lane
 from engine.gate.reads import GateReads, translate_errors
@@ -16,6 +18,8 @@ from engine.model.sale import Sale
 from engine.settings import Settings
 
 _OPEN_SALE: Final = Script("open_sale.lua")
+_WATCH_S: Final = 0.5
+"""How often a shard is asked whether it remembers."""
 
 
 class Gate:
@@ -26,7 +30,10 @@ class Gate:
         self._sold_out_s = settings.sold_out_ms / 1000
         shards = [ShardKeys(shard) for shard in range(settings.gate_shards)]
         self._lanes = [Lane(shard, settings) for shard in shards]
-        self.reads = GateReads(self._redis, [(lane.keys, lane.fence) for lane in self._lanes])
+        # Every front door asks within this time whether a server that is new knows what the one before knew.
+        noticed_s = settings.look_timeout_ms / 1000 + 2 * _WATCH_S
+        self.reads = GateReads(self._redis, [(lane.keys, lane.fence) for lane in self._lanes], noticed_s)
+        self._watching = asyncio.create_task(self._watch(), name="gate watch")
         only = self._lanes[0] if len(shards) == 1 else None
         self.submit: Callable[[Purchase], None] = only.submit if only else self._submit
         """Put a purchase into the next batch of its shard; its reply is called later, exactly once."""
@@ -35,10 +42,22 @@ class Gate:
 
     async def close(self) -> None:
         """Reply to the purchases that wait, then disconnect."""
+        self._watching.cancel()
         for lane in self._lanes:
             lane.refuse_more()
         await asyncio.gather(*(lane.close() for lane in self._lanes))
         await self._redis.aclose()
+
+    async def _watch(self) -> None:
+        """Close each shard that has forgotten what this process heard of it, also while nobody buys here."""
+        while True:
+            await asyncio.sleep(_WATCH_S)
+            for lane in self._lanes:
+                writer, *heard = lane.fence.seen
+                with suppress(GateUnavailable), translate_errors():
+                    found = await read_memory(self._redis, lane.keys, writer)
+                    if found[0] and found < heard:
+                        await close_shard(self._redis, lane.keys, found[0])
 
     def _submit(self, purchase: Purchase) -> None:
         _, product_id, _, _ = purchase

@@ -1,5 +1,6 @@
 """What the gate is asked beside purchases: stock, whether an order is pending, whether the gate is open."""
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final, NamedTuple
@@ -8,6 +9,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from engine.errors import GateUnavailable
+from engine.gate.client import latest_connect
 from engine.gate.fence import Fence, ask_primary, read_generations
 from engine.gate.keys import ShardKeys, shard_of
 from engine.model.order_id import read_time_ms, split_order_id
@@ -36,9 +38,11 @@ def translate_errors() -> Iterator[None]:
 class GateReads:
     """Reads of all shards. Methods raise GateUnavailable if Redis does not answer, or the gate can't say."""
 
-    def __init__(self, redis: Redis, shards: Sequence[tuple[ShardKeys, Fence]]) -> None:
+    def __init__(self, redis: Redis, shards: Sequence[tuple[ShardKeys, Fence]], noticed_s: float) -> None:
+        """`noticed_s` is the time in which a new server that lacks what others were answered is closed."""
         self._redis = redis
         self._shards = shards
+        self._noticed_s = noticed_s
 
     async def read_stock(self, product_id: int) -> Stock | None:
         """Return the stock of the product's current sale, None if it has none."""
@@ -77,6 +81,8 @@ class GateReads:
                 raise GateUnavailable("the gate has lost what it answered before")
             if doubt and read_time_ms(order_id) <= int(doubt) + _CLOCKS_MS:
                 raise GateUnavailable("orders that the gate has forgotten may be under way")
+        if time.monotonic() - latest_connect(self._redis) < self._noticed_s:
+            raise GateUnavailable("a new server may have an older copy of what the one before knew")
         return False
 
     async def is_open(self) -> bool:

@@ -30,8 +30,8 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from engine.bus.publisher import Publisher
-from engine.gate.client import Script, connect_redis
-from engine.gate.fence import Fence, read_generations
+from engine.gate.client import connect_redis
+from engine.gate.fence import Fence, close_shard, read_generations
 from engine.gate.gate import offer_sale
 from engine.gate.keys import ShardKeys, shard_of
 from engine.gate.pending import count_pending
@@ -43,7 +43,6 @@ from engine.stages.audit import Audit
 
 log = logging.getLogger(__name__)
 
-_CLOSE: Final = Script("close.lua")
 _OPENING_S: Final = 5.0
 """Time that a front door has to open a sale, more than its longest."""
 
@@ -101,7 +100,7 @@ class Reconciliation:
     async def close(self, generation: int) -> None:
         """Close the gate unless another process has rebuilt it since this generation."""
         for shard in self._shards:
-            await _CLOSE.run(self._redis.execute_command, [shard.fence], [generation])
+            await close_shard(self._redis, shard, generation)
 
     async def is_outdated(self) -> bool:
         """Return whether the ledger has settled an order newer than all that the gate has ever accepted."""

@@ -2,8 +2,10 @@
 
 import time
 from collections.abc import AsyncIterator
+from functools import partial
 from uuid import UUID
 
+import msgspec
 import pytest
 from redis.asyncio import Redis
 
@@ -15,12 +17,18 @@ from engine.stages.reconciliation import reconciling
 from engine.tests.http.test_front_door import Client, serve
 from engine.tests.orders import SHARD
 from engine.tests.stages.test_reconciliation import restore_copy, take_copy
+from engine.tests.test_server import eventually
 
 
 @pytest.fixture
 async def client(settings_without_bus: Settings) -> AsyncIterator[Client]:
-    async for client in serve(settings_without_bus):
+    async for client in serve(msgspec.structs.replace(settings_without_bus, look_timeout_ms=500)):
+        await eventually(partial(is_unknown, client, make_id()))
         yield client
+
+
+async def is_unknown(client: Client, order_id: str) -> bool:
+    return await look(client, order_id) == UNKNOWN
 
 
 async def look(client: Client, order_id: str) -> tuple[int, str]:
@@ -58,6 +66,35 @@ async def test_an_order_that_an_older_copy_lacks_is_not_denied(client: Client, r
     assert await look(client, accepted["orderId"]) == NOT_KNOWN_YET
 
 
+async def test_what_another_front_door_was_answered_is_not_denied_by_a_server_that_is_new(
+    client: Client, redis: Redis, settings_without_bus: Settings
+) -> None:
+    await client.init()
+    async for other in serve(settings_without_bus):
+        copy = await take_copy(redis)
+        _, accepted = await other.buy()
+        for each in (client, other):
+            each.gate._watching.cancel()
+        await restore_copy(redis, copy)
+        await redis.client_kill_filter(_type="normal", skipme=True)
+        assert await look(client, accepted["orderId"]) == NOT_KNOWN_YET
+
+
+async def test_a_front_door_at_which_nobody_buys_closes_a_gate_that_forgot(
+    client: Client, redis: Redis, settings_without_bus: Settings
+) -> None:
+    await client.init()
+    copy = await take_copy(redis)
+    await client.buy()
+    await restore_copy(redis, copy)
+    async for other in serve(settings_without_bus):
+        await eventually(partial(is_closed, other))
+
+
+async def is_closed(client: Client) -> bool:
+    return (await client.buy(product=77))[0] == 503
+
+
 async def test_an_order_that_a_rebuild_forgot_is_not_denied_until_it_can_not_be_under_way(
     client: Client, redis: Redis, settings_without_bus: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -89,6 +126,7 @@ async def test_a_message_of_the_bus_is_under_way(
 ) -> None:
     monkeypatch.setattr(reconciliation, "_LATE_S", -1.0)
     async for client in serve(settings):
+        await eventually(partial(is_unknown, client, make_id()))
         _, sale = await client.init()
         late = (await client.buy())[1]["orderId"]
         await redis.delete(SHARD.outbox)
@@ -107,7 +145,7 @@ async def test_a_gate_that_is_new_denies_at_once(
     await redis.flushall()
     async with reconciling(settings_without_bus) as reconciler:
         await reconciler.open_new()
-    assert await look(client, make_id()) == UNKNOWN
+    await eventually(partial(is_unknown, client, make_id()))
 
 
 @pytest.mark.parametrize("spelling", ["{%s}", "%s%%20", "%%20%s", "%s%%0A", "urn:uuid:%s", "%s0", "%sx"])
