@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from typing import Final
 
 from redis.asyncio import Redis
@@ -42,11 +42,13 @@ class Gate:
 
     async def close(self) -> None:
         """Reply to the purchases that wait, then disconnect."""
-        self._watching.cancel()
-        for lane in self._lanes:
-            lane.refuse_more()
-        await asyncio.gather(*(lane.close() for lane in self._lanes))
-        await self._redis.aclose()
+        async with AsyncExitStack() as closing:
+            closing.push_async_callback(self._redis.aclose)
+            closing.push_async_callback(asyncio.wait, [self._watching])
+            closing.callback(self._watching.cancel)
+            for lane in self._lanes:
+                lane.refuse_more()
+                closing.push_async_callback(lane.close)
 
     async def _watch(self) -> None:
         """Close each shard that has forgotten what this process heard of it, also while nobody buys here."""

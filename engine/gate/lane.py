@@ -109,8 +109,10 @@ class Lane:
 
     async def close(self) -> None:
         """Reply to the purchases that wait, then disconnect."""
-        await self._task
-        await self._connection.disconnect()
+        try:
+            await self._task
+        finally:
+            await self._connection.disconnect()
 
     async def _run(self) -> None:
         while True:

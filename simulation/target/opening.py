@@ -11,12 +11,13 @@ from uuid import uuid4
 import aiohttp
 import msgspec
 
+from engine.gate.client import connect_redis
 from engine.model.sale import Sale, SaleTerms
 from simulation.errors import EngineError, Unreadable
 from simulation.model.formats import name_key, place_product
 from simulation.scenario.schema import SaleOffer
 from simulation.target.services import Services
-from simulation.target.stores import connect_ledger, connect_redis, read_within
+from simulation.target.stores import TIMEOUT_MS, connect_ledger, read_within
 
 TIMEOUT_S: Final = 30.0
 _AGAIN_S: Final = 0.5
@@ -103,7 +104,7 @@ async def check_ownership(services: Services, sales: Sequence[Sale], shards: int
 
 async def _find_at_gate(services: Services, sales: Sequence[Sale], shards: int) -> set[int]:
     async with (
-        connect_redis(services.redis_url) as redis,
+        connect_redis(services.redis_url, TIMEOUT_MS) as redis,
         redis.pipeline(transaction=False) as pipe,
     ):
         for sale in sales:
