@@ -58,7 +58,7 @@ async def consume(settings: Settings) -> None:
 
 async def use_ledger(settings: Settings) -> None:
     async with await Ledger.connect(settings.postgres_url) as ledger:
-        await ledger.create_schema()
+        await ledger.migrate()
 
 
 @pytest.mark.parametrize("use", [use_redis, use_gate, use_bus, publish, consume, use_ledger])
