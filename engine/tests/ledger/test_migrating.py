@@ -35,7 +35,7 @@ ORDER BY 1, 2
 
 
 @pytest.fixture
-async def ledger(postgres_db: str) -> AsyncIterator[Ledger]:
+async def bare_ledger(postgres_db: str) -> AsyncIterator[Ledger]:
     async with await Ledger.connect(postgres_db) as ledger:
         yield ledger
 
@@ -71,28 +71,28 @@ async def test_migrations_are_applied_once_by_many_at_once_and_again(postgres_db
 
 
 async def test_a_database_from_before_migrations_is_taken_over_as_it_is(
-    ledger: Ledger, postgres_db: str, postgres_url: str
+    bare_ledger: Ledger, postgres_db: str, postgres_url: str
 ) -> None:
     await execute(postgres_db, BEFORE)
-    old = await ledger.open_sale(make_terms(stock=3))
+    old = await bare_ledger.open_sale(make_terms(stock=3))
     lots = reserve(old, 2)
-    await ledger.settle(lots, {})
-    generation = await ledger.next_generation()
+    await bare_ledger.settle(lots, {})
+    generation = await bare_ledger.next_generation()
     queries = (
         "SELECT sale_id, product_id, stock, sold, opened_at FROM sales",
         "TABLE orders",
         "SELECT generation FROM gate",
     )
     rows = [await read(postgres_db, query) for query in queries]
-    assert (await ledger.read_schema()).missing == NAMES
-    assert await ledger.migrate() == NAMES
+    assert (await bare_ledger.read_schema()).missing == NAMES
+    assert await bare_ledger.migrate() == NAMES
     assert rows == [await read(postgres_db, query) for query in queries]
-    assert {order.order_id for order in await ledger.find_orders(ids(lots))} == {*ids(lots)}
-    assert (await ledger.settle(reserve(old, 2), {})).settled == {
+    assert {order.order_id for order in await bare_ledger.find_orders(ids(lots))} == {*ids(lots)}
+    assert (await bare_ledger.settle(reserve(old, 2), {})).settled == {
         OrderStatus.CONFIRMED: 1,
         OrderStatus.REJECTED: 1,
     }
-    assert await ledger.read_generation() == generation
+    assert await bare_ledger.read_generation() == generation
     fresh = f"{postgres_db}_fresh"
     await execute(postgres_url, f"CREATE DATABASE {fresh.rpartition('/')[2]}")
     async with await Ledger.connect(fresh) as other:
@@ -102,50 +102,50 @@ async def test_a_database_from_before_migrations_is_taken_over_as_it_is(
 
 
 async def test_a_migration_that_comes_later_with_a_lower_number_is_applied(
-    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+    bare_ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add(monkeypatch, Migration(9000, "9000_high", "CREATE TABLE high ()"))
-    assert (await ledger.migrate())[-1] == "9000_high"
+    assert (await bare_ledger.migrate())[-1] == "9000_high"
     add(monkeypatch, Migration(8000, "8000_low", "CREATE TABLE low ()"))
-    assert await ledger.read_schema() == (["8000_low"], ["9000_high"])
-    assert await ledger.migrate() == ["8000_low"]
+    assert await bare_ledger.read_schema() == (["8000_low"], ["9000_high"])
+    assert await bare_ledger.migrate() == ["8000_low"]
 
 
 async def test_a_migration_that_fails_leaves_nothing(
-    ledger: Ledger, postgres_db: str, monkeypatch: pytest.MonkeyPatch
+    bare_ledger: Ledger, postgres_db: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add(monkeypatch, Migration(9000, "9000_half", "CREATE TABLE half (); SELECT 1 / 0"))
     with pytest.raises(asyncpg.DivisionByZeroError):
-        await ledger.migrate()
+        await bare_ledger.migrate()
     assert await read(postgres_db, "SELECT to_regclass('half')") == [(None,)]
-    assert (await ledger.read_schema()).missing == ["9000_half"]
+    assert (await bare_ledger.read_schema()).missing == ["9000_half"]
 
 
 async def test_a_time_limit_of_the_role_does_not_end_a_migration(
-    ledger: Ledger, postgres_db: str, monkeypatch: pytest.MonkeyPatch
+    bare_ledger: Ledger, postgres_db: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     database = postgres_db.rpartition("/")[2]
     await execute(postgres_db, f"ALTER DATABASE {database} SET statement_timeout = '200ms'")
     add(monkeypatch, Migration(9000, "9000_long", "SELECT pg_sleep(0.5)"))
-    assert await ledger.migrate() == [*NAMES, "9000_long"]
+    assert await bare_ledger.migrate() == [*NAMES, "9000_long"]
 
 
 async def test_a_migration_gives_up_a_lock_that_others_wait_behind(
-    ledger: Ledger, postgres_db: str, monkeypatch: pytest.MonkeyPatch
+    bare_ledger: Ledger, postgres_db: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await ledger.migrate()
+    await bare_ledger.migrate()
     add(monkeypatch, Migration(9000, "9000_column", "ALTER TABLE sales ADD COLUMN more integer"))
     holder = await asyncpg.connect(postgres_db)
     async with holder.transaction():
         await holder.execute("LOCK TABLE sales IN ACCESS SHARE MODE")
         with pytest.raises(LedgerUnavailable, match="lock timeout"):
-            await ledger.migrate()
+            await bare_ledger.migrate()
     await holder.close()
-    assert await ledger.migrate() == ["9000_column"]
+    assert await bare_ledger.migrate() == ["9000_column"]
 
 
-async def test_tables_of_another_program_are_left_alone(ledger: Ledger, postgres_db: str) -> None:
+async def test_tables_of_another_program_are_left_alone(bare_ledger: Ledger, postgres_db: str) -> None:
     await execute(postgres_db, "CREATE TABLE orders (id integer)")
     with pytest.raises(LedgerUnavailable, match='column "order_id" does not exist'):
-        await ledger.migrate()
+        await bare_ledger.migrate()
     assert await read(postgres_db, "SELECT to_regclass('sales')") == [(None,)]
