@@ -1,6 +1,7 @@
 """The command `flashgrid prune`: takes old orders out of the ledger."""
 
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Final
 
@@ -23,16 +24,13 @@ _SAY_EVERY_S: Final = 1.0
 
 def _read_date(_context: click.Context, _option: click.Parameter, text: str) -> int:
     """Return the Unix milliseconds of a date, or of a time, in UTC unless it says otherwise."""
-    try:
+    time_ms = -1
+    with suppress(ValueError, OverflowError):
         moment = datetime.fromisoformat(text)
         time_ms = round((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
-        if time_ms < 0:
-            raise ValueError
-        return time_ms
-    except (ValueError, OverflowError):
-        raise click.BadParameter(
-            f"{text!r} is no date: write it like 2026-11-30, or 2026-11-30T18:00:00Z"
-        ) from None
+    if time_ms < 0:
+        raise click.BadParameter(f"{text!r} is no date: write it like 2026-11-30, or 2026-11-30T18:00:00Z")
+    return time_ms
 
 
 @click.command()

@@ -133,6 +133,7 @@ async def test_a_newer_sale_that_only_the_gate_knows_gives_way_to_the_ledgers(
 ) -> None:
     await open_sale(ledger, gate, stock=5)
     await gate.open_sale(Sale(sale_id=99, terms=make_terms(3)))
+    await redis.set(f"{SHARD.prefix}sale:strange", "no hindrance to a rebuild")
     async with running(settings_without_bus, run_fulfilment):
         await until_remaining(gate, 5)
 
