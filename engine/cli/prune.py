@@ -1,6 +1,7 @@
 """The command `flashgrid prune`: takes old orders out of the ledger."""
 
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Final
 
@@ -18,17 +19,18 @@ from engine.settings import Settings
 _STEP: Final = 10_000
 """Orders in one transaction."""
 _DAY_S: Final = 86_400
+_SAY_EVERY_S: Final = 1.0
 
 
 def _read_date(_context: click.Context, _option: click.Parameter, text: str) -> int:
     """Return the Unix milliseconds of a date, or of a time, in UTC unless it says otherwise."""
-    try:
+    time_ms = -1
+    with suppress(ValueError, OverflowError):
         moment = datetime.fromisoformat(text)
-        return round((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
-    except (ValueError, OverflowError):
-        raise click.BadParameter(
-            f"{text!r} is no date: write it like 2026-11-30, or 2026-11-30T18:00:00Z"
-        ) from None
+        time_ms = round((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
+    if time_ms < 0:
+        raise click.BadParameter(f"{text!r} is no date: write it like 2026-11-30, or 2026-11-30T18:00:00Z")
+    return time_ms
 
 
 @click.command()
@@ -83,7 +85,7 @@ async def _prune(ledger: Ledger, before_ms: int) -> None:
     """Prune step by step, and say how far it is."""
     before, last, gone, kept = make_bound(before_ms), make_bound(0), 0, 0
     await ledger.begin_pruning(before)
-    say_at_s = time.monotonic() + 1
+    say_at_s = time.monotonic() + _SAY_EVERY_S
     while True:
         step = await ledger.prune(last, before, _STEP)
         if step.last is None:
@@ -91,7 +93,7 @@ async def _prune(ledger: Ledger, before_ms: int) -> None:
         last, gone, kept = step.last, gone + step.gone, kept + step.kept
         if time.monotonic() >= say_at_s:
             click.echo(f"{gone:,} orders pruned, up to {_write_time(read_time_ms(last))}")
-            say_at_s = time.monotonic() + 1
+            say_at_s = time.monotonic() + _SAY_EVERY_S
     click.echo(f"{gone:,} orders pruned, all up to {_write_time(before_ms)}")
     if kept:
         click.echo(f"{kept:,} orders stay, of sales on offer that limit what a user may buy")

@@ -6,6 +6,7 @@
 local found = {}
 for product in string.gmatch(ARGV[2], '%d+') do
   local sale = redis.call('HMGET', ARGV[1] .. 'sale:' .. product, 'sale_id', 'remaining')
-  found[#found + 1] = (sale[1] or '0') .. ' ' .. (sale[2] or '0')
+  found[#found + 1] = string.match(sale[1] or '0', '^%d+$') or '0'
+  found[#found + 1] = string.match(sale[2] or '0', '^%-?%d+$') or '0'
 end
 return table.concat(found, ' ')

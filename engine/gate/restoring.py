@@ -39,7 +39,8 @@ class Restoring:
                 pipe.hset(shard.fence, "rebuilding", self._generation)
                 await pipe.execute()
             async for name in self._redis.scan_iter(match=f"{shard.prefix}sale:*", count=CHUNK):
-                if int(name.rpartition(b":")[2]) not in known:
+                number = name.rpartition(b":")[2]
+                if number.isdigit() and int(number) not in known:
                     await self._redis.unlink(name)
 
     async def restore_sales(self, sales: Iterable[tuple[Sale, int]]) -> None:

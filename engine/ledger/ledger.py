@@ -183,7 +183,7 @@ class Ledger(AbstractAsyncContextManager["Ledger"]):
 
         A sale with an end is over `keep_s` after it.
         """
-        return [Offer(*row) for row in await self._fetch("find_offers", keep_s)]
+        return list(map(Offer._make, await self._fetch("find_offers", keep_s)))
 
     async def retire_sales(self, sale_ids: Iterable[int]) -> None:
         """Take sales off the offers: no rebuild and no audit looks at them any more."""

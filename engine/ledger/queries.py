@@ -14,7 +14,7 @@ from engine.errors import LedgerUnavailable
 
 Connection: TypeAlias = "PoolConnectionProxy[asyncpg.Record]"
 
-_QUERIES: Final = dict(
+QUERIES: Final = dict(
     re.findall(
         r"^-- name: (\w+)\n(.+?);$", files("engine.ledger").joinpath("queries.sql").read_text(), re.M | re.S
     )
@@ -22,6 +22,8 @@ _QUERIES: Final = dict(
 
 _PAGE: Final = 10_000
 """Rows."""
+_PATIENCE: Final = 10
+"""Times the wait for another query."""
 _MEMORY: Final = "SET LOCAL work_mem = '64MB'"
 """Enough to group a million rows without writing them to disk."""
 
@@ -81,10 +83,10 @@ class Connections:
         """Yield the rows of a named query that returns many, in pages; see `borrow` for the errors."""
         async with self.borrow() as connection, connection.transaction():
             await connection.execute(_MEMORY)
-            async with asyncio.timeout(self._timeout_s):
-                cursor = await connection.cursor(_QUERIES[query], *arguments)
+            cursor = await connection.cursor(QUERIES[query], *arguments)
             while True:
-                async with asyncio.timeout(self._timeout_s):
+                # The first page comes once all rows are known.
+                async with asyncio.timeout(_PATIENCE * self._timeout_s):
                     page = await cursor.fetch(_PAGE)
                 if not page:
                     return
@@ -93,7 +95,7 @@ class Connections:
     async def fetch_on(self, connection: Connection, query: str, *arguments: Any) -> list[asyncpg.Record]:
         """Return the rows of a named query on a connection that was borrowed."""
         async with asyncio.timeout(self._timeout_s):
-            return await connection.fetch(_QUERIES[query], *arguments)
+            return await connection.fetch(QUERIES[query], *arguments)
 
 
 def describe(error: Exception) -> str:

@@ -16,7 +16,7 @@ ledger's offers some time after its end, once all of its units are accounted for
 
 import logging
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple, cast
 
 from redis.asyncio import Redis
@@ -34,7 +34,7 @@ _COMPARE: Final = Script("compare.lua")
 _WITHDRAW: Final = Script("withdraw.lua")
 _INTERVAL_S: Final = 5.0
 """How often at least sales are compared, also if purchases keep coming, or none come."""
-_SCANNED: Final = 2_000
+_SCANNED: Final = 1_000
 """Keys of a shard that one audit looks through for sales that only the gate knows."""
 
 
@@ -98,13 +98,13 @@ class Audit:
         # The gate before the ledger, which knows each sale before the gate does.
         sales, buyers = await self._scan()
         offers = await self._ledger.find_offers(self._keep_s)
-        comparisons = [comparison async for comparison in self._compare(offers)]
-        impossible = await self._find_impossible(comparisons)
+        differing = await self._find_differing(offers)
+        impossible = await self._find_impossible(differing)
         if await self._read_fences() != before:
             return []
         on_offer = {offer.sale_id for offer in offers}
         unknown = {sale for sale in sales if sale[1] not in on_offer}
-        unknown |= {(c.offer.product_id, c.sale_id) for c in comparisons if c.sale_id > c.offer.sale_id}
+        unknown |= {(c.offer.product_id, c.sale_id) for c in differing if c.sale_id > c.offer.sale_id}
         if unknown:
             product_id, sale_id = min(unknown)
             log.warning(
@@ -114,7 +114,7 @@ class Audit:
                 product_id,
             )
         await self._withdraw(generation, {(0, sale_id) for sale_id in buyers - on_offer})
-        await self._retire(generation, offers, comparisons)
+        await self._retire(generation, offers, {c.offer.product_id: c for c in differing})
         await forget_writers(self._redis, self._shards)
         if not impossible:
             self._audited = before
@@ -122,34 +122,44 @@ class Audit:
 
     async def compare(self) -> list[Comparison]:
         """Return every product's current sale; what is under way is a difference of gate and ledger."""
-        offers = await self._ledger.find_offers(self._keep_s)
-        return [comparison async for comparison in self._compare(offers)]
+        offers = _drop_replaced(await self._ledger.find_offers(self._keep_s))
+        return [comparison async for chunk in self._ask(offers) for comparison in map(Comparison, *chunk)]
 
-    async def _compare(self, offers: Iterable[Offer]) -> AsyncIterator[Comparison]:
-        current: dict[ShardKeys, dict[int, Offer]] = {shard: {} for shard in self._shards}
-        for offer in offers:  # the newest one of each product comes first
-            current[shard_of(offer.product_id, self._shards)].setdefault(offer.product_id, offer)
-        for shard, by_product in current.items():
-            products = list(by_product.values())
-            for start in range(0, len(products), CHUNK):
-                chunk = products[start : start + CHUNK]
-                words = " ".join([str(offer.product_id) for offer in chunk])
-                answer = await _COMPARE.run(self._redis.execute_command, [shard.fence], [shard.prefix, words])
-                numbers = map(int, answer.split())
-                for comparison in map(Comparison, chunk, numbers, numbers):
-                    yield comparison
+    async def _find_differing(self, offers: Iterable[Offer]) -> list[Comparison]:
+        return [
+            Comparison(offer, sale_id, remaining)
+            async for chunk in self._ask(_drop_replaced(offers))
+            for offer, sale_id, remaining in zip(*chunk, strict=True)
+            if sale_id != offer.sale_id or remaining != offer.stock - offer.sold
+        ]
 
-    async def _find_impossible(self, comparisons: Iterable[Comparison]) -> list[Comparison]:
+    async def _ask(
+        self, offers: Iterable[Offer]
+    ) -> AsyncIterator[tuple[Sequence[Offer], list[int], list[int]]]:
+        """Yield offers, and sale id and remaining units that the gate has of their products, 0 if none."""
+        by_shard: dict[ShardKeys, list[Offer]] = {shard: [] for shard in self._shards}
+        for offer in offers:
+            by_shard[shard_of(offer.product_id, self._shards)].append(offer)
+        for shard, its in by_shard.items():
+            for start in range(0, len(its), CHUNK):
+                chunk = its[start : start + CHUNK]
+                yield chunk, *await self._read_sales(shard, [offer.product_id for offer in chunk])
+
+    async def _read_sales(self, shard: ShardKeys, products: Sequence[int]) -> tuple[list[int], list[int]]:
+        words = " ".join(map(str, products))
+        answer = await _COMPARE.run(self._redis.execute_command, [shard.fence], [shard.prefix, words])
+        numbers = list(map(int, answer.split()))
+        return numbers[::2], numbers[1::2]
+
+    async def _find_impossible(self, differing: Iterable[Comparison]) -> list[Comparison]:
         """Return the sales whose differences the pending orders do not explain."""
         found: list[Comparison] = []
         short: dict[ShardKeys, list[Comparison]] = {}
-        for comparison in comparisons:
-            offer, sale_id, remaining = comparison
-            if sale_id == offer.sale_id and remaining == offer.stock - offer.sold:
-                continue
+        for comparison in differing:
             if comparison.is_possible:
-                short.setdefault(shard_of(offer.product_id, self._shards), []).append(comparison)
-            elif (sale_id or not offer.is_over) and not comparison.is_coming:
+                shard = shard_of(comparison.offer.product_id, self._shards)
+                short.setdefault(shard, []).append(comparison)
+            elif (comparison.sale_id or not comparison.offer.is_over) and not comparison.is_coming:
                 found.append(comparison)
         for shard, its in short.items():
             orders = sum(comparison.missing // comparison.offer.quantity for comparison in its)
@@ -159,16 +169,19 @@ class Audit:
                     found += its
         return found
 
-    async def _retire(self, generation: int, offers: Sequence[Offer], compared: list[Comparison]) -> None:
+    async def _retire(
+        self, generation: int, offers: Sequence[Offer], differing: Mapping[int, Comparison]
+    ) -> None:
         """Take sales that were replaced or are over, and of which no unit is under way, off the offers."""
-        at_gate = {c.offer.product_id: c for c in compared}
+        newest = {offer.product_id: offer.sale_id for offer in reversed(offers)}
         replaced, over = set[int](), set[tuple[int, int]]()
         for offer in offers:
-            current = at_gate[offer.product_id]
-            if offer.sale_id < current.offer.sale_id:
-                if current.sale_id == current.offer.sale_id:
+            current = differing.get(offer.product_id)
+            if offer.sale_id != newest[offer.product_id]:
+                # Not before the gate has the newer one.
+                if current is None or current.sale_id == current.offer.sale_id:
                     replaced.add(offer.sale_id)
-            elif offer.is_over and (not current.sale_id or not current.missing):
+            elif offer.is_over and (current is None or not current.sale_id):
                 over.add((offer.product_id, offer.sale_id))
         if replaced or over:
             await self._ledger.retire_sales(replaced | {sale_id for _, sale_id in over})
@@ -188,13 +201,11 @@ class Audit:
             numbers: dict[bytes, list[int]] = {b"sale": [], b"buyers": []}
             for name in cast(list[bytes], names):
                 _, kind, number = name.rsplit(b":", 2)
-                numbers[kind].append(int(number))
-            async with self._redis.pipeline(transaction=False) as pipe:
-                for product_id in numbers[b"sale"]:
-                    pipe.hget(shard.sale(product_id), "sale_id")
-                ids = await pipe.execute()
-            pairs = zip(numbers[b"sale"], ids, strict=True)
-            sales |= {(product_id, int(sale_id)) for product_id, sale_id in pairs if sale_id}
+                if kind in numbers and number.isdigit():
+                    numbers[kind].append(int(number))
+            products = numbers[b"sale"]
+            ids, _ = await self._read_sales(shard, products) if products else ([], [])
+            sales |= {pair for pair in zip(products, ids, strict=True) if pair[1]}
             buyers |= set(numbers[b"buyers"])
         return sales, buyers
 
@@ -219,3 +230,12 @@ class Audit:
             for shard in self._shards:
                 pipe.hgetall(shard.fence)
             return await pipe.execute()
+
+
+def _drop_replaced(offers: Iterable[Offer]) -> Iterator[Offer]:
+    """Yield the first offer of each product, which is the newest."""
+    last = 0
+    for offer in offers:
+        if offer.product_id != last:
+            yield offer
+            last = offer.product_id

@@ -69,10 +69,10 @@ async def until_open(gate: Gate) -> None:
         await asyncio.sleep(0.01)
 
 
-async def until_remaining(gate: Gate, units: int) -> None:
+async def until_remaining(gate: Gate, units: int, product_id: int = 1) -> None:
     while True:
         with contextlib.suppress(GateUnavailable):
-            stock = await gate.reads.read_stock(1)
+            stock = await gate.reads.read_stock(product_id)
             if stock and stock.remaining == units:
                 return
         await asyncio.sleep(0.02)
