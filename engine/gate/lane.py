@@ -217,7 +217,9 @@ class Lane:
 
     def _lose(self, batch: list[Purchase], outcome: Outcome, error: Exception) -> None:
         if self._reachable:
-            log.warning("gate shard %d does not answer: %s", self.keys.shard, error or type(error).__name__)
+            log.warning(
+                "gate shard %d does not answer: %s", self.keys.shard, str(error) or type(error).__name__
+            )
             self._reachable = False
         _reply_all(batch, outcome)
         # The purchases behind have waited as long: they are told at once that nothing is reserved,
