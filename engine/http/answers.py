@@ -7,6 +7,7 @@ from aiohttp import web
 
 from engine.errors import GateUnavailable, InputError, OutcomeUnknown
 from engine.model.purchase import Outcome
+from engine.model.sale import Sale
 
 JSON: Final = "application/json"
 RETRY_AFTER_S: Final = "1"
@@ -92,6 +93,21 @@ def answer_purchase(outcome: Outcome, order_id: str | None) -> Answer:
     if order_id is not None:
         return Answer(200, b'{"status":"ACCEPTED","orderId":"' + order_id.encode("ascii") + b'"}')
     return _REFUSALS[outcome]
+
+
+def answer_sale(sale: Sale) -> Answer:
+    """Return the answer to the opening of a sale that is open."""
+    terms = sale.terms
+    fields = {
+        "saleId": sale.sale_id,
+        "productId": terms.product_id,
+        "stock": terms.stock,
+        "limit": terms.limit,
+        "quantity": terms.quantity,
+        "startsAt": terms.starts_ms,
+        "endsAt": terms.ends_ms,
+    }
+    return Answer(200, msgspec.json.encode(fields))
 
 
 def answer_opening(error: Exception, has_key: bool) -> Answer:

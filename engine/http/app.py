@@ -21,6 +21,7 @@ from engine.http.answers import (
     answer_input_error,
     answer_opening,
     answer_purchase,
+    answer_sale,
     make_problem,
     respond,
     respond_http_error,
@@ -117,17 +118,7 @@ class FrontDoor:
             log.warning("a sale of product %d was not opened: %s", terms.product_id, error)
             return respond(answer_opening(error, key is not None))
         log.info("sale %d opened: %d units of product %d", sale.sale_id, terms.stock, terms.product_id)
-        return respond_json(
-            {
-                "saleId": sale.sale_id,
-                "productId": terms.product_id,
-                "stock": terms.stock,
-                "limit": terms.limit,
-                "quantity": terms.quantity,
-                "startsAt": terms.starts_ms,
-                "endsAt": terms.ends_ms,
-            }
-        )
+        return respond(answer_sale(sale))
 
     async def show_order(self, request: web.Request) -> web.Response:
         """Show the status of an order.
