@@ -96,6 +96,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         86_400
     )
 
+    sale_keep_s: Annotated[int, _setting("how long the gate remembers a sale after its end", "s", ge=60)] = (
+        86_400
+    )
+
     # Relay
     relay_batch: Annotated[int, _setting("most purchases in one message", "purchases", ge=1, le=10_000)] = (
         2_048

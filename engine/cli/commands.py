@@ -6,6 +6,7 @@ import click
 
 from engine.cli.dead_letters import dead_letters
 from engine.cli.migrate import migrate
+from engine.cli.prune import prune
 from engine.cli.reconcile import reconcile
 from engine.cli.serve import serve, settings
 from engine.cli.stack import stack
@@ -34,5 +35,5 @@ def main() -> None:
     """Flashgrid sells a fixed stock to a crowd that arrives all at once, every unit exactly once."""
 
 
-for command in (serve, settings, migrate, reconcile, dead_letters, stack):
+for command in (serve, settings, migrate, reconcile, dead_letters, prune, stack):
     main.add_command(command)

@@ -8,7 +8,8 @@ import click
 from engine.cli.options import open_services, run_async, settings_option
 from engine.errors import GateUnavailable
 from engine.settings import Settings
-from engine.stages.reconciliation import Comparison, Reconciliation, Traffic, reconciling
+from engine.stages.audit import Comparison
+from engine.stages.reconciliation import Reconciliation, Traffic, reconciling
 
 
 @click.command()
@@ -38,7 +39,7 @@ async def reconcile(dry_run: bool, wait_s: float, settings: Settings) -> None:
             except TimeoutError:
                 traffic = _describe(await reconciliation.read_traffic())
                 raise GateUnavailable(f"still under way after {wait_s:g} s: {traffic}") from None
-        _print_table(await reconciliation.compare())
+        _print_table(await reconciliation.audit.compare())
 
 
 async def _rebuild(reconciliation: Reconciliation) -> None:
@@ -59,9 +60,9 @@ def _print_table(comparisons: list[Comparison]) -> None:
     row = "{:>12} {:>8} {:>12} {:>12} {:>12} {:>12} {:>12}"
     click.echo(row.format("product", "sale", "stock", "confirmed", "ledger left", "gate left", "difference"))
     for comparison in comparisons:
-        sale, sold = comparison.balance
-        known = comparison.sale_id == sale.sale_id
+        offer = comparison.offer
+        known = comparison.sale_id == offer.sale_id
         gate = comparison.remaining if known else "no such sale"
-        difference = comparison.expected - (comparison.remaining if known else 0)
-        numbers = (sale.terms.product_id, sale.sale_id, sale.terms.stock, sold, comparison.expected, gate)
+        difference = comparison.missing if known else comparison.expected
+        numbers = (offer.product_id, offer.sale_id, offer.stock, offer.sold, comparison.expected, gate)
         click.echo(row.format(*numbers, f"{difference:+d}" if difference else "0"))

@@ -48,4 +48,7 @@ for at = 6, #ARGV, 6 do
     released = released + quantity
   end
 end
-return {generation, redis.call('HINCRBY', fence, writer, 1), released}
+local time = redis.call('TIME')
+writes = math.max(writes + 1, time[1] * 1000 + math.floor(time[2] / 1000))
+redis.call('HSET', fence, writer, string.format('%.0f', writes))
+return {generation, writes, released}

@@ -7,7 +7,7 @@ from typing import Final
 from redis.asyncio import Redis
 
 from engine.gate.client import Script
-from engine.gate.fence import Fence, ask_primary
+from engine.gate.fence import Fence, read_memory
 from engine.gate.keys import ShardKeys, shard_of
 from engine.model.lot import Lot, without_orders
 from engine.model.order import Order
@@ -47,24 +47,33 @@ class Clearing:
                 releases += (
                     *split_order_id(order.order_id), place, order.sale_id, order.user_id, order.quantity,
                 )  # fmt: skip
-            keys = [shard.fence, shard.pending, *map(shard.sale, places)]
-            arguments = [*fence.seen, shard.prefix, _write_runs(its_lots), *releases]
-            generation, writes, units = await _CLEAR.run(self._redis.execute_command, keys, arguments)
-            fence.note(generation, writes)
-            released += int(units)
+            released += await self._run(
+                shard, fence, map(shard.sale, places), _write_runs(its_lots), releases
+            )
         return released
 
     async def is_remembered(self) -> bool:
-        """Return whether every open shard still holds what this process has written. Raises RedisError."""
+        """Return whether every open shard still holds what this process has written. Raises RedisError.
+
+        A process that has settled nothing for hours writes, so that the shard goes on to hold something.
+        """
         for shard, fence in self._shards:
             writer, *seen = fence.seen
-            async with self._redis.pipeline(transaction=False) as pipe:
-                pipe.hmget(shard.fence, ["open", writer])
-                [answer] = await ask_primary(pipe, shard)
-            found = [int(number or 0) for number in answer]
+            found = await read_memory(self._redis, shard, writer)
             if found[0] and found < seen:
                 return False
+            if found[0] and fence.is_silent:
+                await self._run(shard, fence, [], "", [])
         return True
+
+    async def _run(
+        self, shard: ShardKeys, fence: Fence, sales: Iterable[str], runs: str, releases: Sequence[str | int]
+    ) -> int:
+        keys = [shard.fence, shard.pending, *sales]
+        arguments = [*fence.seen, shard.prefix, runs, *releases]
+        generation, writes, units = await _CLEAR.run(self._redis.execute_command, keys, arguments)
+        fence.note(generation, writes)
+        return int(units)
 
 
 def _write_runs(lots: Iterable[Lot]) -> str:

@@ -1,6 +1,7 @@
 """How the engine talks to Redis: one way to connect, one way to run a script."""
 
 import hashlib
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from importlib.resources import files
 from typing import Any, Final
@@ -80,6 +81,7 @@ def _leave_when_refused(connection_class: Any) -> Any:
     refusals = 0
 
     class Connection(connection_class):  # type: ignore[misc]
+        latest_connect = time.monotonic()
         connected_after: int | None = None
         """Refusals before it connected; None while it connects, when the client library tries what it may."""
 
@@ -89,7 +91,7 @@ def _leave_when_refused(connection_class: Any) -> Any:
             await self.disconnect()
             self.connected_after, before = None, refusals
             await super().connect()
-            self.connected_after = before
+            self.connected_after, type(self).latest_connect = before, time.monotonic()
 
         async def read_response(self, *arguments: Any, **options: Any) -> Any:
             nonlocal refusals
@@ -103,6 +105,15 @@ def _leave_when_refused(connection_class: Any) -> Any:
                 raise
 
     return Connection
+
+
+def latest_connect(redis: Redis) -> float:
+    """Return when a connection of the client was made last, on time.monotonic.
+
+    The server has been in charge since then at least, unless it says otherwise.
+    """
+    connection_class: Any = redis.connection_pool.connection_class
+    return float(connection_class.latest_connect)
 
 
 class Script:

@@ -3,9 +3,12 @@
 Each shard holds a hash, its fence, which the gate's scripts read with every batch:
 
     open        the generation; absent while the gate is closed, and after Redis has lost everything
-    <writer>    number of the last write of each process that writes to the shard
+    <writer>    number of the last write of each process that writes to the shard: Unix milliseconds of the
+                gate's clock, or one more than the number before
     rebuilding  the generation of the process that rebuilds the shard
     newest      acceptance time of the newest order known when it was rebuilt, Unix milliseconds
+    doubt       when it was rebuilt, Unix milliseconds; absent once no order from before can be under way of
+                which the shard knows nothing
 
 How each loss is noticed:
 
@@ -19,30 +22,56 @@ How each loss is noticed:
 
 A Redis that was restarted with its data intact passes all of these. A loss that nothing notices meets the
 ledger's guard: such a purchase ends REJECTED.
+
+A writer that has written nothing for a day is taken out of the fence: its process is gone, or goes on under
+another name since half a day. Fulfilment writes every few hours if there is nothing to settle, so that it
+goes on to know.
 """
 
 import os
-from collections.abc import Sequence
-from typing import Any
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
 
 from redis.asyncio import Redis
 from redis.asyncio.client import Pipeline
 from redis.exceptions import ReadOnlyError, RedisError
 
+from engine.gate.client import Script
 from engine.gate.keys import ShardKeys
+
+_CLOSE: Final = Script("close.lua")
+_FORGET_WRITERS: Final = Script("forget_writers.lua")
+_HOUR_MS: Final = 3_600_000
+_FORGOTTEN_MS: Final = 24 * _HOUR_MS
+_RENAMED_MS: Final = 12 * _HOUR_MS
+_SILENT_MS: Final = 6 * _HOUR_MS
 
 
 class Fence:
     """What this process has seen of one shard: the generation, and the number of its own last write there."""
 
     def __init__(self) -> None:
-        self.writer = os.urandom(8).hex()
-        self.seen = (self.writer, 0, 0)
+        self._seen = (os.urandom(8).hex(), 0, 0)
+
+    @property
+    def seen(self) -> tuple[str, int, int]:
         """What the scripts compare with: writer, generation, number of its last write."""
+        if self._seen[2] and self._silence_ms() > _RENAMED_MS:
+            self._seen = (os.urandom(8).hex(), self._seen[1], 0)
+        return self._seen
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether it is time to write, so that the shard goes on to know this process."""
+        return bool(self._seen[2]) and self._silence_ms() > _SILENT_MS
 
     def note(self, generation: int, writes: int) -> None:
         """Remember what a script answered; answers may come in any order."""
-        self.seen = max(self.seen, (self.writer, generation, writes))
+        self._seen = max(self._seen, (self._seen[0], generation, writes))
+
+    def _silence_ms(self) -> float:
+        return time.time() * 1000 - self._seen[2]
 
 
 async def ask_primary(pipe: Pipeline, shard: ShardKeys) -> list[Any]:
@@ -58,6 +87,27 @@ async def ask_primary(pipe: Pipeline, shard: ShardKeys) -> list[Any]:
     if isinstance(written, ReadOnlyError):
         raise written
     return answers
+
+
+async def read_memory(redis: Redis, shard: ShardKeys, writer: str) -> list[int]:
+    """Return the generation, 0 if the shard is closed, and the writer's last write. Raises RedisError."""
+    async with redis.pipeline(transaction=False) as pipe:
+        pipe.hmget(shard.fence, ["open", writer])
+        [numbers] = await ask_primary(pipe, shard)
+    return [int(number or 0) for number in numbers]
+
+
+async def close_shard(redis: Redis, shard: ShardKeys, generation: int) -> None:
+    """Close a shard unless it has been rebuilt since this generation. Raises RedisError."""
+    await _CLOSE.run(redis.execute_command, [shard.fence], [generation])
+
+
+async def forget_writers(redis: Redis, shards: Iterable[ShardKeys]) -> int:
+    """Take writers that are gone out of the fences; return how many. Raises RedisError."""
+    gone = 0
+    for shard in shards:
+        gone += await _FORGET_WRITERS.run(redis.execute_command, [shard.fence], [_FORGOTTEN_MS])
+    return gone
 
 
 async def read_generations(redis: Redis, shards: Sequence[ShardKeys]) -> list[int]:

@@ -19,4 +19,7 @@ if not current or tonumber(current) < tonumber(sale_id) then
     replaced = 1
   end
 end
-return {tonumber(redis.call('HGET', fence, 'open') or 0), redis.call('HINCRBY', fence, writer, 1), replaced}
+local memory, time = redis.call('HMGET', fence, 'open', writer), redis.call('TIME')
+local writes = math.max(tonumber(memory[2] or 0) + 1, time[1] * 1000 + math.floor(time[2] / 1000))
+redis.call('HSET', fence, writer, string.format('%.0f', writes))
+return {tonumber(memory[1] or 0), writes, replaced}

@@ -6,7 +6,7 @@ batch costs one write when it is accepted and one when it is settled, however ma
 """
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 from redis.asyncio import Redis
 
@@ -17,6 +17,14 @@ from engine.model.order_id import PLACES
 def count_pending(values: Iterable[bytes]) -> int:
     """Return the number of pending orders in the values of a shard's hash."""
     return sum(value.count(b"1") for value in values)
+
+
+async def find_oldest(redis: Redis, shards: Iterable[ShardKeys]) -> str | None:
+    """Return the stem of the oldest batch with a pending order, None if there is none. Raises RedisError."""
+    stems: list[bytes] = []
+    for shard in shards:
+        stems += cast(list[bytes], await redis.hkeys(shard.pending))
+    return min(stems).decode() if stems else None
 
 
 async def read_pending(redis: Redis, shard: ShardKeys) -> set[str]:

@@ -1,7 +1,7 @@
--- Remembers which orders Idempotency-Keys got; for a rebuild (reconciliation.py).
+-- Remembers which orders Idempotency-Keys got; for a rebuild (restoring.py).
 --
 -- KEYS  fence
--- ARGV  generation, the key names' prefix, then for each key: "<product>:<user>:<key>", order id, seconds to remember it
+-- ARGV  generation, the key names' prefix, a line for each key: "<product>:<user>:<key>", order id, seconds to remember it
 --
 -- What the gate remembers by itself stays. Answers the error CLOSED if another process has begun to rebuild, or if Redis
 -- has forgotten that this one does.
@@ -9,7 +9,7 @@
 if redis.call('HGET', KEYS[1], 'rebuilding') ~= ARGV[1] then
   return redis.error_reply('CLOSED the rebuild was overtaken')
 end
-for at = 3, #ARGV, 3 do
-  redis.call('SET', ARGV[2] .. 'answer:' .. ARGV[at], ARGV[at + 1], 'NX', 'EX', ARGV[at + 2])
+for key, order, seconds in string.gmatch(ARGV[3], '(%S+) (%S+) (%d+)') do
+  redis.call('SET', ARGV[2] .. 'answer:' .. key, order, 'NX', 'EX', seconds)
 end
 return 1

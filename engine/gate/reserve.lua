@@ -170,7 +170,8 @@ if accepted > 0 then
   for key, order in pairs(order_of) do
     redis.call('SET', key, order, 'EX', remember_s)
   end
-  writes = redis.call('HINCRBY', fence, writer, 1)
+  writes = math.max(writes + 1, clock_ms())
+  redis.call('HSET', fence, writer, string.format('%.0f', writes))
 end
 
 return {generation, writes, table.concat(codes) .. table.concat(repeated)}

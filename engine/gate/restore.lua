@@ -1,26 +1,26 @@
--- Sets a sale at the gate as the ledger knows it; for a rebuild (reconciliation.py).
+-- Sets sales at the gate as the ledger knows them; for a rebuild (restoring.py).
 --
--- KEYS  fence, sale
--- ARGV  generation, the key names' prefix, 1 for the first call for a sale and 0 for those that add to it,
---       sale id, stock, remaining, limit (0 none), quantity, starts_ms (0 none), ends_ms (0 none),
---       then user id and units of each buyer, if the sale has a limit
+-- KEYS  fence
+-- ARGV  generation, the key names' prefix, a line for each sale: product id, sale id, stock, remaining, limit (0 none),
+--       quantity, starts_ms (0 none), ends_ms (0 none)
 --
--- A sale that is newer than this one was opened meanwhile, and stays. Answers the error CLOSED if another process has
+-- A sale that is newer than the one given was opened meanwhile, and stays. Answers the error CLOSED if another process has
 -- begun to rebuild, or if Redis has forgotten that this one does.
 
-local fence, sale, prefix, sale_id = KEYS[1], KEYS[2], ARGV[2], ARGV[4]
-if redis.call('HGET', fence, 'rebuilding') ~= ARGV[1] then
+local prefix = ARGV[2]
+if redis.call('HGET', KEYS[1], 'rebuilding') ~= ARGV[1] then
   return redis.error_reply('CLOSED the rebuild was overtaken')
 end
 
-local current = redis.call('HGET', sale, 'sale_id')
-if not current or tonumber(current) <= tonumber(sale_id) then
-  if ARGV[3] == '1' then
-    if current then redis.call('UNLINK', prefix .. 'buyers:' .. current) end
+local line = '(%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+)'
+for product, sale_id, stock, remaining, limit, quantity, starts_ms, ends_ms in string.gmatch(ARGV[3], line) do
+  local sale = prefix .. 'sale:' .. product
+  local current = redis.call('HGET', sale, 'sale_id')
+  if not current or tonumber(current) <= tonumber(sale_id) then
+    redis.call('UNLINK', prefix .. 'buyers:' .. sale_id, prefix .. 'buyers:' .. (current or sale_id))
     redis.call('HSET', sale,
-      'sale_id', sale_id, 'stock', ARGV[5], 'remaining', ARGV[6], 'released', 0,
-      'limit', ARGV[7], 'quantity', ARGV[8], 'starts_ms', ARGV[9], 'ends_ms', ARGV[10])
+      'sale_id', sale_id, 'stock', stock, 'remaining', remaining, 'released', 0,
+      'limit', limit, 'quantity', quantity, 'starts_ms', starts_ms, 'ends_ms', ends_ms)
   end
-  if #ARGV > 10 then redis.call('HSET', prefix .. 'buyers:' .. sale_id, unpack(ARGV, 11)) end
 end
 return 1

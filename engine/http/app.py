@@ -12,18 +12,22 @@ from typing import Final
 from aiohttp import HttpVersion10, HttpVersion11, web
 from aiohttp.typedefs import Handler
 
-from engine.errors import GateUnavailable, InputError, LedgerUnavailable
+from engine.errors import GateUnavailable, InputError, LedgerUnavailable, OutcomeUnknown
 from engine.gate.gate import Gate
 from engine.http.answers import (
     JSON,
+    PRUNED,
     Answer,
     answer_input_error,
+    answer_opening,
     answer_purchase,
+    answer_sale,
     make_problem,
     respond,
     respond_http_error,
     respond_json,
 )
+from engine.http.opening import open_sale
 from engine.http.readiness import OK, Readiness
 from engine.http.requests import (
     MAX_BODY_BYTES,
@@ -76,7 +80,7 @@ class FrontDoor:
         app.router.add_options("/healthz", self.show_health)  # HAProxy checks with OPTIONS
         if buyers:
             app.router.add_post("/purchase/buy", self.buy)
-            app.router.add_get("/purchase/orders/{order_id}", self.show_order)
+            app.router.add_get("/purchase/orders/{order_id:[^/]+}", self.show_order)
             app.router.add_get("/purchase/stock", self.show_stock)
             app.router.add_get("/openapi.json", self.show_openapi)
         if operations:
@@ -104,23 +108,17 @@ class FrontDoor:
         return respond(answer_purchase(*await self._gate.reserve(user_id, product_id, key)))
 
     async def open_sale(self, request: web.Request) -> web.Response:
-        """Open a new sale: first in the ledger, then at the gate."""
+        """Open a new sale, or answer with the one that the same key has opened."""
         self._check_admin(request)
         terms = parse_terms(request.query)
-        sale = await self._ledger.open_sale(terms)
-        await self._gate.open_sale(sale)
+        key = parse_key(request.headers.getall("Idempotency-Key", []))
+        try:
+            sale = await open_sale(self._gate, self._ledger, terms, key, self._look_s)
+        except (GateUnavailable, LedgerUnavailable, OutcomeUnknown) as error:
+            log.warning("a sale of product %d was not opened: %s", terms.product_id, error)
+            return respond(answer_opening(error, key is not None))
         log.info("sale %d opened: %d units of product %d", sale.sale_id, terms.stock, terms.product_id)
-        return respond_json(
-            {
-                "saleId": sale.sale_id,
-                "productId": terms.product_id,
-                "stock": terms.stock,
-                "limit": terms.limit,
-                "quantity": terms.quantity,
-                "startsAt": terms.starts_ms,
-                "endsAt": terms.ends_ms,
-            }
-        )
+        return respond(answer_sale(sale))
 
     async def show_order(self, request: web.Request) -> web.Response:
         """Show the status of an order.
@@ -139,6 +137,7 @@ class FrontDoor:
             return respond_json({"orderId": order_id, "status": OrderStatus.PENDING})
         async with _look(self._ledger_looks, now_s + self._look_s, LedgerUnavailable):
             orders = await self._ledger.find_orders([order_id])
+            is_pruned = not orders and await self._ledger.is_pruned(order_id)
         for order in orders:
             fields = {
                 "orderId": order.order_id,
@@ -147,8 +146,11 @@ class FrontDoor:
                 "quantity": order.quantity,
             }
             return respond_json(fields | ({"reason": order.reason} if order.reason else {}))
+        if is_pruned:
+            return respond(PRUNED)
         if pending is None:
-            raise GateUnavailable("only the gate can tell whether the order is pending")
+            detail = "it is not known yet whether this order was accepted; try again"
+            return respond(make_problem(503, "Not known yet", detail, "GATE_UNAVAILABLE", retry=True))
         raise InputError("orderId", "this order was never accepted", 404)
 
     async def show_stock(self, request: web.Request) -> web.Response:

@@ -1,25 +1,30 @@
 """The ledger: PostgreSQL, the source of truth of what was sold."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from typing import Any, Final, NamedTuple, Self
 
 import asyncpg
 import msgspec
 from asyncpg.connect_utils import SessionAttribute
 
-from engine.errors import SettingsError
+from engine.errors import LedgerUnavailable, OutcomeUnknown, SettingsError
 from engine.ledger.migrating import Schema, apply_migrations, read_schema
 from engine.ledger.queries import Connections
 from engine.ledger.settling import Settlement, settle_lots
 from engine.model.lot import Lot
 from engine.model.order import Order
+from engine.model.order_id import make_bound
 from engine.model.sale import Sale, SaleTerms
 from engine.settings import PREFIX
 
 _RESET_S: Final = 5.0
 """Longest wait for a lock to be freed; after that the connection is closed, which frees it as well."""
+
+_CLOCKS_DIFFER_MS: Final = 3_600_000
+"""By how much the clocks of two machines may differ."""
 
 
 class Balance(NamedTuple):
@@ -27,6 +32,30 @@ class Balance(NamedTuple):
 
     sale: Sale
     sold: int
+
+
+class Offer(NamedTuple):
+    """A sale that the gate offers or should offer, in units."""
+
+    product_id: int
+    sale_id: int
+    stock: int
+    sold: int
+    quantity: int
+    """Units of each purchase."""
+    is_over: bool
+    """Whether it ended so long ago that the gate may forget it."""
+    offered: bool
+    """Whether the gate is known to have taken it."""
+
+
+class Pruned(NamedTuple):
+    """What one step of pruning did."""
+
+    last: str | None
+    """The last order id that it looked at; None if there was none left."""
+    gone: int
+    kept: int
 
 
 class KeyedOrder(NamedTuple):
@@ -84,18 +113,43 @@ class Ledger(AbstractAsyncContextManager["Ledger"]):
         """Apply the migrations that are missing, and return their names; many processes may do so at once."""
         return await apply_migrations(self._connections)
 
-    async def open_sale(self, terms: SaleTerms) -> Sale:
-        """Write a new sale and give it its number."""
-        rows = await self._fetch(
-            "open_sale",
-            terms.product_id,
-            terms.stock,
-            terms.limit,
-            terms.quantity,
-            terms.starts_ms,
-            terms.ends_ms,
-        )
-        return Sale(sale_id=rows[0]["sale_id"], terms=terms)
+    async def open_sale(self, terms: SaleTerms, key: str | None = None, within_s: float = 10.0) -> Sale:
+        """Write a new sale and give it its number; return the sale that was written under this key before.
+
+        Raises OutcomeUnknown if the sale may be written, LedgerUnavailable if it surely is not.
+        """
+        committing = False
+        try:
+            async with asyncio.timeout(within_s), self._connections.borrow() as connection:
+                # A server that is frozen when it is asked must not write the sale once it goes on.
+                transaction = connection.transaction()
+                await transaction.start()
+                rows = await self._connections.fetch_on(
+                    connection,
+                    "open_sale",
+                    terms.product_id,
+                    terms.stock,
+                    terms.limit,
+                    terms.quantity,
+                    terms.starts_ms,
+                    terms.ends_ms,
+                    key,
+                )
+                committing = True
+                await transaction.commit()
+        except (LedgerUnavailable, TimeoutError) as error:
+            lost = OutcomeUnknown if committing else LedgerUnavailable
+            raise lost(str(error) or "no answer in time") from error
+        return _read_sale(rows[0])
+
+    async def find_unoffered(self, age_s: float) -> list[Balance]:
+        """Return the sales older than `age_s` that the gate is not known to have taken."""
+        rows = await self._fetch("find_unoffered", age_s)
+        return [Balance(_read_sale(row), row["sold"]) for row in rows]
+
+    async def note_offered(self, sale_id: int) -> None:
+        """Note that the gate has taken a sale."""
+        await self._fetch("note_offered", sale_id)
 
     async def settle(self, lots: Sequence[Lot], declines: Mapping[str, str]) -> Settlement:
         """Settle a batch of lots in one transaction and one round trip; settling it again changes nothing.
@@ -121,32 +175,30 @@ class Ledger(AbstractAsyncContextManager["Ledger"]):
         return int((await self._fetch("next_generation"))[0]["generation"])
 
     async def find_current_sales(self) -> list[Balance]:
-        """Return the newest sale of every product."""
-        return [
-            Balance(
-                Sale(
-                    sale_id=row["sale_id"],
-                    terms=SaleTerms(
-                        product_id=row["product_id"],
-                        stock=row["stock"],
-                        limit=row["user_limit"],
-                        quantity=row["quantity"],
-                        starts_ms=row["starts_ms"],
-                        ends_ms=row["ends_ms"],
-                    ),
-                ),
-                row["sold"],
-            )
-            for row in await self._fetch("find_current_sales")
-        ]
+        """Return the newest sale of every product that is on offer."""
+        return [Balance(_read_sale(row), row["sold"]) for row in await self._fetch("find_current_sales")]
 
-    async def count_bought(self, sale_id: int) -> list[tuple[int, int]]:
-        """Return each user with confirmed orders in a sale, and their units."""
-        return [(row["user_id"], row["units"]) for row in await self._fetch("count_bought", sale_id)]
+    async def find_offers(self, keep_s: float) -> list[Offer]:
+        """Return the sales on offer, the newest one of each product first; some may have been replaced.
+
+        A sale with an end is over `keep_s` after it.
+        """
+        return list(map(Offer._make, await self._fetch("find_offers", keep_s)))
+
+    async def retire_sales(self, sale_ids: Iterable[int]) -> None:
+        """Take sales off the offers: no rebuild and no audit looks at them any more."""
+        await self._fetch("retire_sales", list(sale_ids))
+
+    async def count_bought(self, sale_ids: Sequence[int]) -> AsyncGenerator[list[tuple[int, int, int]], None]:
+        """Yield sale, user and units for each user with confirmed orders in one of these sales, in pages."""
+        async with aclosing(self._connections.stream("count_bought", sale_ids)) as pages:
+            async for page in pages:
+                yield [tuple(row) for row in page]
 
     async def find_keys(self, max_age_s: float) -> AsyncIterator[list[KeyedOrder]]:
-        """Yield the orders accepted under a key within `max_age_s`, oldest first, a thousand at a time."""
-        last = "00000000-0000-0000-0000-000000000000"
+        """Yield the orders accepted under a key within `max_age_s`, oldest first, in pages."""
+        # The bound is by the clock of front doors, the age by that of the gate.
+        last = make_bound(int((time.time() - max_age_s) * 1000) - _CLOCKS_DIFFER_MS)
         while rows := await self._fetch("find_keys", last, max_age_s):
             page = [KeyedOrder(str(row["order_id"]), *row[1:]) for row in rows]
             yield page
@@ -155,6 +207,18 @@ class Ledger(AbstractAsyncContextManager["Ledger"]):
     async def find_newest(self) -> int:
         """Return when the newest order was accepted, Unix milliseconds of the gate's clock; 0 without any."""
         return (await self._fetch("find_newest"))[0]["accepted_ms"] or 0
+
+    async def begin_pruning(self, before: str) -> None:
+        """Note that orders with ids below `before` may be pruned: from now on none of them can be settled."""
+        await self._fetch("begin_pruning", before)
+
+    async def prune(self, after: str, before: str, most: int) -> Pruned:
+        """Delete the orders among the next `most` ids between the two; keep what a limit still needs."""
+        return Pruned(*(await self._fetch("prune", after, before, most))[0])
+
+    async def is_pruned(self, order_id: str) -> bool:
+        """Return whether an order with this id that is not found may have been pruned."""
+        return any(row["pruned"] for row in await self._fetch("is_pruned", order_id))
 
     @asynccontextmanager
     async def try_lock(self) -> AsyncIterator[bool]:
@@ -174,6 +238,18 @@ class Ledger(AbstractAsyncContextManager["Ledger"]):
 
     async def _fetch(self, query: str, *arguments: Any) -> list[asyncpg.Record]:
         return await self._connections.fetch(query, *arguments)
+
+
+def _read_sale(row: asyncpg.Record) -> Sale:
+    terms = SaleTerms(
+        product_id=row["product_id"],
+        stock=row["stock"],
+        limit=row["user_limit"],
+        quantity=row["quantity"],
+        starts_ms=row["starts_ms"],
+        ends_ms=row["ends_ms"],
+    )
+    return Sale(sale_id=row["sale_id"], terms=terms, offered=row["offered"])
 
 
 async def _skip_reset(_: object) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from importlib.resources import files
 from typing import Any, Final, TypeAlias
@@ -15,11 +15,18 @@ from engine.errors import LedgerUnavailable
 
 Connection: TypeAlias = "PoolConnectionProxy[asyncpg.Record]"
 
-_QUERIES: Final = dict(
+QUERIES: Final = dict(
     re.findall(
         r"^-- name: (\w+)\n(.+?);$", files("engine.ledger").joinpath("queries.sql").read_text(), re.M | re.S
     )
 )
+
+_PAGE: Final = 10_000
+"""Rows."""
+_PATIENCE: Final = 10
+"""Times the wait for another query."""
+_MEMORY: Final = "SET LOCAL work_mem = '64MB'"
+"""Enough to group a million rows without writing them to disk."""
 
 RECORD_ERRORS: Final = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, ValueError)
 """The record is at fault, and would be again."""
@@ -87,10 +94,23 @@ class Connections:
         async with self.borrow() as connection:
             return await self.fetch_on(connection, query, *arguments)
 
+    async def stream(self, query: str, *arguments: Any) -> AsyncGenerator[list[asyncpg.Record], None]:
+        """Yield the rows of a named query that returns many, in pages; see `borrow` for the errors."""
+        async with self.borrow() as connection, connection.transaction():
+            await connection.execute(_MEMORY)
+            cursor = await connection.cursor(QUERIES[query], *arguments)
+            while True:
+                # The first page comes once all rows are known.
+                async with asyncio.timeout(_PATIENCE * self._timeout_s):
+                    page = await cursor.fetch(_PAGE)
+                if not page:
+                    return
+                yield page
+
     async def fetch_on(self, connection: Connection, query: str, *arguments: Any) -> list[asyncpg.Record]:
         """Return the rows of a named query on a connection that was borrowed."""
         async with asyncio.timeout(self._timeout_s):
-            return await connection.fetch(_QUERIES[query], *arguments)
+            return await connection.fetch(QUERIES[query], *arguments)
 
 
 def describe(error: Exception) -> str:

@@ -1,7 +1,21 @@
 -- name: open_sale
-INSERT INTO sales (product_id, stock, user_limit, quantity, starts_at, ends_at)
-VALUES ($1, $2, $3, $4, to_timestamp($5::bigint / 1000.0), to_timestamp($6::bigint / 1000.0))
-RETURNING sale_id;
+INSERT INTO sales (product_id, stock, user_limit, quantity, starts_at, ends_at, idempotency_key, offered)
+VALUES ($1, $2, $3, $4, to_timestamp($5::bigint / 1000.0), to_timestamp($6::bigint / 1000.0), $7, false)
+ON CONFLICT (idempotency_key) DO UPDATE SET offered = sales.offered
+RETURNING sale_id, product_id, stock, user_limit, quantity,
+    (extract(epoch FROM starts_at) * 1000)::bigint AS starts_ms, (extract(epoch FROM ends_at) * 1000)::bigint AS ends_ms,
+    offered;
+
+-- name: find_unoffered
+SELECT sale_id, product_id, stock, sold, user_limit, quantity,
+    (extract(epoch FROM starts_at) * 1000)::bigint AS starts_ms, (extract(epoch FROM ends_at) * 1000)::bigint AS ends_ms,
+    offered
+FROM sales
+WHERE NOT offered AND opened_at < now() - make_interval(secs => $1::float8) AND in_charge()
+ORDER BY sale_id;
+
+-- name: note_offered
+UPDATE sales SET offered = true WHERE sale_id = $1 AND NOT offered;
 
 -- name: find_orders
 SELECT order_id::text, user_id, product_id, sale_id, quantity, status, reason
@@ -30,16 +44,27 @@ RETURNING generation;
 
 -- name: find_current_sales
 SELECT DISTINCT ON (product_id) sale_id, product_id, stock, sold, user_limit, quantity,
-    (extract(epoch FROM starts_at) * 1000)::bigint AS starts_ms, (extract(epoch FROM ends_at) * 1000)::bigint AS ends_ms
+    (extract(epoch FROM starts_at) * 1000)::bigint AS starts_ms, (extract(epoch FROM ends_at) * 1000)::bigint AS ends_ms,
+    offered
 FROM sales
-WHERE in_charge()
+WHERE retired_at IS NULL AND in_charge()
 ORDER BY product_id, sale_id DESC;
 
+-- name: find_offers
+SELECT product_id, sale_id, stock, sold, quantity, ends_at IS NOT NULL AND ends_at < now() - make_interval(secs => $1::float8),
+    offered
+FROM sales
+WHERE retired_at IS NULL AND in_charge()
+ORDER BY product_id, sale_id DESC;
+
+-- name: retire_sales
+UPDATE sales SET retired_at = now() WHERE sale_id = ANY ($1::bigint[]) AND retired_at IS NULL;
+
 -- name: count_bought
-SELECT user_id, sum(quantity)::bigint AS units
+SELECT sale_id, user_id, sum(quantity)::bigint
 FROM orders
-WHERE sale_id = $1 AND status = 'CONFIRMED' AND in_charge()
-GROUP BY user_id;
+WHERE sale_id = ANY ($1::bigint[]) AND status = 'CONFIRMED' AND in_charge()
+GROUP BY sale_id, user_id;
 
 -- name: find_keys
 SELECT order_id, product_id, user_id, idempotency_key, extract(epoch FROM now() - accepted_at)::float8 AS age_s
@@ -47,7 +72,30 @@ FROM orders
 WHERE order_id > $1::uuid AND idempotency_key IS NOT NULL AND accepted_at > now() - make_interval(secs => $2::float8)
     AND in_charge()
 ORDER BY order_id
-LIMIT 1000;
+LIMIT 10000;
+
+-- name: begin_pruning
+INSERT INTO gate (generation, pruned_before) VALUES (0, $1::uuid)
+ON CONFLICT (only_row) DO UPDATE SET pruned_before = greatest(gate.pruned_before, excluded.pruned_before);
+
+-- name: prune
+WITH step AS MATERIALIZED (
+    SELECT order_id, sale_id FROM orders WHERE order_id > $1::uuid AND order_id < $2::uuid ORDER BY order_id LIMIT $3
+), gone AS (
+    DELETE FROM orders
+    USING step
+    WHERE orders.order_id = step.order_id AND NOT EXISTS (
+        -- A rebuild counts the orders of a sale on offer whose users have a limit.
+        SELECT FROM sales WHERE sales.sale_id = step.sale_id AND user_limit IS NOT NULL AND retired_at IS NULL
+    )
+    RETURNING orders.order_id
+)
+SELECT (SELECT order_id::text FROM step ORDER BY order_id DESC LIMIT 1) AS last,
+    (SELECT count(*) FROM gone) AS gone,
+    (SELECT count(*) FROM step) - (SELECT count(*) FROM gone) AS kept;
+
+-- name: is_pruned
+SELECT $1::uuid < pruned_before AS pruned FROM gate WHERE in_charge();
 
 -- name: find_newest
 SELECT (extract(epoch FROM max(accepted_at)) * 1000)::bigint AS accepted_ms

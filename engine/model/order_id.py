@@ -6,6 +6,7 @@ the gate accepts share the rest of it, their stem, and differ in the counter, th
 """
 
 import os
+import re
 import time
 from typing import Annotated, Final
 
@@ -29,6 +30,22 @@ def make_stem() -> str:
     random = os.urandom(8).hex()
     variant = "89ab"[int(random[3], 16) & 3]
     return f"{milliseconds[:8]}-{milliseconds[8:]}-7{random[:3]}-{variant}{random[4:7]}-{random[7:16]}"
+
+
+def is_order_id(text: str) -> bool:
+    """Return whether an order can have this id."""
+    return re.fullmatch(f"{_STEM}[0-9a-f]{{3}}", text) is not None
+
+
+def read_time_ms(order_id: str) -> int:
+    """Return the millisecond of an order id or its stem."""
+    return int(order_id[:8] + order_id[9:13], 16)
+
+
+def make_bound(time_ms: int) -> str:
+    """Return the lowest order id of a millisecond."""
+    milliseconds = f"{max(0, time_ms):012x}"
+    return f"{milliseconds[:8]}-{milliseconds[8:]}-7000-8000-000000000000"
 
 
 def split_order_id(order_id: str) -> tuple[str, int]:

@@ -6,7 +6,7 @@ import logging
 from engine.gate.clearing import Clearing
 from engine.settings import Settings
 from engine.stages.lifecycle import Outage, Pause
-from engine.stages.reconciliation import Comparison, Reconciliation, reconciling
+from engine.stages.reconciliation import Reconciliation, reconciling
 
 log = logging.getLogger(__name__)
 
@@ -18,7 +18,7 @@ async def run_keeper(settings: Settings, clearing: Clearing, pause: Pause) -> No
     which has to pause before the gate is rebuilt.
     """
     outage = Outage("the keeper")
-    suspects: list[Comparison] = []
+    suspects = set[int]()
     was_closed = compared = False
     async with reconciling(settings) as reconciliation:
         while True:
@@ -34,13 +34,16 @@ async def run_keeper(settings: Settings, clearing: Clearing, pause: Pause) -> No
                 is_open = await reconciliation.is_open()
                 if is_open:
                     pause.end()
-                    found = await reconciliation.audit()
-                    if found and found == suspects:
+                    await reconciliation.offer_left()
+                    found = await reconciliation.audit.run(generation)
+                    again = [each for each in found if each.offer.sale_id in suspects]
+                    if again:
                         log.warning(
-                            "gate and ledger disagree on %d sales, the first one: %s", len(found), found[0]
+                            "gate and ledger disagree on %d sales, the first one: %s", len(again), again[0]
                         )
                         await reconciliation.close(generation)
-                    suspects = found
+                    suspects = {each.offer.sale_id for each in found}
+                    await reconciliation.end_doubt()
                 else:
                     if not was_closed:
                         log.warning("the gate is closed until it is rebuilt from the ledger")

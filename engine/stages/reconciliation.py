@@ -10,58 +10,44 @@ While the gate is closed each fulfilment leaves the bus when it holds nothing, a
 arrives, so the bus itself says that nobody holds anything. It can't know of purchases that a relay read from
 an outbox that was wiped afterwards, and has not published yet. Such a purchase is settled all the same: the
 ledger's guard keeps its unit from being sold twice, clear.lua finds no evidence of it and so releases
-nothing, and the audit finds the unit that the gate now has too many: whenever nothing is under way, gate and
-ledger must agree, and if they differ twice in a row, the gate is rebuilt.
+nothing, and the audit (audit.py) finds the unit that the gate now has too many: if gate and ledger disagree
+on a sale twice in a row, the gate is rebuilt.
 
 The gate follows the ledger in everything: a sale that the gate lacks is offered, one that only the gate has
-is withdrawn. Any number of processes may reconcile at once. PostgreSQL's advisory lock lets one of them
-rebuild. If it loses the lock and goes on, its writes are refused as soon as the next one has begun.
+is withdrawn. A rebuild's cost follows what the gate must know: the sales on offer, their buyers if they have
+limits, the keys that are not too old. Any number of processes may reconcile at once. PostgreSQL's advisory
+lock lets one of them rebuild. If it loses the lock and goes on, its writes are refused as soon as the next
+one has begun.
 """
 
 import logging
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterable
+from contextlib import aclosing, asynccontextmanager
 from typing import Any, Final, NamedTuple
 
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from engine.bus.publisher import Publisher
-from engine.gate.client import Script, connect_redis
-from engine.gate.fence import read_generations
+from engine.gate.client import connect_redis
+from engine.gate.fence import Fence, close_shard, read_generations
+from engine.gate.gate import offer_sale
 from engine.gate.keys import ShardKeys, shard_of
 from engine.gate.pending import count_pending
-from engine.ledger.ledger import Balance, KeyedOrder, Ledger
+from engine.gate.restoring import Restoring
+from engine.ledger.ledger import KeyedOrder, Ledger
+from engine.model.sale import Sale
 from engine.settings import Settings
+from engine.stages.audit import Audit
 
 log = logging.getLogger(__name__)
 
-_CLOSE: Final = Script("close.lua")
-_RESTORE: Final = Script("restore.lua")
-_REMEMBER: Final = Script("remember.lua")
-_REOPEN: Final = Script("reopen.lua")
-_CHUNK: Final = 1_000
-"""Buyers in one script call: Redis serves nobody else meanwhile, and Lua's stack bounds it, too."""
+_OPENING_S: Final = 5.0
+"""Time that a front door has to open a sale, more than its longest."""
 
-
-class Comparison(NamedTuple):
-    """A product's current sale as ledger and gate see it, in units."""
-
-    balance: Balance
-    sale_id: int | None
-    """The gate's; None if it has no sale of the product."""
-    remaining: int
-
-    @property
-    def expected(self) -> int:
-        """Units that the gate must have once nothing is under way."""
-        return self.balance.sale.terms.stock - self.balance.sold
-
-    @property
-    def agrees(self) -> bool:
-        """Whether gate and ledger say the same."""
-        return self.sale_id == self.balance.sale.sale_id and self.remaining == self.expected
+_LATE_S: Final = 60.0
+"""Time in which a relay publishes or gives up what it read of a lost outbox: twice its wait for a confirm."""
 
 
 class Traffic(NamedTuple):
@@ -81,11 +67,6 @@ class Traffic(NamedTuple):
         """Whether the ledger knows every purchase that outbox and bus held."""
         return not (self.entries or self.messages or self.consumers)
 
-    @property
-    def settled(self) -> bool:
-        """Whether every order that the gate remembers is settled, and none waits."""
-        return not (self.entries or self.messages or self.pending)
-
 
 class Reconciliation:
     """Gate, bus and ledger side by side.
@@ -98,8 +79,9 @@ class Reconciliation:
         self._ledger = ledger
         self._bus = bus
         self._shards = [ShardKeys(shard) for shard in range(settings.gate_shards)]
+        self._fences = [(shard, Fence()) for shard in self._shards]
         self._remember_s = settings.idempotency_s
-        self._audited: Any = None
+        self.audit: Final = Audit(redis, ledger, self._shards, settings.sale_keep_s)
 
     async def is_open(self) -> bool:
         """Return whether every shard is open in the latest generation; if not, close all of them."""
@@ -118,7 +100,7 @@ class Reconciliation:
     async def close(self, generation: int) -> None:
         """Close the gate unless another process has rebuilt it since this generation."""
         for shard in self._shards:
-            await _CLOSE.run(self._redis.execute_command, [shard.fence], [generation])
+            await close_shard(self._redis, shard, generation)
 
     async def is_outdated(self) -> bool:
         """Return whether the ledger has settled an order newer than all that the gate has ever accepted."""
@@ -144,33 +126,27 @@ class Reconciliation:
         messages, consumers = await self._bus.read_queue() if self._bus else (0, 0)
         return Traffic(sum(answers[::2]), messages, consumers, sum(map(count_pending, answers[1::2])))
 
-    async def compare(self) -> list[Comparison]:
-        """Return every product's current sale; what is under way is a difference of gate and ledger."""
-        balances = await self._ledger.find_current_sales()
+    async def offer_left(self) -> None:
+        """Offer the sales that their front doors could not offer; no other sale is closed for them."""
+        for sale, sold in await self._ledger.find_unoffered(_OPENING_S):
+            if not sold:  # or else the gate has had it
+                shard, fence = shard_of(sale.terms.product_id, self._fences)
+                await offer_sale(self._redis, shard, fence, sale)
+                log.info("sale %d opened: its front door could not offer it", sale.sale_id)
+            await self._ledger.note_offered(sale.sale_id)
+
+    async def end_doubt(self) -> None:
+        """Let the gate deny orders from before its rebuild, once none that it forgot is under way."""
         async with self._redis.pipeline(transaction=False) as pipe:
-            for balance in balances:
-                product_id = balance.sale.terms.product_id
-                pipe.hmget(shard_of(product_id, self._shards).sale(product_id), ["sale_id", "remaining"])
-            rows = await pipe.execute()
-        return [
-            Comparison(balance, int(sale_id) if sale_id else None, int(remaining or 0))
-            for balance, (sale_id, remaining) in zip(balances, rows, strict=True)
-        ]
-
-    async def audit(self) -> list[Comparison]:
-        """Return the sales in which gate and ledger disagree though nothing is under way.
-
-        Returns none, too, while something is under way, or if nothing happened since an audit without any.
-        """
-        before = await self._read_fences()
-        if before == self._audited or not (await self.read_traffic()).settled:
-            return []
-        differing = [comparison for comparison in await self.compare() if not comparison.agrees]
-        if not (await self.read_traffic()).settled or await self._read_fences() != before:
-            return []
-        if not differing:
-            self._audited = before
-        return differing
+            for shard in self._shards:
+                pipe.hget(shard.fence, "doubt")
+            pipe.time()
+            *doubts, (now_s, _) = await pipe.execute()
+        since_ms = max(int(doubt or 0) for doubt in doubts)
+        if since_ms and now_s - since_ms / 1000 > _LATE_S:
+            traffic = await self.read_traffic()
+            for shard in [] if traffic.entries or traffic.messages else self._shards:
+                await self._redis.hdel(shard.fence, "doubt")
 
     async def open_new(self) -> None:
         """Open a gate that has never had a sale: there is nothing to rebuild, and so nothing to wait for."""
@@ -187,68 +163,38 @@ class Reconciliation:
             if not mine or await self.is_open():
                 return False
             generation = await self._ledger.next_generation()
+            restoring = Restoring(self._redis, self._shards, generation)
             balances = await self._ledger.find_current_sales()
-            await self._begin(generation, balances)
+            await restoring.begin({balance.sale.terms.product_id for balance in balances})
             # Read again: a sale may have been opened, at a gate that has forgotten it by now.
             balances = await self._ledger.find_current_sales()
-            for balance in balances:
-                await self._restore_sale(generation, balance)
+            await restoring.restore_sales((sale, sale.terms.stock - sold) for sale, sold in balances)
+            await self._restore_buyers(restoring, [sale for sale, _ in balances if sale.terms.limit])
             async for orders in self._ledger.find_keys(self._remember_s):
-                await self._restore_answers(generation, orders)
-            newest_ms = await self._ledger.find_newest()
-            for shard in self._shards:
-                await _REOPEN.run(self._redis.execute_command, [shard.fence], [generation, newest_ms])
+                await self._restore_answers(restoring, orders)
+            await restoring.reopen(await self._ledger.find_newest(), doubtful=bool(balances))
         units = sum(balance.sale.terms.stock - balance.sold for balance in balances)
         log.info(
             "the gate is open in generation %d: %d sales, %d units left", generation, len(balances), units
         )
         return True
 
-    async def _begin(self, generation: int, balances: Sequence[Balance]) -> None:
-        """Forget what is rebuilt; keep sales that are newer."""
-        known = {balance.sale.terms.product_id for balance in balances}
-        for shard in self._shards:
-            async with self._redis.pipeline(transaction=True) as pipe:
-                pipe.delete(shard.fence, shard.pending)
-                pipe.hset(shard.fence, "rebuilding", generation)
-                await pipe.execute()
-            async for name in self._redis.scan_iter(match=f"{shard.prefix}sale:*", count=_CHUNK):
-                if int(name.rpartition(b":")[2]) not in known:
-                    await self._redis.unlink(name)
+    async def _restore_buyers(self, restoring: Restoring, sales: Iterable[Sale]) -> None:
+        limited = {sale.sale_id: sale for sale in sales}
+        async with aclosing(self._ledger.count_bought(list(limited))) as pages:
+            async for page in pages:
+                by_sale: defaultdict[int, list[tuple[int, int]]] = defaultdict(list)
+                for sale_id, user_id, units in page:
+                    by_sale[sale_id].append((user_id, units))
+                for sale_id, counts in by_sale.items():
+                    await restoring.restore_buyers(limited[sale_id], counts)
 
-    async def _restore_sale(self, generation: int, balance: Balance) -> None:
-        terms, sale_id = balance.sale.terms, balance.sale.sale_id
-        shard = shard_of(terms.product_id, self._shards)
-        keys = [shard.fence, shard.sale(terms.product_id)]
-        fields = [
-            sale_id, terms.stock, terms.stock - balance.sold, terms.limit or 0, terms.quantity,
-            terms.starts_ms or 0, terms.ends_ms or 0,
-        ]  # fmt: skip
-        buyers = await self._ledger.count_bought(sale_id) if terms.limit else []
-        for start in range(0, max(len(buyers), 1), _CHUNK):
-            chunk = buyers[start : start + _CHUNK]
-            counts = [number for buyer in chunk for number in buyer]
-            arguments: list[str | int] = [generation, shard.prefix, int(start == 0), *fields, *counts]
-            await _RESTORE.run(self._redis.execute_command, keys, arguments)
-
-    async def _restore_answers(self, generation: int, orders: Iterable[KeyedOrder]) -> None:
-        by_shard: defaultdict[ShardKeys, list[str | int]] = defaultdict(list)
-        for order in orders:
-            by_shard[shard_of(order.product_id, self._shards)] += (
-                f"{order.product_id}:{order.user_id}:{order.key}",
-                order.order_id,
-                max(1, round(self._remember_s - order.age_s)),
-            )
-        for shard, words in by_shard.items():
-            arguments = [generation, shard.prefix, *words]
-            await _REMEMBER.run(self._redis.execute_command, [shard.fence], arguments)
-
-    async def _read_fences(self) -> list[dict[bytes, bytes]]:
-        """Return every shard's fence, which changes with each write to the shard."""
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for shard in self._shards:
-                pipe.hgetall(shard.fence)
-            return await pipe.execute()
+    async def _restore_answers(self, restoring: Restoring, orders: Iterable[KeyedOrder]) -> None:
+        await restoring.restore_answers(
+            (order.product_id, f"{order.product_id}:{order.user_id}:{order.key} {order.order_id} {seconds}")
+            for order in orders
+            for seconds in [max(1, round(self._remember_s - order.age_s))]
+        )
 
 
 KEEPER_CONNECTIONS: Final = 2

@@ -144,7 +144,9 @@ async def test_what_a_replaced_postgres_knows_is_not_believed(postgres_db: str, 
             lambda ledger: ledger.find_orders(lots[0].order_ids),
             Ledger.read_generation,
             Ledger.find_current_sales,
-            lambda ledger: ledger.count_bought(sale.sale_id),
+            lambda ledger: read_bought(ledger, sale.sale_id),
+            lambda ledger: ledger.find_offers(60),
+            lambda ledger: ledger.is_pruned(lots[0].order_ids[0]),
             Ledger.find_newest,
             read_keys,
             take_lock,
@@ -164,6 +166,11 @@ async def test_what_a_replaced_postgres_knows_is_not_believed(postgres_db: str, 
             await connected[0].find_orders(lots[0].order_ids)
         for one in (ledger, other, *connected):
             await one.close()
+
+
+async def read_bought(ledger: Ledger, sale_id: int) -> None:
+    async for _ in ledger.count_bought([sale_id]):
+        pass
 
 
 async def read_keys(ledger: Ledger) -> None:

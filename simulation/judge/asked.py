@@ -15,7 +15,6 @@ import numpy.typing as npt
 import pandas as pd
 
 from simulation.model.events import Recovery, Restocked
-from simulation.scenario.fault import LOSSES
 from simulation.scenario.schema import Restock, Scenario
 
 LONG_AGO: Final = -(2**62)
@@ -115,26 +114,18 @@ class Asked:
         kept it from its answer."""
         if self.overload:
             return np.ones(len(rows), np.bool_)
-        return self._meets(rows, self.faults)
-
-    def is_slow(self, rows: pd.DataFrame) -> Flags:
-        """Return for each request whether the engine, or the machine, may be slow for a reason."""
-        return self.is_excused(rows) if self.load_valid else np.ones(len(rows), np.bool_)
-
-    def is_forgotten(self, rows: pd.DataFrame) -> Flags:
-        """Return for each request whether the gate may not know yet what Redis lost."""
-        return self._meets(rows, [fault for fault in self.faults if fault.kind in LOSSES])
-
-    def _meets(self, rows: pd.DataFrame, faults: Sequence[Recovery]) -> Flags:
-        """Return for each request whether it was under way in one of the faults or the recovery from it."""
         start = rows["sent_ns"].fillna(rows["intended_ns"]).to_numpy("int64")
         end = rows["done_ns"].fillna(pd.Series(start + self.timeout_ns, rows.index)).to_numpy("int64")
         meets = np.zeros(len(rows), np.bool_)
-        for fault in faults:
+        for fault in self.faults:
             back_s = self.recover_s if fault.recovered_after_s is None else fault.recovered_after_s
             until_s = fault.end_s + min(back_s, self.recover_s) + GRACE_S
             meets |= (end >= fault.start_s * 1e9) & (start <= until_s * 1e9)
         return meets
+
+    def is_slow(self, rows: pd.DataFrame) -> Flags:
+        """Return for each request whether the engine, or the machine, may be slow for a reason."""
+        return self.is_excused(rows) if self.load_valid else np.ones(len(rows), np.bool_)
 
 
 def read_asked(

@@ -46,9 +46,8 @@ async def test_it_fails_in_one_line(ledger_alone: Settings, postgres_db: str) ->
     async with role_of(postgres_db) as stranger:
         code, text = await run_command(change(ledger_alone, postgres_url=stranger), "migrate")
         assert code == 1
-        assert text.startswith(
-            "flashgrid: FLASHGRID_POSTGRES_URL: the schema lacks 0001_ledger, and role role_"
-        )
+        assert text.startswith("flashgrid: FLASHGRID_POSTGRES_URL: the schema lacks 0001_ledger, ")
+        assert " and role role_" in text
         assert text.count("\n") == 1
     code, text = await run_command(Settings(data_dir="/nowhere"), "migrate")
     assert (code, text.count("\n")) == (1, 1)

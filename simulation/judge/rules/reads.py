@@ -8,13 +8,12 @@ from simulation.model.outcome import TERMINAL
 
 
 def reads_are_true(evidence: Evidence) -> Finding:
-    """What clients are shown is true. An accepted order is found from then on (except while the engine
-    recovers from a loss of Redis' memory), its status never changes once it is final, and that status is
-    the ledger's, a second after the ledger settled it at the latest. A stock is never negative, it adds up to
-    what was asked for, and no unit is missing from it before a purchase can have taken that unit: every
-    accepted purchase and every unknown outcome counts from the moment at which it was sent. A second after
-    a purchase was accepted its unit is missing. No read is called invalid, and no more than one in ten is
-    turned away without a reason."""
+    """What clients are shown is true. An accepted order is never denied, also after a loss of Redis' memory;
+    its status never changes once it is final, and that status is the ledger's, a second after the ledger
+    settled it at the latest. A stock is never negative, it adds up to what was asked for, and no unit is
+    missing from it before a purchase can have taken that unit: every accepted purchase and every unknown
+    outcome counts from the moment at which it was sent. A second after a purchase was accepted its unit is
+    missing. No read is called invalid, and no more than one in ten is turned away without a reason."""
     reads = evidence.reads
     if reads is None or reads.empty:
         return Finding(0, "no reads", 0)
@@ -42,8 +41,6 @@ def _judge_statuses(orders: pd.DataFrame, evidence: Evidence) -> list[Breach]:
     ids, status = orders["order_id"], orders["order_status"]
     accepted_ns = ids.map(evidence.accepted.groupby("order_id")["done_ns"].min())
     denied = (orders["outcome"] == "NOT_FOUND") & (orders["sent_ns"] > accepted_ns).fillna(False)
-    # An order that Redis lost, and the ledger does not have yet, is found again once it is settled.
-    denied &= ~evidence.asked.is_forgotten(orders)
     is_final = status.isin(TERMINAL)
     final_ns = ids.map(orders[is_final].groupby("order_id")["done_ns"].min())
     back = (status == "PENDING") & (orders["sent_ns"] > final_ns).fillna(False)

@@ -1,0 +1,93 @@
+"""Restoring: a closed gate gets back what the ledger knows, in calls that are short for Redis.
+
+Every method raises RedisError, and ResponseError (CLOSED) if another process began to rebuild meanwhile.
+"""
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Sequence
+from typing import Final, TypeVar
+
+from redis.asyncio import Redis
+
+from engine.gate.client import Argument, Script
+from engine.gate.keys import ShardKeys, shard_of
+from engine.model.sale import Sale
+
+T = TypeVar("T")
+
+_RESTORE: Final = Script("restore.lua")
+_RESTORE_BUYERS: Final = Script("restore_buyers.lua")
+_REMEMBER: Final = Script("remember.lua")
+_REOPEN: Final = Script("reopen.lua")
+CHUNK: Final = 1_000
+"""Sales, buyers or keys in one script call: Redis serves nobody else meanwhile."""
+
+
+class Restoring:
+    """One process that rebuilds the gate in one generation."""
+
+    def __init__(self, redis: Redis, shards: Sequence[ShardKeys], generation: int) -> None:
+        self._redis = redis
+        self._shards = shards
+        self._generation = generation
+
+    async def begin(self, known: Collection[int]) -> None:
+        """Forget what is rebuilt, and sales of products that are not known; keep sales that are newer."""
+        for shard in self._shards:
+            async with self._redis.pipeline(transaction=True) as pipe:
+                pipe.delete(shard.fence, shard.pending)
+                pipe.hset(shard.fence, "rebuilding", self._generation)
+                await pipe.execute()
+            async for name in self._redis.scan_iter(match=f"{shard.prefix}sale:*", count=CHUNK):
+                number = name.rpartition(b":")[2]
+                if number.isdigit() and int(number) not in known:
+                    await self._redis.unlink(name)
+
+    async def restore_sales(self, sales: Iterable[tuple[Sale, int]]) -> None:
+        """Offer these sales with so many units left, and nobody's units counted yet."""
+        for shard, its_sales in self._by_shard((sale.terms.product_id, (sale, left)) for sale, left in sales):
+            for chunk in _cut(its_sales):
+                lines = "\n".join(_write_sale(sale, left) for sale, left in chunk)
+                arguments: list[Argument] = [self._generation, shard.prefix, lines]
+                await _RESTORE.run(self._redis.execute_command, [shard.fence], arguments)
+
+    async def restore_buyers(self, sale: Sale, counts: Sequence[tuple[int, int]]) -> None:
+        """Add what each of these users has bought in a restored sale, in units."""
+        terms = sale.terms
+        shard = shard_of(terms.product_id, self._shards)
+        keys = [shard.fence, shard.sale(terms.product_id)]
+        for chunk in _cut(counts):
+            words = " ".join(f"{user_id} {units}" for user_id, units in chunk)
+            arguments: list[Argument] = [self._generation, shard.prefix, sale.sale_id, words]
+            await _RESTORE_BUYERS.run(self._redis.execute_command, keys, arguments)
+
+    async def restore_answers(self, answers: Iterable[tuple[int, str]]) -> None:
+        """Remember what remember.lua is given for each key; the product comes first."""
+        for shard, its_answers in self._by_shard(answers):
+            for chunk in _cut(its_answers):
+                arguments: list[Argument] = [self._generation, shard.prefix, "\n".join(chunk)]
+                await _REMEMBER.run(self._redis.execute_command, [shard.fence], arguments)
+
+    async def reopen(self, newest_ms: int, doubtful: bool) -> None:
+        """Open every shard; `doubtful` says whether orders may be under way of which it knows nothing."""
+        for shard in self._shards:
+            arguments = [self._generation, newest_ms, int(doubtful)]
+            await _REOPEN.run(self._redis.execute_command, [shard.fence], arguments)
+
+    def _by_shard(self, rows: Iterable[tuple[int, T]]) -> Iterable[tuple[ShardKeys, list[T]]]:
+        by_shard: defaultdict[ShardKeys, list[T]] = defaultdict(list)
+        for product_id, row in rows:
+            by_shard[shard_of(product_id, self._shards)].append(row)
+        return by_shard.items()
+
+
+def _cut(rows: Sequence[T]) -> Iterable[Sequence[T]]:
+    return (rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK))
+
+
+def _write_sale(sale: Sale, left: int) -> str:
+    terms = sale.terms
+    return (
+        f"{terms.product_id} {sale.sale_id} {terms.stock} {left} {terms.limit or 0} {terms.quantity}"
+        f" {terms.starts_ms or 0} {terms.ends_ms or 0}"
+    )

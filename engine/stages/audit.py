@@ -1,0 +1,241 @@
+"""The audit: whether gate and ledger say the same of every sale on offer, while the gate sells.
+
+A unit that the gate has taken is in the ledger as sold, or its order is still pending; so
+
+    0 <= stock - sold - remaining <= units of the sale's pending orders
+
+at any moment at which nobody writes to the gate, whatever is under way, and though orders may be pending for
+long: dead letters, or payments that take their time. The pending set does not say which sale an order belongs
+to, so the right side is checked for all sales of a shard together. Nothing here looks at orders of the
+ledger: the cost follows the sales on offer.
+
+What only the gate knows is withdrawn from it: nobody could settle its purchases. The evidence of those that
+were accepted stays in the pending set, and they end as dead letters. In the same way a sale leaves gate and
+ledger's offers some time after its end, once all of its units are accounted for.
+"""
+
+import logging
+import time
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final, NamedTuple, cast
+
+from redis.asyncio import Redis
+
+from engine.gate.client import Argument, Script
+from engine.gate.fence import forget_writers
+from engine.gate.keys import ShardKeys, shard_of
+from engine.gate.pending import count_pending
+from engine.gate.restoring import CHUNK
+from engine.ledger.ledger import Ledger, Offer
+
+log = logging.getLogger(__name__)
+
+_COMPARE: Final = Script("compare.lua")
+_WITHDRAW: Final = Script("withdraw.lua")
+_INTERVAL_S: Final = 5.0
+"""How often at least sales are compared, also if purchases keep coming, or none come."""
+_SCANNED: Final = 1_000
+"""Keys of a shard that one audit looks through for sales that only the gate knows."""
+
+
+class Comparison(NamedTuple):
+    """A product's current sale as ledger and gate see it, in units."""
+
+    offer: Offer
+    sale_id: int
+    """The gate's; 0 if it has no sale of the product."""
+    remaining: int
+
+    @property
+    def expected(self) -> int:
+        """Units that the gate must have once nothing is under way."""
+        return self.offer.stock - self.offer.sold
+
+    @property
+    def missing(self) -> int:
+        """Units that the gate has fewer than that."""
+        return self.expected - self.remaining
+
+    @property
+    def is_possible(self) -> bool:
+        """Whether purchases under way may explain the difference."""
+        return (
+            self.sale_id == self.offer.sale_id
+            and self.missing >= 0
+            and self.missing % self.offer.quantity == 0
+        )
+
+    @property
+    def is_coming(self) -> bool:
+        """Whether the sale is on its way from the ledger to the gate."""
+        return not self.offer.offered and not self.offer.sold and self.sale_id < self.offer.sale_id
+
+
+class Audit:
+    """Compares one gate with its ledger, again and again."""
+
+    def __init__(self, redis: Redis, ledger: Ledger, shards: Sequence[ShardKeys], keep_s: float) -> None:
+        self._redis = redis
+        self._ledger = ledger
+        self._shards = shards
+        self._keep_s = keep_s
+        self._cursors = [0] * len(shards)
+        self._last: Any = None
+        self._audited: Any = None
+        self._due_s = 0.0
+
+    async def run(self, generation: int) -> list[Comparison]:
+        """Return the sales in which gate and ledger disagree, and withdraw what only the gate knows.
+
+        Returns none, too, if somebody writes to the gate meanwhile. It compares nothing while the gate is
+        busy or idle, but for once in a while.
+        """
+        before = await self._read_fences()
+        is_quiet, self._last = before == self._last, before
+        if time.monotonic() < self._due_s and (not is_quiet or before == self._audited):
+            return []
+        self._due_s = time.monotonic() + _INTERVAL_S
+        # The gate before the ledger, which knows each sale before the gate does.
+        sales, buyers = await self._scan()
+        offers = await self._ledger.find_offers(self._keep_s)
+        differing = await self._find_differing(offers)
+        impossible = await self._find_impossible(differing)
+        if await self._read_fences() != before:
+            return []
+        on_offer = {offer.sale_id for offer in offers}
+        unknown = {sale for sale in sales if sale[1] not in on_offer}
+        unknown |= {(c.offer.product_id, c.sale_id) for c in differing if c.sale_id > c.offer.sale_id}
+        if unknown:
+            product_id, sale_id = min(unknown)
+            log.warning(
+                "withdrew %d sales that the ledger does not offer, the first one: sale %d of product %d",
+                await self._withdraw(generation, unknown),
+                sale_id,
+                product_id,
+            )
+        await self._withdraw(generation, {(0, sale_id) for sale_id in buyers - on_offer})
+        await self._retire(generation, offers, {c.offer.product_id: c for c in differing})
+        await forget_writers(self._redis, self._shards)
+        if not impossible:
+            self._audited = before
+        return [c for c in impossible if (c.offer.product_id, c.sale_id) not in unknown]
+
+    async def compare(self) -> list[Comparison]:
+        """Return every product's current sale; what is under way is a difference of gate and ledger."""
+        offers = _drop_replaced(await self._ledger.find_offers(self._keep_s))
+        return [comparison async for chunk in self._ask(offers) for comparison in map(Comparison, *chunk)]
+
+    async def _find_differing(self, offers: Iterable[Offer]) -> list[Comparison]:
+        return [
+            Comparison(offer, sale_id, remaining)
+            async for chunk in self._ask(_drop_replaced(offers))
+            for offer, sale_id, remaining in zip(*chunk, strict=True)
+            if sale_id != offer.sale_id or remaining != offer.stock - offer.sold
+        ]
+
+    async def _ask(
+        self, offers: Iterable[Offer]
+    ) -> AsyncIterator[tuple[Sequence[Offer], list[int], list[int]]]:
+        """Yield offers, and sale id and remaining units that the gate has of their products, 0 if none."""
+        by_shard: dict[ShardKeys, list[Offer]] = {shard: [] for shard in self._shards}
+        for offer in offers:
+            by_shard[shard_of(offer.product_id, self._shards)].append(offer)
+        for shard, its in by_shard.items():
+            for start in range(0, len(its), CHUNK):
+                chunk = its[start : start + CHUNK]
+                yield chunk, *await self._read_sales(shard, [offer.product_id for offer in chunk])
+
+    async def _read_sales(self, shard: ShardKeys, products: Sequence[int]) -> tuple[list[int], list[int]]:
+        words = " ".join(map(str, products))
+        answer = await _COMPARE.run(self._redis.execute_command, [shard.fence], [shard.prefix, words])
+        numbers = list(map(int, answer.split()))
+        return numbers[::2], numbers[1::2]
+
+    async def _find_impossible(self, differing: Iterable[Comparison]) -> list[Comparison]:
+        """Return the sales whose differences the pending orders do not explain."""
+        found: list[Comparison] = []
+        short: dict[ShardKeys, list[Comparison]] = {}
+        for comparison in differing:
+            if comparison.is_possible:
+                shard = shard_of(comparison.offer.product_id, self._shards)
+                short.setdefault(shard, []).append(comparison)
+            elif (comparison.sale_id or not comparison.offer.is_over) and not comparison.is_coming:
+                found.append(comparison)
+        for shard, its in short.items():
+            orders = sum(comparison.missing // comparison.offer.quantity for comparison in its)
+            if orders > await self._redis.hlen(shard.pending):  # each field holds at least one
+                batches: Any = await self._redis.hvals(shard.pending)
+                if orders > count_pending(batches):
+                    found += its
+        return found
+
+    async def _retire(
+        self, generation: int, offers: Sequence[Offer], differing: Mapping[int, Comparison]
+    ) -> None:
+        """Take sales that were replaced or are over, and of which no unit is under way, off the offers."""
+        newest = {offer.product_id: offer.sale_id for offer in reversed(offers)}
+        replaced, over = set[int](), set[tuple[int, int]]()
+        for offer in offers:
+            current = differing.get(offer.product_id)
+            if offer.sale_id != newest[offer.product_id]:
+                # Not before the gate has the newer one.
+                if current is None or current.sale_id == current.offer.sale_id:
+                    replaced.add(offer.sale_id)
+            elif offer.is_over and (current is None or not current.sale_id):
+                over.add((offer.product_id, offer.sale_id))
+        if replaced or over:
+            await self._ledger.retire_sales(replaced | {sale_id for _, sale_id in over})
+            await self._withdraw(generation, over)
+            log.info(
+                "%d sales that were replaced or are long over are on offer no more", len(replaced | over)
+            )
+
+    async def _scan(self) -> tuple[set[tuple[int, int]], set[int]]:
+        """Return products and ids of some of the gate's sales, and ids of sales with buyers there."""
+        sales, buyers = set[tuple[int, int]](), set[int]()
+        for place, shard in enumerate(self._shards):
+            cursor, names = await self._redis.scan(
+                self._cursors[place], match=f"{shard.prefix}[sb]*:*", count=_SCANNED
+            )
+            self._cursors[place] = int(cursor)
+            numbers: dict[bytes, list[int]] = {b"sale": [], b"buyers": []}
+            for name in cast(list[bytes], names):
+                _, kind, number = name.rsplit(b":", 2)
+                if kind in numbers and number.isdigit():
+                    numbers[kind].append(int(number))
+            products = numbers[b"sale"]
+            ids, _ = await self._read_sales(shard, products) if products else ([], [])
+            sales |= {pair for pair in zip(products, ids, strict=True) if pair[1]}
+            buyers |= set(numbers[b"buyers"])
+        return sales, buyers
+
+    async def _withdraw(self, generation: int, sales: Iterable[tuple[int, int]]) -> int:
+        """Remove sales from the gate unless it was rebuilt since; return how many were on offer there."""
+        removed = 0
+        for shard in self._shards:
+            words = [
+                number
+                for product_id, sale_id in sales
+                if not product_id or shard_of(product_id, self._shards) is shard
+                for number in (product_id, sale_id)
+            ]
+            for start in range(0, len(words), 2 * CHUNK):
+                arguments: list[Argument] = [generation, shard.prefix, *words[start : start + 2 * CHUNK]]
+                removed += await _WITHDRAW.run(self._redis.execute_command, [shard.fence], arguments)
+        return removed
+
+    async def _read_fences(self) -> list[dict[bytes, bytes]]:
+        """Return every shard's fence, which changes with each write to the shard."""
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for shard in self._shards:
+                pipe.hgetall(shard.fence)
+            return await pipe.execute()
+
+
+def _drop_replaced(offers: Iterable[Offer]) -> Iterator[Offer]:
+    """Yield the first offer of each product, which is the newest."""
+    last = 0
+    for offer in offers:
+        if offer.product_id != last:
+            yield offer
+            last = offer.product_id
