@@ -2,7 +2,8 @@
 
 import hashlib
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.resources import files
 from typing import Any, Final
 
@@ -13,6 +14,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import (
     AuthenticationError,
     BusyLoadingError,
+    ConnectionError,
     NoScriptError,
     OutOfMemoryError,
     ResponseError,
@@ -93,10 +95,15 @@ def _leave_when_refused(connection_class: Any) -> Any:
             await super().connect()
             self.connected_after, type(self).latest_connect = before, time.monotonic()
 
+        async def send_packed_command(self, *arguments: Any, **options: Any) -> None:
+            with _lose_closed():
+                await super().send_packed_command(*arguments, **options)
+
         async def read_response(self, *arguments: Any, **options: Any) -> Any:
             nonlocal refusals
             try:
-                return await super().read_response(*arguments, **options)
+                with _lose_closed():
+                    return await super().read_response(*arguments, **options)
             except (NoScriptError, OutOfMemoryError):
                 raise
             except REFUSALS as error:
@@ -105,6 +112,15 @@ def _leave_when_refused(connection_class: Any) -> Any:
                 raise
 
     return Connection
+
+
+@contextmanager
+def _lose_closed() -> Iterator[None]:
+    """Raise ConnectionError where uvloop says in words of its own that the connection has been closed."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise ConnectionError(str(error)) from error
 
 
 def latest_connect(redis: Redis) -> float:

@@ -31,12 +31,14 @@ _MEMORY: Final = "SET LOCAL work_mem = '64MB'"
 RECORD_ERRORS: Final = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, ValueError)
 """The record is at fault, and would be again."""
 # Everything else: the connection, the server, one that is read-only now, or a statement that was given up.
-# The client calls it an internal error if the server closes the connection at a bad moment.
+# The client calls it an internal error if the server closes the connection at a bad moment, and uvloop a
+# RuntimeError if it is closed already.
 SERVER_ERRORS: Final = (
     asyncpg.PostgresError,
     asyncpg.InterfaceError,
     asyncpg.InternalClientError,
     OSError,
+    RuntimeError,
     TimeoutError,
 )
 _PAUSE_S: Final = 0.1
