@@ -1,6 +1,7 @@
 """When a connection to Redis is kept, and when it ends."""
 
 import asyncio
+from typing import Any
 
 import pytest
 import uvloop
@@ -40,7 +41,7 @@ def test_a_connection_that_is_closed_already_is_an_error_of_the_connection(redis
     async def use_closed() -> None:
         async with connect_redis(redis_url) as client:
             await client.ping()
-            (connection,) = client.connection_pool._available_connections
+            connection: Any = client.connection_pool._available_connections[0]
             getattr(connection._writer.transport, end)()
             with pytest.raises(ConnectionError):
                 await connection.send_command("PING")
