@@ -28,6 +28,12 @@ OUTBOX_LENGTH: Final = Gauge(
 QUEUE_LENGTH: Final = Gauge(
     "flashgrid_queue_messages", "Messages in the purchases' queue of the bus", multiprocess_mode="mostrecent"
 )
+STAGE_WAITS: Final = Gauge(
+    "flashgrid_stage_waits_seconds",
+    "How long the oldest accepted purchase waits for a stage",
+    ["stage"],
+    multiprocess_mode="mostrecent",
+)
 RELAYED: Final = Counter("flashgrid_relayed_purchases", "Purchases confirmed by the bus")
 ORDERS: Final = Counter("flashgrid_orders", "Orders settled in the ledger, by status", ["status"])
 DEAD_LETTERS: Final = Counter("flashgrid_dead_letters", "Records that could not be fulfilled")

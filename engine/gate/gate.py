@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Final
 
+from engine.gate.backlog import BacklogReads
 from engine.gate.client import Script, connect_redis
 from engine.gate.keys import ShardKeys, shard_of
 from engine.gate.lane import Lane
@@ -24,6 +25,7 @@ class Gate:
         shards = [ShardKeys(shard) for shard in range(settings.gate_shards)]
         self._lanes = [Lane(shard, settings) for shard in shards]
         self.reads = GateReads(self._redis, shards)
+        self.backlog = BacklogReads(self._redis, shards)
         only = self._lanes[0] if len(shards) == 1 else None
         self.submit: Callable[[Purchase], None] = only.submit if only else self._submit
         """Put a purchase into the next batch of its shard; its reply is called later, exactly once."""

@@ -21,7 +21,14 @@ _QUERIES: Final = dict(
     )
 )
 
-RECORD_ERRORS: Final = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, ValueError)
+RECORD_ERRORS: Final = (
+    asyncpg.DataError,
+    asyncpg.IntegrityConstraintViolationError,
+    asyncpg.PLPGSQLError,  # a trigger of the operator's own
+    asyncpg.ProgramLimitExceededError,
+    asyncpg.WithCheckOptionViolationError,
+    ValueError,
+)
 """The record is at fault, and would be again."""
 # Everything else: the connection, the server, one that is read-only now, or a statement that was given up.
 # The client calls it an internal error if the server closes the connection at a bad moment.
