@@ -20,7 +20,7 @@ from engine.http.listener import bind
 from engine.metrics import METRICS_FOLDER
 from engine.settings import PREFIX, Settings
 from engine.stages.lifecycle import running
-from engine.stages.process import LEAVING, READY, Role
+from engine.stages.process import LEAVING, READY, RETIRE, Role
 from engine.startup import prepare_stores, provide_services
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ async def serve(settings: Settings, roles: Collection[Role], on_ready: Callable[
         environment = _make_environment(settings, cleanup)
         stages = _start_stages(settings, roles, listeners, environment)
         # Each stage gets a little more than the time that it gives itself.
-        cleanup.push_async_callback(_stop_in_order, stages, settings.drain_s + 5)
+        cleanup.push_async_callback(_stop_in_order, stages, listeners, settings.drain_s + 5)
 
         async def announce() -> None:
             await asyncio.gather(*(stage.ready.wait() for stage in stages))
@@ -56,6 +56,9 @@ async def serve(settings: Settings, roles: Collection[Role], on_ready: Callable[
         async with running(announce()):
             await stop.wait()
         log.info("stopping")
+        for stage in stages:
+            stage.retire()
+        await asyncio.sleep(settings.lame_duck_ms / 1000)
     log.info("stopped")
 
 
@@ -75,8 +78,15 @@ class StageProcess:
 
         All but the last of them are leaving.
         """
+        self._retiring = False
         self._stopping = asyncio.Event()
         self._task = asyncio.create_task(self._keep_running(), name=name)
+
+    def retire(self) -> None:
+        """Tell it that the server stops soon: it is replaced no more if it wants to leave."""
+        self._retiring = True
+        for process in self._running:
+            _tell_to_retire(process)
 
     async def stop(self, within_s: float) -> None:
         """Ask it to finish its work and end; kill it if it takes longer."""
@@ -113,14 +123,16 @@ class StageProcess:
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "engine.stages.process", self.role, *map(str, self._descriptors),
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
-            # A session of its own, so that Ctrl-C reaches the server alone, which stops the stages in order.
-            env=self._environment, pass_fds=self._descriptors, start_new_session=True,
+            # In one process group: who signals all of it at once leaves nothing behind.
+            env=self._environment, pass_fds=self._descriptors,
         )  # fmt: skip
         ended = self._running[process] = asyncio.create_task(self._await_end(process))
+        if self._retiring:
+            _tell_to_retire(process)
         if self._stopping.is_set():
             _tell_to_stop(process)
         while process.stdout and (line := await process.stdout.readline()):
-            if line == LEAVING:
+            if line == LEAVING and not self._retiring:
                 return "is leaving"
             if line == READY:
                 self.ready.set()
@@ -141,6 +153,11 @@ def _tell_to_stop(process: asyncio.subprocess.Process) -> None:
     """Close its standard input, at whose end a stage stops in order."""
     if process.stdin is not None:
         process.stdin.close()
+
+
+def _tell_to_retire(process: asyncio.subprocess.Process) -> None:
+    if process.stdin is not None and not process.stdin.is_closing():
+        process.stdin.write(RETIRE)
 
 
 def _make_environment(settings: Settings, cleanup: AsyncExitStack) -> dict[str, str]:
@@ -192,10 +209,15 @@ def _start_stages(
     ]
 
 
-async def _stop_in_order(stages: list[StageProcess], within_s: float) -> None:
+async def _stop_in_order(stages: list[StageProcess], listeners: list[socket.socket], within_s: float) -> None:
     """Stop stage after stage: no new purchases first, then each has what the one before it handed over."""
     for role in Role:
-        await asyncio.gather(*(stage.stop(within_s) for stage in stages if stage.role is role))
+        ends = asyncio.gather(*(stage.stop(within_s) for stage in stages if stage.role is role))
+        await asyncio.sleep(0)  # none of them starts a process any more
+        for listener in listeners:
+            # Else clients could connect, and nobody would ever answer them.
+            listener.close()
+        await ends
 
 
 def _describe(listeners: list[socket.socket], stages: list[StageProcess]) -> str:

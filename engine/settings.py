@@ -144,6 +144,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     drain_s: Annotated[
         float, _setting("longest time that a stage may take to finish its work when it is stopped", "s", ge=0)
     ] = 30.0
+    lame_duck_ms: Annotated[
+        int,
+        _setting("how long the port stays open at a stop, after readiness has turned", "ms", ge=0),
+    ] = 0
     log_level: Annotated[
         str,
         _setting(

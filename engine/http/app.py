@@ -54,7 +54,9 @@ LEDGER_LOOKS: Final = 4
 class FrontDoor:
     """The handlers of all requests."""
 
-    def __init__(self, settings: Settings, gate: Gate, ledger: Ledger) -> None:
+    def __init__(
+        self, settings: Settings, gate: Gate, ledger: Ledger, retiring: asyncio.Event | None = None
+    ) -> None:
         self._admin_token = settings.admin_token
         self._dev = settings.dev
         self._client_timeout_s = settings.client_timeout_ms / 1000
@@ -62,6 +64,7 @@ class FrontDoor:
         self._gate_looks = asyncio.Semaphore(_GATE_LOOKS)
         self._ledger_looks = asyncio.Semaphore(LEDGER_LOOKS)
         self._gate = gate
+        self._retiring = retiring or asyncio.Event()
         self._ledger = ledger
         self.readiness = Readiness(gate, ledger, settings.amqp_url)
         self._openapi = files("engine.http").joinpath("openapi.json").read_bytes()
@@ -174,6 +177,8 @@ class FrontDoor:
         """Show whether this process can sell, and what each service says."""
         gate_is_open, services = await self.readiness.read()
         stages = self.readiness.stages
+        if self._retiring.is_set():
+            return respond(make_problem(503, "Not ready", "the server stops", "STOPPING", retry=True))
         if gate_is_open:
             return respond_json({"status": "READY", "services": services, "stages": stages})
         detail = "the gate waits to be rebuilt" if services["redis"] == OK else "Redis takes no purchases"

@@ -50,7 +50,7 @@ class Trials(NamedTuple):
     """When it failed first, of the monotonic clock."""
     attempts: int
     failures: int
-    """Attempts that failed while the gateway worked for others."""
+    """Attempts of a single order that failed while the gateway worked for others."""
     answers: int
     """How often the gateway had answered when it failed last."""
 

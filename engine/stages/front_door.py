@@ -2,37 +2,42 @@
 
 import asyncio
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
 
 from aiohttp import web
 
 from engine.gate.gate import Gate
-from engine.http.app import LEDGER_LOOKS, FrontDoor
+from engine.http.app import LEAVING, LEDGER_LOOKS, FrontDoor
 from engine.http.listener import listen
 from engine.ledger.ledger import Ledger
 from engine.settings import Settings
+from engine.stages.lifecycle import running
 
 
 async def run_front_door(
     settings: Settings,
     listeners: Sequence[socket.socket],
+    retiring: asyncio.Event,
     stop: asyncio.Event,
     ready: Callable[[], None],
 ) -> None:
     """Serve on listening sockets until `stop` is set; then answer what was asked, and close.
 
-    The first is for buyers. If there is a second one, it alone is for operations. Raises SettingsError
-    without the URLs of Redis and PostgreSQL.
+    Once `retiring` is set, each answer closes its connection, and readiness turns. The first socket is for
+    buyers. If there is a second one, it alone is for operations. Raises SettingsError without the URLs of
+    Redis and PostgreSQL.
     """
     gate = Gate(settings)
     # Those who look leave connections for those who operate.
     connections, timeout_ms = LEDGER_LOOKS + 2, settings.look_timeout_ms
     async with await Ledger.connect(settings.postgres_url, connections, timeout_ms) as ledger:
-        front_door = FrontDoor(settings, gate, ledger)
+        front_door = FrontDoor(settings, gate, ledger, retiring)
         apps = [front_door.make_app(operations=len(listeners) == 1), front_door.make_app(buyers=False)]
         try:
             async with AsyncExitStack() as listening:
+                leaving = _take_leave(retiring, [app[LEAVING] for app in apps])
+                await listening.enter_async_context(running(front_door.readiness.watch(), leaving))
                 for app, listener in zip(apps, listeners, strict=False):
                     runner = web.AppRunner(app, shutdown_timeout=settings.drain_s)
                     timeouts_s = settings.keepalive_s, settings.client_timeout_ms / 1000
@@ -41,3 +46,9 @@ async def run_front_door(
                 await stop.wait()
         finally:
             await gate.close()
+
+
+async def _take_leave(retiring: asyncio.Event, leaving: Iterable[asyncio.Event]) -> None:
+    await retiring.wait()
+    for event in leaving:
+        event.set()

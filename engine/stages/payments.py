@@ -81,10 +81,10 @@ class Payments:
         too many orders are apart already.
         """
         since, attempts, failures, answers = batch.trials or Trials(time.monotonic(), 0, 0, 0)
-        # A gate that is closed can't open before nothing is under way.
-        failures += self._answers > answers or self._pause.wanted
         orders = count_orders(lots)
-        if orders == 1 and failures >= self._attempts:
+        # A gate that is closed can't open before nothing is under way.
+        failures += orders == 1 and (self._answers > answers or self._pause.wanted)
+        if failures >= self._attempts:
             return [], [DeadLetter(encode_lots(lots), str(error))]
         if self._orders + orders > _MOST_ORDERS:
             raise error

@@ -55,6 +55,7 @@ class Relay:
         self._outbox = outbox
         self._publisher = publisher
         self._batch = batch
+        self._relaying = 0
         self._outage = Outage("the relay")
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -97,9 +98,17 @@ class Relay:
         while True:
             entries = await self._outbox.read(0.25)  # a stop is noticed no later
             if entries:
-                await self._relay(entries)
+                self._relaying += 1
+                try:
+                    await self._relay(entries)
+                finally:
+                    self._relaying -= 1
                 self._outage.end()
-            elif stop.is_set() and not await self._outbox.count_entries():
+                continue
+            if not self._relaying:
+                # The other task has nothing in its hands, either.
+                self._outage.end()
+            if stop.is_set() and not await self._outbox.count_entries():
                 return
 
     async def _relay(self, entries: list[Message]) -> None:

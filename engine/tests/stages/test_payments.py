@@ -75,7 +75,7 @@ async def is_empty(redis: Redis) -> bool:
 async def test_an_order_that_can_not_be_paid_ends_as_a_dead_letter_and_holds_up_no_other(
     redis: Redis, settings_without_bus: Settings, hangs: bool
 ) -> None:
-    settings = msgspec.structs.replace(settings_without_bus, payment_timeout_ms=200, payment_attempts=3)
+    settings = msgspec.structs.replace(settings_without_bus, payment_timeout_ms=200, payment_attempts=2)
     batch = reserve(await open_sale(settings, redis), 600, size=30)
     bad = next(lot for lot in batch if 77 in lot.user_ids)
     bad = bad.cut(bad.user_ids.index(77), bad.user_ids.index(77) + 1)
