@@ -26,6 +26,8 @@ from engine.startup import prepare_stores, provide_services
 log = logging.getLogger(__name__)
 
 _FIRST_PAUSE_S: Final = 0.1
+_GROUP_S: Final = 0.5
+"""By so much the server may hear of a signal later than its stages."""
 
 
 async def serve(settings: Settings, roles: Collection[Role], on_ready: Callable[[str], None]) -> None:
@@ -78,13 +80,13 @@ class StageProcess:
 
         All but the last of them are leaving.
         """
-        self._retiring = False
+        self._retiring = asyncio.Event()
         self._stopping = asyncio.Event()
         self._task = asyncio.create_task(self._keep_running(), name=name)
 
     def retire(self) -> None:
         """Tell it that the server stops soon: it is replaced no more if it wants to leave."""
-        self._retiring = True
+        self._retiring.set()
         for process in self._running:
             _tell_to_retire(process)
 
@@ -127,13 +129,17 @@ class StageProcess:
             env=self._environment, pass_fds=self._descriptors,
         )  # fmt: skip
         ended = self._running[process] = asyncio.create_task(self._await_end(process))
-        if self._retiring:
+        if self._retiring.is_set():
             _tell_to_retire(process)
         if self._stopping.is_set():
             _tell_to_stop(process)
         while process.stdout and (line := await process.stdout.readline()):
-            if line == LEAVING and not self._retiring:
-                return "is leaving"
+            if line == LEAVING:
+                # A signal to the whole process group reaches the server, too.
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._retiring.wait(), _GROUP_S)
+                if not self._retiring.is_set():
+                    return "is leaving"
             if line == READY:
                 self.ready.set()
                 for other in self._running:

@@ -65,6 +65,7 @@ async def serving(settings: Settings, *arguments: str, **more: str) -> AsyncIter
         *arguments,
         env=environment_of(settings, **more),
         stderr=asyncio.subprocess.PIPE,
+        process_group=0,
     )
     log: list[str] = []
     assert process.stderr is not None
