@@ -1,6 +1,7 @@
 """The server: starts the stages as processes, starts a dead one again, and stops all of them in order."""
 
 import asyncio
+import fcntl
 import logging
 import os
 import shutil
@@ -8,14 +9,15 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Collection
-from contextlib import AsyncExitStack, suppress
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AsyncExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
 import msgspec
 from prometheus_client.multiprocess import mark_process_dead
 
+from engine.errors import SettingsError
 from engine.http.listener import bind
 from engine.metrics import METRICS_FOLDER
 from engine.settings import PREFIX, Settings
@@ -26,6 +28,7 @@ from engine.startup import prepare_stores, provide_services
 log = logging.getLogger(__name__)
 
 _FIRST_PAUSE_S: Final = 0.1
+_METRICS_PREFIX: Final = "flashgrid-metrics-"
 _GROUP_S: Final = 0.5
 """By so much the server may hear of a signal later than its stages."""
 
@@ -168,8 +171,7 @@ def _tell_to_retire(process: asyncio.subprocess.Process) -> None:
 
 def _make_environment(settings: Settings, cleanup: AsyncExitStack) -> dict[str, str]:
     """Return the stages' environment: every setting, and a folder for their metrics."""
-    folder = _make_metrics_folder(settings)
-    cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
+    folder = _make_metrics_folder(settings, cleanup)
     given = {name: value for name, value in msgspec.structs.asdict(settings).items() if value is not None}
     return {
         # The settings hold all that variables and files of the server's own environment said.
@@ -179,14 +181,34 @@ def _make_environment(settings: Settings, cleanup: AsyncExitStack) -> dict[str, 
     }
 
 
-def _make_metrics_folder(settings: Settings) -> str:
-    """Return a new folder where no cleaner of temporary files comes, if there is such a place to write to."""
-    for place in (os.environ.get("XDG_RUNTIME_DIR"), settings.data_dir):
+def _make_metrics_folder(settings: Settings, cleanup: AsyncExitStack) -> str:
+    """Return a new folder where no cleaner of temporary files comes, if there is such a place to write to.
+
+    Folders of servers that were killed are removed. Raises SettingsError if nothing can be written anywhere.
+    """
+    for place in (os.environ.get("XDG_RUNTIME_DIR"), settings.data_dir, "/tmp", "/dev/shm"):  # noqa: S108
         with suppress(OSError):
             if place:
                 Path(place).mkdir(parents=True, exist_ok=True)
-                return tempfile.mkdtemp(prefix="flashgrid-metrics-", dir=Path(place).resolve())
-    return tempfile.mkdtemp(prefix="flashgrid-metrics-")
+                for left in Path(place).glob(f"{_METRICS_PREFIX}*"):
+                    with suppress(OSError), _lock(left):
+                        shutil.rmtree(left)
+                folder = tempfile.mkdtemp(prefix=_METRICS_PREFIX, dir=Path(place).resolve())
+                cleanup.enter_context(_lock(Path(folder)))
+                cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
+                return folder
+    raise SettingsError(f"no folder can be written to: set {PREFIX}DATA_DIR, or XDG_RUNTIME_DIR")
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Hold a folder for as long as the context lasts. Raises OSError if another process that lives does."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _log_access(settings: Settings) -> None:
