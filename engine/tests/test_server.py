@@ -278,6 +278,24 @@ async def test_a_cleaner_of_the_metrics_folder_stops_neither_metrics_nor_workers
         assert Path(worker_folder(server)).is_relative_to(settings_without_bus.data_dir)
 
 
+async def test_what_a_killed_server_left_of_its_metrics_is_removed(settings_without_bus: Settings) -> None:
+    def folders() -> set[Path]:
+        return set(Path(settings_without_bus.data_dir).glob("flashgrid-metrics-*"))
+
+    async with serving(settings_without_bus) as killed:
+        [left] = folders()
+        stages = killed.children("front-door") + killed.children("fulfilment")
+        killed.process.kill()
+        await eventually(lambda: not any(stage.is_running() for stage in stages))
+    async with serving(settings_without_bus) as first:
+        [its] = folders() - {left}
+        async with serving(settings_without_bus):
+            assert its in folders(), "a server that lives keeps its own"
+            assert left not in folders()
+        assert await first.stop() == 0
+    assert not folders()
+
+
 def worker_folder(server: Server) -> str:
     return str(server.children("front-door")[0].environ()[METRICS_FOLDER])
 
