@@ -36,14 +36,14 @@ async def run_front_door(
         apps = [front_door.make_app(operations=len(listeners) == 1), front_door.make_app(buyers=False)]
         try:
             async with AsyncExitStack() as listening:
-                leaving = _take_leave(retiring, [app[LEAVING] for app in apps])
-                await listening.enter_async_context(running(front_door.readiness.watch(), leaving))
                 for app, listener in zip(apps, listeners, strict=False):
                     runner = web.AppRunner(app, shutdown_timeout=settings.drain_s)
                     timeouts_s = settings.keepalive_s, settings.client_timeout_ms / 1000
                     await listening.enter_async_context(listen(runner, gate, listener, *timeouts_s))
-                ready()
-                await stop.wait()
+                leaving = _take_leave(retiring, [app[LEAVING] for app in apps])
+                async with running(front_door.readiness.watch(), leaving):
+                    ready()
+                    await stop.wait()
         finally:
             await gate.close()
 
