@@ -98,11 +98,7 @@ class Relay:
         while True:
             entries = await self._outbox.read(0.25)  # a stop is noticed no later
             if entries:
-                self._relaying += 1
-                try:
-                    await self._relay(entries)
-                finally:
-                    self._relaying -= 1
+                await self._relay(entries)
                 self._outage.end()
                 continue
             if not self._relaying:
@@ -112,10 +108,14 @@ class Relay:
                 return
 
     async def _relay(self, entries: list[Message]) -> None:
-        async with asyncio.TaskGroup() as publishing:
-            for lines in join_entries(entries, self._batch):
-                publishing.create_task(self._publisher.publish(lines))
-        await self._outbox.acknowledge(entries)
+        self._relaying += 1
+        try:
+            async with asyncio.TaskGroup() as publishing:
+                for lines in join_entries(entries, self._batch):
+                    publishing.create_task(self._publisher.publish(lines))
+            await self._outbox.acknowledge(entries)
+        finally:
+            self._relaying -= 1
         RELAYED.inc(sum(entry.orders for entry in entries))
 
 
