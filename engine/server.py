@@ -11,15 +11,15 @@ import sys
 import tempfile
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AsyncExitStack, contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import Final
 
 import msgspec
-from prometheus_client.multiprocess import mark_process_dead
 
 from engine.errors import SettingsError
 from engine.http.listener import bind
-from engine.metrics import METRICS_FOLDER
+from engine.metrics import METRICS_FOLDER, METRICS_SLOT
 from engine.settings import PREFIX, Settings
 from engine.stages.lifecycle import running
 from engine.stages.process import LEAVING, READY, RETIRE, Role
@@ -83,6 +83,7 @@ class StageProcess:
 
         All but the last of them are leaving.
         """
+        self._slots: dict[asyncio.subprocess.Process, int] = {}
         self._retiring = asyncio.Event()
         self._stopping = asyncio.Event()
         self._task = asyncio.create_task(self._keep_running(), name=name)
@@ -125,12 +126,14 @@ class StageProcess:
         """Start the process; return how it ended, or that it wants to leave."""
         # A stage can't start without the folder of its metrics, which a cleaner may have removed.
         os.makedirs(self._environment[METRICS_FOLDER], exist_ok=True)  # noqa: PTH103
+        slot = next(number for number in count() if number not in self._slots.values())
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "engine.stages.process", self.role, *map(str, self._descriptors),
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
             # In one process group: who signals all of it at once leaves nothing behind.
-            env=self._environment, pass_fds=self._descriptors,
+            env=self._environment | {METRICS_SLOT: f"{self.name}.{slot}"}, pass_fds=self._descriptors,
         )  # fmt: skip
+        self._slots[process] = slot
         ended = self._running[process] = asyncio.create_task(self._await_end(process))
         if self._retiring.is_set():
             _tell_to_retire(process)
@@ -153,8 +156,7 @@ class StageProcess:
 
     async def _await_end(self, process: asyncio.subprocess.Process) -> int:
         code = await process.wait()
-        del self._running[process]
-        mark_process_dead(process.pid, self._environment[METRICS_FOLDER])  # type: ignore[no-untyped-call]
+        del self._running[process], self._slots[process]
         return code
 
 

@@ -259,6 +259,25 @@ async def test_metrics_add_up_over_all_workers(
         await eventually(lambda: count('flashgrid_orders_total{status="CONFIRMED"} 10.0'))
 
 
+async def test_workers_that_die_again_and_again_leave_no_more_files_than_one(
+    settings_without_bus: Settings, http: aiohttp.ClientSession
+) -> None:
+    async with serving(settings_without_bus) as server:
+        await open_sale(http, server, 10)
+        files = set(os.listdir(worker_folder(server)))  # noqa: PTH208
+        for _ in range(3):
+            async with aiohttp.ClientSession() as fresh:
+                assert (await buy(fresh, server))[0] == 200
+            (worker,) = server.children("front-door")
+            worker.kill()
+            await eventually(partial(another, server, "front-door", worker.pid))
+        async with aiohttp.ClientSession() as fresh:
+            assert (await buy(fresh, server))[0] == 200
+            async with fresh.get(f"{server.url}/metrics") as response:
+                assert 'flashgrid_purchases_total{outcome="ACCEPTED"} 4.0' in await response.text()
+        assert set(os.listdir(worker_folder(server))) == files  # noqa: PTH208
+
+
 async def test_a_cleaner_of_the_metrics_folder_stops_neither_metrics_nor_workers(
     settings_without_bus: Settings, http: aiohttp.ClientSession
 ) -> None:
