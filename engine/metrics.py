@@ -13,7 +13,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 
 METRICS_FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"
 METRICS_SLOT: Final = "PROMETHEUS_MULTIPROC_SLOT"
-"""Names a process' files. One that takes the place of another goes on with its files, so their number ends."""
+"""Names a process' files. One that takes another's place goes on with its files, so their number ends."""
 if METRICS_SLOT in os.environ:
     values.ValueClass = values.MultiProcessValue(lambda: os.environ[METRICS_SLOT])  # type: ignore[no-untyped-call]
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096)
