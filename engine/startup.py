@@ -8,13 +8,20 @@ from pathlib import Path
 
 import msgspec
 
-from engine.checks import check_bus_if_it_answers, check_postgres, check_redis, insist, prepare_schema
+from engine.checks import (
+    MIGRATION_S,
+    check_bus_if_it_answers,
+    check_redis,
+    insist,
+)
 from engine.errors import SettingsError
 from engine.gate.client import connect_redis
+from engine.ledger.checks import check_postgres, prepare_schema
 from engine.ledger.ledger import Ledger
 from engine.settings import PREFIX, Settings
+from engine.stages.front_door import LEDGER_CONNECTIONS
 from engine.stages.process import Role
-from engine.stages.reconciliation import reconciling
+from engine.stages.reconciliation import KEEPER_CONNECTIONS, reconciling
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +72,7 @@ def find_services(settings: Settings) -> Settings:
 
 
 async def prepare_stores(settings: Settings, roles: Collection[Role]) -> None:
-    """Check the services, create what is missing of the ledger's schema, and open the gate if it is new.
+    """Check the services, apply the migrations that the ledger lacks, and open the gate if it is new.
 
     A gate that is closed for any other reason waits for the keeper. Raises SettingsError if a service can't
     be used as it is, FlashgridError if Redis or PostgreSQL does not answer in time.
@@ -73,15 +80,34 @@ async def prepare_stores(settings: Settings, roles: Collection[Role]) -> None:
     async with connect_redis(settings.redis_url, settings.gate_timeout_ms) as redis:
         await insist("Redis", f"{PREFIX}REDIS_URL", redis.ping)
         await insist("Redis", f"{PREFIX}REDIS_URL", partial(check_redis, redis))
-        if url := settings.postgres_url:
-            setting = f"{PREFIX}POSTGRES_URL"
-            await insist("PostgreSQL", setting, partial(check_postgres, url))
-            async with await Ledger.connect(url) as ledger:
-                await insist("PostgreSQL", setting, partial(prepare_schema, url, ledger))
+        if settings.postgres_url:
+            await prepare_ledger(settings.postgres_url, _count_sessions(settings, roles))
             async with reconciling(settings) as reconciliation:
                 await insist("the gate", f"{PREFIX}REDIS_URL", reconciliation.open_new)
     if settings.amqp_url and set(roles) != {Role.FRONT_DOOR}:
         await check_bus_if_it_answers(settings.amqp_url, f"{PREFIX}AMQP_URL")
+
+
+async def prepare_ledger(url: str, sessions: int = 1) -> list[str]:
+    """Check PostgreSQL and that it serves `sessions`, apply the migrations that its schema lacks; return
+    their names.
+
+    Raises SettingsError if it can't be used as it is, FlashgridError if it does not answer in time.
+    """
+    setting = f"{PREFIX}POSTGRES_URL"
+    await insist("PostgreSQL", setting, partial(check_postgres, url, sessions))
+    async with await Ledger.connect(url) as ledger:
+        return await insist("PostgreSQL", setting, partial(prepare_schema, url, ledger), MIGRATION_S)
+
+
+def _count_sessions(settings: Settings, roles: Collection[Role]) -> int:
+    """Return how many connections to PostgreSQL these roles may use at once."""
+    needs = {
+        Role.FRONT_DOOR: settings.workers * LEDGER_CONNECTIONS,
+        Role.RELAY: 0,
+        Role.FULFILMENT: settings.fulfilment_in_flight + KEEPER_CONNECTIONS,
+    }
+    return max(1, sum(needs[role] for role in roles))
 
 
 def _fill_in(settings: Settings, urls: Mapping[str, str]) -> Settings:

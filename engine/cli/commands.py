@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 import click
 
 from engine.cli.dead_letters import dead_letters
+from engine.cli.migrate import migrate
 from engine.cli.reconcile import reconcile
 from engine.cli.serve import serve, settings
 from engine.cli.stack import stack
@@ -33,5 +34,5 @@ def main() -> None:
     """Flashgrid sells a fixed stock to a crowd that arrives all at once, every unit exactly once."""
 
 
-for command in (serve, settings, reconcile, dead_letters, stack):
+for command in (serve, settings, migrate, reconcile, dead_letters, stack):
     main.add_command(command)

@@ -10,7 +10,8 @@ import msgspec
 from asyncpg.connect_utils import SessionAttribute
 
 from engine.errors import SettingsError
-from engine.ledger.queries import SCHEMA, Connections
+from engine.ledger.migrating import Schema, apply_migrations, read_schema
+from engine.ledger.queries import Connections
 from engine.ledger.settling import Settlement, settle_lots
 from engine.model.lot import Lot
 from engine.model.order import Order
@@ -75,10 +76,13 @@ class Ledger(AbstractAsyncContextManager["Ledger"]):
         except TimeoutError:
             self._connections.pool.terminate()
 
-    async def create_schema(self) -> None:
-        """Create what is missing of tables and functions; any number of processes may do so at once."""
-        async with self._connections.borrow() as connection:
-            await connection.execute(SCHEMA)
+    async def read_schema(self) -> Schema:
+        """Compare the schema with what this engine knows; to read is all that it takes."""
+        return await read_schema(self._connections)
+
+    async def migrate(self) -> list[str]:
+        """Apply the migrations that are missing, and return their names; many processes may do so at once."""
+        return await apply_migrations(self._connections)
 
     async def open_sale(self, terms: SaleTerms) -> Sale:
         """Write a new sale and give it its number."""

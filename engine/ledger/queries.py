@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from importlib.resources import files
@@ -14,7 +15,6 @@ from engine.errors import LedgerUnavailable
 
 Connection: TypeAlias = "PoolConnectionProxy[asyncpg.Record]"
 
-SCHEMA: Final = files("engine.ledger").joinpath("schema.sql").read_text()
 _QUERIES: Final = dict(
     re.findall(
         r"^-- name: (\w+)\n(.+?);$", files("engine.ledger").joinpath("queries.sql").read_text(), re.M | re.S
@@ -32,13 +32,15 @@ RECORD_ERRORS: Final = (
 """The record is at fault, and would be again."""
 # Everything else: the connection, the server, one that is read-only now, or a statement that was given up.
 # The client calls it an internal error if the server closes the connection at a bad moment.
-_SERVER_ERRORS: Final = (
+SERVER_ERRORS: Final = (
     asyncpg.PostgresError,
     asyncpg.InterfaceError,
     asyncpg.InternalClientError,
     OSError,
     TimeoutError,
 )
+_PAUSE_S: Final = 0.1
+"""For so long after a connect that failed nobody tries another: it costs a millisecond of the processor."""
 
 
 class Connections:
@@ -47,6 +49,9 @@ class Connections:
     def __init__(self, pool: "asyncpg.Pool[asyncpg.Record]", timeout_s: float) -> None:
         self.pool = pool
         self._timeout_s = timeout_s
+        self._refused_until = 0.0
+        """On time.monotonic."""
+        self._refusal = ""
 
     @asynccontextmanager
     async def borrow(self) -> AsyncIterator[Connection]:
@@ -59,7 +64,7 @@ class Connections:
         connection: Connection | None = None
         try:
             async with asyncio.timeout(self._timeout_s):
-                connection = await self.pool.acquire()
+                connection = await self._acquire()
             yield connection
         except RECORD_ERRORS:
             raise
@@ -67,13 +72,22 @@ class Connections:
             if connection is not None:
                 with suppress(asyncpg.InterfaceError):  # it has ended already
                     connection.terminate()
-            if not isinstance(error, _SERVER_ERRORS):
+            if not isinstance(error, SERVER_ERRORS):
                 raise
             await self.pool.expire_connections()
             raise LedgerUnavailable(describe(error)) from error
         finally:
             if connection is not None:
                 await self.pool.release(connection)
+
+    async def _acquire(self) -> Connection:
+        if time.monotonic() < self._refused_until:
+            raise LedgerUnavailable(self._refusal)
+        try:
+            return await self.pool.acquire()
+        except SERVER_ERRORS as error:
+            self._refused_until, self._refusal = time.monotonic() + _PAUSE_S, describe(error)
+            raise
 
     async def fetch(self, query: str, *arguments: Any) -> list[asyncpg.Record]:
         """Return the rows of a named query; see `borrow` for the errors."""

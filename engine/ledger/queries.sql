@@ -55,3 +55,9 @@ FROM (SELECT accepted_at FROM orders WHERE in_charge() ORDER BY order_id DESC LI
 
 -- name: try_lock
 SELECT pg_try_advisory_lock(hashtext('flashgrid gate')) AS mine WHERE in_charge();
+
+-- name: read_migrations
+SELECT number, name FROM flashgrid_migrations ORDER BY number;
+
+-- name: note_migration
+INSERT INTO flashgrid_migrations (number, name) VALUES ($1, $2);

@@ -1,6 +1,7 @@
 -- What the engine needs and its role lacks, in a schema that another role made.
 SELECT need
 FROM (VALUES
+    ('USAGE on a schema of its search_path', current_schema() IS NOT NULL),
     ('SELECT on sales', has_table_privilege(to_regclass('sales'), 'SELECT')),
     ('INSERT on sales', has_table_privilege(to_regclass('sales'), 'INSERT')),
     ('UPDATE on sales', has_table_privilege(to_regclass('sales'), 'UPDATE')),
@@ -9,6 +10,8 @@ FROM (VALUES
     ('SELECT on gate', has_table_privilege(to_regclass('gate'), 'SELECT')),
     ('INSERT on gate', has_table_privilege(to_regclass('gate'), 'INSERT')),
     ('UPDATE on gate', has_table_privilege(to_regclass('gate'), 'UPDATE')),
+    ('SELECT on flashgrid_migrations', has_table_privilege(to_regclass('flashgrid_migrations'), 'SELECT')),
+    ('EXECUTE on in_charge', has_function_privilege(to_regprocedure('in_charge()'), 'EXECUTE')),
     ('EXECUTE on settle_plain', has_function_privilege(to_regprocedure(
         'settle_plain(bigint, bigint, integer, uuid[], bigint[], bigint[], text[])'
     ), 'EXECUTE')),

@@ -111,12 +111,10 @@ def _find_place(folder: Path, user: str | None) -> Path:
     if user is None:
         return folder
     link = folder / "elsewhere"
-    if not link.exists():
-        folder.parent.chmod(folder.parent.stat().st_mode | stat.S_IXOTH)  # the stack's own data folder
-        if not _is_reachable(folder):
-            if (folder / "data").exists():
-                raise StackError(f"the user {user}, as whom PostgreSQL runs, can't reach {folder}")
-            link.symlink_to(_make_shared())
+    if not link.exists() and not _is_reachable(folder):
+        if (folder / "data").exists():
+            raise StackError(f"the user {user}, as whom PostgreSQL runs, can't reach {folder}")
+        link.symlink_to(_make_shared())
     place = link.resolve() if link.exists() else folder
     shutil.chown(place, user)
     return place

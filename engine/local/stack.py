@@ -6,6 +6,7 @@
 
 import asyncio
 import contextlib
+import stat
 import time
 from collections.abc import Collection
 from functools import partial
@@ -55,6 +56,9 @@ class Stack:
         self.data_dir = data_dir.resolve()
         try:
             self.data_dir.mkdir(parents=True, exist_ok=True)
+            if not any(self.data_dir.iterdir()):
+                # It is the stack's alone: the user as whom PostgreSQL runs may pass through it.
+                self.data_dir.chmod(self.data_dir.stat().st_mode | stat.S_IXOTH)
         except OSError as error:
             raise StackError(f"can't make the folder {data_dir}: {error.strerror}") from None
         self.urls: dict[str, str] = {}

@@ -39,7 +39,8 @@ class Outage:
         if not isinstance(error, (FlashgridError, RedisError, OSError)):
             log.error("%s failed", self._what, exc_info=error)
         elif not self._failures:
-            log.warning("%s does not work and is tried again: %s", self._what, error)
+            said = str(error) or type(error).__name__
+            log.warning("%s does not work and is tried again: %s", self._what, said)
         delay_s = min(0.05 * 2 ** min(self._failures, 10), 2)
         if not self._failures:
             self._since = time.monotonic()

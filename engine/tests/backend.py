@@ -41,7 +41,7 @@ async def open_sale(
     """A sale in a ledger with its schema and in the gate, where every unit is taken already."""
     assert settings.postgres_url
     ledger = await Ledger.connect(settings.postgres_url)
-    await ledger.create_schema()
+    await ledger.migrate()
     sale = await ledger.open_sale(make_terms(stock, product_id, limit))
     await ledger.close()
     await open_at_gate(redis, sale, remaining=0)

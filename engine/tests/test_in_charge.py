@@ -137,7 +137,7 @@ async def test_postgres_is_replaced_in_a_sale_and_the_engine_follows(
 async def test_what_a_replaced_postgres_knows_is_not_believed(postgres_db: str, stack_dir: Path) -> None:
     async with run_standby(postgres_db, stack_dir) as standby, Proxy(postgres_db).listen() as name:
         ledger = await Ledger.connect(name.url, connections=1)
-        await ledger.create_schema()
+        await ledger.migrate()
         sale = await ledger.open_sale(make_terms(stock=10))
         lots = reserve(sale)
         reads: list[Callable[[Ledger], Awaitable[object]]] = [

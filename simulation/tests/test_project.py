@@ -159,6 +159,23 @@ def test_the_engine_names_no_module_that_it_does_not_ship() -> None:
             assert not foreign, f"{module} imports {foreign}"
 
 
+def test_what_the_engine_reads_at_run_time_is_in_its_package() -> None:
+    data = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    packaged = {
+        path
+        for package, patterns in data.items()
+        for folder in (
+            {init.parent for init in (ROOT / "engine").rglob("__init__.py")}
+            if package == "*"
+            else [ROOT.joinpath(*package.split("."))]
+        )
+        for pattern in patterns
+        for path in folder.glob(pattern)
+    }
+    wanted = {path for kind in ("lua", "sql", "json") for path in (ROOT / "engine").rglob(f"*.{kind}")}
+    assert {path for path in wanted - packaged if "tests" not in path.parts} == set()
+
+
 @pytest.mark.parametrize("with_local", [False, True], ids=["engine", "engine.local"])
 def test_the_engine_loads_with_its_own_dependencies_alone(with_local: bool) -> None:
     allowed = importable(set(read_pins("engine/requirements.txt"))) | {"engine"}

@@ -31,7 +31,7 @@ def any_settings(request: pytest.FixtureRequest) -> Settings:
 async def sale(settings_without_bus: Settings, redis: Redis) -> Sale:
     assert settings_without_bus.postgres_url
     ledger = await Ledger.connect(settings_without_bus.postgres_url)
-    await ledger.create_schema()
+    await ledger.migrate()
     sale = await ledger.open_sale(make_terms(10))
     await ledger.close()
     await open_at_gate(redis, sale, remaining=8)

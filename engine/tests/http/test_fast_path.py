@@ -57,7 +57,7 @@ class Doors(NamedTuple):
 async def doors(settings_without_bus: Settings) -> AsyncIterator[Doors]:
     gate = Gate(msgspec.structs.replace(settings_without_bus))
     ledger = await Ledger.connect(settings_without_bus.postgres_url or "")
-    await ledger.create_schema()
+    await ledger.migrate()
     for sale_id, terms in enumerate(
         [
             SaleTerms(product_id=1, stock=10_000_000),

@@ -103,17 +103,22 @@ async def read(urls: dict[str, str], service: str) -> str:
             return message.body.decode()
 
 
-async def test_postgres_asks_for_a_password_and_changes_no_folder_that_is_not_its_own() -> None:
+async def test_postgres_asks_for_a_password(own_stack: Stack) -> None:
+    url = own_stack.urls["postgres"]
+    assert (own_stack.data_dir / "postgres" / "password").stat().st_mode & 0o077 == 0
+    password = url.partition("postgres:")[2].partition("@")[0]
+    for wrong in (url.replace(f":{password}", ""), url.replace(password, "wrong")):
+        with pytest.raises(asyncpg.InvalidPasswordError):
+            await asyncpg.connect(wrong)
+
+
+@pytest.mark.parametrize("inside", ["", "data"])
+async def test_postgres_changes_no_folder_that_is_not_its_own(inside: str) -> None:
     with tempfile.TemporaryDirectory() as name:
         outside = Path(name)  # only its owner may pass through it
-        stack = await start_stack(outside / "data", ["postgres"])
+        (outside / "notes").touch()
+        stack = await start_stack(outside / inside, ["postgres"])
         try:
-            url = stack.urls["postgres"]
-            assert (outside / "data" / "postgres" / "password").stat().st_mode & 0o077 == 0
-            password = url.partition("postgres:")[2].partition("@")[0]
-            for wrong in (url.replace(f":{password}", ""), url.replace(password, "wrong")):
-                with pytest.raises(asyncpg.InvalidPasswordError):
-                    await asyncpg.connect(wrong)
             assert outside.stat().st_mode & 0o777 == 0o700  # noqa: ASYNC240
             await write(stack.urls, "postgres", "kept")
             await stack.stop()
@@ -121,7 +126,7 @@ async def test_postgres_asks_for_a_password_and_changes_no_folder_that_is_not_it
             assert await read(stack.urls, "postgres") == "kept"
         finally:
             await stack.stop()
-            elsewhere = outside / "data" / "postgres" / "elsewhere"
+            elsewhere = outside / inside / "postgres" / "elsewhere"
             if elsewhere.is_symlink():
                 shutil.rmtree(elsewhere.resolve())
 

@@ -36,7 +36,7 @@ Answers = list[tuple[Outcome, str | None]]
 async def ledger(settings_without_bus: Settings) -> AsyncIterator[Ledger]:
     assert settings_without_bus.postgres_url
     ledger = await Ledger.connect(settings_without_bus.postgres_url)
-    await ledger.create_schema()
+    await ledger.migrate()
     yield ledger
     await ledger.close()
 

@@ -220,7 +220,7 @@ async def test_both_ways_of_settling_settle(engine: Engine, services: Services) 
 
 async def test_a_ledger_is_filled_with_orders_as_they_would_be(postgres_db: str) -> None:
     ledger = await Ledger.connect(postgres_db)
-    await ledger.create_schema()
+    await ledger.migrate()
     await ledger.close()
     await fill_ledger(postgres_db, 0, 600)
     await fill_ledger(postgres_db, 600, 2_500)

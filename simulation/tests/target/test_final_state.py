@@ -36,7 +36,7 @@ async def sell(settings: Settings) -> tuple[Sale, list[str]]:
     assert settings.postgres_url is not None
     ledger, gate = await Ledger.connect(settings.postgres_url), Gate(settings)
     try:
-        await ledger.create_schema()
+        await ledger.migrate()
         await ledger.open_sale(SaleTerms(product_id=9, stock=1))
         sale = await ledger.open_sale(SaleTerms(product_id=7, stock=5, limit=2, starts_ms=1_000))
         await gate.open_sale(sale)
