@@ -7,7 +7,8 @@ FlashgridError
 ├── GateUnavailable       the purchase did not reach the gate: nothing is reserved
 ├── OutcomeUnknown        a purchase or a new sale was sent to its store, and the answer is lost
 ├── LedgerUnavailable     PostgreSQL can't be reached or refuses to work
-└── BusUnavailable        RabbitMQ can't be reached, or did not confirm
+├── BusUnavailable        RabbitMQ can't be reached, or did not confirm
+└── PaymentUnavailable    the payment gateway failed, or did not answer in time
 """
 
 
@@ -47,3 +48,7 @@ class LedgerUnavailable(FlashgridError):
 
 class BusUnavailable(FlashgridError):
     """RabbitMQ can't be reached, or did not confirm."""
+
+
+class PaymentUnavailable(FlashgridError):
+    """The payment gateway failed, or did not answer in time: what it charged is unknown."""

@@ -8,6 +8,7 @@ from typing import Final
 from redis.asyncio import Redis
 
 from engine.errors import GateUnavailable
+from engine.gate.backlog import BacklogReads
 from engine.gate.client import Script, connect_redis
 from engine.gate.fence import Fence, close_shard, read_memory
 from engine.gate.keys import ShardKeys, shard_of
@@ -33,6 +34,7 @@ class Gate:
         # Every front door asks within this time whether a server that is new knows what the one before knew.
         noticed_s = settings.look_timeout_ms / 1000 + 2 * _WATCH_S
         self.reads = GateReads(self._redis, [(lane.keys, lane.fence) for lane in self._lanes], noticed_s)
+        self.backlog = BacklogReads(self._redis, shards)
         self._watching = asyncio.create_task(self._watch(), name="gate watch")
         only = self._lanes[0] if len(shards) == 1 else None
         self.submit: Callable[[Purchase], None] = only.submit if only else self._submit

@@ -58,7 +58,9 @@ LEDGER_LOOKS: Final = 4
 class FrontDoor:
     """The handlers of all requests."""
 
-    def __init__(self, settings: Settings, gate: Gate, ledger: Ledger) -> None:
+    def __init__(
+        self, settings: Settings, gate: Gate, ledger: Ledger, retiring: asyncio.Event | None = None
+    ) -> None:
         self._admin_token = settings.admin_token
         self._dev = settings.dev
         self._client_timeout_s = settings.client_timeout_ms / 1000
@@ -67,8 +69,9 @@ class FrontDoor:
         self._gate_looks = asyncio.Semaphore(_GATE_LOOKS)
         self._ledger_looks = asyncio.Semaphore(LEDGER_LOOKS)
         self._gate = gate
+        self._retiring = retiring or asyncio.Event()
         self._ledger = ledger
-        self._readiness = Readiness(gate, ledger, settings.amqp_url)
+        self.readiness = Readiness(gate, ledger, settings.amqp_url)
         self._openapi = files("engine.http").joinpath("openapi.json").read_bytes()
 
     def make_app(self, buyers: bool = True, operations: bool = True) -> web.Application:
@@ -84,7 +87,7 @@ class FrontDoor:
             app.router.add_get("/purchase/stock", self.show_stock)
             app.router.add_get("/openapi.json", self.show_openapi)
         if operations:
-            app.on_cleanup.append(self._readiness.close)
+            app.on_cleanup.append(self.readiness.close)
             app.router.add_post("/purchase/init", self.open_sale)
             app.router.add_get("/readyz", self.show_readiness)
             app.router.add_options("/readyz", self.show_readiness)
@@ -177,12 +180,17 @@ class FrontDoor:
 
     async def show_readiness(self, _request: web.Request) -> web.Response:
         """Show whether this process can sell, and what each service says."""
-        gate_is_open, services = await self._readiness.read()
+        gate_is_open, services = await self.readiness.read()
+        stages = self.readiness.stages
+        if self._retiring.is_set():
+            return respond(make_problem(503, "Not ready", "the server stops", "STOPPING", retry=True))
         if gate_is_open:
-            return respond_json({"status": "READY", "services": services})
+            return respond_json({"status": "READY", "services": services, "stages": stages})
         detail = "the gate waits to be rebuilt" if services["redis"] == OK else "Redis takes no purchases"
         return respond(
-            make_problem(503, "Not ready", detail, "GATE_UNAVAILABLE", retry=True, services=services)
+            make_problem(
+                503, "Not ready", detail, "GATE_UNAVAILABLE", retry=True, services=services, stages=stages
+            )
         )
 
     async def show_metrics(self, _request: web.Request) -> web.Response:

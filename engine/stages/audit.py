@@ -21,10 +21,10 @@ from typing import Any, Final, NamedTuple, cast
 
 from redis.asyncio import Redis
 
+from engine.gate.clearing import count_pending
 from engine.gate.client import Argument, Script
 from engine.gate.fence import forget_writers
 from engine.gate.keys import ShardKeys, shard_of
-from engine.gate.pending import count_pending
 from engine.gate.restoring import CHUNK
 from engine.ledger.ledger import Ledger, Offer
 

@@ -30,11 +30,11 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from engine.bus.publisher import Publisher
+from engine.gate.clearing import count_pending
 from engine.gate.client import connect_redis
 from engine.gate.fence import Fence, close_shard, read_generations
 from engine.gate.gate import offer_sale
 from engine.gate.keys import ShardKeys, shard_of
-from engine.gate.pending import count_pending
 from engine.gate.restoring import Restoring
 from engine.ledger.ledger import KeyedOrder, Ledger
 from engine.model.sale import Sale
