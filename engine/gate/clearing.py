@@ -1,5 +1,4 @@
-"""The pending set, and its clearing: the gate learns that orders are settled, and gets back the units of those
-that failed.
+"""The pending set, and its clearing: orders leave it as they settle, and units that failed come back.
 
 The pending set is the evidence that units are out: the orders that are accepted and not yet settled. It is a
 hash with a field for each batch, the stem of its order ids (order_id.py). The value holds a digit for each
