@@ -1,12 +1,14 @@
-"""What is checked of the three services before a stage starts: that they answer, and allow enough."""
+"""What is checked of the services before a stage starts: that they answer, and allow enough.
+
+ledger/checks.py checks PostgreSQL.
+"""
 
 import asyncio
 import logging
+import re
 import socket
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
-from importlib.resources import files
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Final, TypeVar
 
 import asyncpg
@@ -16,9 +18,8 @@ from redis.asyncio import Redis
 
 from engine.bus.connection import close_connection, connect_bus, translate_errors
 from engine.bus.topology import declare_topology
-from engine.errors import BusUnavailable, FlashgridError, LedgerUnavailable, SettingsError
+from engine.errors import BusUnavailable, FlashgridError, SettingsError
 from engine.gate.keys import ShardKeys
-from engine.ledger.ledger import Ledger
 from engine.stages.lifecycle import Outage
 
 T = TypeVar("T")
@@ -39,6 +40,7 @@ _FINAL: Final = (
     asyncpg.ProtocolViolationError,  # how PgBouncer says that it knows no such user or database
     redis_errors.AuthenticationError,
     redis_errors.NoPermissionError,
+    redis_errors.InvalidResponse,  # this is no Redis
     amqp.AuthenticationError,
     amqp.ProbableAuthenticationError,
     amqp.ConnectionNotAllowed,
@@ -48,8 +50,8 @@ _FINAL: Final = (
     ssl.SSLError,
 )
 """Errors that no time mends."""
+_FINAL_TEXTS: Final = re.compile("DB index|rejected SSL upgrade")
 _SLOW: Final = (socket.gaierror, redis_errors.ReadOnlyError, asyncpg.ReadOnlySQLTransactionError)
-_RIGHTS: Final = files("engine.ledger").joinpath("rights.sql").read_text()
 _PROBE: Final = f"{ShardKeys(0).prefix}check"
 """A key that does not exist, so that the commands below change nothing."""
 _COMMANDS: Final = (
@@ -81,13 +83,7 @@ async def insist(
                     result = await attempt()
                 except SettingsError as error:
                     raise SettingsError(f"{setting}: {error}") from None
-                except (
-                    FlashgridError,
-                    redis_errors.RedisError,
-                    asyncpg.PostgresError,
-                    asyncpg.InterfaceError,
-                    OSError,
-                ) as error:
+                except (FlashgridError, redis_errors.RedisError, OSError) as error:
                     last = " ".join(str(error).split())
                     slow = any(isinstance(cause, _SLOW) for cause in _causes(error))
                     if is_final(error) or (slow and loop.time() - started > _SHORT_PATIENCE_S):
@@ -102,7 +98,7 @@ async def insist(
 
 def is_final(error: BaseException) -> bool:
     """Return whether no time mends what an error says."""
-    return any(isinstance(cause, _FINAL) or "DB index" in str(cause) for cause in _causes(error))
+    return any(isinstance(cause, _FINAL) or _FINAL_TEXTS.search(str(cause)) for cause in _causes(error))
 
 
 async def check_redis(redis: Redis) -> None:
@@ -154,72 +150,6 @@ async def check_redis(redis: Redis) -> None:
         )  # fmt: skip
 
 
-async def check_postgres(url: str) -> None:
-    """Raise SettingsError for a PostgreSQL that is too old, or behind a pool of transactions.
-
-    The ledger prepares statements and holds a lock for longer than a transaction: each of its connections
-    must lead to one session of the server. Raises an error of asyncpg, or OSError.
-    """
-    async with _connect(url) as first:
-        if first.get_server_version().major < 14:
-            raise SettingsError(f"PostgreSQL is {first.get_settings().server_version}; 14 or newer is needed")
-        before = await _read_session(first)
-        if before == first.get_server_pid():
-            return
-        # A pooler answers for the server. Let another client hold a session for the time of a transaction.
-        async with _connect(url) as second, second.transaction():
-            held = await second.fetchval("SELECT pg_backend_pid()")
-            try:
-                after = await asyncio.wait_for(_read_session(first), 3)
-            except TimeoutError:
-                after = held
-    if held == before or after != before:
-        raise SettingsError(
-            "leads to a pooler (PgBouncer?) in transaction mode, which breaks prepared statements and locks:"
-            " name PostgreSQL itself, or a pool with pool_mode = session"
-        )
-    log.info("PostgreSQL is behind a pooler, in session mode")
-
-
-async def prepare_schema(url: str, ledger: Ledger) -> list[str]:
-    """Apply the migrations that are missing, and return their names; check the role's rights.
-
-    Raises LedgerUnavailable, or SettingsError that says what is missing and who may mend it.
-    """
-    missing: list[str] = []
-    newer: list[str] = []
-    applied: list[str] = []
-    refusal: BaseException | None = None
-    try:
-        missing, newer = await ledger.read_schema()
-        applied = await ledger.migrate() if missing else []
-    except LedgerUnavailable as error:
-        refusal = error.__cause__
-        if not isinstance(refusal, (asyncpg.InsufficientPrivilegeError, asyncpg.InvalidSchemaNameError)):
-            raise
-    async with _connect(url) as connection:
-        role = await connection.fetchval("SELECT current_user")
-        needs = [row["need"] for row in await connection.fetch(_RIGHTS)]
-    if missing and refusal:
-        raise SettingsError(
-            f"the schema lacks {', '.join(missing)}, and role {role} may not add it ({refusal}):"
-            " run `flashgrid migrate` as the role that owns the schema,"
-            f" and let it grant {role} SELECT, INSERT, UPDATE on its tables"
-        )
-    if needs:
-        raise SettingsError(
-            f"role {role} lacks {', '.join(needs)}: let the role that runs `flashgrid migrate` grant them"
-        )
-    for name in applied:
-        log.info("applied the migration %s", name)
-    if newer:
-        log.warning(
-            "a newer engine has applied %s: this one goes on beside it, as migrations only add",
-            ", ".join(newer),
-        )
-    return applied
-
-
 async def check_bus(url: str) -> None:
     """Declare exchanges and queues. Raises BusUnavailable."""
     with translate_errors():
@@ -244,23 +174,8 @@ async def check_bus_if_it_answers(url: str, setting: str) -> None:
             ) from None
         if is_final(error):
             raise SettingsError(f"{setting}: {' '.join(str(error).split())}") from None
-        log.warning("RabbitMQ does not answer (%s): purchases wait in the outbox until it does", error)
-
-
-@asynccontextmanager
-async def _connect(url: str) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
-    # Without names for its statements, a transaction works through any pooler.
-    connection = await asyncpg.connect(url, timeout=5, command_timeout=5, statement_cache_size=0)
-    try:
-        yield connection
-    finally:
-        connection.terminate()
-
-
-async def _read_session(connection: "asyncpg.Connection[asyncpg.Record]") -> int:
-    """Return the process of the server's session that serves the connection just now."""
-    async with connection.transaction():
-        return int(await connection.fetchval("SELECT pg_backend_pid()"))
+        said = str(error) or f"it says nothing for {_SHORT_PATIENCE_S:g} s"
+        log.warning("RabbitMQ does not answer (%s): purchases wait in the outbox until it does", said)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

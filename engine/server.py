@@ -29,13 +29,15 @@ _FIRST_PAUSE_S: Final = 0.1
 
 
 async def serve(settings: Settings, roles: Collection[Role], on_ready: Callable[[str], None]) -> None:
-    """Serve until SIGTERM or SIGINT. Call `on_ready` with what is served, once all of it works.
+    """Serve until SIGTERM, SIGINT or SIGHUP. Call `on_ready` with what is served, once all of it works.
 
     Raises FlashgridError if it can't start: the line names what is wrong.
     """
     stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        # Under nohup, a terminal that is closed stops nothing.
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with AsyncExitStack() as cleanup:
         listeners = bind(settings) if Role.FRONT_DOOR in roles else []
         for listener in listeners:

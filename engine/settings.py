@@ -7,6 +7,7 @@ value is cut. A setting of `FROM_FILES` may come from the file that `FLASHGRID_X
 import math
 import os
 import re
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Collection, Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -165,6 +166,7 @@ def read_settings(environment: Mapping[str, str] = os.environ, **overrides: Any)
         name = path.removesuffix("`")
         if "matching regex" in detail:
             detail = next(f"Expected {row[3]}" for row in describe_settings() if row[0] == _variable(name))
+        detail = detail.partition(", got ")[0].replace("`bool`", "true or false")
         shown = "(hidden)" if name in FROM_FILES else repr(raw[name])
         raise SettingsError(f"{_variable(name)}: {detail}, got {shown}") from None
     for name, value in msgspec.structs.asdict(settings).items():
@@ -187,6 +189,8 @@ def _read_environment(environment: Mapping[str, str]) -> dict[str, str]:
     }
     _check_names(given, [*_NAMES, *(f"{name}_file" for name in FROM_FILES)])
     given = {name: value for name, value in given.items() if value}
+    for name, value in given.items():
+        _refuse_quotes(_variable(name), value)
     for name in FROM_FILES:
         if path := given.pop(f"{name}_file", None):
             if name in given:
@@ -209,15 +213,25 @@ def _variable(name: str) -> str:
 def _read_file(variable: str, path: str) -> str:
     """Return what the file that a variable names holds. Raises SettingsError if that is nothing."""
     try:
-        with Path(path).open(encoding="utf-8-sig") as file:
-            value = file.read(_LONGEST_FILE).strip()
+        with Path(path).open("rb") as file:
+            raw = file.read(_LONGEST_FILE)
+        # PowerShell writes UTF-16.
+        in_utf16 = raw.startswith((BOM_UTF16_LE, BOM_UTF16_BE))
+        value = raw.decode("utf-16" if in_utf16 else "utf-8-sig").strip()
     except OSError as error:
         raise SettingsError(f"{variable}: can't read {path}: {error.strerror}") from None
     except ValueError:
         raise SettingsError(f"{variable}: {path} holds no text") from None
     if not value:
         raise SettingsError(f"{variable}: {path} is empty")
+    _refuse_quotes(variable, value)
     return value
+
+
+def _refuse_quotes(variable: str, value: str) -> None:
+    """Raise SettingsError for a value in quotes, which a shell takes away and a file of variables may not."""
+    if value[0] == value[-1] and value[0] in "\"'":
+        raise SettingsError(f"{variable}: its value is in quotes: leave them out")
 
 
 def describe_settings() -> list[tuple[str, str, str, str]]:

@@ -11,17 +11,17 @@ import msgspec
 from engine.checks import (
     MIGRATION_S,
     check_bus_if_it_answers,
-    check_postgres,
     check_redis,
     insist,
-    prepare_schema,
 )
 from engine.errors import SettingsError
 from engine.gate.client import connect_redis
+from engine.ledger.checks import check_postgres, prepare_schema
 from engine.ledger.ledger import Ledger
 from engine.settings import PREFIX, Settings
+from engine.stages.front_door import LEDGER_CONNECTIONS
 from engine.stages.process import Role
-from engine.stages.reconciliation import reconciling
+from engine.stages.reconciliation import KEEPER_CONNECTIONS, reconciling
 
 log = logging.getLogger(__name__)
 
@@ -81,22 +81,33 @@ async def prepare_stores(settings: Settings, roles: Collection[Role]) -> None:
         await insist("Redis", f"{PREFIX}REDIS_URL", redis.ping)
         await insist("Redis", f"{PREFIX}REDIS_URL", partial(check_redis, redis))
         if settings.postgres_url:
-            await prepare_ledger(settings.postgres_url)
+            await prepare_ledger(settings.postgres_url, _count_sessions(settings, roles))
             async with reconciling(settings) as reconciliation:
                 await insist("the gate", f"{PREFIX}REDIS_URL", reconciliation.open_new)
     if settings.amqp_url and set(roles) != {Role.FRONT_DOOR}:
         await check_bus_if_it_answers(settings.amqp_url, f"{PREFIX}AMQP_URL")
 
 
-async def prepare_ledger(url: str) -> list[str]:
-    """Check PostgreSQL, apply the migrations that its schema lacks, and return their names.
+async def prepare_ledger(url: str, sessions: int = 1) -> list[str]:
+    """Check PostgreSQL and that it serves `sessions`, apply the migrations that its schema lacks; return
+    their names.
 
     Raises SettingsError if it can't be used as it is, FlashgridError if it does not answer in time.
     """
     setting = f"{PREFIX}POSTGRES_URL"
-    await insist("PostgreSQL", setting, partial(check_postgres, url))
+    await insist("PostgreSQL", setting, partial(check_postgres, url, sessions))
     async with await Ledger.connect(url) as ledger:
         return await insist("PostgreSQL", setting, partial(prepare_schema, url, ledger), MIGRATION_S)
+
+
+def _count_sessions(settings: Settings, roles: Collection[Role]) -> int:
+    """Return how many connections to PostgreSQL these roles may use at once."""
+    needs = {
+        Role.FRONT_DOOR: settings.workers * LEDGER_CONNECTIONS,
+        Role.RELAY: 0,
+        Role.FULFILMENT: settings.fulfilment_in_flight + KEEPER_CONNECTIONS,
+    }
+    return max(1, sum(needs[role] for role in roles))
 
 
 def _fill_in(settings: Settings, urls: Mapping[str, str]) -> Settings:

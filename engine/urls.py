@@ -3,9 +3,11 @@
 Messages never show a URL, since it may hold a password.
 """
 
+import os
 import re
 import shlex
-from collections.abc import Iterable
+import ssl
+from collections.abc import Iterable, Mapping
 from typing import Final
 from urllib.parse import SplitResult, parse_qsl, quote, urlencode, urlsplit
 
@@ -47,6 +49,9 @@ def check_redis_url(url: str) -> str:
     example = "redis://host:6379/0, rediss://… or unix:///path"
     parts, options = _split(url, ("redis", "rediss", "unix"), example)
     _check_options(options, _REDIS_OPTIONS)
+    _check_files(options, "ssl_ca_certs, ssl_ca_path, ssl_certfile, ssl_keyfile")
+    if options.get("ssl_cert_reqs", "none") not in ("none", "optional", "required"):
+        raise SettingsError("ssl_cert_reqs must be none, optional or required")
     database = options.get("db", "" if parts.scheme == "unix" else parts.path.strip("/"))
     if not re.fullmatch("[0-9]*", database):
         raise SettingsError("names its database by a number: redis://host:6379/0")
@@ -65,6 +70,7 @@ def check_amqp_url(url: str) -> str:
     if not parts.hostname:
         raise SettingsError(f"must look like {example}")
     _check_options(options, _AMQP_OPTIONS)
+    _check_files(options, "cafile, capath, certfile, keyfile")
     if not re.fullmatch("[1-9]|[1-5][0-9]|60", options.get("heartbeat", "15")):
         raise SettingsError("heartbeat must be 1 to 60 s: without it a dead connection is noticed too late")
     return url
@@ -87,6 +93,11 @@ def check_postgres_url(url: str) -> str:
     }
     _check_options(kept, _POSTGRES_OPTIONS)
     _check_options(_read_session_options(kept.get("options", "")))
+    if kept.get("sslrootcert") == "system":
+        kept["sslrootcert"] = ssl.get_default_verify_paths().cafile or "system"
+        if kept.setdefault("sslmode", "verify-full") != "verify-full":
+            raise SettingsError("sslrootcert=system needs sslmode=verify-full, and gets a weaker one")
+    _check_files(kept, "sslrootcert, sslcert, sslkey, sslcrl, passfile")
     target = kept.get("target_session_attrs", "any")
     if target not in ("any", "primary", "read-write"):
         raise SettingsError(
@@ -131,6 +142,12 @@ def _check_options(names: Iterable[str], known: str | None = None) -> None:
             raise SettingsError("channel_binding=require can't be kept: use sslmode=verify-full")
         if known is not None and name not in known.split(", "):
             raise SettingsError(f"the option {name} is unknown; known are {known}")
+
+
+def _check_files(options: Mapping[str, str], names: str) -> None:
+    for name in names.split(", "):
+        if name in options and not os.access(options[name], os.R_OK):
+            raise SettingsError(f"{name} names {options[name]}, which can't be read")
 
 
 def _read_session_options(text: str) -> list[str]:

@@ -3,12 +3,14 @@
 import asyncio
 import contextlib
 from collections.abc import Iterator
-from typing import Final
+from typing import Any, Final
 
 import aio_pika
 from aio_pika.abc import AbstractConnection
 from aiormq.abc import ExceptionType
+from aiormq.connection import TCPTransportFactory, TLSTransportFactory, TransportFactory
 from aiormq.exceptions import ConnectionClosed
+from pamqp.common import FieldTable
 from yarl import URL
 
 from engine.errors import BusUnavailable
@@ -31,12 +33,38 @@ async def connect_bus(url: str, name: str) -> AbstractConnection:
     return connection
 
 
+class _Streams(TransportFactory):
+    """Opens the streams of one connection as the library does, and can end them.
+
+    A connect that is cancelled at the moment of its success is lost to whoever asked for it: it stays open,
+    and its heartbeats go on.
+    """
+
+    def __init__(self, tls: bool) -> None:
+        self._factory = TLSTransportFactory() if tls else TCPTransportFactory()
+        self._writer: asyncio.StreamWriter | None = None
+
+    async def create(self, url: URL, **options: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        reader, self._writer = await self._factory.create(url, **options)
+        return reader, self._writer
+
+    def end(self) -> None:
+        """Close the connection if it is still open."""
+        if self._writer is not None:
+            self._writer.transport.abort()
+
+
 class _Connection(aio_pika.Connection):
     """A connection that is closed once `close` returns, even if the broker does not answer.
 
     The library takes a connection whose close failed for open, and closes it when it is collected, in any
     loop that runs then.
     """
+
+    def __init__(self, url: URL, client_properties: FieldTable) -> None:
+        super().__init__(url, client_properties=client_properties)
+        self._streams = _Streams(tls=url.scheme == "amqps")
+        self.kwargs["transport_factory"] = self._streams
 
     async def close(self, exc: ExceptionType | None = ConnectionClosed) -> None:
         """Close the connection; wait for the broker's answer no longer than two seconds."""
@@ -50,6 +78,7 @@ class _Connection(aio_pika.Connection):
         finally:
             # This second call waits for nothing.
             await super().close(exc)
+            self._streams.end()
 
 
 async def close_connection(connection: AbstractConnection | None) -> None:

@@ -48,7 +48,28 @@ def connect_redis(url: str | None, timeout_ms: int = 5_000) -> Redis:
         socket_connect_timeout=timeout_s,
     )
     pool.connection_class = _leave_when_refused(pool.connection_class)
-    return Redis.from_pool(pool)
+    return _Client.from_pool(pool)
+
+
+class _Client(Redis):
+    """A client that has no open connection once it is closed, even if a cancellation interrupts that.
+
+    The library closes each connection in a task. A task that is cancelled before its first step does nothing,
+    and neither does the end of `async with` while the library counts its users.
+    """
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def aclose(self, close_connection_pool: bool | None = None) -> None:
+        """Close every connection, also those in use."""
+        pool = self.connection_pool
+        try:
+            await super().aclose(close_connection_pool)
+        finally:
+            for connection in (*pool._available_connections, *pool._in_use_connections):
+                # This waits for nothing, and so nothing interrupts it.
+                await connection.disconnect(nowait=True)
 
 
 def _leave_when_refused(connection_class: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from typing import Final
 
 from engine.gate.client import Script, connect_redis
@@ -32,10 +33,11 @@ class Gate:
 
     async def close(self) -> None:
         """Reply to the purchases that wait, then disconnect."""
-        for lane in self._lanes:
-            lane.refuse_more()
-        await asyncio.gather(*(lane.close() for lane in self._lanes))
-        await self._redis.aclose()
+        async with AsyncExitStack() as closing:
+            closing.push_async_callback(self._redis.aclose)
+            for lane in self._lanes:
+                lane.refuse_more()
+                closing.push_async_callback(lane.close)
 
     def _submit(self, purchase: Purchase) -> None:
         _, product_id, _, _ = purchase

@@ -109,8 +109,10 @@ class Lane:
 
     async def close(self) -> None:
         """Reply to the purchases that wait, then disconnect."""
-        await self._task
-        await self._connection.disconnect()
+        try:
+            await self._task
+        finally:
+            await self._connection.disconnect()
 
     async def _run(self) -> None:
         while True:
@@ -215,7 +217,9 @@ class Lane:
 
     def _lose(self, batch: list[Purchase], outcome: Outcome, error: Exception) -> None:
         if self._reachable:
-            log.warning("gate shard %d does not answer: %s", self.keys.shard, error or type(error).__name__)
+            log.warning(
+                "gate shard %d does not answer: %s", self.keys.shard, str(error) or type(error).__name__
+            )
             self._reachable = False
         _reply_all(batch, outcome)
         # The purchases behind have waited as long: they are told at once that nothing is reserved,

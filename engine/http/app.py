@@ -59,7 +59,8 @@ class FrontDoor:
         self._admin_token = settings.admin_token
         self._dev = settings.dev
         self._client_timeout_s = settings.client_timeout_ms / 1000
-        self._look_s = settings.look_timeout_ms / 1000
+        # A tenth of it is for the answer.
+        self._look_s = settings.look_timeout_ms / 1000 * 0.9
         self._gate_looks = asyncio.Semaphore(_GATE_LOOKS)
         self._ledger_looks = asyncio.Semaphore(LEDGER_LOOKS)
         self._gate = gate
@@ -73,6 +74,7 @@ class FrontDoor:
         app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[take_leave, answer_errors])
         app[LEAVING] = asyncio.Event()
         app.router.add_get("/healthz", self.show_health)
+        app.router.add_options("/healthz", self.show_health)  # HAProxy checks with OPTIONS
         if buyers:
             app.router.add_post("/purchase/buy", self.buy)
             app.router.add_get("/purchase/orders/{order_id}", self.show_order)
@@ -82,6 +84,7 @@ class FrontDoor:
             app.on_cleanup.append(self._readiness.close)
             app.router.add_post("/purchase/init", self.open_sale)
             app.router.add_get("/readyz", self.show_readiness)
+            app.router.add_options("/readyz", self.show_readiness)
             app.router.add_get("/metrics", self.show_metrics)
         return app
 
@@ -197,8 +200,9 @@ class FrontDoor:
     def _check_admin(self, request: web.Request) -> None:
         """Raise InputError unless the caller may open a sale."""
         if self._admin_token is not None:
-            given = request.headers.get("Authorization", "").encode(errors="surrogateescape")
-            if not hmac.compare_digest(given, b"Bearer " + self._admin_token.encode()):
+            scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+            given = token.encode(errors="surrogateescape")
+            if scheme.lower() != "bearer" or not hmac.compare_digest(given, self._admin_token.encode()):
                 raise InputError("Authorization", "must be Bearer with the admin token", 401)
             return
         if not self._dev:
@@ -211,6 +215,8 @@ class FrontDoor:
         if not is_loopback(HOST_PORT.sub("", request.host).strip("[]")):
             # A name that leads here from a web page, or through a proxy.
             raise InputError("Host", "must be this machine's loopback, without an admin token", 403)
+        if request.version == HttpVersion10:
+            raise InputError("version", "nginx speaks HTTP/1.0: a proxy needs an admin token", 403)
         for name in ("Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Real-IP", "Via", "Origin"):
             # Nor must a page in a browser on this machine (Origin) open sales for the page's author.
             if name in request.headers:
@@ -221,9 +227,15 @@ class FrontDoor:
 async def _look(
     slots: asyncio.Semaphore, until_s: float, silence: type[GateUnavailable | LedgerUnavailable]
 ) -> AsyncIterator[None]:
-    """Wait for a slot and hold it for the block. Raises `silence` if the time is up before."""
+    """Wait for a slot and hold it for the block. Raises `silence` if the time is up before.
+
+    A third of the time is kept for the block. Where a store is silent, all who wait are given up sooner or
+    later, and nobody gets a slot only to begin a connect, which costs much, and to break it off at once.
+    """
+    now_s = asyncio.get_running_loop().time()
     try:
-        async with asyncio.timeout_at(until_s), slots:
+        async with asyncio.timeout_at(until_s - (until_s - now_s) / 3) as bound, slots:
+            bound.reschedule(until_s)
             yield
     except TimeoutError:
         raise silence("no answer in time") from None
@@ -269,6 +281,9 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
     except web.HTTPRequestEntityTooLarge:
         return respond(answer_input_error(InputError("body", f"must be at most {MAX_BODY_BYTES} bytes", 413)))
     except web.HTTPException as error:
+        if request.method == "OPTIONS" and request.path in ("*", "/"):
+            # This asks for the server itself (RFC 9110, 9.3.7), as HAProxy does where it is told no path.
+            return respond_json({"status": "OK"})
         response = respond_http_error(error)
         if request.method == "CONNECT":
             # How the bytes behind it are framed is unknown.

@@ -32,7 +32,7 @@ def bind(settings: Settings) -> list[socket.socket]:
     if settings.operations_bind is not None:
         host, _, port = settings.operations_bind.rpartition(":")
         try:
-            listeners.append(_listen_on(settings, host.strip("[]"), int(port), "OPERATIONS_BIND"))
+            listeners.append(_listen_on(settings, host, int(port), "OPERATIONS_BIND"))
         except SettingsError:
             listeners[0].close()
             raise
@@ -40,6 +40,7 @@ def bind(settings: Settings) -> list[socket.socket]:
 
 
 def _listen_on(settings: Settings, host: str, port: int, setting: str) -> socket.socket:
+    host = host.strip("[]")  # as a URL has it
     if settings.admin_token is None and not is_loopback(host):
         raise SettingsError(
             f"{PREFIX}{setting} is {host}, which others can reach: set {PREFIX}ADMIN_TOKEN, that opens sales"

@@ -5,6 +5,7 @@ Each raises InputError, which names the field at fault.
 
 import json
 import re
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Mapping
 from ipaddress import IPv6Address, ip_address
 from typing import Any, Final
@@ -93,6 +94,7 @@ def is_loopback(host: str) -> bool:
 
 
 def _decode_object(body: bytes) -> dict[str, Any]:
+    body = body.removeprefix(BOM_UTF8)  # which some clients write before any text
     try:
         # msgspec is strict about what JSON is; the standard library finds names given twice.
         msgspec.json.decode(body, type=dict[str, Any])

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from importlib.resources import files
@@ -24,20 +25,22 @@ _PAGE: Final = 10_000
 """Rows."""
 _PATIENCE: Final = 10
 """Times the wait for another query."""
-_MEMORY: Final = "SET LOCAL work_mem = '64MB'"
-"""Enough to group a million rows without writing them to disk."""
+_BEGIN: Final = "BEGIN; SET LOCAL work_mem = '64MB'"
+"""Memory enough to group a million rows without writing them to disk."""
 
 RECORD_ERRORS: Final = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, ValueError)
 """The record is at fault, and would be again."""
 # Everything else: the connection, the server, one that is read-only now, or a statement that was given up.
 # The client calls it an internal error if the server closes the connection at a bad moment.
-_SERVER_ERRORS: Final = (
+SERVER_ERRORS: Final = (
     asyncpg.PostgresError,
     asyncpg.InterfaceError,
     asyncpg.InternalClientError,
     OSError,
     TimeoutError,
 )
+_PAUSE_S: Final = 0.1
+"""For so long after a connect that failed nobody tries another: it costs a millisecond of the processor."""
 
 
 class Connections:
@@ -46,6 +49,9 @@ class Connections:
     def __init__(self, pool: "asyncpg.Pool[asyncpg.Record]", timeout_s: float) -> None:
         self.pool = pool
         self._timeout_s = timeout_s
+        self._refused_until = 0.0
+        """On time.monotonic."""
+        self._refusal = ""
 
     @asynccontextmanager
     async def borrow(self) -> AsyncIterator[Connection]:
@@ -58,7 +64,7 @@ class Connections:
         connection: Connection | None = None
         try:
             async with asyncio.timeout(self._timeout_s):
-                connection = await self.pool.acquire()
+                connection = await self._acquire()
             yield connection
         except RECORD_ERRORS:
             raise
@@ -66,13 +72,22 @@ class Connections:
             if connection is not None:
                 with suppress(asyncpg.InterfaceError):  # it has ended already
                     connection.terminate()
-            if not isinstance(error, _SERVER_ERRORS):
+            if not isinstance(error, SERVER_ERRORS):
                 raise
             await self.pool.expire_connections()
             raise LedgerUnavailable(describe(error)) from error
         finally:
             if connection is not None:
                 await self.pool.release(connection)
+
+    async def _acquire(self) -> Connection:
+        if time.monotonic() < self._refused_until:
+            raise LedgerUnavailable(self._refusal)
+        try:
+            return await self.pool.acquire()
+        except SERVER_ERRORS as error:
+            self._refused_until, self._refusal = time.monotonic() + _PAUSE_S, describe(error)
+            raise
 
     async def fetch(self, query: str, *arguments: Any) -> list[asyncpg.Record]:
         """Return the rows of a named query; see `borrow` for the errors."""
@@ -81,16 +96,19 @@ class Connections:
 
     async def stream(self, query: str, *arguments: Any) -> AsyncGenerator[list[asyncpg.Record], None]:
         """Yield the rows of a named query that returns many, in pages; see `borrow` for the errors."""
-        async with self.borrow() as connection, connection.transaction():
-            await connection.execute(_MEMORY)
-            cursor = await connection.cursor(QUERIES[query], *arguments)
+        async with self.borrow() as connection:
+            async with asyncio.timeout(self._timeout_s):
+                await connection.execute(_BEGIN)
+                cursor = await connection.cursor(QUERIES[query], *arguments)
             while True:
                 # The first page comes once all rows are known.
                 async with asyncio.timeout(_PATIENCE * self._timeout_s):
                     page = await cursor.fetch(_PAGE)
                 if not page:
-                    return
+                    break
                 yield page
+            async with asyncio.timeout(self._timeout_s):
+                await connection.execute("COMMIT")
 
     async def fetch_on(self, connection: Connection, query: str, *arguments: Any) -> list[asyncpg.Record]:
         """Return the rows of a named query on a connection that was borrowed."""

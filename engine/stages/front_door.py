@@ -4,6 +4,7 @@ import asyncio
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
+from typing import Final
 
 from aiohttp import web
 
@@ -12,6 +13,9 @@ from engine.http.app import LEDGER_LOOKS, FrontDoor
 from engine.http.listener import listen
 from engine.ledger.ledger import Ledger
 from engine.settings import Settings
+
+LEDGER_CONNECTIONS: Final = LEDGER_LOOKS + 2
+"""Those who look leave two for those who operate."""
 
 
 async def run_front_door(
@@ -26,9 +30,8 @@ async def run_front_door(
     without the URLs of Redis and PostgreSQL.
     """
     gate = Gate(settings)
-    # Those who look leave connections for those who operate.
-    connections, timeout_ms = LEDGER_LOOKS + 2, settings.look_timeout_ms
-    async with await Ledger.connect(settings.postgres_url, connections, timeout_ms) as ledger:
+    timeout_ms = settings.look_timeout_ms
+    async with await Ledger.connect(settings.postgres_url, LEDGER_CONNECTIONS, timeout_ms) as ledger:
         front_door = FrontDoor(settings, gate, ledger)
         apps = [front_door.make_app(operations=len(listeners) == 1), front_door.make_app(buyers=False)]
         try:

@@ -30,7 +30,8 @@ class Outage:
         if not isinstance(error, (FlashgridError, RedisError, OSError)):
             log.error("%s failed", self._what, exc_info=error)
         elif not self._failures:
-            log.warning("%s does not work and is tried again: %s", self._what, error)
+            said = str(error) or type(error).__name__
+            log.warning("%s does not work and is tried again: %s", self._what, said)
         delay_s = min(0.05 * 2 ** min(self._failures, 10), 2)
         self._failures += 1
         await asyncio.sleep(delay_s * random.uniform(0.5, 1))

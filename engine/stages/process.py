@@ -101,11 +101,12 @@ def set_up_logging(settings: Settings) -> None:
         datefmt="%H:%M:%S",
         stream=sys.stderr,
     )
-    # Their lines at each connect and each lost connection repeat what the engine's say.
-    for name in ("aiormq", "aio_pika", "asyncio"):
+    # Their lines at each lost connection repeat what the engine's say.
+    for name in ("aio_pika", "asyncio"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    # A traceback for each malformed request would let any client fill the disk.
-    logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
+    # A line for each connect that fails, and a traceback for each malformed request, would fill the disk.
+    for name in ("aiormq", "aiohttp.server"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def main() -> None:

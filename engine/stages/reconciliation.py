@@ -169,12 +169,16 @@ class Reconciliation:
         )
 
 
+KEEPER_CONNECTIONS: Final = 2
+"""To PostgreSQL: one holds the lock."""
+
+
 @asynccontextmanager
 async def reconciling(settings: Settings) -> AsyncIterator[Reconciliation]:
     """Yield a reconciliation with connections of its own to every service."""
     bus = Publisher(settings.amqp_url) if settings.amqp_url else None
     # A rebuild looks at every order of a sale.
-    ledger = await Ledger.connect(settings.postgres_url, connections=2, timeout_ms=60_000)
+    ledger = await Ledger.connect(settings.postgres_url, connections=KEEPER_CONNECTIONS, timeout_ms=60_000)
     async with connect_redis(settings.redis_url) as redis, ledger:
         try:
             yield Reconciliation(settings, redis, ledger, bus)

@@ -15,6 +15,8 @@ class Proxy:
         self._target = (parts.hostname, parts.port)
         self._url = url
         self._port = 0
+        self.connects = 0
+        """Connections that clients have made."""
         self._writers: set[asyncio.StreamWriter] = set()
         self._serving: set[asyncio.Task[None]] = set()
 
@@ -54,7 +56,12 @@ class Proxy:
         task = asyncio.current_task()
         assert task is not None
         self._serving.add(task)
-        their_reader, their_writer = await asyncio.open_connection(*self._target)
+        self.connects += 1
+        try:
+            their_reader, their_writer = await asyncio.open_connection(*self._target)
+        except OSError:
+            writer.transport.abort()
+            return
         self._writers |= {writer, their_writer}
         await asyncio.gather(self._pump(reader, their_writer), self._pump(their_reader, writer))
 

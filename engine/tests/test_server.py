@@ -315,6 +315,37 @@ async def test_stages_end_when_the_server_is_killed(settings_without_bus: Settin
         await eventually(lambda: not any(stage.is_running() for stage in stages))
 
 
+async def test_a_terminal_that_closes_stops_the_server_in_order(
+    settings_without_bus: Settings, http: aiohttp.ClientSession
+) -> None:
+    """https://github.com/ddollar/foreman/pull/201: what it started would go on without it."""
+    async with serving(settings_without_bus) as server:
+        await open_sale(http, server, 1)
+        await buy(http, server)
+        assert await server.stop(signal.SIGHUP) == 0
+    assert await statuses(settings_without_bus) == {"CONFIRMED": 1}
+
+
+async def test_under_nohup_a_terminal_that_closes_stops_nothing(
+    settings_without_bus: Settings, http: aiohttp.ClientSession
+) -> None:
+    ignored = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        async with serving(settings_without_bus) as server:
+            server.process.send_signal(signal.SIGHUP)
+            await open_sale(http, server, 1)
+            assert (await buy(http, server))[0] == 200
+            assert await server.stop() == 0
+    finally:
+        signal.signal(signal.SIGHUP, ignored)
+
+
+async def test_an_address_in_brackets_is_the_same_address(settings_without_bus: Settings) -> None:
+    """https://github.com/Kludex/uvicorn/issues/782"""
+    async with serving(settings_without_bus, HOST="[::1]") as server:
+        assert server.url.startswith("http://[::1]:")
+
+
 async def test_declined_payments_fail_and_their_units_are_sold_to_others(
     settings: Settings, http: aiohttp.ClientSession
 ) -> None:

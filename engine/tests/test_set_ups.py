@@ -45,7 +45,7 @@ async def refused(settings: Settings, *said: str, **more: str) -> None:
 
 
 @asynccontextmanager
-async def pgbouncer(url: str, mode: str) -> AsyncIterator[str]:
+async def pgbouncer(url: str, mode: str, size: int = 20) -> AsyncIterator[str]:
     """PgBouncer of the distribution before a PostgreSQL: its URL."""
     program = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
     if program is None:
@@ -60,7 +60,7 @@ async def pgbouncer(url: str, mode: str) -> AsyncIterator[str]:
         (folder / "ini").write_text(
             f"[databases]\n* = host={parts.hostname} port={parts.port}\n[pgbouncer]\n"
             f"listen_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\n"
-            f"pool_mode = {mode}\nauth_type = trust\n"
+            f"pool_mode = {mode}\ndefault_pool_size = {size}\nauth_type = trust\n"
             f"auth_file = {folder}/users\nignore_startup_parameters = extra_float_digits\n"
         )
         for path in (folder, folder / "users", folder / "ini"):
@@ -97,6 +97,15 @@ async def test_a_pooler_of_sessions_serves(
 ) -> None:
     async with pgbouncer(settings_without_bus.postgres_url or "", "session") as url:
         await sells(change(settings_without_bus, postgres_url=url), http)
+
+
+async def test_a_pooler_with_too_few_sessions_is_refused(settings_without_bus: Settings) -> None:
+    """https://github.com/pgbouncer/pgbouncer/issues/384: it takes every client, and answers the first few."""
+    async with pgbouncer(settings_without_bus.postgres_url or "", "session", size=5) as url:
+        said = "serves 5 sessions at once, and 12 may be needed"
+        await refused(
+            change(settings_without_bus, postgres_url=url), "POSTGRES_URL", said, "default_pool_size"
+        )
 
 
 async def sells(settings: Settings, http: aiohttp.ClientSession) -> list[str]:
@@ -158,6 +167,43 @@ async def test_a_ledger_that_will_never_answer_is_said_soon(
     await refused(change(settings_without_bus, postgres_url=url), "POSTGRES_URL", said)
 
 
+async def test_a_server_that_confirms_what_is_not_on_disk_is_refused(settings_without_bus: Settings) -> None:
+    """https://github.com/apecloud/kubeblocks-addons/issues/126: some platforms turn it off for all."""
+    name = urlsplit(settings_without_bus.postgres_url or "").path.strip("/")
+    await execute(
+        settings_without_bus.postgres_url or "", f"ALTER DATABASE {name} SET synchronous_commit = off"
+    )
+    await refused(settings_without_bus, "POSTGRES_URL", "synchronous_commit is off")
+
+
+async def test_a_server_without_tls_where_it_is_asked_for_is_refused(settings_without_bus: Settings) -> None:
+    """https://github.com/RedHatInsights/vulnerability-engine/pull/968"""
+    url = f"{settings_without_bus.postgres_url}?sslmode=require"
+    await refused(change(settings_without_bus, postgres_url=url), "POSTGRES_URL", "rejected SSL")
+
+
+async def test_a_full_server_is_waited_for_in_one_line_and_without_a_traceback(
+    settings_without_bus: Settings, http: aiohttp.ClientSession
+) -> None:
+    """https://github.com/MagicStack/asyncpg/issues/796: so is one that starts up."""
+    url = settings_without_bus.postgres_url or ""
+    name = urlsplit(url).path.strip("/")
+    async with serving(settings_without_bus):
+        pass
+    async with role_of(url, DML) as writer:
+        await execute(url, f"ALTER DATABASE {name} CONNECTION LIMIT 0")
+        settings = change(settings_without_bus, postgres_url=writer)
+        starting = asyncio.create_task(sells(settings, http))
+        connection = await asyncpg.connect(settings_without_bus.postgres_url)
+        await asyncio.sleep(3)  # it tries a few times
+        assert not starting.done()
+        await connection.close()
+        await execute(url, f"ALTER DATABASE {name} CONNECTION LIMIT -1")
+        log = await starting
+    assert sum("PostgreSQL does not work" in line for line in log) == 1
+    assert not any("Traceback" in line for line in log)
+
+
 @asynccontextmanager
 async def redis_user(redis: Redis, url: str, *rules: str) -> AsyncIterator[str]:
     await redis.execute_command("ACL", "SETUSER", "app", "on", ">secret", *rules)  # type: ignore[no-untyped-call]
@@ -203,6 +249,12 @@ async def test_a_redis_that_shows_no_settings_serves_with_a_warning(
     assert any("can't read Redis' settings (it shows none)" in line for line in log)
 
 
+async def test_what_is_no_redis_is_said_at_once(settings_without_bus: Settings, bus_url: str) -> None:
+    """https://github.com/redis/redis/issues/7896: an address of another service."""
+    url = f"redis://127.0.0.1:{urlsplit(bus_url).port}/0"
+    await refused(change(settings_without_bus, redis_url=url), "REDIS_URL", 'Protocol error, got "A"')
+
+
 async def test_a_redis_that_will_never_answer_is_said_soon(
     settings_without_bus: Settings, redis_url: str
 ) -> None:
@@ -230,6 +282,16 @@ async def test_a_bus_that_refuses_is_said_at_start_and_one_that_is_away_is_waite
     else:
         async with serving(settings) as server:
             assert any("RabbitMQ does not answer" in line for line in server.log)
+
+
+async def test_a_bus_that_is_away_is_said_once_by_each_who_needs_it(settings: Settings) -> None:
+    """https://github.com/src-d/borges/issues/255: two gigabytes of one line."""
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        url = f"amqp://guest:guest@127.0.0.1:{closed.getsockname()[1]}/"
+    async with serving(change(settings, amqp_url=url)) as server:
+        await asyncio.sleep(5)  # relay, fulfilment, keeper and their observers try dozens of times
+        lines = [line for line in server.log if "refused" in line or "Connect call failed" in line]
+    assert 1 <= len(lines) <= 4, lines
 
 
 async def test_several_hosts_lead_to_the_one_that_answers(

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from click.testing import CliRunner
@@ -51,9 +52,12 @@ def test_whitespace_around_a_value_is_cut() -> None:
 )  # fmt: skip
 def test_secrets_may_lie_in_files(tmp_path: Path, name: str, value: str) -> None:
     file = tmp_path / "secret"
-    file.write_text(f"\ufeff{value}\r\n", encoding="utf-8")
-    assert getattr(read(**{f"{name}_FILE": str(file), name: ""}), name.lower()) == value
+    for encoding in ("utf-8", "utf-8-sig", "utf-16"):  # the last of them as PowerShell writes it
+        file.write_text(f"{value}\r\n", encoding=encoding)
+        assert getattr(read(**{f"{name}_FILE": str(file), name: ""}), name.lower()) == value
     assert f"FLASHGRID_{name}_FILE" in refuse(**{f"{name}_FILE": str(file), name: value})
+    file.write_text(f'"{value}"\n')
+    assert "in quotes" in refuse(**{f"{name}_FILE": str(file)})
     file.write_text("\n")
     assert "is empty" in refuse(**{f"{name}_FILE": str(file)})
     file.write_bytes(b"\xff\xfe\x00")
@@ -107,7 +111,12 @@ def test_a_typo_is_named_with_what_was_likely_meant(typo: str, meant: str) -> No
         ({"ADMIN_TOKEN": "é" * 16}, "visible ASCII"),
         ({"DRAIN_S": "inf"}, "finite"),
         ({"KEEPALIVE_S": "nan"}, "KEEPALIVE_S"),
-        ({"DEV": "maybe"}, "FLASHGRID_DEV"),
+        ({"DEV": "yes"}, "Expected true or false, got 'yes'"),
+        ({"PORT": "8080/tcp"}, "Expected `int`, got '8080/tcp'"),
+        # https://github.com/theskumar/python-dotenv/issues/545
+        ({"ADMIN_TOKEN": f'"{TOKEN}"'}, "in quotes"),
+        ({"REDIS_URL": "'redis://h:1/0'"}, "in quotes"),
+        ({"DATA_DIR": '"data"'}, "in quotes"),
         ({"OPERATIONS_BIND": "9090"}, "host:port"),
         ({"OPERATIONS_BIND": "http://h:1"}, "host:port"),
         ({"REDIS_URL": "localhost:6379"}, "redis://host:6379/0"),
@@ -123,6 +132,11 @@ def test_a_typo_is_named_with_what_was_likely_meant(typo: str, meant: str) -> No
         ({"REDIS_URL": "redis://h?socket_timeout=1"}, "option socket_timeout would change"),
         ({"REDIS_URL": "redis://h?colour=red"}, "option colour is unknown"),
         ({"REDIS_URL": "redis+sentinel://h"}, "redis://host:6379/0"),
+        # https://github.com/ohcnetwork/care/pull/2964
+        ({"REDIS_URL": "rediss://h?ssl_cert_reqs=CERT_NONE"}, "must be none, optional or required"),
+        ({"REDIS_URL": "rediss://h?ssl_ca_certs=/nowhere/ca"}, "ssl_ca_certs names /nowhere/ca"),
+        ({"AMQP_URL": "amqps://h?cafile=/nowhere/ca"}, "cafile names /nowhere/ca"),
+        ({"POSTGRES_URL": "postgresql://h/d?sslrootcert=/nowhere/ca"}, "sslrootcert names /nowhere/ca"),
         ({"REDIS_URL": "unix://"}, "unix:///path"),
         ({"AMQP_URL": "h:5672"}, "amqp://"),
         ({"AMQP_URL": "amqp:///vhost"}, "amqp://"),
@@ -188,6 +202,21 @@ def test_what_libpq_takes_is_taken_and_what_means_nothing_here_is_dropped(
     url = read(POSTGRES_URL=given).postgres_url
     assert url == (kept or given)
     assert read(POSTGRES_URL=url or "").postgres_url == url, "a stage reads what the server read"
+
+
+def test_the_certificates_of_the_system_are_taken_where_libpq_takes_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """https://github.com/scaleway/docs-content/pull/3286: the client library takes "system" for a file."""
+    (tmp_path / "ca.crt").touch()
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.crt"))
+    url = read(POSTGRES_URL="postgresql://h/d?sslrootcert=system").postgres_url or ""
+    assert set(url.partition("?")[2].split("&")) == {
+        f"sslrootcert={quote(str(tmp_path / 'ca.crt'), safe='')}", "sslmode=verify-full",
+    }  # fmt: skip
+    assert "weaker" in refuse(POSTGRES_URL="postgresql://h/d?sslrootcert=system&sslmode=require")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "lost.crt"))
+    assert "sslrootcert" in refuse(POSTGRES_URL="postgresql://h/d?sslrootcert=system")
 
 
 def test_the_readme_lists_every_setting() -> None:

@@ -10,7 +10,7 @@ from typing import Final
 
 import msgspec
 
-from simulation.campaign.series import Series, judge_planned, read_counts, tell_duration
+from simulation.campaign.suite import Suite, judge_planned, read_counts, tell_duration
 from simulation.report.page import write_tables
 from simulation.run import Say
 from simulation.scenario.fault import TARGETS, Fault, is_over_at_once
@@ -45,7 +45,7 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     tries: int
 
 
-class Matrix(Series, kw_only=True):
+class Matrix(Suite, kw_only=True):
     """All cells, and where they come from."""
 
     cells: list[Cell] = msgspec.field(default_factory=list)

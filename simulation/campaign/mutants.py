@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from simulation.campaign.mutation import Mutation, copy_engine, mutate
-from simulation.campaign.series import Series, explain, judge_planned, tell_duration
+from simulation.campaign.suite import Suite, explain, judge_planned, tell_duration
 from simulation.errors import SimulationError
 from simulation.record.manifest import UNTOUCHED
 from simulation.report.page import write_tables
@@ -50,7 +50,7 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
         return self.outcome == "caught" and len(self.caught_by) == 1
 
 
-class Mutants(Series, kw_only=True):
+class Mutants(Suite, kw_only=True):
     """All trials, and where they come from."""
 
     trials: list[Trial] = msgspec.field(default_factory=list)
@@ -87,7 +87,7 @@ async def run_mutants(
             alone = "alone " if trial.alone else ""
             by = f" {alone}by: {', '.join(trial.caught_by)}" if trial.caught_by else f": {trial.detail}"
             say(f"{number} of {len(mutations)}: {mutation.name} {trial.outcome}{by}")
-            # Written after each: what was found stays if the series is interrupted.
+            # Written after each: what was found stays if the suite is interrupted.
             write_mutants(result, folder)
     return result
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
-from simulation.campaign.series import Series, judge_planned, read_counts, tell_duration
+from simulation.campaign.suite import Suite, judge_planned, read_counts, tell_duration
 from simulation.errors import SimulationError
 from simulation.report.page import write_tables
 from simulation.run import Say
@@ -60,7 +60,7 @@ class Pair(msgspec.Struct, frozen=True):
     """From the end of the load until every purchase was settled."""
 
 
-class Pairs(Series, kw_only=True):
+class Pairs(Suite, kw_only=True):
     """All pairs, and where they come from."""
 
     pairs: list[Pair] = msgspec.field(default_factory=list)

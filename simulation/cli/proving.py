@@ -127,7 +127,7 @@ def mutants(names: tuple[str, ...], folder: Path) -> None:
 @out_option("soak")
 def soak(minutes: float, seed: int, folder: Path) -> None:
     """Run the chaos scenario seed after seed, and keep the first run that does not pass."""
-    from simulation.campaign.series import soak as run_soak
+    from simulation.campaign.suite import soak as run_soak
 
     summary = run_on_services(lambda services: run_soak(minutes, seed, folder, services, say))
     if summary["verdict"] != "pass":

@@ -114,10 +114,12 @@ def find_outcomes(schedule: Schedule, ops: Integers) -> npt.NDArray[np.int8]:
     status = np.frombuffer(schedule.status, np.int16)[ops]  # 0 without a response, which is UNKNOWN
     found = np.empty(len(ops), np.int8)
     for value in np.unique(status).tolist():
-        outcome = "ACCEPTED" if value == 200 else classify(value, b"")[0]
+        outcome = "ACCEPTED" if value == 200 else classify(value)[0]
         found[status == value] = OUTCOMES.index(outcome)
     for place in np.flatnonzero(status == 503).tolist():
         found[place] = OUTCOMES.index(classify(503, schedule.bodies[int(ops[place])])[0])
+    if schedule.unread:
+        found[np.isin(ops, [*schedule.unread])] = OUTCOMES.index("UNKNOWN")
     found[np.frombuffer(schedule.sent_ns, np.int64)[ops] < 0] = OUTCOMES.index("UNAVAILABLE")
     return found
 

@@ -79,6 +79,8 @@ class Schedule:
         self.status = array("h", [0]) * self.planned
         self.ends = array("b", [NEVER_SENT]) * self.planned
         self.bodies: dict[int, bytes] = {}
+        self.unread: set[int] = set()
+        """Purchases that were refused in words which do not fit the status."""
         self.ended: list[int] = []
         self.next = 0
         """The first planned request that has not started: those before it are in flight or ended."""
@@ -155,6 +157,8 @@ class Schedule:
         self.status[op] = status
         if status == 200 or status == 503:
             self.bodies[op] = response.body
+        elif self.kind[op] == BUY and classify(status, response.body)[0] == "UNKNOWN":
+            self.unread.add(op)
         self.ended.append(op)
         if self.grows:
             self._go_on(op, now)
@@ -171,8 +175,10 @@ class Schedule:
         body."""
         if self.sent_ns[op] == NEVER:
             return "UNAVAILABLE"
+        if op in self.unread:
+            return "UNKNOWN"
         status = self.status[op]  # 0 without a response, which is UNKNOWN
-        return "ACCEPTED" if status == 200 else classify(status, self.bodies.get(op, b""))[0]
+        return "ACCEPTED" if status == 200 else classify(status, self.bodies.get(op))[0]
 
     def _go_on(self, op: int, now: int) -> None:
         """Plan what the client of a request that has ended does next, if anything."""

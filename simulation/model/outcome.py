@@ -55,14 +55,15 @@ class Stock(msgspec.Struct, frozen=True):
     productId: int | None = None  # noqa: N815
 
 
-def classify(status: int, body: bytes) -> tuple[str, str | None]:
-    """Return outcome and order id of an answer; `body` matters only for 200 and 503."""
+def classify(status: int, body: bytes | None = None) -> tuple[str, str | None]:
+    """Return outcome and order id of an answer. A refusal whose body does not name it is UNKNOWN; without a
+    body, its status counts alone."""
     if status == 200:
-        answer = _decode(body)
+        answer = _decode(body or b"")
         if answer.status == "ACCEPTED" and isinstance(answer.orderId, str) and answer.orderId:
             return "ACCEPTED", answer.orderId
         return "UNKNOWN", None
-    return _refusal(status, body if status == 503 else b""), None
+    return _refusal(status, body), None
 
 
 def result_of(outcome: str) -> str:
@@ -99,12 +100,17 @@ def _outcome_of_read(status: int) -> str:
 
 # Thousands of refusals have the same bytes.
 @lru_cache(maxsize=1_024)
-def _refusal(status: int, body: bytes) -> str:
+def _refusal(status: int, body: bytes | None) -> str:
     if status == 503:
-        return "UNAVAILABLE" if _decode(body).code in ("GATE_UNAVAILABLE", "OVERLOADED") else "UNKNOWN"
-    if 400 <= status < 500:
-        return _OF_STATUS.get(status, "INVALID")
-    return "UNKNOWN"
+        known = _decode(body or b"").code in ("GATE_UNAVAILABLE", "OVERLOADED")
+        return "UNAVAILABLE" if known else "UNKNOWN"
+    if not 400 <= status < 500:
+        return "UNKNOWN"
+    word = _OF_STATUS.get(status)
+    if word is None or body is None:
+        return word or "INVALID"
+    answer = _decode(body)
+    return word if word in (answer.status, answer.code) else "UNKNOWN"
 
 
 def _decode(body: bytes) -> _Body:

@@ -14,7 +14,7 @@ from simulation.scenario.arrivals import peak_rps
 from simulation.scenario.checks import check_scenario
 from simulation.scenario.condition import scale_window
 from simulation.scenario.schema import Scenario
-from simulation.scenario.traces import fill_traces
+from simulation.scenario.traces import fill_traces, read_text
 
 FOLDER = Path(__file__).parent / "library"
 
@@ -56,7 +56,7 @@ def load_scenario(
     """
     path = _find(name_or_path)
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        raw = tomllib.loads(read_text(path))
     except OSError as error:
         raise ScenarioError(f"{path}: {error.strerror or error}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

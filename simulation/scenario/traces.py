@@ -1,5 +1,6 @@
 """Traces: recorded arrivals, read from a CSV file that lies beside its scenario."""
 
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,13 +9,19 @@ from simulation.errors import ScenarioError
 from simulation.scenario.arrivals import MAX_RPS
 
 
+def read_text(file: Path) -> str:
+    """Return the text of a file in UTF-8 or, as PowerShell writes it, UTF-16. Raises OSError, ValueError."""
+    raw = file.read_bytes()
+    return raw.decode("utf-16" if raw.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else "utf-8-sig")
+
+
 def read_trace(file: Path) -> list[float]:
     """Return the counts of a CSV file: one column, a row for each second, with or without a header.
 
     Raises ScenarioError, which names the file and the line at fault.
     """
     try:
-        lines = file.read_text(encoding="utf-8-sig").rstrip().splitlines()
+        lines = read_text(file).rstrip().splitlines()
     except OSError as error:
         raise ScenarioError(f"{file}: {error.strerror or error}") from None
     except UnicodeDecodeError as error:

@@ -15,17 +15,18 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 
+from engine.gate.client import connect_redis
 from simulation.errors import Unreadable
 from simulation.model.formats import DEAD, PURCHASES, decode_pending, decode_sales, name_key
 from simulation.model.state import ORDER_TYPES, SALE_TYPES, FinalState
 from simulation.target.services import Services
 from simulation.target.stores import (
+    TIMEOUT_MS,
     BusStore,
     GateStore,
     Store,
     close_stores,
     connect_ledger,
-    connect_redis,
     read_stores,
     read_within,
 )
@@ -103,7 +104,7 @@ async def _read_gate(url: str, shards: int) -> _Part:
     hashes: dict[bytes, dict[bytes, bytes]] = {}
     pending: set[str] = set()
     outbox = dead = 0
-    async with connect_redis(url) as redis:
+    async with connect_redis(url, TIMEOUT_MS) as redis:
         for shard in range(shards):
             match = name_key(shard, "sale:*")
             names = [name async for name in redis.scan_iter(match=match, count=1000)]

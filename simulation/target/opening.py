@@ -9,12 +9,13 @@ from urllib.parse import urlsplit
 import aiohttp
 import msgspec
 
+from engine.gate.client import connect_redis
 from engine.model.sale import Sale, SaleTerms
 from simulation.errors import EngineError, Unreadable
 from simulation.model.formats import name_key, place_product
 from simulation.scenario.schema import SaleOffer
 from simulation.target.services import Services
-from simulation.target.stores import connect_ledger, connect_redis, read_within
+from simulation.target.stores import TIMEOUT_MS, connect_ledger, read_within
 
 TIMEOUT_S: Final = 30.0
 _NEW_SALES: Final = Path(__file__).with_name("new_sales.sql").read_text()
@@ -92,7 +93,7 @@ async def check_ownership(services: Services, sales: Sequence[Sale], shards: int
 
 async def _find_at_gate(services: Services, sales: Sequence[Sale], shards: int) -> set[int]:
     async with (
-        connect_redis(services.redis_url) as redis,
+        connect_redis(services.redis_url, TIMEOUT_MS) as redis,
         redis.pipeline(transaction=False) as pipe,
     ):
         for sale in sales:

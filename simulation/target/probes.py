@@ -93,11 +93,13 @@ class Probe:
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        await cancel(self._task)
-        # The last sample needs new connections: on the old ones an interrupted question may stand in the way.
-        await close_stores(self._stores)
-        if kind is None:
-            await self._sample(LAST_S)
+        try:
+            await cancel(self._task)
+            if kind is None:
+                # On the old connections an interrupted question may stand in the way.
+                await close_stores(self._stores)
+                await self._sample(LAST_S)
+        finally:
             await close_stores(self._stores)
 
     def timeline(self, t0_ns: int) -> pd.DataFrame:
@@ -117,7 +119,9 @@ class Probe:
 
     async def _run(self) -> None:
         while True:
-            await asyncio.gather(self._sample(TIMEOUT_S), asyncio.sleep(SAMPLE_S))
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._sample(TIMEOUT_S))
+                group.create_task(asyncio.sleep(SAMPLE_S))
 
     async def _sample(self, timeout_s: float) -> None:
         at_ns = time.monotonic_ns()

@@ -6,17 +6,15 @@ A store may be down, stopped or cut off while it is read. It is then unreadable,
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import aio_pika
 import asyncpg
-from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 
 from engine.bus.connection import close_connection, connect_bus
+from engine.gate.client import connect_redis
 from engine.model.sale import Sale
 from engine.stages.lifecycle import cancel
 from simulation.errors import Unreadable
@@ -24,6 +22,7 @@ from simulation.model.formats import OPEN, PURCHASES, count_pending, name_key, p
 
 TIMEOUT_S: Final = 30.0
 """Longest wait for a store; `read_within` allows less."""
+TIMEOUT_MS: Final = round(TIMEOUT_S * 1000)
 CLOSE_S: Final = 0.5
 _SOLD: Final = Path(__file__).with_name("probe_sold.sql").read_text()
 
@@ -63,22 +62,11 @@ async def connect_ledger(url: str, **settings: str) -> AsyncIterator[asyncpg.Con
         await connection.close()
 
 
-def connect_redis(url: str) -> Redis:
-    """Return a client of Redis that answers in bytes and never tries again by itself."""
-    return Redis.from_url(
-        url,
-        protocol=2,
-        retry=Retry(NoBackoff(), 0),
-        socket_timeout=TIMEOUT_S,
-        socket_connect_timeout=TIMEOUT_S,
-    )
-
-
 class GateStore:
     """The gate, and of its products those that `sales` names. `sales` may grow."""
 
     def __init__(self, url: str, sales: Sequence[Sale], shards: int) -> None:
-        self._redis = connect_redis(url)
+        self._redis = connect_redis(url, TIMEOUT_MS)
         self._shards = shards
         self._sales = sales
         self._failed: dict[int, int] = {}
@@ -171,17 +159,25 @@ Store = GateStore | LedgerStore | BusStore
 
 async def read_stores(stores: Sequence[Store], timeout_s: float) -> Counts:
     """Return the counts of all stores that can be read within `timeout_s`; the others connect anew."""
+    # A group has no reading left once it is cancelled; gather leaves those that end last.
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(_read(store, timeout_s)) for store in stores]
     counts: Counts = {}
-    for part in await asyncio.gather(*(_read(store, timeout_s) for store in stores)):
-        counts |= part
+    for task in tasks:
+        counts |= task.result()
     return counts
 
 
 async def close_stores(stores: Sequence[Store]) -> None:
     """Disconnect from the stores. An error, or a store that does not say goodbye, is passed over."""
-    for store in stores:
-        with contextlib.suppress(Unreadable):
-            await read_within(store.close(), CLOSE_S)
+    async with AsyncExitStack() as closing:
+        for store in stores:
+            closing.push_async_callback(_close, store)
+
+
+async def _close(store: Store) -> None:
+    with contextlib.suppress(Unreadable):
+        await read_within(store.close(), CLOSE_S)
 
 
 async def _read(store: Store, timeout_s: float) -> Counts:

@@ -109,3 +109,4 @@ def answer(status: int, body: bytes, *headers: str) -> bytes:
 
 ACCEPTED = answer(200, b'{"status":"ACCEPTED","orderId":"order-1"}', "Content-Type: application/json")
 SOLD_OUT = answer(429, b'{"status":"SOLD_OUT"}')
+NOT_STARTED = answer(403, b'{"code":"NOT_STARTED"}')

@@ -206,6 +206,7 @@ async def test_a_bad_body_is_refused_by_its_field_and_changes_nothing(
         b' { "productId" : 1 ,\n"userId" : 1 } ',
         b'{"userId": 9223372036854775807, "productId": 1}',
         b'{"us\\u0065rId":1,"productId":1}',
+        b'\xef\xbb\xbf{"userId":1,"productId":1}',  # https://github.com/Badgerati/Pode/issues/1604
     ],
 )
 async def test_any_spelling_of_good_json_buys(client: Client, body: bytes) -> None:
@@ -306,7 +307,8 @@ async def test_an_unknown_product_is_named(client: Client) -> None:
 async def test_a_sale_is_opened_only_with_the_admin_token(guarded: Client, header: dict[str, str]) -> None:
     status, problem = await guarded.init(**header)
     assert (status, problem["field"]) == (401, "Authorization")
-    assert (await guarded.init(Authorization="Bearer let-me-in-please"))[0] == 200
+    for scheme in ("Bearer", "bearer", "BEARER"):  # RFC 9110, 11.1: in either case
+        assert (await guarded.init(Authorization=f"{scheme} let-me-in-please"))[0] == 200
 
 
 async def test_a_token_in_bytes_that_are_no_text_is_a_wrong_token(guarded: Client) -> None:

@@ -15,9 +15,10 @@ from engine.gate.clearing import Clearing
 from engine.ledger.ledger import Ledger
 from engine.local.stack import Stack
 from engine.model.lot import Lot
-from engine.model.order_id import split_order_id
+from engine.model.order_id import make_stem, split_order_id
 from engine.settings import Settings
 from engine.tests.orders import SHARD
+from engine.tests.proxy import Proxy
 from engine.tests.test_server import buy, get, post, serving
 
 pytestmark = pytest.mark.slow
@@ -72,6 +73,31 @@ async def test_a_frozen_ledger_is_waited_for_no_longer_than_the_bound(
         while status == 503:  # what began while it was frozen is still being given up
             status, order = await get(http, f"{orders}/{settled}")
         assert (status, order["status"]) == (200, "CONFIRMED")
+
+
+async def test_looks_at_a_frozen_ledger_begin_no_connect_that_they_have_no_time_for(
+    settings_without_bus: Settings, stack: Stack
+) -> None:
+    """Each costs a millisecond of the processor that sells."""
+    async with (
+        Proxy(settings_without_bus.postgres_url or "").listen() as proxy,
+        serving(
+            msgspec.structs.replace(settings_without_bus, postgres_url=proxy.url), "--role", "front-door"
+        ) as server,
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http,
+    ):
+        order = f"{server.url}/purchase/orders/{make_stem()}000"
+        assert (await get(http, order))[0] == 404
+        with frozen(stack, "postgres"):
+            before = proxy.connects
+            looks = []
+            for _ in range(CROWD):
+                looks.append(asyncio.create_task(get(http, order)))
+                await asyncio.sleep(0.01)
+            answers = await asyncio.gather(*looks)
+            connects = proxy.connects - before
+    assert {status for status, _ in answers} == {503}
+    assert connects < CROWD / 4
 
 
 async def test_a_crowd_that_looks_at_the_stock_is_answered_and_blocks_nobody(

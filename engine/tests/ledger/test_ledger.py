@@ -1,8 +1,10 @@
 import asyncio
 import contextlib
 import random
+import socket
 from collections import Counter
 from collections.abc import AsyncIterator
+from urllib.parse import urlsplit
 
 import asyncpg
 import msgspec
@@ -14,6 +16,8 @@ from engine.model.lot import Lot, encode_lots
 from engine.model.order import Order, OrderStatus
 from engine.model.order_id import PLACES, make_stem
 from engine.tests.orders import ids, make_terms, reserve
+from engine.tests.proxy import Proxy
+from engine.tests.test_server import eventually
 
 CONFIRMED, FAILED, REJECTED = OrderStatus.CONFIRMED, OrderStatus.FAILED, OrderStatus.REJECTED
 
@@ -261,3 +265,26 @@ async def test_an_absent_server_is_named_unavailable() -> None:
     with pytest.raises(LedgerUnavailable):
         await ledger.find_orders([make_stem() + PLACES[0]])
     await ledger.close()
+
+
+async def test_a_server_that_refuses_is_asked_by_one_at_a_time_and_not_by_everyone(postgres_db: str) -> None:
+    """https://github.com/porsager/postgres/issues/1179: a crowd that connects keeps a server down."""
+    async with Proxy(postgres_db).listen() as proxy, await Ledger.connect(proxy.url) as ledger:
+        assert await ledger.migrate()
+        with socket.create_server(("127.0.0.1", 0)) as closed:
+            port = closed.getsockname()[1]
+        proxy.point_to(port)
+        proxy.cut()
+        before = proxy.connects
+        for _ in range(100):
+            with pytest.raises(LedgerUnavailable):
+                await ledger.find_newest()
+        assert proxy.connects - before < 20
+        proxy.point_to(urlsplit(postgres_db).port or 0)
+
+        async def works() -> bool:
+            with contextlib.suppress(LedgerUnavailable):
+                return await ledger.find_newest() == 0
+            return False
+
+        await eventually(works)

@@ -24,7 +24,7 @@ from simulation.errors import DriverError
 from simulation.model.history import DTYPES
 from simulation.scenario.loading import read_scenario
 from simulation.scenario.schema import DriverOptions
-from simulation.tests.http_server import ACCEPTED, SOLD_OUT, Request, answer, http_server
+from simulation.tests.http_server import ACCEPTED, NOT_STARTED, SOLD_OUT, Request, answer, http_server
 from simulation.tests.scenario.test_scenario import minimal
 
 pytestmark = pytest.mark.slow
@@ -110,7 +110,7 @@ async def test_the_history_tells_the_retries_and_what_they_repeat() -> None:
 
     async def accept_the_third_try(request: Request) -> None:
         tries = server.users.count(request.user)
-        request.send(answer(403, b"") if tries < 3 else ACCEPTED)
+        request.send(NOT_STARTED if tries < 3 else ACCEPTED)
 
     async with http_server(accept_the_third_try) as server:
         options = DriverOptions(processes=2)

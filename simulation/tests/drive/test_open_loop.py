@@ -11,12 +11,12 @@ import pytest
 from hdrh.histogram import HdrHistogram
 
 from simulation.drive.open_loop import Address, OpenLoop
-from simulation.drive.progress import SNAPSHOT_S, Tally, add_up, make_histogram
+from simulation.drive.progress import SNAPSHOT_S, Tally, add_up, find_outcomes, make_histogram
 from simulation.drive.schedule import NEVER, Polls
-from simulation.model.outcome import ENDS
+from simulation.model.outcome import ENDS, OUTCOMES
 from simulation.scenario.patience import Patience, Reason
 from simulation.scenario.schema import DriverOptions
-from simulation.tests.http_server import ACCEPTED, SOLD_OUT, Request, answer, http_server
+from simulation.tests.http_server import ACCEPTED, NOT_STARTED, SOLD_OUT, Request, answer, http_server
 
 MS = 1_000_000
 SECOND = round(1 / SNAPSHOT_S)
@@ -320,7 +320,7 @@ async def test_an_unrequested_response_closes_the_connection_and_counts_for_noth
         asyncio.get_running_loop().call_later(0.02, request.send, answer(408, b"too slow"))
 
     async with http_server(answer_and_complain) as server:
-        load = await run(server.port, [op * 100 for op in range(5)])
+        load = await run(server.port, [op * 400 for op in range(5)])
     assert list(load.status) == [200] * 5
     assert len({request.connection for request in server.requests}) == 5
 
@@ -349,7 +349,7 @@ def retries_of(load: OpenLoop) -> dict[int, list[int]]:
 async def test_a_client_retries_after_its_pause_until_it_is_content() -> None:
     async def refuse_twice(request: Request) -> None:
         tries = server.users.count(request.user)
-        request.send(answer(403, b"") if tries <= 2 else ACCEPTED)
+        request.send(NOT_STARTED if tries <= 2 else ACCEPTED)
 
     async with http_server(refuse_twice) as server:
         load = await run(server.port, [op * 2 for op in range(30)], *patient("NOT_STARTED"))
@@ -365,7 +365,7 @@ async def test_a_client_retries_after_its_pause_until_it_is_content() -> None:
 
 async def test_clients_without_a_reason_or_patience_left_do_not_retry() -> None:
     async def answer_by_user(request: Request) -> None:
-        request.send(SOLD_OUT if request.user < 10 else answer(403, b""))
+        request.send(SOLD_OUT if request.user < 10 else NOT_STARTED)
 
     some = patient("NOT_STARTED", most=2, never=frozenset(range(20, 30)))
     async with http_server(answer_by_user) as server:
@@ -419,7 +419,7 @@ async def test_retries_that_are_due_wait_for_a_connection_in_the_order_of_their_
 
     async def hold_the_planned_crowd(request: Request) -> None:
         if request.number < 10:
-            request.send(answer(403, b""))
+            request.send(NOT_STARTED)
         elif request.number == 10:
             await open_doors.wait()
             request.send(ACCEPTED)
@@ -454,7 +454,7 @@ async def test_a_load_that_is_stopped_ends_with_the_requests_in_flight_and_nobod
         held.append(request)
         if len(held) == 2:
             load.stop()
-            held[0].send(answer(403, b""))
+            held[0].send(NOT_STARTED)
             held[1].send(ACCEPTED)
 
     async with http_server(hold) as server:
@@ -466,6 +466,19 @@ async def test_a_load_that_is_stopped_ends_with_the_requests_in_flight_and_nobod
     assert sorted(load.ended) == [0, 1]
     assert load.withdrawn == 2
     assert load.added == []
+
+
+async def test_a_refusal_in_other_words_than_its_status_has_is_unknown() -> None:
+    answers = [SOLD_OUT, answer(429, b"status: SOLD_OUT"), answer(429, b'{"status":"ACCEPTED"}')]
+
+    async def refuse(request: Request) -> None:
+        request.send(answers[request.user])
+
+    async with http_server(refuse) as server:
+        load = await run(server.port, [0] * 3)
+    assert [load.outcome_of(op) for op in range(3)] == ["SOLD_OUT", "UNKNOWN", "UNKNOWN"]
+    found = find_outcomes(load, np.arange(3))
+    assert [OUTCOMES[place] for place in found] == ["SOLD_OUT", "UNKNOWN", "UNKNOWN"]
 
 
 async def test_the_record_says_why_each_request_ended() -> None:

@@ -192,8 +192,9 @@ def test_a_silent_trace_is_none() -> None:
 )
 def test_counts_are_read_with_a_header_or_without(tmp_path: Path, text: str, counts: list[float]) -> None:
     file = tmp_path / "crowd.csv"
-    file.write_text(text, encoding="utf-8")
-    assert read_trace(file) == counts
+    for encoding in ("utf-8", "utf-16"):
+        file.write_text(text.removeprefix("\ufeff") if encoding == "utf-16" else text, encoding=encoding)
+        assert read_trace(file) == counts
 
 
 @pytest.mark.parametrize(

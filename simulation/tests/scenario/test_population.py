@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simulation.campaign.series import judge_one
+from simulation.campaign.suite import judge_one
 from simulation.drive.plan import Plan, build_plan
 from simulation.errors import ScenarioError
 from simulation.scenario.fault import Fault

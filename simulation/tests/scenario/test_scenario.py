@@ -32,6 +32,16 @@ def test_every_scenario_that_comes_along_is_valid_and_says_what_it_is(name: str)
     assert scenario.text
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_a_scenario_is_read_in_each_encoding_of_windows(tmp_path: Path, encoding: str, newline: str) -> None:
+    """https://github.com/mpfaffenberger/code_puppy/pull/778: PowerShell's > writes UTF-16."""
+    text = (FOLDER / "declines.toml").read_text(encoding="utf-8") + "# käse\n"
+    file = tmp_path / "käse.toml"
+    file.write_bytes(text.replace("\n", newline).encode(encoding))
+    assert load_scenario(str(file)) == load_scenario("declines")
+
+
 def test_one_entry_can_stand_for_many_products_but_none_is_sold_twice() -> None:
     sales = [{"product_id": 3, "products": 3, "stock": 7}, {"product_id": 6, "stock": 1}]
     scenario = read_scenario(minimal(sales=sales))
@@ -101,7 +111,7 @@ def test_a_file_that_can_t_be_read_is_named(tmp_path: Path) -> None:
     bad.write_text("name = ")
     with pytest.raises(ScenarioError, match=r"bad\.toml: is not TOML"):
         load_scenario(bad)
-    bad.write_bytes(b"\xff\xfe")
+    bad.write_bytes(b"\xff\x00")
     with pytest.raises(ScenarioError, match=r"bad\.toml: is not TOML"):
         load_scenario(bad)
 

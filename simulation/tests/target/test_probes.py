@@ -17,6 +17,7 @@ from engine.local.stack import Stack
 from engine.model.purchase import Outcome
 from engine.model.sale import Sale, SaleTerms
 from engine.settings import Settings
+from engine.tests.interruption import interrupt_at_every_step
 from simulation.target import process_meter
 from simulation.target.machine import MachineMeter
 from simulation.target.probes import Probe, Sample
@@ -110,6 +111,15 @@ async def test_it_reads_the_queue_as_soon_as_there_is_one(settings: Settings) ->
         async with await aio_pika.connect(settings.amqp_url) as connection, connection.channel() as channel:
             await declare_topology(channel)
         await sampled(probe, lambda sample: sample.queue_messages == 0)
+
+
+async def test_it_leaves_no_connection_whenever_it_is_interrupted(settings_without_bus: Settings) -> None:
+    async def watch() -> None:
+        async with Probe(services_of(settings_without_bus), [], 1, ProcessMeter({})) as probe:
+            await sampled(probe, lambda _: True)
+
+    async with sale_on(settings_without_bus):
+        assert await interrupt_at_every_step(watch) == set()
 
 
 def test_the_meter_names_services_with_all_their_processes(stack: Stack) -> None:

@@ -1,4 +1,4 @@
-"""Whatever a client library does when its service dies, a reading ends as read or as unreadable."""
+"""A reading ends as read or as unreadable, and closed, whatever a client does when its service dies."""
 
 import asyncio
 import contextlib
@@ -7,8 +7,18 @@ from typing import Any
 
 import pytest
 
+from engine.settings import Settings
+from engine.tests.interruption import interrupt_at_every_step
 from simulation.errors import Unreadable
-from simulation.target.stores import read_within
+from simulation.target.stores import (
+    BusStore,
+    GateStore,
+    LedgerStore,
+    Store,
+    close_stores,
+    read_stores,
+    read_within,
+)
 
 Reading = Callable[[], Coroutine[Any, Any, int]]
 
@@ -62,3 +72,18 @@ async def test_a_cancellation_of_the_reader_is_its_own() -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+async def test_stores_whose_reading_or_closing_is_interrupted_keep_no_connection(settings: Settings) -> None:
+    async def look() -> None:
+        stores: list[Store] = [
+            GateStore(settings.redis_url or "", [], 1),
+            LedgerStore(settings.postgres_url or "", []),
+            BusStore(settings.amqp_url or ""),
+        ]
+        try:
+            await read_stores(stores, 60)
+        finally:
+            await close_stores(stores)
+
+    assert await interrupt_at_every_step(look) == set()

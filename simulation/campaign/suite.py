@@ -1,4 +1,4 @@
-"""Many runs on one set of private services: each finds them empty, and keeps its record only if it must."""
+"""A suite: many runs on one set of private services. Each finds them empty; its record stays if it must."""
 
 import asyncio
 import shutil
@@ -28,8 +28,8 @@ from simulation.verdict import finish_run, judge_run
 TIMEOUT_MS: Final = 30_000
 
 
-class Series(Struct, kw_only=True):
-    """The result of many runs; here where it comes from, in subclasses what each run gave."""
+class Suite(Struct, kw_only=True):
+    """The result of a suite: here where it comes from, in subclasses what each run gave."""
 
     command: str
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
@@ -75,7 +75,7 @@ async def empty_services(services: Services) -> AsyncIterator[Services]:
     async with connect_redis(services.redis_url, TIMEOUT_MS) as redis:
         await redis.flushall()
     if services.amqp_url is not None:
-        async with await connect_bus(services.amqp_url, "series") as bus, bus.channel() as channel:
+        async with await connect_bus(services.amqp_url, "suite") as bus, bus.channel() as channel:
             for name in (PURCHASES, DEAD):
                 await channel.queue_delete(name)
     name = f"run_{uuid4().hex}"
