@@ -1,6 +1,7 @@
 """PostgreSQL as a private service."""
 
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -50,19 +51,13 @@ class Postgres:
         if not data.exists():
             # An interrupted start leaves no half of a data directory: it gets its name when it is complete.
             shutil.rmtree(unfinished, ignore_errors=True)
-            password = place / "password.new"
-            password.touch(mode=0o600)
-            password.write_text(secrets.token_hex(16))
-            if user:
-                shutil.chown(password, user)
-            options = ["--auth=scram-sha-256", "--encoding=UTF8", "--locale=C.UTF-8", "--username=postgres"]
-            await run(
-                [programs / "initdb", *options, "--pwfile", password, "-D", unfinished], folder, user=user
-            )
-            shutil.move(password, folder / "password")
+            options = ["--auth=reject", "--encoding=UTF8", "--locale=C.UTF-8", "--username=postgres"]
+            await run([programs / "initdb", *options, "-D", unfinished], folder, user=user)
             unfinished.rename(data)
         # Sessions of a server that was killed may outlive it, and keep the next one from starting.
         await kill_processes(find_processes(programs / "postgres", data))
+        if not (folder / "password").exists():
+            await _set_password(programs, data, folder, user)
         settings = {
             "listen_addresses": "127.0.0.1",
             "port": str(ports[0]),
@@ -85,6 +80,18 @@ class Postgres:
             return str(connection.get_settings().server_version).split()[0]
         finally:
             await connection.close()
+
+
+async def _set_password(programs: Path, data: Path, folder: Path, user: str | None) -> None:
+    """Give the superuser a password, and let nobody in without; a folder may be older than passwords."""
+    password = folder / "password.new"
+    password.touch(mode=0o600)
+    password.write_text(secrets.token_hex(16))
+    statement = f"ALTER ROLE postgres PASSWORD '{password.read_text()}'\n"
+    await run([programs / "postgres", "--single", "-D", data, "postgres"], folder, user=user, text=statement)
+    access = data / "pg_hba.conf"
+    access.write_text(re.sub(r"\b(trust|reject)$", "scram-sha-256", access.read_text(), flags=re.MULTILINE))
+    password.rename(folder / "password")
 
 
 def _find_programs(user: str | None) -> Path:

@@ -61,15 +61,19 @@ def spawn(
 
 
 async def run(
-    command: Sequence[str | Path], folder: Path, env: Mapping[str, str] = {}, user: str | None = None
+    command: Sequence[str | Path],
+    folder: Path,
+    env: Mapping[str, str] = {},
+    user: str | None = None,
+    text: str = "",
 ) -> None:
-    """Run a program to its end, and kill it if the caller is cancelled meanwhile.
+    """Run a program to its end with `text` as its input, and kill it if the caller is cancelled meanwhile.
 
     Raises StackError with its output if it fails.
     """
     process = await asyncio.create_subprocess_exec(
         *command,
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         cwd=folder,
@@ -80,7 +84,7 @@ async def run(
         start_new_session=True,
     )
     try:
-        output, _ = await process.communicate()
+        output, _ = await process.communicate(text.encode())
     except asyncio.CancelledError:
         os.killpg(process.pid, signal.SIGKILL)
         await process.wait()

@@ -112,6 +112,25 @@ async def test_postgres_asks_for_a_password(own_stack: Stack) -> None:
             await asyncpg.connect(wrong)
 
 
+async def test_a_postgres_that_trusted_everybody_asks_for_a_password_from_the_next_start_on(
+    data_dir: Path,
+) -> None:
+    stack = await start_stack(data_dir, ["postgres"])
+    await write(stack.urls, "postgres", "kept")
+    await stack.stop()
+    access = data_dir / "postgres" / "data" / "pg_hba.conf"
+    access.write_text(access.read_text().replace("scram-sha-256", "trust"))
+    (data_dir / "postgres" / "password").unlink()
+    await stack.start("postgres")
+    try:
+        port = stack.urls["postgres"].rpartition(":")[2]
+        with pytest.raises(asyncpg.InvalidPasswordError):
+            await asyncpg.connect(f"postgresql://postgres@127.0.0.1:{port}")
+        assert await read(stack.urls, "postgres") == "kept"
+    finally:
+        await stack.stop()
+
+
 @pytest.mark.parametrize("inside", ["", "data"])
 async def test_postgres_changes_no_folder_that_is_not_its_own(inside: str) -> None:
     with tempfile.TemporaryDirectory() as name:
