@@ -61,7 +61,12 @@ _COMMANDS: Final = (
     ("XACK", _PROBE, "check", "0-1"),
     ("XDEL", _PROBE, "0-1"),
     ("XLEN", _PROBE),
+    ("XRANGE", _PROBE, "-", "+", "COUNT", "1"),
     ("HGET", _PROBE, "check"),
+    ("HRANDFIELD", _PROBE, "1"),
+    ("MGET", _PROBE),
+    ("SET", _PROBE, "", "XX"),
+    ("TIME",),
 )
 
 

@@ -5,9 +5,10 @@ FlashgridError
 ├── StackError            a private backing service can't be started or stopped
 ├── InputError            a request from outside is malformed
 ├── GateUnavailable       the purchase did not reach the gate: nothing is reserved
-├── OutcomeUnknown        the purchase was sent to the gate, and its answer is lost
+├── OutcomeUnknown        a purchase or a new sale was sent to its store, and the answer is lost
 ├── LedgerUnavailable     PostgreSQL can't be reached or refuses to work
-└── BusUnavailable        RabbitMQ can't be reached, or did not confirm
+├── BusUnavailable        RabbitMQ can't be reached, or did not confirm
+└── PaymentUnavailable    the payment gateway failed, or did not answer in time
 """
 
 
@@ -38,7 +39,7 @@ class GateUnavailable(FlashgridError):
 
 
 class OutcomeUnknown(FlashgridError):
-    """The purchase was sent to the gate, and its answer is lost: it may be reserved."""
+    """It was sent to its store, and the answer is lost: a purchase may be reserved, a new sale may open."""
 
 
 class LedgerUnavailable(FlashgridError):
@@ -47,3 +48,7 @@ class LedgerUnavailable(FlashgridError):
 
 class BusUnavailable(FlashgridError):
     """RabbitMQ can't be reached, or did not confirm."""
+
+
+class PaymentUnavailable(FlashgridError):
+    """The payment gateway failed, or did not answer in time: what it charged is unknown."""

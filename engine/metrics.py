@@ -8,10 +8,14 @@ import os
 from pathlib import Path
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, values
 from prometheus_client.multiprocess import MultiProcessCollector
 
 METRICS_FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"
+METRICS_SLOT: Final = "PROMETHEUS_MULTIPROC_SLOT"
+"""Names a process' files. One that takes another's place goes on with its files, so their number ends."""
+if METRICS_SLOT in os.environ:
+    values.ValueClass = values.MultiProcessValue(lambda: os.environ[METRICS_SLOT])  # type: ignore[no-untyped-call]
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096)
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
@@ -27,6 +31,12 @@ OUTBOX_LENGTH: Final = Gauge(
 )
 QUEUE_LENGTH: Final = Gauge(
     "flashgrid_queue_messages", "Messages in the purchases' queue of the bus", multiprocess_mode="mostrecent"
+)
+STAGE_WAITS: Final = Gauge(
+    "flashgrid_stage_waits_seconds",
+    "How long the oldest accepted purchase waits for a stage",
+    ["stage"],
+    multiprocess_mode="mostrecent",
 )
 RELAYED: Final = Counter("flashgrid_relayed_purchases", "Purchases confirmed by the bus")
 ORDERS: Final = Counter("flashgrid_orders", "Orders settled in the ledger, by status", ["status"])

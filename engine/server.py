@@ -1,6 +1,7 @@
 """The server: starts the stages as processes, starts a dead one again, and stops all of them in order."""
 
 import asyncio
+import fcntl
 import logging
 import os
 import shutil
@@ -8,24 +9,28 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Collection
-from contextlib import AsyncExitStack, suppress
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AsyncExitStack, contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import Final
 
 import msgspec
-from prometheus_client.multiprocess import mark_process_dead
 
+from engine.errors import SettingsError
 from engine.http.listener import bind
-from engine.metrics import METRICS_FOLDER
+from engine.metrics import METRICS_FOLDER, METRICS_SLOT
 from engine.settings import PREFIX, Settings
 from engine.stages.lifecycle import running
-from engine.stages.process import LEAVING, READY, Role
+from engine.stages.process import LEAVING, READY, RETIRE, Role
 from engine.startup import prepare_stores, provide_services
 
 log = logging.getLogger(__name__)
 
 _FIRST_PAUSE_S: Final = 0.1
+_METRICS_PREFIX: Final = "flashgrid-metrics-"
+_GROUP_S: Final = 0.5
+"""By so much the server may hear of a signal later than its stages."""
 
 
 async def serve(settings: Settings, roles: Collection[Role], on_ready: Callable[[str], None]) -> None:
@@ -49,7 +54,7 @@ async def serve(settings: Settings, roles: Collection[Role], on_ready: Callable[
         environment = _make_environment(settings, cleanup)
         stages = _start_stages(settings, roles, listeners, environment)
         # Each stage gets a little more than the time that it gives itself.
-        cleanup.push_async_callback(_stop_in_order, stages, settings.drain_s + 5)
+        cleanup.push_async_callback(_stop_in_order, stages, listeners, settings.drain_s + 5)
 
         async def announce() -> None:
             await asyncio.gather(*(stage.ready.wait() for stage in stages))
@@ -58,6 +63,9 @@ async def serve(settings: Settings, roles: Collection[Role], on_ready: Callable[
         async with running(announce()):
             await stop.wait()
         log.info("stopping")
+        for stage in stages:
+            stage.retire()
+        await asyncio.sleep(settings.lame_duck_ms / 1000)
     log.info("stopped")
 
 
@@ -77,8 +85,16 @@ class StageProcess:
 
         All but the last of them are leaving.
         """
+        self._slots: dict[asyncio.subprocess.Process, int] = {}
+        self._retiring = asyncio.Event()
         self._stopping = asyncio.Event()
         self._task = asyncio.create_task(self._keep_running(), name=name)
+
+    def retire(self) -> None:
+        """Tell it that the server stops soon: it is replaced no more if it wants to leave."""
+        self._retiring.set()
+        for process in self._running:
+            _tell_to_retire(process)
 
     async def stop(self, within_s: float) -> None:
         """Ask it to finish its work and end; kill it if it takes longer."""
@@ -112,18 +128,26 @@ class StageProcess:
         """Start the process; return how it ended, or that it wants to leave."""
         # A stage can't start without the folder of its metrics, which a cleaner may have removed.
         os.makedirs(self._environment[METRICS_FOLDER], exist_ok=True)  # noqa: PTH103
+        slot = next(number for number in count() if number not in self._slots.values())
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "engine.stages.process", self.role, *map(str, self._descriptors),
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
-            # A session of its own, so that Ctrl-C reaches the server alone, which stops the stages in order.
-            env=self._environment, pass_fds=self._descriptors, start_new_session=True,
+            # In one process group: who signals all of it at once leaves nothing behind.
+            env=self._environment | {METRICS_SLOT: f"{self.name}.{slot}"}, pass_fds=self._descriptors,
         )  # fmt: skip
+        self._slots[process] = slot
         ended = self._running[process] = asyncio.create_task(self._await_end(process))
+        if self._retiring.is_set():
+            _tell_to_retire(process)
         if self._stopping.is_set():
             _tell_to_stop(process)
         while process.stdout and (line := await process.stdout.readline()):
             if line == LEAVING:
-                return "is leaving"
+                # A signal to the whole process group reaches the server, too.
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._retiring.wait(), _GROUP_S)
+                if not self._retiring.is_set():
+                    return "is leaving"
             if line == READY:
                 self.ready.set()
                 for other in self._running:
@@ -134,8 +158,7 @@ class StageProcess:
 
     async def _await_end(self, process: asyncio.subprocess.Process) -> int:
         code = await process.wait()
-        del self._running[process]
-        mark_process_dead(process.pid, self._environment[METRICS_FOLDER])  # type: ignore[no-untyped-call]
+        del self._running[process], self._slots[process]
         return code
 
 
@@ -145,10 +168,14 @@ def _tell_to_stop(process: asyncio.subprocess.Process) -> None:
         process.stdin.close()
 
 
+def _tell_to_retire(process: asyncio.subprocess.Process) -> None:
+    if process.stdin is not None and not process.stdin.is_closing():
+        process.stdin.write(RETIRE)
+
+
 def _make_environment(settings: Settings, cleanup: AsyncExitStack) -> dict[str, str]:
     """Return the stages' environment: every setting, and a folder for their metrics."""
-    folder = _make_metrics_folder(settings)
-    cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
+    folder = _make_metrics_folder(settings, cleanup)
     given = {name: value for name, value in msgspec.structs.asdict(settings).items() if value is not None}
     return {
         # The settings hold all that variables and files of the server's own environment said.
@@ -158,14 +185,34 @@ def _make_environment(settings: Settings, cleanup: AsyncExitStack) -> dict[str, 
     }
 
 
-def _make_metrics_folder(settings: Settings) -> str:
-    """Return a new folder where no cleaner of temporary files comes, if there is such a place to write to."""
-    for place in (os.environ.get("XDG_RUNTIME_DIR"), settings.data_dir):
+def _make_metrics_folder(settings: Settings, cleanup: AsyncExitStack) -> str:
+    """Return a new folder where no cleaner of temporary files comes, if there is such a place to write to.
+
+    Folders of servers that were killed are removed. Raises SettingsError if nothing can be written anywhere.
+    """
+    for place in (os.environ.get("XDG_RUNTIME_DIR"), settings.data_dir, "/tmp", "/dev/shm"):  # noqa: S108
         with suppress(OSError):
             if place:
                 Path(place).mkdir(parents=True, exist_ok=True)
-                return tempfile.mkdtemp(prefix="flashgrid-metrics-", dir=Path(place).resolve())
-    return tempfile.mkdtemp(prefix="flashgrid-metrics-")
+                for left in Path(place).glob(f"{_METRICS_PREFIX}*"):
+                    with suppress(OSError), _lock(left):
+                        shutil.rmtree(left)
+                folder = tempfile.mkdtemp(prefix=_METRICS_PREFIX, dir=Path(place).resolve())
+                cleanup.enter_context(_lock(Path(folder)))
+                cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
+                return folder
+    raise SettingsError(f"no folder can be written to: set {PREFIX}DATA_DIR, or XDG_RUNTIME_DIR")
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Hold a folder for as long as the context lasts. Raises OSError if another process that lives does."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _log_access(settings: Settings) -> None:
@@ -194,10 +241,15 @@ def _start_stages(
     ]
 
 
-async def _stop_in_order(stages: list[StageProcess], within_s: float) -> None:
+async def _stop_in_order(stages: list[StageProcess], listeners: list[socket.socket], within_s: float) -> None:
     """Stop stage after stage: no new purchases first, then each has what the one before it handed over."""
     for role in Role:
-        await asyncio.gather(*(stage.stop(within_s) for stage in stages if stage.role is role))
+        ends = asyncio.gather(*(stage.stop(within_s) for stage in stages if stage.role is role))
+        await asyncio.sleep(0)  # none of them starts a process any more
+        for listener in listeners:
+            # Else clients could connect, and nobody would ever answer them.
+            listener.close()
+        await ends
 
 
 def _describe(listeners: list[socket.socket], stages: list[StageProcess]) -> str:

@@ -120,6 +120,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     fulfilment_in_flight: Annotated[
         int, _setting("batches settled at the same time", "batches", ge=1, le=64)
     ] = 4
+    payment_timeout_ms: Annotated[
+        int, _setting("longest wait for the payment gateway's answer to a batch", "ms", ge=10)
+    ] = 5_000
+    payment_attempts: Annotated[
+        int,
+        _setting(
+            "how often the payment of one order may fail, while others are paid, until it is a dead letter",
+            ge=1,
+        ),
+    ] = 10
     payment_latency_ms: Annotated[float, _setting("duration of a simulated payment", "ms", ge=0)] = 0.0
     payment_decline_rate: Annotated[
         float, _setting("share of purchases that the simulated payment declines, 0 to 1", "", ge=0, le=1)
@@ -139,6 +149,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     drain_s: Annotated[
         float, _setting("longest time that a stage may take to finish its work when it is stopped", "s", ge=0)
     ] = 30.0
+    lame_duck_ms: Annotated[
+        int,
+        _setting("how long the port stays open at a stop, after readiness has turned", "ms", ge=0),
+    ] = 0
     log_level: Annotated[
         str,
         _setting(

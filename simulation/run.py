@@ -38,6 +38,7 @@ from simulation.target.probes import Probe, Sample
 from simulation.target.process_meter import ProcessMeter
 from simulation.target.restocks import Restocker
 from simulation.target.services import Services, find_services
+from simulation.target.stores import measure_skew
 
 Say = Callable[[str], None]
 """Is told what a person should know."""
@@ -170,6 +171,7 @@ class _Run:
         if services is not None:
             await check_ownership(services, sales, target.shards)
         versions = await read_versions(services)
+        skew_s = await measure_skew(services.redis_url, services.postgres_url) if services else 0.0
         meter = ProcessMeter(
             services.pids if services else {}, target.process.pid if target.process else None
         )
@@ -196,6 +198,7 @@ class _Run:
             versions=versions,
             driver=driven.driver,
             restocks=restocks,
+            skew_s=skew_s,
             aborted=self._end_abort(driven),
         )
         write_record(folder, facts, driven.history, probe.timeline(driven.t0_ns), state, faults)

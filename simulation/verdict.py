@@ -58,6 +58,7 @@ def load_run(folder: Path) -> Run:
         target=facts.target,
         ended_ns=ended_ns,
         load_valid=load.valid,
+        skew_s=facts.skew_s,
     )
     metrics = Metrics(
         history,
@@ -73,7 +74,8 @@ def load_run(folder: Path) -> Run:
     )
     checks = judge(history, state, asked, reads)
     if recoveries:
-        checks.append(judge_recovery(recoveries, scenario.recover_s, history["intended_ns"].max() / 1e9))
+        last_s = history["intended_ns"].max() / 1e9
+        checks.append(judge_recovery(recoveries, scenario.recover_s, last_s, load.valid))
     if hostile := read_hostile(folder):
         checks += judge_hostile(hostile, read_timeline(folder))
     checks += judge_record(folder)

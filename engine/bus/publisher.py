@@ -58,6 +58,12 @@ class Publisher:
         """Return the number of messages in the purchases' queue that no consumer holds."""
         return (await self.read_queue())[0]
 
+    async def count_dead_letters(self) -> int:
+        """Return the number of dead letters in their queue."""
+        async with self._work(_READ_S, "no answer") as session:
+            queue = await session.channel.declare_queue(DEAD, passive=True)
+            return queue.declaration_result.message_count or 0
+
     async def read_queue(self) -> tuple[int, int]:
         """Return the number of messages in the purchases' queue that no consumer holds, and of its consumers.
 

@@ -9,9 +9,9 @@ import click
 
 from engine.cli.options import open_services, run_async, settings_option
 from engine.errors import GateUnavailable, InputError
+from engine.gate.clearing import find_oldest
 from engine.gate.fence import read_generations
 from engine.gate.keys import ShardKeys
-from engine.gate.pending import find_oldest
 from engine.ledger.ledger import Ledger
 from engine.model.order_id import make_bound, read_time_ms
 from engine.settings import Settings

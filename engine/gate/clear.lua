@@ -19,7 +19,7 @@ if generation > 0 and (generation < seen_generation or generation == seen_genera
   generation = 0
 end
 
--- Takes `count` orders of a batch, from a place on, out of the pending set (pending.py); how many of them were in it.
+-- Takes `count` orders of a batch, from a place on, out of the pending set (clearing.py); how many of them were in it.
 local function clear(stem, first, count)
   local digits = redis.call('HGET', pending, stem)
   if not digits then return 0 end

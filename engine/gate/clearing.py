@@ -1,17 +1,24 @@
-"""Clearing: the gate learns that orders are settled, and gets back the units of those that failed."""
+"""The pending set, and its clearing: the gate learns that orders are settled, and gets back the units of
+those that failed.
+
+The pending set is the evidence that units are out: the orders that are accepted and not yet settled. It is a
+hash with a field for each batch, the stem of its order ids (order_id.py). The value holds a digit for each
+order by its place: 1 while it is pending, 0 once it is settled. A field without a 1 is deleted. So a batch
+costs one write when it is accepted and one when it is settled, however many orders are in it.
+"""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from typing import Final
+from typing import Any, Final, cast
 
 from redis.asyncio import Redis
 
 from engine.gate.client import Script
-from engine.gate.fence import Fence, ask_primary
+from engine.gate.fence import Fence, read_memory
 from engine.gate.keys import ShardKeys, shard_of
 from engine.model.lot import Lot, without_orders
 from engine.model.order import Order
-from engine.model.order_id import split_order_id
+from engine.model.order_id import PLACES, split_order_id
 
 _CLEAR: Final = Script("clear.lua")
 
@@ -59,10 +66,7 @@ class Clearing:
         """
         for shard, fence in self._shards:
             writer, *seen = fence.seen
-            async with self._redis.pipeline(transaction=False) as pipe:
-                pipe.hmget(shard.fence, ["open", writer])
-                [answer] = await ask_primary(pipe, shard)
-            found = [int(number or 0) for number in answer]
+            found = await read_memory(self._redis, shard, writer)
             if found[0] and found < seen:
                 return False
             if found[0] and fence.is_silent:
@@ -91,3 +95,27 @@ def _write_runs(lots: Iterable[Lot]) -> str:
         after = lot.first_place + len(lot)
         runs.append((run_stem, first, after - first))
     return " ".join(f"{stem} {first} {count}" for stem, first, count in runs)
+
+
+def count_pending(values: Iterable[bytes]) -> int:
+    """Return the number of pending orders in the values of a shard's hash."""
+    return sum(value.count(b"1") for value in values)
+
+
+async def find_oldest(redis: Redis, shards: Iterable[ShardKeys]) -> str | None:
+    """Return the stem of the oldest batch with a pending order, None if there is none. Raises RedisError."""
+    stems: list[bytes] = []
+    for shard in shards:
+        stems += cast(list[bytes], await redis.hkeys(shard.pending))
+    return min(stems).decode() if stems else None
+
+
+async def read_pending(redis: Redis, shard: ShardKeys) -> set[str]:
+    """Return the ids of a shard's pending orders. Raises RedisError."""
+    batches: Any = await redis.hgetall(shard.pending)
+    return {
+        stem.decode() + PLACES[place]
+        for stem, digits in batches.items()
+        for place, digit in enumerate(digits)
+        if digit == ord("1")
+    }

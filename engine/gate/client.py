@@ -1,7 +1,9 @@
 """How the engine talks to Redis: one way to connect, one way to run a script."""
 
 import hashlib
-from collections.abc import Awaitable, Callable, Sequence
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.resources import files
 from typing import Any, Final
 
@@ -12,6 +14,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import (
     AuthenticationError,
     BusyLoadingError,
+    ConnectionError,
     NoScriptError,
     OutOfMemoryError,
     ResponseError,
@@ -80,6 +83,7 @@ def _leave_when_refused(connection_class: Any) -> Any:
     refusals = 0
 
     class Connection(connection_class):  # type: ignore[misc]
+        latest_connect = time.monotonic()
         connected_after: int | None = None
         """Refusals before it connected; None while it connects, when the client library tries what it may."""
 
@@ -89,12 +93,17 @@ def _leave_when_refused(connection_class: Any) -> Any:
             await self.disconnect()
             self.connected_after, before = None, refusals
             await super().connect()
-            self.connected_after = before
+            self.connected_after, type(self).latest_connect = before, time.monotonic()
+
+        async def send_packed_command(self, *arguments: Any, **options: Any) -> None:
+            with _lose_closed():
+                await super().send_packed_command(*arguments, **options)
 
         async def read_response(self, *arguments: Any, **options: Any) -> Any:
             nonlocal refusals
             try:
-                return await super().read_response(*arguments, **options)
+                with _lose_closed():
+                    return await super().read_response(*arguments, **options)
             except (NoScriptError, OutOfMemoryError):
                 raise
             except REFUSALS as error:
@@ -103,6 +112,24 @@ def _leave_when_refused(connection_class: Any) -> Any:
                 raise
 
     return Connection
+
+
+@contextmanager
+def _lose_closed() -> Iterator[None]:
+    """Raise ConnectionError where uvloop says in words of its own that the connection has been closed."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise ConnectionError(str(error)) from error
+
+
+def latest_connect(redis: Redis) -> float:
+    """Return when a connection of the client was made last, on time.monotonic.
+
+    The server has been in charge since then at least, unless it says otherwise.
+    """
+    connection_class: Any = redis.connection_pool.connection_class
+    return float(connection_class.latest_connect)
 
 
 class Script:

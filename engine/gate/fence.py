@@ -7,6 +7,8 @@ Each shard holds a hash, its fence, which the gate's scripts read with every bat
                 gate's clock, or one more than the number before
     rebuilding  the generation of the process that rebuilds the shard
     newest      acceptance time of the newest order known when it was rebuilt, Unix milliseconds
+    doubt       when it was rebuilt, Unix milliseconds; absent once no order from before can be under way of
+                which the shard knows nothing
 
 How each loss is noticed:
 
@@ -38,6 +40,7 @@ from redis.exceptions import ReadOnlyError, RedisError
 from engine.gate.client import Script
 from engine.gate.keys import ShardKeys
 
+_CLOSE: Final = Script("close.lua")
 _FORGET_WRITERS: Final = Script("forget_writers.lua")
 _HOUR_MS: Final = 3_600_000
 _FORGOTTEN_MS: Final = 24 * _HOUR_MS
@@ -84,6 +87,19 @@ async def ask_primary(pipe: Pipeline, shard: ShardKeys) -> list[Any]:
     if isinstance(written, ReadOnlyError):
         raise written
     return answers
+
+
+async def read_memory(redis: Redis, shard: ShardKeys, writer: str) -> list[int]:
+    """Return the generation, 0 if the shard is closed, and the writer's last write. Raises RedisError."""
+    async with redis.pipeline(transaction=False) as pipe:
+        pipe.hmget(shard.fence, ["open", writer])
+        [numbers] = await ask_primary(pipe, shard)
+    return [int(number or 0) for number in numbers]
+
+
+async def close_shard(redis: Redis, shard: ShardKeys, generation: int) -> None:
+    """Close a shard unless it has been rebuilt since this generation. Raises RedisError."""
+    await _CLOSE.run(redis.execute_command, [shard.fence], [generation])
 
 
 async def forget_writers(redis: Redis, shards: Iterable[ShardKeys]) -> int:

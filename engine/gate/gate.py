@@ -2,10 +2,15 @@
 
 import asyncio
 from collections.abc import Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import Final
 
+from redis.asyncio import Redis
+
+from engine.errors import GateUnavailable
+from engine.gate.backlog import BacklogReads
 from engine.gate.client import Script, connect_redis
+from engine.gate.fence import Fence, close_shard, read_memory
 from engine.gate.keys import ShardKeys, shard_of
 from engine.gate.lane import Lane
 from engine.gate.reads import GateReads, translate_errors
@@ -14,6 +19,8 @@ from engine.model.sale import Sale
 from engine.settings import Settings
 
 _OPEN_SALE: Final = Script("open_sale.lua")
+_WATCH_S: Final = 0.5
+"""How often a shard is asked whether it remembers."""
 
 
 class Gate:
@@ -24,7 +31,11 @@ class Gate:
         self._sold_out_s = settings.sold_out_ms / 1000
         shards = [ShardKeys(shard) for shard in range(settings.gate_shards)]
         self._lanes = [Lane(shard, settings) for shard in shards]
-        self.reads = GateReads(self._redis, shards)
+        # Every front door asks within this time whether a server that is new knows what the one before knew.
+        noticed_s = settings.look_timeout_ms / 1000 + 2 * _WATCH_S
+        self.reads = GateReads(self._redis, [(lane.keys, lane.fence) for lane in self._lanes], noticed_s)
+        self.backlog = BacklogReads(self._redis, shards)
+        self._watching = asyncio.create_task(self._watch(), name="gate watch")
         only = self._lanes[0] if len(shards) == 1 else None
         self.submit: Callable[[Purchase], None] = only.submit if only else self._submit
         """Put a purchase into the next batch of its shard; its reply is called later, exactly once."""
@@ -35,9 +46,22 @@ class Gate:
         """Reply to the purchases that wait, then disconnect."""
         async with AsyncExitStack() as closing:
             closing.push_async_callback(self._redis.aclose)
+            closing.push_async_callback(asyncio.wait, [self._watching])
+            closing.callback(self._watching.cancel)
             for lane in self._lanes:
                 lane.refuse_more()
                 closing.push_async_callback(lane.close)
+
+    async def _watch(self) -> None:
+        """Close each shard that has forgotten what this process heard of it, also while nobody buys here."""
+        while True:
+            await asyncio.sleep(_WATCH_S)
+            for lane in self._lanes:
+                writer, *heard = lane.fence.seen
+                with suppress(GateUnavailable), translate_errors():
+                    found = await read_memory(self._redis, lane.keys, writer)
+                    if found[0] and found < heard:
+                        await close_shard(self._redis, lane.keys, found[0])
 
     def _submit(self, purchase: Purchase) -> None:
         _, product_id, _, _ = purchase
@@ -57,20 +81,36 @@ class Gate:
         self.submit((b"%d" % user_id, b"%d" % product_id, key, reply))
         return await future
 
-    async def open_sale(self, sale: Sale) -> None:
-        """Offer the sale in place of the product's older one. Raises GateUnavailable.
+    async def check(self, product_id: int, within_s: float) -> None:
+        """Raise GateUnavailable unless the product's shard takes writes now."""
+        with translate_errors():
+            async with asyncio.timeout(within_s):
+                await self._redis.hdel(shard_of(product_id, self._lanes).keys.fence, "")
+
+    async def open_sale(self, sale: Sale, within_s: float | None = None) -> None:
+        """Offer the sale in place of the product's older one. Raises GateUnavailable: it may be offered yet.
 
         Returns once no front door of any machine repeats a refusal of the older one.
         """
-        terms = sale.terms
-        lane = shard_of(terms.product_id, self._lanes)
-        keys = [lane.keys.fence, lane.keys.sale(terms.product_id)]
-        arguments = (
-            lane.fence.seen[0], lane.keys.prefix, sale.sale_id, terms.stock, terms.limit or 0,
-            terms.quantity, terms.starts_ms or 0, terms.ends_ms or 0,
-        )  # fmt: skip
+        lane = shard_of(sale.terms.product_id, self._lanes)
         with translate_errors():
-            generation, writes, replaced = await _OPEN_SALE.run(self._redis.execute_command, keys, arguments)
-        lane.fence.note(generation, writes)
+            async with asyncio.timeout(within_s):
+                replaced = await offer_sale(self._redis, lane.keys, lane.fence, sale)
         if replaced:
             await asyncio.sleep(self._sold_out_s)
+
+
+async def offer_sale(redis: Redis, shard: ShardKeys, fence: Fence, sale: Sale) -> bool:
+    """Offer a sale with its whole stock; return whether it replaced an older one. Raises RedisError.
+
+    It changes nothing if the gate has this sale, or a newer one of the product.
+    """
+    terms = sale.terms
+    arguments = (
+        fence.seen[0], shard.prefix, sale.sale_id, terms.stock, terms.limit or 0, terms.quantity,
+        terms.starts_ms or 0, terms.ends_ms or 0,
+    )  # fmt: skip
+    keys = [shard.fence, shard.sale(terms.product_id)]
+    generation, writes, replaced = await _OPEN_SALE.run(redis.execute_command, keys, arguments)
+    fence.note(generation, writes)
+    return bool(replaced)

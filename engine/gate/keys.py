@@ -3,7 +3,7 @@
 Every key of a shard carries the shard's hash tag, so that a script stays on one node of a Redis Cluster:
 
     fg:{<shard>}:outbox            stream  an entry for each batch that accepted something (lot.py)
-    fg:{<shard>}:pending           hash    orders that are accepted and not yet settled (pending.py)
+    fg:{<shard>}:pending           hash    orders that are accepted and not yet settled (clearing.py)
     fg:{<shard>}:sale:<product>    hash    the product's current sale: sale_id stock remaining released limit
                                            quantity starts_ms ends_ms
     fg:{<shard>}:buyers:<sale>     hash    user id → units bought; only if the sale has a limit
@@ -11,12 +11,16 @@ Every key of a shard carries the shard's hash tag, so that a script stays on one
                                    string  order id that an Idempotency-Key got; expires
     fg:{<shard>}:dead              stream  dead letters of an engine without a bus
     fg:{<shard>}:mark              hash    the fence: proof that the shard remembers (fence.py)
+    fg:{0}:ill:<stage>             string  what a stage says of itself while it does not work; expires
 """
 
 from collections.abc import Sequence
 from typing import Final, TypeVar
 
 T = TypeVar("T")
+
+STAGES: Final = ("relay", "fulfilment", "payment", "ledger")
+"""The stages that a purchase passes after the gate."""
 
 
 class ShardKeys:
@@ -36,6 +40,11 @@ class ShardKeys:
     def sale(self, product_id: int) -> str:
         """Return the key of the product's current sale."""
         return f"{self.prefix}sale:{product_id}"
+
+
+def ill(stage: str) -> str:
+    """Return the key of what a stage says of itself while it does not work."""
+    return f"{ShardKeys(0).prefix}ill:{stage}"
 
 
 def shard_of(product_id: int, shards: Sequence[T]) -> T:

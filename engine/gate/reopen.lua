@@ -1,7 +1,8 @@
 -- Opens a shard that was rebuilt, in its new generation.
 --
 -- KEYS  fence
--- ARGV  generation, acceptance time of the newest order in the ledger (Unix milliseconds)
+-- ARGV  generation, acceptance time of the newest order in the ledger (Unix milliseconds), 1 if orders may be under way of
+--       which the shard knows nothing, else 0
 --
 -- Answers the error CLOSED if another process has begun to rebuild, or if Redis has forgotten that this one does.
 
@@ -10,4 +11,8 @@ if redis.call('HGET', KEYS[1], 'rebuilding') ~= ARGV[1] then
 end
 redis.call('DEL', KEYS[1])
 redis.call('HSET', KEYS[1], 'open', ARGV[1], 'newest', ARGV[2])
+if ARGV[3] == '1' then
+  local time = redis.call('TIME')
+  redis.call('HSET', KEYS[1], 'doubt', string.format('%.0f', time[1] * 1000))
+end
 return 1

@@ -68,10 +68,11 @@ class Restoring:
                 arguments: list[Argument] = [self._generation, shard.prefix, "\n".join(chunk)]
                 await _REMEMBER.run(self._redis.execute_command, [shard.fence], arguments)
 
-    async def reopen(self, newest_ms: int) -> None:
-        """Open every shard."""
+    async def reopen(self, newest_ms: int, doubtful: bool) -> None:
+        """Open every shard; `doubtful` says whether orders may be under way of which it knows nothing."""
         for shard in self._shards:
-            await _REOPEN.run(self._redis.execute_command, [shard.fence], [self._generation, newest_ms])
+            arguments = [self._generation, newest_ms, int(doubtful)]
+            await _REOPEN.run(self._redis.execute_command, [shard.fence], arguments)
 
     def _by_shard(self, rows: Iterable[tuple[int, T]]) -> Iterable[tuple[ShardKeys, list[T]]]:
         by_shard: defaultdict[ShardKeys, list[T]] = defaultdict(list)

@@ -5,8 +5,9 @@ from typing import Final, NamedTuple
 import msgspec
 from aiohttp import web
 
-from engine.errors import InputError
+from engine.errors import GateUnavailable, InputError, OutcomeUnknown
 from engine.model.purchase import Outcome
+from engine.model.sale import Sale
 
 JSON: Final = "application/json"
 RETRY_AFTER_S: Final = "1"
@@ -83,6 +84,7 @@ _INPUT_ERRORS: Final = {
     408: ("Request timeout", "TIMEOUT"),
     413: ("Body too large", "TOO_LARGE"),
     415: ("Wrong content type", "UNSUPPORTED_TYPE"),
+    422: ("Key reused", "KEY_REUSED"),
 }
 
 
@@ -91,6 +93,34 @@ def answer_purchase(outcome: Outcome, order_id: str | None) -> Answer:
     if order_id is not None:
         return Answer(200, b'{"status":"ACCEPTED","orderId":"' + order_id.encode("ascii") + b'"}')
     return _REFUSALS[outcome]
+
+
+def answer_sale(sale: Sale) -> Answer:
+    """Return the answer to the opening of a sale that is open."""
+    terms = sale.terms
+    fields = {
+        "saleId": sale.sale_id,
+        "productId": terms.product_id,
+        "stock": terms.stock,
+        "limit": terms.limit,
+        "quantity": terms.quantity,
+        "startsAt": terms.starts_ms,
+        "endsAt": terms.ends_ms,
+    }
+    return Answer(200, msgspec.json.encode(fields))
+
+
+def answer_opening(error: Exception, has_key: bool) -> Answer:
+    """Return the answer to the opening of a sale that failed: whether the sale may open yet."""
+    advice = "repeat with the same Idempotency-Key"
+    if isinstance(error, OutcomeUnknown):
+        if not has_key:
+            advice = "a repeat would open one more in its place, but for a repeat under one Idempotency-Key"
+        detail = f"the sale may open by itself; {advice}"
+        return make_problem(503, "Outcome unknown", detail, "OUTCOME_UNKNOWN", retry=True)
+    detail = f"nothing was opened by this request; {advice}" if has_key else "nothing was opened; try again"
+    store = "Gate" if isinstance(error, GateUnavailable) else "Ledger"
+    return make_problem(503, f"{store} unavailable", detail, f"{store.upper()}_UNAVAILABLE", retry=True)
 
 
 def answer_input_error(error: InputError) -> Answer:

@@ -12,19 +12,22 @@ from typing import Final
 from aiohttp import HttpVersion10, HttpVersion11, web
 from aiohttp.typedefs import Handler
 
-from engine.errors import GateUnavailable, InputError, LedgerUnavailable
+from engine.errors import GateUnavailable, InputError, LedgerUnavailable, OutcomeUnknown
 from engine.gate.gate import Gate
 from engine.http.answers import (
     JSON,
     PRUNED,
     Answer,
     answer_input_error,
+    answer_opening,
     answer_purchase,
+    answer_sale,
     make_problem,
     respond,
     respond_http_error,
     respond_json,
 )
+from engine.http.opening import open_sale
 from engine.http.readiness import OK, Readiness
 from engine.http.requests import (
     MAX_BODY_BYTES,
@@ -55,7 +58,9 @@ LEDGER_LOOKS: Final = 4
 class FrontDoor:
     """The handlers of all requests."""
 
-    def __init__(self, settings: Settings, gate: Gate, ledger: Ledger) -> None:
+    def __init__(
+        self, settings: Settings, gate: Gate, ledger: Ledger, retiring: asyncio.Event | None = None
+    ) -> None:
         self._admin_token = settings.admin_token
         self._dev = settings.dev
         self._client_timeout_s = settings.client_timeout_ms / 1000
@@ -64,8 +69,9 @@ class FrontDoor:
         self._gate_looks = asyncio.Semaphore(_GATE_LOOKS)
         self._ledger_looks = asyncio.Semaphore(LEDGER_LOOKS)
         self._gate = gate
+        self._retiring = retiring or asyncio.Event()
         self._ledger = ledger
-        self._readiness = Readiness(gate, ledger, settings.amqp_url)
+        self.readiness = Readiness(gate, ledger, settings.amqp_url)
         self._openapi = files("engine.http").joinpath("openapi.json").read_bytes()
 
     def make_app(self, buyers: bool = True, operations: bool = True) -> web.Application:
@@ -77,11 +83,11 @@ class FrontDoor:
         app.router.add_options("/healthz", self.show_health)  # HAProxy checks with OPTIONS
         if buyers:
             app.router.add_post("/purchase/buy", self.buy)
-            app.router.add_get("/purchase/orders/{order_id}", self.show_order)
+            app.router.add_get("/purchase/orders/{order_id:[^/]+}", self.show_order)
             app.router.add_get("/purchase/stock", self.show_stock)
             app.router.add_get("/openapi.json", self.show_openapi)
         if operations:
-            app.on_cleanup.append(self._readiness.close)
+            app.on_cleanup.append(self.readiness.close)
             app.router.add_post("/purchase/init", self.open_sale)
             app.router.add_get("/readyz", self.show_readiness)
             app.router.add_options("/readyz", self.show_readiness)
@@ -105,23 +111,17 @@ class FrontDoor:
         return respond(answer_purchase(*await self._gate.reserve(user_id, product_id, key)))
 
     async def open_sale(self, request: web.Request) -> web.Response:
-        """Open a new sale: first in the ledger, then at the gate."""
+        """Open a new sale, or answer with the one that the same key has opened."""
         self._check_admin(request)
         terms = parse_terms(request.query)
-        sale = await self._ledger.open_sale(terms)
-        await self._gate.open_sale(sale)
+        key = parse_key(request.headers.getall("Idempotency-Key", []))
+        try:
+            sale = await open_sale(self._gate, self._ledger, terms, key, self._look_s)
+        except (GateUnavailable, LedgerUnavailable, OutcomeUnknown) as error:
+            log.warning("a sale of product %d was not opened: %s", terms.product_id, error)
+            return respond(answer_opening(error, key is not None))
         log.info("sale %d opened: %d units of product %d", sale.sale_id, terms.stock, terms.product_id)
-        return respond_json(
-            {
-                "saleId": sale.sale_id,
-                "productId": terms.product_id,
-                "stock": terms.stock,
-                "limit": terms.limit,
-                "quantity": terms.quantity,
-                "startsAt": terms.starts_ms,
-                "endsAt": terms.ends_ms,
-            }
-        )
+        return respond(answer_sale(sale))
 
     async def show_order(self, request: web.Request) -> web.Response:
         """Show the status of an order.
@@ -152,7 +152,8 @@ class FrontDoor:
         if is_pruned:
             return respond(PRUNED)
         if pending is None:
-            raise GateUnavailable("only the gate can tell whether the order is pending")
+            detail = "it is not known yet whether this order was accepted; try again"
+            return respond(make_problem(503, "Not known yet", detail, "GATE_UNAVAILABLE", retry=True))
         raise InputError("orderId", "this order was never accepted", 404)
 
     async def show_stock(self, request: web.Request) -> web.Response:
@@ -179,12 +180,17 @@ class FrontDoor:
 
     async def show_readiness(self, _request: web.Request) -> web.Response:
         """Show whether this process can sell, and what each service says."""
-        gate_is_open, services = await self._readiness.read()
+        gate_is_open, services = await self.readiness.read()
+        stages = self.readiness.stages
+        if self._retiring.is_set():
+            return respond(make_problem(503, "Not ready", "the server stops", "STOPPING", retry=True))
         if gate_is_open:
-            return respond_json({"status": "READY", "services": services})
+            return respond_json({"status": "READY", "services": services, "stages": stages})
         detail = "the gate waits to be rebuilt" if services["redis"] == OK else "Redis takes no purchases"
         return respond(
-            make_problem(503, "Not ready", detail, "GATE_UNAVAILABLE", retry=True, services=services)
+            make_problem(
+                503, "Not ready", detail, "GATE_UNAVAILABLE", retry=True, services=services, stages=stages
+            )
         )
 
     async def show_metrics(self, _request: web.Request) -> web.Response:

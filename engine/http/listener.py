@@ -2,8 +2,8 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from typing import Final
 
 from aiohttp import web
@@ -90,12 +90,24 @@ async def listen(
             lingering_time=LINGER_S,
         )
 
+    # Connections that nobody has accepted yet are reset when the last descriptor of their socket is closed.
+    last = listener.dup()
     server = await loop.create_server(connect, sock=listener, backlog=_BACKLOG)
     try:
         yield
     finally:
-        server.close()
         leaving.set()
+        server.close()
+        await _accept_rest(last, connect)
         # Connected clients may still begin a request: one that has just connected has not asked anything yet.
         await asyncio.sleep(0.5)
         await runner.cleanup()
+
+
+async def _accept_rest(listener: socket.socket, connect: Callable[[], FastPath]) -> None:
+    """Accept the connections that wait, and close the socket."""
+    with listener, suppress(BlockingIOError):
+        listener.setblocking(False)
+        while True:
+            connection, _ = listener.accept()
+            await asyncio.get_running_loop().connect_accepted_socket(connect, connection)

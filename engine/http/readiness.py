@@ -1,15 +1,25 @@
-"""Readiness: whether this process can sell, and what each service says."""
+"""Readiness: whether this process can sell, what each service says, and which stage purchases wait for."""
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
 from engine.bus.publisher import Publisher
+from engine.errors import BusUnavailable, GateUnavailable
+from engine.gate.backlog import Backlog, Illness
 from engine.gate.gate import Gate
+from engine.gate.keys import STAGES
 from engine.ledger.ledger import Ledger
+from engine.metrics import STAGE_WAITS
+
+log = logging.getLogger(__name__)
 
 OK: Final = "OK"
+_LATE_S: Final = 6.0
+"""A purchase that waits for a stage for longer is said, within ten seconds since it was accepted."""
 _WAIT_S: Final = 0.75
 """Longest wait for a service: the probes of most platforms wait for one second."""
 
@@ -26,6 +36,16 @@ class Readiness:
         if self._bus:
             self._questions["rabbitmq"] = self._bus.read_queue
         self._asked: dict[str, asyncio.Task[Any]] = {}
+        self._backlog = gate.backlog
+        self.stages = dict.fromkeys(STAGES[not self._bus :], OK)
+        """Each stage behind the gate: OK, or what purchases wait for."""
+
+    async def watch(self) -> None:
+        """Look once a second whether what is accepted is relayed and settled, and say when that changes."""
+        while True:
+            with suppress(GateUnavailable):  # `read` says so
+                self._show(await self._find_late(await self._backlog.look()))
+            await asyncio.sleep(1)
 
     async def read(self) -> tuple[bool, dict[str, str]]:
         """Return whether the gate is open, and for each service OK or what is wrong with it."""
@@ -41,6 +61,36 @@ class Readiness:
         await asyncio.gather(*self._asked.values(), return_exceptions=True)
         if self._bus:
             await self._bus.close()
+
+    async def _find_late(self, backlog: Backlog) -> dict[str, Illness]:
+        """Return the stages that purchases wait for, with the time since they do."""
+        late = {stage: illness for stage, illness in backlog.ill.items() if illness.seconds > _LATE_S / 2}
+        if self._bus and backlog.outbox_s > _LATE_S:
+            late.setdefault("relay", Illness(backlog.outbox_s, "purchases wait in the outbox"))
+        elif backlog.pending_s > _LATE_S and not late:
+            place, dead_letters = "in the outbox", backlog.dead_letters
+            if self._bus:
+                place = "on the bus"
+                with suppress(BusUnavailable, TimeoutError):
+                    async with asyncio.timeout(1):
+                        messages, consumers = await self._bus.read_queue()
+                        dead_letters = await self._bus.count_dead_letters()
+                    place = f"on the bus, in {messages} messages with {consumers} readers"
+            place += f"; there are {dead_letters} dead letters" if dead_letters else ""
+            late["fulfilment"] = Illness(backlog.pending_s, f"purchases wait {place}")
+        for stage in self.stages:
+            STAGE_WAITS.labels(stage).set(late[stage].seconds if stage in late else 0)
+        return late
+
+    def _show(self, late: dict[str, Illness]) -> None:
+        for stage, before in self.stages.items():
+            if stage in late:
+                self.stages[stage] = f"{late[stage].text}, for {late[stage].seconds:.0f} s"
+                if before == OK:
+                    log.warning("nobody sees to purchases: %s: %s", stage, self.stages[stage])
+            elif before != OK:
+                self.stages[stage] = OK
+                log.info("%s sees to purchases again", stage)
 
     def _ask(self, name: str) -> asyncio.Task[Any]:
         task = self._asked.get(name)

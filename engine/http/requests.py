@@ -13,6 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from engine.errors import InputError
+from engine.model.order_id import is_order_id
 from engine.model.sale import MAX_ID, MAX_STOCK, SaleTerms
 
 MAX_BODY_BYTES: Final = 2047
@@ -21,7 +22,6 @@ MAX_BODY_BYTES: Final = 2047
 PLAIN_BUY: Final = re.compile(rb'\{"userId": ?([1-9][0-9]{0,17}), ?"productId": ?([1-9][0-9]{0,17})\}')
 """The usual spelling of a purchase, with ids that surely fit; any other is decoded in full."""
 _WHOLE_NUMBER: Final = re.compile(r"0|[1-9][0-9]{0,18}")
-_ORDER_ID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _TIMES_MS: Final = range(100_000_000_000, 100_000_000_000_000)
 """From 1973 to 5138. Present times in seconds lie below, in microseconds above."""
 _KEY: Final = re.compile(r"[!-~]{1,128}")
@@ -52,8 +52,8 @@ def parse_key(values: list[str]) -> str | None:
 
 def parse_order_id(text: str) -> str:
     """Return an order id in its canonical form; some clients write it in upper case."""
-    if not _ORDER_ID.fullmatch(text.lower()):
-        raise InputError("orderId", "this order was never accepted", 404)
+    if not is_order_id(text.lower()):
+        raise InputError("orderId", "is none: one looks like 01890a5d-ac96-774b-bcce-b302099a8057", 404)
     return text.lower()
 
 

@@ -10,7 +10,7 @@ import asyncpg
 import msgspec
 from asyncpg.connect_utils import SessionAttribute
 
-from engine.errors import SettingsError
+from engine.errors import LedgerUnavailable, OutcomeUnknown, SettingsError
 from engine.ledger.migrating import Schema, apply_migrations, read_schema
 from engine.ledger.queries import Connections
 from engine.ledger.settling import Settlement, settle_lots
@@ -45,6 +45,8 @@ class Offer(NamedTuple):
     """Units of each purchase."""
     is_over: bool
     """Whether it ended so long ago that the gate may forget it."""
+    offered: bool
+    """Whether the gate is known to have taken it."""
 
 
 class Pruned(NamedTuple):
@@ -111,18 +113,43 @@ class Ledger(AbstractAsyncContextManager["Ledger"]):
         """Apply the migrations that are missing, and return their names; many processes may do so at once."""
         return await apply_migrations(self._connections)
 
-    async def open_sale(self, terms: SaleTerms) -> Sale:
-        """Write a new sale and give it its number."""
-        rows = await self._fetch(
-            "open_sale",
-            terms.product_id,
-            terms.stock,
-            terms.limit,
-            terms.quantity,
-            terms.starts_ms,
-            terms.ends_ms,
-        )
-        return Sale(sale_id=rows[0]["sale_id"], terms=terms)
+    async def open_sale(self, terms: SaleTerms, key: str | None = None, within_s: float = 10.0) -> Sale:
+        """Write a new sale and give it its number; return the sale that was written under this key before.
+
+        Raises OutcomeUnknown if the sale may be written, LedgerUnavailable if it surely is not.
+        """
+        committing = False
+        try:
+            async with asyncio.timeout(within_s), self._connections.borrow() as connection:
+                # A server that is frozen when it is asked must not write the sale once it goes on.
+                transaction = connection.transaction()
+                await transaction.start()
+                rows = await self._connections.fetch_on(
+                    connection,
+                    "open_sale",
+                    terms.product_id,
+                    terms.stock,
+                    terms.limit,
+                    terms.quantity,
+                    terms.starts_ms,
+                    terms.ends_ms,
+                    key,
+                )
+                committing = True
+                await transaction.commit()
+        except (LedgerUnavailable, TimeoutError) as error:
+            lost = OutcomeUnknown if committing else LedgerUnavailable
+            raise lost(str(error) or "no answer in time") from error
+        return _read_sale(rows[0])
+
+    async def find_unoffered(self, age_s: float) -> list[Balance]:
+        """Return the sales older than `age_s` that the gate is not known to have taken."""
+        rows = await self._fetch("find_unoffered", age_s)
+        return [Balance(_read_sale(row), row["sold"]) for row in rows]
+
+    async def note_offered(self, sale_id: int) -> None:
+        """Note that the gate has taken a sale."""
+        await self._fetch("note_offered", sale_id)
 
     async def settle(self, lots: Sequence[Lot], declines: Mapping[str, str]) -> Settlement:
         """Settle a batch of lots in one transaction and one round trip; settling it again changes nothing.
@@ -149,23 +176,7 @@ class Ledger(AbstractAsyncContextManager["Ledger"]):
 
     async def find_current_sales(self) -> list[Balance]:
         """Return the newest sale of every product that is on offer."""
-        return [
-            Balance(
-                Sale(
-                    sale_id=row["sale_id"],
-                    terms=SaleTerms(
-                        product_id=row["product_id"],
-                        stock=row["stock"],
-                        limit=row["user_limit"],
-                        quantity=row["quantity"],
-                        starts_ms=row["starts_ms"],
-                        ends_ms=row["ends_ms"],
-                    ),
-                ),
-                row["sold"],
-            )
-            for row in await self._fetch("find_current_sales")
-        ]
+        return [Balance(_read_sale(row), row["sold"]) for row in await self._fetch("find_current_sales")]
 
     async def find_offers(self, keep_s: float) -> list[Offer]:
         """Return the sales on offer, the newest one of each product first; some may have been replaced.
@@ -227,6 +238,18 @@ class Ledger(AbstractAsyncContextManager["Ledger"]):
 
     async def _fetch(self, query: str, *arguments: Any) -> list[asyncpg.Record]:
         return await self._connections.fetch(query, *arguments)
+
+
+def _read_sale(row: asyncpg.Record) -> Sale:
+    terms = SaleTerms(
+        product_id=row["product_id"],
+        stock=row["stock"],
+        limit=row["user_limit"],
+        quantity=row["quantity"],
+        starts_ms=row["starts_ms"],
+        ends_ms=row["ends_ms"],
+    )
+    return Sale(sale_id=row["sale_id"], terms=terms, offered=row["offered"])
 
 
 async def _skip_reset(_: object) -> None:

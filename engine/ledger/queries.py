@@ -28,15 +28,24 @@ _PATIENCE: Final = 10
 _BEGIN: Final = "BEGIN; SET LOCAL work_mem = '64MB'"
 """Memory enough to group a million rows without writing them to disk."""
 
-RECORD_ERRORS: Final = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, ValueError)
+RECORD_ERRORS: Final = (
+    asyncpg.DataError,
+    asyncpg.IntegrityConstraintViolationError,
+    asyncpg.PLPGSQLError,  # a trigger of the operator's own
+    asyncpg.ProgramLimitExceededError,
+    asyncpg.WithCheckOptionViolationError,
+    ValueError,
+)
 """The record is at fault, and would be again."""
 # Everything else: the connection, the server, one that is read-only now, or a statement that was given up.
-# The client calls it an internal error if the server closes the connection at a bad moment.
+# The client calls it an internal error if the server closes the connection at a bad moment, and uvloop a
+# RuntimeError if it is closed already.
 SERVER_ERRORS: Final = (
     asyncpg.PostgresError,
     asyncpg.InterfaceError,
     asyncpg.InternalClientError,
     OSError,
+    RuntimeError,
     TimeoutError,
 )
 _PAUSE_S: Final = 0.1

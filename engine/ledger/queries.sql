@@ -1,7 +1,21 @@
 -- name: open_sale
-INSERT INTO sales (product_id, stock, user_limit, quantity, starts_at, ends_at)
-VALUES ($1, $2, $3, $4, to_timestamp($5::bigint / 1000.0), to_timestamp($6::bigint / 1000.0))
-RETURNING sale_id;
+INSERT INTO sales (product_id, stock, user_limit, quantity, starts_at, ends_at, idempotency_key, offered)
+VALUES ($1, $2, $3, $4, to_timestamp($5::bigint / 1000.0), to_timestamp($6::bigint / 1000.0), $7, false)
+ON CONFLICT (idempotency_key) DO UPDATE SET offered = sales.offered
+RETURNING sale_id, product_id, stock, user_limit, quantity,
+    (extract(epoch FROM starts_at) * 1000)::bigint AS starts_ms, (extract(epoch FROM ends_at) * 1000)::bigint AS ends_ms,
+    offered;
+
+-- name: find_unoffered
+SELECT sale_id, product_id, stock, sold, user_limit, quantity,
+    (extract(epoch FROM starts_at) * 1000)::bigint AS starts_ms, (extract(epoch FROM ends_at) * 1000)::bigint AS ends_ms,
+    offered
+FROM sales
+WHERE NOT offered AND opened_at < now() - make_interval(secs => $1::float8) AND in_charge()
+ORDER BY sale_id;
+
+-- name: note_offered
+UPDATE sales SET offered = true WHERE sale_id = $1 AND NOT offered;
 
 -- name: find_orders
 SELECT order_id::text, user_id, product_id, sale_id, quantity, status, reason
@@ -30,13 +44,15 @@ RETURNING generation;
 
 -- name: find_current_sales
 SELECT DISTINCT ON (product_id) sale_id, product_id, stock, sold, user_limit, quantity,
-    (extract(epoch FROM starts_at) * 1000)::bigint AS starts_ms, (extract(epoch FROM ends_at) * 1000)::bigint AS ends_ms
+    (extract(epoch FROM starts_at) * 1000)::bigint AS starts_ms, (extract(epoch FROM ends_at) * 1000)::bigint AS ends_ms,
+    offered
 FROM sales
 WHERE retired_at IS NULL AND in_charge()
 ORDER BY product_id, sale_id DESC;
 
 -- name: find_offers
-SELECT product_id, sale_id, stock, sold, quantity, ends_at IS NOT NULL AND ends_at < now() - make_interval(secs => $1::float8)
+SELECT product_id, sale_id, stock, sold, quantity, ends_at IS NOT NULL AND ends_at < now() - make_interval(secs => $1::float8),
+    offered
 FROM sales
 WHERE retired_at IS NULL AND in_charge()
 ORDER BY product_id, sale_id DESC;

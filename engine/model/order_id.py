@@ -6,6 +6,7 @@ the gate accepts share the rest of it, their stem, and differ in the counter, th
 """
 
 import os
+import re
 import time
 from typing import Annotated, Final
 
@@ -29,6 +30,11 @@ def make_stem() -> str:
     random = os.urandom(8).hex()
     variant = "89ab"[int(random[3], 16) & 3]
     return f"{milliseconds[:8]}-{milliseconds[8:]}-7{random[:3]}-{variant}{random[4:7]}-{random[7:16]}"
+
+
+def is_order_id(text: str) -> bool:
+    """Return whether an order can have this id."""
+    return re.fullmatch(f"{_STEM}[0-9a-f]{{3}}", text) is not None
 
 
 def read_time_ms(order_id: str) -> int:

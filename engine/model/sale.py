@@ -31,3 +31,5 @@ class Sale(msgspec.Struct, frozen=True, kw_only=True):
 
     sale_id: Id
     terms: SaleTerms
+    offered: bool = False
+    """Whether the gate is known to have taken it."""

@@ -21,10 +21,10 @@ from typing import Any, Final, NamedTuple, cast
 
 from redis.asyncio import Redis
 
+from engine.gate.clearing import count_pending
 from engine.gate.client import Argument, Script
 from engine.gate.fence import forget_writers
 from engine.gate.keys import ShardKeys, shard_of
-from engine.gate.pending import count_pending
 from engine.gate.restoring import CHUNK
 from engine.ledger.ledger import Ledger, Offer
 
@@ -64,6 +64,11 @@ class Comparison(NamedTuple):
             and self.missing >= 0
             and self.missing % self.offer.quantity == 0
         )
+
+    @property
+    def is_coming(self) -> bool:
+        """Whether the sale is on its way from the ledger to the gate."""
+        return not self.offer.offered and not self.offer.sold and self.sale_id < self.offer.sale_id
 
 
 class Audit:
@@ -158,7 +163,7 @@ class Audit:
             if comparison.is_possible:
                 shard = shard_of(comparison.offer.product_id, self._shards)
                 short.setdefault(shard, []).append(comparison)
-            elif comparison.sale_id or not comparison.offer.is_over:
+            elif (comparison.sale_id or not comparison.offer.is_over) and not comparison.is_coming:
                 found.append(comparison)
         for shard, its in short.items():
             orders = sum(comparison.missing // comparison.offer.quantity for comparison in its)

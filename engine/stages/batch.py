@@ -1,10 +1,17 @@
 """Batches: what fulfilment works on at a time, cut out of messages of any size."""
 
+from collections.abc import Sequence
+from math import ceil
+from typing import Final, NamedTuple
+
 import msgspec
 
 from engine.model.dead_letter import DeadLetter
-from engine.model.lot import Lot, count_orders, decode_lots, split_lots
+from engine.model.lot import Lot, count_orders, decode_lots, split_lots, without_orders
 from engine.model.message import Message
+
+_PIECES: Final = 16
+"""Into so many pieces a batch is cut, so that one order soon stands alone."""
 
 
 class Batch(msgspec.Struct, eq=False):
@@ -15,12 +22,37 @@ class Batch(msgspec.Struct, eq=False):
     messages: list[Message] = []
     repeated: bool = False
     """Whether some of it may have been worked on before."""
+    trials: "Trials | None" = None
+    """How it went so far, if its payment has failed."""
 
     def finish(self) -> list[Message]:
         """Note that this batch is done; return the messages of which nothing is left to do."""
         for message in self.messages:
             message.parts -= 1
         return [message for message in self.messages if not message.parts]
+
+    def take_out(self, lots: Sequence[Lot], trials: "Trials") -> list["Batch"]:
+        """Take these lots out, as smaller batches of their own."""
+        self.lots = without_orders(self.lots, {order_id for lot in lots for order_id in lot.order_ids})
+        size, pieces = ceil(count_orders(lots) / _PIECES), list[Batch]()
+        while lots:
+            piece, lots = split_lots(lots, size)
+            pieces.append(Batch(lots=piece, messages=self.messages, repeated=True, trials=trials))
+        for message in self.messages:
+            message.parts += len(pieces)
+        return pieces
+
+
+class Trials(NamedTuple):
+    """How the payment of a batch, and of those that it was cut from, has failed so far."""
+
+    since: float
+    """When it failed first, of the monotonic clock."""
+    attempts: int
+    failures: int
+    """Attempts of a single order that failed while the gateway worked for others."""
+    answers: int
+    """How often the gateway had answered when it failed last."""
 
 
 class Packer:

@@ -1,7 +1,8 @@
 """Fulfilment: payment, the ledger, the gate, the acknowledgement - in this order, a batch at a time.
 
 A step that fails is tried again until it works. Every step may run twice: an order is charged under its id,
-settled once by the ledger, and released once by the gate.
+settled once by the ledger, and released once by the gate. What can't be paid leaves the line (payments.py),
+so that it holds up no other.
 """
 
 import asyncio
@@ -15,12 +16,14 @@ from typing import Final
 from redis.exceptions import RedisError
 
 from engine.bus.consumer import Consumer
-from engine.errors import FlashgridError
+from engine.errors import FlashgridError, LedgerUnavailable, PaymentUnavailable
+from engine.gate.backlog import Illness
 from engine.gate.clearing import Clearing
 from engine.gate.client import connect_redis
 from engine.gate.keys import ShardKeys
 from engine.gate.outbox import Outbox, name_consumer
 from engine.ledger.ledger import Ledger
+from engine.ledger.settling import Settlement
 from engine.metrics import DEAD_LETTERS, FULFILMENT_DELAY, OUTBOX_LENGTH
 from engine.model.dead_letter import DeadLetter
 from engine.model.lot import Lot, without_orders
@@ -31,7 +34,8 @@ from engine.payment.simulated import SimulatedGateway
 from engine.settings import Settings
 from engine.stages.batch import Batch, Packer
 from engine.stages.keeper import run_keeper
-from engine.stages.lifecycle import Outage, Pause, drain, running, sample
+from engine.stages.lifecycle import Outage, Pause, drain, report, running, sample
+from engine.stages.payments import Payments
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +74,9 @@ async def run_fulfilment(settings: Settings, stop: asyncio.Event) -> None:
         cleanup.push_async_callback(source.close)
         clearing, pause = Clearing(redis, shards), Pause()
         fulfilment = Fulfilment(source, gateway, ledger, clearing, pause, settings)
-        await cleanup.enter_async_context(running(run_keeper(settings, clearing, pause)))
+        await cleanup.enter_async_context(
+            running(run_keeper(settings, clearing, pause), report(redis, fulfilment.find_illnesses))
+        )
         await drain(fulfilment.run(stop), stop, settings.drain_s)
 
 
@@ -87,7 +93,7 @@ class Fulfilment:
         settings: Settings,
     ) -> None:
         self._source = source
-        self._gateway = gateway
+        self._payments = Payments(gateway, pause, settings)
         self._ledger = ledger
         self._clearing = clearing
         self._pause = pause
@@ -103,6 +109,7 @@ class Fulfilment:
         leaves_at = 0.0
         quiet_since = time.monotonic()
         async with asyncio.TaskGroup() as group:
+            self._group, self._stop = group, stop
             while True:
                 wait_s = _QUIET_S / 2 if self._packer.empty else max(0.0, leaves_at - time.monotonic())
                 messages = await self._read(wait_s)
@@ -116,7 +123,7 @@ class Fulfilment:
                 if now >= leaves_at:
                     for batch in self._packer.flush():
                         await self._start(group, batch)
-                if messages or self._working or not self._packer.empty:
+                if messages or self._working or self._payments.waiting or not self._packer.empty:
                     quiet_since = now
                 elif now - quiet_since >= _QUIET_S:
                     if stop.is_set():
@@ -125,6 +132,18 @@ class Fulfilment:
                         await self._source.close()
                         await self._pause.rest(stop)
                         quiet_since = time.monotonic()
+
+    def find_illnesses(self) -> dict[str, Illness]:
+        """Return what keeps it from fulfilling."""
+        found = {}
+        if lasts_s := self._reading.lasts_s:
+            found["fulfilment"] = Illness(lasts_s, "fulfilment's source does not work")
+        if lasts_s := self._settling.lasts_s:
+            if isinstance(self._settling.error, LedgerUnavailable):
+                found["ledger"] = Illness(lasts_s, "the ledger does not take orders")
+            elif not isinstance(self._settling.error, PaymentUnavailable):
+                found["fulfilment"] = Illness(lasts_s, "fulfilment does not work")
+        return found | self._payments.find_illnesses()
 
     async def _read(self, wait_s: float) -> list[Message]:
         try:
@@ -138,40 +157,51 @@ class Fulfilment:
     async def _start(self, group: asyncio.TaskGroup, batch: Batch) -> None:
         await self._slots.acquire()
         self._working += 1
-        group.create_task(self._fulfil(batch))
+        group.create_task(self._fulfil_in_line(batch))
 
-    async def _fulfil(self, batch: Batch) -> None:
+    async def _fulfil_in_line(self, batch: Batch) -> None:
         try:
-            # Whatever a payment gateway raises, the purchases must not be lost.
-            await self._settling.insist(partial(self._settle, batch))
-            if finished := batch.finish():
-                await self._settling.insist(partial(self._source.acknowledge, finished))
+            await self._fulfil(batch)
         finally:
             self._working -= 1
             self._slots.release()
+
+    async def _fulfil(self, batch: Batch) -> None:
+        # Whatever a step raises, the purchases must not be lost.
+        await self._settling.insist(partial(self._settle, batch))
+        if finished := batch.finish():
+            await self._settling.insist(partial(self._source.acknowledge, finished))
 
     async def _settle(self, batch: Batch) -> None:
         dead_letters = list(batch.dead_letters)
         repeated, batch.repeated = batch.repeated, True
         if batch.lots:
-            dead_letters += await self._settle_lots(batch.lots, repeated)
+            dead_letters += await self._settle_lots(batch, batch.lots, repeated)
         if dead_letters:
             await self._source.put_aside(dead_letters)
             DEAD_LETTERS.inc(len(dead_letters))
             log.warning("%d dead letters, the first one: %s", len(dead_letters), dead_letters[0].reason)
 
-    async def _settle_lots(self, lots: Sequence[Lot], repeated: bool) -> Iterable[DeadLetter]:
-        """Charge, settle and clear the orders; return those that the ledger can't take."""
+    async def _settle_lots(self, batch: Batch, lots: Sequence[Lot], repeated: bool) -> Iterable[DeadLetter]:
+        """Charge, settle and clear the orders; return those that can't be paid or written."""
         new, known = lots, list[Order]()
         if repeated:
             # Orders that are in the ledger are not charged again.
             known = await self._ledger.find_orders([order_id for lot in lots for order_id in lot.order_ids])
             new = without_orders(lots, {order.order_id for order in known})
-        declines = await self._gateway.charge(new)
-        settlement = await self._ledger.settle(new, declines)
+        dead_letters = list[DeadLetter]()
+        try:
+            declines = await self._payments.charge(new)
+        except PaymentUnavailable as error:
+            pieces, dead_letters = self._payments.set_apart(batch, new, error)
+            for piece in pieces:
+                self._group.create_task(self._payments.retry(piece, self._fulfil, self._stop))
+            lots = without_orders(lots, {order_id for lot in new for order_id in lot.order_ids})
+            new, declines = [], {}
+        settlement = await self._ledger.settle(new, declines) if new else Settlement()
         failed = settlement.failed + [order for order in known if order.status is OrderStatus.FAILED]
         await self._clearing.clear(without_orders(lots, settlement.dead_letters.keys()), failed)
         if settlement.settled.total():
             # They arrive in the order in which they were accepted, but for a few.
             FULFILMENT_DELAY.observe(max(0.0, time.time() - new[0].accepted_ms / 1000))
-        return settlement.dead_letters.values()
+        return [*dead_letters, *settlement.dead_letters.values()]

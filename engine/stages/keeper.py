@@ -33,12 +33,14 @@ async def run_keeper(settings: Settings, clearing: Clearing, pause: Pause) -> No
                 is_open = await reconciliation.is_open()
                 if is_open:
                     pause.end()
+                    await reconciliation.offer_left()
                     found = await reconciliation.audit.run(generation)
                     if found:
                         log.warning(
                             "gate and ledger disagree on %d sales, the first one: %s", len(found), found[0]
                         )
                         await reconciliation.close(generation)
+                    await reconciliation.end_doubt()
                 else:
                     if not was_closed:
                         log.warning("the gate is closed until it is rebuilt from the ledger")

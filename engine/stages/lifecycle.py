@@ -3,14 +3,17 @@
 import asyncio
 import logging
 import random
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from prometheus_client import Gauge
+from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from engine.errors import FlashgridError
+from engine.gate.backlog import Illness, say_ill
 
 log = logging.getLogger(__name__)
 
@@ -21,8 +24,14 @@ class Outage:
     def __init__(self, what: str) -> None:
         self._what = what
         self._failures = 0
+        self._since = 0.0
         self.error: BaseException | None = None
-        """The latest failure."""
+        """The latest failure; None while it works."""
+
+    @property
+    def lasts_s(self) -> float:
+        """How long it has not worked; 0 while it does."""
+        return time.monotonic() - self._since if self._failures else 0.0
 
     async def wait(self, error: BaseException) -> None:
         """Wait after a failure: twice as long as the last time up to 2 s, less up to a half at random."""
@@ -33,6 +42,8 @@ class Outage:
             said = str(error) or type(error).__name__
             log.warning("%s does not work and is tried again: %s", self._what, said)
         delay_s = min(0.05 * 2 ** min(self._failures, 10), 2)
+        if not self._failures:
+            self._since = time.monotonic()
         self._failures += 1
         await asyncio.sleep(delay_s * random.uniform(0.5, 1))
 
@@ -54,6 +65,7 @@ class Outage:
         if self._failures:
             log.info("%s works again", self._what)
             self._failures = 0
+            self.error = None
 
 
 class Pause:
@@ -114,6 +126,14 @@ async def sample(gauge: Gauge, read: Callable[[], Awaitable[int]]) -> None:
     while True:
         with suppress(FlashgridError, RedisError):
             gauge.set(await read())
+        await asyncio.sleep(1)
+
+
+async def report(redis: Redis, find_illnesses: Callable[[], dict[str, Illness]]) -> None:
+    """Tell the front doors once a second what does not work here, as far as Redis takes it."""
+    while True:
+        with suppress(RedisError):
+            await say_ill(redis, find_illnesses())
         await asyncio.sleep(1)
 
 

@@ -1,8 +1,10 @@
 """One process of a stage: `python -m engine.stages.process ROLE`, started by the server.
 
 It takes its settings from the environment and says "ready" on standard output. It stops in order when its
-standard input ends, because the server closes it or is gone. On SIGTERM it says "leaving" and goes on; once
-the server has started another process in its place, it closes the input of this one.
+standard input ends, because the server closes it or is gone; it hears "retire" some time before if the whole
+server stops. On SIGTERM it says "leaving" and goes on; once the server has started another process in its
+place, it closes the input of this one. Ctrl-C and
+a terminal that closes are the server's affair.
 """
 
 import asyncio
@@ -26,6 +28,7 @@ from engine.stages.relay import run_relay
 
 READY: Final = b"ready\n"
 LEAVING: Final = b"leaving\n"
+RETIRE: Final = b"retire\n"
 _GRACE_S: Final = 3.0
 """What the process gives itself beyond its time to finish; less than the server gives it."""
 _MOST_FILES: Final = 1_000_000
@@ -44,16 +47,23 @@ class Role(StrEnum):
 
 async def run_stage(role: Role, settings: Settings) -> None:
     """Run one stage until it is told to stop; a front door, on the sockets that the server gave it."""
-    stop = asyncio.Event()
+    retiring, stop = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
 
     def leave() -> None:
         _say(LEAVING)
-        loop.call_later(10, begin_stop)  # if the server starts none in its place
+        # If the server starts none in its place.
+        loop.call_later(10, begin_stop_alone)
 
     def read_input() -> None:
-        if not os.read(sys.stdin.fileno(), 4096):
+        if os.read(sys.stdin.fileno(), 4096):
+            retiring.set()
+        else:
             loop.remove_reader(sys.stdin.fileno())
+            begin_stop()
+
+    def begin_stop_alone() -> None:
+        if not retiring.is_set():
             begin_stop()
 
     def begin_stop() -> None:
@@ -61,13 +71,12 @@ async def run_stage(role: Role, settings: Settings) -> None:
             stop.set()
             loop.call_later(settings.drain_s + _GRACE_S, give_up, role)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, leave)
+    loop.add_signal_handler(signal.SIGTERM, leave)
     loop.add_reader(sys.stdin.fileno(), read_input)
     if role is Role.FRONT_DOOR:
         log.info("up to %d open files, and so a few connections less", raise_file_limit())
         listeners = [socket.socket(fileno=int(descriptor)) for descriptor in sys.argv[2:]]
-        await run_front_door(settings, listeners, stop, lambda: _say(READY))
+        await run_front_door(settings, listeners, retiring, stop, lambda: _say(READY))
     else:
         _say(READY)
         await (run_relay if role is Role.RELAY else run_fulfilment)(settings, stop)
@@ -112,6 +121,8 @@ def set_up_logging(settings: Settings) -> None:
 def main() -> None:
     """Run the stage named on the command line; a front door also gets its listening sockets' descriptors."""
     role = Role(sys.argv[1])
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     try:
         settings = read_settings()
         set_up_logging(settings)

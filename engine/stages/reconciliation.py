@@ -30,10 +30,11 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from engine.bus.publisher import Publisher
-from engine.gate.client import Script, connect_redis
-from engine.gate.fence import read_generations
-from engine.gate.keys import ShardKeys
-from engine.gate.pending import count_pending
+from engine.gate.clearing import count_pending
+from engine.gate.client import connect_redis
+from engine.gate.fence import Fence, close_shard, read_generations
+from engine.gate.gate import offer_sale
+from engine.gate.keys import ShardKeys, shard_of
 from engine.gate.restoring import Restoring
 from engine.ledger.ledger import KeyedOrder, Ledger
 from engine.model.sale import Sale
@@ -42,7 +43,11 @@ from engine.stages.audit import Audit
 
 log = logging.getLogger(__name__)
 
-_CLOSE: Final = Script("close.lua")
+_OPENING_S: Final = 5.0
+"""Time that a front door has to open a sale, more than its longest."""
+
+_LATE_S: Final = 60.0
+"""Time in which a relay publishes or gives up what it read of a lost outbox: twice its wait for a confirm."""
 
 
 class Traffic(NamedTuple):
@@ -74,6 +79,7 @@ class Reconciliation:
         self._ledger = ledger
         self._bus = bus
         self._shards = [ShardKeys(shard) for shard in range(settings.gate_shards)]
+        self._fences = [(shard, Fence()) for shard in self._shards]
         self._remember_s = settings.idempotency_s
         self.audit: Final = Audit(redis, ledger, self._shards, settings.sale_keep_s)
 
@@ -94,7 +100,7 @@ class Reconciliation:
     async def close(self, generation: int) -> None:
         """Close the gate unless another process has rebuilt it since this generation."""
         for shard in self._shards:
-            await _CLOSE.run(self._redis.execute_command, [shard.fence], [generation])
+            await close_shard(self._redis, shard, generation)
 
     async def is_outdated(self) -> bool:
         """Return whether the ledger has settled an order newer than all that the gate has ever accepted."""
@@ -120,6 +126,28 @@ class Reconciliation:
         messages, consumers = await self._bus.read_queue() if self._bus else (0, 0)
         return Traffic(sum(answers[::2]), messages, consumers, sum(map(count_pending, answers[1::2])))
 
+    async def offer_left(self) -> None:
+        """Offer the sales that their front doors could not offer; no other sale is closed for them."""
+        for sale, sold in await self._ledger.find_unoffered(_OPENING_S):
+            if not sold:  # or else the gate has had it
+                shard, fence = shard_of(sale.terms.product_id, self._fences)
+                await offer_sale(self._redis, shard, fence, sale)
+                log.info("sale %d opened: its front door could not offer it", sale.sale_id)
+            await self._ledger.note_offered(sale.sale_id)
+
+    async def end_doubt(self) -> None:
+        """Let the gate deny orders from before its rebuild, once none that it forgot is under way."""
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for shard in self._shards:
+                pipe.hget(shard.fence, "doubt")
+            pipe.time()
+            *doubts, (now_s, _) = await pipe.execute()
+        since_ms = max(int(doubt or 0) for doubt in doubts)
+        if since_ms and now_s - since_ms / 1000 > _LATE_S:
+            traffic = await self.read_traffic()
+            for shard in [] if traffic.entries or traffic.messages else self._shards:
+                await self._redis.hdel(shard.fence, "doubt")
+
     async def open_new(self) -> None:
         """Open a gate that has never had a sale: there is nothing to rebuild, and so nothing to wait for."""
         if not await self.is_open() and not await self._ledger.find_current_sales():
@@ -144,7 +172,7 @@ class Reconciliation:
             await self._restore_buyers(restoring, [sale for sale, _ in balances if sale.terms.limit])
             async for orders in self._ledger.find_keys(self._remember_s):
                 await self._restore_answers(restoring, orders)
-            await restoring.reopen(await self._ledger.find_newest())
+            await restoring.reopen(await self._ledger.find_newest(), doubtful=bool(balances))
         units = sum(balance.sale.terms.stock - balance.sold for balance in balances)
         log.info(
             "the gate is open in generation %d: %d sales, %d units left", generation, len(balances), units

@@ -11,13 +11,14 @@ from redis.exceptions import RedisError
 
 from engine.bus.publisher import Publisher
 from engine.errors import BusUnavailable, SettingsError
+from engine.gate.backlog import Illness
 from engine.gate.client import connect_redis
 from engine.gate.keys import ShardKeys
 from engine.gate.outbox import Outbox, name_consumer
 from engine.metrics import OUTBOX_LENGTH, QUEUE_LENGTH, RELAYED
 from engine.model.message import Message
 from engine.settings import PREFIX, Settings
-from engine.stages.lifecycle import Outage, cancel, drain, running, sample
+from engine.stages.lifecycle import Outage, cancel, drain, report, running, sample
 
 
 async def run_relay(settings: Settings, stop: asyncio.Event) -> None:
@@ -37,7 +38,9 @@ async def run_relay(settings: Settings, stop: asyncio.Event) -> None:
         observer = Publisher(settings.amqp_url)
         try:
             async with running(
-                sample(OUTBOX_LENGTH, outbox.count_entries), sample(QUEUE_LENGTH, observer.count_messages)
+                sample(OUTBOX_LENGTH, outbox.count_entries),
+                sample(QUEUE_LENGTH, observer.count_messages),
+                report(redis, relay.find_illnesses),
             ):
                 await drain(relay.run(stop), stop, settings.drain_s)
         finally:
@@ -52,6 +55,7 @@ class Relay:
         self._outbox = outbox
         self._publisher = publisher
         self._batch = batch
+        self._relaying = 0
         self._outage = Outage("the relay")
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -60,6 +64,13 @@ class Relay:
             # Which of the messages under way arrived is unknown.
             self._outbox.forget_held()
             await self._outage.wait(failure)
+
+    def find_illnesses(self) -> dict[str, Illness]:
+        """Return what keeps it from relaying."""
+        if not self._outage.lasts_s:
+            return {}
+        cause = "RabbitMQ" if isinstance(self._outage.error, BusUnavailable) else "Redis"
+        return {"relay": Illness(self._outage.lasts_s, f"{cause} does not do what the relay asks")}
 
     async def close(self) -> None:
         """Leave the outbox and close the bus."""
@@ -89,14 +100,22 @@ class Relay:
             if entries:
                 await self._relay(entries)
                 self._outage.end()
-            elif stop.is_set() and not await self._outbox.count_entries():
+                continue
+            if not self._relaying:
+                # The other task has nothing in its hands, either.
+                self._outage.end()
+            if stop.is_set() and not await self._outbox.count_entries():
                 return
 
     async def _relay(self, entries: list[Message]) -> None:
-        async with asyncio.TaskGroup() as publishing:
-            for lines in join_entries(entries, self._batch):
-                publishing.create_task(self._publisher.publish(lines))
-        await self._outbox.acknowledge(entries)
+        self._relaying += 1
+        try:
+            async with asyncio.TaskGroup() as publishing:
+                for lines in join_entries(entries, self._batch):
+                    publishing.create_task(self._publisher.publish(lines))
+            await self._outbox.acknowledge(entries)
+        finally:
+            self._relaying -= 1
         RELAYED.inc(sum(entry.orders for entry in entries))
 
 

@@ -65,6 +65,7 @@ async def serving(settings: Settings, *arguments: str, **more: str) -> AsyncIter
         *arguments,
         env=environment_of(settings, **more),
         stderr=asyncio.subprocess.PIPE,
+        process_group=0,
     )
     log: list[str] = []
     assert process.stderr is not None
@@ -258,6 +259,25 @@ async def test_metrics_add_up_over_all_workers(
         await eventually(lambda: count('flashgrid_orders_total{status="CONFIRMED"} 10.0'))
 
 
+async def test_workers_that_die_again_and_again_leave_no_more_files_than_one(
+    settings_without_bus: Settings, http: aiohttp.ClientSession
+) -> None:
+    async with serving(settings_without_bus) as server:
+        await open_sale(http, server, 10)
+        files = set(os.listdir(worker_folder(server)))  # noqa: PTH208
+        for _ in range(3):
+            async with aiohttp.ClientSession() as fresh:
+                assert (await buy(fresh, server))[0] == 200
+            (worker,) = server.children("front-door")
+            worker.kill()
+            await eventually(partial(another, server, "front-door", worker.pid))
+        async with aiohttp.ClientSession() as fresh:
+            assert (await buy(fresh, server))[0] == 200
+            async with fresh.get(f"{server.url}/metrics") as response:
+                assert 'flashgrid_purchases_total{outcome="ACCEPTED"} 4.0' in await response.text()
+        assert set(os.listdir(worker_folder(server))) == files  # noqa: PTH208
+
+
 async def test_a_cleaner_of_the_metrics_folder_stops_neither_metrics_nor_workers(
     settings_without_bus: Settings, http: aiohttp.ClientSession
 ) -> None:
@@ -275,6 +295,24 @@ async def test_a_cleaner_of_the_metrics_folder_stops_neither_metrics_nor_workers
             async with fresh.get(f"{server.url}/metrics") as response:
                 assert 'flashgrid_purchases_total{outcome="ACCEPTED"} 1.0' in await response.text()
         assert Path(worker_folder(server)).is_relative_to(settings_without_bus.data_dir)
+
+
+async def test_what_a_killed_server_left_of_its_metrics_is_removed(settings_without_bus: Settings) -> None:
+    def folders() -> set[Path]:
+        return set(Path(settings_without_bus.data_dir).glob("flashgrid-metrics-*"))
+
+    async with serving(settings_without_bus) as killed:
+        [left] = folders()
+        stages = killed.children("front-door") + killed.children("fulfilment")
+        killed.process.kill()
+        await eventually(lambda: not any(stage.is_running() for stage in stages))
+    async with serving(settings_without_bus) as first:
+        [its] = folders() - {left}
+        async with serving(settings_without_bus):
+            assert its in folders(), "a server that lives keeps its own"
+            assert left not in folders()
+        assert await first.stop() == 0
+    assert not folders()
 
 
 def worker_folder(server: Server) -> str:

@@ -17,9 +17,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from redis.asyncio import Redis
 
 from engine.bus.connection import connect_bus
+from engine.gate.clearing import count_pending
 from engine.gate.client import connect_redis
 from engine.gate.keys import ShardKeys
-from engine.gate.pending import count_pending
 from engine.model.purchase import Outcome
 from engine.model.sale import Sale
 from simulation.bench.baselines import textbook

@@ -15,7 +15,6 @@ import numpy.typing as npt
 import pandas as pd
 
 from simulation.model.events import Recovery, Restocked
-from simulation.scenario.fault import LOSSES
 from simulation.scenario.schema import Restock, Scenario
 
 LONG_AGO: Final = -(2**62)
@@ -27,6 +26,9 @@ OTHER_CLOCK_NS: Final = 2_000_000_000
 """Most that the clocks of two machines differ, if both of them are set."""
 GRACE_S: Final = 1.0
 """How long after a recovery a straggler may still be without an answer."""
+PROMPT_NS: Final = 1_000_000_000
+"""Longest until everybody is shown what the ledger has settled, and the units of a declined payment are on
+sale again."""
 REMEMBERED_S: Final = 86_400.0
 """How long an Idempotency-Key is remembered, by the engine's contract."""
 
@@ -93,7 +95,7 @@ class Asked:
         A sale that the ledger lacks has a negative id and no `found`. One that nobody asked for has no
         `asked`: its stock is 0.
         """
-        found = sales[["sale_id", "product_id", "sold"]].astype("int64").sort_values("sale_id")
+        found = sales[["sale_id", "product_id", "sold"]].fillna(-1).astype("int64").sort_values("sale_id")
         found = found.assign(turn=found.groupby("product_id").cumcount(), found=True)
         both = self.frame.assign(asked=True).merge(found, on=["product_id", "turn"], how="outer")
         both = both.assign(
@@ -112,22 +114,18 @@ class Asked:
         kept it from its answer."""
         if self.overload:
             return np.ones(len(rows), np.bool_)
-        return self._meets(rows, self.faults)
-
-    def is_forgotten(self, rows: pd.DataFrame) -> Flags:
-        """Return for each request whether the gate may not know yet what Redis lost."""
-        return self._meets(rows, [fault for fault in self.faults if fault.kind in LOSSES])
-
-    def _meets(self, rows: pd.DataFrame, faults: Sequence[Recovery]) -> Flags:
-        """Return for each request whether it was under way in one of the faults or the recovery from it."""
         start = rows["sent_ns"].fillna(rows["intended_ns"]).to_numpy("int64")
         end = rows["done_ns"].fillna(pd.Series(start + self.timeout_ns, rows.index)).to_numpy("int64")
         meets = np.zeros(len(rows), np.bool_)
-        for fault in faults:
+        for fault in self.faults:
             back_s = self.recover_s if fault.recovered_after_s is None else fault.recovered_after_s
             until_s = fault.end_s + min(back_s, self.recover_s) + GRACE_S
             meets |= (end >= fault.start_s * 1e9) & (start <= until_s * 1e9)
         return meets
+
+    def is_slow(self, rows: pd.DataFrame) -> Flags:
+        """Return for each request whether the engine, or the machine, may be slow for a reason."""
+        return self.is_excused(rows) if self.load_valid else np.ones(len(rows), np.bool_)
 
 
 def read_asked(
@@ -139,11 +137,12 @@ def read_asked(
     target: str | None = None,
     ended_ns: int = LONG_AGO,
     load_valid: bool = True,
+    skew_s: float = 0.0,
 ) -> Asked:
     """Return what a run of the scenario asked of its engine, or of the one at `target`.
 
     `restocks` are those that were done. One that was due a second before `ended_ns`, the end of the load, was
-    asked for as well.
+    asked for as well. `skew_s` is how far the clocks of the engine's services were seen to be off.
     """
     known = target is None or "payment_decline_rate" in scenario.engine
     here = target is None or re.match(r"http://(localhost|127\.0\.0\.1|\[::1\])\b", target)
@@ -168,7 +167,7 @@ def read_asked(
         timeout_ns=scenario.driver.timeout_ms * 1_000_000,
         remembered_ns=round(float(scenario.engine.get("idempotency_s", REMEMBERED_S)) * 1e9),
         started_us=started_us,
-        clock_ns=SAME_CLOCK_NS if here else OTHER_CLOCK_NS,
+        clock_ns=(SAME_CLOCK_NS if here else OTHER_CLOCK_NS) + round(skew_s * 1e9),
     )
 
 

@@ -107,23 +107,28 @@ def _apply(rule: Rule, evidence: Evidence) -> Check:
     return make_check(name, violations, detail, meaning, chances)
 
 
-def judge_recovery(recoveries: Sequence[Recovery], within_s: float, last_s: float) -> Check:
+def judge_recovery(
+    recoveries: Sequence[Recovery], within_s: float, last_s: float, load_valid: bool = True
+) -> Check:
     """Return the check of the rule that the engine recovers from every fault by itself, in time.
 
     Nothing shows a recovery after `last_s`, when the last request was due. Such a fault counts for
     nothing, or leaves the rule not judged if the load went on for a quarter of the time that is allowed.
+    Nor is it judged if a recovery was only late, and the load not as planned.
     """
     times_s = [each.recovered_after_s for each in recoveries if each.recovered_after_s is not None]
     late = sum(time_s > within_s for time_s in times_s)
     violations = len(recoveries) - len(times_s) + late
     unseen = [each for each in recoveries if each.end_s + (each.recovered_after_s or 0) > last_s]
     long = any(last_s - each.end_s > within_s / 4 for each in unseen)
+    slow = late == violations > 0 and not load_valid
     longest = f", the longest recovery {max(times_s):.2f} s" if times_s else ""
     return make_check(
         "recovers from faults",
-        None if long and not violations else violations,
+        None if slow or (long and not violations) else violations,
         f"{len(recoveries):,} faults{longest} of at most {within_s:g} s"
-        + (f"; the load ended before {len(unseen):,} of them were seen to be over" if unseen else ""),
+        + (f"; the load ended before {len(unseen):,} of them were seen to be over" if unseen else "")
+        + ("; but the load was not as planned" if slow else ""),
         "After every fault, without anybody's help and within the time that the scenario allows (recover_s),"
         " requests are answered as before, and what waited for the ledger drains.",
         chances=len(recoveries) - len(unseen),
@@ -144,7 +149,7 @@ def verdict_in_words(checks: Sequence[Check], load_valid: bool, thresholds: Sequ
     broken = [check.name for check in checks if check.state == "broken"]
     unjudged = [check.name for check in checks if check.state == "not judged"]
     missed = [f"{each.name} ({each.detail})" for each in thresholds if each.state == "broken"]
-    unmeasured = [each.name for each in thresholds if each.state == "not judged"]
+    doubtful = [f"{each.name} ({each.detail})" for each in thresholds if each.state == "not judged"]
     asked = f"{len(thresholds)} threshold{'s' if len(thresholds) != 1 else ''}"
     words = f"{count_states(checks)}."
     if broken:
@@ -156,8 +161,8 @@ def verdict_in_words(checks: Sequence[Check], load_valid: bool, thresholds: Sequ
         words += " The driver did not keep its schedule: this is not the planned load."
     if missed:
         words += f" {len(missed)} of {asked} missed: {', '.join(missed)}."
-    elif unmeasured:
-        words += f" {len(unmeasured)} of {asked} could not be measured: {', '.join(unmeasured)}."
+    elif doubtful:
+        words += f" {len(doubtful)} of {asked} could not be judged: {', '.join(doubtful)}."
     return words
 
 

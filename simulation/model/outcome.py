@@ -66,6 +66,15 @@ def classify(status: int, body: bytes | None = None) -> tuple[str, str | None]:
     return _refusal(status, body), None
 
 
+def fits(kind: str, status: int, outcome: str) -> bool:
+    """Return whether an answer with that status, to an operation of that kind, may have that outcome."""
+    if status == 503:
+        return outcome in ("UNAVAILABLE", "UNKNOWN")
+    if kind == "buy":
+        return outcome in ("ACCEPTED", "UNKNOWN") if status == 200 else outcome == _refusal(status, None)
+    return outcome in ("SHOWN", "UNKNOWN") if status == 200 else outcome == _outcome_of_read(status)
+
+
 def result_of(outcome: str) -> str:
     """Return ok, fail or unknown: what the outcome says about the reservation."""
     return {"ACCEPTED": "ok", "SHOWN": "ok", "UNKNOWN": "unknown"}.get(outcome, "fail")

@@ -40,6 +40,8 @@ class RunFacts(msgspec.Struct, frozen=True, kw_only=True):
     driver: str = OPEN_LOOP
     """What sent the load, in words."""
     restocks: list[Restocked] = []
+    skew_s: float = 0.0
+    """Most by which the clocks of the engine's services differ from this machine's; 0 where not measured."""
     aborted: Abort | None = None
     """Why the load was stopped early."""
 

@@ -90,9 +90,9 @@ def describe(summary: Mapping[str, Any]) -> str:
         f"{summary['verdict'].upper()}: {summary['verdict_in_words']}",
         *([f"  the load is not valid: {load['reason']}"] if not load["valid"] else []),
         *(
-            f"  {check['name']} is broken: {check['detail']}"
+            f"  {check['name']} is {check['state']}: {check['detail']}"
             for check in [*summary["checks"], *summary["thresholds"]]
-            if check["state"] == "broken"
+            if check["state"] in ("broken", "not judged")
         ),
         *(f"  the {part} could not be read: {why}" for part, why in summary["unread"].items()),
         f"  load      {count(load['requests'])} requests in {summary['duration_s']:g} s,"

@@ -32,6 +32,8 @@ from simulation.target.stores import (
 )
 
 POLL_S: Final = 0.05
+LOOK_S: Final = 1.0
+"""Shortest time to look whether everything has drained."""
 READ_S: Final = 60.0
 """Longest time to read one store whole."""
 
@@ -79,8 +81,8 @@ async def await_drain(
     started = now = time.monotonic()
     empty_since = None
     try:
-        while (left_s := started + timeout_s - now) > 0:
-            counts = await read_stores(stores, left_s)
+        while now < started + timeout_s or now == started:
+            counts = await read_stores(stores, max(started + timeout_s - now, LOOK_S))
             now = time.monotonic()
             if any(counts.get(name) != 0 for name in left):
                 empty_since = None

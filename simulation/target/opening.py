@@ -1,10 +1,12 @@
 """Opening the sales of a scenario at an engine, over HTTP as an operator would."""
 
+import asyncio
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
+from uuid import uuid4
 
 import aiohttp
 import msgspec
@@ -18,6 +20,8 @@ from simulation.target.services import Services
 from simulation.target.stores import TIMEOUT_MS, connect_ledger, read_within
 
 TIMEOUT_S: Final = 30.0
+_AGAIN_S: Final = 0.5
+"""How soon a sale is asked for again while the engine can't open it."""
 _NEW_SALES: Final = Path(__file__).with_name("new_sales.sql").read_text()
 
 
@@ -60,14 +64,21 @@ async def _open_sale(session: aiohttp.ClientSession, url: str, terms: SaleTerms)
         "endsAt": terms.ends_ms,
     }
     parameters = {name: str(value) for name, value in query.items() if value is not None}
+    # One sale, however often it is asked for.
+    headers = {"Idempotency-Key": uuid4().hex}
+    until_s = time.monotonic() + TIMEOUT_S
     try:
-        async with session.post(f"{url}/purchase/init", params=parameters) as answer:
-            body = await answer.read()
-            if answer.status in (401, 403):
-                raise EngineError(f"{url} refuses to open a sale ({answer.status}): give its --admin-token")
-            if answer.status != 200:
-                raise EngineError(f"{url} answers {answer.status} to the opening of a sale: {body[:200]!r}")
-            return int(msgspec.json.decode(body)["saleId"])
+        while True:
+            async with session.post(f"{url}/purchase/init", params=parameters, headers=headers) as answer:
+                body = await answer.read()
+            if answer.status != 503 or time.monotonic() >= until_s:
+                break
+            await asyncio.sleep(_AGAIN_S)
+        if answer.status in (401, 403):
+            raise EngineError(f"{url} refuses to open a sale ({answer.status}): give its --admin-token")
+        if answer.status != 200:
+            raise EngineError(f"{url} answers {answer.status} to the opening of a sale: {body[:200]!r}")
+        return int(msgspec.json.decode(body)["saleId"])
     except (aiohttp.ClientError, TimeoutError) as error:
         raise EngineError(f"{url} can't be reached: {error or 'no answer in time'}") from None
     except (msgspec.DecodeError, KeyError, TypeError, ValueError):

@@ -5,6 +5,7 @@ A store may be down, stopped or cut off while it is read. It is then unreadable,
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -60,6 +61,35 @@ async def connect_ledger(url: str, **settings: str) -> AsyncIterator[asyncpg.Con
         yield connection
     finally:
         await connection.close()
+
+
+async def measure_skew(redis_url: str, postgres_url: str) -> float:
+    """Return the most by which the clocks of Redis and PostgreSQL may differ from this machine's, in seconds;
+    0 where they can't be read."""
+
+    async def read_redis() -> float:
+        async with connect_redis(redis_url, TIMEOUT_MS) as redis:
+            await redis.ping()
+            before = time.time()
+            seconds, micros = await redis.time()
+            return _skew(before, seconds + micros / 1e6)
+
+    async def read_postgres() -> float:
+        async with connect_ledger(postgres_url) as connection:
+            before = time.time()
+            said = await connection.fetchval("SELECT extract(epoch FROM clock_timestamp())::float8")
+            return _skew(before, said)
+
+    skews = [0.0]
+    for reading in (read_redis(), read_postgres()):
+        with contextlib.suppress(Unreadable):
+            skews.append(await read_within(reading, TIMEOUT_S))
+    return max(skews)
+
+
+def _skew(before: float, said: float) -> float:
+    """Return how far a clock was from here when it told its time, between `before` and now."""
+    return max(before - said, said - time.time(), 0.0)
 
 
 class GateStore:

@@ -354,7 +354,9 @@ def broken(checks: list[Check]) -> set[str]:
 
 
 def edited(history: pd.DataFrame, op: int, **values: object) -> pd.DataFrame:
-    """Return the history with other values in the row of `op`."""
+    """Return the history with other values in the row of `op`; the status follows the outcome."""
+    if "outcome" in values:
+        values = {"status": STATUS[str(values["outcome"])]} | values
     rows = history.astype({"outcome": "str", "result": "str"})
     for name, value in values.items():
         rows[name] = rows[name].mask(rows["op"] == op, value)

@@ -3,9 +3,8 @@ from collections.abc import Iterable
 import msgspec
 from redis.asyncio import Redis
 
-from engine.gate.clearing import Clearing
+from engine.gate.clearing import Clearing, read_pending
 from engine.gate.keys import ShardKeys, shard_of
-from engine.gate.pending import read_pending
 from engine.model.lot import Lot
 from engine.model.order import Order, OrderStatus
 from engine.model.sale import Sale

@@ -14,9 +14,9 @@ import pytest
 from prometheus_client import REGISTRY
 from redis.asyncio import Redis
 
+from engine.gate.clearing import read_pending
 from engine.gate.gate import Gate
 from engine.gate.keys import ShardKeys, shard_of
-from engine.gate.pending import read_pending
 from engine.local.stack import Stack
 from engine.model.lot import Lot, decode_lots
 from engine.model.order_id import PLACES, OrderId, make_stem, split_order_id

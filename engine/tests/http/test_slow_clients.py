@@ -34,7 +34,7 @@ async def serving(settings: Settings) -> AsyncIterator[int]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setblocking(False)
         async with asyncio.TaskGroup() as group:
-            group.create_task(run_front_door(settings, [listener], stop, ready.set))
+            group.create_task(run_front_door(settings, [listener], asyncio.Event(), stop, ready.set))
             await ready.wait()
             yield listener.getsockname()[1]
             stop.set()

@@ -15,6 +15,7 @@ from engine.ledger import migrating
 from engine.ledger.ledger import Ledger
 from engine.ledger.migrating import MIGRATIONS, Migration
 from engine.model.order import OrderStatus
+from engine.model.sale import Sale
 from engine.tests.orders import ids, make_terms, reserve
 from engine.tests.services import execute
 
@@ -74,7 +75,8 @@ async def test_a_database_from_before_migrations_is_taken_over_as_it_is(
     bare_ledger: Ledger, postgres_db: str, postgres_url: str
 ) -> None:
     await execute(postgres_db, BEFORE)
-    old = await bare_ledger.open_sale(make_terms(stock=3))
+    await execute(postgres_db, "INSERT INTO sales (product_id, stock, quantity) VALUES (1, 3, 1)")
+    old = Sale(sale_id=1, terms=make_terms(stock=3))
     lots = reserve(old, 2)
     await bare_ledger.settle(lots, {})
     generation = await bare_ledger.next_generation()

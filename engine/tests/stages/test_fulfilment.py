@@ -11,9 +11,8 @@ from redis.asyncio import Redis
 from engine.bus.publisher import Publisher
 from engine.bus.topology import PURCHASES
 from engine.errors import SettingsError
-from engine.gate.clearing import Clearing
+from engine.gate.clearing import Clearing, read_pending
 from engine.gate.outbox import Outbox
-from engine.gate.pending import read_pending
 from engine.ledger.ledger import Ledger
 from engine.local.stack import Stack
 from engine.model.lot import Lot, encode_lots

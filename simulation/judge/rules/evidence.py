@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from simulation.judge.asked import NEVER, Asked
+from simulation.judge.asked import NEVER, PROMPT_NS, Asked
 from simulation.model.outcome import TERMINAL
 from simulation.model.state import FinalState
 
@@ -18,6 +18,11 @@ BUYER: Final = ["user_id", "product_id", "key"]
 """What identifies a purchase that may be retried."""
 LIVE: Final = ["CONFIRMED", "PENDING"]
 """Orders that hold their units."""
+MOST: Final = 0.1
+"""Largest share of the requests that may be turned away, and of the units that may stay unsold, without
+a reason."""
+FEW: Final = 10
+"""Of fewer requests a share says nothing."""
 PLACES: Final = 3
 """Most ids that one breach names."""
 
@@ -52,6 +57,12 @@ class Evidence:
         return sent.assign(excused=self.asked.is_excused(sent))
 
     @cached_property
+    def operations(self) -> pd.DataFrame:
+        """All requests, purchases and reads, sent or not; `excused` as in `sent`."""
+        whole = self.history if self.reads is None else pd.concat([self.history, self.reads])
+        return whole.assign(excused=self.asked.is_excused(whole))
+
+    @cached_property
     def accepted(self) -> pd.DataFrame:
         """The requests answered ACCEPTED, retries included; `order` is the number of the order id."""
         return self.answered("ACCEPTED").assign(order=self._numbers[0])
@@ -84,12 +95,26 @@ class Evidence:
 
     @cached_property
     def orders(self) -> pd.DataFrame:
-        """The ledger's orders; `order` is the number of the order id, `accepted_ns` counts from the
-        run's start."""
+        """The ledger's orders; `order` is the number of the order id, `accepted_ns` and `settled_ns` count
+        from the run's start. A number that is missing is -1."""
         orders = read(self.state.orders, "ledger")
-        whole = dict.fromkeys(["sale_id", "product_id", "user_id", "quantity", "accepted_us"], "int64")
-        orders = orders.astype(whole).assign(key=orders["idempotency_key"].fillna(""), order=self._numbers[1])
-        return orders.assign(accepted_ns=(orders["accepted_us"] - self.asked.started_us) * 1000)
+        whole = ["sale_id", "product_id", "user_id", "quantity", "accepted_us"]
+        orders = orders.fillna(dict.fromkeys(whole, -1)).astype(dict.fromkeys(whole, "int64"))
+        times = {
+            f"{name}_ns": (orders[f"{name}_us"].astype("Int64") - self.asked.started_us) * 1000
+            for name in ("accepted", "settled")
+        }
+        return orders.assign(key=orders["idempotency_key"].fillna(""), order=self._numbers[1], **times)
+
+    @cached_property
+    def returned_ns(self) -> pd.Series:
+        """When the units of a failed order were certainly on sale again, by the number of the order; only
+        where nothing can have kept them."""
+        failed = self.orders[self.orders["status"] == "FAILED"].drop_duplicates("order")
+        settled_ns = failed.set_index("order")["settled_ns"].dropna() + self.asked.clock_ns
+        times = {"intended_ns": settled_ns, "sent_ns": settled_ns, "done_ns": settled_ns + PROMPT_NS}
+        spans = pd.DataFrame(times)
+        return spans.loc[~self.asked.is_slow(spans), "done_ns"].astype("float64")
 
     @cached_property
     def sales(self) -> pd.DataFrame:
@@ -131,14 +156,28 @@ class Evidence:
 
     @cached_property
     def bought(self) -> pd.DataFrame:
-        """The accepted purchases, each once, with `first_ns`, when it was first tried, and the sale that
-        sold to it: the one that certainly did, or else the one that the ledger names."""
+        """The accepted purchases, each once, with `first_ns`, when it was first tried, `returned_ns`, and
+        the sale that sold to it: the one that certainly did, or else the one that the ledger names."""
         bought = self.accepted.sort_values("done_ns").drop_duplicates("order").sort_index()
         first_ns = bought[BUYER].join(self.first_tries, on=BUYER)["first_ns"].fillna(bought["sent_ns"])
-        bought = bought.assign(first_ns=first_ns)
+        bought = bought.assign(first_ns=first_ns, returned_ns=bought["order"].map(self.returned_ns))
         ledger = self.orders.drop_duplicates("order").set_index("order")["sale_id"]
         certain = self.find_sale(bought, "first_ns")
         return bought.assign(certain=certain, sale_id=certain.fillna(bought["order"].map(ledger)))
+
+    @cached_property
+    def takers(self) -> pd.DataFrame:
+        """The purchases that may have taken a unit, all tries under a key as one: product_id, `sent_ns`, and
+        `end_ns`, when it was certainly taken; null where nobody knows."""
+        takers = self.sent[self.sent["result"].isin(["ok", "unknown"])]
+        takers = takers.assign(end_ns=takers["done_ns"].where(takers["result"] == "ok"))
+        keyed = takers[takers["key"] != ""].groupby(BUYER, as_index=False)[["sent_ns", "end_ns"]].min()
+        return pd.concat([takers[takers["key"] == ""], keyed])[["product_id", "sent_ns", "end_ns"]]
+
+    @cached_property
+    def held(self) -> pd.DataFrame:
+        """The requests refused with 503: each may have held a unit until then."""
+        return self.sent[self.sent["outcome"] == "UNAVAILABLE"]
 
     @cached_property
     def beyond(self) -> int:
@@ -154,6 +193,14 @@ def read(part: _Part | None, name: str) -> _Part:
     if part is None:
         raise Unknown(f"the {name} could not be read")
     return part
+
+
+def count_turned_away(requests: pd.DataFrame) -> int:
+    """Return how many of the requests were answered 503, or are without an outcome, for no reason; 0 if
+    those are no more than MOST of them, or the requests are few."""
+    judged = requests[~requests["excused"]]
+    away = int(judged["outcome"].isin(["UNAVAILABLE", "UNKNOWN"]).sum())
+    return away if len(judged) >= FEW and away > MOST * len(judged) else 0
 
 
 class Finding(NamedTuple):

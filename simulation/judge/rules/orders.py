@@ -2,17 +2,28 @@
 
 import pandas as pd
 
-from simulation.judge.rules.evidence import BUYER, LIVE, Breach, Evidence, Finding, Unknown, find, read
+from simulation.judge.asked import GRACE_S
+from simulation.judge.rules.evidence import (
+    BUYER,
+    LIVE,
+    Breach,
+    Evidence,
+    Finding,
+    Unknown,
+    count_turned_away,
+    find,
+    read,
+)
 from simulation.model.outcome import TERMINAL
 
 
 def accepted_is_settled(evidence: Evidence) -> Finding:
     """No accepted purchase is lost. Every purchase answered ACCEPTED is in the ledger exactly once, for
-    its buyer, its product and the sale that was open, as accepted while its request was under way, and
-    has reached its end: CONFIRMED, FAILED or REJECTED."""
-    answers = evidence.accepted[["order", "order_id", "user_id", "product_id"]].drop_duplicates()
+    its buyer, its product, its Idempotency-Key and the sale that was open, as accepted while its request was
+    under way, and has reached its end afterwards: CONFIRMED, FAILED or REJECTED."""
+    answers = evidence.accepted[["order", "order_id", *BUYER]].drop_duplicates()
     orders, slack_ns = evidence.orders, evidence.asked.clock_ns + 1_000_000
-    held = orders[["order", "user_id", "product_id", "sale_id", "status", "accepted_ns"]]
+    held = orders[["order", *BUYER, "sale_id", "status", "accepted_ns", "settled_ns"]]
     found = answers.merge(held, on="order", how="left", suffixes=("", "_ledger"))
     # A request that is answered again under its key names its first acceptance.
     bought = evidence.bought.set_index("order")[["first_ns", "done_ns", "certain"]]
@@ -20,22 +31,23 @@ def accepted_is_settled(evidence: Evidence) -> Finding:
     ids, status = found["order_id"], found["status"]
     lost = status.isna()
     unsettled = ~lost & ~status.isin(TERMINAL)
-    moved = (found["user_id"] != found["user_id_ledger"]) | (
-        found["product_id"] != found["product_id_ledger"]
-    )
+    moved = (found[BUYER] != found[[f"{name}_ledger" for name in BUYER]].set_axis(BUYER, axis=1)).any(axis=1)
     elsewhere = found["certain"].notna() & (found["sale_id"] != found["certain"]) & ~lost
     early = found["accepted_ns"] < found["first_ns"].astype("float64") - slack_ns
     late = found["accepted_ns"] > found["done_ns"].astype("float64") + slack_ns
+    # By two clocks, of gate and ledger.
+    hasty = found["settled_ns"].astype("float64") < found["accepted_ns"] - 2 * slack_ns
     repeated = orders["order"].duplicated()
     return find(
         f"{len(answers):,} accepted purchases looked up",
         Breach(lost.sum(), "are not in the ledger", "order", ids[lost]),
         Breach(unsettled.sum(), "have not come to an end", "order", ids[unsettled]),
-        Breach((~lost & moved).sum(), "belong to another buyer or product", "order", ids[~lost & moved]),
+        Breach((~lost & moved).sum(), "belong to another buyer, product or key", "order", ids[~lost & moved]),
         Breach(elsewhere.sum(), "belong to another sale than the open one", "order", ids[elsewhere]),
         Breach(
             (early | late).sum(), "were accepted before or after their requests", "order", ids[early | late]
         ),
+        Breach(hasty.sum(), "were settled before they were accepted", "order", ids[hasty]),
         Breach(repeated.sum(), "are in the ledger more than once", "order", orders.loc[repeated, "order_id"]),
         chances=len(answers),
     )
@@ -64,14 +76,25 @@ def order_ids_are_unique(evidence: Evidence) -> Finding:
 
 def no_phantom_orders(evidence: Evidence) -> Finding:
     """Every order in the ledger was asked for. Either its buyer was told ACCEPTED, or it belongs to a request
-    whose outcome the client never learnt: one such request of that buyer, product and key for each order."""
-    orders = evidence.orders
+    whose outcome the client never learnt: one such request of that buyer, product and key for each order,
+    sent before the order was accepted, and not long before, unless a fault or an overload held it back."""
+    asked, orders = evidence.asked, evidence.orders
     unanswered = orders[~orders["order"].isin(evidence.accepted["order"])]
     placed = unanswered.groupby(BUYER).size()
-    asked = evidence.unknown.groupby(BUYER).size().reindex(placed.index, fill_value=0)
-    excess = (placed - asked).clip(lower=0)
-    phantoms = int(excess.sum())
-    strange = pd.MultiIndex.from_frame(unanswered[BUYER]).isin(excess.index[excess > 0])
+    tries = evidence.unknown.groupby(BUYER)["sent_ns"].agg(["size", "min", "max"]).reindex(placed.index)
+    excess = (placed - tries["size"].fillna(0)).clip(lower=0)
+    tried = unanswered[[*BUYER, "accepted_ns"]].join(tries.astype("float64"), on=BUYER)
+    accepted_ns, slack_ns = tried["accepted_ns"], asked.clock_ns + 1_000_000
+    patience_ns = asked.timeout_ns + slack_ns + round(GRACE_S * 1e9)
+    times = {
+        "intended_ns": accepted_ns - patience_ns,
+        "sent_ns": accepted_ns - patience_ns,
+        "done_ns": accepted_ns,
+    }
+    late = (accepted_ns > tried["max"] + patience_ns) & ~asked.is_slow(pd.DataFrame(times))
+    untimely = (accepted_ns < tried["min"] - slack_ns) | late
+    phantoms = int(excess.sum() + untimely.sum())
+    strange = untimely | pd.MultiIndex.from_frame(unanswered[BUYER]).isin(excess.index[excess > 0])
     return find(
         f"{len(unanswered):,} of {len(orders):,} orders have no accepted answer"
         + (f"; {len(unanswered) - phantoms:,} explained by an unknown outcome" if len(unanswered) else ""),
@@ -98,7 +121,7 @@ def a_key_buys_once(evidence: Evidence) -> Finding:
 def a_key_tells_the_truth(evidence: Evidence) -> Finding:
     """As long as an Idempotency-Key is remembered, whoever asks again under it hears of the order that
     it placed. Once an order is accepted that is confirmed or still waits, no later request under its key
-    is refused, for whatever reason."""
+    is refused, for whatever reason, and no more than one in ten of them is turned away without a reason."""
     asked, orders = evidence.asked, evidence.orders
     placed = orders[(orders["key"] != "") & orders["status"].isin(LIVE)]
     accepted = evidence.accepted[(evidence.accepted["key"] != "")]
@@ -117,6 +140,7 @@ def a_key_tells_the_truth(evidence: Evidence) -> Finding:
     return find(
         f"{len(later):,} requests under the key of an order that lives",
         Breach(len(wrong), "were refused", "op", wrong["op"]),
+        Breach(count_turned_away(later.assign(excused=asked.is_slow(later))), "were turned away"),
         chances=len(later),
     )
 

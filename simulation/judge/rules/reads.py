@@ -2,27 +2,38 @@
 
 import pandas as pd
 
-from simulation.judge.asked import NEVER
-from simulation.judge.rules.evidence import BUYER, Breach, Evidence, Finding, find
+from simulation.judge.asked import NEVER, PROMPT_NS
+from simulation.judge.rules.evidence import Breach, Evidence, Finding, count_turned_away, find
 from simulation.model.outcome import TERMINAL
 
 
 def reads_are_true(evidence: Evidence) -> Finding:
-    """What clients are shown is true. An accepted order is found from then on (except while the engine
-    recovers from a loss of Redis' memory), its status never changes once it is final, and that status is
-    the ledger's. A stock is never negative, it adds up to what was asked for, and no unit is missing from it
-    before a purchase can have taken that unit: every accepted purchase and every unknown outcome counts from
-    the moment at which it was sent."""
+    """What clients are shown is true. An accepted order is never denied, also after a loss of Redis' memory;
+    its status never changes once it is final, and that status is the ledger's, a second after the ledger
+    settled it at the latest. A stock is never negative, it adds up to what was asked for, and no unit is
+    missing from it before a purchase can have taken that unit: every accepted purchase and every unknown
+    outcome counts from the moment at which it was sent. A second after a purchase was accepted its unit is
+    missing. No read is called invalid, and no more than one in ten is turned away without a reason."""
     reads = evidence.reads
     if reads is None or reads.empty:
         return Finding(0, "no reads", 0)
+    reads = reads.assign(excused=evidence.asked.is_slow(reads))
     orders, stocks = (reads[reads["kind"] == kind] for kind in ("order", "stock"))
     judged = f"{len(orders):,} reads of orders and {len(stocks):,} of stock judged"
-    said = [*_judge_statuses(orders, evidence), *_judge_sums(stocks)]
+    said = [*_judge_answers(orders, stocks), *_judge_statuses(orders, evidence), *_judge_sums(stocks)]
     # Where these are broken, nothing more has to be known.
     if not any(breach.times for breach in said):
-        said = [_compare_with_ledger(orders, evidence), *_compare_with_sales(stocks, evidence)]
+        said = [*_compare_with_ledger(orders, evidence), *_compare_with_sales(stocks, evidence)]
     return find(judged, *said, chances=len(reads))
+
+
+def _judge_answers(*kinds: pd.DataFrame) -> list[Breach]:
+    """Judge whether reads were answered at all, each kind by itself."""
+    invalid = pd.concat([reads.loc[reads["outcome"] == "INVALID", "op"] for reads in kinds])
+    return [
+        Breach(len(invalid), "valid reads were called invalid", "op", invalid),
+        *(Breach(count_turned_away(reads), "reads of a kind were turned away") for reads in kinds),
+    ]
 
 
 def _judge_statuses(orders: pd.DataFrame, evidence: Evidence) -> list[Breach]:
@@ -30,8 +41,6 @@ def _judge_statuses(orders: pd.DataFrame, evidence: Evidence) -> list[Breach]:
     ids, status = orders["order_id"], orders["order_status"]
     accepted_ns = ids.map(evidence.accepted.groupby("order_id")["done_ns"].min())
     denied = (orders["outcome"] == "NOT_FOUND") & (orders["sent_ns"] > accepted_ns).fillna(False)
-    # An order that Redis lost, and the ledger does not have yet, is found again once it is settled.
-    denied &= ~evidence.asked.is_forgotten(orders)
     is_final = status.isin(TERMINAL)
     final_ns = ids.map(orders[is_final].groupby("order_id")["done_ns"].min())
     back = (status == "PENDING") & (orders["sent_ns"] > final_ns).fillna(False)
@@ -56,55 +65,62 @@ def _judge_sums(stocks: pd.DataFrame) -> list[Breach]:
     ]
 
 
-def _compare_with_ledger(orders: pd.DataFrame, evidence: Evidence) -> Breach:
+def _compare_with_ledger(orders: pd.DataFrame, evidence: Evidence) -> list[Breach]:
     final = orders[orders["order_status"].isin(TERMINAL)]
-    ledger = evidence.orders.drop_duplicates("order_id").set_index("order_id")["status"]
-    wrong = final.loc[final["order_status"] != final["order_id"].map(ledger), "order_id"]
-    return Breach(len(wrong), "final statuses are not the ledger's", "order", wrong)
+    ledger = evidence.orders.drop_duplicates("order_id").set_index("order_id")
+    wrong = final.loc[final["order_status"] != final["order_id"].map(ledger["status"]), "order_id"]
+    waiting = orders[(orders["order_status"] == "PENDING") & ~orders["excused"]]
+    shown_ns = waiting["order_id"].map(ledger["settled_ns"]).astype("float64") + evidence.asked.clock_ns
+    stale = waiting.loc[waiting["sent_ns"].astype("float64") > shown_ns + PROMPT_NS, "order_id"]
+    return [
+        Breach(len(wrong), "final statuses are not the ledger's", "order", wrong),
+        Breach(len(stale), "statuses were PENDING long after the order was settled", "order", stale),
+    ]
 
 
 def _compare_with_sales(stocks: pd.DataFrame, evidence: Evidence) -> list[Breach]:
     """Judge what reads said of stock by the sales that may have been the current one."""
     sales = _list_sales(evidence)
+    bought = evidence.bought
     missing = (stocks["outcome"] == "NOT_FOUND") & stocks["product_id"].isin(sales["product_id"])
     shown = stocks[(stocks["outcome"] == "SHOWN") & stocks["product_id"].isin(sales["product_id"])]
-    pairs = shown[["op", "product_id", "sent_ns", "done_ns", "initial", "remaining"]].merge(
-        sales, on="product_id"
-    )
+    names = ["op", "product_id", "sent_ns", "done_ns", "initial", "remaining", "excused"]
+    pairs = shown[names].merge(sales, on="product_id")
     pairs = pairs[(pairs["done_ns"] >= pairs["first_ns"]) & (pairs["sent_ns"] <= pairs["last_ns"])]
     fitting = pairs[pairs["initial"] == pairs["stock"]].reset_index(drop=True)
-    least = fitting["stock"] - fitting["quantity"] * _count_takers(fitting, evidence)
+    back = _count_until(fitting, fitting["sent_ns"], bought, "returned_ns", by="sale_id")
+    least = fitting["stock"] - fitting["quantity"] * (_count_takers(fitting, evidence) - back)
+    # All that was ever given back may have been given back by then.
+    gone = _count_until(fitting, fitting["sent_ns"] - PROMPT_NS, bought, "done_ns", by="sale_id")
+    most = fitting["stock"] - fitting["quantity"] * gone + fitting["FAILED"]
     enough = fitting.loc[fitting["remaining"] >= least, "op"]
+    few = fitting.loc[(fitting["remaining"] <= most) | fitting["excused"], "op"]
     strange = shown.loc[~shown["op"].isin(fitting["op"]), "op"]
     short = shown.loc[shown["op"].isin(fitting["op"]) & ~shown["op"].isin(enough), "op"]
+    stale = shown.loc[shown["op"].isin(fitting["op"]) & ~shown["op"].isin(few), "op"]
     return [
         Breach(missing.sum(), "products on sale were denied", "op", stocks.loc[missing, "op"]),
         Breach(len(strange), "stocks are not what was asked for", "op", strange),
         Breach(len(short), "stocks lack units that nobody can have taken", "op", short),
+        Breach(len(stale), "stocks show units that were sold long before", "op", stale),
     ]
 
 
 def _list_sales(evidence: Evidence) -> pd.DataFrame:
-    """Return product_id, stock and quantity of each sale, when it may have been the current one for the first
-    time, and for the last time, in ns."""
-    sales = evidence.asked.frame
+    """Return for each sale sale_id, product_id, stock, quantity and its units of failed orders, and when it
+    may have been the current one for the first time, and for the last time, in ns."""
+    sales = evidence.asked_sales.reset_index().sort_values("turn")
     last_ns = sales.groupby("product_id")["from_ns"].shift(-1, fill_value=NEVER)
     times = {"first_ns": sales["asked_ns"], "last_ns": last_ns}
-    found: pd.DataFrame = sales[["product_id", "stock", "quantity"]].assign(**times).astype("int64")
+    names = ["sale_id", "product_id", "stock", "quantity", "FAILED"]
+    found: pd.DataFrame = sales[names].assign(**times).astype("int64")
     return found
 
 
 def _count_takers(pairs: pd.DataFrame, evidence: Evidence) -> "pd.Series[int]":
     """Return for each pair of a read and a sale the purchases that may have held units of the sale when the
     read was answered."""
-    history = evidence.history
-    takers = history[history["result"].isin(["ok", "unknown"]) & history["sent_ns"].notna()]
-    takers = takers.assign(end_ns=takers["done_ns"].where(takers["result"] == "ok"))
-    # All tries under a key are one purchase.
-    keyed = takers[takers["key"] != ""].groupby(BUYER, as_index=False)[["sent_ns", "end_ns"]].min()
-    takers = pd.concat([takers[takers["key"] == ""], keyed])
-    # Whoever is refused with 503 may have held a unit until then.
-    held = history[(history["outcome"] == "UNAVAILABLE") & history["sent_ns"].notna()]
+    takers, held = evidence.takers, evidence.held
     return (
         _count_until(pairs, pairs["done_ns"], takers, "sent_ns")
         - _count_until(pairs, pairs["first_ns"] - 1, takers, "end_ns")
@@ -114,13 +130,16 @@ def _count_takers(pairs: pd.DataFrame, evidence: Evidence) -> "pd.Series[int]":
 
 
 def _count_until(
-    pairs: pd.DataFrame, moments_ns: "pd.Series[int]", requests: pd.DataFrame, name: str
+    pairs: pd.DataFrame,
+    moments_ns: "pd.Series[int]",
+    requests: pd.DataFrame,
+    name: str,
+    by: str = "product_id",
 ) -> "pd.Series[int]":
-    """Return for each pair how many requests for its product had their time `name` by its moment."""
-    events = requests[["product_id", name]].dropna().astype("int64").sort_values(name)
-    events["count"] = events.groupby("product_id").cumcount() + 1
-    asked = pairs[["product_id"]].assign(moment_ns=moments_ns.astype("int64"), row=pairs.index)
-    found = pd.merge_asof(
-        asked.sort_values("moment_ns"), events, left_on="moment_ns", right_on=name, by="product_id"
-    )
+    """Return for each pair how many requests for its product, or its sale, had their time `name` by its
+    moment."""
+    events = requests[[by, name]].dropna().astype("int64").sort_values(name)
+    events["count"] = events.groupby(by).cumcount() + 1
+    asked = pairs[[by]].assign(moment_ns=moments_ns.astype("int64"), row=pairs.index)
+    found = pd.merge_asof(asked.sort_values("moment_ns"), events, left_on="moment_ns", right_on=name, by=by)
     return found.set_index("row")["count"].reindex(pairs.index).fillna(0).astype("int64")

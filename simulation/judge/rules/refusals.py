@@ -11,13 +11,16 @@ def sold_out_means_sold_out(evidence: Evidence) -> Finding:
     """Nobody is told SOLD_OUT while units are left. No purchase that begins after such an answer is
     accepted by the same sale, unless units that came back from declined payments explain it. And when
     the answer is given, the purchases that had begun could have taken the whole stock that was asked
-    for. If a product was restocked, each of its sales is judged by the answers that are certainly its
-    own."""
+    for, without those whose units had come back by then, and so could those that had begun since a read
+    showed the stock. If a product was restocked, each of its sales is judged by the answers that are
+    certainly its own."""
     sales = evidence.asked_sales
     answers = evidence.answered("SOLD_OUT")
     answers = answers.assign(sale_id=evidence.find_sale(answers)).dropna(subset=["sale_id", "done_ns"])
-    answers = answers[["op", "sale_id", "product_id", "done_ns"]].astype("int64")
-    bought = evidence.bought[["product_id", "sale_id", "first_ns"]]
+    answers = answers[["op", "sale_id", "product_id", "intended_ns", "sent_ns", "done_ns"]].astype("int64")
+    # A gate that has lost its memory may not know yet what came back, nor what it showed.
+    sure = ~evidence.asked.is_slow(answers)
+    bought = evidence.bought[["product_id", "sale_id", "first_ns", "returned_ns"]]
     sale = answers["sale_id"]
     quantity = sale.map(sales["quantity"])
 
@@ -30,13 +33,44 @@ def sold_out_means_sold_out(evidence: Evidence) -> Finding:
     begun = _count(answers, bought.dropna(subset="sale_id"), "sale_id")
     begun += _count(answers, bought[bought["sale_id"].isna()], "product_id")
     begun += _count(answers, _find_unknown(evidence), "product_id")
+    back = bought.dropna(subset=["sale_id", "returned_ns"])
+    begun -= _count(answers, back, "sale_id", of="returned_ns", at="sent_ns") * sure
     early = ~wrong & (begun * quantity <= sale.map(sales["stock"]) - quantity)
+    early |= ~wrong & sure & _shown_otherwise(answers, evidence)
     return find(
         f"{len(answers):,} SOLD_OUT answers judged",
         Breach(wrong.sum(), "came while units were left", "op", answers.loc[wrong, "op"]),
-        Breach(early.sum(), "came before so many units could be gone", "op", answers.loc[early, "op"]),
+        Breach(early.sum(), "came while so many units could not be gone", "op", answers.loc[early, "op"]),
         chances=len(answers),
     )
+
+
+def _shown_otherwise(answers: pd.DataFrame, evidence: Evidence) -> pd.Series:
+    """Return for each answer whether reads of the stock show that it can't have been gone until then.
+
+    From a read until the end of the next one, no more can have been gone than the read showed, and what the
+    purchases took that were under way in between. So it was before the first read, and after the last one.
+    """
+    wrong = pd.Series(False, answers.index)
+    reads = evidence.operations[evidence.operations["outcome"] == "SHOWN"]
+    reads = reads[reads["remaining"].notna() & ~reads["excused"]].sort_values("sent_ns")
+    reads = reads.assign(sale_id=evidence.find_sale(reads))
+    takers = pd.concat([evidence.takers, evidence.held.assign(end_ns=evidence.held["done_ns"])])
+    for sale_id, seen in reads.groupby("sale_id"):
+        sale, mine = evidence.asked_sales.loc[sale_id], answers[answers["sale_id"] == sale_id]
+        taking = takers[takers["product_id"] == sale["product_id"]]
+        began, ended = (np.sort(taking[name].dropna().to_numpy("int64")) for name in ("sent_ns", "end_ns"))
+        # The moment of the opening is like a read that shows the whole stock.
+        sent_ns = np.append(sale["asked_ns"], seen["sent_ns"].to_numpy("int64"))
+        gone = np.append(0, (sale["stock"] - seen["remaining"]).to_numpy("int64"))
+        before = np.searchsorted(ended, sent_ns)
+        until = np.searchsorted(began, seen["done_ns"].to_numpy("int64"), side="right")
+        most = np.maximum.accumulate(gone[:-1] + sale["quantity"] * (until - before[:-1]))
+        last = np.searchsorted(sent_ns, mine["done_ns"], side="right") - 1
+        since = np.searchsorted(began, mine["done_ns"], side="right") - before[last]
+        bound = np.maximum(gone[last] + sale["quantity"] * since, np.append(0, most)[last])
+        wrong[mine.index] = bound <= sale["stock"] - sale["quantity"]
+    return wrong
 
 
 def _find_unknown(evidence: Evidence) -> pd.DataFrame:
@@ -50,12 +84,20 @@ def _find_unknown(evidence: Evidence) -> pd.DataFrame:
     return once.rename(columns={"sent_ns": "first_ns"})
 
 
-def _count(answers: pd.DataFrame, purchases: pd.DataFrame, by: str, *, later: bool = False) -> pd.Series:
-    """Return for each answer the purchases of the same sale or product that began before it was given,
-    or `later`."""
+def _count(
+    answers: pd.DataFrame,
+    purchases: pd.DataFrame,
+    by: str,
+    *,
+    of: str = "first_ns",
+    at: str = "done_ns",
+    later: bool = False,
+) -> pd.Series:
+    """Return for each answer the purchases of the same sale or product that began (`of`) before it was
+    given (`at`), or `later`."""
     counts = pd.Series(0, answers.index)
-    begun = {key: np.sort(group.to_numpy("int64")) for key, group in purchases.groupby(by)["first_ns"]}
-    for key, group in answers.groupby(by)["done_ns"]:
+    begun = {key: np.sort(group.to_numpy("int64")) for key, group in purchases.groupby(by)[of]}
+    for key, group in answers.groupby(by)[at]:
         starts = begun.get(key, np.empty(0, np.int64))
         if later:
             counts[group.index] = len(starts) - np.searchsorted(starts, group.to_numpy(), side="right")
@@ -66,7 +108,8 @@ def _count(answers: pd.DataFrame, purchases: pd.DataFrame, by: str, *, later: bo
 
 def refusals_are_true(evidence: Evidence) -> Finding:
     """Every other refusal is true, by the terms that were asked for and the time of the answer.
-    LIMIT_REACHED goes only to a buyer who may have reached the sale's limit by then; NOT_STARTED comes
+    LIMIT_REACHED goes only to a buyer who may have reached the sale's limit by then, without purchases whose
+    payment was declined before; NOT_STARTED comes
     only before the sale's start, and never after a purchase of that sale; SALE_ENDED comes only after
     its end; UNKNOWN_PRODUCT never occurs for a product on sale; INVALID never occurs, because every
     request is valid."""
@@ -103,9 +146,11 @@ def _may_have_reached(evidence: Evidence, refused: pd.DataFrame, sale: pd.Series
     """Return for each request told LIMIT_REACHED whether its buyer may have had as many units by then."""
     sales = evidence.asked_sales
     limited = refused[refused["outcome"] == "LIMIT_REACHED"]
-    bought = evidence.bought[["user_id", "product_id", "sale_id", "first_ns"]]
+    bought = evidence.bought[["user_id", "product_id", "sale_id", "first_ns", "returned_ns"]]
     tries = pd.concat([bought, _find_unknown(evidence).reindex(columns=bought.columns)], ignore_index=True)
-    pairs = limited[["op", "user_id", "product_id", "done_ns"]].assign(sale_id=sale)
+    pairs = limited[["op", "user_id", "product_id", "sent_ns", "done_ns"]].assign(
+        sale_id=sale[limited.index], slow=evidence.asked.is_slow(limited)
+    )
     pairs = pairs.merge(tries, on=["user_id", "product_id"], suffixes=("", "_bought"))
     same = (
         pairs["sale_id"].isna()
@@ -113,7 +158,8 @@ def _may_have_reached(evidence: Evidence, refused: pd.DataFrame, sale: pd.Series
         | (pairs["sale_id"] == pairs["sale_id_bought"])
     )
     before = (pairs["first_ns"] <= pairs["done_ns"]).fillna(True).astype(bool)
-    counts = limited["op"].map(pairs[same & before].groupby("op").size()).fillna(0)
+    back = (pairs["returned_ns"] < pairs["sent_ns"].astype("float64")).fillna(False)
+    counts = limited["op"].map(pairs[same & before & ~(back & ~pairs["slow"])].groupby("op").size()).fillna(0)
     terms = sales.dropna(subset="user_limit").astype({"user_limit": "float64"})
     least = terms.groupby("product_id")[["user_limit", "quantity"]].min()
     limits = pd.DataFrame(

@@ -1,37 +1,58 @@
 """Rules about the service itself: every request is answered, and whoever asks for a unit can buy."""
 
-from typing import Final
+import pandas as pd
 
-from simulation.judge.rules.evidence import LIVE, Breach, Evidence, Finding, Unknown, find
-
-MOST: Final = 0.1
-"""Largest share of the requests that may be turned away, and of the units that may stay unsold, without
-a reason."""
+from simulation.judge.asked import GRACE_S
+from simulation.judge.rules.evidence import (
+    BUYER,
+    LIVE,
+    MOST,
+    Breach,
+    Evidence,
+    Finding,
+    Unknown,
+    count_turned_away,
+    find,
+)
+from simulation.model.outcome import fits
 
 
 def no_server_errors(evidence: Evidence) -> Finding:
-    """Every request is answered in the words of the contract. A server error other than 503, and an
-    answer that can't be read, are never right. A request without an answer, and a connection that is
-    refused, are right only while a fault lasts or is recovered from, or under an overload that the
-    scenario means."""
-    sent, asked = evidence.sent, evidence.asked
+    """Every request, purchase or read, is answered in the words of the contract. A server error other
+    than 503, an answer that can't be read, and one whose status says something else, are never right. A
+    request without an answer in time, and a connection that is refused, are right only while a fault lasts or
+    is recovered from, or under an overload that the scenario means."""
+    asked, asks = evidence.asked, evidence.operations
+    sent, unsent = asks[asks["sent_ns"].notna()], asks[asks["sent_ns"].isna() & asks["done_ns"].notna()]
     error = (sent["status"] >= 500) & (sent["status"] != 503)
-    unread = ~error & sent["done_ns"].notna() & (sent["outcome"] == "UNKNOWN") & (sent["status"] != 503)
-    silent = sent["done_ns"].isna() & ~sent["excused"]
-    unsent = evidence.history[evidence.history["sent_ns"].isna() & evidence.history["done_ns"].notna()]
-    refused = unsent[~asked.is_excused(unsent)]
+    answered = sent["done_ns"].notna()
+    unread = ~error & answered & (sent["outcome"] == "UNKNOWN") & (sent["status"] != 503)
+    strange = ~error & ~unread & answered & ~_fit(sent)
+    took_ns = sent["done_ns"] - sent["sent_ns"] - 2 * sent["unsure_ns"]
+    late = (took_ns > asked.timeout_ns + GRACE_S * 1e9).fillna(True)
+    silent = late & ~sent["excused"]
+    refused = unsent[~unsent["excused"]]
     found = find(
         f"{len(sent) + len(unsent):,} requests; for a reason without an answer:"
-        f" {(sent['done_ns'].isna() & sent['excused']).sum():,}",
+        f" {(late & sent['excused']).sum():,}",
         Breach(error.sum(), "server errors other than 503", "op", sent.loc[error, "op"]),
         Breach(unread.sum(), "answers that can't be read", "op", sent.loc[unread, "op"]),
+        Breach(strange.sum(), "answers whose status says something else", "op", sent.loc[strange, "op"]),
         Breach(silent.sum(), "without an answer and without a reason", "op", sent.loc[silent, "op"]),
         Breach(len(refused), "connections refused without a reason", "op", refused["op"]),
         chances=len(sent) + len(unsent),
     )
-    if found.violations and not error.any() and not unread.any() and not asked.load_valid:
+    if found.violations and not (error | unread | strange).any() and not asked.load_valid:
         raise Unknown(f"{found.detail}; but the load was not as planned")
     return found
+
+
+def _fit(answered: pd.DataFrame) -> pd.Series:
+    """Return for each answer whether its status may mean its outcome."""
+    names = ["kind", "status", "outcome"]
+    words = answered[names].drop_duplicates()
+    fit = {tuple(row): fits(*row) for row in words.itertuples(index=False)}
+    return pd.Series(pd.MultiIndex.from_frame(answered[names]).map(fit), answered.index).astype("bool")
 
 
 def the_sale_happened(evidence: Evidence) -> Finding:
@@ -39,14 +60,15 @@ def the_sale_happened(evidence: Evidence) -> Finding:
     requests is turned away with 503, or left without an outcome, and no more than one in ten units that
     somebody asks for stays unsold, apart from faults and an overload that the scenario means."""
     sales, sent = evidence.asked_sales, evidence.sent
-    judged = sent[~sent["excused"]]
-    away = judged[judged["outcome"].isin(["UNAVAILABLE", "UNKNOWN"])]
-    many = len(away) if len(away) > MOST * len(judged) else 0
+    many = count_turned_away(sent)
 
     wanting = sent[sent["outcome"].isin(["ACCEPTED", "SOLD_OUT", "UNAVAILABLE", "UNKNOWN"])]
     wanting = wanting.assign(sale_id=evidence.find_sale(wanting)).dropna(subset="sale_id")
     clients = wanting.drop_duplicates("first_op")["sale_id"].value_counts()
-    certain = wanting[~wanting["excused"] | (wanting["outcome"] == "ACCEPTED")]
+    sure = ~wanting["excused"]
+    certain = wanting[sure | (wanting["outcome"] == "ACCEPTED")]
+    # All requests under a key are one purchase.
+    certain = certain[(certain["key"] == "") | ~certain.duplicated(BUYER)]
     wanted = certain.drop_duplicates("first_op")["sale_id"].value_counts().reindex(sales.index, fill_value=0)
     most = sales["stock"] // sales["quantity"]
     sold = sales[[*LIVE, "FAILED"]].sum(axis=1) // sales["quantity"]
@@ -55,9 +77,9 @@ def the_sale_happened(evidence: Evidence) -> Finding:
     tried = clients.reindex(sales.index, fill_value=0).clip(upper=most) > 0
     found = find(
         f"{sold.sum():,} purchases of {expected.sum():,} that were possible, in {tried.sum():,} sales",
-        Breach(many, "requests turned away without a reason", "op", away["op"]),
+        Breach(many, "requests turned away without a reason"),
         Breach(short.sum(), "of them did not happen", "sale", short.index[short > 0]),
-        chances=tried.sum(),
+        chances=(tried & sales.index.isin(wanting.loc[sure, "sale_id"])).sum(),
     )
     if many and not short.any() and not evidence.asked.load_valid:
         raise Unknown(f"{found.detail}; but the load was not as planned")

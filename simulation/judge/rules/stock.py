@@ -52,8 +52,8 @@ def units_are_conserved(evidence: Evidence) -> Finding:
 
 
 def nothing_is_stranded(evidence: Evidence) -> Finding:
-    """Once the load is over, everything drains: no reservation waits to be settled, and the outbox and the
-    queue are empty."""
+    """Once the load is over, everything drains within the time that the scenario allows (drain_s): no
+    reservation waits to be settled, the outbox and the queue are empty, and the gate is open."""
     state = evidence.state
     left = {
         "pending reservations": None if state.pending is None else len(state.pending),
@@ -65,7 +65,12 @@ def nothing_is_stranded(evidence: Evidence) -> Finding:
         for name, count in left.items():
             read(count, f"number of {name}")
     detail = ", ".join(f"{count:,} {name}" for name, count in left.items() if count is not None)
-    return find(detail, Breach(stranded, "left"), chances=len(evidence.accepted) + len(evidence.unknown))
+    tardy = not stranded and state.drained_s is None
+    breaches = (
+        Breach(stranded, "left"),
+        Breach(tardy, "time not drained, or the gate not open, until the end"),
+    )
+    return find(detail, *breaches, chances=len(evidence.accepted) + len(evidence.unknown))
 
 
 def user_limit_is_kept(evidence: Evidence) -> Finding:

@@ -11,6 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from simulation.judge.verdict import verdict
+from simulation.model.history import make_history
 from simulation.tests.histories import (
     Ask,
     Played,
@@ -171,22 +172,20 @@ def test_a_million_requests_are_judged() -> None:
     ids = np.arange(count)
     won = ids < stock
     order_ids = pd.Series([f"{i:032x}" for i in range(stock)], dtype="str")
-    history = pd.DataFrame(
+    history = make_history(
         {
             "op": ids,
             "user_id": ids,
             "product_id": 1,
-            "key": pd.Series([None] * count, dtype="str"),
-            "attempt": 0,
-            "first_op": ids,
+            "key": None,
+            "driver": 0,
             "intended_ns": ids,
-            "sent_ns": pd.array(ids, dtype="Int64"),
-            "done_ns": pd.array(ids + 5, dtype="Int64"),
-            "status": pd.array(np.where(won, 200, 429), dtype="int16"),
-            "outcome": pd.Categorical(np.where(won, "ACCEPTED", "SOLD_OUT")),
-            "result": pd.Categorical(np.where(won, "ok", "fail")),
+            "sent_ns": ids,
+            "done_ns": ids + 5,
+            "status": np.where(won, 200, 429),
+            "outcome": np.where(won, "ACCEPTED", "SOLD_OUT"),
+            "result": np.where(won, "ok", "fail"),
             "order_id": order_ids.reindex(ids),
-            "unsure_ns": 0,
         }
     )
     _, state = play([], [Terms(stock=stock)])

@@ -114,8 +114,8 @@ async def test_no_wrong_decoder_of_the_engine_can_fool_it(
     for name in (
         "engine.gate.keys.ShardKeys.sale",
         "engine.gate.keys.shard_of",
-        "engine.gate.pending.count_pending",
-        "engine.gate.pending.read_pending",
+        "engine.gate.clearing.count_pending",
+        "engine.gate.clearing.read_pending",
         "engine.gate.fence.read_generations",
         "engine.model.order_id.split_order_id",
     ):

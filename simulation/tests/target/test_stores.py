@@ -16,6 +16,7 @@ from simulation.target.stores import (
     LedgerStore,
     Store,
     close_stores,
+    measure_skew,
     read_stores,
     read_within,
 )
@@ -72,6 +73,13 @@ async def test_a_cancellation_of_the_reader_is_its_own() -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+async def test_the_clocks_of_this_machine_agree(settings_without_bus: Settings) -> None:
+    assert settings_without_bus.redis_url is not None
+    assert settings_without_bus.postgres_url is not None
+    assert await measure_skew(settings_without_bus.redis_url, settings_without_bus.postgres_url) < 0.05
+    assert await measure_skew("redis://127.0.0.1:1", "postgresql://127.0.0.1:1/none") == 0.0
 
 
 async def test_stores_whose_reading_or_closing_is_interrupted_keep_no_connection(settings: Settings) -> None:

@@ -1,0 +1,42 @@
+"""The simulation opens its sales as an operator should: under a key, and again while the engine can't."""
+
+from typing import Any
+
+import pytest
+from asyncpg.transaction import Transaction
+
+from engine.errors import GateUnavailable
+from engine.gate.gate import Gate
+from engine.settings import Settings
+from engine.tests.http.test_front_door import serve
+from engine.tests.http.test_opening import count_sales
+from simulation.scenario.schema import SaleOffer
+from simulation.target import opening
+from simulation.target.opening import open_sales
+
+
+async def test_a_sale_is_asked_for_until_it_is_open_and_is_one(
+    settings_without_bus: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check, commit = Gate.check, Transaction.commit
+    failures = ["gate", "gate", "answer", "answer"]
+
+    async def check_later(self: Gate, *arguments: Any) -> None:
+        await check(self, *arguments)
+        if failures and failures[0] == "gate":
+            raise GateUnavailable(failures.pop(0))
+
+    async def commit_unheard(self: Transaction) -> None:
+        await commit(self)
+        if failures:
+            raise ConnectionResetError(failures.pop(0))
+
+    monkeypatch.setattr(Gate, "check", check_later)
+    monkeypatch.setattr(Transaction, "commit", commit_unheard)
+    monkeypatch.setattr(opening, "_AGAIN_S", 0.0)
+    async for client in serve(settings_without_bus):
+        url = str(client.session._base_url)
+        [sale] = await open_sales(url, [SaleOffer(product_id=1, stock=3)], None)
+        assert not failures
+        assert (await client.stock())["saleId"] == sale.sale_id
+    assert await count_sales(settings_without_bus) == 1
