@@ -25,8 +25,8 @@ _PAGE: Final = 10_000
 """Rows."""
 _PATIENCE: Final = 10
 """Times the wait for another query."""
-_MEMORY: Final = "SET LOCAL work_mem = '64MB'"
-"""Enough to group a million rows without writing them to disk."""
+_BEGIN: Final = "BEGIN; SET LOCAL work_mem = '64MB'"
+"""Memory enough to group a million rows without writing them to disk."""
 
 RECORD_ERRORS: Final = (
     asyncpg.DataError,
@@ -105,16 +105,19 @@ class Connections:
 
     async def stream(self, query: str, *arguments: Any) -> AsyncGenerator[list[asyncpg.Record], None]:
         """Yield the rows of a named query that returns many, in pages; see `borrow` for the errors."""
-        async with self.borrow() as connection, connection.transaction():
-            await connection.execute(_MEMORY)
-            cursor = await connection.cursor(QUERIES[query], *arguments)
+        async with self.borrow() as connection:
+            async with asyncio.timeout(self._timeout_s):
+                await connection.execute(_BEGIN)
+                cursor = await connection.cursor(QUERIES[query], *arguments)
             while True:
                 # The first page comes once all rows are known.
                 async with asyncio.timeout(_PATIENCE * self._timeout_s):
                     page = await cursor.fetch(_PAGE)
                 if not page:
-                    return
+                    break
                 yield page
+            async with asyncio.timeout(self._timeout_s):
+                await connection.execute("COMMIT")
 
     async def fetch_on(self, connection: Connection, query: str, *arguments: Any) -> list[asyncpg.Record]:
         """Return the rows of a named query on a connection that was borrowed."""

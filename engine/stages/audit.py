@@ -83,12 +83,13 @@ class Audit:
         self._last: Any = None
         self._audited: Any = None
         self._due_s = 0.0
+        self._suspects = set[int]()
 
     async def run(self, generation: int) -> list[Comparison]:
-        """Return the sales in which gate and ledger disagree, and withdraw what only the gate knows.
+        """Return the sales in which gate and ledger disagree twice; withdraw what only the gate knows.
 
-        Returns none, too, if somebody writes to the gate meanwhile. It compares nothing while the gate is
-        busy or idle, but for once in a while.
+        It compares nothing while the gate is busy or idle, but for once in a while. If somebody writes to the
+        gate meanwhile, the comparison is worth nothing, and it returns none.
         """
         before = await self._read_fences()
         is_quiet, self._last = before == self._last, before
@@ -118,7 +119,10 @@ class Audit:
         await forget_writers(self._redis, self._shards)
         if not impossible:
             self._audited = before
-        return [c for c in impossible if (c.offer.product_id, c.sale_id) not in unknown]
+        found = [c for c in impossible if (c.offer.product_id, c.sale_id) not in unknown]
+        again = [c for c in found if c.offer.sale_id in self._suspects]
+        self._suspects = set() if again else {c.offer.sale_id for c in found}
+        return again
 
     async def compare(self) -> list[Comparison]:
         """Return every product's current sale; what is under way is a difference of gate and ledger."""

@@ -18,7 +18,6 @@ async def run_keeper(settings: Settings, clearing: Clearing, pause: Pause) -> No
     which has to pause before the gate is rebuilt.
     """
     outage = Outage("the keeper")
-    suspects = set[int]()
     was_closed = compared = False
     async with reconciling(settings) as reconciliation:
         while True:
@@ -36,13 +35,11 @@ async def run_keeper(settings: Settings, clearing: Clearing, pause: Pause) -> No
                     pause.end()
                     await reconciliation.offer_left()
                     found = await reconciliation.audit.run(generation)
-                    again = [each for each in found if each.offer.sale_id in suspects]
-                    if again:
+                    if found:
                         log.warning(
-                            "gate and ledger disagree on %d sales, the first one: %s", len(again), again[0]
+                            "gate and ledger disagree on %d sales, the first one: %s", len(found), found[0]
                         )
                         await reconciliation.close(generation)
-                    suspects = {each.offer.sale_id for each in found}
                     await reconciliation.end_doubt()
                 else:
                     if not was_closed:
