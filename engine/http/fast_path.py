@@ -12,6 +12,7 @@ and if its body is the usual JSON. When in doubt, it is not plain.
 
 import asyncio
 import logging
+import select
 from time import monotonic
 from typing import Any, Final
 
@@ -253,6 +254,14 @@ class FastPath(RequestHandler):
             self._served = False
             self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
         super()._process_keepalive()
+
+    def end_if_idle(self) -> None:
+        """Close the connection unless a request is under way, or has arrived and was not read yet."""
+        if self.transport is not None and not self._under_way and not self._held and self._is_idle():
+            arrived = select.poll()
+            arrived.register(self.transport.get_extra_info("socket"), select.POLLIN)
+            if not arrived.poll(0):
+                self.force_close()
 
     async def shutdown(self, timeout: float | None = 15.0) -> None:
         """Wait for the answer that is under way, then end the connection."""

@@ -4,7 +4,7 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from typing import Final
+from typing import Final, cast
 
 from aiohttp import web
 
@@ -18,6 +18,10 @@ from engine.settings import PREFIX, Settings
 
 _BACKLOG: Final = 65_535
 """A crowd connects within one second; the kernel cuts this to net.core.somaxconn."""
+_CLOSED_AT_ONCE: Final = 8
+"""Connections, in a turn of the event loop."""
+_PAUSES, _PAUSE_S = 10, 0.5
+"""A client that asks nothing for so long is idle; for how often clients are waited for."""
 LINGER_S: Final = 1.0
 """How long a body that was refused may still come, so that its client gets to read why."""
 
@@ -99,9 +103,28 @@ async def listen(
         leaving.set()
         server.close()
         await _accept_rest(last, connect)
-        # Connected clients may still begin a request: one that has just connected has not asked anything yet.
-        await asyncio.sleep(0.5)
+        await _let_go(runner)
         await runner.cleanup()
+
+
+async def _let_go(runner: web.AppRunner) -> None:
+    """Wait while clients use up their connections, each of which ends with its next answer; then close those
+    that are idle.
+
+    A connection that is closed as its client sends a request resets it. And to close all of a crowd's at once
+    takes so long that requests arrive which nobody reads.
+    """
+    if runner.server is None:
+        return
+    for _ in range(_PAUSES):
+        before = len(runner.server.connections)
+        await asyncio.sleep(_PAUSE_S)
+        if len(runner.server.connections) in (0, before):
+            break
+    for number, connection in enumerate(cast(list[FastPath], runner.server.connections)):
+        connection.end_if_idle()
+        if number % _CLOSED_AT_ONCE == 0:
+            await asyncio.sleep(0)
 
 
 async def _accept_rest(listener: socket.socket, connect: Callable[[], FastPath]) -> None:

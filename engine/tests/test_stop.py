@@ -80,3 +80,21 @@ async def test_a_signal_to_the_whole_process_group_stops_it_in_order(settings_wi
         assert await asyncio.wait_for(server.process.wait(), 30) == 0
         assert not any("is started again" in line for line in server.log)
         assert not any(stage.is_running() for stage in stages)
+
+
+async def test_a_stop_lets_clients_use_up_their_connections(settings_without_bus: Settings) -> None:
+    async with serving(settings_without_bus) as server:
+        host, _, port = server.url.removeprefix("http://").partition(":")
+        connections = [await asyncio.open_connection(host, int(port)) for _ in range(12)]
+        request = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        for reader, writer in connections:
+            writer.write(request)
+            assert b"200" in await reader.readuntil(b"\r\n")
+        server.process.send_signal(signal.SIGTERM)
+        for reader, writer in connections:
+            # The pace of a client that is not idle, and not in a hurry.
+            await asyncio.sleep(0.2)
+            writer.write(request)
+            assert (await reader.read()).endswith(b"}")
+            writer.close()
+        assert await asyncio.wait_for(server.process.wait(), 30) == 0
