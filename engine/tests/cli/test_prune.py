@@ -139,6 +139,7 @@ async def test_a_pruned_order_is_never_settled_again(
         ("2999-01-01", "are still needed; the latest is 20"),
         (date_of(0.5), "orders of the last 24 h are still needed; the latest is 20"),
     ],
+    ids=["a word", "no month", "another order", "nothing", "long ago", "to come", "half a day ago"],
 )
 async def test_a_date_that_can_not_be_is_named_in_a_line_and_nothing_is_pruned(
     settings_without_bus: Settings, ledger: Ledger, history: dict[str, Lot], date: str, said: str
