@@ -357,10 +357,14 @@ async def test_a_terminal_that_closes_stops_the_server_in_order(
     settings_without_bus: Settings, http: aiohttp.ClientSession
 ) -> None:
     """https://github.com/ddollar/foreman/pull/201: what it started would go on without it."""
-    async with serving(settings_without_bus) as server:
-        await open_sale(http, server, 1)
-        await buy(http, server)
-        assert await server.stop(signal.SIGHUP) == 0
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may run under nohup themselves
+    try:
+        async with serving(settings_without_bus) as server:
+            await open_sale(http, server, 1)
+            await buy(http, server)
+            assert await server.stop(signal.SIGHUP) == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
     assert await statuses(settings_without_bus) == {"CONFIRMED": 1}
 
 
