@@ -35,6 +35,7 @@ class Gate:
         noticed_s = settings.look_timeout_ms / 1000 + 2 * _WATCH_S
         self.reads = GateReads(self._redis, [(lane.keys, lane.fence) for lane in self._lanes], noticed_s)
         self.backlog = BacklogReads(self._redis, shards)
+        self._closing = False
         self._watching = asyncio.create_task(self._watch(), name="gate watch")
         only = self._lanes[0] if len(shards) == 1 else None
         self.submit: Callable[[Purchase], None] = only.submit if only else self._submit
@@ -47,6 +48,8 @@ class Gate:
         async with AsyncExitStack() as closing:
             closing.push_async_callback(self._redis.aclose)
             closing.push_async_callback(asyncio.wait, [self._watching])
+            # A client library may lose a cancellation (lifecycle.cancel says why): the flag ends the watch, too.
+            self._closing = True
             closing.callback(self._watching.cancel)
             for lane in self._lanes:
                 lane.refuse_more()
@@ -54,7 +57,7 @@ class Gate:
 
     async def _watch(self) -> None:
         """Close each shard that has forgotten what this process heard of it, also while nobody buys here."""
-        while True:
+        while not self._closing:
             await asyncio.sleep(_WATCH_S)
             for lane in self._lanes:
                 writer, *heard = lane.fence.seen
