@@ -48,7 +48,7 @@ class Gate:
         async with AsyncExitStack() as closing:
             closing.push_async_callback(self._redis.aclose)
             closing.push_async_callback(asyncio.wait, [self._watching])
-            # A client library may lose a cancellation (lifecycle.cancel says why): the flag ends the watch, too.
+            # A client library may lose a cancellation (lifecycle.cancel says why).
             self._closing = True
             closing.callback(self._watching.cancel)
             for lane in self._lanes:
