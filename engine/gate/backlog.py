@@ -93,6 +93,6 @@ def _read_illnesses(values: Sequence[bytes | None]) -> dict[str, Illness]:
 
 
 async def say_ill(redis: Redis, illnesses: dict[str, Illness]) -> None:
-    """Tell who looks at the backlog which stages don't work here. Raises RedisError."""
+    """Tell the front doors which stages don't work here. Raises RedisError."""
     for stage, illness in illnesses.items():
         await redis.set(ill(stage), f"{illness.seconds:.0f} {illness.text}", px=_SAID_FOR_MS)

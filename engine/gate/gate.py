@@ -17,6 +17,7 @@ from engine.gate.reads import GateReads, translate_errors
 from engine.model.purchase import Outcome, Purchase
 from engine.model.sale import Sale
 from engine.settings import Settings
+from engine.tasks import cancel
 
 _OPEN_SALE: Final = Script("open_sale.lua")
 _WATCH_S: Final = 0.5
@@ -35,7 +36,6 @@ class Gate:
         noticed_s = settings.look_timeout_ms / 1000 + 2 * _WATCH_S
         self.reads = GateReads(self._redis, [(lane.keys, lane.fence) for lane in self._lanes], noticed_s)
         self.backlog = BacklogReads(self._redis, shards)
-        self._closing = False
         self._watching = asyncio.create_task(self._watch(), name="gate watch")
         only = self._lanes[0] if len(shards) == 1 else None
         self.submit: Callable[[Purchase], None] = only.submit if only else self._submit
@@ -47,17 +47,14 @@ class Gate:
         """Reply to the purchases that wait, then disconnect."""
         async with AsyncExitStack() as closing:
             closing.push_async_callback(self._redis.aclose)
-            closing.push_async_callback(asyncio.wait, [self._watching])
-            # A client library may lose a cancellation (lifecycle.cancel says why).
-            self._closing = True
-            closing.callback(self._watching.cancel)
+            closing.push_async_callback(cancel, self._watching)
             for lane in self._lanes:
                 lane.refuse_more()
                 closing.push_async_callback(lane.close)
 
     async def _watch(self) -> None:
         """Close each shard that has forgotten what this process heard of it, also while nobody buys here."""
-        while not self._closing:
+        while True:
             await asyncio.sleep(_WATCH_S)
             for lane in self._lanes:
                 writer, *heard = lane.fence.seen

@@ -14,6 +14,7 @@ from engine.gate.gate import Gate
 from engine.gate.keys import STAGES
 from engine.ledger.ledger import Ledger
 from engine.metrics import STAGE_WAITS
+from engine.tasks import cancel
 
 log = logging.getLogger(__name__)
 
@@ -56,9 +57,7 @@ class Readiness:
 
     async def close(self, *_: object) -> None:
         """Stop asking, and disconnect."""
-        for task in self._asked.values():
-            task.cancel()
-        await asyncio.gather(*self._asked.values(), return_exceptions=True)
+        await cancel(*self._asked.values())
         if self._bus:
             await self._bus.close()
 

@@ -14,6 +14,7 @@ from redis.exceptions import RedisError
 
 from engine.errors import FlashgridError
 from engine.gate.backlog import Illness, say_ill
+from engine.tasks import cancel
 
 log = logging.getLogger(__name__)
 
@@ -135,18 +136,3 @@ async def report(redis: Redis, find_illnesses: Callable[[], dict[str, Illness]])
         with suppress(RedisError):
             await say_ill(redis, find_illnesses())
         await asyncio.sleep(1)
-
-
-async def cancel(*tasks: asyncio.Task[Any]) -> None:
-    """Cancel tasks and wait for their end, whatever it is.
-
-    A client library may lose a cancellation: before Python 3.12, asyncio.wait_for does if what it waits for
-    is done at that moment, and aiormq closes every channel by one. So a cancellation without effect is
-    repeated.
-    """
-    pending = set(tasks)
-    while pending:
-        for task in pending:
-            task.cancel()
-        _, pending = await asyncio.wait(pending, timeout=2)
-    await asyncio.gather(*tasks, return_exceptions=True)

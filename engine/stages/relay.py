@@ -18,7 +18,8 @@ from engine.gate.outbox import Outbox, name_consumer
 from engine.metrics import OUTBOX_LENGTH, QUEUE_LENGTH, RELAYED
 from engine.model.message import Message
 from engine.settings import PREFIX, Settings
-from engine.stages.lifecycle import Outage, cancel, drain, report, running, sample
+from engine.stages.lifecycle import Outage, drain, report, running, sample
+from engine.tasks import cancel
 
 
 async def run_relay(settings: Settings, stop: asyncio.Event) -> None:

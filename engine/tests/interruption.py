@@ -5,7 +5,7 @@ import gc
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from engine.stages.lifecycle import cancel
+from engine.tasks import cancel
 
 
 async def interrupt_at_every_step(action: Callable[[], Awaitable[object]]) -> set[asyncio.Transport]:

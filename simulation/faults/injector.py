@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from engine.local.process import ProcessId, family, identify, send_signal
 from engine.local.stack import Stack
-from engine.stages.lifecycle import cancel
+from engine.tasks import cancel
 from simulation.errors import FaultError
 from simulation.faults.commands import drop_connections, insist
 from simulation.faults.memory_loss import MemoryLoss

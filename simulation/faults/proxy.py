@@ -22,7 +22,7 @@ import uvloop
 from yarl import URL
 
 from engine.local.process import free_port
-from engine.stages.lifecycle import cancel
+from engine.tasks import cancel
 from simulation.errors import FaultError
 from simulation.scenario.fault import Fault
 from simulation.target.services import Services

@@ -12,7 +12,7 @@ from typing import Final
 import asyncpg
 
 from engine.local.stack import Stack
-from engine.stages.lifecycle import cancel
+from engine.tasks import cancel
 from simulation.errors import FaultError
 from simulation.faults.commands import (
     TIMEOUT_S,

@@ -4,7 +4,7 @@ import asyncio
 import time
 from typing import Self
 
-from engine.stages.lifecycle import cancel
+from engine.tasks import cancel
 
 
 class Background:

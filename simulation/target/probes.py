@@ -24,7 +24,7 @@ import msgspec
 import pandas as pd
 
 from engine.model.sale import Sale
-from engine.stages.lifecycle import cancel
+from engine.tasks import cancel
 from simulation.target.machine import MachineMeter
 from simulation.target.process_meter import ProcessMeter, Usage
 from simulation.target.services import Services

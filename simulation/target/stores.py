@@ -17,7 +17,7 @@ import asyncpg
 from engine.bus.connection import close_connection, connect_bus
 from engine.gate.client import connect_redis
 from engine.model.sale import Sale
-from engine.stages.lifecycle import cancel
+from engine.tasks import cancel
 from simulation.errors import Unreadable
 from simulation.model.formats import OPEN, PURCHASES, count_pending, name_key, place_product
 
