@@ -1,6 +1,7 @@
 """How the engine talks to Redis: one way to connect, one way to run a script."""
 
 import hashlib
+import math
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -83,7 +84,8 @@ def _leave_when_refused(connection_class: Any) -> Any:
     refusals = 0
 
     class Connection(connection_class):  # type: ignore[misc]
-        latest_connect = time.monotonic()
+        latest_connect, latest_reconnect = time.monotonic(), -math.inf
+        has_connected = False
         connected_after: int | None = None
         """Refusals before it connected; None while it connects, when the client library tries what it may."""
 
@@ -94,6 +96,9 @@ def _leave_when_refused(connection_class: Any) -> Any:
             self.connected_after, before = None, refusals
             await super().connect()
             self.connected_after, type(self).latest_connect = before, time.monotonic()
+            if self.has_connected:
+                type(self).latest_reconnect = type(self).latest_connect
+            self.has_connected = True
 
         async def send_packed_command(self, *arguments: Any, **options: Any) -> None:
             with _lose_closed():
@@ -130,6 +135,12 @@ def latest_connect(redis: Redis) -> float:
     """
     connection_class: Any = redis.connection_pool.connection_class
     return float(connection_class.latest_connect)
+
+
+def latest_reconnect(redis: Redis) -> float:
+    """Return when a connection of the client took the place of a lost one last, on time.monotonic."""
+    connection_class: Any = redis.connection_pool.connection_class
+    return float(connection_class.latest_reconnect)
 
 
 class Script:

@@ -9,13 +9,17 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from engine.errors import GateUnavailable
-from engine.gate.client import latest_connect
+from engine.gate.client import latest_connect, latest_reconnect
 from engine.gate.fence import Fence, ask_primary, read_generations
 from engine.gate.keys import ShardKeys, shard_of
 from engine.model.order_id import read_time_ms, split_order_id
 
 _CLOCKS_MS: Final = 60_000
 """Most that the clock of a front door, which dates its orders, is ahead of the gate's."""
+
+
+_LATE_S: Final = 60.0
+"""Longest time in which the gate hears, once it is back, of what was settled while it was away."""
 
 
 class Stock(NamedTuple):
@@ -84,6 +88,11 @@ class GateReads:
         if time.monotonic() - latest_connect(self._redis) < self._noticed_s:
             raise GateUnavailable("a new server may have an older copy of what the one before knew")
         return False
+
+    @property
+    def is_late(self) -> bool:
+        """Whether orders that are pending here may have been shown as settled while the gate was away."""
+        return time.monotonic() - latest_reconnect(self._redis) < _LATE_S
 
     async def is_open(self) -> bool:
         """Return whether every shard is open. Raises GateUnavailable also if Redis takes no writes."""

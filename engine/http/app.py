@@ -4,8 +4,7 @@ import asyncio
 import hmac
 import logging
 import re
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from importlib.resources import files
 from typing import Final
 
@@ -27,6 +26,7 @@ from engine.http.answers import (
     respond_http_error,
     respond_json,
 )
+from engine.http.looking import look
 from engine.http.opening import open_sale
 from engine.http.readiness import OK, Readiness
 from engine.http.requests import (
@@ -127,20 +127,25 @@ class FrontDoor:
         """Show the status of an order.
 
         Ask the gate before the ledger: an order leaves the gate's pending set only after the ledger has
-        committed it, so at least one of them knows an order that was accepted.
+        committed it, so at least one of them knows an order that was accepted. A gate that was away may hear
+        later of what the ledger has shown meanwhile: then what is pending is asked of the ledger, too.
         """
         order_id = parse_order_id(request.match_info["order_id"])
         now_s = asyncio.get_running_loop().time()
         pending: bool | None = None
         with suppress(GateUnavailable):
             # A gate that does not answer leaves half of the time for the ledger.
-            async with _look(self._gate_looks, now_s + self._look_s / 2, GateUnavailable):
+            async with look(self._gate_looks, now_s + self._look_s / 2, GateUnavailable):
                 pending = await self._gate.reads.is_pending(order_id)
-        if pending:
-            return respond_json({"orderId": order_id, "status": OrderStatus.PENDING})
-        async with _look(self._ledger_looks, now_s + self._look_s, LedgerUnavailable):
-            orders = await self._ledger.find_orders([order_id])
-            is_pruned = not orders and await self._ledger.is_pruned(order_id)
+        orders, is_pruned = [], False
+        if not pending or self._gate.reads.is_late:
+            try:
+                async with look(self._ledger_looks, now_s + self._look_s, LedgerUnavailable):
+                    orders = await self._ledger.find_orders([order_id])
+                    is_pruned = not orders and await self._ledger.is_pruned(order_id)
+            except LedgerUnavailable:
+                if not pending or self._gate.reads.is_late:
+                    raise
         for order in orders:
             fields = {
                 "orderId": order.order_id,
@@ -149,6 +154,8 @@ class FrontDoor:
                 "quantity": order.quantity,
             }
             return respond_json(fields | ({"reason": order.reason} if order.reason else {}))
+        if pending:
+            return respond_json({"orderId": order_id, "status": OrderStatus.PENDING})
         if is_pruned:
             return respond(PRUNED)
         if pending is None:
@@ -160,7 +167,7 @@ class FrontDoor:
         """Show initial, remaining and sold units of a product's current sale, as the gate counts them."""
         product_id = parse_product(request.query)
         until_s = asyncio.get_running_loop().time() + self._look_s
-        async with _look(self._gate_looks, until_s, GateUnavailable):
+        async with look(self._gate_looks, until_s, GateUnavailable):
             stock = await self._gate.reads.read_stock(product_id)
         if stock is None:
             return respond(answer_purchase(Outcome.UNKNOWN_PRODUCT, None))
@@ -227,24 +234,6 @@ class FrontDoor:
             # Nor must a page in a browser on this machine (Origin) open sales for the page's author.
             if name in request.headers:
                 raise InputError(name, "a proxy or a web page may open a sale only with an admin token", 403)
-
-
-@asynccontextmanager
-async def _look(
-    slots: asyncio.Semaphore, until_s: float, silence: type[GateUnavailable | LedgerUnavailable]
-) -> AsyncIterator[None]:
-    """Wait for a slot and hold it for the block. Raises `silence` if the time is up before.
-
-    A third of the time is kept for the block. Where a store is silent, all who wait are given up sooner or
-    later, and nobody gets a slot only to begin a connect, which costs much, and to break it off at once.
-    """
-    now_s = asyncio.get_running_loop().time()
-    try:
-        async with asyncio.timeout_at(until_s - (until_s - now_s) / 3) as bound, slots:
-            bound.reschedule(until_s)
-            yield
-    except TimeoutError:
-        raise silence("no answer in time") from None
 
 
 @web.middleware

@@ -75,6 +75,29 @@ async def test_a_frozen_ledger_is_waited_for_no_longer_than_the_bound(
         assert (status, order["status"]) == (200, "CONFIRMED")
 
 
+async def test_an_order_that_was_shown_as_settled_is_never_pending_again(
+    settings_without_bus: Settings, redis: Redis
+) -> None:
+    """While the gate is away the ledger shows how an order ended; the gate hears of it later."""
+    async with (
+        serving(settings_without_bus, "--role", "front-door") as server,
+        aiohttp.ClientSession() as http,
+        await Ledger.connect(settings_without_bus.postgres_url) as ledger,
+    ):
+        _, sale = await post(http, f"{server.url}/purchase/init?productId=1&stock=9")
+        settled, pending = [(await buy(http, server))[1]["orderId"] for _ in range(2)]
+        await ledger.settle([Lot(*split_order_id(settled), 1, sale["saleId"], 1, 1, [101])], {})
+        _, order = await get(http, f"{server.url}/purchase/orders/{settled}")
+        assert order["status"] == "PENDING", "the gate alone is asked"
+        await redis.client_kill_filter(_type="normal", skipme=True)
+        _, order = await get(http, f"{server.url}/purchase/orders/{settled}")
+        while "status" not in order or order["status"] == 503:  # the lost connection is found out
+            _, order = await get(http, f"{server.url}/purchase/orders/{settled}")
+        assert order["status"] == "CONFIRMED"
+        _, order = await get(http, f"{server.url}/purchase/orders/{pending}")
+        assert order["status"] == "PENDING"
+
+
 async def test_looks_at_a_frozen_ledger_begin_no_connect_that_they_have_no_time_for(
     settings_without_bus: Settings, stack: Stack
 ) -> None:
