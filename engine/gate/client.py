@@ -25,6 +25,8 @@ from engine.errors import SettingsError
 from engine.settings import PREFIX
 
 Argument = str | bytes | int
+Execute = Callable[..., Awaitable[Any]]
+"""Runs a command, given as its words, and returns the answer."""
 
 REFUSALS: Final = (ResponseError, BusyLoadingError, AuthenticationError)
 """Redis answered, and did not do what it was asked."""
@@ -150,9 +152,7 @@ class Script:
         self._source = files("engine.gate").joinpath(file_name).read_bytes()
         self._digest = hashlib.sha1(self._source, usedforsecurity=False).hexdigest()
 
-    async def run(
-        self, execute: Callable[..., Awaitable[Any]], keys: Sequence[str], arguments: Sequence[Argument]
-    ) -> Any:
+    async def run(self, execute: Execute, keys: Sequence[str], arguments: Sequence[Argument]) -> Any:
         """Run the script once by a function that executes a command, and return its answer."""
         try:
             return await execute("EVALSHA", self._digest, len(keys), *keys, *arguments)

@@ -9,6 +9,8 @@ Each shard holds a hash, its fence, which the gate's scripts read with every bat
     newest      acceptance time of the newest order known when it was rebuilt, Unix milliseconds
     doubt       when it was rebuilt, Unix milliseconds; absent once no order from before can be under way of
                 which the shard knows nothing
+    server      run_id of the Redis that holds it
+    since       when that Redis was first asked, Unix milliseconds of its own clock
 
 How each loss is noticed:
 
@@ -17,8 +19,12 @@ How each loss is noticed:
   write that some process has had an answer to. Every process remembers the number of its own last answered
   write and sends it along; a script that finds a smaller one closes the shard for everybody. A counter that
   all writers share could not show this: others may have moved it on since.
+- A process that wrote nothing since that copy can't notice it, and must not sell before another one has. So
+  every front door asks the shard again and again, and a server that is new, as its run_id shows, sells
+  nothing until all of them have asked it (vouch.lua).
 - A copy from before the last rebuild has an older generation than processes, or PostgreSQL, have seen.
-- A copy older than what any running process has seen is compared with the ledger (reconciliation.py).
+- A copy older than what any running process has seen, or whose writers died with it, is compared with the
+  ledger (reconciliation.py), also whenever the server is new.
 
 A Redis that was restarted with its data intact passes all of these. A loss that nothing notices meets the
 ledger's guard: such a purchase ends REJECTED.
@@ -37,11 +43,14 @@ from redis.asyncio import Redis
 from redis.asyncio.client import Pipeline
 from redis.exceptions import ReadOnlyError, RedisError
 
-from engine.gate.client import Script
+from engine.gate.client import Argument, Execute, Script
 from engine.gate.keys import ShardKeys
 
 _CLOSE: Final = Script("close.lua")
 _FORGET_WRITERS: Final = Script("forget_writers.lua")
+_VOUCH: Final = Script("vouch.lua")
+NOTICED_S: Final = 1.0
+"""Time in which every front door that lives has asked a server that is new whether it remembers."""
 _HOUR_MS: Final = 3_600_000
 _FORGOTTEN_MS: Final = 24 * _HOUR_MS
 _RENAMED_MS: Final = 12 * _HOUR_MS
@@ -95,6 +104,16 @@ async def read_memory(redis: Redis, shard: ShardKeys, writer: str) -> list[int]:
         pipe.hmget(shard.fence, ["open", writer])
         [numbers] = await ask_primary(pipe, shard)
     return [int(number or 0) for number in numbers]
+
+
+async def vouch(execute: Execute, shard: ShardKeys, fence: Fence) -> float:
+    """Return for how many seconds the shard must sell nothing yet, because its server is new.
+
+    Closes a shard that has lost what this process was answered. Raises RedisError: CLOSED if it is closed.
+    """
+    arguments: list[Argument] = [*fence.seen, round(NOTICED_S * 1000)]
+    left_ms: int = await _VOUCH.run(execute, [shard.fence], arguments)
+    return left_ms / 1000
 
 
 async def close_shard(redis: Redis, shard: ShardKeys, generation: int) -> None:

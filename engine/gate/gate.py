@@ -10,7 +10,7 @@ from redis.asyncio import Redis
 from engine.errors import GateUnavailable
 from engine.gate.backlog import BacklogReads
 from engine.gate.client import Script, connect_redis
-from engine.gate.fence import Fence, close_shard, read_memory
+from engine.gate.fence import Fence, vouch
 from engine.gate.keys import ShardKeys, shard_of
 from engine.gate.lane import Lane
 from engine.gate.reads import GateReads, translate_errors
@@ -20,21 +20,22 @@ from engine.settings import Settings
 from engine.tasks import cancel
 
 _OPEN_SALE: Final = Script("open_sale.lua")
-_WATCH_S: Final = 0.5
+_WATCH_S: Final = 0.2
 """How often a shard is asked whether it remembers."""
+_WATCH_TIMEOUT_MS: Final = 500
+"""Longest wait for its answer: with the pause before, less than NOTICED_S."""
 
 
 class Gate:
     """All shards of the gate, as one front-door worker sees them."""
 
     def __init__(self, settings: Settings) -> None:
-        self._redis = connect_redis(settings.redis_url, settings.look_timeout_ms)
+        self._url = settings.redis_url
+        self._redis = connect_redis(self._url, settings.look_timeout_ms)
         self._sold_out_s = settings.sold_out_ms / 1000
         shards = [ShardKeys(shard) for shard in range(settings.gate_shards)]
         self._lanes = [Lane(shard, settings) for shard in shards]
-        # Every front door asks within this time whether a server that is new knows what the one before knew.
-        noticed_s = settings.look_timeout_ms / 1000 + 2 * _WATCH_S
-        self.reads = GateReads(self._redis, [(lane.keys, lane.fence) for lane in self._lanes], noticed_s)
+        self.reads = GateReads(self._redis, [(lane.keys, lane.fence) for lane in self._lanes])
         self.backlog = BacklogReads(self._redis, shards)
         self._watching = asyncio.create_task(self._watch(), name="gate watch")
         only = self._lanes[0] if len(shards) == 1 else None
@@ -54,14 +55,12 @@ class Gate:
 
     async def _watch(self) -> None:
         """Close each shard that has forgotten what this process heard of it, also while nobody buys here."""
-        while True:
-            await asyncio.sleep(_WATCH_S)
-            for lane in self._lanes:
-                writer, *heard = lane.fence.seen
-                with suppress(GateUnavailable), translate_errors():
-                    found = await read_memory(self._redis, lane.keys, writer)
-                    if found[0] and found < heard:
-                        await close_shard(self._redis, lane.keys, found[0])
+        async with connect_redis(self._url, _WATCH_TIMEOUT_MS) as redis:
+            while True:
+                await asyncio.sleep(_WATCH_S)
+                for lane in self._lanes:
+                    with suppress(GateUnavailable), translate_errors():
+                        await vouch(redis.execute_command, lane.keys, lane.fence)
 
     def _submit(self, purchase: Purchase) -> None:
         _, product_id, _, _ = purchase

@@ -14,6 +14,7 @@ often whether it may write: a refusal is never older than the lease.
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
@@ -22,7 +23,7 @@ from redis.exceptions import ReadOnlyError, RedisError, ResponseError
 
 from engine.errors import GateUnavailable, OutcomeUnknown
 from engine.gate.client import REFUSALS, Argument, Script, connect_redis
-from engine.gate.fence import Fence
+from engine.gate.fence import Fence, vouch
 from engine.gate.keys import ShardKeys
 from engine.metrics import GATE_BATCH, GATE_SCRIPT, PURCHASES
 from engine.model.order_id import PLACES, make_stem
@@ -65,6 +66,8 @@ class Lane:
         self._sold_out_s = settings.sold_out_ms / 1000
         self._sold_out_until: dict[bytes, float] = {}
         """Product id → end of its lease, on time.monotonic."""
+        self._vouched_at = -math.inf
+        """When the connection was made whose server is known to remember, on time.monotonic."""
         self._primary_until = 0.0
         """Until when its server is taken for the primary, on time.monotonic."""
         self._demoted = False
@@ -178,7 +181,7 @@ class Lane:
         try:
             # Its own step, since a connect that fails has sent nothing.
             async with asyncio.timeout(self._timeout_s):
-                await self._pool.ensure_connection(self._connection)
+                await self._connect()
         except (RedisError, OSError) as error:
             raise GateUnavailable(str(error)) from error
         started = time.perf_counter()
@@ -196,6 +199,15 @@ class Lane:
             raise GateUnavailable("Redis is no longer the primary, and what it refuses is out of date")
         self.fence.note(generation, writes)
         return str(codes, "ascii")
+
+    async def _connect(self) -> None:
+        """Connect if need be. Raises GateUnavailable while the server may lack what others were answered."""
+        await self._pool.ensure_connection(self._connection)
+        connected_at = self._connection.latest_connect
+        if connected_at != self._vouched_at:
+            if await vouch(self._call, self.keys, self.fence):
+                raise GateUnavailable("Redis is new here, and is asked first what it remembers")
+            self._vouched_at = connected_at
 
     async def _call(self, *command: Argument) -> Any:
         """Return the answer to a command. Once in a lease, ask along with it whether this is the primary."""

@@ -10,7 +10,7 @@ from redis.exceptions import RedisError
 
 from engine.errors import GateUnavailable
 from engine.gate.client import latest_connect, latest_reconnect
-from engine.gate.fence import Fence, ask_primary, read_generations
+from engine.gate.fence import NOTICED_S, Fence, ask_primary, read_generations
 from engine.gate.keys import ShardKeys, shard_of
 from engine.model.order_id import read_time_ms, split_order_id
 
@@ -42,11 +42,9 @@ def translate_errors() -> Iterator[None]:
 class GateReads:
     """Reads of all shards. Methods raise GateUnavailable if Redis does not answer, or the gate can't say."""
 
-    def __init__(self, redis: Redis, shards: Sequence[tuple[ShardKeys, Fence]], noticed_s: float) -> None:
-        """`noticed_s` is the time in which a new server that lacks what others were answered is closed."""
+    def __init__(self, redis: Redis, shards: Sequence[tuple[ShardKeys, Fence]]) -> None:
         self._redis = redis
         self._shards = shards
-        self._noticed_s = noticed_s
 
     async def read_stock(self, product_id: int) -> Stock | None:
         """Return the stock of the product's current sale, None if it has none."""
@@ -85,7 +83,7 @@ class GateReads:
                 raise GateUnavailable("the gate has lost what it answered before")
             if doubt and read_time_ms(order_id) <= int(doubt) + _CLOCKS_MS:
                 raise GateUnavailable("orders that the gate has forgotten may be under way")
-        if time.monotonic() - latest_connect(self._redis) < self._noticed_s:
+        if time.monotonic() - latest_connect(self._redis) < NOTICED_S:
             raise GateUnavailable("a new server may have an older copy of what the one before knew")
         return False
 

@@ -18,15 +18,16 @@ async def run_keeper(settings: Settings, clearing: Clearing, pause: Pause) -> No
     which has to pause before the gate is rebuilt.
     """
     outage = Outage("the keeper")
-    was_closed = compared = False
+    was_closed, compared = False, None
     async with reconciling(settings) as reconciliation:
         while True:
             try:
                 generation = await reconciliation.read_generation()
-                if not compared and await reconciliation.is_outdated():
+                servers = await reconciliation.read_servers()
+                if servers != compared and await reconciliation.is_outdated():
                     log.warning("the ledger knows newer orders than the gate")
                     await reconciliation.close(generation)
-                compared = True
+                compared = servers
                 if not await clearing.is_remembered():
                     log.warning("the gate has forgotten orders that it was told are settled")
                     await reconciliation.close(generation)

@@ -97,6 +97,13 @@ class Reconciliation:
         """Return the gate's latest generation; 0 if every shard is closed."""
         return max(await read_generations(self._redis, self._shards))
 
+    async def read_servers(self) -> list[bytes | None]:
+        """Return what tells each shard's server from the one before."""
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for shard in self._shards:
+                pipe.hget(shard.fence, "server")
+            return await pipe.execute()
+
     async def close(self, generation: int) -> None:
         """Close the gate unless another process has rebuilt it since this generation."""
         for shard in self._shards:

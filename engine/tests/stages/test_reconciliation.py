@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 import aiohttp
@@ -14,6 +15,8 @@ from redis.asyncio import Redis
 from engine.bus.consumer import Consumer
 from engine.bus.publisher import Publisher
 from engine.errors import GateUnavailable
+from engine.gate.clearing import Clearing
+from engine.gate.fence import read_generations
 from engine.gate.gate import Gate
 from engine.ledger.ledger import Ledger
 from engine.local.stack import Stack
@@ -22,9 +25,12 @@ from engine.model.purchase import Outcome
 from engine.model.sale import Sale
 from engine.settings import Settings
 from engine.stages.fulfilment import run_fulfilment
-from engine.stages.reconciliation import reconciling
+from engine.stages.keeper import run_keeper
+from engine.stages.lifecycle import Pause
+from engine.stages.reconciliation import Reconciliation, reconciling
 from engine.stages.relay import run_relay
 from engine.tests.backend import CONFIRMED, FAILED, read_statuses, running, until_relayed, until_settled
+from engine.tests.gate.test_watch import sells
 from engine.tests.orders import SHARD, make_terms, mark_pending, reserve
 from engine.tests.test_server import PROGRAM, environment_of, eventually, get, post, serving
 from engine.tests.test_server import buy as buy_over_http
@@ -229,12 +235,46 @@ async def test_a_restart_with_the_data_intact_is_no_loss(
             await buy(gate, 300)
             await stack.kill("redis")
             await stack.start("redis")
+            await eventually(partial(sells, gate))
             answers = await buy(gate, 300)
             await until_settled(redis)
         assert {outcome for outcome, _ in answers} == {Outcome.ACCEPTED}
         assert await reconciliation.is_open()
         assert not await reconciliation.is_outdated()
         assert await redis.hget(SHARD.fence, "open") == generation
+
+
+async def test_a_new_server_is_compared_with_the_ledger_since_its_writers_may_be_gone(
+    settings_without_bus: Settings,
+    redis: Redis,
+    gate: Gate,
+    ledger: Ledger,
+    stack: Stack,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compare, found = Reconciliation.is_outdated, list[bool]()
+
+    async def note(self: Reconciliation) -> bool:
+        found.append(await compare(self))
+        return found[-1]
+
+    monkeypatch.setattr(Reconciliation, "is_outdated", note)
+    sale = await open_sale(ledger, gate, stock=10)
+    await buy(gate, 1)
+    async with asyncio.TaskGroup() as group:
+        keeper = group.create_task(run_keeper(settings_without_bus, Clearing(redis, [SHARD]), Pause()))
+        await eventually(lambda: found)
+        await stack.kill("redis")
+        # Whoever sold and settled this is gone, and Redis comes back without it.
+        await ledger.settle(reserve(sale), {})
+        await stack.start("redis")
+        await eventually(lambda: found[-1])
+
+        async def is_closed() -> bool:
+            return await read_generations(redis, [SHARD]) == [0]
+
+        await eventually(is_closed)
+        keeper.cancel()
 
 
 async def test_a_gate_that_accepts_while_it_is_compared_with_the_ledger_is_not_outdated(
