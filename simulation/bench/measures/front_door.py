@@ -4,8 +4,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Final
 
-from simulation.bench.results import FrontDoor, Persisted, Ratio, Sample, Spread
+from simulation.bench.results import FrontDoor, Persisted, Ratio
 from simulation.bench.rounds import Rounds
+from simulation.bench.samples import Sample, Spread
 
 CONNECTIONS: Final = (64, 256)
 RATIOS: Final = (

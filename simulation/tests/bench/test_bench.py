@@ -33,10 +33,11 @@ from simulation.bench.measures.ledger import settle_batches, settle_one_by_one
 from simulation.bench.measures.open_loop import find_doubtful, find_faults
 from simulation.bench.options import Options, Sizes, Subject
 from simulation.bench.page import render
-from simulation.bench.programs import find_program, serve_baseline, serve_nginx
-from simulation.bench.results import Bench, DriverLag, DriverRates, FrontDoor, Responses, Sample, Spread
+from simulation.bench.programs import Program, find_program, serve_baseline, serve_nginx
+from simulation.bench.results import Bench, DriverLag, DriverRates, FrontDoor, Responses
 from simulation.bench.rounds import Rounds
 from simulation.bench.run import run_bench
+from simulation.bench.samples import Sample, Spread
 from simulation.bench.subjects import Engine, measure_refusals, serve_engine
 from simulation.errors import BenchError
 from simulation.model.history import make_history
@@ -130,15 +131,15 @@ def program_of(process: psutil.Process) -> str:
 async def test_nginx_answers_as_the_engine_does_when_it_is_sold_out() -> None:
     before = children()
     sold_out = answer_purchase(Outcome.SOLD_OUT, None)
-    async with serve_nginx() as url:
-        assert await buy(url) == (sold_out.status, sold_out.body)
+    async with serve_nginx() as nginx:
+        assert await buy(nginx.url) == (sold_out.status, sold_out.body)
     assert started_since(before) == []
 
 
 async def test_the_bare_application_answers_as_the_engine_does_when_it_is_sold_out() -> None:
     sold_out = answer_purchase(Outcome.SOLD_OUT, None)
-    async with serve_baseline("bare") as url:
-        assert await buy(url) == (sold_out.status, sold_out.body)
+    async with serve_baseline("bare") as bare:
+        assert await buy(bare.url) == (sold_out.status, sold_out.body)
 
 
 async def test_the_textbook_sells_its_stock_and_publishes_each_order(
@@ -146,8 +147,8 @@ async def test_the_textbook_sells_its_stock_and_publishes_each_order(
 ) -> None:
     await redis.set(textbook.stock_key(1), 3)
     amqp_url = str(settings.amqp_url)
-    async with serve_baseline("textbook", str(settings.redis_url), amqp_url) as url:
-        answers = [await buy(url) for _ in range(5)]
+    async with serve_baseline("textbook", str(settings.redis_url), amqp_url) as server:
+        answers = [await buy(server.url) for _ in range(5)]
     assert [status for status, _ in answers] == [200, 200, 200, 429, 429]
     assert answers[4] == (429, answer_purchase(Outcome.SOLD_OUT, None).body)
     async with await aio_pika.connect(amqp_url) as bus:
@@ -173,7 +174,7 @@ async def test_a_server_that_does_not_refuse_is_no_constant_429() -> None:
         request.send(ACCEPTED)
 
     async with http_server(accept) as server:
-        sample = await measure_refusals(server.url, 2, 1)
+        sample = await measure_refusals(Program("server", server.url, os.getpid()), 2, 1)
     assert sample.requests
     assert sample.fault == "not every answer was a 429"
 
