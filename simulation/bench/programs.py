@@ -28,8 +28,6 @@ START_S: Final = 30.0
 """Longest time until a program listens."""
 SCRIPT: Final = Path(__file__).with_name("requests.lua")
 INSTALL: Final = {"wrk": "apt-get install wrk", "nginx": "apt-get install nginx-light"}
-WRK: Final = "wrk"
-"""Its name where processor time is shown."""
 _CONSTANT: Final = """return 429 '{"status":"SOLD_OUT"}'"""
 _PATH: Final = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin"])
 
@@ -64,10 +62,8 @@ async def run_wrk(url: str, connections: int, seconds: float, requests: Sequence
             f"--duration={max(1, round(seconds))}s", "--timeout=10s", f"--script={SCRIPT}", url,
             "--", file.name,
         ]  # fmt: skip
-        before_s = _children_s()
         async with _running(command, stdout=asyncio.subprocess.PIPE) as process:
             output, _ = await process.communicate()
-        spent_s = _children_s() - before_s
     found = re.search(rb"^\{.*\}$", output, re.MULTILINE)
     if process.returncode or not found:
         raise BenchError(f"wrk ended with code {process.returncode}: {output.decode()[-300:]}")
@@ -75,13 +71,7 @@ async def run_wrk(url: str, connections: int, seconds: float, requests: Sequence
     if not sample.requests:
         raise BenchError(f"{url} answered nothing to wrk on {connections} connections")
     fault = f"{sample.socket_errors} socket errors" if sample.socket_errors else ""
-    return msgspec.structs.replace(sample, fault=fault, cpu_s={WRK: round(spent_s, 6)})
-
-
-def _children_s() -> float:
-    """Return the processor time of the children that have ended."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+    return msgspec.structs.replace(sample, fault=fault)
 
 
 @asynccontextmanager

@@ -14,26 +14,32 @@ local function read(name)
   return requests
 end
 
+function setup(thread)
+  worker = thread
+end
+
 function init(arguments)
   local requests = read(arguments[1])
   if #requests == 1 then
     -- wrk asks for its format once, and sends those bytes without a call of Lua for each request.
     wrk.format = function() return requests[1] end
-    return
+  else
+    local last = 0
+    request = function()
+      last = last % #requests + 1
+      return requests[last]
+    end
   end
-  local last = 0
-  request = function()
-    last = last % #requests + 1
-    return requests[last]
-  end
+  ready_s = os.clock()
 end
 
 function done(summary, latency)
   local errors = summary.errors
+  local cpu_s = os.clock() - worker:get('ready_s')
   io.write(string.format(
-    '{"requests":%d,"rps":%.1f,"refused":%d,"socket_errors":%d,"p50_ms":%.3f,"p99_ms":%.3f}\n',
+    '{"requests":%d,"rps":%.1f,"refused":%d,"socket_errors":%d,"p50_ms":%.3f,"p99_ms":%.3f,"cpu_s":{"wrk":%.6f}}\n',
     summary.requests, summary.requests / summary.duration * 1e6, errors.status,
     errors.connect + errors.read + errors.write + errors.timeout,
-    latency:percentile(50) / 1000, latency:percentile(99) / 1000
+    latency:percentile(50) / 1000, latency:percentile(99) / 1000, cpu_s
   ))
 end
