@@ -4,7 +4,6 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
@@ -28,21 +27,24 @@ from engine.model.purchase import Outcome
 from engine.settings import PREFIX, Settings
 from simulation.bench import programs
 from simulation.bench.baselines import textbook
+from simulation.bench.measures.front_door import compare_rates
 from simulation.bench.measures.growth import fill_ledger, make_curve
 from simulation.bench.measures.ledger import settle_batches, settle_one_by_one
 from simulation.bench.measures.open_loop import find_doubtful, find_faults
 from simulation.bench.options import Options, Sizes, Subject
-from simulation.bench.page import render
-from simulation.bench.programs import Program, find_program, serve_baseline, serve_nginx
-from simulation.bench.results import Bench, DriverLag, DriverRates, FrontDoor, Responses
+from simulation.bench.page import read_bench, render, write_page
+from simulation.bench.programs import Program, serve_baseline, serve_nginx
+from simulation.bench.results import Bench, Compared, DriverLag, DriverRates, FrontDoor, Responses
 from simulation.bench.rounds import Rounds
 from simulation.bench.run import run_bench
 from simulation.bench.samples import Sample, Spread
-from simulation.bench.subjects import Engine, measure_refusals, serve_engine
+from simulation.bench.spellings import PROXIED, list_spellings
+from simulation.bench.subjects import Engine, measure_refusals
 from simulation.errors import BenchError
 from simulation.model.history import make_history
 from simulation.scenario.schema import DriverOptions
 from simulation.target.services import Services
+from simulation.tests.bench.installed import needs_nginx, needs_wrk
 from simulation.tests.http_server import ACCEPTED, Request, http_server
 
 pytestmark = pytest.mark.slow
@@ -56,36 +58,12 @@ TINY = Sizes(
     idle=(20,),
     memory_requests=1_000,
     crowd_rps=50,
+    looked_at=500,
+    mix_rps=(20, 100),
 )
 ROOT = Path(__file__).parents[3]
-
-
-def is_installed(program: str) -> bool:
-    with suppress(BenchError):
-        return bool(find_program(program))
-    return False
-
-
 BODY = b'{"userId":101,"productId":1}'
 JSON = {"Content-Type": "application/json"}
-
-needs_wrk = pytest.mark.skipif(not is_installed("wrk"), reason="wrk is not installed")
-needs_nginx = pytest.mark.skipif(not is_installed("nginx"), reason="nginx is not installed")
-
-
-@pytest.fixture
-def services(settings: Settings) -> Services:
-    return Services(
-        redis_url=str(settings.redis_url),
-        postgres_url=str(settings.postgres_url),
-        amqp_url=settings.amqp_url,
-    )
-
-
-@pytest.fixture
-async def engine(services: Services, tmp_path: Path) -> AsyncIterator[Engine]:
-    async with serve_engine(services, tmp_path / "engine.log") as engine:
-        yield engine
 
 
 async def buy(url: str) -> tuple[int, bytes]:
@@ -253,6 +231,29 @@ async def test_a_run_measures_every_subject_and_leaves_nothing_running(tmp_path:
     }
     assert [sample.fault for row in bench.front_door for sample in row.samples if sample.fault] == []
     assert [row.connections for row in bench.persisted] == [64, 256]
+    assert [row.subject for row in bench.clients] == [*list_spellings(), PROXIED]
+    assert [fault for row in bench.clients for fault in row.faults] == []
+    assert [(row.subject, row.connections) for row in bench.looks] == [
+        ("stock", 64),
+        ("stock, 2,000 connections", 2_000),
+        ("orders, the same 100", 256),
+        ("orders, 500 in turn", 256),
+    ]
+    # An engine may refuse so many looks at once; nginx must not fail.
+    assert [fault for row in bench.looks for fault in row.faults if fault.startswith("nginx")] == []
+    assert [row.faults for row in bench.looks if row.connections == 64] == [[]]
+    for row in [*bench.clients, *bench.looks]:
+        assert row.ratio.median == pytest.approx(row.engine_rps.median / row.nginx_rps.median, rel=1e-4)
+    assert {row.kind for row in bench.mix} == {"buy", "stock", "order"}
+    assert sum(row.lost for row in bench.mix) == 0
+    assert {cost.subject for cost in bench.costs} >= {
+        "nginx", "textbook, accepting", "engine, accepting", "engine, Go, a map", "engine, stock",
+        "mix, accepting, as they are", "engine, accepting, 3 products", "nginx, 8 connections",
+    }  # fmt: skip
+    [proxied] = [cost.us for cost in bench.costs if cost.subject == f"engine, {PROXIED}"]
+    assert proxied["others"].median > 1, "that of the proxy"
+    assert all(cost.us["load"].median > 0 for cost in bench.costs)
+    assert all(cost.us["door"].median > 0 for cost in bench.costs if not cost.subject.startswith("ledger"))
     assert bench.ledger
     assert bench.disk
     assert 0 < bench.disk.p50_ms.median <= bench.disk.p99_ms.median <= bench.disk.longest_ms.median
@@ -264,6 +265,8 @@ async def test_a_run_measures_every_subject_and_leaves_nothing_running(tmp_path:
     assert bench.memory.requests[-1] >= 1_000
     assert told, "a run of minutes tells how far it is"
     page = (folder / "bench.md").read_text()
+    for title in ("In short", "Clients", "Looks", "Processor time", "Few buy, many look"):
+        assert f"\n## {title}\n" in page
     for name in ("front_door", "responses", "growth"):
         assert f"plots/{name}.png" in page
         assert (folder / "plots" / f"{name}.png").stat().st_size > 1_000
@@ -387,6 +390,80 @@ def test_a_record_of_before_makes_the_same_page() -> None:
     assert tables[0] == tables[1]
 
 
+def make_bench(**found: Any) -> Bench:
+    return Bench(
+        started_at=datetime.now(UTC),
+        command="flashsim bench",
+        commit="unknown",
+        machine={"cpu": "a", "cores": 2, "memory": "b", "system": "c"},
+        versions={},
+        load_before=0,
+        rounds=1,
+        seconds=1,
+        growth_seconds=1,
+        **found,
+    )
+
+
+def compare(subject: str, nginx_rps: float, engine_rps: float, faults: list[str] | None = None) -> Compared:
+    nginx, engine = Spread.of([nginx_rps]), Spread.of([engine_rps])
+    return Compared(
+        subject=subject,
+        connections=64,
+        nginx_rps=nginx,
+        engine_rps=engine,
+        ratio=engine.over(nginx),
+        faults=faults or [],
+    )
+
+
+async def test_the_tables_of_the_readme_show_the_worst_spelling_beside_the_best(tmp_path: Path) -> None:
+    rates = {
+        "nginx": 100_000,
+        "engine, sold out": 90_000,
+        "engine, accepting": 50_000,
+        "textbook, sold out": 5_000,
+    }
+    rows = [
+        FrontDoor(subject=name, connections=256, rps=Spread.of([rps]), samples=[])
+        for name, rps in rates.items()
+    ]
+    bench = make_bench(
+        front_door=rows,
+        ratios=compare_rates(rows),
+        clients=[
+            compare("plain", 100_000, 80_000),
+            compare("Go, a map", 90_000, 9_000),
+            compare("charset=utf-8", 100_000, 95_000),
+            compare(PROXIED, 12_000, 600),
+        ],
+        looks=[compare("stock", 100_000, 70_000, ["engine: 3 of 9 were refused"])],
+    )
+    write_page(bench, tmp_path)
+    (tmp_path / "bench.json").write_bytes(msgspec.json.encode(bench))
+    process = await asyncio.create_subprocess_exec(
+        *FLASHSIM, "bench", "--summary", str(tmp_path), cwd=tmp_path, stdout=asyncio.subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    summary = (await process.communicate())[0].decode()
+    assert "| nginx, one worker, a constant 429 | 100,000 | 1 |  |" in summary
+    assert "| **engine, sold out**, one worker | 90,000 | 0.90 | 18.00 |" in summary
+    assert "| bare aiohttp, a handler that does nothing | – |  |  |" in summary
+    assert "the best of 3 spellings: charset=utf-8, 64 connections | 95,000 | 0.95 |" in summary
+    assert "the worst of them: Go, a map, 64 connections | 9,000 | 0.10 |" in summary
+    assert "both behind nginx's default proxy, 64 connections | 600 | 0.05 |" in summary
+    assert "| a look at stock, 64 connections | 70,000 | 0.70 |" in summary
+    page = (tmp_path / "bench.md").read_text()
+    assert summary.strip() in page
+    assert "| Go, a map | 64 | 90,000 | 9,000 | 0.10 |" in page
+    assert "- stock: engine: 3 of 9 were refused" in page
+
+
+def test_a_folder_without_a_record_is_no_run_of_the_benchmark(tmp_path: Path) -> None:
+    with pytest.raises(BenchError, match="is no run of the benchmark"):
+        read_bench(tmp_path)
+
+
 def test_the_page_shows_what_was_skipped_and_what_went_wrong() -> None:
     sample = Sample(
         requests=1, rps=1, refused=0, socket_errors=0, p50_ms=1, p99_ms=1, fault="9 UNKNOWN_PRODUCT"
@@ -400,16 +477,7 @@ def test_the_page_shows_what_was_skipped_and_what_went_wrong() -> None:
         ms={"p50": one, "p99": one}, lag_p99_ms=one, lost=0, doubtful=["p50"], faults=["it waited"],
     )  # fmt: skip
     page = render(
-        Bench(
-            started_at=datetime.now(UTC),
-            command="flashsim bench",
-            commit="unknown",
-            machine={"cpu": "a", "cores": 2, "memory": "b", "system": "c"},
-            versions={},
-            load_before=0,
-            rounds=1,
-            seconds=1,
-            growth_seconds=1,
+        make_bench(
             notes=["nginx is not installed"],
             front_door=[FrontDoor(subject="engine", connections=64, rps=Spread.of([1]), samples=[sample])],
             driver=DriverRates(connections=1, capacity_rps=one, offered_rps=1, lag_p99_ms=one, lags=[lag]),
