@@ -43,6 +43,8 @@ class Sizes(msgspec.Struct, frozen=True, kw_only=True):
     idle: tuple[int, ...] = (1_000, 10_000)
     memory_requests: int = 5_000_000
     crowd_rps: int = 5_000
+    clients: int | None = None
+    """How many of the spellings, the first ones; None: all."""
     looked_at: int = 200_000
     """Orders that are looked at in turn: more than a front door should remember."""
     mix_rps: tuple[int, int] = (4_000, 20_000)

@@ -175,7 +175,7 @@ class _Run:
         chosen, rounds, sizes = self._subjects, self._rounds, self._options.sizes
         shorter = replace(rounds, seconds=bench.growth_seconds)
         if nginx and Subject.CLIENTS in chosen:
-            bench.clients, costs = await clients.measure_clients(engine, nginx, shorter)
+            bench.clients, costs = await clients.measure_clients(engine, nginx, sizes.clients, shorter)
             bench.costs += costs
         if nginx and Subject.LOOKS in chosen:
             bench.looks, costs = await clients.measure_looks(engine, nginx, sizes.looked_at, shorter)

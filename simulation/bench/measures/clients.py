@@ -29,9 +29,9 @@ class _Pair(NamedTuple):
 
 
 async def measure_clients(
-    engine: Engine, nginx: Program, rounds: Rounds
+    engine: Engine, nginx: Program, count: int | None, rounds: Rounds
 ) -> tuple[list[Compared], list[Cost]]:
-    """Measure refusals by spelling, and behind a proxy; there nginx is behind the same proxy."""
+    """Measure refusals by so many spellings, and behind a proxy; there nginx is behind the same proxy."""
     await engine.open_sale(0)
     async with serve_nginx(engine.url) as before_engine, serve_nginx(nginx.url) as before_nginx:
         pairs = {
@@ -40,7 +40,7 @@ async def measure_clients(
                 partial(measure_refusals, nginx, requests=requests),
                 partial(engine.measure, Outcome.SOLD_OUT, requests=requests),
             )
-            for name, requests in list_spellings().items()
+            for name, requests in [*list_spellings().items()][:count]
         }
         pairs[PROXIED] = _Pair(
             CONNECTIONS,

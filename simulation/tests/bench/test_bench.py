@@ -58,6 +58,7 @@ TINY = Sizes(
     idle=(20,),
     memory_requests=1_000,
     crowd_rps=50,
+    clients=2,
     looked_at=500,
     mix_rps=(20, 100),
 )
@@ -216,7 +217,7 @@ async def test_a_ledger_is_filled_with_orders_as_they_would_be(postgres_db: str)
 
 
 @needs_wrk
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(400)
 async def test_a_run_measures_every_subject_and_leaves_nothing_running(tmp_path: Path) -> None:
     before = children()
     told: list[str] = []
@@ -231,7 +232,7 @@ async def test_a_run_measures_every_subject_and_leaves_nothing_running(tmp_path:
     }
     assert [sample.fault for row in bench.front_door for sample in row.samples if sample.fault] == []
     assert [row.connections for row in bench.persisted] == [64, 256]
-    assert [row.subject for row in bench.clients] == [*list_spellings(), PROXIED]
+    assert [row.subject for row in bench.clients] == [*list_spellings()][:2] + [PROXIED]
     assert [fault for row in bench.clients for fault in row.faults] == []
     assert [(row.subject, row.connections) for row in bench.looks] == [
         ("stock", 64),
@@ -247,7 +248,7 @@ async def test_a_run_measures_every_subject_and_leaves_nothing_running(tmp_path:
     assert {row.kind for row in bench.mix} == {"buy", "stock", "order"}
     assert sum(row.lost for row in bench.mix) == 0
     assert {cost.subject for cost in bench.costs} >= {
-        "nginx", "textbook, accepting", "engine, accepting", "engine, Go, a map", "engine, stock",
+        "nginx", "textbook, accepting", "engine, accepting", "engine, plain", "engine, stock",
         "mix, accepting, as they are", "engine, accepting, 3 products", "nginx, 8 connections",
     }  # fmt: skip
     [proxied] = [cost.us for cost in bench.costs if cost.subject == f"engine, {PROXIED}"]
