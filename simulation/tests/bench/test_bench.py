@@ -37,7 +37,7 @@ from simulation.bench.programs import Program, serve_baseline, serve_nginx
 from simulation.bench.results import Bench, Compared, DriverLag, DriverRates, FrontDoor, Responses
 from simulation.bench.rounds import Rounds
 from simulation.bench.run import run_bench
-from simulation.bench.samples import Sample, Spread
+from simulation.bench.samples import Cost, Sample, Spread
 from simulation.bench.spellings import PROXIED, list_spellings
 from simulation.bench.subjects import Engine, measure_refusals
 from simulation.errors import BenchError
@@ -232,7 +232,7 @@ async def test_a_run_measures_every_subject_and_leaves_nothing_running(tmp_path:
     }
     assert [sample.fault for row in bench.front_door for sample in row.samples if sample.fault] == []
     assert [row.connections for row in bench.persisted] == [64, 256]
-    assert [row.subject for row in bench.clients] == [*list_spellings()][:2] + [PROXIED]
+    assert [row.subject for row in bench.clients] == [*[*list_spellings()][:2], PROXIED]
     assert [fault for row in bench.clients for fault in row.faults] == []
     assert [(row.subject, row.connections) for row in bench.looks] == [
         ("stock", 64),
@@ -438,6 +438,9 @@ async def test_the_tables_of_the_readme_show_the_worst_spelling_beside_the_best(
             compare("charset=utf-8", 100_000, 95_000),
             compare(PROXIED, 12_000, 600),
         ],
+        costs=[
+            Cost.of("engine, accepting", 256, [({"front-door 1": 0.12, "redis": 0.03, "wrk": 0.05}, 10_000)])
+        ],
         looks=[compare("stock", 100_000, 70_000, ["engine: 3 of 9 were refused"])],
     )
     write_page(bench, tmp_path)
@@ -454,6 +457,7 @@ async def test_the_tables_of_the_readme_show_the_worst_spelling_beside_the_best(
     assert "the worst of them: Go, a map, 64 connections | 9,000 | 0.10 |" in summary
     assert "both behind nginx's default proxy, 64 connections | 600 | 0.05 |" in summary
     assert "| a look at stock, 64 connections | 70,000 | 0.70 |" in summary
+    assert "takes 20.0 µs of processor time: door 12.0, Redis 3.0, " in summary
     page = (tmp_path / "bench.md").read_text()
     assert summary.strip() in page
     assert "| Go, a map | 64 | 90,000 | 9,000 | 0.10 |" in page
