@@ -1,6 +1,6 @@
 """Clients and looks over nginx: each request goes to the engine and, the very same, to nginx, in turn."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Final, NamedTuple
 
@@ -23,6 +23,7 @@ REMEMBERED: Final = 100
 
 
 class _Pair(NamedTuple):
+    subject: str
     connections: int
     nginx: Measure
     engine: Measure
@@ -34,18 +35,22 @@ async def measure_clients(
     """Measure refusals by so many spellings, and behind a proxy; there nginx is behind the same proxy."""
     await engine.open_sale(0)
     async with serve_nginx(engine.url) as before_engine, serve_nginx(nginx.url) as before_nginx:
-        pairs = {
-            name: _Pair(
+        pairs = [
+            _Pair(
+                name,
                 CONNECTIONS,
                 partial(measure_refusals, nginx, requests=requests),
                 partial(engine.measure, Outcome.SOLD_OUT, requests=requests),
             )
             for name, requests in [*list_spellings().items()][:count]
-        }
-        pairs[PROXIED] = _Pair(
-            CONNECTIONS,
-            partial(measure_refusals, nginx, proxy=before_nginx),
-            partial(engine.measure, Outcome.SOLD_OUT, proxy=before_engine),
+        ]
+        pairs.append(
+            _Pair(
+                PROXIED,
+                CONNECTIONS,
+                partial(measure_refusals, nginx, proxy=before_nginx),
+                partial(engine.measure, Outcome.SOLD_OUT, proxy=before_engine),
+            )
         )
         return await _compare(pairs, rounds)
 
@@ -56,20 +61,21 @@ async def measure_looks(
     """Measure looks at the stock and at settled orders: few, which an engine may remember, and so many that
     it must ask its stores."""
     order_ids = await _settle_orders(engine, orders)
-    kinds: dict[str, tuple[int, Sequence[bytes]]] = {
-        "stock": (CONNECTIONS, look_at_stock()),
-        f"stock, {MANY_CONNECTIONS:,} connections": (MANY_CONNECTIONS, look_at_stock()),
-        f"orders, the same {REMEMBERED}": (ORDER_CONNECTIONS, look_at_orders(order_ids[:REMEMBERED])),
-        f"orders, {orders:,} in turn": (ORDER_CONNECTIONS, look_at_orders(order_ids)),
-    }
-    pairs = {
-        name: _Pair(
+    kinds = [
+        ("stock", CONNECTIONS, look_at_stock()),
+        ("stock", MANY_CONNECTIONS, look_at_stock()),
+        (f"orders, the same {REMEMBERED}", ORDER_CONNECTIONS, look_at_orders(order_ids[:REMEMBERED])),
+        (f"orders, {orders:,} in turn", ORDER_CONNECTIONS, look_at_orders(order_ids)),
+    ]
+    pairs = [
+        _Pair(
+            name,
             connections,
             partial(measure_refusals, nginx, requests=requests),
             partial(engine.measure, None, requests=requests),
         )
-        for name, (connections, requests) in kinds.items()
-    }
+        for name, connections, requests in kinds
+    ]
     return await _compare(pairs, rounds)
 
 
@@ -89,19 +95,21 @@ async def _settle_orders(engine: Engine, count: int) -> list[str]:
     return [str(row[0]) for row in rows]
 
 
-async def _compare(pairs: Mapping[str, _Pair], rounds: Rounds) -> tuple[list[Compared], list[Cost]]:
+async def _compare(pairs: Sequence[_Pair], rounds: Rounds) -> tuple[list[Compared], list[Cost]]:
     measures = {
-        f"{name}: {server}": partial(measure, pair.connections, rounds.seconds)
-        for name, pair in pairs.items()
+        f"{pair.subject}, {pair.connections:,} connections: {server}": partial(
+            measure, pair.connections, rounds.seconds
+        )
+        for pair in pairs
         for server, measure in (("nginx", pair.nginx), ("engine", pair.engine))
     }
     found = await rounds.repeat(measures)
     compared, costs = [], []
-    for (name, pair), nginx, engine in zip(pairs.items(), found[::2], found[1::2], strict=True):
+    for pair, nginx, engine in zip(pairs, found[::2], found[1::2], strict=True):
         nginx_rps, engine_rps = (Spread.of(sample.rps for sample in each) for each in (nginx, engine))
         compared.append(
             Compared(
-                subject=name,
+                subject=pair.subject,
                 connections=pair.connections,
                 nginx_rps=nginx_rps,
                 engine_rps=engine_rps,
@@ -109,7 +117,7 @@ async def _compare(pairs: Mapping[str, _Pair], rounds: Rounds) -> tuple[list[Com
                 faults=[*_faults("nginx", nginx), *_faults("engine", engine)],
             )
         )
-        costs.append(Cost.of_samples(f"engine, {name}", pair.connections, engine))
+        costs.append(Cost.of_samples(f"engine, {pair.subject}", pair.connections, engine))
     return compared, costs
 
 
