@@ -29,6 +29,9 @@ class Compared(Result, frozen=True):
     engine_rps: Spread
     ratio: Spread
     """Engine over nginx, round by round."""
+    nginx_us: Spread
+    engine_us: Spread
+    """Processor time of a request on the server's side."""
     faults: list[str] = []
 
 

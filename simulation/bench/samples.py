@@ -103,6 +103,11 @@ class Cost(msgspec.Struct, frozen=True, kw_only=True):
         """Return what a request of the samples took."""
         return cls.of(subject, connections, [(sample.cpu_s, sample.requests) for sample in samples])
 
+    def without_load(self) -> Spread:
+        """Return what a request takes on the server's side."""
+        pairs = zip(self.us["sum"].values, self.us["load"].values, strict=True)
+        return Spread.of(whole - load for whole, load in pairs)
+
 
 def _share_out(cpu_s: Mapping[str, float], requests: int) -> dict[str, float]:
     us = {name: 1e6 * spent / requests for name, spent in cpu_s.items() if name not in _NOT_SHOWN}

@@ -106,6 +106,10 @@ async def _compare(pairs: Sequence[_Pair], rounds: Rounds) -> tuple[list[Compare
     found = await rounds.repeat(measures)
     compared, costs = [], []
     for pair, nginx, engine in zip(pairs, found[::2], found[1::2], strict=True):
+        nginx_cost, cost = (
+            Cost.of_samples(f"{server}, {pair.subject}", pair.connections, each)
+            for server, each in (("nginx", nginx), ("engine", engine))
+        )
         nginx_rps, engine_rps = (Spread.of(sample.rps for sample in each) for each in (nginx, engine))
         compared.append(
             Compared(
@@ -114,10 +118,12 @@ async def _compare(pairs: Sequence[_Pair], rounds: Rounds) -> tuple[list[Compare
                 nginx_rps=nginx_rps,
                 engine_rps=engine_rps,
                 ratio=engine_rps.over(nginx_rps),
+                nginx_us=nginx_cost.without_load(),
+                engine_us=cost.without_load(),
                 faults=[*_faults("nginx", nginx), *_faults("engine", engine)],
             )
         )
-        costs.append(Cost.of_samples(f"engine, {pair.subject}", pair.connections, engine))
+        costs.append(cost)
     return compared, costs
 
 

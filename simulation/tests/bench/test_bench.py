@@ -245,6 +245,7 @@ async def test_a_run_measures_every_subject_and_leaves_nothing_running(tmp_path:
     assert [row.faults for row in bench.looks if row.connections == 64] == [[]]
     for row in [*bench.clients, *bench.looks]:
         assert row.ratio.median == pytest.approx(row.engine_rps.median / row.nginx_rps.median, rel=1e-4)
+        assert 0 < row.nginx_us.median < row.engine_us.median
     assert {row.kind for row in bench.mix} == {"buy", "stock", "order"}
     assert sum(row.lost for row in bench.mix) == 0
     assert {cost.subject for cost in bench.costs} >= {
@@ -414,6 +415,8 @@ def compare(subject: str, nginx_rps: float, engine_rps: float, faults: list[str]
         nginx_rps=nginx,
         engine_rps=engine,
         ratio=engine.over(nginx),
+        nginx_us=Spread.of([7]),
+        engine_us=Spread.of([21.5]),
         faults=faults or [],
     )
 
@@ -460,7 +463,7 @@ async def test_the_tables_of_the_readme_show_the_worst_spelling_beside_the_best(
     assert "takes 20.0 µs of processor time: door 12.0, Redis 3.0, " in summary
     page = (tmp_path / "bench.md").read_text()
     assert summary.strip() in page
-    assert "| Go, a map | 64 | 90,000 | 9,000 | 0.10 |" in page
+    assert "| Go, a map | 64 | 90,000 | 9,000 | 0.10 | 7 | 21.5 |" in page
     assert "- stock: engine: 3 of 9 were refused" in page
 
 

@@ -142,5 +142,6 @@ def test_the_processor_time_of_a_request_is_shared_out_among_all_processes() -> 
         "load": 2.0, "others": 0.03, "sum": 9.03,
     }  # fmt: skip
     assert cost.us["Redis"].values == [1.0, 5.0]
+    assert cost.without_load().values == pytest.approx([5.03, 9.03])
     alone = Cost.of("nginx", 64, [({"nginx": 0.5, "wrk": 0.5, "flashsim": 0.1}, 100_000)])
     assert alone.us["sum"].median == 10.0
