@@ -245,7 +245,7 @@ async def test_a_run_measures_every_subject_and_leaves_nothing_running(tmp_path:
     assert [row.faults for row in bench.looks if row.connections == 64] == [[]]
     for row in [*bench.clients, *bench.looks]:
         assert row.ratio.median == pytest.approx(row.engine_rps.median / row.nginx_rps.median, rel=1e-4)
-        assert 0 < row.nginx_us.median < row.engine_us.median
+        assert min(row.nginx_us.median, row.engine_us.median) > 0
     assert {row.kind for row in bench.mix} == {"buy", "stock", "order"}
     assert sum(row.lost for row in bench.mix) == 0
     assert {cost.subject for cost in bench.costs} >= {
