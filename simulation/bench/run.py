@@ -156,7 +156,7 @@ class _Run:
         bench.costs += [
             Cost.of_samples(row.subject, row.connections, row.samples) for row in bench.front_door
         ]
-        bench.persisted = front_door.describe_persistence(bench.front_door, self._options.seconds)
+        bench.persisted = front_door.describe_persistence(bench.front_door)
         if nginx and Subject.DRIVER in self._subjects:
             bench.driver = await open_loop.measure_driver(nginx.url, self._rounds)
 

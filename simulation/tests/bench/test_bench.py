@@ -27,7 +27,7 @@ from engine.model.purchase import Outcome
 from engine.settings import PREFIX, Settings
 from simulation.bench import programs
 from simulation.bench.baselines import textbook
-from simulation.bench.measures.front_door import compare_rates
+from simulation.bench.measures.front_door import compare_rates, describe_persistence
 from simulation.bench.measures.growth import fill_ledger, make_curve
 from simulation.bench.measures.ledger import settle_batches, settle_one_by_one
 from simulation.bench.measures.open_loop import find_doubtful, find_faults
@@ -359,6 +359,18 @@ def test_ratios_and_costs_are_taken_round_by_round() -> None:
     assert curve.points[0].times_smallest.values == [1, 1]
     assert curve.points[1].times_smallest.values == [2, 4]
     assert curve.points[1].cost_us.median == 20_000
+
+
+def test_what_was_accepted_is_counted_over_the_time_that_wrk_took() -> None:
+    sample = Sample(
+        requests=900, rps=300, refused=0, socket_errors=0, p50_ms=1, p99_ms=1,
+        accepted=930, backlog=330, drain_s=0.5,
+    )  # fmt: skip
+    rows = [FrontDoor(subject="engine", connections=64, rps=Spread.of([300]), samples=[sample])]
+    [persisted] = describe_persistence(rows)
+    assert persisted.accepted_rps.values == [310]
+    assert persisted.during_rps.values == [200]
+    assert persisted.drain_rps.values == [660]
 
 
 def test_the_interval_of_a_median_lies_between_order_statistics() -> None:
