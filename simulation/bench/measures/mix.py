@@ -169,11 +169,11 @@ class _Watch:
 
     def machine(self) -> dict[str, float]:
         """Return what the machine did during the load, in percent; 0 where it could not be read."""
-        weights = [seconds for seconds, _ in self._spans]
+        weights = [seconds for seconds, _ in self._spans] or [1.0]
+        spans = [read for _, read in self._spans] or [{}]
+        # The kernel adds up pressure a few times a second: a span may seem to hold more than its time.
         return {
-            name: float(np.average([read.get(name, 0.0) for _, read in self._spans], weights=weights))
-            if weights
-            else 0.0
+            name: min(100.0, float(np.average([read.get(name, 0.0) for read in spans], weights=weights)))
             for name in ("stolen_percent", "cpu_pressure_percent", "io_pressure_percent")
         }
 

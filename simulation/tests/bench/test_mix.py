@@ -133,6 +133,21 @@ def test_only_calm_rounds_tell_of_the_engine_and_the_disk_is_taken_off() -> None
     assert disturbed.calm_p99_ms is None
 
 
+def test_the_machine_is_shown_as_it_was_on_average_over_the_load() -> None:
+    watch = mix._Watch(3, False)
+    assert set(watch.machine().values()) == {0.0}, "nothing could be read"
+    watch._spans = [
+        (2.0, {"stolen_percent": 1.0, "io_pressure_percent": 105.0}),
+        (1.0, {"stolen_percent": 4.0}),
+    ]
+    machine = watch.machine()
+    assert machine == pytest.approx(
+        {"stolen_percent": 2.0, "cpu_pressure_percent": 0.0, "io_pressure_percent": 70.0}
+    )
+    watch._spans = [(1.0, {"cpu_pressure_percent": 104.0})]
+    assert watch.machine()["cpu_pressure_percent"] == 100.0
+
+
 def test_two_other_logs_are_written_beside_the_one_that_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[int] = []
     monkeypatch.setattr(os, "fdatasync", synced.append)
