@@ -47,6 +47,8 @@ class Sizes(msgspec.Struct, frozen=True, kw_only=True):
     """How many of the spellings, the first ones; None: all."""
     looked_at: int = 200_000
     """Orders that are looked at in turn: more than a front door should remember."""
+    lookers: int = 2_000
+    """Connections of a crowd that looks at the stock."""
     mix_rps: tuple[int, int] = (4_000, 20_000)
     """Purchases and looks."""
 

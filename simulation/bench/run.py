@@ -178,7 +178,9 @@ class _Run:
             bench.clients, costs = await clients.measure_clients(engine, nginx, sizes.clients, shorter)
             bench.costs += costs
         if nginx and Subject.LOOKS in chosen:
-            bench.looks, costs = await clients.measure_looks(engine, nginx, sizes.looked_at, shorter)
+            bench.looks, costs = await clients.measure_looks(
+                engine, nginx, sizes.looked_at, sizes.lookers, shorter
+            )
             bench.costs += costs
         loads: list[tuple[str, float | None]] = []
         if Subject.RESPONSE in chosen:
