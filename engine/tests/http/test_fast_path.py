@@ -10,15 +10,13 @@ from typing import NamedTuple
 import msgspec
 import pytest
 from aiohttp import web
-from aiohttp.web_protocol import RequestHandler
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from engine.gate.gate import Gate
-from engine.http.answers import respond_http_error
 from engine.http.app import LEAVING, FrontDoor
-from engine.http.fast_path import FastPath
-from engine.http.listener import LINGER_S, listen
+from engine.http.fast_path import Door, Ordinary
+from engine.http.listener import listen
 from engine.ledger.ledger import Ledger
 from engine.model.sale import Sale, SaleTerms
 from engine.settings import Settings
@@ -31,24 +29,12 @@ PLAIN = b'{"userId":101,"productId":1}'
 SOLD_OUT, LIMITED, UNKNOWN = 2, 3, 4
 
 
-class Plain(RequestHandler):
-    """A connection of aiohttp, which tells of what it can't read in the engine's words."""
-
-    handle_error = FastPath.handle_error
-
-    async def finish_response(
-        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
-    ) -> tuple[web.StreamResponse, bool]:
-        if isinstance(resp, web.HTTPException):
-            resp = respond_http_error(resp)
-        return await super().finish_response(request, resp, start_time)
-
-
 class Doors(NamedTuple):
     """Two front doors of one gate: with the fast path and without."""
 
     fast: int
     plain: int
+    door: Door
     fast_server: web.Server
     plain_server: web.Server
     gate: Gate
@@ -74,17 +60,14 @@ async def doors(settings_without_bus: Settings) -> AsyncIterator[Doors]:
         web.AppRunner(front_door.make_app()),
     )
     with bind() as fast_socket, bind() as plain_socket:
-        async with listen(fast, gate, fast_socket, 75, 10):
+        async with listen(fast, gate, fast_socket, 75, 10) as door:
             await plain.setup()
             fast_server, plain_server = fast.server, plain.server
             assert fast_server is not None
             assert plain_server is not None
             loop = asyncio.get_running_loop()
-            accepting = await loop.create_server(
-                lambda: Plain(plain_server, loop=loop, lingering_time=LINGER_S),
-                sock=plain_socket,
-            )
-            yield Doors(port_of(fast_socket), port_of(plain_socket), fast_server, plain_server, gate)
+            accepting = await loop.create_server(lambda: Ordinary(plain_server, loop), sock=plain_socket)
+            yield Doors(port_of(fast_socket), port_of(plain_socket), door, fast_server, plain_server, gate)
             accepting.close()
             await plain.cleanup()
     await gate.close()
@@ -208,7 +191,7 @@ async def test_a_client_that_does_not_read_waits_for_itself(doors: Doors) -> Non
     reader, writer = await asyncio.open_connection("127.0.0.1", doors.fast)
     writer.write(purchase(product(UNKNOWN)))
     await reader.readuntil(b"}")
-    (connection,) = doors.fast_server.connections
+    (connection,) = doors.door.connections
     # What the transport does when the client has left too many answers unread.
     connection.pause_writing()
     writer.write(purchase())
@@ -227,12 +210,11 @@ async def test_what_a_client_sends_ahead_is_held_within_bounds(doors: Doors) -> 
     reader, writer = await asyncio.open_connection("127.0.0.1", doors.fast)
     writer.write(purchase(product(UNKNOWN)))
     await reader.readuntil(b"}")
-    (connection,) = doors.fast_server.connections
+    (connection,) = doors.door.connections
     connection.pause_writing()
     count = 100_000 // len(purchase())
     writer.write(purchase() * count)
-    assert connection.transport is not None
-    while connection.transport.is_reading():  # noqa: ASYNC110 (a transport has no event for it)
+    while connection._transport.is_reading():  # noqa: ASYNC110 (a transport has no event for it)
         await asyncio.sleep(0)
     connection.resume_writing()
     writer.write(LAST)
