@@ -25,7 +25,7 @@ _CLOSED_AT_ONCE: Final = 8
 _LOOKED_AT_AT_ONCE: Final = 1_000
 _AGES: Final = 4
 """How often a connection is found idle before it is closed the next time."""
-_HELP_S: Final = 0.1
+_HELP_S: Final = 0.25
 """A connection that waits as long for the worker of its socket is accepted by another."""
 _PAUSES, _PAUSE_S = 10, 0.5
 """A client that asks nothing for so long is idle; for how often clients are waited for."""
