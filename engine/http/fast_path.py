@@ -29,7 +29,7 @@ from engine.http.answers import (
     respond,
     respond_http_error,
 )
-from engine.http.heads import BEGUN, CLOSE, KEEP, Head, measure_message, read_head
+from engine.http.heads import CLOSE, KEEP, Head, measure_message, read_head
 from engine.http.requests import parse_buy
 from engine.http.responses import RESPONSES
 from engine.model.purchase import Outcome
@@ -154,7 +154,7 @@ class Connection(asyncio.Protocol):
         if self.is_under_way:
             self._hold(data)
         elif self._handler is not None and (self._rest != 0 or not self._handler.is_idle):
-            self._pass_on(self._handler, data)
+            self._pass_on(data)
         elif self._paused:
             # Their turn comes when the client has read enough.
             self._hold(data)
@@ -165,13 +165,13 @@ class Connection(asyncio.Protocol):
         head = self._head
         if head is None or not data.startswith(self._head_bytes):
             head = read_head(data)
-            if head is None or head is BEGUN:
-                self._wait_for_rest(data) if head is BEGUN else self._pass_on(self._make_handler(), data)
+            if head is None:
+                self._pass_on(data)
                 return
             self._head, self._head_bytes = head, data[: head.end]
         if len(data) < head.whole:
             # Many clients send the head first. Of a body in pieces, the handler takes care.
-            self._wait_for_rest(data) if len(data) == head.end else self._pass_on(self._make_handler(), data)
+            self._wait_for_rest(data) if len(data) == head.end else self._pass_on(data)
             return
         if len(data) > head.whole:
             self._hold(data[head.whole :])
@@ -233,32 +233,36 @@ class Connection(asyncio.Protocol):
         if len(data) > _MAX_HELD_BYTES and self._transport.is_reading():
             self._transport.pause_reading()
 
-    def _make_handler(self) -> Ordinary:
-        """Return the aiohttp handler, which is made when it is first needed."""
-        if self._handler is None:
-            self._handler = self._door.make_handler()
-            self._handler.connection_made(self._transport)
-        return self._handler
-
-    def _pass_on(self, handler: Ordinary, data: bytes) -> None:
-        """Give the bytes to the handler, message by message, and note how much of one it waits for.
+    def _pass_on(self, data: bytes) -> None:
+        """Give the bytes to the handler, message by message; hold a head that is cut off.
 
         aiohttp forgets the messages in front of one that it can't read, if they come in one piece.
         """
         self.age = 0
-        messages, start = handler._request_count, 0
+        start = 0
         while start < len(data):
             if self._rest == 0:
                 self._rest = measure_message(data, start)
+                if self._rest == 0:
+                    self._wait_for_rest(data[start:])
+                    return
             end = len(data) if self._rest is None else min(start + self._rest, len(data))
-            handler.data_received(data[start:end])
+            self._feed(data[start:end])
             if self._rest is not None:
                 self._rest -= end - start
             start = end
-        if handler._request_count > messages:
-            self._door.unfinished.pop(self, None)
         if self._rest is None:
             self._door.unfinished.setdefault(self, monotonic())
+
+    def _feed(self, data: bytes) -> None:
+        """Give bytes to the aiohttp handler, which is made when it is first needed."""
+        if self._handler is None:
+            self._handler = self._door.make_handler()
+            self._handler.connection_made(self._transport)
+        messages = self._handler._request_count
+        self._handler.data_received(data)
+        if self._handler._request_count > messages:
+            self._door.unfinished.pop(self, None)
 
     def _wait_for_rest(self, data: bytes) -> None:
         """Hold what has come of a request; the connection ends if the rest does not come in time."""
@@ -268,8 +272,7 @@ class Connection(asyncio.Protocol):
     def drop_unfinished(self) -> None:
         """Close the connection if no request is under way, whose end is to be waited for."""
         if not self.is_quiet:
-            if self._rest is None:
-                self._door.unfinished[self] = monotonic()
+            self._door.unfinished[self] = monotonic()
         elif self._held or self._rest is None:
             self.close()
 

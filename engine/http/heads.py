@@ -5,7 +5,7 @@ from typing import Final
 
 import msgspec
 
-_MAX_BEGUN_BYTES: Final = 16_384
+_MAX_CUT_OFF_BYTES: Final = 16_384
 
 # Each line matches in one way only: with two, a head of forty lines that fails at its end would be tried in
 # 2^40 ways. aiohttp takes as many lines, and longer ones.
@@ -40,8 +40,7 @@ _HEAD: Final = re.compile(
     + b"|" + _field(b"idempotency-key", rb"[!-~]{1,128}+", 7)
     + rb"|(?=[chiuCHIU])(?!(?i:connection:|content-|host:|http2-settings:|idempotency-key:|upgrade:"
     rb"|user-agent:))" + _NAME + _VALUE
-    # The head ends, or it is cut off here and nothing was wrong so far.
-    + rb")\r\n){0,%d}(?:\r\n|([ -~\t\x80-\xff]*+\r?+)\Z)" % _LINES
+    + rb")\r\n){0,%d}\r\n" % _LINES
 )  # fmt: skip
 _FRAMED: Final = re.compile(
     rb"(?!CONNECT )[A-Z]{1,20}+ [!-~]{1,4000}+ HTTP/1\.[01]\r\n(?:(?:"
@@ -49,8 +48,11 @@ _FRAMED: Final = re.compile(
     + b"|" + _field(b"content-length", rb"[0-9]{1,9}+", 1)
     + rb"|(?=[cthuCTHU])(?!(?i:content-encoding:|content-length:|http2-settings:|transfer-encoding:"
     rb"|upgrade:))" + _NAME + _VALUE
-    + rb")\r\n){0,%d}\r\n" % _LINES
+    # The head ends, or it is cut off here and nothing was wrong so far.
+    + rb")\r\n){0,%d}(?:\r\n|([ -~\t\x80-\xff]*+\r?+)\Z)" % _LINES
 )  # fmt: skip
+
+_CUT_OFF_LINE: Final = re.compile(rb"[A-Z]{1,20}+(?: [!-~]{0,4000}+(?: [HTP/1.0]{0,8}+\r?+)?)?")
 
 KEEP, CLOSE, KEEP_10, CLOSE_10 = FRAMINGS = range(4)
 """How an answer is framed: the connection goes on or ends, in HTTP/1.1 and HTTP/1.0."""
@@ -67,18 +69,12 @@ class Head(msgspec.Struct, frozen=True, gc=False):
     framing: int
 
 
-BEGUN: Final = Head(0, 0, None, KEEP)
-"""A head that may become a plain one: the rest of it has not come yet."""
-
-
 def read_head(data: bytes) -> Head | None:
-    """Return what the head at the start of the data says: BEGUN if it is cut off, None if it is not plain."""
+    """Return what the head at the start of the data says, None if it is not plain."""
     match = _HEAD.match(data)
     if match is None:
         return None
-    minor, length, kind, host, _, connection, key, begun = match.groups()
-    if begun is not None:
-        return BEGUN if len(data) <= _MAX_BEGUN_BYTES else None
+    minor, length, kind, host, _, connection, key = match.groups()
     if length is None or kind is None or host is None:
         return None
     if minor == b"1":
@@ -90,6 +86,11 @@ def read_head(data: bytes) -> Head | None:
 
 
 def measure_message(data: bytes, start: int) -> int | None:
-    """Return the length of the message that begins there, whole or not; None if it is not sure."""
+    """Return the length of the message that begins there: 0 if its head is cut off, None if not sure."""
     match = _FRAMED.match(data, start)
-    return None if match is None else match.end() - start + int(match[1] or 0)
+    if match is None:
+        return 0 if _CUT_OFF_LINE.fullmatch(data, start) else None
+    length, cut_off = match.groups()
+    if cut_off is not None:
+        return 0 if len(data) - start <= _MAX_CUT_OFF_BYTES else None
+    return match.end() - start + int(length or 0)
