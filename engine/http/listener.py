@@ -13,7 +13,8 @@ from aiohttp import web
 from engine.errors import SettingsError
 from engine.gate.gate import Gate
 from engine.http.app import LEAVING
-from engine.http.fast_path import Connection, Door, Ordinary
+from engine.http.fast_path import Connection, Door
+from engine.http.ordinary import Ordinary
 from engine.http.requests import is_loopback
 from engine.settings import PREFIX, Settings
 from engine.tasks import cancel

@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 
 from engine.gate.gate import Gate
 from engine.http.app import LEAVING, FrontDoor
-from engine.http.fast_path import Door, Ordinary
+from engine.http.fast_path import Door
 from engine.http.listener import listen
+from engine.http.ordinary import Ordinary
 from engine.ledger.ledger import Ledger
 from engine.model.sale import Sale, SaleTerms
 from engine.settings import Settings
