@@ -46,8 +46,8 @@ class GateReads:
     def __init__(self, redis: Redis, shards: Sequence[tuple[ShardKeys, Fence]]) -> None:
         self._redis = redis
         self._shards = shards
-        self._away_at = -math.inf
-        """When orders were last asked for in vain, on time.monotonic."""
+        self.away_at = -math.inf
+        """When orders could last not be asked for in time, on time.monotonic."""
 
     async def read_stocks(self, product_ids: Iterable[int]) -> dict[int, Stock | None]:
         """Return the stock of each product's current sale, None if it has none, in one round trip.
@@ -80,16 +80,12 @@ class GateReads:
         stems = [*dict.fromkeys(stem for stem, _ in places.values())]
         # Before they are asked: what this process hears meanwhile may be newer than the answer.
         seen = [fence.seen for _, fence in self._shards]
-        try:
-            with translate_errors():
-                async with self._redis.pipeline(transaction=False) as pipe:
-                    for (shard, _), (writer, *_) in zip(self._shards, seen, strict=True):
-                        pipe.hmget(shard.pending, stems)
-                        pipe.hmget(shard.fence, ["open", writer, "doubt"])
-                    answers = await ask_primary(pipe, self._shards[0][0])
-        except BaseException:
-            self._away_at = time.monotonic()
-            raise
+        with translate_errors():
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for (shard, _), (writer, *_) in zip(self._shards, seen, strict=True):
+                    pipe.hmget(shard.pending, stems)
+                    pipe.hmget(shard.fence, ["open", writer, "doubt"])
+                answers = await ask_primary(pipe, self._shards[0][0])
         memories = answers[1::2]
         forgotten_ms = self._read_forgotten_ms(memories, seen)
         known = [each for each in places if forgotten_ms < 0 or read_time_ms(each) > forgotten_ms]
@@ -117,4 +113,4 @@ class GateReads:
     @property
     def is_late(self) -> bool:
         """Whether orders that are pending here may have been shown as settled while the gate was away."""
-        return time.monotonic() - max(self._away_at, latest_reconnect(self._redis)) < _LATE_S
+        return time.monotonic() - max(self.away_at, latest_reconnect(self._redis)) < _LATE_S

@@ -107,6 +107,8 @@ class Looking:
             _reply_all(waiting, answer)
 
     def _give_pending(self, looks: dict[str, list[Look]], pending: dict[str, bool] | None) -> None:
+        if pending is None:
+            self._reads.away_at = time.monotonic()
         is_late = self._reads.is_late
         for order_id, waiting in looks.items():
             is_pending = pending.get(order_id) if pending else None

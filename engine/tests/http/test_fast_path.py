@@ -583,6 +583,9 @@ def requests(draw: st.DrawFn) -> bytes:
         headers = draw(st.permutations(headers))
     if draw(st.integers(0, 4)) == 0:
         headers.pop(draw(st.integers(0, len(headers) - 1)))
+    if not any(header.lower().startswith(b"content-length:") for header in headers):
+        # Such a body is no request, and aiohttp forgets the one in front of it (see above).
+        body = b""
     if draw(st.integers(0, 4)) == 0:
         headers = [draw(st.sampled_from([header.lower(), header.upper(), header])) for header in headers]
     end = draw(st.sampled_from([b"\r\n"] * 9 + [b"\n"]))

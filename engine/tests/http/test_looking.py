@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterable
 from functools import partial
 from typing import Any
 
+import msgspec
 import pytest
 from redis.asyncio import Redis
 
@@ -76,13 +77,15 @@ class Looker:
 
 @pytest.fixture
 async def looker(settings_without_bus: Settings) -> AsyncIterator[Looker]:
-    gate = Gate(settings_without_bus)
+    # However slow the machine is.
+    settings = msgspec.structs.replace(settings_without_bus, look_timeout_ms=30_000)
+    gate = Gate(settings)
     async with await Ledger.connect(settings_without_bus.postgres_url) as ledger:
         await ledger.migrate()
         sale = await ledger.open_sale(make_terms(stock=10_000))
         assert sale.sale_id == 1
         await gate.open_sale(sale)
-        looker = Looker(settings_without_bus, gate, ledger)
+        looker = Looker(settings, gate, ledger)
         await eventually(partial(denies, looker))
         looker.reads.clear()
         yield looker
