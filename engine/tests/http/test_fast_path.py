@@ -59,7 +59,9 @@ async def doors(
 ) -> AsyncIterator[Doors]:
     # A gate whose server may be new denies no order.
     monkeypatch.setattr(reads, "NOTICED_S", 0)
-    gate = Gate(msgspec.structs.replace(settings_without_bus))
+    # However slow the machine is.
+    settings = msgspec.structs.replace(settings_without_bus, look_timeout_ms=30_000, gate_timeout_ms=30_000)
+    gate = Gate(settings)
     ledger = await Ledger.connect(settings_without_bus.postgres_url or "")
     await ledger.migrate()
     for sale_id, terms in enumerate(
@@ -74,8 +76,8 @@ async def doors(
     sale = await ledger.open_sale(SaleTerms(product_id=9, stock=1))
     await ledger.settle([Lot(*split_order_id(SETTLED), 9, sale.sale_id, 1, 1, [101])], {})
     await mark_pending(redis, [Lot(*split_order_id(PENDING), 1, 1, 1, 1, [101])])
-    looking = Looking(settings_without_bus, gate.reads, ledger)
-    front_door = FrontDoor(settings_without_bus, gate, ledger, looking)
+    looking = Looking(settings, gate.reads, ledger)
+    front_door = FrontDoor(settings, gate, ledger, looking)
     fast, plain = (
         web.AppRunner(front_door.make_app()),
         web.AppRunner(front_door.make_app()),
