@@ -57,6 +57,16 @@ def connect_redis(url: str | None, timeout_ms: int = 5_000) -> Redis:
     return _Client.from_pool(pool)
 
 
+def connect_beside(redis: Redis) -> Redis:
+    """Return a client with connections of its own to the same server: both leave it once it refuses one."""
+    pool = redis.connection_pool
+
+    class Connection(pool.connection_class):  # type: ignore[misc, name-defined]
+        latest_connect, latest_reconnect = time.monotonic(), -math.inf
+
+    return _Client.from_pool(ConnectionPool(connection_class=Connection, **pool.connection_kwargs))
+
+
 class _Client(Redis):
     """A client that has no open connection once it is closed, even if a cancellation interrupts that.
 

@@ -9,8 +9,8 @@ from redis.asyncio import Redis
 
 from engine.errors import GateUnavailable
 from engine.gate.backlog import BacklogReads
-from engine.gate.client import Script, connect_redis
-from engine.gate.fence import Fence, vouch
+from engine.gate.client import Script, connect_beside, connect_redis
+from engine.gate.fence import Fence, read_generations, vouch
 from engine.gate.keys import ShardKeys, shard_of
 from engine.gate.lane import Lane
 from engine.gate.reads import GateReads, translate_errors
@@ -35,7 +35,9 @@ class Gate:
         self._sold_out_s = settings.sold_out_ms / 1000
         shards = [ShardKeys(shard) for shard in range(settings.gate_shards)]
         self._lanes = [Lane(shard, settings) for shard in shards]
-        self.reads = GateReads(self._redis, [(lane.keys, lane.fence) for lane in self._lanes])
+        # However many sales are opened at once, there is a connection to look.
+        self._reads_redis = connect_beside(self._redis)
+        self.reads = GateReads(self._reads_redis, [(lane.keys, lane.fence) for lane in self._lanes])
         self.backlog = BacklogReads(self._redis, shards)
         self._watching = asyncio.create_task(self._watch(), name="gate watch")
         only = self._lanes[0] if len(shards) == 1 else None
@@ -48,6 +50,7 @@ class Gate:
         """Reply to the purchases that wait, then disconnect."""
         async with AsyncExitStack() as closing:
             closing.push_async_callback(self._redis.aclose)
+            closing.push_async_callback(self._reads_redis.aclose)
             closing.push_async_callback(cancel, self._watching)
             for lane in self._lanes:
                 lane.refuse_more()
@@ -79,6 +82,13 @@ class Gate:
 
         self.submit((b"%d" % user_id, b"%d" % product_id, key, reply))
         return await future
+
+    async def is_open(self) -> bool:
+        """Return whether every shard is open. Raises GateUnavailable also if Redis takes no writes."""
+        with translate_errors():
+            shards = [lane.keys for lane in self._lanes]
+            await self._redis.hdel(shards[0].fence, "")
+            return all(await read_generations(self._redis, shards))
 
     async def check(self, product_id: int, within_s: float) -> None:
         """Raise GateUnavailable unless the product's shard takes writes now."""

@@ -172,6 +172,8 @@ class _Responses:
         self.stale_at = monotonic() + 1 - time() % 1
         """On time.monotonic: when their date is out of date."""
         self._date = rfc822_formatted_time()
+        self._heads: dict[tuple[int, str, bool, int, int], bytes] = {}
+        """What the responses of this second begin with."""
         whole = answer_purchase(Outcome.ACCEPTED, _PLACEHOLDER)
         self.accepted = [
             self.write(whole, framing).removesuffix(_PLACEHOLDER.encode("ascii") + b'"}')
@@ -189,16 +191,21 @@ class _Responses:
 
     def write(self, answer: Answer, framing: int) -> bytes:
         """Return the response of any answer; its date is as old as the others'."""
-        lines = [
-            f"{_VERSIONS[framing]} {answer.status} {HTTPStatus(answer.status).phrase}",
-            f"Content-Type: {answer.content_type}",
-            f"Server: {SERVER}",
-            *([f"Retry-After: {RETRY_AFTER_S}"] if answer.retry_after else []),
-            f"Content-Length: {len(answer.body)}",
-            f"Date: {self._date}",
-            *_CONNECTIONS.get(framing, []),
-        ]
-        return "\r\n".join(lines).encode("ascii") + b"\r\n\r\n" + answer.body
+        status, body, content_type, retry_after = answer
+        alike = (status, content_type, retry_after, len(body), framing)
+        head = self._heads.get(alike)
+        if head is None:
+            lines = [
+                f"{_VERSIONS[framing]} {status} {HTTPStatus(status).phrase}",
+                f"Content-Type: {content_type}",
+                f"Server: {SERVER}",
+                *([f"Retry-After: {RETRY_AFTER_S}"] if retry_after else []),
+                f"Content-Length: {len(body)}",
+                f"Date: {self._date}",
+                *_CONNECTIONS.get(framing, []),
+            ]
+            head = self._heads[alike] = "\r\n".join(lines).encode("ascii") + b"\r\n\r\n"
+        return head + body
 
 
 RESPONSES: Final = _Responses()

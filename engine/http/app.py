@@ -4,7 +4,8 @@ import asyncio
 import hmac
 import logging
 import re
-from contextlib import suppress
+from collections.abc import Callable
+from functools import partial
 from importlib.resources import files
 from typing import Final
 
@@ -15,7 +16,6 @@ from engine.errors import GateUnavailable, InputError, LedgerUnavailable, Outcom
 from engine.gate.gate import Gate
 from engine.http.answers import (
     JSON,
-    PRUNED,
     Answer,
     answer_input_error,
     answer_opening,
@@ -26,7 +26,7 @@ from engine.http.answers import (
     respond_http_error,
     respond_json,
 )
-from engine.http.looking import look
+from engine.http.looking import LOOK_SHARE, Looking, Reply
 from engine.http.opening import open_sale
 from engine.http.readiness import OK, Readiness
 from engine.http.requests import (
@@ -40,8 +40,6 @@ from engine.http.requests import (
 )
 from engine.ledger.ledger import Ledger
 from engine.metrics import render_metrics
-from engine.model.order import OrderStatus
-from engine.model.purchase import Outcome
 from engine.settings import PREFIX, Settings
 
 log = logging.getLogger(__name__)
@@ -49,26 +47,25 @@ log = logging.getLogger(__name__)
 HOST_PORT: Final = re.compile(r":[0-9]*$")
 LEAVING: Final = web.AppKey("leaving", asyncio.Event)
 """Set once nobody else may connect."""
-_GATE_LOOKS: Final = 16
-"""Reads of the gate at a time, for those who look; the others wait in line, apart from those who operate."""
-LEDGER_LOOKS: Final = 4
-"""Reads of the ledger at a time, for those who look."""
 
 
 class FrontDoor:
     """The handlers of all requests."""
 
     def __init__(
-        self, settings: Settings, gate: Gate, ledger: Ledger, retiring: asyncio.Event | None = None
+        self,
+        settings: Settings,
+        gate: Gate,
+        ledger: Ledger,
+        looking: Looking,
+        retiring: asyncio.Event | None = None,
     ) -> None:
         self._admin_token = settings.admin_token
         self._dev = settings.dev
         self._client_timeout_s = settings.client_timeout_ms / 1000
-        # A tenth of it is for the answer.
-        self._look_s = settings.look_timeout_ms / 1000 * 0.9
-        self._gate_looks = asyncio.Semaphore(_GATE_LOOKS)
-        self._ledger_looks = asyncio.Semaphore(LEDGER_LOOKS)
+        self._look_s = settings.look_timeout_ms / 1000 * LOOK_SHARE
         self._gate = gate
+        self._looking = looking
         self._retiring = retiring or asyncio.Event()
         self._ledger = ledger
         self.readiness = Readiness(gate, ledger, settings.amqp_url)
@@ -124,62 +121,13 @@ class FrontDoor:
         return respond(answer_sale(sale))
 
     async def show_order(self, request: web.Request) -> web.Response:
-        """Show the status of an order.
-
-        Ask the gate before the ledger: an order leaves the gate's pending set only after the ledger has
-        committed it, so at least one of them knows an order that was accepted. A gate that was away may hear
-        later of what the ledger has shown meanwhile: then what is pending is asked of the ledger, too.
-        """
+        """Show the status of an order."""
         order_id = parse_order_id(request.match_info["order_id"])
-        now_s = asyncio.get_running_loop().time()
-        pending: bool | None = None
-        with suppress(GateUnavailable):
-            # A gate that does not answer leaves half of the time for the ledger.
-            async with look(self._gate_looks, now_s + self._look_s / 2, GateUnavailable):
-                pending = await self._gate.reads.is_pending(order_id)
-        orders, is_pruned = [], False
-        if not pending or self._gate.reads.is_late:
-            try:
-                async with look(self._ledger_looks, now_s + self._look_s, LedgerUnavailable):
-                    orders = await self._ledger.find_orders([order_id])
-                    is_pruned = not orders and await self._ledger.is_pruned(order_id)
-            except LedgerUnavailable:
-                if not pending or self._gate.reads.is_late:
-                    raise
-        for order in orders:
-            fields = {
-                "orderId": order.order_id,
-                "status": order.status,
-                "productId": order.product_id,
-                "quantity": order.quantity,
-            }
-            return respond_json(fields | ({"reason": order.reason} if order.reason else {}))
-        if pending:
-            return respond_json({"orderId": order_id, "status": OrderStatus.PENDING})
-        if is_pruned:
-            return respond(PRUNED)
-        if pending is None:
-            detail = "it is not known yet whether this order was accepted; try again"
-            return respond(make_problem(503, "Not known yet", detail, "GATE_UNAVAILABLE", retry=True))
-        raise InputError("orderId", "this order was never accepted", 404)
+        return await _wait_for(partial(self._looking.show, order_id))
 
     async def show_stock(self, request: web.Request) -> web.Response:
-        """Show initial, remaining and sold units of a product's current sale, as the gate counts them."""
-        product_id = parse_product(request.query)
-        until_s = asyncio.get_running_loop().time() + self._look_s
-        async with look(self._gate_looks, until_s, GateUnavailable):
-            stock = await self._gate.reads.read_stock(product_id)
-        if stock is None:
-            return respond(answer_purchase(Outcome.UNKNOWN_PRODUCT, None))
-        return respond_json(
-            {
-                "productId": product_id,
-                "saleId": stock.sale_id,
-                "initial": stock.initial,
-                "remaining": stock.remaining,
-                "sold": stock.initial - stock.remaining,
-            }
-        )
+        """Show initial, remaining and sold units of a product's current sale."""
+        return await _wait_for(partial(self._looking.show, parse_product(request.query)))
 
     async def show_health(self, _request: web.Request) -> web.Response:
         """Show that this process lives."""
@@ -236,6 +184,17 @@ class FrontDoor:
                 raise InputError(name, "a proxy or a web page may open a sale only with an admin token", 403)
 
 
+async def _wait_for(look: Callable[[Reply], None]) -> web.Response:
+    future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+
+    def reply(answer: Answer) -> None:
+        if not future.done():
+            future.set_result(answer)
+
+    look(reply)
+    return respond(await future)
+
+
 @web.middleware
 async def take_leave(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Tell the clients of a front door that is leaving to connect anew (RFC 9112, 9.6).
@@ -269,10 +228,6 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
         if error.status == 408:
             response.force_close()
         return response
-    except GateUnavailable:
-        return respond(answer_purchase(Outcome.GATE_UNAVAILABLE, None))
-    except LedgerUnavailable:
-        return respond(make_problem(503, "Ledger unavailable", "try again", "LEDGER_UNAVAILABLE", retry=True))
     except web.HTTPRequestEntityTooLarge:
         return respond(answer_input_error(InputError("body", f"must be at most {MAX_BODY_BYTES} bytes", 413)))
     except web.HTTPException as error:

@@ -1,9 +1,9 @@
-"""The front door's fast path: a plain purchase goes from the socket straight into the gate's batch.
+"""The front door's fast path: plain purchases and looks go from the socket straight into a batch.
 
 An aiohttp connection makes a task, a request, a response and a stream for each message. A `Connection`
-reads plain purchases itself: each joins the gate's batch at once, and its answer is written as one piece of
-bytes, the same that the ordinary handler would give. Everything else goes unchanged to an aiohttp handler,
-which is made for the connection when it first needs one.
+reads plain purchases and looks itself: each joins the gate's batch or the next read at once, and its answer
+is written as one piece of bytes, the same that the ordinary handler would give. Everything else goes
+unchanged to an aiohttp handler, which is made for the connection when it first needs one.
 
 A request is plain if nothing of its connection is under way, if its head is well-formed and has no header
 that changes how the message is read, and if its body arrives in one piece, with the head or after it. When in
@@ -20,6 +20,7 @@ from engine.errors import InputError
 from engine.gate.gate import Gate
 from engine.http.answers import RESPONSES, Answer, answer_input_error
 from engine.http.heads import CLOSE, KEEP, Head, measure_message, read_head
+from engine.http.looking import Looking
 from engine.http.ordinary import Ordinary
 from engine.http.requests import parse_buy
 from engine.model.purchase import Outcome
@@ -30,8 +31,11 @@ _MAX_HELD_BYTES: Final = 65_536
 class Door:
     """What all connections of a listening front door share."""
 
-    def __init__(self, gate: Gate, leaving: asyncio.Event, make_handler: Callable[[], Ordinary]) -> None:
+    def __init__(
+        self, gate: Gate, looking: Looking, leaving: asyncio.Event, make_handler: Callable[[], Ordinary]
+    ) -> None:
         self.gate = gate
+        self.looking = looking
         self.leaving = leaving
         """Set once each answer must say that its connection ends."""
         self.make_handler = make_handler
@@ -91,7 +95,7 @@ class Connection(asyncio.Protocol):
             self._handler.connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Take a plain purchase to the gate; give anything else to the handler."""
+        """Take plain purchases and looks; give anything else to the handler."""
         if self._held:
             data = self._held + data
             self._held = b""
@@ -123,6 +127,10 @@ class Connection(asyncio.Protocol):
             self._door.unfinished.pop(self, None)
         self.age = 0
         self._framing = head.framing
+        if head.look is not None:
+            self.is_under_way = True
+            self._door.looking.show(head.look, self.answer)
+            return
         try:
             user_id, product_id = parse_buy(data, head.end, head.whole)
         except InputError as error:

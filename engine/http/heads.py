@@ -1,9 +1,11 @@
-"""Heads of requests: those of plain purchases, and where any other message ends."""
+"""Heads of requests: those of plain purchases and looks, and where any other message ends."""
 
 import re
 from typing import Final
 
 import msgspec
+
+from engine.model.order_id import PATTERN
 
 _MAX_CUT_OFF_BYTES: Final = 16_384
 
@@ -26,18 +28,20 @@ def _field(name: bytes, value: bytes, group: int) -> bytes:
 
 
 _HEAD: Final = re.compile(
-    rb"POST /purchase/buy HTTP/1\.([01])\r\n(?:(?:"
+    rb"(?:POST /purchase/buy|GET /purchase/(?:stock\?productId=([1-9][0-9]{0,17}+)|orders/((?i:"
+    + PATTERN.encode()
+    + rb")))) HTTP/1\.([01])\r\n(?:(?:"
     # Most headers say nothing that matters here. Those that change how a message is framed, decoded or
     # answered, or that may not be repeated, are aiohttp's, but for the ones that are named below.
     rb"(?![ceimpstuhCEIMPSTUH])" + _NAME + _VALUE
     + rb"|(?=[empstEMPST])(?!(?i:expect:|etag:|max-forwards:|proxy-connection:|server:|sec-websocket"
     rb"|te:|trailer:|transfer-encoding:))" + _NAME + _VALUE
-    + b"|" + _field(b"content-length", rb"[1-9][0-9]{0,2}+", 2)
-    + b"|" + _field(b"content-type", _TYPE, 3)
-    + b"|" + _field(b"host", _VALUE, 4)
-    + b"|" + _field(b"user-agent", _VALUE, 5)
-    + b"|" + _field(b"connection", rb"(?i:keep-alive|close)", 6)
-    + b"|" + _field(b"idempotency-key", rb"[!-~]{1,128}+", 7)
+    + b"|" + _field(b"content-length", rb"[1-9][0-9]{0,2}+", 4)
+    + b"|" + _field(b"content-type", _TYPE, 5)
+    + b"|" + _field(b"host", _VALUE, 6)
+    + b"|" + _field(b"user-agent", _VALUE, 7)
+    + b"|" + _field(b"connection", rb"(?i:keep-alive|close)", 8)
+    + b"|" + _field(b"idempotency-key", rb"[!-~]{1,128}+", 9)
     + rb"|(?=[chiuCHIU])(?!(?i:connection:|content-|host:|http2-settings:|idempotency-key:|upgrade:"
     rb"|user-agent:))" + _NAME + _VALUE
     + rb")\r\n){0,%d}\r\n" % _LINES
@@ -65,8 +69,10 @@ class Head(msgspec.Struct, frozen=True, gc=False):
     """Where the body begins."""
     whole: int
     """Where it ends."""
-    key: str | None
     framing: int
+    key: str | None = None
+    look: int | str | None = None
+    """The product whose stock, or the order that is to be shown."""
 
 
 def read_head(data: bytes) -> Head | None:
@@ -74,15 +80,20 @@ def read_head(data: bytes) -> Head | None:
     match = _HEAD.match(data)
     if match is None:
         return None
-    minor, length, kind, host, _, connection, key = match.groups()
-    if length is None or kind is None or host is None:
+    product_id, order_id, minor, length, kind, host, _, connection, key = match.groups()
+    is_look = product_id is not None or order_id is not None
+    if host is None or is_look != (length is None) or (kind is None and not is_look):
         return None
     if minor == b"1":
         framing = CLOSE if connection is not None and connection.lower() == b"close" else KEEP
     else:
         framing = KEEP_10 if connection is not None and connection.lower() == b"keep-alive" else CLOSE_10
     end = match.end()
-    return Head(end, end + int(length), None if key is None else key.decode("ascii"), framing)
+    if product_id is not None:
+        return Head(end, end, framing, look=int(product_id))
+    if order_id is not None:
+        return Head(end, end, framing, look=order_id.decode("ascii").lower())
+    return Head(end, end + int(length), framing, None if key is None else key.decode("ascii"))
 
 
 def measure_message(data: bytes, start: int) -> int | None:

@@ -14,6 +14,7 @@ from engine.errors import SettingsError
 from engine.gate.gate import Gate
 from engine.http.app import LEAVING
 from engine.http.fast_path import Connection, Door
+from engine.http.looking import Looking
 from engine.http.ordinary import Ordinary
 from engine.http.requests import is_loopback
 from engine.settings import PREFIX, Settings
@@ -99,6 +100,7 @@ def _listen_on(
 async def listen(
     runner: web.AppRunner,
     gate: Gate,
+    looking: Looking,
     listener: socket.socket,
     keepalive_s: float,
     client_timeout_s: float,
@@ -116,7 +118,7 @@ async def listen(
     def make_handler() -> Ordinary:
         return Ordinary(cast(web.Server, runner.server), loop)
 
-    door = Door(gate, runner.app[LEAVING], make_handler)
+    door = Door(gate, looking, runner.app[LEAVING], make_handler)
 
     def connect() -> Connection:
         return Connection(door)
@@ -177,7 +179,7 @@ async def _close_unfinished(door: Door, client_timeout_s: float) -> None:
 
 async def _let_go(door: Door) -> None:
     """Wait while clients use up their connections, each of which ends with its next answer; then close those
-    that are idle, and wait for the purchases that are under way.
+    that are idle, and wait for the requests that are under way.
 
     A connection that is closed as its client sends a request resets it. And to close all of a crowd's at once
     takes so long that requests arrive which nobody reads.

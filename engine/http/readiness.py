@@ -31,7 +31,7 @@ class Readiness:
     def __init__(self, gate: Gate, ledger: Ledger, amqp_url: str | None) -> None:
         self._bus = Publisher(amqp_url) if amqp_url else None
         self._questions: dict[str, Callable[[], Awaitable[Any]]] = {
-            "redis": gate.reads.is_open,
+            "redis": gate.is_open,
             "postgres": ledger.read_generation,
         }
         if self._bus:

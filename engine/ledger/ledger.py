@@ -76,11 +76,18 @@ class Ledger(AbstractAsyncContextManager["Ledger"]):
         self._connections = connections
 
     @classmethod
-    async def connect(cls, url: str | None, connections: int = 4, timeout_ms: int = 10_000) -> Self:
+    async def connect(
+        cls,
+        url: str | None,
+        connections: int = 4,
+        timeout_ms: int = 10_000,
+        beside: "Ledger | None" = None,
+    ) -> Self:
         """Return a ledger at a postgresql:// URL that connects when it is first needed.
 
         It makes at most `connections`, and only to a server that takes writes. `timeout_ms` bounds the wait
-        for a connection, and every statement. Raises SettingsError without a URL.
+        for a connection, and every statement. The connections of ledgers beside each other are replaced
+        together. Raises SettingsError without a URL.
         """
         if url is None:
             raise SettingsError(f"{PREFIX}POSTGRES_URL is not set")
@@ -93,7 +100,7 @@ class Ledger(AbstractAsyncContextManager["Ledger"]):
             reset=_skip_reset,
             target_session_attrs=SessionAttribute.read_write,
         )
-        return cls(Connections(pool, timeout_s))
+        return cls(Connections(pool, timeout_s, beside._connections if beside else None))
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
@@ -216,9 +223,9 @@ class Ledger(AbstractAsyncContextManager["Ledger"]):
         """Delete the orders among the next `most` ids between the two; keep what a limit still needs."""
         return Pruned(*(await self._fetch("prune", after, before, most))[0])
 
-    async def is_pruned(self, order_id: str) -> bool:
-        """Return whether an order with this id that is not found may have been pruned."""
-        return any(row["pruned"] for row in await self._fetch("is_pruned", order_id))
+    async def find_pruned(self, order_ids: Iterable[str]) -> set[str]:
+        """Return those of these orders that may have been pruned if they were not found before."""
+        return {row["order_id"] for row in await self._fetch("find_pruned", list(order_ids))}
 
     @asynccontextmanager
     async def try_lock(self) -> AsyncIterator[bool]:

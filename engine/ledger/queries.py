@@ -55,8 +55,16 @@ _PAUSE_S: Final = 0.1
 class Connections:
     """A pool of connections to PostgreSQL, each of which ends with the first error that is the server's."""
 
-    def __init__(self, pool: "asyncpg.Pool[asyncpg.Record]", timeout_s: float) -> None:
+    def __init__(
+        self,
+        pool: "asyncpg.Pool[asyncpg.Record]",
+        timeout_s: float,
+        beside: "Connections | None" = None,
+    ) -> None:
         self.pool = pool
+        self._pools: list[asyncpg.Pool[asyncpg.Record]] = beside._pools if beside else []
+        """All that are replaced together."""
+        self._pools.append(pool)
         self._timeout_s = timeout_s
         self._refused_until = 0.0
         """On time.monotonic."""
@@ -83,7 +91,8 @@ class Connections:
                     connection.terminate()
             if not isinstance(error, SERVER_ERRORS):
                 raise
-            await self.pool.expire_connections()
+            for pool in self._pools:
+                await pool.expire_connections()
             raise LedgerUnavailable(describe(error)) from error
         finally:
             if connection is not None:

@@ -94,8 +94,11 @@ SELECT (SELECT order_id::text FROM step ORDER BY order_id DESC LIMIT 1) AS last,
     (SELECT count(*) FROM gone) AS gone,
     (SELECT count(*) FROM step) - (SELECT count(*) FROM gone) AS kept;
 
--- name: is_pruned
-SELECT $1::uuid < pruned_before AS pruned FROM gate WHERE in_charge();
+-- name: find_pruned
+SELECT asked.order_id::text
+FROM unnest($1::uuid[]) AS asked (order_id)
+JOIN gate ON asked.order_id < pruned_before
+WHERE in_charge();
 
 -- name: find_newest
 SELECT (extract(epoch FROM max(accepted_at)) * 1000)::bigint AS accepted_ms

@@ -14,8 +14,10 @@ import msgspec
 
 _STEM: Final = "[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{9}"
 _STEM_LENGTH: Final = 33
+PATTERN: Final = f"{_STEM}[0-9a-f]{{3}}"
+"""Of an order id in canonical form."""
 
-OrderId = Annotated[str, msgspec.Meta(pattern=f"^{_STEM}[0-9a-f]{{3}}$")]
+OrderId = Annotated[str, msgspec.Meta(pattern=f"^{PATTERN}$")]
 """The id of one order."""
 OrderStem = Annotated[str, msgspec.Meta(pattern=f"^{_STEM}$")]
 """What the order ids of one batch have in common."""
@@ -34,7 +36,7 @@ def make_stem() -> str:
 
 def is_order_id(text: str) -> bool:
     """Return whether an order can have this id."""
-    return re.fullmatch(f"{_STEM}[0-9a-f]{{3}}", text) is not None
+    return re.fullmatch(PATTERN, text) is not None
 
 
 def read_time_ms(order_id: str) -> int:

@@ -9,14 +9,16 @@ from typing import Final
 from aiohttp import web
 
 from engine.gate.gate import Gate
-from engine.http.app import LEAVING, LEDGER_LOOKS, FrontDoor
+from engine.http.app import LEAVING, FrontDoor
 from engine.http.listener import listen
+from engine.http.looking import Looking
 from engine.ledger.ledger import Ledger
 from engine.settings import Settings
 from engine.stages.lifecycle import running
 
-LEDGER_CONNECTIONS: Final = LEDGER_LOOKS + 2
-"""Those who look leave two for those who operate."""
+_OPERATORS: Final = 2
+LEDGER_CONNECTIONS: Final = _OPERATORS + 1
+"""One is for the looks, which share it."""
 
 
 async def run_front_door(
@@ -35,15 +37,21 @@ async def run_front_door(
     """
     gate = Gate(settings)
     timeout_ms = settings.look_timeout_ms
-    async with await Ledger.connect(settings.postgres_url, LEDGER_CONNECTIONS, timeout_ms) as ledger:
-        front_door = FrontDoor(settings, gate, ledger, retiring)
+    async with (
+        await Ledger.connect(settings.postgres_url, _OPERATORS, timeout_ms) as ledger,
+        await Ledger.connect(settings.postgres_url, 1, timeout_ms, beside=ledger) as looked_at,
+    ):
+        looking = Looking(settings, gate.reads, looked_at)
+        front_door = FrontDoor(settings, gate, ledger, looking, retiring)
         apps = [front_door.make_app(operations=len(listeners) == 1), front_door.make_app(buyers=False)]
         try:
             async with AsyncExitStack() as listening:
                 for app, listener, others in zip(apps, listeners, (siblings, ()), strict=False):
                     runner = web.AppRunner(app, shutdown_timeout=settings.drain_s)
                     timeouts_s = settings.keepalive_s, settings.client_timeout_ms / 1000
-                    await listening.enter_async_context(listen(runner, gate, listener, *timeouts_s, others))
+                    await listening.enter_async_context(
+                        listen(runner, gate, looking, listener, *timeouts_s, others)
+                    )
                 leaving = _take_leave(retiring, [app[LEAVING] for app in apps])
                 async with running(front_door.readiness.watch(), leaving):
                     ready()

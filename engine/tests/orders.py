@@ -6,7 +6,10 @@ from typing import Any
 
 from redis.asyncio import Redis
 
+from engine.errors import GateUnavailable
+from engine.gate.gate import Gate
 from engine.gate.keys import ShardKeys
+from engine.gate.reads import Stock
 from engine.model.lot import Lot, count_orders, decode_lots, encode_lots, split_lots
 from engine.model.message import Message
 from engine.model.order_id import make_stem
@@ -86,3 +89,11 @@ def unpack(messages: Iterable[Message]) -> list[Lot]:
     read = [decode_lots(message.lines) for message in messages]
     assert not any(dead_letters for _, dead_letters in read)
     return [lot for lots, _ in read for lot in lots]
+
+
+async def read_stock(gate: Gate, product_id: int) -> Stock | None:
+    """Stock of a product's current sale. Raises GateUnavailable also if the gate is closed."""
+    stocks = await gate.reads.read_stocks([product_id])
+    if product_id not in stocks:
+        raise GateUnavailable("the gate waits to be rebuilt")
+    return stocks[product_id]

@@ -19,7 +19,7 @@ from engine.settings import Settings
 from engine.stages.reconciliation import reconciling
 from engine.tests.backend import read_sold
 from engine.tests.http.test_front_door import Client, client
-from engine.tests.orders import SHARD, ids, make_terms, mark_pending, reserve
+from engine.tests.orders import SHARD, ids, make_terms, mark_pending, read_stock, reserve
 from engine.tests.stages.test_reconciliation import gate, ledger, open_sale, run_command
 from engine.tests.test_server import eventually
 
@@ -81,8 +81,8 @@ async def test_old_orders_go_and_what_they_sold_stays_sold(
     async with reconciling(settings_without_bus) as reconciliation:
         await reconciliation.close(1)
         assert await reconciliation.rebuild()
-    assert await gate.reads.read_stock(1) == (1, 100, 91)
-    assert await gate.reads.read_stock(2) == (2, 100, 94)
+    assert await read_stock(gate, 1) == (1, 100, 91)
+    assert await read_stock(gate, 2) == (2, 100, 94)
     bought: Any = await redis.hgetall(f"{SHARD.prefix}buyers:2")
     assert bought == {b"1": b"2", b"2": b"2", b"3": b"2"}, "what a user may still buy"
 
@@ -149,7 +149,7 @@ async def test_a_date_that_can_not_be_is_named_in_a_line_and_nothing_is_pruned(
     assert said in output.splitlines()[-1]
     assert "Traceback" not in output
     assert await find(ledger, history) == {*history}
-    assert not await ledger.is_pruned(make_bound(1))
+    assert not await ledger.find_pruned([make_bound(1)])
 
 
 async def test_orders_are_kept_for_as_long_as_a_key_is_remembered(

@@ -16,6 +16,7 @@ from redis.asyncio import Redis
 from engine.gate.clearing import Clearing
 from engine.gate.gate import Gate
 from engine.http.app import FrontDoor
+from engine.http.looking import Looking
 from engine.ledger.ledger import Ledger
 from engine.local.stack import Stack
 from engine.model.lot import Lot
@@ -60,7 +61,9 @@ async def serve(settings: Settings) -> AsyncIterator[Client]:
     gate = Gate(settings)
     ledger = await Ledger.connect(settings.postgres_url or "")
     await ledger.migrate()
-    runner = web.AppRunner(FrontDoor(settings, gate, ledger).make_app())
+    runner = web.AppRunner(
+        FrontDoor(settings, gate, ledger, Looking(settings, gate.reads, ledger)).make_app()
+    )
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()

@@ -17,7 +17,7 @@ from engine.settings import Settings
 from engine.stages.audit import Audit
 from engine.stages.fulfilment import run_fulfilment
 from engine.tests.backend import running
-from engine.tests.orders import SHARD, make_terms, mark_pending, reserve
+from engine.tests.orders import SHARD, make_terms, mark_pending, read_stock, reserve
 from engine.tests.services import execute
 from engine.tests.stages.test_reconciliation import buy, gate, ledger, open_sale, until_remaining
 
@@ -60,7 +60,7 @@ async def test_a_difference_is_found_beside_a_dead_letter(
     await redis.hset(SHARD.sale(2), "remaining", 55)
     async with running(settings_without_bus, run_fulfilment):
         await until_remaining(gate, 50, product_id=2)
-    assert (await gate.reads.read_stock(1)) == (sale.sale_id, 100, 100), "its payment never comes"
+    assert (await read_stock(gate, 1)) == (sale.sale_id, 100, 100), "its payment never comes"
 
 
 async def test_what_is_under_way_is_no_difference_and_everything_else_is(
@@ -119,7 +119,7 @@ async def test_a_sale_that_only_the_gate_knows_is_withdrawn_and_the_others_sell_
     await redis.set(f"{SHARD.prefix}subject:5", "another program's")
     with caplog.at_level(logging.WARNING):
         async with running(settings_without_bus, run_fulfilment):
-            while await gate.reads.read_stock(3):  # noqa: ASYNC110
+            while await read_stock(gate, 3):  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
             assert (await buy(gate, 1))[0][0] is Outcome.ACCEPTED, "it was never closed"
             await until_remaining(gate, 4)
@@ -158,18 +158,18 @@ async def test_a_sale_leaves_the_gate_some_time_after_its_end_once_nothing_of_it
     await end_sale(redis, postgres_db, other, 0.9)
     await end_sale(redis, postgres_db, sale, 1.1)
     assert await find(audit) == []
-    assert await gate.reads.read_stock(1), "an order is pending, and its unit may come back"
+    assert await read_stock(gate, 1), "an order is pending, and its unit may come back"
     lots = [lot for lot in reserve(sale) if first]
     await ledger.settle(lots, {})
     await redis.delete(SHARD.pending)
     assert await find(audit) == []
-    assert await gate.reads.read_stock(1) is None
-    assert await gate.reads.read_stock(2), "it may still say that it is over"
+    assert await read_stock(gate, 1) is None
+    assert await read_stock(gate, 2), "it may still say that it is over"
     assert not await redis.exists(f"{SHARD.prefix}buyers:{sale.sale_id}")
     assert [offer.sale_id for offer in await ledger.find_offers(A_DAY_S)] == [other.sale_id]
     assert await find(audit) == [], "and nobody misses it"
     new = await open_sale(ledger, gate, stock=3)
-    assert await gate.reads.read_stock(1) == (new.sale_id, 3, 3)
+    assert await read_stock(gate, 1) == (new.sale_id, 3, 3)
     assert await find(audit) == []
 
 

@@ -31,7 +31,7 @@ from engine.stages.reconciliation import Reconciliation, reconciling
 from engine.stages.relay import run_relay
 from engine.tests.backend import CONFIRMED, FAILED, read_statuses, running, until_relayed, until_settled
 from engine.tests.gate.test_watch import gate_sells
-from engine.tests.orders import SHARD, make_terms, mark_pending, reserve
+from engine.tests.orders import SHARD, make_terms, mark_pending, read_stock, reserve
 from engine.tests.test_server import PROGRAM, environment_of, eventually, get, post, serving
 from engine.tests.test_server import buy as buy_over_http
 
@@ -78,7 +78,7 @@ async def until_open(gate: Gate) -> None:
 async def until_remaining(gate: Gate, units: int, product_id: int = 1) -> None:
     while True:
         with contextlib.suppress(GateUnavailable):
-            stock = await gate.reads.read_stock(product_id)
+            stock = await read_stock(gate, product_id)
             if stock and stock.remaining == units:
                 return
         await asyncio.sleep(0.02)
@@ -113,7 +113,7 @@ async def test_a_wiped_gate_sells_nothing_until_it_is_rebuilt(
     await fresh.close()
     async with running(settings_without_bus, run_fulfilment):
         await until_open(gate)
-        assert await gate.reads.read_stock(1) == (1, 10, 6)
+        assert await read_stock(gate, 1) == (1, 10, 6)
         counts = Counter(outcome for outcome, _ in await buy(gate, 10))
     assert counts == {Outcome.ACCEPTED: 6, Outcome.SOLD_OUT: 4}
     assert Counter((await read_statuses(settings_without_bus)).values()) == {CONFIRMED: 10}
@@ -138,7 +138,7 @@ async def test_a_wipe_in_mid_sale_with_purchases_in_the_bus_sells_exactly_the_st
     statuses = await read_statuses(settings)
     assert statuses.keys() == orders_of(answers)
     assert Counter(statuses.values()) == {CONFIRMED: 3_000}
-    assert await gate.reads.read_stock(1) == (1, 3_000, 0)
+    assert await read_stock(gate, 1) == (1, 3_000, 0)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -162,7 +162,7 @@ async def test_an_older_copy_is_noticed_by_any_process_that_knows_more(
     assert (await other.reserve(1, 1, None))[0] is Outcome.GATE_UNAVAILABLE, "it is closed for everybody"
     async with running(settings_without_bus, run_fulfilment):
         await until_open(gate)
-        assert (await gate.reads.read_stock(1)) == (1, 100, 59 if workers == 1 else 57)
+        assert (await read_stock(gate, 1)) == (1, 100, 59 if workers == 1 else 57)
         await buy(gate, 200)
         await until_settled(redis)
     await other.close()
@@ -220,7 +220,7 @@ async def test_a_copy_from_before_a_rebuild_stays_closed(
         await restore_copy(redis, copy)
         assert not await reconciliation.is_open()
         assert await reconciliation.rebuild()
-    assert await gate.reads.read_stock(1) == (1, 10, 7)
+    assert await read_stock(gate, 1) == (1, 10, 7)
 
 
 async def test_a_restart_with_the_data_intact_is_no_loss(
@@ -361,8 +361,8 @@ async def test_the_gate_follows_the_ledger_in_what_is_on_offer(
     async with reconciling(settings_without_bus) as reconciliation:
         await reconciliation.close(await reconciliation.read_generation())
         await reconciliation.rebuild()
-    assert await gate.reads.read_stock(1) == (2, 7, 7)
-    assert await gate.reads.read_stock(3) is None, "its orders could never be settled"
+    assert await read_stock(gate, 1) == (2, 7, 7)
+    assert await read_stock(gate, 3) is None, "its orders could never be settled"
 
 
 async def test_of_two_processes_one_rebuilds(
@@ -376,7 +376,7 @@ async def test_of_two_processes_one_rebuilds(
     ):
         done = await asyncio.gather(*(each.rebuild() for each in (one, two) for _ in range(5)))
     assert done.count(True) == 1
-    assert await gate.reads.read_stock(1) == (1, 5, 5)
+    assert await read_stock(gate, 1) == (1, 5, 5)
 
 
 async def test_a_gate_that_was_rebuilt_meanwhile_is_not_closed_again(
@@ -404,7 +404,7 @@ async def test_two_fulfilments_leave_the_bus_before_either_rebuilds(
         await until_open(gate)
         generation = await redis.hget(SHARD.fence, "open")
         assert (await read_statuses(settings)).keys() == orders_of(answers)
-        assert await gate.reads.read_stock(1) == (1, 1_000, 200)
+        assert await read_stock(gate, 1) == (1, 1_000, 200)
         answers += await buy(gate, 500)
         await until_settled(redis)
         assert await redis.hget(SHARD.fence, "open") == generation, "rebuilt once"
@@ -451,7 +451,7 @@ async def test_a_rebuild_that_was_overtaken_writes_nothing(
         assert not await reconciliation.is_open()
         monkeypatch.undo()
         assert await reconciliation.rebuild()
-    assert await gate.reads.read_stock(1) == (1, 5, 5)
+    assert await read_stock(gate, 1) == (1, 5, 5)
 
 
 async def run_command(settings: Settings, *arguments: str) -> tuple[int, str]:
@@ -494,7 +494,7 @@ async def test_reconcile_by_hand_waits_for_what_is_under_way_and_opens_the_gate(
         code, output = await run_command(settings, "reconcile")
     assert code == 0, output
     assert output.splitlines()[-1].split() == ["1", "1", "10", "4", "6", "6", "0"]
-    assert await gate.reads.read_stock(1) == (1, 10, 6)
+    assert await read_stock(gate, 1) == (1, 10, 6)
 
 
 async def test_a_server_whose_redis_was_wiped_while_it_stood_opens_by_itself(
