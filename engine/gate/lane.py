@@ -14,15 +14,14 @@ often whether it may write: a refusal is never older than the lease.
 
 import asyncio
 import logging
-import math
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
-from redis.exceptions import ReadOnlyError, RedisError, ResponseError
+from redis.exceptions import ReadOnlyError, RedisError
 
 from engine.errors import GateUnavailable, OutcomeUnknown
-from engine.gate.client import REFUSALS, Argument, Script, connect_redis
+from engine.gate.client import REFUSALS, Argument, Script, Wire, connect_redis
 from engine.gate.fence import Fence, vouch
 from engine.gate.keys import ShardKeys
 from engine.metrics import GATE_BATCH, GATE_SCRIPT, PURCHASES
@@ -56,18 +55,16 @@ class Lane:
     def __init__(self, keys: ShardKeys, settings: Settings) -> None:
         self.keys = keys
         self.fence = Fence()
-        self._pool = connect_redis(settings.redis_url, settings.gate_timeout_ms).connection_pool
-        self._connection = self._pool.make_connection()  # type: ignore[no-untyped-call]
-        # Sending and reading are bounded as one, by the timer in _reserve.
-        self._connection.socket_timeout = None
+        self._redis = connect_redis(settings.redis_url, settings.gate_timeout_ms)
+        self._wire: Wire | None = None
+        self._vouched = False
+        """Whether the server of this connection is known to remember."""
         self._timeout_s = settings.gate_timeout_ms / 1000
         self._capacity = settings.gate_waiting
         self._settings = settings
         self._sold_out_s = settings.sold_out_ms / 1000
         self._sold_out_until: dict[bytes, float] = {}
         """Product id → end of its lease, on time.monotonic."""
-        self._vouched_at = -math.inf
-        """When the connection was made whose server is known to remember, on time.monotonic."""
         self._primary_until = 0.0
         """Until when its server is taken for the primary, on time.monotonic."""
         self._demoted = False
@@ -115,7 +112,7 @@ class Lane:
         try:
             await self._task
         finally:
-            await self._connection.disconnect()
+            self._disconnect()
 
     async def _run(self) -> None:
         while True:
@@ -180,8 +177,9 @@ class Lane:
         ]  # fmt: skip
         try:
             # Its own step, since a connect that fails has sent nothing.
-            async with asyncio.timeout(self._timeout_s):
-                await self._connect()
+            if not (self._vouched and self._wire and self._wire.is_open):
+                async with asyncio.timeout(self._timeout_s):
+                    await self._connect()
         except (RedisError, OSError) as error:
             raise GateUnavailable(str(error)) from error
         started = time.perf_counter()
@@ -202,30 +200,34 @@ class Lane:
 
     async def _connect(self) -> None:
         """Connect if need be. Raises GateUnavailable while the server may lack what others were answered."""
-        await self._pool.ensure_connection(self._connection)
-        connected_at = self._connection.latest_connect
-        if connected_at != self._vouched_at:
-            if await vouch(self._call, self.keys, self.fence):
-                raise GateUnavailable("Redis is new here, and is asked first what it remembers")
-            self._vouched_at = connected_at
+        if not (self._wire and self._wire.is_open):
+            self._disconnect()
+            self._wire = await Wire.connect(self._redis)
+        if await vouch(self._call, self.keys, self.fence):
+            raise GateUnavailable("Redis is new here, and is asked first what it remembers")
+        self._vouched = True
+
+    def _disconnect(self) -> None:
+        if self._wire:
+            self._wire.close()
+        self._wire, self._vouched = None, False
 
     async def _call(self, *command: Argument) -> Any:
         """Return the answer to a command. Once in a lease, ask along with it whether this is the primary."""
-        connection, asked_at = self._connection, time.monotonic()
-        asks = asked_at >= self._primary_until
-        question = connection.pack_command("HDEL", self.keys.fence, "") if asks else []
-        await connection.send_packed_command(question + connection.pack_command(*command), check_health=False)
-        if asks:
-            self._demoted = False
-            try:
-                await connection.read_response()
-            except ReadOnlyError:
-                self._demoted = True
-            except ResponseError:
-                log.debug("Redis takes no writes now; the command's own answer says what that means for it")
+        if not self._wire:
+            raise GateUnavailable("there is no connection")
+        asked_at = time.monotonic()
+        if asked_at < self._primary_until:
+            [answer] = await self._wire.ask(command)
+        else:
+            written, answer = await self._wire.ask(("HDEL", self.keys.fence, ""), command)
+            # If it takes no writes for another reason, the command's own answer says what that means for it.
+            self._demoted = isinstance(written, ReadOnlyError)
             if not self._demoted:
                 self._primary_until = asked_at + self._sold_out_s
-        return await connection.read_response()
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
     def _lose(self, batch: list[Purchase], outcome: Outcome, error: Exception) -> None:
         if self._reachable:
