@@ -246,6 +246,11 @@ def _pack(groups: Groups) -> bytes:
     """Return the purchases as the script reads them."""
     lines = []
     for product_id, purchases in groups.items():
+        user, _, key, _ = purchases[0]
+        if key is None and len(purchases) == 1:
+            # Nearly all, where a crowd buys many products.
+            lines.append(b"%b 1 %b" % (product_id, user))
+            continue
         users = b",".join([user for user, _, _, _ in purchases])
         lines.append(b"%b %d %b%b" % (product_id, len(purchases), users, _pack_keys(purchases)))
     return b"\n".join(lines)
