@@ -7,7 +7,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.resources import files
-from typing import Any, Final, Self, cast
+from typing import Any, Final, cast
 
 from hiredis import Reader, pack_command
 from redis.asyncio import Redis
@@ -153,46 +153,43 @@ def latest_reconnect(redis: Redis) -> float:
 
 
 class Wire(asyncio.Protocol):
-    """A connection that sends commands in one piece and reads their answers without a stream between.
+    """One connection that sends commands in one piece and reads their answers without a stream between.
 
     To pack and to read costs the client library several times as much. So it only connects, with all that a
     URL may ask for, and then hands its transport over. One caller at a time; nothing is sent twice.
     """
 
-    def __init__(self, connection: Any) -> None:
-        self._connection = connection
-        self._transport: asyncio.Transport = connection._writer.transport
-        self._transport.set_protocol(self)
+    def __init__(self, redis: Redis) -> None:
+        self._connection: Any = redis.connection_pool.make_connection()  # type: ignore[no-untyped-call]
+        self._transport: asyncio.Transport | None = None
         self._reader = Reader(replyError=DefaultParser.parse_error)
         self._answers: list[Any] = []
         self._asked = 0
         self._answered: asyncio.Future[None] | None = None
-        self._loss: Exception | None = None
         self._refused = False
 
-    @classmethod
-    async def connect(cls, redis: Redis) -> Self:
-        """Return a new connection to a client's server, whose name is looked up. Raises RedisError."""
-        connection = redis.connection_pool.make_connection()  # type: ignore[no-untyped-call]
+    async def connect(self) -> None:
+        """Look the server's name up and connect, once. Raises RedisError."""
         try:
-            await connection.connect()
+            await self._connection.connect()
+            self._transport = self._connection._writer.transport
+            self._transport.set_protocol(self)
         except BaseException:
-            await connection.disconnect(nowait=True)
+            await self._connection.disconnect(nowait=True)
             raise
-        return cls(connection)
 
     @property
     def is_open(self) -> bool:
         """Whether it is neither lost nor was refused a command by a server that may be the wrong one."""
-        return not self._refused and self._loss is None
+        return self._transport is not None and not self._refused
 
     async def ask(self, *commands: tuple[Argument, ...]) -> list[Any]:
         """Return the answers to all commands; an error that Redis answers stands in its place.
 
         A wait that ends early closes the connection. Raises ConnectionError if that is lost.
         """
-        if self._loss is not None:
-            raise self._loss
+        if self._transport is None:
+            raise ConnectionError("the connection is closed")
         self._answers, self._asked = [], len(commands)
         self._answered = asyncio.get_running_loop().create_future()
         try:
@@ -207,10 +204,13 @@ class Wire(asyncio.Protocol):
 
     def close(self) -> None:
         """Disconnect at once."""
-        self._loss = self._loss or ConnectionError("the connection is closed")
-        self._transport.abort()
-        # It must not take its transport, which is gone, for one that was forgotten.
-        self._connection._reader = self._connection._writer = None
+        if self._transport is not None:
+            self._transport.abort()
+            self._forget()
+
+    def _forget(self) -> None:
+        # The library's connection must not take its transport, which is gone, for one that was left open.
+        self._connection._reader = self._connection._writer = self._transport = None
 
     def data_received(self, data: bytes) -> None:
         """Read the answers that are complete."""
@@ -224,9 +224,9 @@ class Wire(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End the wait for answers."""
-        self._loss = ConnectionError(str(exc or "the server closed the connection"))
+        self._forget()
         if self._answered is not None and not self._answered.done():
-            self._answered.set_exception(self._loss)
+            self._answered.set_exception(ConnectionError(str(exc or "the server closed the connection")))
 
 
 class Script:

@@ -15,7 +15,8 @@ often whether it may write: a refusal is never older than the lease.
 import asyncio
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from itertools import chain
 from typing import Any, Final
 
 from redis.exceptions import ReadOnlyError, RedisError
@@ -45,6 +46,9 @@ _OUTCOME_OF: Final = {
 _COUNTERS: Final = {outcome: PURCHASES.labels(outcome) for outcome in Outcome}
 _ORDER_ID_LENGTH: Final = 36
 
+_MOST_PRODUCTS: Final = 256
+"""In one script call, which reads and writes each of them while Redis keeps everybody else waiting."""
+
 Groups = dict[bytes, list[Purchase]]
 """The purchases of a batch by product id."""
 
@@ -56,7 +60,7 @@ class Lane:
         self.keys = keys
         self.fence = Fence()
         self._redis = connect_redis(settings.redis_url, settings.gate_timeout_ms)
-        self._wire: Wire | None = None
+        self._wire = Wire(self._redis)
         self._vouched = False
         """Whether the server of this connection is known to remember."""
         self._timeout_s = settings.gate_timeout_ms / 1000
@@ -112,7 +116,7 @@ class Lane:
         try:
             await self._task
         finally:
-            self._disconnect()
+            self._wire.close()
 
     async def _run(self) -> None:
         while True:
@@ -122,12 +126,12 @@ class Lane:
                     return
                 self._arrived.clear()
                 continue
-            batch = self.waiting[: self._settings.gate_batch]
-            del self.waiting[: self._settings.gate_batch]
-            await self._commit(batch)
+            await self._commit(self._take_batch())
 
-    async def _commit(self, batch: list[Purchase]) -> None:
-        """Take one batch to Redis and reply to every purchase of it, whatever happens."""
+    def _take_batch(self) -> Groups:
+        """Take the purchases of the next batch out of those that wait."""
+        batch = self.waiting[: self._settings.gate_batch]
+        del self.waiting[: self._settings.gate_batch]
         groups: Groups = {}
         for purchase in batch:
             _, product_id, _, _ = purchase
@@ -136,6 +140,14 @@ class Lane:
                 groups[product_id] = [purchase]
             else:
                 group.append(purchase)
+        if len(groups) > _MOST_PRODUCTS:
+            later = [groups.pop(product_id) for product_id in list(groups)[_MOST_PRODUCTS:]]
+            self.waiting[:0] = chain.from_iterable(later)
+        return groups
+
+    async def _commit(self, groups: Groups) -> None:
+        """Take one batch to Redis and reply to every purchase of it, whatever happens."""
+        batch = list(chain.from_iterable(groups.values()))
         stem = make_stem()
         asked_at = time.monotonic()
         try:
@@ -152,10 +164,11 @@ class Lane:
             if not self._reachable:
                 log.info("gate shard %d answers again", self.keys.shard)
                 self._reachable = True
+            GATE_BATCH.observe(len(batch))
             self._remember_sold_out(groups, codes, asked_at)
             # In the next turn of the loop, after the next batch is sent: to write so many replies takes about
             # as long as the script.
-            self._loop.call_soon(_give_replies, stem, groups.values(), codes)
+            self._loop.call_soon(_give_replies, stem, batch, codes)
 
     def _remember_sold_out(self, groups: Groups, codes: str, asked_at: float) -> None:
         if "S" in codes:
@@ -177,7 +190,7 @@ class Lane:
         ]  # fmt: skip
         try:
             # Its own step, since a connect that fails has sent nothing.
-            if not (self._vouched and self._wire and self._wire.is_open):
+            if not (self._vouched and self._wire.is_open):
                 async with asyncio.timeout(self._timeout_s):
                     await self._connect()
         except (RedisError, OSError) as error:
@@ -192,7 +205,6 @@ class Lane:
         except (RedisError, OSError) as error:
             raise OutcomeUnknown(str(error) or "no answer in time") from error
         GATE_SCRIPT.observe(time.perf_counter() - started)
-        GATE_BATCH.observe(sum(map(len, groups.values())))
         if self._demoted and b"A" not in codes:
             raise GateUnavailable("Redis is no longer the primary, and what it refuses is out of date")
         self.fence.note(generation, writes)
@@ -200,22 +212,16 @@ class Lane:
 
     async def _connect(self) -> None:
         """Connect if need be. Raises GateUnavailable while the server may lack what others were answered."""
-        if not (self._wire and self._wire.is_open):
-            self._disconnect()
-            self._wire = await Wire.connect(self._redis)
+        if not self._wire.is_open:
+            self._wire.close()
+            self._wire, self._vouched = Wire(self._redis), False
+            await self._wire.connect()
         if await vouch(self._call, self.keys, self.fence):
             raise GateUnavailable("Redis is new here, and is asked first what it remembers")
         self._vouched = True
 
-    def _disconnect(self) -> None:
-        if self._wire:
-            self._wire.close()
-        self._wire, self._vouched = None, False
-
     async def _call(self, *command: Argument) -> Any:
         """Return the answer to a command. Once in a lease, ask along with it whether this is the primary."""
-        if not self._wire:
-            raise GateUnavailable("there is no connection")
         asked_at = time.monotonic()
         if asked_at < self._primary_until:
             [answer] = await self._wire.ask(command)
@@ -231,9 +237,8 @@ class Lane:
 
     def _lose(self, batch: list[Purchase], outcome: Outcome, error: Exception) -> None:
         if self._reachable:
-            log.warning(
-                "gate shard %d does not answer: %s", self.keys.shard, str(error) or type(error).__name__
-            )
+            said = str(error) or type(error).__name__
+            log.warning("gate shard %d does not answer: %s", self.keys.shard, said)
             self._reachable = False
         _reply_all(batch, outcome)
         # The purchases behind have waited as long: they are told at once that nothing is reserved,
@@ -248,7 +253,6 @@ def _pack(groups: Groups) -> bytes:
     for product_id, purchases in groups.items():
         user, _, key, _ = purchases[0]
         if key is None and len(purchases) == 1:
-            # Nearly all, where a crowd buys many products.
             lines.append(b"%b 1 %b" % (product_id, user))
             continue
         users = b",".join([user for user, _, _, _ in purchases])
@@ -269,9 +273,8 @@ def _reply_all(purchases: Sequence[Purchase], outcome: Outcome) -> None:
     _COUNTERS[outcome].inc(len(purchases))
 
 
-def _give_replies(stem: str, groups: Iterable[list[Purchase]], codes: str) -> None:
-    """Tell each purchase its outcome; `codes` is the script's answer for the groups in this order."""
-    purchases = [purchase for group in groups for purchase in group]
+def _give_replies(stem: str, purchases: Sequence[Purchase], codes: str) -> None:
+    """Tell each purchase its outcome; `codes` is the script's answer for them in this order."""
     count = len(purchases)
     first = codes[0]
     if first not in "AR" and codes.count(first) == count:

@@ -45,7 +45,7 @@ async def settle_lots(
 
 
 async def _settle_plain(connections: Connections, lots: Sequence[Lot]) -> bool:
-    """Settle new lots, all paid and within the stock; return False, having written nothing, if they aren't."""
+    """Settle new lots, all paid and within the stock; return False, with nothing written, if not."""
     kinds = {(lot.sale_id, lot.product_id, lot.quantity) for lot in lots}
     try:
         if len(kinds) > 1:
@@ -151,10 +151,8 @@ def _write_user_ids(lots: Iterable[Lot]) -> str:
 
 def _write_column(lots: Sequence[Lot], name: str) -> str:
     """Return the array of a field's values, each as often as its lot has orders."""
-    values = "".join(
-        [f"{value}," * len(lot.user_ids) for lot, value in zip(lots, map(attrgetter(name), lots))]
-    )
-    return "{" + values.removesuffix(",") + "}"
+    values = zip(lots, map(attrgetter(name), lots), strict=True)
+    return "{" + "".join([f"{value}," * len(lot.user_ids) for lot, value in values]).removesuffix(",") + "}"
 
 
 def _list_keys(lots: Sequence[Lot]) -> list[Any] | None:

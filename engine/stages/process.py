@@ -35,7 +35,7 @@ _GRACE_S: Final = 3.0
 _MOST_FILES: Final = 1_000_000
 """Open files for which a front door asks; some systems refuse "unlimited"."""
 
-_COLLECTED_AFTER: Final = (10_000, 4, 4)
+_COLLECTED_AFTER: Final = (5_000, 5, 5)
 """Objects more than before until the collector looks at them, and so many looks until it looks at older ones.
 
 It holds up everything meanwhile, so it looks at few objects at a time.
