@@ -24,8 +24,8 @@ except ImportError as error:
     raise StackError("private backing services need more packages: pip install 'flashgrid[local]'") from error
 
 
-NICENESS: Final = 10
-"""Of what steps back for the front door."""
+_NICENESS: Final = 10
+"""By how much a process steps back."""
 
 
 class ProcessId(msgspec.Struct, frozen=True):
@@ -67,7 +67,7 @@ def spawn(
         raise StackError(f"can't start {arguments[0]}: {error.strerror}") from None
     if yields:
         with contextlib.suppress(OSError):  # it has ended already, or its user may not
-            os.setpriority(os.PRIO_PROCESS, process.pid, NICENESS)
+            os.setpriority(os.PRIO_PROCESS, process.pid, os.getpriority(os.PRIO_PROCESS, 0) + _NICENESS)
     # The process outlives this object, which would warn of that when it is collected.
     process.returncode = 0
     return identify(process.pid)
