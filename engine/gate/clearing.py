@@ -84,16 +84,17 @@ class Clearing:
 
 def _write_runs(lots: Iterable[Lot]) -> str:
     """Return stem, first place and number of each run of orders whose places follow one another."""
-    runs: list[tuple[str, int, int]] = []
-    run_stem, after = "", 0
+    runs: list[str] = []
+    stem, first, after = "", 0, 0
     for lot in lots:
-        if lot.stem == run_stem and lot.first_place == after:
-            _, first, _ = runs.pop()
-        else:
-            run_stem, first = lot.stem, lot.first_place
-        after = lot.first_place + len(lot)
-        runs.append((run_stem, first, after - first))
-    return " ".join(f"{stem} {first} {count}" for stem, first, count in runs)
+        if lot.stem != stem or lot.first_place != after:
+            if stem:
+                runs.append(f"{stem} {first} {after - first}")
+            stem, first = lot.stem, lot.first_place
+        after = lot.first_place + len(lot.user_ids)
+    if stem:
+        runs.append(f"{stem} {first} {after - first}")
+    return " ".join(runs)
 
 
 def count_pending(values: Iterable[bytes]) -> int:

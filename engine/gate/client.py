@@ -1,15 +1,17 @@
 """How the engine talks to Redis: one way to connect, one way to run a script."""
 
+import asyncio
 import hashlib
 import math
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.resources import files
-from typing import Any, Final
+from typing import Any, Final, cast
 
+from hiredis import Reader, pack_command
 from redis.asyncio import Redis
-from redis.asyncio.connection import ConnectionPool
+from redis.asyncio.connection import ConnectionPool, DefaultParser
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import (
@@ -121,14 +123,19 @@ def _leave_when_refused(connection_class: Any) -> Any:
             try:
                 with _lose_closed():
                     return await super().read_response(*arguments, **options)
-            except (NoScriptError, OutOfMemoryError):
-                raise
             except REFUSALS as error:
-                if self.connected_after is not None and not str(error).startswith(_ELSEWHERE_TOO):
+                if self.connected_after is not None and _is_of_server(error):
                     refusals += 1
                 raise
 
     return Connection
+
+
+def _is_of_server(refusal: object) -> bool:
+    """Return whether another server might not refuse."""
+    return not (
+        isinstance(refusal, (NoScriptError, OutOfMemoryError)) or str(refusal).startswith(_ELSEWHERE_TOO)
+    )
 
 
 @contextmanager
@@ -153,6 +160,83 @@ def latest_reconnect(redis: Redis) -> float:
     """Return when a connection of the client took the place of a lost one last, on time.monotonic."""
     connection_class: Any = redis.connection_pool.connection_class
     return float(connection_class.latest_reconnect)
+
+
+class Wire(asyncio.Protocol):
+    """One connection that sends commands in one piece and reads their answers without a stream between.
+
+    To pack and to read costs the client library several times as much. So it only connects, with all that a
+    URL may ask for, and then hands its transport over. One caller at a time; nothing is sent twice.
+    """
+
+    def __init__(self, redis: Redis) -> None:
+        self._connection: Any = redis.connection_pool.make_connection()  # type: ignore[no-untyped-call]
+        self._transport: asyncio.Transport | None = None
+        self._reader = Reader(replyError=DefaultParser.parse_error)
+        self._answers: list[Any] = []
+        self._asked = 0
+        self._answered: asyncio.Future[None] | None = None
+        self._refused = False
+
+    async def connect(self) -> None:
+        """Look the server's name up and connect, once. Raises RedisError."""
+        try:
+            await self._connection.connect()
+            self._transport = self._connection._writer.transport
+            self._transport.set_protocol(self)
+        except BaseException:
+            await self._connection.disconnect(nowait=True)
+            raise
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it is neither lost nor was refused a command by a server that may be the wrong one."""
+        return self._transport is not None and not self._refused
+
+    async def ask(self, *commands: tuple[Argument, ...]) -> list[Any]:
+        """Return the answers to all commands; an error that Redis answers stands in its place.
+
+        A wait that ends early closes the connection. Raises ConnectionError if that is lost.
+        """
+        if self._transport is None:
+            raise ConnectionError("the connection is closed")
+        self._answers, self._asked = [], len(commands)
+        self._answered = asyncio.get_running_loop().create_future()
+        try:
+            with _lose_closed():
+                # Its type says tuples of one word.
+                self._transport.write(b"".join(map(cast(Any, pack_command), commands)))
+            await self._answered
+        except BaseException:
+            self.close()
+            raise
+        return self._answers
+
+    def close(self) -> None:
+        """Disconnect at once."""
+        if self._transport is not None:
+            self._transport.abort()
+            self._forget()
+
+    def _forget(self) -> None:
+        # The library's connection must not take its transport, which is gone, for one that was left open.
+        self._connection._reader = self._connection._writer = self._transport = None
+
+    def data_received(self, data: bytes) -> None:
+        """Read the answers that are complete."""
+        self._reader.feed(data)
+        while (answer := self._reader.gets()) is not False:
+            if isinstance(answer, REFUSALS) and _is_of_server(answer):
+                self._refused = True
+            self._answers.append(answer)
+        if len(self._answers) == self._asked and self._answered is not None and not self._answered.done():
+            self._answered.set_result(None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End the wait for answers."""
+        self._forget()
+        if self._answered is not None and not self._answered.done():
+            self._answered.set_exception(ConnectionError(str(exc or "the server closed the connection")))
 
 
 class Script:

@@ -14,15 +14,15 @@ often whether it may write: a refusal is never older than the lease.
 
 import asyncio
 import logging
-import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from itertools import chain
 from typing import Any, Final
 
-from redis.exceptions import ReadOnlyError, RedisError, ResponseError
+from redis.exceptions import ReadOnlyError, RedisError
 
 from engine.errors import GateUnavailable, OutcomeUnknown
-from engine.gate.client import REFUSALS, Argument, Script, connect_redis
+from engine.gate.client import REFUSALS, Argument, Script, Wire, connect_redis
 from engine.gate.fence import Fence, vouch
 from engine.gate.keys import ShardKeys
 from engine.metrics import GATE_BATCH, GATE_SCRIPT, PURCHASES
@@ -46,6 +46,9 @@ _OUTCOME_OF: Final = {
 _COUNTERS: Final = {outcome: PURCHASES.labels(outcome) for outcome in Outcome}
 _ORDER_ID_LENGTH: Final = 36
 
+_MOST_PRODUCTS: Final = 256
+"""In one script call, which reads and writes each of them while Redis keeps everybody else waiting."""
+
 Groups = dict[bytes, list[Purchase]]
 """The purchases of a batch by product id."""
 
@@ -56,18 +59,16 @@ class Lane:
     def __init__(self, keys: ShardKeys, settings: Settings) -> None:
         self.keys = keys
         self.fence = Fence()
-        self._pool = connect_redis(settings.redis_url, settings.gate_timeout_ms).connection_pool
-        self._connection = self._pool.make_connection()  # type: ignore[no-untyped-call]
-        # Sending and reading are bounded as one, by the timer in _reserve.
-        self._connection.socket_timeout = None
+        self._redis = connect_redis(settings.redis_url, settings.gate_timeout_ms)
+        self._wire = Wire(self._redis)
+        self._vouched = False
+        """Whether the server of this connection is known to remember."""
         self._timeout_s = settings.gate_timeout_ms / 1000
         self._capacity = settings.gate_waiting
         self._settings = settings
         self._sold_out_s = settings.sold_out_ms / 1000
         self._sold_out_until: dict[bytes, float] = {}
         """Product id → end of its lease, on time.monotonic."""
-        self._vouched_at = -math.inf
-        """When the connection was made whose server is known to remember, on time.monotonic."""
         self._primary_until = 0.0
         """Until when its server is taken for the primary, on time.monotonic."""
         self._demoted = False
@@ -115,7 +116,7 @@ class Lane:
         try:
             await self._task
         finally:
-            await self._connection.disconnect()
+            self._wire.close()
 
     async def _run(self) -> None:
         while True:
@@ -125,12 +126,12 @@ class Lane:
                     return
                 self._arrived.clear()
                 continue
-            batch = self.waiting[: self._settings.gate_batch]
-            del self.waiting[: self._settings.gate_batch]
-            await self._commit(batch)
+            await self._commit(self._take_batch())
 
-    async def _commit(self, batch: list[Purchase]) -> None:
-        """Take one batch to Redis and reply to every purchase of it, whatever happens."""
+    def _take_batch(self) -> Groups:
+        """Take the purchases of the next batch out of those that wait."""
+        batch = self.waiting[: self._settings.gate_batch]
+        del self.waiting[: self._settings.gate_batch]
         groups: Groups = {}
         for purchase in batch:
             _, product_id, _, _ = purchase
@@ -139,6 +140,14 @@ class Lane:
                 groups[product_id] = [purchase]
             else:
                 group.append(purchase)
+        if len(groups) > _MOST_PRODUCTS:
+            later = [groups.pop(product_id) for product_id in list(groups)[_MOST_PRODUCTS:]]
+            self.waiting[:0] = chain.from_iterable(later)
+        return groups
+
+    async def _commit(self, groups: Groups) -> None:
+        """Take one batch to Redis and reply to every purchase of it, whatever happens."""
+        batch = list(chain.from_iterable(groups.values()))
         stem = make_stem()
         asked_at = time.monotonic()
         try:
@@ -155,10 +164,11 @@ class Lane:
             if not self._reachable:
                 log.info("gate shard %d answers again", self.keys.shard)
                 self._reachable = True
+            GATE_BATCH.observe(len(batch))
             self._remember_sold_out(groups, codes, asked_at)
             # In the next turn of the loop, after the next batch is sent: to write so many replies takes about
             # as long as the script.
-            self._loop.call_soon(_give_replies, stem, groups.values(), codes)
+            self._loop.call_soon(_give_replies, stem, batch, codes)
 
     def _remember_sold_out(self, groups: Groups, codes: str, asked_at: float) -> None:
         if "S" in codes:
@@ -180,8 +190,9 @@ class Lane:
         ]  # fmt: skip
         try:
             # Its own step, since a connect that fails has sent nothing.
-            async with asyncio.timeout(self._timeout_s):
-                await self._connect()
+            if not (self._vouched and self._wire.is_open):
+                async with asyncio.timeout(self._timeout_s):
+                    await self._connect()
         except (RedisError, OSError) as error:
             raise GateUnavailable(str(error)) from error
         started = time.perf_counter()
@@ -194,7 +205,6 @@ class Lane:
         except (RedisError, OSError) as error:
             raise OutcomeUnknown(str(error) or "no answer in time") from error
         GATE_SCRIPT.observe(time.perf_counter() - started)
-        GATE_BATCH.observe(sum(map(len, groups.values())))
         if self._demoted and b"A" not in codes:
             raise GateUnavailable("Redis is no longer the primary, and what it refuses is out of date")
         self.fence.note(generation, writes)
@@ -202,36 +212,33 @@ class Lane:
 
     async def _connect(self) -> None:
         """Connect if need be. Raises GateUnavailable while the server may lack what others were answered."""
-        await self._pool.ensure_connection(self._connection)
-        connected_at = self._connection.latest_connect
-        if connected_at != self._vouched_at:
-            if await vouch(self._call, self.keys, self.fence):
-                raise GateUnavailable("Redis is new here, and is asked first what it remembers")
-            self._vouched_at = connected_at
+        if not self._wire.is_open:
+            self._wire.close()
+            self._wire, self._vouched = Wire(self._redis), False
+            await self._wire.connect()
+        if await vouch(self._call, self.keys, self.fence):
+            raise GateUnavailable("Redis is new here, and is asked first what it remembers")
+        self._vouched = True
 
     async def _call(self, *command: Argument) -> Any:
         """Return the answer to a command. Once in a lease, ask along with it whether this is the primary."""
-        connection, asked_at = self._connection, time.monotonic()
-        asks = asked_at >= self._primary_until
-        question = connection.pack_command("HDEL", self.keys.fence, "") if asks else []
-        await connection.send_packed_command(question + connection.pack_command(*command), check_health=False)
-        if asks:
-            self._demoted = False
-            try:
-                await connection.read_response()
-            except ReadOnlyError:
-                self._demoted = True
-            except ResponseError:
-                log.debug("Redis takes no writes now; the command's own answer says what that means for it")
+        asked_at = time.monotonic()
+        if asked_at < self._primary_until:
+            [answer] = await self._wire.ask(command)
+        else:
+            written, answer = await self._wire.ask(("HDEL", self.keys.fence, ""), command)
+            # If it takes no writes for another reason, the command's own answer says what that means for it.
+            self._demoted = isinstance(written, ReadOnlyError)
             if not self._demoted:
                 self._primary_until = asked_at + self._sold_out_s
-        return await connection.read_response()
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
     def _lose(self, batch: list[Purchase], outcome: Outcome, error: Exception) -> None:
         if self._reachable:
-            log.warning(
-                "gate shard %d does not answer: %s", self.keys.shard, str(error) or type(error).__name__
-            )
+            said = str(error) or type(error).__name__
+            log.warning("gate shard %d does not answer: %s", self.keys.shard, said)
             self._reachable = False
         _reply_all(batch, outcome)
         # The purchases behind have waited as long: they are told at once that nothing is reserved,
@@ -244,6 +251,10 @@ def _pack(groups: Groups) -> bytes:
     """Return the purchases as the script reads them."""
     lines = []
     for product_id, purchases in groups.items():
+        user, _, key, _ = purchases[0]
+        if key is None and len(purchases) == 1:
+            lines.append(b"%b 1 %b" % (product_id, user))
+            continue
         users = b",".join([user for user, _, _, _ in purchases])
         lines.append(b"%b %d %b%b" % (product_id, len(purchases), users, _pack_keys(purchases)))
     return b"\n".join(lines)
@@ -262,9 +273,8 @@ def _reply_all(purchases: Sequence[Purchase], outcome: Outcome) -> None:
     _COUNTERS[outcome].inc(len(purchases))
 
 
-def _give_replies(stem: str, groups: Iterable[list[Purchase]], codes: str) -> None:
-    """Tell each purchase its outcome; `codes` is the script's answer for the groups in this order."""
-    purchases = [purchase for group in groups for purchase in group]
+def _give_replies(stem: str, purchases: Sequence[Purchase], codes: str) -> None:
+    """Tell each purchase its outcome; `codes` is the script's answer for them in this order."""
     count = len(purchases)
     first = codes[0]
     if first not in "AR" and codes.count(first) == count:

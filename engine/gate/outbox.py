@@ -20,8 +20,8 @@ from engine.gate.keys import ShardKeys
 from engine.model.dead_letter import DeadLetter
 from engine.model.message import Message
 
-_COUNT: Final = 256
-"""Most entries of one stream in one read."""
+_COUNT: Final = 64
+"""Most entries of one stream in one command, for which Redis keeps everybody else waiting."""
 _START: Final = b"0-0"
 
 Tag = tuple[bytes, bytes]
@@ -78,14 +78,16 @@ class Outbox:
             return messages
 
     async def acknowledge(self, messages: Iterable[Message]) -> None:
-        """Delete entries that are done, in one round trip."""
+        """Delete entries that are done."""
         tags = [message.tag for message in messages]
-        async with self._redis.pipeline(transaction=True) as pipe:
-            for stream in self._streams:
-                if ids := [entry_id for its_stream, entry_id in tags if its_stream == stream]:
-                    pipe.xdel(stream, *ids)
-                    pipe.xack(stream, ShardKeys.GROUP, *ids)
-            await pipe.execute()
+        for stream in self._streams:
+            ids = [entry_id for its_stream, entry_id in tags if its_stream == stream]
+            for start in range(0, len(ids), _COUNT):
+                some = ids[start : start + _COUNT]
+                async with self._redis.pipeline(transaction=True) as pipe:
+                    pipe.xdel(stream, *some)
+                    pipe.xack(stream, ShardKeys.GROUP, *some)
+                    await pipe.execute()
         self._held.difference_update(tags)
 
     def forget_held(self) -> None:

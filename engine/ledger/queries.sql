@@ -27,6 +27,12 @@ SELECT settle_plain(
     $1::bigint, $2::bigint, $3::integer, $4::text::uuid[], $5::text::bigint[], $6::text::bigint[], $7::text[]
 ) AS settled;
 
+-- name: settle_many
+SELECT settle_many(
+    $1::text::uuid[], $2::text::bigint[], $3::text::bigint[], $4::text::bigint[], $5::text::integer[],
+    $6::text[], $7::text::bigint[]
+);
+
 -- name: settle_batch
 SELECT place, status, reason, fresh
 FROM settle_batch(

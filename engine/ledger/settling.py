@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain, repeat
+from operator import attrgetter
 from typing import Any
 
 import asyncpg
@@ -44,12 +45,13 @@ async def settle_lots(
 
 
 async def _settle_plain(connections: Connections, lots: Sequence[Lot]) -> bool:
-    """Settle new lots of one sale, all paid; return False, with nothing written, if they are not that."""
+    """Settle new lots, all paid and within the stock; return False, with nothing written, if not."""
     kinds = {(lot.sale_id, lot.product_id, lot.quantity) for lot in lots}
-    if len(kinds) != 1:
-        return False
-    [kind] = kinds
     try:
+        if len(kinds) > 1:
+            await connections.fetch("settle_many", *_write_columns(lots))
+            return True
+        [kind] = kinds
         rows = await connections.fetch(
             "settle_plain",
             *kind,
@@ -71,13 +73,7 @@ async def _settle_any(
     try:
         rows = await connections.fetch(
             "settle_batch",
-            _write_order_ids(lots),
-            _write_column(lots, "sale_id"),
-            _write_column(lots, "product_id"),
-            _write_user_ids(lots),
-            _write_column(lots, "quantity"),
-            _list_keys(lots),
-            _write_column(lots, "accepted_ms"),
+            *_write_columns(lots),
             [declines.get(order_id) for lot in lots for order_id in lot.order_ids] if declines else None,
         )
     except RECORD_ERRORS as error:
@@ -132,18 +128,31 @@ def _drop_duplicates(lots: Sequence[Lot]) -> Sequence[Lot]:
 # PostgreSQL reads an array from its text faster than the client writes its binary form.
 
 
+def _write_columns(lots: Sequence[Lot]) -> tuple[Any, ...]:
+    """Return the arrays that batches of any sales are written as."""
+    return (
+        _write_order_ids(lots),
+        _write_column(lots, "sale_id"),
+        _write_column(lots, "product_id"),
+        _write_user_ids(lots),
+        _write_column(lots, "quantity"),
+        _list_keys(lots),
+        _write_column(lots, "accepted_ms"),
+    )
+
+
 def _write_order_ids(lots: Iterable[Lot]) -> str:
-    return "{" + ",".join(lot.stem + f",{lot.stem}".join(lot.places) for lot in lots) + "}"
+    return "{" + ",".join([lot.stem + f",{lot.stem}".join(lot.places) for lot in lots]) + "}"
 
 
 def _write_user_ids(lots: Iterable[Lot]) -> str:
-    return "{" + ",".join(map(str, chain.from_iterable(lot.user_ids for lot in lots))) + "}"
+    return "{" + ",".join(map(str, chain.from_iterable([lot.user_ids for lot in lots]))) + "}"
 
 
-def _write_column(lots: Iterable[Lot], name: str) -> str:
+def _write_column(lots: Sequence[Lot], name: str) -> str:
     """Return the array of a field's values, each as often as its lot has orders."""
-    values = [f"{getattr(lot, name)}," * len(lot.user_ids) for lot in lots]
-    return "{" + "".join(values).removesuffix(",") + "}"
+    values = zip(lots, map(attrgetter(name), lots), strict=True)
+    return "{" + "".join([f"{value}," * len(lot.user_ids) for lot, value in values]).removesuffix(",") + "}"
 
 
 def _list_keys(lots: Sequence[Lot]) -> list[Any] | None:

@@ -69,7 +69,7 @@ class Postgres:
         }
         command: list[str | Path] = [programs / "postgres", "-D", data]
         command += [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
-        return [spawn(command, folder, user=user)]
+        return [spawn(command, folder, user=user, yields=True)]
 
     async def probe(self, port: int, folder: Path) -> str:
         """Connect; create the database if there is none yet."""

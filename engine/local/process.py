@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
@@ -23,6 +24,10 @@ except ImportError as error:
     raise StackError("private backing services need more packages: pip install 'flashgrid[local]'") from error
 
 
+_NICENESS: Final = 10
+"""By how much a process steps back."""
+
+
 class ProcessId(msgspec.Struct, frozen=True):
     """A process, known by its number and its start time, since the system hands out numbers again."""
 
@@ -32,11 +37,16 @@ class ProcessId(msgspec.Struct, frozen=True):
 
 
 def spawn(
-    command: Sequence[str | Path], folder: Path, env: Mapping[str, str] = {}, user: str | None = None
+    command: Sequence[str | Path],
+    folder: Path,
+    env: Mapping[str, str] = {},
+    user: str | None = None,
+    yields: bool = False,
 ) -> ProcessId:
     """Start a process in a folder and in a session of its own, so that Ctrl-C here does not reach it.
 
-    Its output goes to the end of the folder's log. Raises StackError if the program can't be started.
+    One that `yields` steps back for the front door, as relay and fulfilment do. Its output goes to the end of
+    the folder's log. Raises StackError if the program can't be started.
     """
     arguments = [str(part) for part in command]
     try:
@@ -55,6 +65,9 @@ def spawn(
             )
     except OSError as error:
         raise StackError(f"can't start {arguments[0]}: {error.strerror}") from None
+    if yields:
+        with contextlib.suppress(OSError):  # it has ended already, or its user may not
+            os.setpriority(os.PRIO_PROCESS, process.pid, os.getpriority(os.PRIO_PROCESS, 0) + _NICENESS)
     # The process outlives this object, which would warn of that when it is collected.
     process.returncode = 0
     return identify(process.pid)

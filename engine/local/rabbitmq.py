@@ -59,7 +59,7 @@ class RabbitMQ:
             # Makes the script become the broker, in place of waiting for it as its parent.
             "RUNNING_UNDER_SYSTEMD": "true",
         }
-        broker = spawn([server], folder, env)
+        broker = spawn([server], folder, env, yields=True)
         # It is up long before the broker, which first starts a virtual machine, asks for it.
         mapper = spawn(["epmd", "-port", str(epmd_port), "-address", "127.0.0.1"], folder, env)
         return [broker, mapper]

@@ -15,7 +15,7 @@ from typing import Annotated, Final
 import msgspec
 
 from engine.model.dead_letter import DeadLetter
-from engine.model.order_id import PLACES, OrderStem
+from engine.model.order_id import PLACES, is_stem
 from engine.model.sale import Id, TimestampMs
 
 IdempotencyKey = Annotated[str, msgspec.Meta(pattern="^[!-~]{1,128}$")]
@@ -25,7 +25,8 @@ IdempotencyKey = Annotated[str, msgspec.Meta(pattern="^[!-~]{1,128}$")]
 class Lot(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Reservations of one batch and product. Its length is the number of orders."""
 
-    stem: OrderStem
+    stem: str
+    """What the order ids of its batch have in common."""
     first_place: Annotated[int, msgspec.Meta(ge=0)]
     product_id: Id
     sale_id: Id
@@ -37,6 +38,8 @@ class Lot(msgspec.Struct, frozen=True, array_like=True, gc=False):
     keys: list[IdempotencyKey | None] | None = None
 
     def __post_init__(self) -> None:
+        if not is_stem(self.stem):
+            raise ValueError("no stem of order ids")
         if self.first_place + len(self.user_ids) > len(PLACES):
             raise ValueError("more orders than a batch has places")
         if self.keys is not None and len(self.keys) != len(self.user_ids):

@@ -8,6 +8,7 @@ the gate accepts share the rest of it, their stem, and differ in the counter, th
 import os
 import re
 import time
+from functools import lru_cache
 from typing import Annotated, Final
 
 import msgspec
@@ -19,9 +20,6 @@ PATTERN: Final = f"{_STEM}[0-9a-f]{{3}}"
 
 OrderId = Annotated[str, msgspec.Meta(pattern=f"^{PATTERN}$")]
 """The id of one order."""
-OrderStem = Annotated[str, msgspec.Meta(pattern=f"^{_STEM}$")]
-"""What the order ids of one batch have in common."""
-
 PLACES: Final = tuple(f"{place:03x}" for place in range(4096))
 """What completes a stem, by the order's place in its batch."""
 
@@ -32,6 +30,12 @@ def make_stem() -> str:
     random = os.urandom(8).hex()
     variant = "89ab"[int(random[3], 16) & 3]
     return f"{milliseconds[:8]}-{milliseconds[8:]}-7{random[:3]}-{variant}{random[4:7]}-{random[7:16]}"
+
+
+@lru_cache(maxsize=16)
+def is_stem(text: str) -> bool:
+    """Return whether the order ids of a batch can have this in common; its lots ask one after the other."""
+    return re.fullmatch(_STEM, text) is not None
 
 
 def is_order_id(text: str) -> bool:

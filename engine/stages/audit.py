@@ -25,7 +25,6 @@ from engine.gate.clearing import count_pending
 from engine.gate.client import Argument, Script
 from engine.gate.fence import forget_writers
 from engine.gate.keys import ShardKeys, shard_of
-from engine.gate.restoring import CHUNK
 from engine.ledger.ledger import Ledger, Offer
 
 log = logging.getLogger(__name__)
@@ -34,7 +33,9 @@ _COMPARE: Final = Script("compare.lua")
 _WITHDRAW: Final = Script("withdraw.lua")
 _INTERVAL_S: Final = 5.0
 """How often at least sales are compared, also if purchases keep coming, or none come."""
-_SCANNED: Final = 1_000
+_CHUNK: Final = 250
+"""Sales in one script call: shoppers wait meanwhile."""
+_SCANNED: Final = 250
 """Keys of a shard that one audit looks through for sales that only the gate knows."""
 
 
@@ -145,8 +146,8 @@ class Audit:
         for offer in offers:
             by_shard[shard_of(offer.product_id, self._shards)].append(offer)
         for shard, its in by_shard.items():
-            for start in range(0, len(its), CHUNK):
-                chunk = its[start : start + CHUNK]
+            for start in range(0, len(its), _CHUNK):
+                chunk = its[start : start + _CHUNK]
                 yield chunk, *await self._read_sales(shard, [offer.product_id for offer in chunk])
 
     async def _read_sales(self, shard: ShardKeys, products: Sequence[int]) -> tuple[list[int], list[int]]:
@@ -223,8 +224,8 @@ class Audit:
                 if not product_id or shard_of(product_id, self._shards) is shard
                 for number in (product_id, sale_id)
             ]
-            for start in range(0, len(words), 2 * CHUNK):
-                arguments: list[Argument] = [generation, shard.prefix, *words[start : start + 2 * CHUNK]]
+            for start in range(0, len(words), 2 * _CHUNK):
+                arguments: list[Argument] = [generation, shard.prefix, *words[start : start + 2 * _CHUNK]]
                 removed += await _WITHDRAW.run(self._redis.execute_command, [shard.fence], arguments)
         return removed
 

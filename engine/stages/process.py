@@ -9,6 +9,7 @@ a terminal that closes are the server's affair.
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import resource
@@ -33,6 +34,12 @@ _GRACE_S: Final = 3.0
 """What the process gives itself beyond its time to finish; less than the server gives it."""
 _MOST_FILES: Final = 1_000_000
 """Open files for which a front door asks; some systems refuse "unlimited"."""
+
+_COLLECTED_AFTER: Final = (5_000, 5, 5)
+"""Objects more than before until the collector looks at them, and so many looks until it looks at older ones.
+
+It holds up everything meanwhile, so it looks at few objects at a time.
+"""
 
 log = logging.getLogger(__name__)
 
@@ -133,6 +140,10 @@ def main() -> None:
         if role is not Role.FRONT_DOOR:
             # The outbox can wait, a crowd at the front door can't.
             os.nice(settings.background_nice)
+        # What was imported stays, and is most of what there is: the collector never looks at it again.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(*_COLLECTED_AFTER)
         uvloop.run(run_stage(role, settings))
     except FlashgridError as error:
         log.error("%s", error)

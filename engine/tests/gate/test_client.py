@@ -1,6 +1,10 @@
 """When a connection to Redis is kept, and when it ends."""
 
 import asyncio
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,7 +12,9 @@ import uvloop
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError, RedisError
 
-from engine.gate.client import connect_redis
+from engine.gate.client import Wire, connect_redis
+from engine.local.process import free_port
+from engine.tests.services import skip_or_fail
 
 
 @pytest.mark.parametrize(
@@ -52,3 +58,91 @@ def test_a_connection_that_is_closed_already_is_an_error_of_the_connection(redis
 
 async def refuse(client: Redis, refusal: str) -> None:
     await client.eval("return redis.error_reply(ARGV[1])", 0, refusal)
+
+
+@pytest.mark.parametrize(
+    ("refusal", "kept"),
+    [("READONLY no", False), ("LOADING no", False), ("CLOSED now", True), ("OOM no", True)],
+)
+async def test_a_wire_is_left_after_a_refusal_that_another_server_might_not_give(
+    redis_url: str, refusal: str, kept: bool
+) -> None:
+    wire = Wire(connect_redis(redis_url))
+    await wire.connect()
+    before, refused, after = await wire.ask(
+        ("ECHO", "x"), ("EVAL", "return redis.error_reply(ARGV[1])", 0, refusal), ("ECHO", b"\xff")
+    )
+    assert (before, after) == (b"x", b"\xff"), "the answers around it are given"
+    assert isinstance(refused, RedisError)
+    assert wire.is_open is kept
+    wire.close()
+
+
+async def test_a_wire_that_stops_waiting_takes_no_later_answer_for_its_own(redis_url: str) -> None:
+    wire = Wire(connect_redis(redis_url))
+    await wire.connect()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await wire.ask(("BLPOP", "nothing", 0))
+    assert not wire.is_open
+    with pytest.raises(ConnectionError):
+        await wire.ask(("ECHO", "x"))
+
+
+async def test_a_server_that_hangs_up_ends_the_wait(redis: Redis, redis_url: str) -> None:
+    wire = Wire(connect_redis(redis_url))
+    await wire.connect()
+    [number] = await wire.ask(("CLIENT", "ID"))
+    waiting = asyncio.create_task(wire.ask(("BLPOP", "nothing", 0)))
+    while not (await redis.info("clients"))["blocked_clients"]:
+        pass
+    await redis.client_kill_filter(_id=number)
+    with pytest.raises(ConnectionError):
+        await waiting
+    assert not wire.is_open
+
+
+@pytest.fixture(scope="module")
+def guarded(stack_dir: Path) -> Iterator[dict[str, str]]:
+    """URLs of a Redis that lets in who knows a password, in every way that a URL may name."""
+    program, openssl = shutil.which("redis-server"), shutil.which("openssl")
+    if not (program and openssl):
+        skip_or_fail("redis-server or openssl is not installed")
+    folder = stack_dir / "guarded"
+    folder.mkdir()
+    key, certificate, socket = folder / "key", folder / "certificate", folder / "socket"
+    options = ["-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=test"]
+    options += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run([str(openssl), "req", *options], check=True, capture_output=True)
+    port, tls_port = free_port(), free_port()
+    configuration = folder / "redis.conf"
+    configuration.write_text(
+        f"port {port}\ntls-port {tls_port}\ntls-cert-file {certificate}\ntls-key-file {key}\n"
+        f'tls-auth-clients no\nunixsocket {socket}\nrequirepass secret\nsave ""\n'
+        "user seller on >word ~* +@all\n"
+    )
+    command = [str(program), str(configuration)]
+    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert any("Ready to accept" in line for line in process.stdout)
+        yield {
+            "password": f"redis://:secret@127.0.0.1:{port}/3",
+            "user": f"redis://seller:word@127.0.0.1:{port}/3",
+            "socket": f"unix://:secret@{socket}?db=3",
+            "tls": f"rediss://:secret@127.0.0.1:{tls_port}/3?ssl_ca_certs={certificate}",
+        }
+        process.terminate()
+
+
+@pytest.mark.parametrize("way", ["password", "user", "socket", "tls"])
+def test_a_wire_goes_every_way_that_a_url_may_name(guarded: dict[str, str], way: str) -> None:
+    async def use() -> None:
+        wire = Wire(connect_redis(guarded[way]))
+        await wire.connect()
+        long = "x" * 1_000_000
+        text, info = await wire.ask(("ECHO", long), ("CLIENT", "INFO"))
+        assert text == long.encode()
+        assert b" db=3 " in info
+        wire.close()
+
+    uvloop.run(use())

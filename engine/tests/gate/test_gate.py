@@ -112,6 +112,22 @@ async def test_a_batch_larger_than_lua_takes_arguments_is_written_whole(
     await gate.close()
 
 
+async def test_a_call_decides_so_many_products_and_the_next_one_the_others(gate: Gate, redis: Redis) -> None:
+    """Redis serves nobody else meanwhile."""
+    products = range(1, 301)
+    for product in products:
+        await open_sale(gate, sale_id=product, product_id=product, stock=2)
+    wishes = [(user, product) for user in (1, 2, 3) for product in products[: 300 if user == 1 else 100]]
+    answers = await asyncio.gather(*(gate.reserve(user, product, None) for user, product in wishes))
+    accepted = {
+        wish for wish, (outcome, _) in zip(wishes, answers, strict=True) if outcome is Outcome.ACCEPTED
+    }
+    assert accepted == {wish for wish in wishes if wish[0] < 3}, "first come, first served"
+    entries: Any = await redis.xrange(KEYS.outbox)
+    assert [len(decode_lots(fields[b"purchases"])[0]) for _, fields in entries] == [256, 44]
+    assert {*ids(await read_outbox(redis))} == {order for _, order in answers if order}
+
+
 async def test_products_in_one_batch_do_not_mix(gate: Gate) -> None:
     await open_sale(gate, sale_id=1, product_id=1, stock=5)
     await open_sale(gate, sale_id=2, product_id=2, stock=0)

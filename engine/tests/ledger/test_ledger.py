@@ -183,6 +183,36 @@ async def test_a_batch_of_several_sales_is_judged_sale_by_sale(ledger: Ledger) -
         assert Counter(await read_statuses(ledger, batch)) == {CONFIRMED: 3, REJECTED: 2}
 
 
+async def test_a_batch_of_many_sales_is_written_as_it_was_accepted(
+    ledger: Ledger, database: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    sales = [await ledger.open_sale(make_terms(9, product_id=product, quantity=3)) for product in (5, 6)]
+    lots = [*reserve(sales[0], 1, key="k"), *reserve(sales[1], 3, size=2)]
+    assert (await ledger.settle(lots, {})).settled == {CONFIRMED: 4}
+    rows = await database.fetch("SELECT * FROM orders")
+    assert {
+        (str(row["order_id"]), row["user_id"], row["product_id"], row["sale_id"], row["idempotency_key"])
+        for row in rows
+    } == {
+        (order_id, user_id, lot.product_id, lot.sale_id, lot.keys[0] if lot.keys else None)
+        for lot in lots
+        for order_id, user_id in zip(lot.order_ids, lot.user_ids, strict=True)
+    }
+    for row, lot in ((row, lot) for row in rows for lot in lots if str(row["order_id"]) in lot.order_ids):
+        assert (row["quantity"], row["status"], row["reason"]) == (3, "CONFIRMED", None)
+        assert round(row["accepted_at"].timestamp() * 1000) == lot.accepted_ms
+    assert {row["sale_id"]: row["sold"] for row in await database.fetch("SELECT * FROM sales")} == {
+        sales[0].sale_id: 3,
+        sales[1].sale_id: 9,
+    }
+    # Once more: one sale is full by now, and every order is known.
+    assert (await ledger.settle(lots, {})).settled == {}
+    assert {row["sale_id"]: row["sold"] for row in await database.fetch("SELECT * FROM sales")} == {
+        sales[0].sale_id: 3,
+        sales[1].sale_id: 9,
+    }
+
+
 async def test_an_order_of_an_unknown_sale_is_a_dead_letter_and_its_neighbours_settle(ledger: Ledger) -> None:
     sale = await ledger.open_sale(make_terms(stock=10))
     good = reserve(sale, 4)

@@ -56,6 +56,14 @@ async def own_stack(services: tuple[str, ...]) -> AsyncIterator[Stack]:
     shutil.rmtree(folder)
 
 
+async def test_what_can_wait_steps_back_for_the_front_door(own_stack: Stack) -> None:
+    own = psutil.Process().nice()
+    for name in own_stack.urls:
+        parent = psutil.Process(own_stack.pid(name))
+        nices = {process.nice() for process in (parent, *parent.children(recursive=True))}
+        assert nices == {own if name == "redis" else min(19, own + 10)}
+
+
 def processes_of(folder: Path) -> list[str]:
     """Every process of this machine that works in this folder, or names it."""
     found = []
