@@ -1,0 +1,455 @@
+/* The protocol of the engine, as a model that a checker exhausts (Spin, Holzmann 2003).
+
+   A purchase passes front door, gate, outbox, relay, bus, fulfilment and ledger, and is cleared at the gate. Each process
+   below is a loop of steps, and a step is what one script, one statement or one message does as a whole. Any two steps of
+   different processes may come in any order, so each process may be paused between two steps for as long as it likes. What
+   may happen to all of them stands at the end, and after that what must hold.
+
+   One product; STOCK units in each of its sales; each purchase takes one unit. Orders are numbered as the gate accepts
+   them, and a set of orders is a byte of bits. Outbox and bus keep no order here, which allows more than the real ones do.
+
+   Switches: the bounds; KEYS, purchases may carry one Idempotency-Key; REPLICAS, the gate has a replica instead of a disk;
+   LIVE, every mishap counts as a fault, so that the faults end; MUTANT, what is done wrong (mutants.pml); and two
+   assumptions, which rule out what is known not to hold without them (see "what may happen"): PROMPT and DURABLE. */
+
+#include "mutants.pml"
+#define mutant(name) (MUTANT == name)
+#ifndef MUTANT
+#define MUTANT 0
+#endif
+#ifndef STOCK
+#define STOCK 2
+#endif
+#ifndef ORDERS
+#define ORDERS 2
+#endif
+#ifndef SALES
+#define SALES 1
+#endif
+#ifndef DOORS
+#define DOORS 2
+#endif
+#ifndef RELAYS
+#define RELAYS 2
+#endif
+#ifndef KEEPERS
+#define KEEPERS 2          /* fulfilments, each with its keeper in the same process */
+#endif
+#ifndef FAULTS
+#define FAULTS 1
+#endif
+#ifdef REPLICAS
+#define replicas true
+#else
+#define replicas false
+#endif
+
+#define bit(o) (1 << (o))
+#define has(set, o) ((set) & bit(o))
+#define count(set) (((set) & 1) + ((set) >> 1 & 1) + ((set) >> 2 & 1) + ((set) >> 3 & 1))
+#define highest(set) ((set) & 8 -> 4 : ((set) & 4 -> 3 : ((set) & 2 -> 2 : (set) & 1)))   /* its number, plus 1 */
+#define pick(set, o) if :: set & 1 -> o = 1 :: set & 2 -> o = 2 :: set & 4 -> o = 3 :: set & 8 -> o = 4 fi
+#define broken(text) printf(text); assert(false)
+
+/* ---- the stores ---- */
+
+typedef Gate {             /* Redis, one shard */
+  byte open = 1;           /* the generation; 0 while the gate is closed */
+  byte rebuilding;         /* generation of the keeper that rebuilds it */
+  byte fresh;              /* writers whose last write the copy does not hold; see "the fence" */
+  byte sale = 1;           /* the product's current sale; 0 without one */
+  byte left = STOCK;       /* its units */
+  byte key;                /* the order that the Idempotency-Key got, plus 1 */
+  byte newest;             /* the newest order that the outbox or the last rebuild has known, plus 1 */
+  byte outbox;             /* orders that no relay has acknowledged */
+  byte pending;            /* orders that are accepted and not settled: the evidence that their units are out */
+  byte took                /* only for the judge: orders whose units this memory has taken and not given back */
+}
+Gate gate;
+Gate copy;                 /* an older state of it: on disk, or, with REPLICAS, the replica's */
+bool saved = replicas;     /* whether there is a copy */
+byte isolated;             /* with REPLICAS: outbox of an old primary that still answers, and that nobody follows */
+
+inline assign(to, from) {
+  to.open = from.open; to.rebuilding = from.rebuilding; to.fresh = from.fresh; to.sale = from.sale; to.left = from.left;
+  to.key = from.key; to.newest = from.newest; to.outbox = from.outbox; to.pending = from.pending; to.took = from.took
+}
+
+byte bus;                  /* RabbitMQ: orders with a message in the queue. A second one can as well arrive after it is taken. */
+#define send(o) bus = bus | bit(o)
+
+byte latest = 1;           /* PostgreSQL: the gate's latest generation, */
+byte lock;                 /* the keeper that holds the advisory lock, plus 1, */
+byte sales = 1;            /* the newest sale, */
+byte offered = 1;          /* up to which sale the gate is known to have taken them, */
+byte sold[3];              /* the units sold of each, */
+byte confirmed, failed, rejected;   /* and the orders by their terminal states */
+#define settled (confirmed | failed | rejected)
+#define units_left(s) (STOCK - sold[s])
+
+/* ---- the orders, and what the processes have in their memories ---- */
+
+byte next;                 /* orders that were accepted: all below this number; */
+byte keyed, second;        /* those with the Idempotency-Key, and those of sale 2; */
+byte told;                 /* with REPLICAS, those whose clients were answered 200; */
+byte lost;                 /* those whose only entry went with the gate's memory. A relay may still hold one. */
+#define sale_of(o) (has(second, o) -> 2 : 1)
+
+byte asked = bit(DOORS) - 1;          /* doors that have asked the gate's server whether it remembers */
+byte waits[DOORS];                    /* a door's order that waits for copies, plus 1 */
+byte reads[RELAYS];                   /* a relay's order, plus 1 */
+bool published[RELAYS];
+byte holds[KEEPERS], step[KEEPERS];   /* a fulfilment's order, plus 1, and what it does with it next */
+byte unacked;                         /* fulfilments whose delivery the bus has not taken back */
+mtype = { CLOSE, LOCK, BEGIN, READ_OUTBOX, READ_BUS, READ_SALES, RESTORE, REMEMBER, REOPEN };
+mtype task[KEEPERS];                  /* what a keeper does next, */
+byte gen[KEEPERS];                    /* in which generation, */
+byte units[KEEPERS], of_sale[KEEPERS];   /* and what it has read in the ledger */
+byte compared = bit(KEEPERS) - 1;     /* keepers that have compared this server with the ledger */
+byte faults = FAULTS;
+byte undone;                          /* settled orders that are pending again, since Redis went back to before their clearing */
+bool torn;                            /* Redis went back to a copy from the middle of the rebuild that goes on */
+#define LAST (KEEPERS - 1)
+#define held ((has(unacked, 0) -> bit(holds[0] - 1) : 0) | (has(unacked, LAST) -> bit(holds[LAST] - 1) : 0))
+
+/* The fence. Each writer numbers its writes, and a script that finds a smaller number than its writer was answered closes
+   the gate. That says: this memory lacks a write that was answered, which is so if the gate went back to a copy from before
+   that write. So one bit in the gate and one in the writer stand for the numbers. Without a copy there is no need of them. */
+byte seen[DOORS + KEEPERS];           /* the latest generation that a writer was answered */
+byte heard;                           /* writers that were answered a write which the copy does not hold */
+#define worker(f) (DOORS + (f))
+#define forgot(w) (gate.open < seen[w] || gate.open == seen[w] && has(heard & ~gate.fresh, w) && !mutant(NO_FENCE))
+#define a_door_is_forgotten (gate.open && (forgot(0) || forgot(DOORS - 1)))
+
+inline write_fence(w) { if :: saved -> gate.fresh = gate.fresh | bit(w) :: else fi }
+inline hear(w) {           /* with REPLICAS only what the copy holds is noted */
+  if
+  :: gate.open >= seen[w] && gate.open ->
+       seen[w] = gate.open;
+       if :: saved && (!replicas || mutant(NOTES_WITHOUT_COPIES)) -> heard = heard | bit(w) :: else fi
+  :: else
+  fi
+}
+inline save() { heard = heard & ~gate.fresh; gate.fresh = 0; assign(copy, gate); saved = true }
+inline spend() {           /* a fault; after the last one no copy comes back */
+  faults--;
+  if
+  :: !faults && !replicas ->
+       saved = false; copy.open = 1; copy.rebuilding = 0; copy.fresh = 0; copy.sale = 1; copy.left = STOCK; copy.key = 0;
+       copy.newest = 0; copy.outbox = 0; copy.pending = 0; copy.took = 0
+  :: else
+  fi
+}
+inline close_forgetful() {
+  if :: replicas -> broken("a gate that had lost nothing was closed\n") :: else fi;
+  gate.open = 0
+}
+
+/* ---- front door ---- */
+
+#define may_ask (gate.open && !forgot(_pid))
+#define may_sell (may_ask && !waits[_pid] && (asked == bit(DOORS) - 1 || mutant(NO_VOUCHING)))
+active [DOORS] proctype front_door() {
+end:
+  do
+  :: d_step { gate.open && forgot(_pid) -> close_forgetful() }
+  /* vouch.lua: a server that is new sells nothing before each door that lives has asked it. */
+  :: d_step { may_ask && !has(asked, _pid) -> asked = asked | bit(_pid) }
+
+  /* reserve.lua: checks, takes the unit, remembers the key and writes the outbox, all in one step. */
+  :: atomic { next < ORDERS && may_sell && gate.left && gate.sale ->
+       if :: a_door_is_forgotten -> broken("sold at a gate that had forgotten what a door was answered\n") :: else fi;
+       gate.left--;
+       gate.outbox = gate.outbox | bit(next);
+       gate.pending = gate.pending | bit(next);
+       gate.took = gate.took | bit(next);
+       gate.newest = next + 1;
+       if :: gate.sale == 2 -> second = second | bit(next) :: else fi;
+#ifdef KEYS
+       if :: !gate.key || mutant(KEY_IGNORED) -> keyed = keyed | bit(next); gate.key = next + 1 :: true fi;
+#endif
+       write_fence(_pid);
+       if
+       :: !replicas || mutant(ANSWERS_WITHOUT_COPIES) ->
+            hear(_pid); if :: replicas -> told = told | bit(next) :: else fi
+       :: replicas && !mutant(ANSWERS_WITHOUT_COPIES) ->
+            waits[_pid] = next + 1; if :: mutant(NOTES_WITHOUT_COPIES) -> hear(_pid) :: else fi
+       :: true   /* the answer is lost. Unknown is not failed: nobody reverts. */
+            -> if :: mutant(REVERTS_UNKNOWN) -> gate.left++ :: else fi
+       fi;
+       next++ }
+#ifdef REPLICAS
+  /* WAIT: the answer is 200 once the copy has it, and OUTCOME_UNKNOWN after a while. */
+  :: d_step { waits[_pid] && has(copy.took, waits[_pid] - 1) -> told = told | bit(waits[_pid] - 1); hear(_pid); waits[_pid] = 0 }
+  :: d_step { waits[_pid] -> waits[_pid] = 0 }
+  /* The same at an old primary, where no copy ever comes. */
+  :: d_step { next < ORDERS && isolated && mutant(ANSWERS_WITHOUT_COPIES) -> told = told | bit(next); next++ }
+#ifdef KEYS
+  /* The key again: the answer is repeated, once the copy has the order. */
+  :: d_step { may_sell && gate.key && (has(copy.took, gate.key - 1) || mutant(REPEATS_WITHOUT_COPIES)) ->
+       told = told | bit(gate.key - 1) }
+#endif
+#endif
+  /* It dies, and another one begins that has seen nothing. */
+  :: d_step { faults && (seen[_pid] || waits[_pid]) ->
+       seen[_pid] = 0; heard = heard & ~bit(_pid); waits[_pid] = 0; asked = asked | bit(_pid); spend() }
+  od
+}
+
+/* ---- relay: an entry that another relay has read may be claimed ---- */
+
+#define me (_pid - DOORS)
+#define order (reads[me] - 1)
+active [RELAYS] proctype relay() {
+end:
+  do
+  :: atomic { !reads[me] && gate.outbox && (!me || reads[0]) -> pick(gate.outbox, reads[me]);
+#ifdef DURABLE
+       if :: !has(copy.took, order) -> saved = false :: else fi;
+#endif
+       if :: mutant(DELETES_FIRST) -> gate.outbox = gate.outbox & ~bit(order) :: else fi }
+  :: d_step { !reads[me] && isolated && mutant(RELAYS_WITHOUT_COPIES) -> reads[me] = highest(isolated) }
+  :: d_step { reads[me] && !published[me] &&
+              (!replicas || has(copy.took, order) || mutant(RELAYS_WITHOUT_COPIES)) ->
+       send(order); published[me] = true }
+  /* Only the bus' confirm lets it acknowledge. */
+  :: d_step { published[me] -> gate.outbox = gate.outbox & ~bit(order); reads[me] = 0; published[me] = false }
+  /* It dies, or gives up; the entry stays in the outbox. */
+  :: d_step { reads[me] && faults -> reads[me] = 0; published[me] = false; spend() }
+  od
+}
+#undef me
+#undef order
+
+/* ---- fulfilment: settle, clear, acknowledge; each is tried again until it works ---- */
+
+#define me (_pid - DOORS - RELAYS)
+#define order (holds[me] - 1)
+#define is_pending has(gate.pending, order)
+#define is_current (gate.sale == sale_of(order) || mutant(RELEASES_TO_ANOTHER_SALE))
+active [KEEPERS] proctype fulfilment() {
+end:
+  do
+  :: atomic { !step[me] && bus ->
+       pick(bus, holds[me]);
+       bus = bus & ~bit(order);
+       if :: !mutant(ACKNOWLEDGES_BEFORE_COMMIT) -> unacked = unacked | bit(me) :: else fi;
+       step[me] = 1 }
+
+  /* settle_batch: one transaction. An order that is known stays as it is. The guard is sold <= stock. */
+  :: atomic { step[me] == 1 ->
+       if
+       :: has(settled, order) && !mutant(SETTLES_TWICE)
+       :: !has(settled, order) || mutant(SETTLES_TWICE) ->
+            if
+            :: failed = failed | bit(order)     /* its payment is declined */
+            :: units_left(sale_of(order)) > 0 || mutant(NO_GUARD) ->
+                 confirmed = confirmed | bit(order); sold[sale_of(order)]++
+            :: units_left(sale_of(order)) <= 0 && !mutant(NO_GUARD) -> rejected = rejected | bit(order)
+            fi
+       fi;
+       if :: mutant(ACKNOWLEDGES_BEFORE_CLEARING) -> unacked = unacked & ~bit(me) :: else fi;
+       step[me] = 2 }
+
+  /* clear.lua: only the call that finds the evidence, and takes it away, gives back the unit of a failed order. */
+  :: d_step { step[me] == 2 ->
+       if :: gate.open && forgot(worker(me)) -> close_forgetful() :: else fi;
+       if
+       :: (is_pending || mutant(RELEASES_WITHOUT_EVIDENCE)) && is_current &&
+          (has(failed, order) || has(rejected, order) && mutant(RELEASES_REJECTED)) ->
+            if :: !has(gate.took, order) -> broken("a unit was released that was not out\n") :: else fi;
+            gate.took = gate.took & ~bit(order);
+            gate.left++
+       :: else
+       fi;
+       if :: !mutant(RELEASES_TWICE) || !has(failed, order) -> gate.pending = gate.pending & ~bit(order) :: else fi;
+       write_fence(worker(me)); hear(worker(me));
+       step[me] = 3 }
+  /* The primary that was asked has failed over: the next one is asked. */
+  :: d_step { step[me] == 3 && replicas && is_pending && !mutant(RELEASES_TWICE) -> step[me] = 2 }
+
+  /* Acknowledged last. Where the bus has taken the delivery back, this changes nothing. */
+  :: d_step { step[me] == 3 && (!replicas || !has(copy.pending, order) || mutant(CLEARS_WITHOUT_COPIES)) ->
+       unacked = unacked & ~bit(me); holds[me] = 0; step[me] = 0 }
+  od
+}
+#undef me
+#undef order
+
+/* ---- keeper: closes a gate that is wrong, rebuilds it once nothing is under way, and opens it ---- */
+
+#define me (_pid - DOORS - RELAYS - KEEPERS)
+#define missing (units_left(sales) - gate.left)   /* units that the gate has fewer than the ledger says */
+#define coming (gate.sale < sales && offered < sales && !sold[sales])
+#define explained (gate.sale == sales && missing >= 0 && missing <= count(gate.pending) || coming)
+#define overtaken (gate.rebuilding != gen[me] && !mutant(REBUILD_UNCHECKED))
+#define under_way ((gate.outbox | bus | held) & ~(settled | lost))
+inline offer(number) {     /* open_sale.lua: a newer sale replaces an older one, never the other way round */
+  if :: gate.sale < number -> gate.sale = number; gate.left = STOCK :: else fi
+}
+inline rest() {
+  if :: lock == me + 1 -> lock = 0 :: else fi;
+  task[me] = 0; gen[me] = 0; units[me] = 0; of_sale[me] = 0
+}
+active [KEEPERS] proctype keeper() {
+end:
+  do
+  /* It closes a gate that is older than the ledger's orders, which it asks of each new server; */
+  :: d_step { !task[me] && gate.open && !has(compared, me) ->
+       compared = compared | bit(me);
+       if :: gate.newest < highest(settled) && !mutant(NOT_COMPARED) -> gen[me] = gate.open; task[me] = CLOSE :: else fi }
+  /* that has forgotten what this fulfilment was answered, is not the latest, or differs from the ledger by more than the
+     pending orders explain (the audit). */
+  :: d_step { !task[me] && gate.open &&
+              (forgot(worker(me)) || gate.open < latest || !explained && !mutant(NO_AUDIT)) ->
+       gen[me] = gate.open; task[me] = CLOSE }
+  /* close.lua: unless another keeper has rebuilt it since. */
+  :: d_step { task[me] == CLOSE ->
+       if :: gate.open > gen[me] && mutant(CLOSES_A_LATER_ONE) -> broken("a gate was closed for what an earlier one had lost\n") :: else fi;
+       if :: gate.open && gate.open <= gen[me] -> close_forgetful() :: else fi;
+       rest() }
+
+  /* It offers a sale whose front door could not. */
+  :: d_step { !task[me] && gate.open && offered < sales && !mutant(NOT_OFFERED) ->
+       if :: !sold[sales] -> offer(sales) :: else fi; offered = sales }
+
+  /* A closed gate is rebuilt once nothing is under way. This first look spares rebuilds that would be in vain. */
+  :: d_step { !task[me] && !gate.open && !gate.outbox && !bus && !unacked && !holds[me] -> task[me] = LOCK }
+  :: d_step { task[me] == LOCK ->
+       if
+       :: (!lock || mutant(NO_LOCK)) && !gate.open -> lock = me + 1; latest++; gen[me] = latest; task[me] = BEGIN
+       :: else -> rest()
+       fi }
+  /* begin.lua. From here on the scripts of earlier rebuilds are refused, and so the gate can't open under this one. */
+  :: d_step { task[me] == BEGIN ->
+       if
+       :: gate.open && !mutant(BEGINS_AT_AN_OPEN_GATE) -> rest()
+       :: else ->
+            gate.open = (mutant(OPENS_TOO_EARLY) -> gen[me] : 0);
+            gate.rebuilding = gen[me]; gate.fresh = 0; gate.newest = 0; gate.took = 0;
+            if :: !mutant(PENDING_STAYS) -> gate.pending = 0 :: else fi;
+            task[me] = READ_OUTBOX
+       fi }
+  /* So what is drained now stays drained. A relay takes an entry to the bus: the outbox is looked at before the bus. */
+  :: d_step { task[me] == READ_OUTBOX ->
+       if :: gate.outbox && !mutant(OUTBOX_NOT_READ) && !mutant(READ_TOO_EARLY) -> rest() :: else -> task[me] = READ_BUS fi }
+  :: d_step { task[me] == READ_BUS ->
+       if :: (bus && !mutant(BUS_NOT_READ) || unacked && !mutant(CONSUMERS_NOT_COUNTED)) && !mutant(READ_TOO_EARLY) -> rest()
+          :: else -> task[me] = READ_SALES
+       fi }
+  :: d_step { task[me] == READ_SALES -> of_sale[me] = sales; units[me] = units_left(sales); task[me] = RESTORE }
+  :: d_step { task[me] == RESTORE ->
+       if
+       :: overtaken -> rest()
+       :: else ->
+            if :: under_way -> broken("a rebuild overwrote what was under way\n") :: else fi;
+            if
+            :: gate.sale <= of_sale[me] || mutant(REPLACES_A_NEWER_SALE) -> gate.sale = of_sale[me]; gate.left = units[me]
+            :: else
+            fi;
+            units[me] = 0; of_sale[me] = 0; task[me] = REMEMBER
+       fi }
+  :: d_step { task[me] == REMEMBER ->
+       if
+       :: overtaken -> rest()
+       :: else ->
+            if :: !gate.key && !mutant(KEY_NOT_RESTORED) -> gate.key = highest(settled & keyed) :: else fi;
+            task[me] = REOPEN
+       fi }
+  :: d_step { task[me] == REOPEN ->
+       if
+       :: !overtaken ->
+            if :: !lost && !torn && gate.left != units_left(gate.sale) -> broken("opened with other units than the ledger had left\n") :: else fi;
+            gate.open = gen[me]; gate.rebuilding = 0; gate.fresh = 0; gate.newest = highest(settled);
+            asked = bit(DOORS) - 1; torn = false;
+            if :: !saved -> heard = 0 :: else fi
+       :: else
+       fi;
+       rest() }
+
+  /* Fulfilment and keeper die together. */
+  :: d_step { faults && (step[me] || seen[worker(me)] || task[me]) ->
+       if :: has(unacked, me) -> send(holds[me] - 1); unacked = unacked & ~bit(me) :: else fi;
+       holds[me] = 0; step[me] = 0;
+       seen[worker(me)] = 0; heard = heard & ~bit(worker(me)); compared = compared & ~bit(me);
+       rest(); spend() }
+  od
+}
+#undef me
+
+/* ---- operator: opens a sale, first in the ledger ---- */
+
+active proctype operator() {
+end:
+  do
+  :: sales < SALES -> sales++;
+       if
+       :: atomic { true -> offer(sales) }; offered = sales
+       :: true             /* it dies; the keeper goes on */
+       fi
+  od
+}
+
+/* ---- what may happen ---- */
+
+#define nowhere_else (bus | held | settled)
+#ifdef PROMPT              /* A relay publishes what it has read, or gives up, before the gate is rebuilt. */
+#define give_up() for (r : 0 .. RELAYS - 1) { if :: !published[r] -> reads[r] = 0 :: else fi } r = 0
+#else
+#define give_up() skip
+#endif
+active proctype environment() {
+  byte r;
+end:
+  do
+#ifndef REPLICAS
+  :: d_step { faults && !saved -> save() }
+  :: d_step { faults ->                   /* Redis forgets everything. */
+       lost = lost | gate.outbox & ~nowhere_else;
+       gate.open = 0; gate.rebuilding = 0; gate.fresh = 0; gate.sale = 0; gate.left = 0; gate.key = 0; gate.newest = 0;
+       gate.outbox = 0; gate.pending = 0; gate.took = 0;
+       give_up(); spend() }
+  :: d_step { faults && saved ->          /* It goes back to the copy: a new server with an older memory. */
+       lost = lost | gate.outbox & ~copy.outbox & ~nowhere_else;
+       assign(gate, copy); asked = 0; compared = 0; torn = gate.rebuilding > 0;
+       undone = undone | gate.pending & settled;
+       give_up(); spend() }
+#else
+  :: d_step { (gate.took != copy.took || gate.pending != copy.pending || gate.outbox != copy.outbox || gate.fresh) -> save() }
+  :: d_step { faults ->                   /* The replica takes over, while the old primary still answers some. */
+       isolated = gate.outbox;
+       lost = lost | gate.outbox & ~copy.outbox & ~nowhere_else & ~told;
+       assign(gate, copy); asked = 0; compared = 0;
+       for (r : 0 .. DOORS - 1) { waits[r] = 0 }
+       r = 0; spend() }
+  :: isolated -> isolated = 0             /* It comes back, as a replica. */
+#endif
+  :: d_step { faults && lock -> lock = 0; spend() }     /* PostgreSQL loses the session with the lock. */
+  :: atomic { faults && unacked ->        /* The bus loses a consumer and delivers again. */
+       if :: has(unacked, 0) -> r = 0 :: has(unacked, LAST) -> r = LAST fi;
+       send(holds[r] - 1); unacked = unacked & ~bit(r); r = 0; spend() }
+  od
+}
+
+/* ---- what must hold ---- */
+
+#define vanished ((bit(next) - 1) & ~(gate.outbox | bus | held | settled | lost))
+#define idle !(gate.outbox || bus || holds[0] || holds[LAST] || reads[0] || reads[RELAYS - 1] || task[0] || task[LAST])
+#define a_writer_is_forgotten (forgot(0) || forgot(DOORS - 1) || forgot(DOORS) || forgot(DOORS + LAST))
+#define content (gate.open == latest && compared == bit(KEEPERS) - 1 && explained && !coming && !a_writer_is_forgotten)
+#ifndef LIVE
+active proctype judge() {
+end:
+  do
+  :: d_step { vanished -> broken("an accepted purchase vanished\n") }
+  :: d_step { sold[1] > STOCK || sold[2] > STOCK || sold[1] + sold[2] != count(confirmed) -> broken("the ledger oversold\n") }
+  :: d_step { confirmed & failed | confirmed & rejected | failed & rejected -> broken("an order has two terminal states\n") }
+  :: d_step { count(confirmed & keyed) > 1 -> broken("a key bought twice\n") }
+  :: d_step { idle && content && !(gate.pending & undone) && (gate.pending || missing) -> broken("units were not conserved\n") }
+  :: timeout -> if :: gate.open != latest || gate.sale != sales -> broken("a closed gate, or a sale, stayed closed\n") :: else fi; break
+  od
+}
+#else
+ltl opens { [] <> (gate.open == latest) }
+ltl settles { [] (next -> <> has(settled | lost, 0)) }
+#endif
