@@ -1,42 +1,37 @@
-/* The protocol of the engine, as a model that a checker exhausts (Spin, Holzmann 2003).
+/* The protocol of the engine, as a model that a checker exhausts: Spin tries every order of its steps.
 
    A purchase passes front door, gate, outbox, relay, bus, fulfilment and ledger, and is cleared at the gate. Each process
-   below is a loop of steps, and a step is what one script, one statement or one message does as a whole. Any two steps of
-   different processes may come in any order, so each process may be paused between two steps for as long as it likes. What
-   may happen to all of them stands at the end, and after that what must hold.
+   below is a loop of steps. A step is what one script, one statement or one message does as a whole. Any two steps of
+   different processes may come in any order: each process may be paused between two of them for as long as it likes.
+   Last come what may happen to the processes, and what must hold whatever happens.
 
-   One product; STOCK units in each of its sales; each purchase takes one unit. Orders are numbered as the gate accepts
-   them, and a set of orders is a byte of bits. Outbox and bus keep no order here, which allows more than the real ones do.
+   One product; STOCK units in each of its SALES; a purchase takes one unit. A set of orders, or of processes, is a byte of
+   bits. The gate numbers ORDERS as it accepts them. Outbox and bus keep no order here: more may happen than with real ones.
 
-   Switches: the bounds; KEYS, purchases may carry one Idempotency-Key; REPLICAS, the gate has a replica instead of a disk;
-   LIVE, every mishap counts as a fault, so that the faults end; MUTANT, what is done wrong (mutants.pml); and two
-   assumptions, which rule out what is known not to hold without them (see "what may happen"): PROMPT and DURABLE. */
+   Beside these bounds there are switches. KEYS: purchases may carry one Idempotency-Key. REPLICAS: the gate has a replica
+   instead of a disk. PROMPT, DURABLE: assumptions, see "what may happen". LIVE: what must happen at last, in place of what
+   must never happen. MUTANT: one thing is done wrong. */
 
-#include "mutants.pml"
+/* What may be done wrong; model.toml says it in words. */
+mtype = { NOTHING, ACKNOWLEDGES_BEFORE_CLEARING, ACKNOWLEDGES_BEFORE_COMMIT, ANSWERS_WITHOUT_COPIES,
+  BEGINS_AT_AN_OPEN_GATE, BUS_BEFORE_OUTBOX, BUS_NOT_READ, CLEARS_WITHOUT_COPIES, CLOSES_A_LATER_ONE,
+  CONSUMERS_NOT_COUNTED, DELETES_FIRST, KEY_IGNORED, KEY_NOT_RESTORED, LOCK_KEPT, NOTED_WITHOUT_COPIES,
+  NOTES_WITHOUT_COPIES, NOT_COMPARED, NOT_OFFERED, NO_AUDIT, NO_FENCE, NO_GUARD, NO_VOUCHING, OPENS_TOO_EARLY,
+  OUTBOX_APART, OUTBOX_NOT_READ, PENDING_STAYS, READ_ONLY_BEFORE, REBUILD_UNCHECKED, RELAYS_WITHOUT_COPIES,
+  RELEASES_REJECTED, RELEASES_TO_ANOTHER_SALE, RELEASES_TWICE, RELEASES_WITHOUT_EVIDENCE, REPEATS_WITHOUT_COPIES,
+  REPLACES_A_NEWER_SALE, REVERTS_UNKNOWN, SALES_READ_EARLY, SETTLES_TWICE };
 #define mutant(name) (MUTANT == name)
-#ifndef MUTANT
-#define MUTANT 0
-#endif
-#ifndef STOCK
-#define STOCK 2
-#endif
-#ifndef ORDERS
+#ifndef ORDERS             /* The bounds are given together, or not at all. */
+#define STOCK 1
 #define ORDERS 2
-#endif
-#ifndef SALES
 #define SALES 1
-#endif
-#ifndef DOORS
-#define DOORS 2
-#endif
-#ifndef RELAYS
-#define RELAYS 2
-#endif
-#ifndef KEEPERS
-#define KEEPERS 2          /* fulfilments, each with its keeper in the same process */
-#endif
-#ifndef FAULTS
+#define DOORS 1
+#define RELAYS 1
+#define KEEPERS 1          /* fulfilments, each with a keeper in the same process */
 #define FAULTS 1
+#endif
+#ifndef MUTANT
+#define MUTANT NOTHING
 #endif
 #ifdef REPLICAS
 #define replicas true
@@ -65,7 +60,7 @@ typedef Gate {             /* Redis, one shard */
   byte pending;            /* orders that are accepted and not settled: the evidence that their units are out */
   byte took                /* only for the judge: orders whose units this memory has taken and not given back */
 }
-Gate gate;
+Gate gate, new;
 Gate copy;                 /* an older state of it: on disk, or, with REPLICAS, the replica's */
 bool saved = replicas;     /* whether there is a copy */
 byte isolated;             /* with REPLICAS: outbox of an old primary that still answers, and that nobody follows */
@@ -118,27 +113,21 @@ bool torn;                            /* Redis went back to a copy from the midd
 byte seen[DOORS + KEEPERS];           /* the latest generation that a writer was answered */
 byte heard;                           /* writers that were answered a write which the copy does not hold */
 #define worker(f) (DOORS + (f))
-#define forgot(w) (gate.open < seen[w] || gate.open == seen[w] && has(heard & ~gate.fresh, w) && !mutant(NO_FENCE))
-#define a_door_is_forgotten (gate.open && (forgot(0) || forgot(DOORS - 1)))
+#define is_behind(w) (gate.open < seen[w] || gate.open == seen[w] && has(heard & ~gate.fresh, w))
+#define forgot(w) (is_behind(w) && !mutant(NO_FENCE))
 
 inline write_fence(w) { if :: saved -> gate.fresh = gate.fresh | bit(w) :: else fi }
 inline hear(w) {           /* with REPLICAS only what the copy holds is noted */
-  if
-  :: gate.open >= seen[w] && gate.open ->
-       seen[w] = gate.open;
-       if :: saved && (!replicas || mutant(NOTES_WITHOUT_COPIES)) -> heard = heard | bit(w) :: else fi
-  :: else
+  if :: gate.open && gate.open >= seen[w] ->
+          seen[w] = gate.open;
+          if :: saved && (!replicas || mutant(NOTES_WITHOUT_COPIES)) -> heard = heard | bit(w) :: else fi
+     :: else
   fi
 }
 inline save() { heard = heard & ~gate.fresh; gate.fresh = 0; assign(copy, gate); saved = true }
 inline spend() {           /* a fault; after the last one no copy comes back */
   faults--;
-  if
-  :: !faults && !replicas ->
-       saved = false; copy.open = 1; copy.rebuilding = 0; copy.fresh = 0; copy.sale = 1; copy.left = STOCK; copy.key = 0;
-       copy.newest = 0; copy.outbox = 0; copy.pending = 0; copy.took = 0
-  :: else
-  fi
+  if :: !faults && !replicas -> saved = false; assign(copy, new) :: else fi
 }
 inline close_forgetful() {
   if :: replicas -> broken("a gate that had lost nothing was closed\n") :: else fi;
@@ -158,12 +147,12 @@ end:
 
   /* reserve.lua: checks, takes the unit, remembers the key and writes the outbox, all in one step. */
   :: atomic { next < ORDERS && may_sell && gate.left && gate.sale ->
-       if :: a_door_is_forgotten -> broken("sold at a gate that had forgotten what a door was answered\n") :: else fi;
-       gate.left--;
-       gate.outbox = gate.outbox | bit(next);
-       gate.pending = gate.pending | bit(next);
-       gate.took = gate.took | bit(next);
-       gate.newest = next + 1;
+       if :: is_behind(0) || is_behind(DOORS - 1) -> broken("a gate sold that had forgotten what a door was answered\n")
+          :: else
+       fi;
+       gate.left--; gate.newest = next + 1;
+       if :: gate.outbox = gate.outbox | bit(next) :: mutant(OUTBOX_APART) fi;
+       gate.pending = gate.pending | bit(next); gate.took = gate.took | bit(next);
        if :: gate.sale == 2 -> second = second | bit(next) :: else fi;
 #ifdef KEYS
        if :: !gate.key || mutant(KEY_IGNORED) -> keyed = keyed | bit(next); gate.key = next + 1 :: true fi;
@@ -174,8 +163,8 @@ end:
             hear(_pid); if :: replicas -> told = told | bit(next) :: else fi
        :: replicas && !mutant(ANSWERS_WITHOUT_COPIES) ->
             waits[_pid] = next + 1; if :: mutant(NOTES_WITHOUT_COPIES) -> hear(_pid) :: else fi
-       :: true   /* the answer is lost. Unknown is not failed: nobody reverts. */
-            -> if :: mutant(REVERTS_UNKNOWN) -> gate.left++ :: else fi
+       :: !mutant(REVERTS_UNKNOWN)     /* the answer is lost; unknown is not failed */
+       :: mutant(REVERTS_UNKNOWN) -> gate.left++
        fi;
        next++ }
 #ifdef REPLICAS
@@ -225,28 +214,25 @@ end:
 
 #define me (_pid - DOORS - RELAYS)
 #define order (holds[me] - 1)
+#define is_known (has(settled, order) && !mutant(SETTLES_TWICE))
+#define has_unit (units_left(sale_of(order)) > 0 || mutant(NO_GUARD))
 #define is_pending has(gate.pending, order)
 #define is_current (gate.sale == sale_of(order) || mutant(RELEASES_TO_ANOTHER_SALE))
 active [KEEPERS] proctype fulfilment() {
 end:
   do
   :: atomic { !step[me] && bus ->
-       pick(bus, holds[me]);
-       bus = bus & ~bit(order);
+       pick(bus, holds[me]); bus = bus & ~bit(order);
        if :: !mutant(ACKNOWLEDGES_BEFORE_COMMIT) -> unacked = unacked | bit(me) :: else fi;
        step[me] = 1 }
 
   /* settle_batch: one transaction. An order that is known stays as it is. The guard is sold <= stock. */
   :: atomic { step[me] == 1 ->
        if
-       :: has(settled, order) && !mutant(SETTLES_TWICE)
-       :: !has(settled, order) || mutant(SETTLES_TWICE) ->
-            if
-            :: failed = failed | bit(order)     /* its payment is declined */
-            :: units_left(sale_of(order)) > 0 || mutant(NO_GUARD) ->
-                 confirmed = confirmed | bit(order); sold[sale_of(order)]++
-            :: units_left(sale_of(order)) <= 0 && !mutant(NO_GUARD) -> rejected = rejected | bit(order)
-            fi
+       :: is_known
+       :: !is_known -> failed = failed | bit(order)     /* its payment is declined */
+       :: !is_known && has_unit -> confirmed = confirmed | bit(order); sold[sale_of(order)]++
+       :: !is_known && !has_unit -> rejected = rejected | bit(order)
        fi;
        if :: mutant(ACKNOWLEDGES_BEFORE_CLEARING) -> unacked = unacked & ~bit(me) :: else fi;
        step[me] = 2 }
@@ -257,9 +243,10 @@ end:
        if
        :: (is_pending || mutant(RELEASES_WITHOUT_EVIDENCE)) && is_current &&
           (has(failed, order) || has(rejected, order) && mutant(RELEASES_REJECTED)) ->
-            if :: !has(gate.took, order) -> broken("a unit was released that was not out\n") :: else fi;
-            gate.took = gate.took & ~bit(order);
-            gate.left++
+            if :: !has(gate.took & failed, order) || gate.sale != sale_of(order) -> broken("a unit was released that was not out\n")
+               :: else
+            fi;
+            gate.took = gate.took & ~bit(order); gate.left++
        :: else
        fi;
        if :: !mutant(RELEASES_TWICE) || !has(failed, order) -> gate.pending = gate.pending & ~bit(order) :: else fi;
@@ -280,15 +267,20 @@ end:
 
 #define me (_pid - DOORS - RELAYS - KEEPERS)
 #define missing (units_left(sales) - gate.left)   /* units that the gate has fewer than the ledger says */
+#define sale_is_known (offered < sales && gate.sale == sales && (!replicas || copy.sale == sales || mutant(NOTED_WITHOUT_COPIES)))
 #define coming (gate.sale < sales && offered < sales && !sold[sales])
 #define explained (gate.sale == sales && missing >= 0 && missing <= count(gate.pending) || coming)
+#define outbox_is_used (gate.outbox && !mutant(OUTBOX_NOT_READ))
+#define bus_is_used (bus && !mutant(BUS_NOT_READ) || unacked && !mutant(CONSUMERS_NOT_COUNTED))
+#define looks_once (mutant(SALES_READ_EARLY) || mutant(BUS_BEFORE_OUTBOX))
 #define overtaken (gate.rebuilding != gen[me] && !mutant(REBUILD_UNCHECKED))
+#define opens_wrong (!torn && (!lost && gate.left != units_left(gate.sale) || gate.sale < offered))
 #define under_way ((gate.outbox | bus | held) & ~(settled | lost))
 inline offer(number) {     /* open_sale.lua: a newer sale replaces an older one, never the other way round */
   if :: gate.sale < number -> gate.sale = number; gate.left = STOCK :: else fi
 }
 inline rest() {
-  if :: lock == me + 1 -> lock = 0 :: else fi;
+  if :: lock == me + 1 && !mutant(LOCK_KEPT) -> lock = 0 :: else fi;
   task[me] = 0; gen[me] = 0; units[me] = 0; of_sale[me] = 0
 }
 active [KEEPERS] proctype keeper() {
@@ -305,65 +297,64 @@ end:
        gen[me] = gate.open; task[me] = CLOSE }
   /* close.lua: unless another keeper has rebuilt it since. */
   :: d_step { task[me] == CLOSE ->
-       if :: gate.open > gen[me] && mutant(CLOSES_A_LATER_ONE) -> broken("a gate was closed for what an earlier one had lost\n") :: else fi;
-       if :: gate.open && gate.open <= gen[me] -> close_forgetful() :: else fi;
+       if :: gate.open > gen[me] && mutant(CLOSES_A_LATER_ONE) -> broken("a later gate was closed\n")
+          :: gate.open && gate.open <= gen[me] -> close_forgetful()
+          :: else
+       fi;
        rest() }
 
   /* It offers a sale whose front door could not. */
-  :: d_step { !task[me] && gate.open && offered < sales && !mutant(NOT_OFFERED) ->
-       if :: !sold[sales] -> offer(sales) :: else fi; offered = sales }
+  :: d_step { !task[me] && gate.open && gate.sale < sales && offered < sales && !sold[sales] && !mutant(NOT_OFFERED) -> offer(sales) }
+  :: d_step { !task[me] && sale_is_known -> offered = sales }
 
   /* A closed gate is rebuilt once nothing is under way. This first look spares rebuilds that would be in vain. */
-  :: d_step { !task[me] && !gate.open && !gate.outbox && !bus && !unacked && !holds[me] -> task[me] = LOCK }
+  :: d_step { !task[me] && !gate.open && !holds[me] && (!outbox_is_used && !bus_is_used || looks_once) -> task[me] = LOCK }
   :: d_step { task[me] == LOCK ->
-       if
-       :: (!lock || mutant(NO_LOCK)) && !gate.open -> lock = me + 1; latest++; gen[me] = latest; task[me] = BEGIN
-       :: else -> rest()
-       fi }
+       if :: !lock && !gate.open -> lock = me + 1; latest++; gen[me] = latest; task[me] = BEGIN :: else -> rest() fi }
   /* begin.lua. From here on the scripts of earlier rebuilds are refused, and so the gate can't open under this one. */
   :: d_step { task[me] == BEGIN ->
-       if
-       :: gate.open && !mutant(BEGINS_AT_AN_OPEN_GATE) -> rest()
-       :: else ->
+       if :: gate.open && !mutant(BEGINS_AT_AN_OPEN_GATE) -> rest()
+          :: else ->
+            if :: gate.open -> broken("a later gate was closed\n") :: else fi;
+            units[me] = units_left(sales);
             gate.open = (mutant(OPENS_TOO_EARLY) -> gen[me] : 0);
-            gate.rebuilding = gen[me]; gate.fresh = 0; gate.newest = 0; gate.took = 0;
-            if :: !mutant(PENDING_STAYS) -> gate.pending = 0 :: else fi;
-            task[me] = READ_OUTBOX
+            gate.rebuilding = gen[me]; gate.fresh = 0; gate.newest = 0; gate.took = 0; task[me] = READ_OUTBOX;
+            if :: !mutant(PENDING_STAYS) -> gate.pending = 0 :: else fi
        fi }
   /* So what is drained now stays drained. A relay takes an entry to the bus: the outbox is looked at before the bus. */
-  :: d_step { task[me] == READ_OUTBOX ->
-       if :: gate.outbox && !mutant(OUTBOX_NOT_READ) && !mutant(READ_TOO_EARLY) -> rest() :: else -> task[me] = READ_BUS fi }
-  :: d_step { task[me] == READ_BUS ->
-       if :: (bus && !mutant(BUS_NOT_READ) || unacked && !mutant(CONSUMERS_NOT_COUNTED)) && !mutant(READ_TOO_EARLY) -> rest()
+  :: d_step { task[me] == READ_OUTBOX && !(outbox_is_used && mutant(SALES_READ_EARLY)) ->
+       if :: (mutant(BUS_BEFORE_OUTBOX) -> bus_is_used : outbox_is_used) && !mutant(READ_ONLY_BEFORE) -> rest()
+          :: else -> task[me] = READ_BUS
+       fi }
+  :: d_step { task[me] == READ_BUS && !(bus_is_used && mutant(SALES_READ_EARLY)) ->
+       if :: (mutant(BUS_BEFORE_OUTBOX) -> outbox_is_used : bus_is_used) && !mutant(READ_ONLY_BEFORE) -> rest()
           :: else -> task[me] = READ_SALES
        fi }
-  :: d_step { task[me] == READ_SALES -> of_sale[me] = sales; units[me] = units_left(sales); task[me] = RESTORE }
+  :: d_step { task[me] == READ_SALES ->
+       of_sale[me] = sales; task[me] = RESTORE;
+       if :: !mutant(SALES_READ_EARLY) -> units[me] = units_left(sales) :: else fi }
   :: d_step { task[me] == RESTORE ->
-       if
-       :: overtaken -> rest()
-       :: else ->
-            if :: under_way -> broken("a rebuild overwrote what was under way\n") :: else fi;
-            if
-            :: gate.sale <= of_sale[me] || mutant(REPLACES_A_NEWER_SALE) -> gate.sale = of_sale[me]; gate.left = units[me]
-            :: else
-            fi;
-            units[me] = 0; of_sale[me] = 0; task[me] = REMEMBER
+       if :: overtaken -> rest()
+          :: else ->
+               if :: under_way -> broken("a rebuild overwrote what was under way\n") :: else fi;
+               if :: gate.sale <= of_sale[me] || mutant(REPLACES_A_NEWER_SALE) -> gate.sale = of_sale[me]; gate.left = units[me]
+                  :: else
+               fi;
+               units[me] = 0; of_sale[me] = 0; task[me] = REMEMBER
        fi }
   :: d_step { task[me] == REMEMBER ->
-       if
-       :: overtaken -> rest()
-       :: else ->
-            if :: !gate.key && !mutant(KEY_NOT_RESTORED) -> gate.key = highest(settled & keyed) :: else fi;
-            task[me] = REOPEN
+       if :: overtaken -> rest()
+          :: else ->
+               if :: !gate.key && !mutant(KEY_NOT_RESTORED) -> gate.key = highest(settled & keyed) :: else fi;
+               task[me] = REOPEN
        fi }
   :: d_step { task[me] == REOPEN ->
-       if
-       :: !overtaken ->
-            if :: !lost && !torn && gate.left != units_left(gate.sale) -> broken("opened with other units than the ledger had left\n") :: else fi;
-            gate.open = gen[me]; gate.rebuilding = 0; gate.fresh = 0; gate.newest = highest(settled);
-            asked = bit(DOORS) - 1; torn = false;
-            if :: !saved -> heard = 0 :: else fi
-       :: else
+       if :: !overtaken ->
+               if :: opens_wrong -> broken("a gate was opened with other units than the ledger had left\n") :: else fi;
+               gate.open = gen[me]; gate.rebuilding = 0; gate.fresh = 0; gate.newest = highest(settled);
+               asked = bit(DOORS) - 1; torn = false;
+               if :: !saved -> heard = 0 :: else fi
+          :: else
        fi;
        rest() }
 
@@ -382,11 +373,7 @@ end:
 active proctype operator() {
 end:
   do
-  :: sales < SALES -> sales++;
-       if
-       :: atomic { true -> offer(sales) }; offered = sales
-       :: true             /* it dies; the keeper goes on */
-       fi
+  :: sales < SALES -> sales++; if :: d_step { true -> offer(sales) } :: true /* it dies; a keeper goes on */ fi
   od
 }
 
@@ -415,7 +402,7 @@ end:
        undone = undone | gate.pending & settled;
        give_up(); spend() }
 #else
-  :: d_step { (gate.took != copy.took || gate.pending != copy.pending || gate.outbox != copy.outbox || gate.fresh) -> save() }
+  :: d_step { (gate.took != copy.took || gate.pending != copy.pending || gate.outbox != copy.outbox || gate.sale != copy.sale || gate.fresh) -> save() }
   :: d_step { faults ->                   /* The replica takes over, while the old primary still answers some. */
        isolated = gate.outbox;
        lost = lost | gate.outbox & ~copy.outbox & ~nowhere_else & ~told;
@@ -435,21 +422,28 @@ end:
 
 #define vanished ((bit(next) - 1) & ~(gate.outbox | bus | held | settled | lost))
 #define idle !(gate.outbox || bus || holds[0] || holds[LAST] || reads[0] || reads[RELAYS - 1] || task[0] || task[LAST])
-#define a_writer_is_forgotten (forgot(0) || forgot(DOORS - 1) || forgot(DOORS) || forgot(DOORS + LAST))
-#define content (gate.open == latest && compared == bit(KEEPERS) - 1 && explained && !coming && !a_writer_is_forgotten)
+#define content (gate.open == latest && compared == bit(KEEPERS) - 1 && explained && !coming)
+#define remembers !(forgot(0) || forgot(DOORS - 1) || forgot(DOORS) || forgot(DOORS + LAST))
+#define hidden ((gate.pending || missing) && !(gate.pending & undone))
 #ifndef LIVE
 active proctype judge() {
 end:
   do
   :: d_step { vanished -> broken("an accepted purchase vanished\n") }
   :: d_step { sold[1] > STOCK || sold[2] > STOCK || sold[1] + sold[2] != count(confirmed) -> broken("the ledger oversold\n") }
-  :: d_step { confirmed & failed | confirmed & rejected | failed & rejected -> broken("an order has two terminal states\n") }
+  :: d_step { confirmed & failed | confirmed & rejected | failed & rejected -> broken("an order had two terminal states\n") }
   :: d_step { count(confirmed & keyed) > 1 -> broken("a key bought twice\n") }
-  :: d_step { idle && content && !(gate.pending & undone) && (gate.pending || missing) -> broken("units were not conserved\n") }
-  :: timeout -> if :: gate.open != latest || gate.sale != sales -> broken("a closed gate, or a sale, stayed closed\n") :: else fi; break
+  :: d_step { rejected && faults == FAULTS -> broken("a purchase was rejected though nothing was lost\n") }
+  :: d_step { idle && content && remembers && hidden -> broken("a unit was neither sold nor on sale\n") }
+  :: timeout ->            /* Nothing is left to do for anybody. */
+       if :: gate.open != latest || gate.sale != sales -> broken("a gate or a sale stayed closed\n")
+          :: hidden -> broken("a unit was neither sold nor on sale\n")
+          :: else
+       fi;
+       break
   od
 }
 #else
 ltl opens { [] <> (gate.open == latest) }
-ltl settles { [] (next -> <> has(settled | lost, 0)) }
+ltl settles { [] (!next || <> has(settled | lost, 0)) }
 #endif
