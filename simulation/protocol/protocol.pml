@@ -21,22 +21,21 @@ mtype = { NOTHING, ACKNOWLEDGES_BEFORE_CLEARING, ACKNOWLEDGES_BEFORE_COMMIT, ANS
   RELEASES_REJECTED, RELEASES_TO_ANOTHER_SALE, RELEASES_TWICE, RELEASES_WITHOUT_EVIDENCE, REPEATS_WITHOUT_COPIES,
   REPLACES_A_NEWER_SALE, REVERTS_UNKNOWN, SALES_READ_EARLY, SETTLES_TWICE };
 #define mutant(name) (MUTANT == name)
-#ifndef ORDERS             /* The bounds are given together, or not at all. */
+#ifndef MUTANT
+#define MUTANT NOTHING
+#endif
+#ifndef ORDERS             /* The bounds and switches are given together, or not at all. */
 #define STOCK 1
-#define ORDERS 2
 #define SALES 1
+#define ORDERS 2
 #define DOORS 1
 #define RELAYS 1
 #define KEEPERS 1          /* fulfilments, each with a keeper in the same process */
 #define FAULTS 1
-#endif
-#ifndef MUTANT
-#define MUTANT NOTHING
-#endif
-#ifdef REPLICAS
-#define replicas true
-#else
-#define replicas false
+#define KEYS 0
+#define REPLICAS 0
+#define PROMPT 0
+#define DURABLE 0
 #endif
 
 #define bit(o) (1 << (o))
@@ -62,7 +61,7 @@ typedef Gate {             /* Redis, one shard */
 }
 Gate gate, new;
 Gate copy;                 /* an older state of it: on disk, or, with REPLICAS, the replica's */
-bool saved = replicas;     /* whether there is a copy */
+bool saved = REPLICAS;     /* whether there is a copy */
 byte isolated;             /* with REPLICAS: outbox of an old primary that still answers, and that nobody follows */
 
 inline assign(to, from) {
@@ -84,7 +83,7 @@ byte confirmed, failed, rejected;   /* and the orders by their terminal states *
 
 /* ---- the orders, and what the processes have in their memories ---- */
 
-byte next;                 /* orders that were accepted: all below this number; */
+byte accepted;                 /* orders that were accepted: all below this number; */
 byte keyed, second;        /* those with the Idempotency-Key, and those of sale 2; */
 byte told;                 /* with REPLICAS, those whose clients were answered 200; */
 byte lost;                 /* those whose only entry went with the gate's memory. A relay may still hold one. */
@@ -116,23 +115,19 @@ byte heard;                           /* writers that were answered a write whic
 #define is_behind(w) (gate.open < seen[w] || gate.open == seen[w] && has(heard & ~gate.fresh, w))
 #define forgot(w) (is_behind(w) && !mutant(NO_FENCE))
 
+#define notes (saved && (!REPLICAS || mutant(NOTES_WITHOUT_COPIES)))
 inline write_fence(w) { if :: saved -> gate.fresh = gate.fresh | bit(w) :: else fi }
 inline hear(w) {           /* with REPLICAS only what the copy holds is noted */
-  if :: gate.open && gate.open >= seen[w] ->
-          seen[w] = gate.open;
-          if :: saved && (!replicas || mutant(NOTES_WITHOUT_COPIES)) -> heard = heard | bit(w) :: else fi
+  if :: gate.open && gate.open >= seen[w] -> seen[w] = gate.open; if :: notes -> heard = heard | bit(w) :: else fi
      :: else
   fi
 }
 inline save() { heard = heard & ~gate.fresh; gate.fresh = 0; assign(copy, gate); saved = true }
 inline spend() {           /* a fault; after the last one no copy comes back */
   faults--;
-  if :: !faults && !replicas -> saved = false; assign(copy, new) :: else fi
+  if :: !faults && !REPLICAS -> saved = false; assign(copy, new) :: else fi
 }
-inline close_forgetful() {
-  if :: replicas -> broken("a gate that had lost nothing was closed\n") :: else fi;
-  gate.open = 0
-}
+inline close() { if :: REPLICAS -> broken("a gate was closed that had lost nothing\n") :: else fi; gate.open = 0 }
 
 /* ---- front door ---- */
 
@@ -141,44 +136,39 @@ inline close_forgetful() {
 active [DOORS] proctype front_door() {
 end:
   do
-  :: d_step { gate.open && forgot(_pid) -> close_forgetful() }
+  :: d_step { gate.open && forgot(_pid) -> close() }
   /* vouch.lua: a server that is new sells nothing before each door that lives has asked it. */
   :: d_step { may_ask && !has(asked, _pid) -> asked = asked | bit(_pid) }
 
   /* reserve.lua: checks, takes the unit, remembers the key and writes the outbox, all in one step. */
-  :: atomic { next < ORDERS && may_sell && gate.left && gate.sale ->
+  :: atomic { accepted < ORDERS && may_sell && gate.left && gate.sale ->
        if :: is_behind(0) || is_behind(DOORS - 1) -> broken("a gate sold that had forgotten what a door was answered\n")
           :: else
        fi;
-       gate.left--; gate.newest = next + 1;
-       if :: gate.outbox = gate.outbox | bit(next) :: mutant(OUTBOX_APART) fi;
-       gate.pending = gate.pending | bit(next); gate.took = gate.took | bit(next);
-       if :: gate.sale == 2 -> second = second | bit(next) :: else fi;
-#ifdef KEYS
-       if :: !gate.key || mutant(KEY_IGNORED) -> keyed = keyed | bit(next); gate.key = next + 1 :: true fi;
-#endif
+       gate.left--; gate.newest = accepted + 1;
+       if :: gate.outbox = gate.outbox | bit(accepted) :: mutant(OUTBOX_APART) fi;
+       gate.pending = gate.pending | bit(accepted); gate.took = gate.took | bit(accepted);
+       if :: gate.sale == 2 -> second = second | bit(accepted) :: else fi;
+       if :: KEYS && (!gate.key || mutant(KEY_IGNORED)) -> keyed = keyed | bit(accepted); gate.key = accepted + 1 :: true fi;
        write_fence(_pid);
        if
-       :: !replicas || mutant(ANSWERS_WITHOUT_COPIES) ->
-            hear(_pid); if :: replicas -> told = told | bit(next) :: else fi
-       :: replicas && !mutant(ANSWERS_WITHOUT_COPIES) ->
-            waits[_pid] = next + 1; if :: mutant(NOTES_WITHOUT_COPIES) -> hear(_pid) :: else fi
+       :: !REPLICAS || mutant(ANSWERS_WITHOUT_COPIES) ->
+            hear(_pid); if :: REPLICAS -> told = told | bit(accepted) :: else fi
+       :: REPLICAS && !mutant(ANSWERS_WITHOUT_COPIES) ->
+            waits[_pid] = accepted + 1; if :: mutant(NOTES_WITHOUT_COPIES) -> hear(_pid) :: else fi
        :: !mutant(REVERTS_UNKNOWN)     /* the answer is lost; unknown is not failed */
        :: mutant(REVERTS_UNKNOWN) -> gate.left++
        fi;
-       next++ }
-#ifdef REPLICAS
-  /* WAIT: the answer is 200 once the copy has it, and OUTCOME_UNKNOWN after a while. */
+       accepted++ }
+  /* REPLICAS: WAIT. The answer is 200 once the copy has it, and OUTCOME_UNKNOWN after a while. */
   :: d_step { waits[_pid] && has(copy.took, waits[_pid] - 1) -> told = told | bit(waits[_pid] - 1); hear(_pid); waits[_pid] = 0 }
   :: d_step { waits[_pid] -> waits[_pid] = 0 }
-  /* The same at an old primary, where no copy ever comes. */
-  :: d_step { next < ORDERS && isolated && mutant(ANSWERS_WITHOUT_COPIES) -> told = told | bit(next); next++ }
-#ifdef KEYS
   /* The key again: the answer is repeated, once the copy has the order. */
-  :: d_step { may_sell && gate.key && (has(copy.took, gate.key - 1) || mutant(REPEATS_WITHOUT_COPIES)) ->
+  :: d_step { REPLICAS && may_sell && gate.key && (has(copy.took, gate.key - 1) || mutant(REPEATS_WITHOUT_COPIES)) ->
        told = told | bit(gate.key - 1) }
-#endif
-#endif
+  /* At an old primary no copy ever comes. */
+  :: d_step { accepted < ORDERS && isolated && mutant(ANSWERS_WITHOUT_COPIES) -> told = told | bit(accepted); accepted++ }
+
   /* It dies, and another one begins that has seen nothing. */
   :: d_step { faults && (seen[_pid] || waits[_pid]) ->
        seen[_pid] = 0; heard = heard & ~bit(_pid); waits[_pid] = 0; asked = asked | bit(_pid); spend() }
@@ -193,14 +183,13 @@ active [RELAYS] proctype relay() {
 end:
   do
   :: atomic { !reads[me] && gate.outbox && (!me || reads[0]) -> pick(gate.outbox, reads[me]);
-#ifdef DURABLE
-       if :: !has(copy.took, order) -> saved = false :: else fi;
-#endif
+       if :: DURABLE && !REPLICAS && !has(copy.took, order) -> saved = false :: else fi;
        if :: mutant(DELETES_FIRST) -> gate.outbox = gate.outbox & ~bit(order) :: else fi }
   :: d_step { !reads[me] && isolated && mutant(RELAYS_WITHOUT_COPIES) -> reads[me] = highest(isolated) }
-  :: d_step { reads[me] && !published[me] &&
-              (!replicas || has(copy.took, order) || mutant(RELAYS_WITHOUT_COPIES)) ->
+  :: d_step { reads[me] && !published[me] && (!REPLICAS || has(copy.took, order) || mutant(RELAYS_WITHOUT_COPIES)) ->
        send(order); published[me] = true }
+  /* REPLICAS: no copy will come of what the primary itself lacks. */
+  :: d_step { reads[me] && !published[me] && REPLICAS && !has(gate.outbox, order) -> reads[me] = 0 }
   /* Only the bus' confirm lets it acknowledge. */
   :: d_step { published[me] -> gate.outbox = gate.outbox & ~bit(order); reads[me] = 0; published[me] = false }
   /* It dies, or gives up; the entry stays in the outbox. */
@@ -239,7 +228,7 @@ end:
 
   /* clear.lua: only the call that finds the evidence, and takes it away, gives back the unit of a failed order. */
   :: d_step { step[me] == 2 ->
-       if :: gate.open && forgot(worker(me)) -> close_forgetful() :: else fi;
+       if :: gate.open && forgot(worker(me)) -> close() :: else fi;
        if
        :: (is_pending || mutant(RELEASES_WITHOUT_EVIDENCE)) && is_current &&
           (has(failed, order) || has(rejected, order) && mutant(RELEASES_REJECTED)) ->
@@ -253,10 +242,10 @@ end:
        write_fence(worker(me)); hear(worker(me));
        step[me] = 3 }
   /* The primary that was asked has failed over: the next one is asked. */
-  :: d_step { step[me] == 3 && replicas && is_pending && !mutant(RELEASES_TWICE) -> step[me] = 2 }
+  :: d_step { step[me] == 3 && REPLICAS && is_pending && !mutant(RELEASES_TWICE) -> step[me] = 2 }
 
   /* Acknowledged last. Where the bus has taken the delivery back, this changes nothing. */
-  :: d_step { step[me] == 3 && (!replicas || !has(copy.pending, order) || mutant(CLEARS_WITHOUT_COPIES)) ->
+  :: d_step { step[me] == 3 && (!REPLICAS || !has(copy.pending, order) || mutant(CLEARS_WITHOUT_COPIES)) ->
        unacked = unacked & ~bit(me); holds[me] = 0; step[me] = 0 }
   od
 }
@@ -267,7 +256,7 @@ end:
 
 #define me (_pid - DOORS - RELAYS - KEEPERS)
 #define missing (units_left(sales) - gate.left)   /* units that the gate has fewer than the ledger says */
-#define sale_is_known (offered < sales && gate.sale == sales && (!replicas || copy.sale == sales || mutant(NOTED_WITHOUT_COPIES)))
+#define sale_is_known (offered < sales && gate.sale == sales && (!REPLICAS || copy.sale == sales || mutant(NOTED_WITHOUT_COPIES)))
 #define coming (gate.sale < sales && offered < sales && !sold[sales])
 #define explained (gate.sale == sales && missing >= 0 && missing <= count(gate.pending) || coming)
 #define outbox_is_used (gate.outbox && !mutant(OUTBOX_NOT_READ))
@@ -298,13 +287,13 @@ end:
   /* close.lua: unless another keeper has rebuilt it since. */
   :: d_step { task[me] == CLOSE ->
        if :: gate.open > gen[me] && mutant(CLOSES_A_LATER_ONE) -> broken("a later gate was closed\n")
-          :: gate.open && gate.open <= gen[me] -> close_forgetful()
+          :: gate.open && gate.open <= gen[me] -> close()
           :: else
        fi;
        rest() }
 
   /* It offers a sale whose front door could not. */
-  :: d_step { !task[me] && gate.open && gate.sale < sales && offered < sales && !sold[sales] && !mutant(NOT_OFFERED) -> offer(sales) }
+  :: d_step { !task[me] && gate.open && coming && !mutant(NOT_OFFERED) -> offer(sales) }
   :: d_step { !task[me] && sale_is_known -> offered = sales }
 
   /* A closed gate is rebuilt once nothing is under way. This first look spares rebuilds that would be in vain. */
@@ -379,38 +368,31 @@ end:
 
 /* ---- what may happen ---- */
 
-#define nowhere_else (bus | held | settled)
-#ifdef PROMPT              /* A relay publishes what it has read, or gives up, before the gate is rebuilt. */
-#define give_up() for (r : 0 .. RELAYS - 1) { if :: !published[r] -> reads[r] = 0 :: else fi } r = 0
-#else
-#define give_up() skip
-#endif
+#define differs (gate.took != copy.took || gate.pending != copy.pending || gate.outbox != copy.outbox || \
+                 gate.sale != copy.sale || gate.fresh)
+#define elsewhere (bus | held | settled)
+inline give_up() {         /* PROMPT: a relay publishes what it has read, or gives up, before the gate is rebuilt. */
+  for (r : 0 .. RELAYS - 1) { if :: PROMPT && !published[r] -> reads[r] = 0 :: else fi }
+  r = 0
+}
 active proctype environment() {
   byte r;
 end:
   do
-#ifndef REPLICAS
-  :: d_step { faults && !saved -> save() }
-  :: d_step { faults ->                   /* Redis forgets everything. */
-       lost = lost | gate.outbox & ~nowhere_else;
-       gate.open = 0; gate.rebuilding = 0; gate.fresh = 0; gate.sale = 0; gate.left = 0; gate.key = 0; gate.newest = 0;
-       gate.outbox = 0; gate.pending = 0; gate.took = 0;
+  :: d_step { !REPLICAS && faults && !saved -> save() }
+  :: d_step { !REPLICAS && faults ->           /* Redis forgets everything. */
+       lost = lost | gate.outbox & ~elsewhere;
+       assign(gate, new); gate.open = 0; gate.sale = 0; gate.left = 0; give_up(); spend() }
+  :: d_step { !REPLICAS && faults && saved ->  /* It goes back to the copy: a new server with an older memory. DURABLE: the
+                                                  copy holds what a relay has read. */
+       lost = lost | gate.outbox & ~(copy.outbox | elsewhere);
+       assign(gate, copy); asked = 0; compared = 0; torn = gate.rebuilding > 0; undone = undone | gate.pending & settled;
        give_up(); spend() }
-  :: d_step { faults && saved ->          /* It goes back to the copy: a new server with an older memory. */
-       lost = lost | gate.outbox & ~copy.outbox & ~nowhere_else;
-       assign(gate, copy); asked = 0; compared = 0; torn = gate.rebuilding > 0;
-       undone = undone | gate.pending & settled;
-       give_up(); spend() }
-#else
-  :: d_step { (gate.took != copy.took || gate.pending != copy.pending || gate.outbox != copy.outbox || gate.sale != copy.sale || gate.fresh) -> save() }
-  :: d_step { faults ->                   /* The replica takes over, while the old primary still answers some. */
-       isolated = gate.outbox;
-       lost = lost | gate.outbox & ~copy.outbox & ~nowhere_else & ~told;
-       assign(gate, copy); asked = 0; compared = 0;
-       for (r : 0 .. DOORS - 1) { waits[r] = 0 }
-       r = 0; spend() }
-  :: isolated -> isolated = 0             /* It comes back, as a replica. */
-#endif
+  :: d_step { REPLICAS && differs -> save() }
+  :: d_step { REPLICAS && faults ->            /* The replica takes over, while the old primary still answers some. */
+       isolated = gate.outbox; lost = lost | gate.outbox & ~(copy.outbox | elsewhere | told);
+       assign(gate, copy); asked = 0; compared = 0; waits[0] = 0; waits[DOORS - 1] = 0; spend() }
+  :: isolated -> isolated = 0                  /* The old primary comes back, as a replica. */
   :: d_step { faults && lock -> lock = 0; spend() }     /* PostgreSQL loses the session with the lock. */
   :: atomic { faults && unacked ->        /* The bus loses a consumer and delivers again. */
        if :: has(unacked, 0) -> r = 0 :: has(unacked, LAST) -> r = LAST fi;
@@ -420,7 +402,7 @@ end:
 
 /* ---- what must hold ---- */
 
-#define vanished ((bit(next) - 1) & ~(gate.outbox | bus | held | settled | lost))
+#define vanished ((bit(accepted) - 1) & ~(gate.outbox | bus | held | settled | lost))
 #define idle !(gate.outbox || bus || holds[0] || holds[LAST] || reads[0] || reads[RELAYS - 1] || task[0] || task[LAST])
 #define content (gate.open == latest && compared == bit(KEEPERS) - 1 && explained && !coming)
 #define remembers !(forgot(0) || forgot(DOORS - 1) || forgot(DOORS) || forgot(DOORS + LAST))
@@ -445,5 +427,5 @@ end:
 }
 #else
 ltl opens { [] <> (gate.open == latest) }
-ltl settles { [] (!next || <> has(settled | lost, 0)) }
+ltl settles { [] (accepted == 0 || <> (confirmed != 0 || failed != 0 || rejected != 0 || lost != 0)) }
 #endif
