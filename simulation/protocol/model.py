@@ -48,7 +48,8 @@ class Check(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     def options(self) -> list[str]:
         """Return what Spin's preprocessor is told."""
         switches = [f"-D{name}={value}" for name, value in self.switches.items()]
-        return switches + [f"-DMUTANT={self.name}"] * self.mutant + ["-DLIVE"] * bool(self.claim)
+        mutant = self.name if self.mutant else "NOTHING"
+        return [*switches, f"-DMUTANT={mutant}", *["-DLIVE"] * bool(self.claim)]
 
 
 class Result(msgspec.Struct, kw_only=True):
