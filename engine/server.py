@@ -9,16 +9,16 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager, suppress
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
 from engine.errors import SettingsError
-from engine.http.listener import bind
+from engine.http.listener import Listeners, bind
 from engine.metrics import METRICS_FOLDER, METRICS_SLOT
 from engine.settings import PREFIX, Settings
 from engine.stages.lifecycle import running
@@ -44,10 +44,9 @@ async def serve(settings: Settings, roles: Collection[Role], on_ready: Callable[
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with AsyncExitStack() as cleanup:
-        listeners = bind(settings) if Role.FRONT_DOOR in roles else []
-        for listener in listeners:
-            cleanup.enter_context(listener)
-        if listeners and settings.admin_token is None:
+        listeners = bind(settings) if Role.FRONT_DOOR in roles else Listeners([], [])
+        cleanup.callback(listeners.close)
+        if listeners.buyers and settings.admin_token is None:
             _log_access(settings)
         settings = await provide_services(settings, roles, cleanup)
         await prepare_stores(settings, roles)
@@ -73,12 +72,13 @@ class StageProcess:
     """One process of a stage. It starts again whenever it dies, and another replaces it when it leaves."""
 
     def __init__(
-        self, role: Role, name: str, listeners: list[socket.socket], environment: dict[str, str]
+        self, role: Role, name: str, listeners: Sequence[Sequence[socket.socket]], environment: dict[str, str]
     ) -> None:
+        """Start it; a front door, with sockets for buyers, its own one first, and for operations."""
         self.role = role
         self.name = name
         self.ready = asyncio.Event()
-        self._descriptors = [listener.fileno() for listener in listeners]
+        self._descriptors = [[listener.fileno() for listener in kind] for kind in listeners]
         self._environment = environment
         self._running: dict[asyncio.subprocess.Process, asyncio.Task[int]] = {}
         """The processes in the order of their starts, each with the task that awaits its end.
@@ -130,10 +130,12 @@ class StageProcess:
         os.makedirs(self._environment[METRICS_FOLDER], exist_ok=True)  # noqa: PTH103
         slot = next(number for number in count() if number not in self._slots.values())
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "engine.stages.process", self.role, *map(str, self._descriptors),
+            sys.executable, "-m", "engine.stages.process", self.role,
+            *(" ".join(map(str, kind)) for kind in self._descriptors),
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
             # In one process group: who signals all of it at once leaves nothing behind.
-            env=self._environment | {METRICS_SLOT: f"{self.name}.{slot}"}, pass_fds=self._descriptors,
+            env=self._environment | {METRICS_SLOT: f"{self.name}.{slot}"},
+            pass_fds=[*chain.from_iterable(self._descriptors)],
         )  # fmt: skip
         self._slots[process] = slot
         ended = self._running[process] = asyncio.create_task(self._await_end(process))
@@ -225,39 +227,45 @@ def _log_access(settings: Settings) -> None:
 def _start_stages(
     settings: Settings,
     roles: Collection[Role],
-    listeners: list[socket.socket],
+    listeners: Listeners,
     environment: dict[str, str],
 ) -> list[StageProcess]:
-    names = {
-        Role.FRONT_DOOR: [f"front-door {number}" for number in range(1, settings.workers + 1)],
-        Role.RELAY: ["relay"] if settings.amqp_url else [],
-        Role.FULFILMENT: ["fulfilment"],
+    buyers = listeners.buyers
+    stages: dict[Role, dict[str, Sequence[Sequence[socket.socket]]]] = {
+        Role.FRONT_DOOR: {
+            f"front-door {number}": [
+                [own, *(each for each in buyers if each is not own)],
+                listeners.operations,
+            ]
+            for number, own in enumerate(buyers, start=1)
+        },
+        Role.RELAY: {"relay": []} if settings.amqp_url else {},
+        Role.FULFILMENT: {"fulfilment": []},
     }
     return [
-        StageProcess(role, name, listeners if role is Role.FRONT_DOOR else [], environment)
+        StageProcess(role, name, sockets, environment)
         for role in Role
         if role in roles
-        for name in names[role]
+        for name, sockets in stages[role].items()
     ]
 
 
-async def _stop_in_order(stages: list[StageProcess], listeners: list[socket.socket], within_s: float) -> None:
+async def _stop_in_order(stages: list[StageProcess], listeners: Listeners, within_s: float) -> None:
     """Stop stage after stage: no new purchases first, then each has what the one before it handed over."""
     for role in Role:
         ends = asyncio.gather(*(stage.stop(within_s) for stage in stages if stage.role is role))
         await asyncio.sleep(0)  # none of them starts a process any more
-        for listener in listeners:
-            # Else clients could connect, and nobody would ever answer them.
-            listener.close()
+        # Else clients could connect, and nobody would ever answer them.
+        listeners.close()
         await ends
 
 
-def _describe(listeners: list[socket.socket], stages: list[StageProcess]) -> str:
+def _describe(listeners: Listeners, stages: list[StageProcess]) -> str:
     running = ", ".join(stage.name for stage in stages)
-    if not listeners:
+    if not listeners.buyers:
         return running
-    buyers, *operations = [_url_of(listener) for listener in listeners]
-    return f"listening on {buyers} ({', '.join([running, *(f'operations on {url}' for url in operations)])})"
+    operations = [f"operations on {_url_of(listener)}" for listener in listeners.operations]
+    return f"listening on {_url_of(listeners.buyers[0])} ({', '.join([running, *operations])})"
 
 
 def _url_of(listener: socket.socket) -> str:

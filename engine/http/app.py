@@ -107,7 +107,7 @@ class FrontDoor:
         except RuntimeError:
             # aiohttp raises this if the client had gone before the reading began.
             raise ConnectionResetError("the client has gone") from None
-        user_id, product_id = parse_buy(body)
+        user_id, product_id = map(int, parse_buy(body))
         return respond(answer_purchase(*await self._gate.reserve(user_id, product_id, key)))
 
     async def open_sale(self, request: web.Request) -> web.Response:

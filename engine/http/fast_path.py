@@ -1,271 +1,255 @@
 """The front door's fast path: a plain purchase goes from the socket straight into the gate's batch.
 
-An aiohttp connection makes a task, a request, a response and a stream for each message. `FastPath` is such a
-connection that looks first whether exactly one complete, plain `POST /purchase/buy` arrived. If so, the
-purchase joins the gate's batch at once, and its answer is written as one piece of bytes, the same that the
-ordinary handler would give. Everything else goes to aiohttp unchanged.
+An aiohttp connection makes a task, a request, a response and a stream for each message. A `Connection`
+reads plain purchases itself: each joins the gate's batch at once, and its answer is written as one piece of
+bytes, the same that the ordinary handler would give. Everything else goes unchanged to an aiohttp handler,
+which is made for the connection when it first needs one.
 
-A request is plain if nothing of its connection is under way, if all of it arrives in one piece (or the head
-first and then the body), if its head is well-formed and has no header that changes how the message is read,
-and if its body is the usual JSON. When in doubt, it is not plain.
+A request is plain if nothing of its connection is under way, if its head is well-formed and has no header
+that changes how the message is read, and if its body arrives in one piece, with the head or after it. When in
+doubt, it is not plain.
 """
 
 import asyncio
-import logging
 import select
+from collections.abc import Callable
 from time import monotonic
 from typing import Any, Final
 
-from aiohttp import web
-from aiohttp.http_parser import RawRequestMessage
-from aiohttp.web_protocol import RequestHandler
-
 from engine.errors import InputError
 from engine.gate.gate import Gate
-from engine.http.answers import (
-    answer_input_error,
-    make_problem,
-    respond,
-    respond_http_error,
-)
-from engine.http.heads import Head, Heads
-from engine.http.requests import PLAIN_BUY
-from engine.http.responses import RESPONSES
+from engine.http.answers import RESPONSES, Answer, answer_input_error
+from engine.http.heads import CLOSE, KEEP, Head, measure_message, read_head
+from engine.http.ordinary import Ordinary
+from engine.http.requests import parse_buy
 from engine.model.purchase import Outcome
-
-log = logging.getLogger(__name__)
 
 _MAX_HELD_BYTES: Final = 65_536
 
 
-class FastPath(RequestHandler):
+class Door:
+    """What all connections of a listening front door share."""
+
+    def __init__(self, gate: Gate, leaving: asyncio.Event, make_handler: Callable[[], Ordinary]) -> None:
+        self.gate = gate
+        self.leaving = leaving
+        """Set once each answer must say that its connection ends."""
+        self.make_handler = make_handler
+        self.connections: set[Connection] = set()
+        self.unfinished: dict[Connection, float] = {}
+        """Connections on which a request has begun and is not whole, and since when, oldest first."""
+
+
+class Connection(asyncio.Protocol):
     """One client's connection."""
 
     __slots__ = (
-        "_answered",
-        "_client_timeout_s",
+        "_door",
+        "_framing",
+        "_handler",
         "_head",
         "_head_bytes",
-        "_heads",
         "_held",
-        "_leaving",
-        "_passed_on",
+        "_paused",
         "_rest",
-        "_send_away",
-        "_served",
-        "_submit",
-        "_under_way",
-        "_unfinished",
+        "_transport",
+        "age",
+        "is_under_way",
     )
 
-    def __init__(
-        self,
-        *args: Any,
-        gate: Gate,
-        heads: Heads,
-        leaving: asyncio.Event,
-        client_timeout_s: float,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(*args, **kwargs)
-        self._client_timeout_s = client_timeout_s
-        self._submit, self._send_away = gate.submit, gate.send_away
-        self._heads = heads
-        self._leaving = leaving
-        """Set once each answer must say that its connection ends; aiohttp writes such answers."""
-        self._under_way = False
-        """Whether a purchase of the fast path waits for its answer."""
+    def __init__(self, door: Door) -> None:
+        self._door = door
+        self._transport: Any = None
+        self._handler: Ordinary | None = None
+        self.age = 0
+        """How often it was found idle since its last request."""
+        self.is_under_way = False
+        """Whether a request of the fast path waits for its answer."""
+        self._framing = KEEP
+        """How that answer is framed."""
         self._held = b""
         """Bytes that arrived and can't be looked at yet."""
         self._head: Head | None = None
         self._head_bytes = b""
-        """This connection's last plain head, which its client will likely send again."""
-        self._served = False
-        """Whether a purchase was taken since the keep-alive timer last fired."""
-        self._passed_on = False
-        """Whether aiohttp was ever given anything."""
+        """The last plain head, which the client will likely send again."""
+        self._paused = False
+        """Whether the client leaves too many answers unread."""
         self._rest: int | None = 0
-        """How many bytes of a body aiohttp's parser waits for; None if it may hold any part of a message."""
-        self._unfinished: asyncio.TimerHandle | None = None
-        """Closes the connection unless the rest of a request comes in time."""
-        self._answered: asyncio.Future[None] | None = None
+        """How many bytes of a message the handler waits for; None if it may hold any part of one."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Join the door's connections."""
+        self._transport = transport
+        self._door.connections.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the connection."""
+        self._transport = None
+        self._door.connections.discard(self)
+        self._door.unfinished.pop(self, None)
+        if self._handler is not None:
+            self._handler.connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Take a plain purchase to the gate; give anything else to aiohttp."""
+        """Take a plain purchase to the gate; give anything else to the handler."""
         if self._held:
             data = self._held + data
             self._held = b""
-        if self._under_way or self._paused:
-            # Their turn comes when the answer before them is written and the client has read enough.
+        if self.is_under_way:
             self._hold(data)
-        elif (
-            self._close
-            or self._force_close
-            or (self._passed_on and not self._is_idle())
-            or self._leaving.is_set()
-        ):
+        elif self._handler is not None and (self._rest != 0 or not self._handler.is_idle):
             self._pass_on(data)
+        elif self._paused:
+            # Their turn comes when the client has read enough.
+            self._hold(data)
         else:
             self._take(data)
 
     def _take(self, data: bytes) -> None:
         head = self._head
         if head is None or not data.startswith(self._head_bytes):
-            head = self._find_head(data)
-        body = len(self._head_bytes)
-        if head is None:
-            self._pass_on(data)
-        elif len(data) == body:
-            # Many clients send the head first. A body is short, since its length has three digits at most.
-            self._held = data
-            self._await_rest()
-        elif len(data) == body + head.body_length and (plain := PLAIN_BUY.fullmatch(data, body)):
-            self._served = True
-            if self._unfinished is not None:
-                self._stop_waiting()
-            user_id, product_id = plain.groups()
-            if head.key is None and self._send_away(product_id):
-                self._answer(Outcome.SOLD_OUT, None)
-            else:
-                self._under_way = True
-                self._submit((user_id, product_id, head.key, self._answer))
-        else:
-            self._pass_on(data)
-
-    def _answer(self, outcome: Outcome, order_id: str | None) -> None:
-        """Write the answer to the gate's outcome, then look at what arrived meanwhile."""
-        self._under_way = False
-        if self._answered is not None and not self._answered.done():
-            self._answered.set_result(None)
-        if self.transport is None:
+            head = read_head(data)
+            if head is None:
+                self._pass_on(data)
+                return
+            self._head, self._head_bytes = head, data[: head.end]
+        if len(data) < head.whole:
+            # Many clients send the head first. Of a body in pieces, the handler takes care.
+            self._wait_for_rest(data) if len(data) == head.end else self._pass_on(data)
             return
+        if len(data) > head.whole:
+            self._hold(data[head.whole :])
+        if self._door.unfinished:
+            self._door.unfinished.pop(self, None)
+        self.age = 0
+        self._framing = head.framing
+        try:
+            user_id, product_id = parse_buy(data, head.end, head.whole)
+        except InputError as error:
+            self.answer(answer_input_error(error))
+            return
+        if head.key is None and self._door.gate.send_away(product_id):
+            self._answer_purchase(Outcome.SOLD_OUT, None)
+        else:
+            self.is_under_way = True
+            self._door.gate.submit((user_id, product_id, head.key, self._answer_purchase))
+
+    def _answer_purchase(self, outcome: Outcome, order_id: str | None) -> None:
+        """Write the answer to the gate's outcome."""
         if monotonic() >= RESPONSES.stale_at:
             RESPONSES.refresh()
+        if self._door.leaving.is_set():
+            self._framing |= CLOSE
         if order_id is None:
-            self.transport.write(RESPONSES.refusals[outcome])
+            self._end(RESPONSES.refusals[self._framing][outcome])
         else:
-            self.transport.write(RESPONSES.accepted + order_id.encode("ascii") + b'"}')
-        if self._held:
-            self._loop.call_soon(self._look_at_held)
+            self._end(RESPONSES.accepted[self._framing] + order_id.encode("ascii") + b'"}')
+
+    def answer(self, answer: Answer) -> None:
+        """Write the answer to the request that was taken."""
+        if monotonic() >= RESPONSES.stale_at:
+            RESPONSES.refresh()
+        if self._door.leaving.is_set():
+            self._framing |= CLOSE
+        self._end(RESPONSES.write(answer, self._framing))
+
+    def _end(self, response: bytes) -> None:
+        """Write the response, then close the connection or look at what arrived meanwhile."""
+        self.is_under_way = False
+        if self._transport is None:
+            return
+        self._transport.write(response)
+        if self._framing & CLOSE:
+            self._held = b""
+            self._transport.close()
+        elif self._held:
+            asyncio.get_running_loop().call_soon(self._look_at_held)
 
     def _look_at_held(self) -> None:
-        if self._held and not self._under_way and not self._paused and self.transport is not None:
-            self._resume_reading_for_buffer()
+        transport = self._transport
+        if self._held and not self.is_under_way and not self._paused and transport is not None:
+            if not transport.is_reading() and not transport.is_closing():
+                transport.resume_reading()
             self.data_received(b"")
 
     def _hold(self, data: bytes) -> None:
         self._held = data
-        if len(data) > _MAX_HELD_BYTES and not self._buffer_paused:
-            self._pause_reading_for_buffer()
-
-    def _is_idle(self) -> bool:
-        """Return whether aiohttp has nothing to do for this connection, and holds no part of a message."""
-        return self._rest == 0 and not self._messages and not self._request_in_progress
+        if len(data) > _MAX_HELD_BYTES and self._transport.is_reading():
+            self._transport.pause_reading()
 
     def _pass_on(self, data: bytes) -> None:
-        """Give the bytes to aiohttp, and note how much of a body its parser waits for."""
-        self._passed_on = True
-        before = self._request_count
-        super().data_received(data)
-        messages = self._request_count - before
-        if not data:
-            return
-        if messages:
-            # One message that starts and ends where the bytes do leaves nothing behind; others may.
-            self._rest = self._count_rest(data) if messages == 1 and self._rest == 0 else None
-            self._stop_waiting()
-        else:
-            self._rest = self._rest - len(data) if self._rest and self._rest >= len(data) else None
+        """Give the bytes to the handler, message by message; hold a head that is cut off.
+
+        aiohttp forgets the messages in front of one that it can't read, if they come in one piece.
+        """
+        self.age = 0
+        start = 0
+        while start < len(data):
+            if self._rest == 0:
+                self._rest = measure_message(data, start)
+                if self._rest == 0:
+                    self._wait_for_rest(data[start:])
+                    return
+            end = len(data) if self._rest is None else min(start + self._rest, len(data))
+            self._feed(data[start:end])
+            if self._rest is not None:
+                self._rest -= end - start
+            start = end
         if self._rest is None:
-            self._await_rest()
+            self._door.unfinished.setdefault(self, monotonic())
 
-    def _count_rest(self, data: bytes) -> int | None:
-        """Return how many bytes of the message that begins with the data are still to come, if sure."""
-        message, payload = self._messages[-1]
-        end = data.find(b"\r\n\r\n") + 4
-        if not isinstance(message, RawRequestMessage) or message.chunked or message.upgrade or end < 4:
-            return None
-        rest = end + int(message.headers.get("Content-Length", "0")) - len(data)
-        return rest if rest > 0 or (rest == 0 and payload.is_eof()) else None
+    def _feed(self, data: bytes) -> None:
+        """Give bytes to the aiohttp handler, which is made when it is first needed."""
+        if self._handler is None:
+            self._handler = self._door.make_handler()
+            self._handler.connection_made(self._transport)
+        messages = self._handler._request_count
+        self._handler.data_received(data)
+        if self._handler._request_count > messages:
+            self._door.unfinished.pop(self, None)
 
-    def _await_rest(self) -> None:
-        """Close the connection if a request that has begun does not come whole in time."""
-        if self._unfinished is None:
-            self._unfinished = self._loop.call_later(self._client_timeout_s, self._drop_unfinished)
+    def _wait_for_rest(self, data: bytes) -> None:
+        """Hold what has come of a request; the connection ends if the rest does not come in time."""
+        self._held = data
+        self._door.unfinished.setdefault(self, monotonic())
 
-    def _stop_waiting(self) -> None:
-        if self._unfinished is not None:
-            self._unfinished.cancel()
-            self._unfinished = None
-
-    def _drop_unfinished(self) -> None:
-        self._unfinished = None
-        if self._under_way or self._messages or self._request_in_progress:
-            if self._rest is None:
-                self._await_rest()
+    def drop_unfinished(self) -> None:
+        """Close the connection if no request is under way, whose end is to be waited for."""
+        if not self.is_quiet:
+            self._door.unfinished[self] = monotonic()
         elif self._held or self._rest is None:
-            self.force_close()
+            self.close()
 
-    def connection_lost(self, exc: BaseException | None) -> None:
-        """Forget the connection."""
-        self._stop_waiting()
-        super().connection_lost(exc)
+    @property
+    def is_quiet(self) -> bool:
+        """Whether no request is under way."""
+        return not self.is_under_way and (self._handler is None or self._handler.is_idle)
 
-    def handle_error(
-        self,
-        request: web.BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,
-    ) -> web.StreamResponse:
-        """Answer bytes that are no request with a problem document; close the connection."""
-        answer = answer_input_error(InputError("request", "is no HTTP that can be read"))
-        if status >= 500:
-            log.error("a request failed", exc_info=exc)
-            answer = make_problem(500, "Internal error", "this is a bug", "INTERNAL_ERROR")
-        response = respond(answer)
-        response.force_close()
-        return response
-
-    async def finish_response(
-        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
-    ) -> tuple[web.StreamResponse, bool]:
-        """Send the response; what aiohttp refuses before it calls a handler, as a problem document."""
-        if isinstance(resp, web.HTTPException):
-            resp = respond_http_error(resp)
-        return await super().finish_response(request, resp, start_time)
-
-    def _find_head(self, data: bytes) -> Head | None:
-        """Return the plain head at the start of the data, None if there is none."""
-        head_bytes = data[: data.find(b"\r\n\r\n") + 4]
-        head = self._heads.find(head_bytes)
-        if head is not None:
-            self._head, self._head_bytes = head, head_bytes
-        return head
+    def pause_writing(self) -> None:
+        """Take no more purchases: the client does not read what it is answered."""
+        self._paused = True
+        if self._handler is not None:
+            self._handler.pause_writing()
 
     def resume_writing(self) -> None:
         """Look at the held bytes, now that the client reads again."""
-        super().resume_writing()
+        self._paused = False
+        if self._handler is not None:
+            self._handler.resume_writing()
         if self._held:
-            self._loop.call_soon(self._look_at_held)
+            asyncio.get_running_loop().call_soon(self._look_at_held)
 
-    def _process_keepalive(self) -> None:
-        if self._served:
-            self._served = False
-            self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
-        super()._process_keepalive()
+    def close(self) -> None:
+        """Close the connection once what was answered is sent."""
+        if self._handler is not None:
+            self._handler.force_close()
+        if self._transport is not None:
+            self._transport.close()
 
-    def end_if_idle(self) -> None:
+    def close_if_idle(self) -> None:
         """Close the connection unless a request is under way, or has arrived and was not read yet."""
-        if self.transport is not None and not self._under_way and not self._held and self._is_idle():
+        if self._transport is not None and self.is_quiet and not self._held and self._rest == 0:
             arrived = select.poll()
-            arrived.register(self.transport.get_extra_info("socket"), select.POLLIN)
+            arrived.register(self._transport.get_extra_info("socket"), select.POLLIN)
             if not arrived.poll(0):
-                self.force_close()
-
-    async def shutdown(self, timeout: float | None = 15.0) -> None:
-        """Wait for the answer that is under way, then end the connection."""
-        if self._under_way:
-            self._answered = self._loop.create_future()
-            await asyncio.wait((self._answered,), timeout=timeout)
-        await super().shutdown(timeout)
+                self.close()

@@ -1,73 +1,96 @@
-"""Heads of plain purchases: what they say, and a memory of those that clients repeat."""
+"""Heads of requests: those of plain purchases, and where any other message ends."""
 
 import re
-from typing import Final, NamedTuple
+from typing import Final
 
-from engine.errors import InputError
-from engine.http.answers import JSON
-from engine.http.requests import parse_key
+import msgspec
 
-_MAX_HEAD_BYTES: Final = 4096
-_MAX_HEADS: Final = 1024
+_MAX_CUT_OFF_BYTES: Final = 16_384
+
+# Each line matches in one way only: with two, a head of forty lines that fails at its end would be tried in
+# 2^40 ways. aiohttp takes as many lines, and longer ones.
+_NAME: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,150}+:"
+_VALUE: Final = rb"[ -~\t\x80-\xff]{0,8000}+"
+_BLANKS: Final = rb"[ \t]*+"
+_LINES: Final = 128
+_TYPE: Final = (
+    rb"(?i:application/json[ \t]*+(?:;[ \t]*+"
+    rb"(?:charset=(?:utf-?8|\"utf-?8\")|(?!charset)[a-z]{1,20}+=[0-9a-z.\-]{1,40}+)?[ \t]*+)*)"
+)
+"""Parameters may mean UTF-8, or nothing to a reader of JSON."""
+
+
+def _field(name: bytes, value: bytes, group: int) -> bytes:
+    """Return the pattern of a header that may be there once, whose value is a group of that number."""
+    return b"(?i:%b):(?(%d)(?!))%b(%b)%b" % (name, group, _BLANKS, value, _BLANKS)
+
 
 _HEAD: Final = re.compile(
-    # RFC 9112: request line, then field lines of a token, a colon and visible ASCII. Each line matches in one
-    # way only: with two, a head of forty lines that fails at its end would be tried in 2^40 ways.
-    rb"POST /purchase/buy HTTP/1\.1\r\n(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[ -~\t]*\r\n)+\r\n"
-)
-_LENGTH: Final = re.compile(rb"[1-9][0-9]{0,2}")
-_NOT_PLAIN: Final = re.compile(
-    rb"transfer-encoding|content-encoding|expect|upgrade|te|trailer|proxy-connection|http2-settings|sec-websocket.*"
-)
-"""Headers that change how a message is framed, decoded or answered."""
+    rb"POST /purchase/buy HTTP/1\.([01])\r\n(?:(?:"
+    # Most headers say nothing that matters here. Those that change how a message is framed, decoded or
+    # answered, or that may not be repeated, are aiohttp's, but for the ones that are named below.
+    rb"(?![ceimpstuhCEIMPSTUH])" + _NAME + _VALUE
+    + rb"|(?=[empstEMPST])(?!(?i:expect:|etag:|max-forwards:|proxy-connection:|server:|sec-websocket"
+    rb"|te:|trailer:|transfer-encoding:))" + _NAME + _VALUE
+    + b"|" + _field(b"content-length", rb"[1-9][0-9]{0,2}+", 2)
+    + b"|" + _field(b"content-type", _TYPE, 3)
+    + b"|" + _field(b"host", _VALUE, 4)
+    + b"|" + _field(b"user-agent", _VALUE, 5)
+    + b"|" + _field(b"connection", rb"(?i:keep-alive|close)", 6)
+    + b"|" + _field(b"idempotency-key", rb"[!-~]{1,128}+", 7)
+    + rb"|(?=[chiuCHIU])(?!(?i:connection:|content-|host:|http2-settings:|idempotency-key:|upgrade:"
+    rb"|user-agent:))" + _NAME + _VALUE
+    + rb")\r\n){0,%d}\r\n" % _LINES
+)  # fmt: skip
+_FRAMED: Final = re.compile(
+    rb"(?!CONNECT )[A-Z]{1,20}+ [!-~]{1,4000}+ HTTP/1\.[01]\r\n(?:(?:"
+    rb"(?![cthuCTHU])" + _NAME + _VALUE
+    + b"|" + _field(b"content-length", rb"[0-9]{1,9}+", 1)
+    + rb"|(?=[cthuCTHU])(?!(?i:content-encoding:|content-length:|http2-settings:|transfer-encoding:"
+    rb"|upgrade:))" + _NAME + _VALUE
+    # The head ends, or it is cut off here and nothing was wrong so far.
+    + rb")\r\n){0,%d}(?:\r\n|([ -~\t\x80-\xff]*+\r?+)\Z)" % _LINES
+)  # fmt: skip
+
+_CUT_OFF_LINE: Final = re.compile(rb"[A-Z]{1,20}+(?: [!-~]{0,4000}+(?: [HTP/1.0]{0,8}+\r?+)?)?")
+
+KEEP, CLOSE, KEEP_10, CLOSE_10 = FRAMINGS = range(4)
+"""How an answer is framed: the connection goes on or ends, in HTTP/1.1 and HTTP/1.0."""
 
 
-class Head(NamedTuple):
+class Head(msgspec.Struct, frozen=True, gc=False):
     """What a plain request's head says."""
 
-    body_length: int
+    end: int
+    """Where the body begins."""
+    whole: int
+    """Where it ends."""
     key: str | None
+    framing: int
 
 
-class Heads:
-    """Plain heads without a key that came before, shared by all connections of a worker."""
+def read_head(data: bytes) -> Head | None:
+    """Return what the head at the start of the data says, None if it is not plain."""
+    match = _HEAD.match(data)
+    if match is None:
+        return None
+    minor, length, kind, host, _, connection, key = match.groups()
+    if length is None or kind is None or host is None:
+        return None
+    if minor == b"1":
+        framing = CLOSE if connection is not None and connection.lower() == b"close" else KEEP
+    else:
+        framing = KEEP_10 if connection is not None and connection.lower() == b"keep-alive" else CLOSE_10
+    end = match.end()
+    return Head(end, end + int(length), None if key is None else key.decode("ascii"), framing)
 
-    def __init__(self) -> None:
-        self._known: dict[bytes, Head] = {}
 
-    def find(self, head: bytes) -> Head | None:
-        """Return what a head says; None if it is not plain."""
-        return self._known.get(head) or self._read(head)
-
-    def _read(self, head: bytes) -> Head | None:
-        if len(head) > _MAX_HEAD_BYTES or not _HEAD.fullmatch(head):
-            return None
-        found: dict[bytes, bytes] = {}
-        lines = head.split(b"\r\n")[1:-2]
-        for line in lines:
-            name, _, value = line.partition(b":")
-            name, value = name.lower(), value.strip(b" \t")
-            if name in found and name in (b"host", b"content-type", b"content-length", b"idempotency-key"):
-                return None
-            if _NOT_PLAIN.fullmatch(name) or (name == b"connection" and value.lower() != b"keep-alive"):
-                return None
-            found[name] = value
-        length = found.get(b"content-length", b"")
-        if (
-            len(lines) > 64
-            or b"host" not in found
-            or found.get(b"content-type") != JSON.encode()
-            or not _LENGTH.fullmatch(length)
-        ):
-            return None
-        if b"idempotency-key" in found:
-            try:
-                return Head(int(length), parse_key([found[b"idempotency-key"].decode("ascii")]))
-            except InputError:
-                return None
-        plain = Head(int(length), None)
-        if len(self._known) >= _MAX_HEADS:
-            # The oldest goes: if it is in use, its next request brings it back.
-            del self._known[next(iter(self._known))]
-        self._known[head] = plain
-        return plain
+def measure_message(data: bytes, start: int) -> int | None:
+    """Return the length of the message that begins there: 0 if its head is cut off, None if not sure."""
+    match = _FRAMED.match(data, start)
+    if match is None:
+        return 0 if _CUT_OFF_LINE.fullmatch(data, start) else None
+    length, cut_off = match.groups()
+    if cut_off is not None:
+        return 0 if len(data) - start <= _MAX_CUT_OFF_BYTES else None
+    return match.end() - start + int(length or 0)

@@ -1,49 +1,80 @@
-"""The front door's listening socket, and the connections that it accepts."""
+"""The front door's listening sockets, and the connections that it accepts."""
 
 import asyncio
+import select
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import Final, cast
+from time import monotonic
+from typing import Final, NamedTuple, cast
 
 from aiohttp import web
 
 from engine.errors import SettingsError
 from engine.gate.gate import Gate
 from engine.http.app import LEAVING
-from engine.http.fast_path import FastPath
-from engine.http.heads import Heads
+from engine.http.fast_path import Connection, Door
+from engine.http.ordinary import Ordinary
 from engine.http.requests import is_loopback
 from engine.settings import PREFIX, Settings
+from engine.tasks import cancel
 
 _BACKLOG: Final = 65_535
 """A crowd connects within one second; the kernel cuts this to net.core.somaxconn."""
 _CLOSED_AT_ONCE: Final = 8
 """Connections, in a turn of the event loop."""
+_LOOKED_AT_AT_ONCE: Final = 1_000
+_AGES: Final = 4
+"""How often a connection is found idle before it is closed the next time."""
+_HELP_S: Final = 0.25
+"""A connection that waits as long for the worker of its socket is accepted by another."""
 _PAUSES, _PAUSE_S = 10, 0.5
 """A client that asks nothing for so long is idle; for how often clients are waited for."""
-LINGER_S: Final = 1.0
-"""How long a body that was refused may still come, so that its client gets to read why."""
 
 
-def bind(settings: Settings) -> list[socket.socket]:
-    """Return the listening sockets that all front-door workers share: for buyers and, if set, for operations.
+class Listeners(NamedTuple):
+    """The listening sockets of all front-door workers.
 
     They belong to the server, so that a connection that waits for a worker outlives the worker that died.
+    """
+
+    buyers: list[socket.socket]
+    """One for each worker: the kernel spreads connections evenly over them."""
+    operations: list[socket.socket]
+    """One for all workers, if it is set."""
+
+    def close(self) -> None:
+        """Close all of them."""
+        for listener in (*self.buyers, *self.operations):
+            listener.close()
+
+
+def bind(settings: Settings) -> Listeners:
+    """Return the listening sockets of all workers: for buyers and, if set, for operations.
+
     Raises SettingsError if an address is taken, or not loopback while there is no admin token.
     """
-    listeners = [_listen_on(settings, settings.host, settings.port, "HOST")]
-    if settings.operations_bind is not None:
-        host, _, port = settings.operations_bind.rpartition(":")
-        try:
-            listeners.append(_listen_on(settings, host, int(port), "OPERATIONS_BIND"))
-        except SettingsError:
-            listeners[0].close()
-            raise
+    first = _listen_on(settings, settings.host, settings.port, "HOST")
+    listeners = Listeners([first], [])
+    try:
+        if settings.workers > 1:
+            # Only now, so that the first one found out whether another server has the address.
+            first.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            port = first.getsockname()[1]
+            for _ in range(1, settings.workers):
+                listeners.buyers.append(_listen_on(settings, settings.host, port, "HOST", reuse_port=True))
+        if settings.operations_bind is not None:
+            host, _, port = settings.operations_bind.rpartition(":")
+            listeners.operations.append(_listen_on(settings, host, int(port), "OPERATIONS_BIND"))
+    except SettingsError:
+        listeners.close()
+        raise
     return listeners
 
 
-def _listen_on(settings: Settings, host: str, port: int, setting: str) -> socket.socket:
+def _listen_on(
+    settings: Settings, host: str, port: int, setting: str, reuse_port: bool = False
+) -> socket.socket:
     host = host.strip("[]")  # as a URL has it
     if settings.admin_token is None and not is_loopback(host):
         raise SettingsError(
@@ -55,6 +86,7 @@ def _listen_on(settings: Settings, host: str, port: int, setting: str) -> socket
             (host, port),
             family=family,
             backlog=_BACKLOG,
+            reuse_port=reuse_port,
             dualstack_ipv6=family == socket.AF_INET6 and socket.has_dualstack_ipv6(),
         )
     except (OSError, OverflowError) as error:
@@ -65,72 +97,123 @@ def _listen_on(settings: Settings, host: str, port: int, setting: str) -> socket
 
 @asynccontextmanager
 async def listen(
-    runner: web.AppRunner, gate: Gate, listener: socket.socket, keepalive_s: float, client_timeout_s: float
-) -> AsyncIterator[None]:
+    runner: web.AppRunner,
+    gate: Gate,
+    listener: socket.socket,
+    keepalive_s: float,
+    client_timeout_s: float,
+    siblings: Sequence[socket.socket] = (),
+) -> AsyncIterator[Door]:
     """Accept connections, each with a fast path, until the block ends; then answer what is under way.
 
     A connection is closed if it has begun no request for `keepalive_s`, if a request that has begun has not
     come whole after `client_timeout_s`, or if its client has not read its answers for `keepalive_s`. At the
-    end, each answer tells its client to connect anew.
+    end, each answer tells its client to connect anew. `siblings` are the sockets of other workers.
     """
     await runner.setup()
+    loop = asyncio.get_running_loop()
+
+    def make_handler() -> Ordinary:
+        return Ordinary(cast(web.Server, runner.server), loop)
+
+    door = Door(gate, runner.app[LEAVING], make_handler)
+
+    def connect() -> Connection:
+        return Connection(door)
+
     if hasattr(socket, "TCP_USER_TIMEOUT"):
         # Accepted sockets inherit it. It holds for what waits in the kernel or after a close, too.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(keepalive_s * 1000))
-    loop = asyncio.get_running_loop()
-    heads = Heads()
-    leaving = runner.app[LEAVING]
-
-    def connect() -> FastPath:
-        return FastPath(
-            runner.server,
-            loop=loop,
-            gate=gate,
-            heads=heads,
-            leaving=leaving,
-            client_timeout_s=client_timeout_s,
-            access_log=None,
-            keepalive_timeout=keepalive_s,
-            lingering_time=LINGER_S,
-        )
-
     # Connections that nobody has accepted yet are reset when the last descriptor of their socket is closed.
     last = listener.dup()
-    server = await loop.create_server(connect, sock=listener, backlog=_BACKLOG)
+    accepting = await loop.create_server(connect, sock=listener, backlog=_BACKLOG)
+    helping = asyncio.create_task(_help(siblings, connect), name="accept for siblings")
+    closing = [
+        asyncio.create_task(_close_idle(door, keepalive_s), name="close idle connections"),
+        asyncio.create_task(_close_unfinished(door, client_timeout_s), name="close unfinished requests"),
+    ]
     try:
-        yield
+        yield door
     finally:
-        leaving.set()
-        server.close()
-        await _accept_rest(last, connect)
-        await _let_go(runner)
+        door.leaving.set()
+        await cancel(helping)
+        for sibling in siblings:
+            sibling.close()
+        accepting.close()
+        with last:
+            await _accept_waiting(last, connect)
+        await _let_go(door)
+        await cancel(*closing)
         await runner.cleanup()
+        for connection in list(door.connections):
+            connection.close()
 
 
-async def _let_go(runner: web.AppRunner) -> None:
+async def _close_idle(door: Door, keepalive_s: float) -> None:
+    """Close the connections that have begun no request for so long, or for up to a quarter longer."""
+    while True:
+        await asyncio.sleep(keepalive_s / _AGES)
+        for number, connection in enumerate(list(door.connections)):
+            if not connection.is_quiet:
+                connection.age = 0
+            elif connection.age >= _AGES:
+                connection.close()
+            else:
+                connection.age += 1
+            if number % _LOOKED_AT_AT_ONCE == 0:
+                await asyncio.sleep(0)
+
+
+async def _close_unfinished(door: Door, client_timeout_s: float) -> None:
+    """Close the connections whose request has begun and has not come whole for so long."""
+    while True:
+        await asyncio.sleep(client_timeout_s / 10)
+        late = monotonic() - client_timeout_s
+        while door.unfinished and next(iter(door.unfinished.values())) <= late:
+            connection = next(iter(door.unfinished))
+            del door.unfinished[connection]
+            connection.drop_unfinished()
+
+
+async def _let_go(door: Door) -> None:
     """Wait while clients use up their connections, each of which ends with its next answer; then close those
-    that are idle.
+    that are idle, and wait for the purchases that are under way.
 
     A connection that is closed as its client sends a request resets it. And to close all of a crowd's at once
     takes so long that requests arrive which nobody reads.
     """
-    if runner.server is None:
-        return
     for _ in range(_PAUSES):
-        before = len(runner.server.connections)
+        before = len(door.connections)
         await asyncio.sleep(_PAUSE_S)
-        if len(runner.server.connections) in (0, before):
+        if len(door.connections) in (0, before):
             break
-    for number, connection in enumerate(cast(list[FastPath], runner.server.connections)):
-        connection.end_if_idle()
+    for number, connection in enumerate(list(door.connections)):
+        connection.close_if_idle()
         if number % _CLOSED_AT_ONCE == 0:
             await asyncio.sleep(0)
+    while any(connection.is_under_way for connection in door.connections):  # noqa: ASYNC110 (the gate answers)
+        await asyncio.sleep(_PAUSE_S / 10)
 
 
-async def _accept_rest(listener: socket.socket, connect: Callable[[], FastPath]) -> None:
-    """Accept the connections that wait, and close the socket."""
-    with listener, suppress(BlockingIOError):
-        listener.setblocking(False)
+async def _help(siblings: Sequence[socket.socket], connect: Callable[[], Connection]) -> None:
+    """Accept the connections that wait long for the workers of other sockets, which are dead or stuck."""
+    poll = select.poll()
+    for sibling in siblings:
+        poll.register(sibling, select.POLLIN)
+    before: set[int] = set()
+    while siblings:
+        await asyncio.sleep(_HELP_S)
+        waiting = {descriptor for descriptor, _ in poll.poll(0)}
+        for sibling in siblings:
+            if sibling.fileno() in before & waiting:
+                await _accept_waiting(sibling, connect)
+        before = waiting
+
+
+async def _accept_waiting(listener: socket.socket, connect: Callable[[], Connection]) -> None:
+    """Accept the connections that wait for a socket."""
+    listener.setblocking(False)
+    with suppress(OSError):
         while True:
             connection, _ = listener.accept()
             await asyncio.get_running_loop().connect_accepted_socket(connect, connection)

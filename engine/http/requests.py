@@ -5,6 +5,7 @@ Each raises InputError, which names the field at fault.
 
 import json
 import re
+import sys
 from codecs import BOM_UTF8
 from collections.abc import Iterable, Mapping
 from ipaddress import IPv6Address, ip_address
@@ -19,24 +20,30 @@ from engine.model.sale import MAX_ID, MAX_STOCK, SaleTerms
 MAX_BODY_BYTES: Final = 2047
 """Bodies of 2 KiB and more are refused."""
 
-PLAIN_BUY: Final = re.compile(rb'\{"userId": ?([1-9][0-9]{0,17}), ?"productId": ?([1-9][0-9]{0,17})\}')
-"""The usual spelling of a purchase, with ids that surely fit; any other is decoded in full."""
+_BLANKS: Final = rb"[ \t\r\n]*+"
+_ID: Final = rb"([1-9][0-9]{0,17}+)"
+_USER: Final = _BLANKS.join((b"", b'"userId"', b":", _ID, b""))
+_PRODUCT: Final = _BLANKS.join((b"", b'"productId"', b":", _ID, b""))
+_BUY: Final = re.compile(b"%b\\{(?:%b,%b|%b,%b)\\}%b" % (_BLANKS, _USER, _PRODUCT, _PRODUCT, _USER, _BLANKS))
+"""Every usual spelling of a purchase, with ids that surely fit; any other is decoded in full."""
 _WHOLE_NUMBER: Final = re.compile(r"0|[1-9][0-9]{0,18}")
 _TIMES_MS: Final = range(100_000_000_000, 100_000_000_000_000)
 """From 1973 to 5138. Present times in seconds lie below, in microseconds above."""
 _KEY: Final = re.compile(r"[!-~]{1,128}")
 
 
-def parse_buy(body: bytes) -> tuple[int, int]:
-    """Return user id and product id of a purchase's JSON body."""
-    if plain := PLAIN_BUY.fullmatch(body):
-        return int(plain[1]), int(plain[2])
+def parse_buy(data: bytes, start: int = 0, end: int = sys.maxsize) -> tuple[bytes, bytes]:
+    """Return user id and product id, in digits, of a purchase's JSON body, which is a part of the data."""
+    if buy := _BUY.fullmatch(data, start, end):
+        user_id, product_id, other_product_id, other_user_id = buy.groups()
+        return (user_id, product_id) if user_id is not None else (other_user_id, other_product_id)
+    body = data[start:end]
     if len(body) > MAX_BODY_BYTES:
         raise InputError("body", f"must be at most {MAX_BODY_BYTES} bytes", 413)
     fields = _decode_object(body)
     if unknown := sorted(fields.keys() - {"userId", "productId"}):
         raise InputError(unknown[0], "is not a field of a purchase")
-    return _check_id(fields, "userId"), _check_id(fields, "productId")
+    return b"%d" % _check_id(fields, "userId"), b"%d" % _check_id(fields, "productId")
 
 
 def parse_key(values: list[str]) -> str | None:

@@ -25,12 +25,13 @@ async def run_front_door(
     retiring: asyncio.Event,
     stop: asyncio.Event,
     ready: Callable[[], None],
+    siblings: Sequence[socket.socket] = (),
 ) -> None:
     """Serve on listening sockets until `stop` is set; then answer what was asked, and close.
 
     Once `retiring` is set, each answer closes its connection, and readiness turns. The first socket is for
-    buyers. If there is a second one, it alone is for operations. Raises SettingsError without the URLs of
-    Redis and PostgreSQL.
+    buyers. If there is a second one, it alone is for operations. `siblings` are the sockets that other
+    workers have for buyers. Raises SettingsError without the URLs of Redis and PostgreSQL.
     """
     gate = Gate(settings)
     timeout_ms = settings.look_timeout_ms
@@ -39,10 +40,10 @@ async def run_front_door(
         apps = [front_door.make_app(operations=len(listeners) == 1), front_door.make_app(buyers=False)]
         try:
             async with AsyncExitStack() as listening:
-                for app, listener in zip(apps, listeners, strict=False):
+                for app, listener, others in zip(apps, listeners, (siblings, ()), strict=False):
                     runner = web.AppRunner(app, shutdown_timeout=settings.drain_s)
                     timeouts_s = settings.keepalive_s, settings.client_timeout_ms / 1000
-                    await listening.enter_async_context(listen(runner, gate, listener, *timeouts_s))
+                    await listening.enter_async_context(listen(runner, gate, listener, *timeouts_s, others))
                 leaving = _take_leave(retiring, [app[LEAVING] for app in apps])
                 async with running(front_door.readiness.watch(), leaving):
                     ready()

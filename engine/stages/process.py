@@ -75,8 +75,12 @@ async def run_stage(role: Role, settings: Settings) -> None:
     loop.add_reader(sys.stdin.fileno(), read_input)
     if role is Role.FRONT_DOOR:
         log.info("up to %d open files, and so a few connections less", raise_file_limit())
-        listeners = [socket.socket(fileno=int(descriptor)) for descriptor in sys.argv[2:]]
-        await run_front_door(settings, listeners, retiring, stop, lambda: _say(READY))
+        (buyers, *siblings), operations = [
+            [socket.socket(fileno=int(descriptor)) for descriptor in descriptors.split()]
+            for descriptors in sys.argv[2:]
+        ]
+        listeners = [buyers, *operations]
+        await run_front_door(settings, listeners, retiring, stop, lambda: _say(READY), siblings)
     else:
         _say(READY)
         await (run_relay if role is Role.RELAY else run_fulfilment)(settings, stop)

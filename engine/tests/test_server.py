@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 import asyncpg
@@ -238,6 +239,44 @@ async def test_a_killed_worker_costs_only_its_own_connections(
                 assert (await buy(fresh, server))[0] == 200
         await eventually(lambda: len(server.children("front-door")) == 2)
         assert any("SIGKILL" in line for line in server.log)
+
+
+async def test_connections_spread_evenly_over_workers_also_after_one_died(
+    settings_without_bus: Settings,
+) -> None:
+    async with serving(settings_without_bus, "--workers", "4") as server:
+        assert all(60 <= count <= 140 for count in (await spread(server, 400)).values())
+        victim = server.children("front-door")[1]
+        victim.kill()
+        assert (await spread(server, 40)).total() == 40, "the others serve those that wait for it"
+        await eventually(lambda: serves(server, server.children("front-door")[-1].pid))
+        counts = await spread(server, 400)
+        assert len(counts) == 4
+        assert all(60 <= count <= 140 for count in counts.values())
+
+
+async def spread(server: Server, count: int) -> Counter[int]:
+    """The connections by their worker, of a crowd that comes at once and is served."""
+    port = urlsplit(server.url).port
+    async with asyncio.timeout(60):
+        clients = await asyncio.gather(*(asyncio.open_connection("127.0.0.1", port) for _ in range(count)))
+        for reader, writer in clients:
+            writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert b"200 OK" in await reader.readuntil(b"}")
+    ports = {writer.get_extra_info("sockname")[1] for _, writer in clients}
+    found = Counter(
+        worker.pid
+        for worker in server.children("front-door")
+        for connection in worker.net_connections("tcp4")
+        if connection.raddr and connection.raddr.port in ports
+    )
+    for _, writer in clients:
+        writer.close()
+    return found
+
+
+async def serves(server: Server, pid: int) -> bool:
+    return len(server.children("front-door")) == 4 and pid in await spread(server, 16)
 
 
 async def test_metrics_add_up_over_all_workers(

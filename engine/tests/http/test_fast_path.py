@@ -1,24 +1,27 @@
-"""The fast path promises to be invisible: the same bytes get the same answer as from aiohttp alone."""
+"""The fast path promises to be invisible: the same bytes get the same answer as from aiohttp alone.
+
+Where bytes that aiohttp can't read come in one piece with messages before them, it forgets those. The system
+cuts pieces as it likes, and so such bytes are sent only after the answers to what came before.
+"""
 
 import asyncio
 import contextlib
 import re
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import NamedTuple
 
 import msgspec
 import pytest
 from aiohttp import web
-from aiohttp.web_protocol import RequestHandler
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from engine.gate.gate import Gate
-from engine.http.answers import respond_http_error
 from engine.http.app import LEAVING, FrontDoor
-from engine.http.fast_path import FastPath
-from engine.http.listener import LINGER_S, listen
+from engine.http.fast_path import Door
+from engine.http.listener import listen
+from engine.http.ordinary import Ordinary
 from engine.ledger.ledger import Ledger
 from engine.model.sale import Sale, SaleTerms
 from engine.settings import Settings
@@ -31,24 +34,12 @@ PLAIN = b'{"userId":101,"productId":1}'
 SOLD_OUT, LIMITED, UNKNOWN = 2, 3, 4
 
 
-class Plain(RequestHandler):
-    """A connection of aiohttp, which tells of what it can't read in the engine's words."""
-
-    handle_error = FastPath.handle_error
-
-    async def finish_response(
-        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
-    ) -> tuple[web.StreamResponse, bool]:
-        if isinstance(resp, web.HTTPException):
-            resp = respond_http_error(resp)
-        return await super().finish_response(request, resp, start_time)
-
-
 class Doors(NamedTuple):
     """Two front doors of one gate: with the fast path and without."""
 
     fast: int
     plain: int
+    door: Door
     fast_server: web.Server
     plain_server: web.Server
     gate: Gate
@@ -74,17 +65,14 @@ async def doors(settings_without_bus: Settings) -> AsyncIterator[Doors]:
         web.AppRunner(front_door.make_app()),
     )
     with bind() as fast_socket, bind() as plain_socket:
-        async with listen(fast, gate, fast_socket, 75, 10):
+        async with listen(fast, gate, fast_socket, 75, 10) as door:
             await plain.setup()
             fast_server, plain_server = fast.server, plain.server
             assert fast_server is not None
             assert plain_server is not None
             loop = asyncio.get_running_loop()
-            accepting = await loop.create_server(
-                lambda: Plain(plain_server, loop=loop, lingering_time=LINGER_S),
-                sock=plain_socket,
-            )
-            yield Doors(port_of(fast_socket), port_of(plain_socket), fast_server, plain_server, gate)
+            accepting = await loop.create_server(lambda: Ordinary(plain_server, loop), sock=plain_socket)
+            yield Doors(port_of(fast_socket), port_of(plain_socket), door, fast_server, plain_server, gate)
             accepting.close()
             await plain.cleanup()
     await gate.close()
@@ -101,16 +89,26 @@ def port_of(listener: socket.socket) -> int:
     return int(listener.getsockname()[1])
 
 
-async def exchange(port: int, pieces: list[bytes], patience_s: float) -> tuple[bytes, bool]:
+Talk = Sequence[bytes | int]
+"""What a client sends, piece by piece; a number is how many answers it waits for before it goes on."""
+
+
+async def exchange(port: int, talk: Talk, patience_s: float) -> tuple[bytes, bool]:
     """All that the server answers until it closes or falls silent, and whether that is whole."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     answer = bytearray()
     whole = True
     try:
-        for piece in pieces:
-            writer.write(piece)
-            await asyncio.sleep(0)
-            await asyncio.sleep(0)
+        for each in talk:
+            if isinstance(each, bytes):
+                writer.write(each)
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
+            else:
+                while answer.count(b"\nDate: ") < each:
+                    chunk = await asyncio.wait_for(reader.read(65536), patience_s)
+                    assert chunk, f"{each} answers were to come: {answer!r}"
+                    answer += chunk
         while chunk := await asyncio.wait_for(reader.read(65536), patience_s):
             answer += chunk
     except TimeoutError:
@@ -130,27 +128,25 @@ def mask(answer: bytes) -> bytes:
     return re.sub(rb"Date: [^\r]+", b"Date: -", answer)
 
 
-async def compare_again(doors: Doors, pieces: list[bytes]) -> bytes:
-    """Compare once more what differs: a busy machine may cut the bytes on the two ways at other places."""
-    with contextlib.suppress(AssertionError):
-        return await compare(doors, pieces, 3)
-    return await compare(doors, pieces, 3)
-
-
-async def compare(doors: Doors, pieces: list[bytes], patience_s: float = 10.0) -> bytes:
+async def compare(doors: Doors, talk: Talk, patience_s: float = 10.0) -> bytes:
     (fast, fast_whole), (plain, plain_whole) = await asyncio.gather(
-        exchange(doors.fast, pieces, patience_s), exchange(doors.plain, pieces, patience_s)
+        exchange(doors.fast, talk, patience_s), exchange(doors.plain, talk, patience_s)
     )
     if fast_whole and plain_whole:
-        assert fast == plain, f"the answers differ for {pieces}"
+        assert fast == plain, f"the answers differ for {talk}"
     else:
         shared = min(len(fast), len(plain))
-        assert fast[:shared] == plain[:shared], f"the answers differ for {pieces}"
+        assert fast[:shared] == plain[:shared], f"the answers differ for {talk}"
     return fast
 
 
-def purchase(body: bytes = PLAIN, *headers: bytes, line: bytes = b"POST /purchase/buy HTTP/1.1") -> bytes:
-    lines = [line, b"Host: shop", b"Content-Type: application/json", b"Content-Length: %d" % len(body)]
+def purchase(
+    body: bytes = PLAIN,
+    *headers: bytes,
+    line: bytes = b"POST /purchase/buy HTTP/1.1",
+    kind: bytes = b"application/json",
+) -> bytes:
+    lines = [line, b"Host: shop", b"Content-Type: " + kind, b"Content-Length: %d" % len(body)]
     return b"\r\n".join([*lines, *headers]) + b"\r\n\r\n" + body
 
 
@@ -158,11 +154,111 @@ def product(number: int) -> bytes:
     return b'{"userId":101,"productId":%d}' % number
 
 
-async def test_a_plain_purchase_does_not_pass_through_aiohttp(doors: Doors) -> None:
-    for pieces in ([purchase()], [purchase()[:-28], PLAIN], [purchase(PLAIN, b"Idempotency-Key: k")]):
-        await compare(doors, [*pieces, LAST])
-    assert doors.plain_server.requests_count == 6
-    assert doors.fast_server.requests_count == 3, "the three last ones, which are no purchases"
+BROWSER = [
+    b"Connection: keep-alive",
+    b'sec-ch-ua: "Not/A)Brand";v="8", "Chromium";v="126"',
+    b"User-Agent: Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36",
+    b"Sec-Fetch-Site: same-origin",
+    b"Accept-Encoding: gzip, deflate, br",
+    b"Cookie: session=caf\xe9; a=b",
+    b"Cookie: c=d",
+    b"traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+    b"X-Forwarded-For: 10.0.0.1, 10.0.0.2",
+    b"X-Forwarded-For: 10.0.0.3",
+    b"Priority: u=1",
+    b"Pragma: no-cache",
+    b"Idempotency-Key: k-9",
+]
+HTTP_10 = b"POST /purchase/buy HTTP/1.0"
+KINDS = [
+    b"application/json; charset=utf-8",
+    b"application/json;charset=UTF-8",
+    b'Application/JSON ; charset="utf-8"',
+    b"application/json; charset=utf8; v=1",
+    b"application/json;odata=verbose",
+    b"application/json;",
+]
+SPELLINGS = [
+    b'{"productId":2,"userId":101}',
+    b'{"userId": 101, "productId": 2}\n',
+    b'{\r\n\t"productId" : 2,\r\n\t"userId" : 101\r\n}\r\n',
+    b'\xef\xbb\xbf{"userId":101,"productId":2}',
+    b'{"user\\u0049d":101,"productId":2}',
+    b'{"userId":9223372036854775807,"productId":2}',
+]
+FAST: dict[str, Talk] = {
+    "plain": [purchase()],
+    "head first": [purchase()[:-28], PLAIN],
+    "a cut head": [purchase()[:40], purchase()[40:90], purchase()[90:]],
+    "a key": [purchase(PLAIN, b"Idempotency-Key: k")],
+    "many headers": [purchase(PLAIN, *BROWSER)],
+    "pipelined": [purchase() * 5],
+    "1.0, kept": [purchase(PLAIN, b"Connection: Keep-Alive", line=HTTP_10)] * 2,
+    "bad input": [purchase(b"{}"), purchase(b'{"userId":1,"productId":1,"admin":true}')],
+    **{kind.decode(): [purchase(kind=kind)] for kind in KINDS},
+    **{repr(body): [purchase(body)] for body in SPELLINGS},
+}
+
+
+async def test_no_harmless_spelling_passes_through_aiohttp(doors: Doors) -> None:
+    for name, talk in FAST.items():
+        fast, plain = doors.fast_server.requests_count, doors.plain_server.requests_count
+        answer = await compare(doors, [*talk, LAST])
+        assert doors.plain_server.requests_count - plain == answer.count(b"\nDate: ") > 1
+        assert doors.fast_server.requests_count - fast == 1, f"{name}: only the last one is no purchase"
+
+
+async def test_a_connection_that_is_not_kept_needs_no_aiohttp(doors: Doors) -> None:
+    unkept = [purchase(line=HTTP_10), purchase(PLAIN, b"Connection: close"), purchase(b"{}", line=HTTP_10)]
+    for number, request in enumerate(unkept, start=1):
+        answer = await compare(doors, [request])
+        assert answer.count(b"\nDate: ") == 1
+        assert (doors.fast_server.requests_count, doors.plain_server.requests_count) == (0, number)
+
+
+SLOW = [
+    b"GET /purchase/stock?productId=2 HTTP/1.1\r\nHost: shop\r\n\r\n",
+    purchase(PLAIN, b"TE: trailers"),
+    purchase(b"x" * 2000),
+    purchase(b"x" * 2048),
+    purchase(PLAIN, b"Expect: 100-continue"),
+    b"POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nGET /",
+]
+
+
+async def test_a_connection_that_once_needed_aiohttp_comes_back(doors: Doors) -> None:
+    for slow in SLOW:
+        body = slow.index(b"\r\n\r\n") + 4
+        for cut in {body, (body + len(slow)) // 2, len(slow)}:
+            before = doors.fast_server.requests_count
+            answer = await compare(doors, [slow[:cut], slow[cut:], 1, purchase(), purchase(), 3, LAST])
+            assert answer.count(b"\nDate: ") == 4
+            assert doors.fast_server.requests_count - before == 2
+
+
+async def test_no_answer_is_lost_before_bytes_that_are_no_request(doors: Doors) -> None:
+    requests = [purchase(), purchase(PLAIN, b"TE: trailers"), purchase(), b"\x00\r\n\r\n"]
+    whole: Talk = [b"".join(requests)]
+    for talk in (whole, [*requests]):
+        answer, _ = await exchange(doors.fast, talk, 10)
+        assert re.findall(rb"HTTP/1.[01] (\d+)", answer) == [b"200", b"200", b"200", b"400"]
+
+
+async def test_nothing_is_bought_behind_the_last_request(doors: Doors) -> None:
+    """Between its last answer and the end of the connection there is a time in which bytes may arrive."""
+    for turns in range(40):
+        last = purchase(product(SOLD_OUT), b"TE: trailers", b"Connection: close")
+        for first in (last, purchase(product(SOLD_OUT), b"Connection: close")):
+            reader, writer = await asyncio.open_connection("127.0.0.1", doors.fast)
+            writer.write(first)
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            writer.write(purchase())
+            with contextlib.suppress(ConnectionError):
+                answer = await asyncio.wait_for(reader.read(-1), 60)
+                assert answer.count(b"\nDate: ") == 1
+            writer.close()
+    assert await doors.gate.reads.read_stock(1) == (1, 10_000_000, 10_000_000)
 
 
 @pytest.mark.parametrize("number", [1, SOLD_OUT, LIMITED, UNKNOWN])
@@ -181,7 +277,7 @@ async def test_pipelined_purchases_are_answered_in_order(doors: Doors) -> None:
 
 
 async def test_a_connection_serves_both_kinds_in_turn(doors: Doors) -> None:
-    stock = b"GET /purchase/stock?productId=2 HTTP/1.1\r\nHost: shop\r\n\r\n"
+    stock = SLOW[0]
     sold_out = purchase(product(SOLD_OUT))
     answer = await compare(doors, [purchase(), stock, sold_out, stock + stock, purchase(), LAST])
     assert answer.count(b"HTTP/1.1 ") == 7
@@ -208,7 +304,7 @@ async def test_a_client_that_does_not_read_waits_for_itself(doors: Doors) -> Non
     reader, writer = await asyncio.open_connection("127.0.0.1", doors.fast)
     writer.write(purchase(product(UNKNOWN)))
     await reader.readuntil(b"}")
-    (connection,) = doors.fast_server.connections
+    (connection,) = doors.door.connections
     # What the transport does when the client has left too many answers unread.
     connection.pause_writing()
     writer.write(purchase())
@@ -227,12 +323,11 @@ async def test_what_a_client_sends_ahead_is_held_within_bounds(doors: Doors) -> 
     reader, writer = await asyncio.open_connection("127.0.0.1", doors.fast)
     writer.write(purchase(product(UNKNOWN)))
     await reader.readuntil(b"}")
-    (connection,) = doors.fast_server.connections
+    (connection,) = doors.door.connections
     connection.pause_writing()
     count = 100_000 // len(purchase())
     writer.write(purchase() * count)
-    assert connection.transport is not None
-    while connection.transport.is_reading():  # noqa: ASYNC110 (a transport has no event for it)
+    while connection._transport.is_reading():  # noqa: ASYNC110 (a transport has no event for it)
         await asyncio.sleep(0)
     connection.resume_writing()
     writer.write(LAST)
@@ -290,16 +385,33 @@ async def test_who_asks_a_front_door_that_leaves_is_answered_and_sent_elsewhere(
     await ledger.close()
 
 
+def blank(draw: st.DrawFn) -> bytes:
+    return draw(st.sampled_from([b"", b"", b" ", b"\n", b"\r\n\t", b"  "]))
+
+
+@st.composite
+def spelled(draw: st.DrawFn) -> bytes:
+    """A purchase as JSON, in any spelling; sometimes with something more or less."""
+    fields = [
+        b'"userId"%b:%b%d' % (blank(draw), blank(draw), draw(st.sampled_from([5, 10**17, 10**18]))),
+        b'"productId"%b:%b%d' % (blank(draw), blank(draw), draw(st.integers(1, 4))),
+    ]
+    more = [b'"admin":true', b'"userId":5', b'"note":"\xc3\xa9"', b'"\\u0061":[1,{}]', b'"x":1e5']
+    fields += draw(st.lists(st.sampled_from(more), max_size=1)) if draw(st.integers(0, 4)) == 0 else []
+    fields = [blank(draw) + field + blank(draw) for field in draw(st.permutations(fields))]
+    mark = b"\xef\xbb\xbf" if draw(st.integers(0, 9)) == 0 else b""
+    return mark + blank(draw) + b"{" + b",".join(fields) + b"}" + blank(draw)
+
+
 BODIES = st.one_of(
+    spelled(),
     st.sampled_from(
         [
             PLAIN,
+            *SPELLINGS,
             product(SOLD_OUT),
             product(UNKNOWN),
             product(LIMITED),
-            b'{"userId": 5, "productId": 2}',
-            b' {"userId":1,"productId":2} ',
-            b'{"productId":2,"userId":1}',
             b'{"userId":0,"productId":2}',
             b'{"userId":1,"productId":9223372036854775807}',
             b'{"userId":1,"productId":9223372036854775808}',
@@ -362,20 +474,30 @@ EXTRAS = [
 ]
 EXTRA = st.sampled_from(EXTRAS)
 HARMLESS = [
-    b"User-Agent: Mozilla/5.0 (X11; Linux)",
+    *BROWSER,
     b"Accept: */*",
-    b"Cookie: a=b; c=d",
-    b"Idempotency-Key: k-1",
+    b"accept: text/html",
     b"IDEMPOTENCY-KEY: \t k-3 \t",
-    b"Connection: keep-alive",
     b"connection: Keep-Alive",
     b"X-Empty:",
+    b"x-empty: \t",
     b"X-Long: " + b"x" * 5000,
+    b"Upgrade-Insecure-Requests: 1",
+    b"user-agent: x",
+    b"Origin: https://shop",
+]
+ODD = [
     b"Expect: 100-continue",
     b"Content-Encoding: identity",
+    b"Content-Language: en",
     b"TE: trailers",
+    b"ETag: x",
+    b"Server: x",
     b"Sec-WebSocket-Key: x",
 ]
+ONCE = (b"connection", b"etag", b"idempotency-key", b"server", b"user-agent")
+"""Headers that must not be repeated, or aiohttp closes the connection or reads the first one only."""
+KEPT = st.sampled_from([b"POST /purchase/buy HTTP/1.1"] * 3 + [HTTP_10])
 
 LINES = st.sampled_from(
     [b"POST /purchase/buy HTTP/1.1"] * 12
@@ -407,13 +529,17 @@ def requests(draw: st.DrawFn) -> bytes:
             b"POST /purchase/buy HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
             b"Transfer-Encoding: chunked\r\n\r\n" + chunks
         )
-    length = draw(st.sampled_from([b"%d" % len(body)] * 8 + [b"+5", b"-1", b"05", b"5, 5", b"", b"1e1"]))
+    length = draw(st.sampled_from([b"%d" % len(body)] * 8 + [b"+5", b"-1", b"5, 5", b"", b"1e1"]))
     headers = [b"Host: shop", b"Content-Type: application/json", b"Content-Length: " + length]
     headers += draw(st.lists(EXTRA, max_size=4))
     if draw(st.booleans()):
         headers = draw(st.permutations(headers))
     if draw(st.integers(0, 4)) == 0:
-        headers.pop(draw(st.integers(0, len(headers) - 1)))
+        # Without its length, the body would be bytes that can't be read, in one piece with a message.
+        lost = draw(st.integers(0, len(headers) - 1))
+        headers = [
+            each for number, each in enumerate(headers) if number != lost or each.startswith(b"Content-L")
+        ]
     if draw(st.integers(0, 4)) == 0:
         headers = [draw(st.sampled_from([header.lower(), header.upper(), header])) for header in headers]
     end = draw(st.sampled_from([b"\r\n"] * 9 + [b"\n"]))
@@ -423,33 +549,50 @@ def requests(draw: st.DrawFn) -> bytes:
 @st.composite
 def lasting_requests(draw: st.DrawFn) -> bytes:
     """A request after which the connection goes on: odd in its spelling and its body, but whole."""
-    headers = draw(st.lists(st.sampled_from(HARMLESS), max_size=3, unique=True))
-    return purchase(draw(BODIES), *headers)
+    line, body = draw(KEPT), draw(BODIES)
+    kind = draw(st.sampled_from([b"application/json", *KINDS, b"application/json; charset=latin-1", b"a/b"]))
+    headers = [b"Host: shop", b"Content-Type: " + kind, b"Content-Length: %d" % len(body)]
+    taken = set(ONCE[:1]) if line is HTTP_10 else set()
+    some = HARMLESS + ODD if draw(st.integers(0, 4)) == 0 else HARMLESS
+    for header in draw(st.lists(st.sampled_from(some), max_size=draw(st.sampled_from([0, 3, 14])))):
+        name = header.partition(b":")[0].lower()
+        if name not in taken and not (line is HTTP_10 and name == b"expect"):
+            headers.append(header)
+            taken |= {name} & set(ONCE)
+    headers += [b"Connection: keep-alive"] if line is HTTP_10 else []
+    headers = draw(st.permutations(headers))
+    return b"\r\n".join([line, *headers]) + b"\r\n\r\n" + body
 
 
 @st.composite
-def conversations(draw: st.DrawFn) -> list[bytes]:
+def conversations(draw: st.DrawFn) -> Talk:
     """What one client sends on one connection, in the pieces in which it sends it."""
     stream = draw(st.lists(lasting_requests(), min_size=10, max_size=25))
-    # The server closes the connection at the first broken one, and so they come last.
-    stream += draw(st.lists(requests(), max_size=3))
-    pieces: list[bytes] = []
-    for request in stream:
+    pieces: list[bytes | int] = []
+    for number, request in enumerate(stream):
+        if draw(st.integers(0, 3)):
+            pieces.append(number)
         match draw(st.integers(0, 9)):
-            case 0 if len(request) > 1:
+            case 0 | 1:
                 cut = draw(st.integers(1, len(request) - 1))
                 pieces += [request[:cut], request[cut:]]
-            case 1 if pieces:
+            case 2 | 3:
+                cut = request.index(b"\r\n\r\n") + 4
+                pieces += [request[:cut], request[cut:]]
+            case 4 if pieces and isinstance(pieces[-1], bytes):
                 pieces[-1] += request
             case _:
                 pieces.append(request)
-    return [*pieces, LAST]
+    # The server closes the connection at a broken one, and so it comes last.
+    return [*pieces, len(stream), *draw(st.lists(requests(), max_size=1)), LAST]
 
 
 async def test_a_body_is_as_long_as_its_head_says(doors: Doors) -> None:
-    for length in (0, 1, 27, 29, 30, 100):
-        request = purchase().replace(b"Content-Length: 28", b"Content-Length: %d" % length)
-        await asyncio.gather(compare(doors, [request, LAST], 1), compare(doors, [request + LAST], 1))
+    for length in (0, 1, 27, 29, 30, 60):
+        request = purchase().replace(b"Content-Length: 28", b"Content-Length: %d" % length) + LAST
+        end = request.index(PLAIN) + length
+        await compare(doors, [request[:end], 1, request[end:]])
+        await compare(doors, [request[: end - 3], request[end - 3 : end], 1, request[end:]])
 
 
 async def test_a_header_makes_no_difference(doors: Doors) -> None:
@@ -474,13 +617,15 @@ async def test_ten_thousand_generated_requests_get_the_same_answers_on_both_ways
         suppress_health_check=list(HealthCheck),
     )
     @given(conversations())
-    def collect(pieces: list[bytes]) -> None:
-        collected.append(pieces)
+    def collect(talk: Talk) -> None:
+        collected.append(talk)
 
-    collected: list[list[bytes]] = []
+    collected: list[Talk] = []
     collect()
     answered = 0
     for start in range(0, len(collected), 20):
-        batch = [compare_again(doors, pieces) for pieces in collected[start : start + 20]]
-        answered += sum([answer.count(b"HTTP/1.1 ") for answer in await asyncio.gather(*batch)])
+        batch = [compare(doors, talk, 5) for talk in collected[start : start + 20]]
+        answered += sum([answer.count(b"\nDate: ") for answer in await asyncio.gather(*batch)])
     assert answered > 10_000
+    # Of odd, cut and unlike requests, every second one; those behind them on the connection are fast again.
+    assert doors.fast_server.requests_count < doors.plain_server.requests_count * 0.6

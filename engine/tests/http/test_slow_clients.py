@@ -11,7 +11,6 @@ import psutil
 import pytest
 
 from engine.gate.gate import Gate
-from engine.http.heads import Heads
 from engine.model.sale import Sale, SaleTerms
 from engine.settings import Settings
 from engine.stages.front_door import run_front_door
@@ -143,15 +142,6 @@ async def test_what_cannot_be_read_gets_a_problem_document_that_names_no_version
     assert b"Content-Type: application/problem+json" in said
     assert b"aiohttp" not in said
     assert b"Python" not in said
-
-
-async def test_junk_does_not_keep_other_heads_out_of_the_memory_of_heads() -> None:
-    heads = Heads()
-    for number in range(5_000):
-        assert heads.find(HEAD.replace(b"Host", b"X: %d\r\nHost" % number))
-    assert heads.find(HEAD)
-    assert HEAD in heads._known
-    assert len(heads._known) <= 1024
 
 
 async def test_a_body_that_stays_away_is_answered_and_its_connection_closed(

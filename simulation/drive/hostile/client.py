@@ -161,7 +161,7 @@ class Client:
         self._heard += 1
         answers, status = self._count.answers, str(response.status)
         answers[status] = answers.get(status, 0) + 1
-        if response.status >= 500 and response.status != 503:
+        if (response.status >= 500 or self.request.valid) and response.status not in (200, 503):
             self._note(f"status {status}")
         if response.status == 200 and (order_id := classify(200, response.body)[1]):
             self.report.order_ids.append(order_id)

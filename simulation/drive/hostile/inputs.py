@@ -1,10 +1,11 @@
-"""Bad input in good HTTP, and valid requests that are mutated at random."""
+"""Bad input in good HTTP, valid purchases in every spelling, and requests that are mutated at random."""
 
 import re
 from typing import Final
 
 from simulation.drive.hostile.request import (
     DECOY,
+    LINE,
     PRODUCTS_BELOW,
     HostileRequest,
     Kinds,
@@ -46,6 +47,19 @@ _OPENINGS: Final = (
 )  # fmt: skip
 _TYPES: Final = (
     b"text/plain", b"", b"application/xml", b"multipart/form-data; boundary=x", b"json", b"*/*",
+)  # fmt: skip
+_HARMLESS: Final = (
+    b"User-Agent: Mozilla/5.0 (X11; Linux x86_64)", b"Accept: application/json, text/plain, */*",
+    b'sec-ch-ua: "Chromium";v="126"', b"Sec-Fetch-Mode: cors", b"Accept-Encoding: gzip, deflate, br",
+    b"Cookie: session=0123456789abcdef; theme=dark", b"Cookie: caf\xc3\xa9=1", b"Origin: https://shop.example",
+    b"traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", b"X-Forwarded-For: 10.0.0.1",
+    b"X-Forwarded-For: 10.0.0.2, 10.0.0.3", b"X-Request-Id:", b"Pragma: no-cache", b"TE: trailers",
+    b"Content-Language: en", b"Upgrade-Insecure-Requests: 1", b"X-Long: " + b"x" * 3_000,
+)  # fmt: skip
+_JSON_TYPES: Final = (
+    b"application/json", b"application/json; charset=utf-8", b"application/json;charset=UTF-8",
+    b'Application/JSON ;charset="utf-8"', b"application/json; charset=utf8; v=1", b"application/json;",
+    b"application/json;odata=verbose", b"application/json; charset=iso-8859-1",
 )  # fmt: skip
 _TOKENS: Final = (
     b"\r\n", b"\n", b"\r\n\r\n", b"\x00", b" ", b"\t", b":", b"{", b"}", b'"', b",", b"0", b"-", b"9" * 25,
@@ -95,6 +109,31 @@ def _mutation(chance: Random) -> HostileRequest:
             return HostileRequest(cut(chance, text), Then.FIN if chance.random() < 0.1 else Then.LISTEN)
 
 
+def _spell(chance: Random) -> bytes:
+    """Return a valid purchase as some client writes it."""
+    blanks = [chance.choice([b"", b"", b" ", b"\n", b"\r\n\t"]) for _ in range(5)]
+    fields = [
+        b'"userId":%b%d' % (blanks[0], chance.randint(1, 10**6)),
+        b'"productId":%b%d' % (blanks[1], DECOY),
+    ]
+    chance.shuffle(fields)
+    body = b"{%b%b,%b%b}%b" % (blanks[2], fields[0], blanks[3], fields[1], blanks[4])
+    headers = chance.sample(_HARMLESS, chance.randint(0, 8))
+    if chance.random() < 0.3:
+        headers.append(b"Idempotency-Key: k%d" % chance.randint(1, 10**6))
+    headers.append(b"Content-Type: " + chance.choice(_JSON_TYPES))
+    headers += chance.choice([[], [b"Connection: keep-alive"], [b"connection: Close"]])
+    chance.shuffle(headers)
+    return frame(body, *headers, line=chance.choice([LINE, LINE[:-1] + b"0"]))
+
+
+def _spelling(chance: Random) -> HostileRequest:
+    text = _spell(chance)
+    end = text.index(b"\r\n\r\n") + 4
+    pieces = chance.choice([(text,), (text[:end], text[end:]), (text[:60], text[60:]), cut(chance, text)])
+    return HostileRequest(pieces, whole=True, valid=True)
+
+
 def _valid(chance: Random) -> bytes:
     body = buy(chance)
     chunks = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
@@ -103,7 +142,7 @@ def _valid(chance: Random) -> bytes:
             frame(body), frame(body), frame(body, b"Idempotency-Key: k%d" % chance.randint(1, 10**6)),
             frame(body, b"Connection: keep-alive", b"User-Agent: a/1", b"Accept: */*"),
             frame(body) + frame(body), unframed(b"Transfer-Encoding: chunked") + chunks,
-            frame(b' {"productId": %d, "userId": 5}' % DECOY),
+            _spell(chance), _spell(chance), _spell(chance) + frame(body),
             b"GET /purchase/stock?productId=%d HTTP/1.1\r\nHost: x\r\n\r\n" % DECOY,
             b"GET /purchase/orders/01a204e2-1a27-7e59-a520-fa94be021000 HTTP/1.1\r\nHost: x\r\n\r\n",
             b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n",
@@ -149,4 +188,4 @@ BAD_INPUT: Final[Kinds] = {
         one_of(_TYPES, lambda chance, kind: buy_with(chance, b"Content-Type: " + kind), whole=True),
     ),
 }
-MUTATED: Final[Kinds] = {"mutation": (30, _mutation)}
+MUTATED: Final[Kinds] = {"spelling": (10, _spelling), "mutation": (30, _mutation)}

@@ -43,6 +43,8 @@ class HostileRequest(NamedTuple):
     then: Then = Then.LISTEN
     whole: bool = False
     """Whether this is one complete message, well-formed as HTTP, which must be answered."""
+    valid: bool = False
+    """Whether it is a purchase, which must be accepted."""
 
 
 Random = random.Random

@@ -94,6 +94,12 @@ async def say_500(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
     await close(writer)
 
 
+async def say_400(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.read(65_536)
+    writer.write(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+    await close(writer)
+
+
 async def say_nonsense(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     await reader.read(65_536)
     writer.write(b"segmentation fault\r\n\r\n")
@@ -120,7 +126,13 @@ async def stay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
 
 @pytest.mark.parametrize(
     ("conduct", "fault"),
-    [(say_500, "status 500"), (say_nonsense, "unreadable"), (say_nothing, "no answer"), (stay, "kept for")],
+    [
+        (say_500, "status 500"),
+        (say_400, "status 400"),
+        (say_nonsense, "unreadable"),
+        (say_nothing, "no answer"),
+        (stay, "kept for"),
+    ],
 )
 async def test_a_server_that_treats_them_badly_is_found_with_the_bytes(conduct: Conduct, fault: str) -> None:
     server = await asyncio.start_server(conduct, "127.0.0.1", 0)
