@@ -51,3 +51,7 @@ class BenchError(SimulationError):
 
 class MutationError(SimulationError):
     """A mutation can't be read, or does not fit the engine."""
+
+
+class ModelError(SimulationError):
+    """The model can't be checked, or not to its end."""

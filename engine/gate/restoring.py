@@ -15,6 +15,7 @@ from engine.model.sale import Sale
 
 T = TypeVar("T")
 
+_BEGIN: Final = Script("begin.lua")
 _RESTORE: Final = Script("restore.lua")
 _RESTORE_BUYERS: Final = Script("restore_buyers.lua")
 _REMEMBER: Final = Script("remember.lua")
@@ -31,13 +32,14 @@ class Restoring:
         self._shards = shards
         self._generation = generation
 
-    async def begin(self, known: Collection[int]) -> None:
-        """Forget what is rebuilt, and sales of products that are not known; keep sales that are newer."""
+    async def begin(self) -> None:
+        """Forget what was pending. From here on only this process, or a later one, opens the gate."""
         for shard in self._shards:
-            async with self._redis.pipeline(transaction=True) as pipe:
-                pipe.delete(shard.fence, shard.pending)
-                pipe.hset(shard.fence, "rebuilding", self._generation)
-                await pipe.execute()
+            await _BEGIN.run(self._redis.execute_command, [shard.fence, shard.pending], [self._generation])
+
+    async def forget_sales(self, known: Collection[int]) -> None:
+        """Forget sales of products that are not known."""
+        for shard in self._shards:
             async for name in self._redis.scan_iter(match=f"{shard.prefix}sale:*", count=CHUNK):
                 number = name.rpartition(b":")[2]
                 if number.isdigit() and int(number) not in known:

@@ -17,7 +17,8 @@ The gate follows the ledger in everything: a sale that the gate lacks is offered
 is withdrawn. A rebuild's cost follows what the gate must know: the sales on offer, their buyers if they have
 limits, the keys that are not too old. Any number of processes may reconcile at once. PostgreSQL's advisory
 lock lets one of them rebuild. If it loses the lock and goes on, its writes are refused as soon as the next
-one has begun.
+one has begun or has opened the gate. So a rebuild first begins and then looks whether nothing is under way:
+what it sees stays so, whatever others have done before.
 """
 
 import logging
@@ -172,16 +173,19 @@ class Reconciliation:
     async def rebuild(self) -> bool:
         """Rebuild a closed gate while nothing is under way, and open it.
 
-        Returns False if another process does it or has done it. Raises ResponseError (CLOSED) if another one
-        began meanwhile.
+        Returns False if another process does it or has done it, or if something is under way. Raises
+        ResponseError (CLOSED) if another one began or ended meanwhile.
         """
         async with self._ledger.try_lock() as mine:
             if not mine or await self.is_open():
                 return False
             generation = await self._ledger.next_generation()
             restoring = Restoring(self._redis, self._shards, generation)
+            await restoring.begin()
             balances = await self._ledger.find_current_sales()
-            await restoring.begin({balance.sale.terms.product_id for balance in balances})
+            if balances and not (await self.read_traffic()).drained:
+                return False
+            await restoring.forget_sales({balance.sale.terms.product_id for balance in balances})
             # Read again: a sale may have been opened, at a gate that has forgotten it by now.
             balances = await self._ledger.find_current_sales()
             await restoring.restore_sales((sale, sale.terms.stock - sold) for sale, sold in balances)

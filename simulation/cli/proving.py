@@ -135,6 +135,34 @@ def soak(minutes: float, seed: int, folder: Path) -> None:
 
 
 @click.command()
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.option("--large", is_flag=True, help="Also within bounds that take minutes to hours.")
+@click.option("--bugs", is_flag=True, help="Also with deliberate bugs, which must be found.")
+@click.option("--within", "within_s", type=click.FloatRange(1), metavar="S", help="Longest time of a search.")
+@out_option("model")
+def model(names: tuple[str, ...], large: bool, bugs: bool, within_s: float | None, folder: Path) -> None:
+    """Try every order of steps in the model of the protocol (simulation/protocol/protocol.pml).
+
+    Makes the searches of simulation/protocol/model.toml, or those named, and tells the steps to what is
+    broken. Needs spin and gcc. Exit codes: 0, 1 if something is found that must not be, or not found that
+    must be.
+    """
+    from simulation.protocol.model import load_checks, search_all
+
+    checks = {check.name: check for check in load_checks()}
+    if unknown := [name for name in names if name not in checks]:
+        raise click.BadParameter(f"there is no {unknown[0]!r}; there are {', '.join(checks)}")
+    chosen = [checks[name] for name in names] or [
+        check for check in checks.values() if (large or not check.large) and (bugs or not check.mutant)
+    ]
+    result = search_all(chosen, folder, say, repeat_command(), within_s)
+    for found in result.results:
+        if names or not found.is_right:
+            click.echo("\n".join([f"{found.check.name}: {found.broken}", *found.steps]))
+    sys.exit(0 if all(found.is_right for found in result.results) else 1)
+
+
+@click.command()
 @click.option(
     "--rounds", type=click.IntRange(1, 100),
     help="Rounds, of which the median counts. [default: 3; with --against 15]",

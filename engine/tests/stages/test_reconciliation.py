@@ -11,6 +11,7 @@ import aiohttp
 import msgspec
 import pytest
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
 from engine.bus.consumer import Consumer
 from engine.bus.publisher import Publisher
@@ -18,6 +19,7 @@ from engine.errors import GateUnavailable
 from engine.gate.clearing import Clearing
 from engine.gate.fence import read_generations
 from engine.gate.gate import Gate
+from engine.gate.restoring import Restoring
 from engine.ledger.ledger import Ledger
 from engine.local.stack import Stack
 from engine.model.lot import encode_lots
@@ -452,6 +454,47 @@ async def test_a_rebuild_that_was_overtaken_writes_nothing(
         monkeypatch.undo()
         assert await reconciliation.rebuild()
     assert await read_stock(gate, 1) == (1, 5, 5)
+
+
+async def test_a_rebuild_looks_again_whether_something_is_under_way(
+    settings_without_bus: Settings, redis: Redis, gate: Gate, ledger: Ledger
+) -> None:
+    await open_sale(ledger, gate, stock=5)
+    await buy(gate, 2)
+    async with reconciling(settings_without_bus) as reconciliation:
+        # As a keeper does that has looked long ago, while others opened the gate and it was closed again.
+        await reconciliation.close(await reconciliation.read_generation())
+        assert not await reconciliation.rebuild()
+        assert not await reconciliation.is_open()
+        assert await redis.hget(SHARD.sale(1), "remaining") == b"3"
+        async with running(settings_without_bus, run_fulfilment):
+            await until_open(gate)
+    assert await gate.reads.read_stock(1) == (1, 5, 3)
+
+
+async def test_a_rebuild_that_begins_late_leaves_an_open_gate_alone(
+    settings_without_bus: Settings, redis: Redis, gate: Gate, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await open_sale(ledger, gate, stock=5)
+    await redis.flushall()
+    begin = Restoring.begin
+
+    async def lose_the_lock(self: Restoring) -> None:
+        monkeypatch.undo()
+        async with reconciling(settings_without_bus) as another:
+            monkeypatch.setattr(Ledger, "try_lock", lambda _: contextlib.nullcontext(True))
+            assert await another.rebuild()
+            monkeypatch.undo()
+        await buy(gate, 2)
+        await begin(self)
+
+    monkeypatch.setattr(Restoring, "begin", lose_the_lock)
+    async with reconciling(settings_without_bus) as reconciliation:
+        with pytest.raises(ResponseError, match="overtaken"):
+            await reconciliation.rebuild()
+        assert await reconciliation.is_open()
+    assert await gate.reads.read_stock(1) == (1, 5, 3)
+    assert await redis.hlen(SHARD.pending) == 1
 
 
 async def run_command(settings: Settings, *arguments: str) -> tuple[int, str]:

@@ -1,0 +1,14 @@
+-- Begins to rebuild a shard: it stays closed, and the scripts of earlier rebuilds are refused.
+--
+-- KEYS  fence, pending
+-- ARGV  generation
+--
+-- Answers the error CLOSED, having changed nothing, if another process has opened the shard meanwhile, or has begun later.
+
+local memory = redis.call('HMGET', KEYS[1], 'open', 'rebuilding')
+if memory[1] or tonumber(memory[2] or 0) > tonumber(ARGV[1]) then
+  return redis.error_reply('CLOSED the rebuild was overtaken')
+end
+redis.call('DEL', KEYS[1], KEYS[2])
+redis.call('HSET', KEYS[1], 'rebuilding', ARGV[1])
+return 1

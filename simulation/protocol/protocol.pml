@@ -1,0 +1,396 @@
+/* The protocol of the engine, as a model that a checker exhausts: Spin tries every order of its steps.
+
+   A purchase passes front door, gate, outbox, relay, bus, fulfilment and ledger, and is cleared at the gate. Each process
+   below is a loop of steps. A step is what one script, one statement or one message does as a whole. Any two steps of
+   different processes may come in any order: each process may be paused between two of them for as long as it likes.
+   Last come what may happen to the processes, and what must hold whatever happens.
+
+   One product; STOCK units in each of its SALES; a purchase takes one unit. A set of orders, or of processes, is a byte of
+   bits. The gate numbers ORDERS as it accepts them. Outbox and bus keep no order here: more may happen than with real ones.
+
+   Left out: shards (no command spans two), limits and times of a sale, dead letters, retiring and pruning, batches (orders of
+   one settle one after the other), and losses of ledger and bus, which the protocol relies on.
+
+   Beside these bounds there are switches. KEYS: purchases may carry one Idempotency-Key. REPLICAS: the gate has a replica
+   instead of a disk. PROMPT, DURABLE: assumptions, see "what may happen". LIVE: what must happen at last, in place of what
+   must never happen. MUTANT: one thing is done wrong. */
+
+/* What may be done wrong; model.toml says it in words. */
+mtype = { NOTHING, ACKNOWLEDGES_BEFORE_CLEARING, ACKNOWLEDGES_BEFORE_COMMIT, ANSWERS_WITHOUT_COPIES,
+  BEGINS_AT_AN_OPEN_GATE, BUS_BEFORE_OUTBOX, BUS_NOT_READ, CLEARS_WITHOUT_COPIES, CLOSES_A_LATER_ONE,
+  CONSUMERS_NOT_COUNTED, DELETES_FIRST, KEY_IGNORED, KEY_NOT_RESTORED, LOCK_KEPT, NOTED_WITHOUT_COPIES,
+  NOTES_WITHOUT_COPIES, NOT_OFFERED, NO_AUDIT, NO_FENCE, NO_GUARD, NO_VOUCHING, OPENS_TOO_EARLY,
+  OUTBOX_APART, OUTBOX_NOT_READ, PENDING_STAYS, READ_ONLY_BEFORE, REBUILD_UNCHECKED, RELAYS_WITHOUT_COPIES,
+  RELEASES_REJECTED, RELEASES_TO_ANOTHER_SALE, RELEASES_TWICE, RELEASES_WITHOUT_EVIDENCE, REPEATS_WITHOUT_COPIES,
+  REPLACES_A_NEWER_SALE, REVERTS_UNKNOWN, SALES_READ_EARLY, SETTLES_TWICE };
+#define mutant(name) (MUTANT == name)
+#ifndef ORDERS             /* Bounds and switches are given together, or not at all. */
+#define MUTANT NOTHING
+#define STOCK 1
+#define SALES 1
+#define ORDERS 2
+#define DOORS 1
+#define RELAYS 1
+#define KEEPERS 1          /* fulfilments, each with a keeper in the same process */
+#define FAULTS 1
+#define KEYS 0
+#define REPLICAS 0
+#define PROMPT 0
+#define DURABLE 0
+#endif
+
+#define bit(o) (1 << (o))
+#define has(set, o) ((set) & bit(o))
+#define count(set) (((set) & 1) + ((set) >> 1 & 1) + ((set) >> 2 & 1) + ((set) >> 3 & 1))
+#define highest(set) ((set) & 8 -> 4 : ((set) & 4 -> 3 : ((set) & 2 -> 2 : (set) & 1)))   /* its number, plus 1 */
+#define pick(set, o) if :: set & 1 -> o = 1 :: set & 2 -> o = 2 :: set & 4 -> o = 3 :: set & 8 -> o = 4 fi
+#define broken(text) printf(text); assert(false)
+
+/* ---- the stores ---- */
+typedef Gate {             /* Redis, one shard */
+  byte open = 1;           /* the generation; 0 while the gate is closed */
+  byte rebuilding;         /* generation of the keeper that rebuilds it */
+  byte fresh;              /* writers whose last write the copy does not hold; see "the fence" */
+  byte sale = 1;           /* the product's current sale; 0 without one */
+  byte left = STOCK;       /* its units */
+  byte key;                /* the order that the Idempotency-Key got, plus 1 */
+  byte newest;             /* the newest order that the outbox or the last rebuild has known, plus 1 */
+  byte outbox;             /* orders that no relay has acknowledged */
+  byte pending;            /* orders that are accepted and not settled: the evidence that their units are out */
+  byte took                /* only for the judge: orders whose units this memory has taken and not given back */
+}
+Gate gate, new, copy;      /* The copy is an older state of it: on disk, or, with REPLICAS, the replica's. */
+bool saved = REPLICAS;     /* whether there is a copy */
+byte isolated;             /* with REPLICAS: outbox of an old primary that still answers, and that nobody follows */
+
+inline assign(to, from) {
+  to.open = from.open; to.rebuilding = from.rebuilding; to.fresh = from.fresh; to.sale = from.sale; to.left = from.left;
+  to.key = from.key; to.newest = from.newest; to.outbox = from.outbox; to.pending = from.pending; to.took = from.took
+}
+
+byte bus;                  /* RabbitMQ: orders with a message in the queue. A second one may as well come when it is taken. */
+#define send(o) bus = bus | bit(o)
+
+byte latest = 1, lock;     /* PostgreSQL: the gate's latest generation, the keeper that holds the advisory lock, plus 1, */
+byte sales = 1, offered = 1;   /* the newest sale, and up to which the gate is known to have taken them, */
+byte sold[3];              /* the units sold of each, */
+byte confirmed, failed, rejected;   /* and the orders by their terminal states */
+#define settled (confirmed | failed | rejected)
+#define units_left(s) (STOCK - sold[s])
+
+/* ---- the orders, and what the processes have in their memories ---- */
+byte accepted;             /* orders that were accepted: all below this number; */
+byte keyed, second;        /* those with the Idempotency-Key, and those of sale 2; */
+byte told;                 /* with REPLICAS, those whose clients were answered 200; */
+byte lost;                 /* those whose only entry went with the gate's memory. A relay may still hold one. */
+#define sale_of(o) (has(second, o) -> 2 : 1)
+
+byte asked = bit(DOORS) - 1;          /* doors that have asked the gate's server whether it remembers */
+byte waits[DOORS];                    /* a door's order that waits for copies, plus 1 */
+byte reads[RELAYS];                   /* a relay's order, plus 1, and whether it is published */
+bool published[RELAYS];
+byte holds[KEEPERS], step[KEEPERS];   /* a fulfilment's order, plus 1, and what it does with it next */
+byte unacked;                         /* fulfilments whose delivery the bus has not taken back */
+mtype = { CLOSE, LOCK, BEGIN, READ_OUTBOX, READ_BUS, READ_SALES, RESTORE, REMEMBER, REOPEN };
+mtype task[KEEPERS];                  /* what a keeper does next, in which generation, and what it has read in the ledger */
+byte gen[KEEPERS], units[KEEPERS], of_sale[KEEPERS];
+byte compared = bit(KEEPERS) - 1;     /* keepers that have compared this server with the ledger */
+byte faults = FAULTS;
+byte undone;                          /* settled orders that are pending again: Redis went back to before their clearing */
+bool torn;                            /* Redis went back to a copy from the middle of the rebuild that goes on */
+#define LAST (KEEPERS - 1)
+#define held ((has(unacked, 0) -> bit(holds[0] - 1) : 0) | (has(unacked, LAST) -> bit(holds[LAST] - 1) : 0))
+
+/* The fence. Each writer numbers its writes, and a script that finds a smaller number than its writer was answered closes
+   the gate. That says: this memory lacks a write that was answered, which is so if the gate went back to a copy from before
+   that write. So one bit in the gate and one in the writer stand for the numbers. Without a copy there is no need of them. */
+byte seen[DOORS + KEEPERS];           /* the latest generation that a writer was answered */
+byte heard;                           /* writers that were answered a write which the copy does not hold */
+#define worker(f) (DOORS + (f))
+#define is_behind(w) (gate.open < seen[w] || gate.open == seen[w] && has(heard & ~gate.fresh, w))
+#define forgot(w) (is_behind(w) && !mutant(NO_FENCE))
+#define notes (saved && (!REPLICAS || mutant(NOTES_WITHOUT_COPIES)))
+inline write_fence(w) { if :: saved -> gate.fresh = gate.fresh | bit(w) :: else fi }
+inline hear(w) {           /* with REPLICAS only what the copy holds is noted */
+  if :: gate.open && gate.open >= seen[w] -> seen[w] = gate.open; if :: notes -> heard = heard | bit(w) :: else fi :: else fi
+}
+inline save() { heard = heard & ~gate.fresh; gate.fresh = 0; assign(copy, gate); saved = true }
+inline spend() {           /* a fault; after the last one no copy comes back */
+  faults--;
+  if :: !faults && !REPLICAS -> saved = false; assign(copy, new) :: else fi
+}
+inline close() { if :: REPLICAS -> broken("a gate was closed that had lost nothing\n") :: else fi; gate.open = 0 }
+
+/* ---- front door ---- */
+#define a_door_knows_more (is_behind(0) || is_behind(DOORS - 1))
+#define may_ask (gate.open && !forgot(_pid))
+#define may_sell (may_ask && !waits[_pid] && (asked == bit(DOORS) - 1 || mutant(NO_VOUCHING)))
+#define answers (!REPLICAS || mutant(ANSWERS_WITHOUT_COPIES))
+active [DOORS] proctype front_door() {
+end:
+  do
+  :: d_step { gate.open && forgot(_pid) -> close() }
+  /* vouch.lua: a server that is new sells nothing before each door that lives has asked it. */
+  :: d_step { may_ask && !has(asked, _pid) -> asked = asked | bit(_pid) }
+  /* reserve.lua: checks, takes the unit, remembers the key and writes the outbox, all in one step. */
+  :: atomic { accepted < ORDERS && may_sell && gate.left && gate.sale ->
+       if :: a_door_knows_more -> broken("a gate sold that had forgotten what a door was answered\n") :: else fi;
+       gate.left--; gate.newest = accepted + 1;
+       if :: gate.outbox = gate.outbox | bit(accepted) :: mutant(OUTBOX_APART) fi;
+       gate.pending = gate.pending | bit(accepted); gate.took = gate.took | bit(accepted);
+       if :: gate.sale == 2 -> second = second | bit(accepted) :: else fi;
+       if :: KEYS && (!gate.key || mutant(KEY_IGNORED)) -> keyed = keyed | bit(accepted); gate.key = accepted + 1 :: true fi;
+       write_fence(_pid);
+       if :: answers -> hear(_pid); if :: REPLICAS -> told = told | bit(accepted) :: else fi
+          :: !answers -> waits[_pid] = accepted + 1; if :: mutant(NOTES_WITHOUT_COPIES) -> hear(_pid) :: else fi
+          :: !mutant(REVERTS_UNKNOWN)     /* the answer is lost; unknown is not failed */
+          :: mutant(REVERTS_UNKNOWN) -> gate.left++
+       fi;
+       accepted++ }
+  /* REPLICAS: WAIT. The answer is 200 once the copy has it, and OUTCOME_UNKNOWN after a while. */
+  :: d_step { waits[_pid] && has(copy.took, waits[_pid] - 1) ->
+       told = told | bit(waits[_pid] - 1); hear(_pid); waits[_pid] = 0 }
+  :: d_step { waits[_pid] -> waits[_pid] = 0 }
+  /* The key again: the answer is repeated, once the copy has the order. */
+  :: d_step { REPLICAS && may_sell && gate.key && (has(copy.took, gate.key - 1) || mutant(REPEATS_WITHOUT_COPIES)) ->
+       told = told | bit(gate.key - 1) }
+  /* At an old primary no copy ever comes. */
+  :: d_step { accepted < ORDERS && isolated && mutant(ANSWERS_WITHOUT_COPIES) -> told = told | bit(accepted); accepted++ }
+  /* It dies, and another one begins that has seen nothing. */
+  :: d_step { faults && (seen[_pid] || waits[_pid]) ->
+       seen[_pid] = 0; heard = heard & ~bit(_pid); waits[_pid] = 0; asked = asked | bit(_pid); spend() }
+  od
+}
+
+/* ---- relay: an entry that another relay has read may be claimed ---- */
+#define me (_pid - DOORS)
+#define order (reads[me] - 1)
+active [RELAYS] proctype relay() {
+end:
+  do
+  :: atomic { !reads[me] && gate.outbox && (!me || reads[0]) -> pick(gate.outbox, reads[me]);
+       if :: DURABLE && !REPLICAS && !has(copy.took, order) -> saved = false :: else fi;
+       if :: mutant(DELETES_FIRST) -> gate.outbox = gate.outbox & ~bit(order) :: else fi }
+  :: d_step { !reads[me] && isolated && mutant(RELAYS_WITHOUT_COPIES) -> reads[me] = highest(isolated) }
+  :: d_step { reads[me] && !published[me] && (!REPLICAS || has(copy.took | settled, order) || mutant(RELAYS_WITHOUT_COPIES)) ->
+       send(order); published[me] = true }
+  /* REPLICAS: no copy will come of what the primary itself lacks. */
+  :: d_step { reads[me] && !published[me] && REPLICAS && !has(gate.outbox, order) -> reads[me] = 0 }
+  /* Only the bus' confirm lets it acknowledge. */
+  :: d_step { published[me] -> gate.outbox = gate.outbox & ~bit(order); reads[me] = 0; published[me] = false }
+  /* It dies, or gives up; the entry stays in the outbox. */
+  :: d_step { reads[me] && faults -> reads[me] = 0; published[me] = false; spend() }
+  od
+}
+#undef me
+#undef order
+
+/* ---- fulfilment: settle, clear, acknowledge; each is tried again until it works ---- */
+#define me (_pid - DOORS - RELAYS)
+#define order (holds[me] - 1)
+#define is_known (has(settled, order) && !mutant(SETTLES_TWICE))
+#define has_unit (units_left(sale_of(order)) > 0 || mutant(NO_GUARD))
+#define is_out (has(gate.pending, order) || mutant(RELEASES_WITHOUT_EVIDENCE))
+#define releases_wrong (!has(gate.took & failed, order) || gate.sale != sale_of(order))
+#define is_current (gate.sale == sale_of(order) || mutant(RELEASES_TO_ANOTHER_SALE))
+active [KEEPERS] proctype fulfilment() {
+end:
+  do
+  :: atomic { !step[me] && bus ->
+       pick(bus, holds[me]); bus = bus & ~bit(order);
+       if :: !mutant(ACKNOWLEDGES_BEFORE_COMMIT) -> unacked = unacked | bit(me) :: else fi;
+       step[me] = 1 }
+  /* settle_batch: one transaction. An order that is known stays as it is. The guard is sold <= stock. */
+  :: atomic { step[me] == 1 ->
+       if :: is_known
+          :: !is_known -> failed = failed | bit(order)     /* its payment is declined */
+          :: !is_known && has_unit -> confirmed = confirmed | bit(order); sold[sale_of(order)]++
+          :: !is_known && !has_unit -> rejected = rejected | bit(order)
+       fi;
+       if :: mutant(ACKNOWLEDGES_BEFORE_CLEARING) -> unacked = unacked & ~bit(me) :: else fi;
+       step[me] = 2 }
+  /* clear.lua: only the call that finds the evidence, and takes it away, gives back the unit of a failed order. */
+  :: d_step { step[me] == 2 ->
+       if :: gate.open && forgot(worker(me)) -> close() :: else fi;
+       if :: is_out && is_current && (has(failed, order) || has(rejected, order) && mutant(RELEASES_REJECTED)) ->
+               if :: releases_wrong -> broken("a unit was released that was not out\n") :: else fi;
+               gate.took = gate.took & ~bit(order); gate.left++
+          :: else
+       fi;
+       if :: !mutant(RELEASES_TWICE) || !has(failed, order) -> gate.pending = gate.pending & ~bit(order) :: else fi;
+       write_fence(worker(me)); hear(worker(me));
+       step[me] = 3 }
+  /* The primary that was asked has failed over: the next one is asked. */
+  :: d_step { step[me] == 3 && REPLICAS && has(gate.pending, order) && !mutant(RELEASES_TWICE) -> step[me] = 2 }
+  /* Acknowledged last. Where the bus has taken the delivery back, this changes nothing. */
+  :: d_step { step[me] == 3 && (!REPLICAS || !has(copy.pending, order) || mutant(CLEARS_WITHOUT_COPIES)) ->
+       unacked = unacked & ~bit(me); holds[me] = 0; step[me] = 0 }
+  od
+}
+#undef me
+#undef order
+
+/* ---- keeper: closes a gate that is wrong, rebuilds it once nothing is under way, and opens it ---- */
+#define me (_pid - DOORS - RELAYS - KEEPERS)
+#define missing (units_left(sales) - gate.left)   /* units that the gate has fewer than the ledger says */
+#define copied_sale (!REPLICAS || copy.sale == sales || mutant(NOTED_WITHOUT_COPIES))
+#define sale_is_known (gate.sale == sales && offered < sales && copied_sale)
+#define coming (gate.sale < sales && offered < sales && !sold[sales])
+#define explained (gate.sale == sales && missing >= 0 && missing <= count(gate.pending) || coming)
+#define outbox_is_used (gate.outbox && !mutant(OUTBOX_NOT_READ))
+#define bus_is_used (bus && !mutant(BUS_NOT_READ) || unacked && !mutant(CONSUMERS_NOT_COUNTED))
+#define uses(one, other) (!mutant(READ_ONLY_BEFORE) && (mutant(BUS_BEFORE_OUTBOX) -> other : one))
+#define looks_once (mutant(SALES_READ_EARLY) || mutant(BUS_BEFORE_OUTBOX))
+#define overtaken (gate.rebuilding != gen[me] && !mutant(REBUILD_UNCHECKED))
+#define opens_wrong (!torn && (!lost && gate.left != units_left(gate.sale) || gate.sale < offered))
+#define under_way ((gate.outbox | bus | held) & ~(settled | lost))
+/* open_sale.lua: a newer sale replaces an older one, never the other way round. */
+inline offer(number) { if :: gate.sale < number -> gate.sale = number; gate.left = STOCK :: else fi }
+inline rest() {
+  if :: lock == me + 1 && !mutant(LOCK_KEPT) -> lock = 0 :: else fi;
+  task[me] = 0; gen[me] = 0; units[me] = 0; of_sale[me] = 0
+}
+active [KEEPERS] proctype keeper() {
+end:
+  do
+  /* It closes a gate that is older than the ledger's orders, which it asks of each new server; */
+  :: d_step { !task[me] && gate.open && !has(compared, me) ->
+       compared = compared | bit(me);
+       if :: gate.newest < highest(settled) -> gen[me] = gate.open; task[me] = CLOSE :: else fi }
+  /* that has forgotten what this fulfilment was answered, is not the latest, or differs from the ledger by more than the
+     pending orders explain (the audit). */
+  :: d_step { !task[me] && gate.open &&
+              (forgot(worker(me)) || gate.open < latest || !explained && !mutant(NO_AUDIT)) ->
+       gen[me] = gate.open; task[me] = CLOSE }
+  /* close.lua: unless another keeper has rebuilt it since. */
+  :: d_step { task[me] == CLOSE ->
+       if :: gate.open && gate.open <= gen[me] -> close()
+          :: gate.open > gen[me] && mutant(CLOSES_A_LATER_ONE) -> broken("a later gate was closed\n")
+          :: else
+       fi;
+       rest() }
+  /* It offers a sale whose front door could not. */
+  :: d_step { !task[me] && gate.open && coming && !mutant(NOT_OFFERED) -> offer(sales) }
+  :: d_step { !task[me] && sale_is_known -> offered = sales }
+  /* A closed gate is rebuilt once nothing is under way. This first look spares rebuilds that would be in vain. */
+  :: d_step { !task[me] && !gate.open && !holds[me] && (!outbox_is_used && !bus_is_used || looks_once) -> task[me] = LOCK }
+  :: d_step { task[me] == LOCK ->
+       if :: !lock && !gate.open -> lock = me + 1; latest++; gen[me] = latest; task[me] = BEGIN :: else -> rest() fi }
+  /* begin.lua. From here on the scripts of earlier rebuilds are refused, and so the gate can't open under this one. */
+  :: d_step { task[me] == BEGIN ->
+       if :: gate.open && !mutant(BEGINS_AT_AN_OPEN_GATE) -> rest()
+          :: else ->
+               if :: gate.open -> broken("a later gate was closed\n") :: else fi;
+               gate.open = (mutant(OPENS_TOO_EARLY) -> gen[me] : 0); gate.rebuilding = gen[me];
+               gate.fresh = 0; gate.newest = 0; gate.took = 0; units[me] = units_left(sales); task[me] = READ_OUTBOX;
+               if :: !mutant(PENDING_STAYS) -> gate.pending = 0 :: else fi
+       fi }
+  /* So what is drained now stays drained. A relay takes an entry to the bus: the outbox is looked at before the bus. */
+  :: d_step { task[me] == READ_OUTBOX && !(outbox_is_used && mutant(SALES_READ_EARLY)) ->
+       if :: uses(outbox_is_used, bus_is_used) -> rest() :: else -> task[me] = READ_BUS fi }
+  :: d_step { task[me] == READ_BUS && !(bus_is_used && mutant(SALES_READ_EARLY)) ->
+       if :: uses(bus_is_used, outbox_is_used) -> rest() :: else -> task[me] = READ_SALES fi }
+  :: d_step { task[me] == READ_SALES ->
+       of_sale[me] = sales; task[me] = RESTORE;
+       if :: !mutant(SALES_READ_EARLY) -> units[me] = units_left(sales) :: else fi }
+  :: d_step { task[me] == RESTORE ->
+       if :: overtaken -> rest()
+          :: else ->
+               if :: under_way -> broken("a rebuild overwrote what was under way\n") :: else fi;
+               if :: gate.sale <= of_sale[me] || mutant(REPLACES_A_NEWER_SALE) -> gate.sale = of_sale[me]; gate.left = units[me]
+                  :: else
+               fi;
+               units[me] = 0; of_sale[me] = 0; task[me] = REMEMBER
+       fi }
+  :: d_step { task[me] == REMEMBER ->
+       if :: overtaken -> rest()
+          :: else -> task[me] = REOPEN;
+               if :: !gate.key && !mutant(KEY_NOT_RESTORED) -> gate.key = highest(settled & keyed) :: else fi
+       fi }
+  :: d_step { task[me] == REOPEN ->
+       if :: !overtaken ->
+               if :: opens_wrong -> broken("a gate was opened with other units than the ledger had left\n") :: else fi;
+               gate.open = gen[me]; gate.rebuilding = 0; gate.fresh = 0; gate.newest = highest(settled);
+               asked = bit(DOORS) - 1; torn = false;
+               if :: !saved -> heard = 0 :: else fi
+          :: else
+       fi;
+       rest() }
+  /* Fulfilment and keeper die together. */
+  :: d_step { faults && (step[me] || seen[worker(me)] || task[me]) ->
+       if :: has(unacked, me) -> send(holds[me] - 1); unacked = unacked & ~bit(me) :: else fi;
+       holds[me] = 0; step[me] = 0;
+       seen[worker(me)] = 0; heard = heard & ~bit(worker(me)); compared = compared & ~bit(me);
+       rest(); spend() }
+  od
+}
+#undef me
+
+/* ---- operator: opens a sale, first in the ledger ---- */
+active proctype operator() {
+end:
+  do
+  :: sales < SALES -> sales++;     /* It may die after each step; a keeper goes on. */
+       if :: d_step { true -> offer(sales) }; if :: d_step { sale_is_known -> offered = sales } :: true fi :: true fi
+  od
+}
+
+/* ---- what may happen ---- */
+#define differs (gate.took != copy.took || gate.pending != copy.pending || gate.outbox != copy.outbox || \
+                 gate.sale != copy.sale || gate.fresh)
+#define elsewhere (bus | held | settled)
+inline give_up() {         /* PROMPT: a relay publishes what it has read, or gives up, before the gate is rebuilt. */
+  if :: PROMPT && !published[0] -> reads[0] = 0 :: else fi;
+  if :: PROMPT && !published[RELAYS - 1] -> reads[RELAYS - 1] = 0 :: else fi
+}
+active proctype environment() {
+  byte r;
+end:
+  do
+  :: d_step { !REPLICAS && faults && !saved -> save() }
+  :: d_step { !REPLICAS && faults ->           /* Redis forgets everything. */
+       lost = lost | gate.outbox & ~elsewhere;
+       assign(gate, new); gate.open = 0; gate.sale = 0; gate.left = 0; give_up(); spend() }
+  :: d_step { !REPLICAS && faults && saved ->  /* It goes back to the copy: a new server with an older memory. DURABLE: the
+                                                  copy holds what a relay has read. */
+       lost = lost | gate.outbox & ~(copy.outbox | elsewhere);
+       assign(gate, copy); asked = 0; compared = 0; torn = gate.rebuilding > 0; undone = undone | gate.pending & settled;
+       give_up(); spend() }
+  :: d_step { REPLICAS && differs -> save() }
+  :: d_step { REPLICAS && faults ->            /* The replica takes over, while the old primary still answers some. */
+       isolated = gate.outbox; lost = lost | gate.outbox & ~(copy.outbox | elsewhere | told);
+       assign(gate, copy); asked = 0; compared = 0; waits[0] = 0; waits[DOORS - 1] = 0; spend() }
+  :: isolated -> isolated = 0                  /* The old primary comes back, as a replica. */
+  :: d_step { faults && lock -> lock = 0; spend() }     /* PostgreSQL loses the session with the lock. */
+  :: atomic { faults && unacked ->        /* The bus loses a consumer and delivers again. */
+       if :: has(unacked, 0) -> r = 0 :: has(unacked, LAST) -> r = LAST fi;
+       send(holds[r] - 1); unacked = unacked & ~bit(r); r = 0; spend() }
+  od
+}
+
+/* ---- what must hold ---- */
+#define vanished ((bit(accepted) - 1) & ~(gate.outbox | bus | held | settled | lost))
+#define idle !(gate.outbox || bus || holds[0] || holds[LAST] || reads[0] || reads[RELAYS - 1] || task[0] || task[LAST])
+#define content (gate.open == latest && compared == bit(KEEPERS) - 1 && explained && !coming)
+#define remembers !(forgot(0) || forgot(DOORS - 1) || forgot(DOORS) || forgot(DOORS + LAST))
+#define hidden ((gate.pending || missing) && !(gate.pending & undone))
+#ifdef LIVE
+ltl opens { [] <> (gate.open == latest) }
+ltl settles { [] (accepted == 0 || <> (confirmed != 0 || failed != 0 || rejected != 0 || lost != 0)) }
+#else
+active proctype judge() {
+end:
+  do
+  :: d_step { vanished -> broken("an accepted purchase vanished\n") }
+  :: d_step { sold[1] > STOCK || sold[2] > STOCK || sold[1] + sold[2] != count(confirmed) -> broken("the ledger oversold\n") }
+  :: d_step { confirmed & failed | confirmed & rejected | failed & rejected -> broken("an order had two terminal states\n") }
+  :: d_step { count(confirmed & keyed) > 1 -> broken("a key bought twice\n") }
+  :: d_step { rejected && faults == FAULTS -> broken("a purchase was rejected though nothing was lost\n") }
+  :: d_step { idle && content && remembers && hidden -> broken("a unit was neither sold nor on sale\n") }
+  :: timeout ->            /* Nothing is left to do for anybody. */
+       if :: gate.open != latest || gate.sale != sales -> broken("a gate or a sale stayed closed\n") :: else fi;
+       if :: hidden -> broken("a unit was neither sold nor on sale\n") :: else fi;
+       break
+  od
+}
+#endif
