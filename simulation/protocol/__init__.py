@@ -1,0 +1,1 @@
+"""The protocol itself: as a model that a checker exhausts, and the engine's real steps in every order."""

@@ -1,0 +1,353 @@
+"""One example's world: the processes, the stores, and all that may happen to them, one thing at a time."""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Iterable
+from contextlib import ExitStack
+from itertools import count
+from typing import Any, Final
+
+import msgspec
+
+from engine.errors import FlashgridError, OutcomeUnknown
+from engine.ledger.queries import RECORD_ERRORS
+from engine.model.purchase import Outcome
+from engine.model.sale import SaleTerms
+from simulation.model.formats import decode_pending, name_key
+from simulation.protocol.bus import Bus, Channel
+from simulation.protocol.database import Database
+from simulation.protocol.memory import Copy, Memory
+from simulation.protocol.processes import FrontDoor, FulfilmentProcess, Process, RelayProcess, standing_in
+from simulation.protocol.steps import Actor, Clock, Fate, StepLoop
+
+KINDS: Final = (FrontDoor, FrontDoor, RelayProcess, RelayProcess, FulfilmentProcess, FulfilmentProcess)
+"""The processes of every example."""
+_NOTICED_MS: Final = 500
+"""A pause that is at least as long is noticed by whoever asks again and again."""
+_COPIES: Final = 3
+_DRAIN_ROUNDS: Final = 150
+_THREAD_STEPS: Final = 12
+_OUTBOX, _FENCE, _PENDING = (name_key(0, what) for what in ("outbox", "mark", "pending"))
+
+
+class Purchase(msgspec.Struct):
+    """A request to buy, and what its buyer was told. Its times count events."""
+
+    user_id: int
+    product_id: int
+    key: str | None
+    sent: int
+    front_door: Any
+    done: int | None = None
+    outcome: Outcome | None = None
+    order_id: str | None = None
+
+
+class Opening(msgspec.Struct):
+    """What an operator asked for, and what became of it."""
+
+    terms: SaleTerms
+    key: str
+    asked: int
+    opened: int | None = None
+    sale_id: int | None = None
+    refused: bool = False
+    """Whether the operator was told that nothing was opened, each time."""
+
+
+class Kept(msgspec.Struct, frozen=True):
+    """A copy of Redis' memory, and the orders that there were when it was taken."""
+
+    copy: Copy
+    known: frozenset[str]
+
+
+class World:
+    """Everything of one example."""
+
+    def __init__(self, memory: Memory, database: Database) -> None:
+        self.memory, self.database, self.bus = memory, database, Bus()
+        self.clock = Clock(time.time_ns() // 1_000_000)
+        self.loop = StepLoop(self.clock)
+        self.purchases: list[Purchase] = []
+        self.openings: dict[str, Opening] = {}
+        self.copies: list[Kept] = []
+        self.steps: Counter[str] = Counter()
+        self.drain_steps = 0
+        self.trace: list[str] = []
+        self.lost: set[str] = set()
+        """Orders that Redis lost before they were relayed."""
+        self.losses = 0
+        self.is_unnoticed = False
+        """Whether a loss could be noticed by nobody who lives."""
+        self.noticers: set[Actor] = set()
+        self.drained = False
+        self._events = count(1)
+        self._numbers: Counter[type] = Counter()
+        self._asked: dict[Actor, int] = {}
+        """The last server that each front door has asked, or that each keeper has compared."""
+        self._rounds: dict[Actor, int] = {}
+        """The server at which each keeper's round began."""
+        self._standing_in = ExitStack()
+        database.begin()
+        memory.begin(self.clock)
+        memory.asked = self._note_script
+        self._standing_in.enter_context(standing_in(memory, database, self.bus, self.clock))
+        self.processes = [self._start(kind) for kind in KINDS]
+        self.settle_down()
+        self.losses = 0
+
+    # What the processes do.
+
+    def _start(self, kind: type[Process]) -> Process:
+        self._numbers[kind] += 1
+        name = kind.__name__.removesuffix("Process").lower()
+        process = kind(f"{name} {self._numbers[kind]}", self.loop)
+        process.begin()
+        self.loop.run_until_idle()
+        return process
+
+    def run(self, process: Process, which: int, most: int, fate: Fate = Fate.DONE) -> int:
+        """Let one task of a process take so many steps at most, of which the first ends by fate."""
+        waiting = process.waiting
+        if not waiting:
+            return 0
+        step = waiting[which % len(waiting)]
+        for number in range(1, most + 1):
+            self._take(process, step, fate if number == 1 else Fate.DONE)
+            if not (mine := [each for each in process.waiting if each.task is step.task]):
+                return number
+            if mine[-1].what.startswith("rest"):
+                return number
+            step = mine[-1]
+        return most
+
+    def _take(self, process: Process, step: Any, fate: Fate) -> None:
+        if fate is Fate.LATE and step.what != "bus publish":
+            fate = Fate.CUT
+        keeps = isinstance(process, FulfilmentProcess) and step.task is process.keeper
+        rests = step.what.startswith("rest")
+        if keeps and rests:
+            self._rounds[process] = self.memory.incarnation
+        self.steps[step.what if fate is Fate.DONE or rests else f"{step.what}: {fate}"] += 1
+        self.trace.append(f"{process.name}: {step.what}" + ("" if fate is Fate.DONE else f" ({fate})"))
+        step.go(fate)
+        self.loop.run_until_idle()
+        if keeps and any(
+            each.task is step.task and each.what in ("rest 0.5", "rest 0.1") for each in process.waiting
+        ):
+            self._asked[process] = self._rounds.get(process, 0)
+
+    def _note_script(self, actor: Actor, name: str) -> None:
+        if name == "vouch":
+            self._asked[actor] = self.memory.incarnation
+
+    def crash(self, number: int) -> None:
+        """Kill a process; another one starts in its place."""
+        process = self.processes[number]
+        self._say(f"{process.name} dies")
+        if process in self.noticers:
+            self.is_unnoticed = True
+        process.crash()
+        self.processes[number] = self._start(KINDS[number])
+
+    def buy(self, number: int, product_id: int, buyers: Iterable[tuple[int, str | None]]) -> None:
+        """Send purchases to a front door at the same time."""
+        front_door = self.processes[number]
+        assert isinstance(front_door, FrontDoor)
+        for user_id, key in buyers:
+            purchase = Purchase(user_id, product_id, key, next(self._events), front_door)
+            self.purchases.append(purchase)
+            self._say(f"user {user_id} asks {front_door.name} for product {product_id}, key {key}")
+
+            def reply(outcome: Outcome, order_id: str | None, purchase: Purchase = purchase) -> None:
+                purchase.done, purchase.outcome, purchase.order_id = next(self._events), outcome, order_id
+                self._say(f"user {purchase.user_id} is told {outcome} {order_id or ''}")
+
+            front_door.gate.submit((b"%d" % user_id, b"%d" % product_id, key, reply))
+        self.loop.run_until_idle()
+
+    def open_sale(self, number: int, terms: SaleTerms, key: str) -> None:
+        """Have a front door open a sale; again under the same key, it asks for the same."""
+        front_door = self.processes[number]
+        assert isinstance(front_door, FrontDoor)
+        opening = self.openings.setdefault(key, Opening(terms, key, next(self._events), refused=True))
+        self._say(f"an operator asks {front_door.name} for sale {key}: {opening.terms}")
+
+        async def work() -> None:
+            unsure, opening.refused = not opening.refused, False
+            try:
+                sale = await front_door.open_sale(opening.terms, key)
+            except OutcomeUnknown:
+                return
+            except FlashgridError:
+                # Another request under the key may be under way.
+                opening.refused = not unsure
+                return
+            opening.sale_id = sale.sale_id
+            opening.opened = opening.opened or next(self._events)
+
+        front_door.start(work())
+        self.loop.run_until_idle()
+
+    # What happens to the stores.
+
+    def take_copy(self) -> None:
+        """Keep a copy of Redis' memory."""
+        self._say("Redis' memory is copied")
+        self.copies = [*self.copies[1 - _COPIES :], Kept(self.memory.take_copy(), frozenset(self.list_orders()))]
+
+    def lose_memory(self, which: int | None) -> None:
+        """Put a server in place of Redis that holds one of the copies, or nothing."""
+        kept = Kept((), frozenset()) if which is None or not self.copies else self.copies[which % len(self.copies)]
+        self._say(f"Redis goes back to {f'a copy of {len(kept.known)} orders' if kept.copy else 'nothing'}")
+        before, waiting = set(self.list_orders()), self._list_entries()
+        self.memory.go_back(kept.copy)
+        self._note_loss(kept, before, waiting)
+
+    def restart_redis(self) -> None:
+        """Put a server in place of Redis that holds the same."""
+        self._say("Redis restarts")
+        self.memory.go_back(self.memory.take_copy())
+
+    def _note_loss(self, kept: Kept, before: set[str], waiting: set[str]) -> None:
+        self.losses += 1
+        settled = self._list_settled()
+        relayed = _read_ids(self.bus.list_bodies()) | settled
+        self.lost |= waiting - self._list_entries() - relayed
+        if not kept.copy or not (before - kept.known) & relayed:
+            return
+        fence = dict(_pairs(self.memory.call("HGETALL", _FENCE)))
+        generation = int(fence.get(b"open", 0))
+        [[latest]] = self.database.read("SELECT max(generation) FROM gate")
+        if generation < (latest or 0):
+            return
+        noticers = {
+            process
+            for process in self.processes
+            for writer, *seen in (each.seen for each in process.fences)
+            if [generation, int(fence.get(writer.encode(), 0))] < seen
+        }
+        self.noticers |= noticers
+        self.is_unnoticed |= not noticers
+
+    def lose_channel(self, which: int) -> None:
+        """Have the broker take a consumer for gone."""
+        channels: list[Channel] = self.bus.channels
+        if channels:
+            self._say("a consumer's channel is lost")
+            self.bus.notice(channels[which % len(channels)])
+
+    @property
+    def holds_lock(self) -> bool:
+        """Whether a keeper rebuilds the gate."""
+        return self.database.lock_holder is not None
+
+    def lose_lock(self) -> None:
+        """Have PostgreSQL lose the session of the keeper that rebuilds."""
+        if self.database.lock_holder is not None:
+            self._say("PostgreSQL loses the session that holds the lock")
+            self.database.lock_holder.terminate()
+
+    def arrive(self) -> None:
+        """Have a message arrive of which its publisher knows nothing any more."""
+        if self.bus.late:
+            self._say("a message arrives late")
+            self.bus.arrive()
+
+    def may_pass(self, ms: int) -> bool:
+        """Return whether so much time may pass: whoever asks again and again has asked the server by then.
+
+        As long as nothing is sold, any time may pass.
+        """
+        return (
+            ms < _NOTICED_MS
+            or not self.memory.call("HEXISTS", _FENCE, "open")
+            or all(
+                self._asked.get(process, 0) == self.memory.incarnation
+                for process in self.processes
+                if not isinstance(process, RelayProcess)
+            )
+        )
+
+    def pass_time(self, ms: int) -> None:
+        """Move the clock."""
+        self._say(f"{ms} ms pass")
+        self.clock.now_ms += ms
+
+    # The end.
+
+    def settle_down(self) -> None:
+        """Let everything that is under way end, without another fault."""
+        for channel in [each for each in self.bus.channels if each.is_abandoned]:
+            self.bus.notice(channel)
+        while self.bus.late:
+            self.bus.arrive()
+        before = self.steps
+        self.steps = Counter()
+        for number in range(_DRAIN_ROUNDS):
+            for process in self.processes:
+                for task in dict.fromkeys(step.task for step in process.waiting):
+                    places = [at for at, step in enumerate(process.waiting) if step.task is task]
+                    if places:
+                        self.run(process, places[0], _THREAD_STEPS)
+            if self._is_settled():
+                self.drained = True
+                break
+            ms = 6_000 if number % 2 else 1
+            if self.may_pass(ms):
+                self.clock.now_ms += ms
+        self.drain_steps += self.steps.total()
+        self.steps = before
+
+    def _is_settled(self) -> bool:
+        """Return whether nothing is under way, and gate and ledger agree."""
+        if self.bus.list_bodies() or any(each.done is None and each.front_door.alive for each in self.purchases):
+            return False
+        if not self.memory.call("HEXISTS", _FENCE, "open") or self.memory.call("EXISTS", _PENDING):
+            return False
+        if self._list_entries():
+            return False
+        for product_id, sale_id, left in self.database.read(
+            "SELECT DISTINCT ON (product_id) product_id, sale_id, stock - sold FROM sales ORDER BY product_id, sale_id DESC"
+        ):
+            at_gate = self.memory.call("HMGET", name_key(0, f"sale:{product_id}"), "sale_id", "remaining")
+            if at_gate != [b"%d" % sale_id, b"%d" % left]:
+                return False
+        return True
+
+    def end(self) -> None:
+        """End every process."""
+        for process in self.processes:
+            process.crash()
+        self._standing_in.close()
+
+    # What there is.
+
+    def list_orders(self) -> set[str]:
+        """Return every order of which any store knows."""
+        pending = dict(_pairs(self.memory.call("HGETALL", _PENDING)))
+        return decode_pending(pending) | self._list_entries() | _read_ids(self.bus.list_bodies()) | self._list_settled()
+
+    def _list_entries(self) -> set[str]:
+        if not self.memory.call("EXISTS", _OUTBOX):
+            return set()
+        entries = self.memory.call("XRANGE", _OUTBOX, "-", "+")
+        return _read_ids(dict(_pairs(fields))[b"purchases"] for _, fields in entries)
+
+    def _list_settled(self) -> set[str]:
+        return {row[0] for row in self.database.read("SELECT order_id::text FROM orders")}
+
+    def _say(self, what: str) -> None:
+        self.trace.append(what)
+
+
+def _pairs(flat: list[Any]) -> Iterable[tuple[Any, Any]]:
+    return zip(flat[::2], flat[1::2], strict=True)
+
+
+def _read_ids(bodies: Iterable[bytes]) -> set[str]:
+    """Return the ids of the orders in messages, or in entries of the outbox (engine/model/lot.py)."""
+    lots = [msgspec.json.decode(line) for body in bodies for line in body.split(b"\n")]
+    return {f"{stem}{place:03x}" for stem, first, _, _, _, _, users, *_ in lots for place in range(first, first + len(users))}
