@@ -44,6 +44,7 @@ for command in (
     proving.matrix,
     proving.mutants,
     proving.soak,
+    proving.interleave,
     proving.bench,
 ):
     main.add_command(command)

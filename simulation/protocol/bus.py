@@ -89,6 +89,11 @@ class StepConsumer:
     def __init__(self, _url: str, prefetch: int) -> None:
         self.channel: Channel | None = None
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the broker has not taken it for gone."""
+        return self.channel is not None and self.channel.is_open
+
     async def read(self, wait_s: float) -> list[Message]:
         bus = self.bus
         if self.channel is None:

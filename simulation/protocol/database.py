@@ -51,14 +51,10 @@ class Database:
         """Take a session back; PostgreSQL forgets what it did not commit if it was lost."""
         (self._lost if lost else self._free).append(session)
 
-    def begin(self) -> None:
-        """Empty the ledger for another example."""
-        self.execute(_BLANK)
-
-    def execute(self, statements: str) -> None:
-        """Execute statements that are no step."""
+    def begin(self, generation: int) -> None:
+        """Empty the ledger for another example, in which the gate was opened in this generation."""
         session = self.lend()
-        self.run(session.execute(statements))
+        self.run(session.execute(f"{_BLANK}; INSERT INTO gate VALUES (true, {generation})"))
         self.give_back(session, lost=False)
 
     def read(self, query: str, *arguments: Any) -> list[Any]:

@@ -12,9 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from engine.model.sale import SaleTerms
-from simulation.protocol.database import Database
-from simulation.protocol.memory import Memory
-from simulation.protocol.processes import DECLINED
+from simulation.protocol.processes import DECLINED, Stores
 from simulation.protocol.referee import find_faults
 from simulation.protocol.steps import Fate
 from simulation.protocol.world import KINDS, World
@@ -22,7 +20,10 @@ from simulation.protocol.world import KINDS, World
 _numbers = st.integers(0, len(KINDS) - 1)
 _doors = st.integers(0, 1)
 _which = st.integers(0, 3)
-_products = st.integers(1, 2)
+_choice = st.integers(0, 31)
+_moves = st.lists(st.tuples(_choice, st.integers(1, 8)), min_size=1, max_size=8)
+"""Which tasks go on, and for how many steps at most."""
+_products = st.sampled_from([1, 1, 2])
 _buyers = st.tuples(st.sampled_from([1, 2, DECLINED]), st.sampled_from([None, None, "a", "b"]))
 _terms = st.builds(
     SaleTerms,
@@ -31,6 +32,9 @@ _terms = st.builds(
     limit=st.sampled_from([None, 1, 2]),
     quantity=st.sampled_from([1, 1, 2]),
 )
+
+
+Moves = list[tuple[int, int]]
 
 
 class Tally:
@@ -49,13 +53,12 @@ class Tally:
 class Interleaving(RuleBasedStateMachine):
     """One example."""
 
-    memory: ClassVar[Memory]
-    database: ClassVar[Database]
+    stores: ClassVar[Stores]
     tally: ClassVar[Tally]
 
     def __init__(self) -> None:
         super().__init__()
-        self.world = World(self.memory, self.database)
+        self.world = World(self.stores)
         self.actions: Counter[str] = Counter()
         self.is_whole = True
 
@@ -68,81 +71,74 @@ class Interleaving(RuleBasedStateMachine):
     @initialize(terms=_terms)
     def begin(self, terms: SaleTerms) -> None:
         """Begin with a sale."""
-        self._act("open", self.world.open_sale, 0, terms, "first")
-        self.world.settle_down()
+        self._act("open", self.world.open_sale, 0, terms, "first", True)
 
-    @rule(number=_numbers, which=_which, most=st.integers(1, 8))
-    def go_on(self, number: int, which: int, most: int) -> None:
-        """A process goes on."""
-        self._act("go on", self.world.run, self.world.processes[number], which, most)
+    def _go_on(self, moves: Moves) -> None:
+        for choice, most in moves:
+            self._act("go on", self.world.go_on, choice, most)
 
-    @rule(number=_numbers, which=_which, most=st.integers(1, 8))
-    def go_on_again(self, number: int, which: int, most: int) -> None:
-        """A process goes on: most of what happens."""
-        self._act("go on", self.world.run, self.world.processes[number], which, most)
-
-    @rule(number=_numbers, which=_which, fate=st.sampled_from([Fate.LOST, Fate.CUT, Fate.LATE]))
-    def go_wrong(self, number: int, which: int, fate: Fate) -> None:
-        """A process goes on, and its connection breaks."""
-        self._act(f"go on: {fate}", self.world.run, self.world.processes[number], which, 1, fate)
-
-    @rule(number=_doors, product_id=_products, buyers=st.lists(_buyers, min_size=1, max_size=3))
-    def buy(self, number: int, product_id: int, buyers: list[tuple[int, str | None]]) -> None:
+    @rule(moves=_moves, number=_doors, product_id=_products, buyers=st.lists(_buyers, min_size=1, max_size=3))
+    def buy(self, moves: Moves, number: int, product_id: int, buyers: list[tuple[int, str | None]]) -> None:
         """Users ask for a product at the same time."""
+        self._go_on(moves)
         self._act("buy", self.world.buy, number, product_id, buyers)
 
-    @rule(number=_doors, terms=_terms, key=st.sampled_from(["first", "second", "third"]))
-    def open_sale(self, number: int, terms: SaleTerms, key: str) -> None:
+    @rule(moves=_moves, number=_doors, user_id=st.integers(1, 4))
+    def buy_one(self, moves: Moves, number: int, user_id: int) -> None:
+        """A user asks for the product that was on sale first."""
+        self._go_on(moves)
+        self._act("buy", self.world.buy, number, 1, [(user_id, None)])
+
+    @rule(moves=_moves, number=_doors, terms=_terms, key=st.sampled_from(["first", "second", "third"]))
+    def open_sale(self, moves: Moves, number: int, terms: SaleTerms, key: str) -> None:
         """An operator opens a sale, perhaps again."""
+        self._go_on(moves)
         self._act("open", self.world.open_sale, number, terms, key)
 
-    @rule(number=_numbers)
-    def crash(self, number: int) -> None:
+    @rule(moves=_moves, choice=_choice, fate=st.sampled_from([Fate.LOST, Fate.CUT, Fate.LATE]))
+    def go_wrong(self, moves: Moves, choice: int, fate: Fate) -> None:
+        """A process goes on, and its connection breaks."""
+        self._go_on(moves)
+        self._act(f"go on: {fate}", self.world.go_on, choice, 1, fate)
+
+    @rule(moves=_moves, number=_numbers)
+    def crash(self, moves: Moves, number: int) -> None:
         """A process dies, and another one starts."""
+        self._go_on(moves)
         self._act("crash", self.world.crash, number)
 
-    @rule()
-    def copy(self) -> None:
+    @precondition(lambda self: len(self.world.copies) < 2)
+    @rule(moves=_moves)
+    def copy(self, moves: Moves) -> None:
         """Redis' memory is copied."""
+        self._go_on(moves)
         self._act("copy", self.world.take_copy)
 
-    @precondition(lambda self: self.world.copies)
-    @rule(which=st.integers(0, 2))
-    def go_back(self, which: int) -> None:
-        """A server takes over that has an older copy."""
-        self._act("go back", self.world.lose_memory, which)
+    @precondition(lambda self: self.world.losses < 2)
+    @rule(moves=_moves, which=st.sampled_from([0, 1, None]))
+    def lose_memory(self, moves: Moves, which: int | None) -> None:
+        """A server takes over that has an older copy, or nothing."""
+        self._go_on(moves)
+        self._act("wipe" if which is None else "go back", self.world.lose_memory, which)
 
-    @rule()
-    def wipe(self) -> None:
-        """A server takes over that has nothing."""
-        self._act("wipe", self.world.lose_memory, None)
+    @rule(moves=_moves, which=st.integers(0, 9))
+    def disturb(self, moves: Moves, which: int) -> None:
+        """Redis restarts, or the broker or PostgreSQL loses a connection, or what was sent arrives late."""
+        self._go_on(moves)
+        world = self.world
+        if world.holds_lock and which < 8:
+            self._act("lose lock", world.lose_lock)
+        elif world.bus.late and which < 8:
+            self._act("arrive", world.arrive)
+        elif world.bus.channels and which < 8:
+            self._act("lose channel", world.lose_channel, which)
+        else:
+            self._act("restart", world.restart_redis)
 
-    @rule()
-    def restart(self) -> None:
-        """A server takes over that has everything."""
-        self._act("restart", self.world.restart_redis)
-
-    @precondition(lambda self: self.world.bus.channels)
-    @rule(which=_which)
-    def lose_channel(self, which: int) -> None:
-        """The broker takes a consumer for gone."""
-        self._act("lose channel", self.world.lose_channel, which)
-
-    @precondition(lambda self: self.world.bus.late)
-    @rule()
-    def arrive(self) -> None:
-        """A message arrives late."""
-        self._act("arrive", self.world.arrive)
-
-    @precondition(lambda self: self.world.holds_lock)
-    @rule()
-    def lose_lock(self) -> None:
-        """PostgreSQL loses the session of the keeper that rebuilds."""
-        self._act("lose lock", self.world.lose_lock)
-
-    @rule(ms=st.sampled_from([1, 600, 6_000]))
-    def pass_time(self, ms: int) -> None:
+    @rule(moves=_moves, ms=st.sampled_from([1, 600, 6_000]))
+    def pass_time(self, moves: Moves, ms: int) -> None:
         """Time passes, unless somebody had not the time to do what takes less."""
+        self._go_on(moves)
         if self.world.may_pass(ms):
             self._act(f"{ms} ms", self.world.pass_time, ms)
 

@@ -18,6 +18,7 @@ import hiredis
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError, NoScriptError, ResponseError
 
+from engine.gate.keys import ShardKeys
 from simulation.protocol.steps import Actor, Broken, Clock, current_actor, take_turn
 
 Words = tuple[Any, ...]
@@ -47,12 +48,12 @@ return 1
 class Memory:
     """One real server, and what it is told of time and of itself."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, clock: Clock) -> None:
         address = urlsplit(url)
         self._socket = socket.create_connection((address.hostname, address.port))
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._reader = hiredis.Reader(replyError=make_error)
-        self.clock = Clock(0)
+        self.clock = clock
         self._told_ms = -1
         self.incarnation = 0
         """Counts the servers: a connection to an earlier one is broken."""
@@ -79,11 +80,10 @@ class Memory:
             raise answer
         return answer
 
-    def begin(self, clock: Clock) -> None:
-        """Empty the server for another example."""
-        self.clock, self._told_ms = clock, -1
-        self.call("DEL", "entries")
+    def begin(self, generation: int) -> None:
+        """Empty the server for another example, which begins with an open gate."""
         self.go_back(())
+        self.call("HSET", ShardKeys(0).fence, "open", generation)
 
     def take_copy(self) -> Copy:
         """Return all that the gate holds."""
@@ -162,7 +162,7 @@ class StepConnection(AbstractConnection):
     """The server to which all of them lead."""
 
     def __init__(self, path: str = "", **options: Any) -> None:
-        super().__init__(**options)
+        super().__init__(driver_info=None, **options)
         self._incarnation: int | None = None
         self._is_checked = False
         """Whether nothing was sent since the client looked whether the connection is good."""

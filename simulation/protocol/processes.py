@@ -106,12 +106,15 @@ class FulfilmentProcess(Actor):
     """A fulfilment process, with its keeper."""
 
     clearing: Clearing
+    pause: Pause
+    keeper: "asyncio.Task[None]"
     source: StepConsumer
 
     def begin(self) -> None:
         async def run() -> None:
             ledger = await Ledger.connect(SETTINGS.postgres_url)
-            self.clearing, pause = Clearing(connect_redis(SETTINGS.redis_url), [SHARD]), Pause()
+            self.clearing = Clearing(connect_redis(SETTINGS.redis_url), [SHARD])
+            self.pause = pause = Pause()
             self.source = StepConsumer("", 256)
             source: Any = self.source
             fulfilment = Fulfilment(source, Payment(), ledger, self.clearing, pause, SETTINGS)
@@ -135,20 +138,39 @@ class FulfilmentProcess(Actor):
 Process = FrontDoor | RelayProcess | FulfilmentProcess
 
 
-@contextmanager
-def standing_in(memory: Memory, database: Database, bus: Bus, clock: Clock) -> Iterator[None]:
-    """Lead the engine to the stores and the clock of an example."""
+class Stores:
+    """The stores of all examples, one after the other, and their clock."""
 
-    async def create_pool(*_: Any, **__: Any) -> StepPool:
-        return StepPool(database)
+    def __init__(self, redis_url: str, postgres_url: str) -> None:
+        self.clock = Clock(time.time_ns() // 1_000_000)
+        self.memory = Memory(redis_url, self.clock)
+        self.database = Database(postgres_url)
+        self.bus = Bus()
 
-    StepConnection.memory, StepPublisher.bus, StepConsumer.bus = memory, bus, bus
-    with ExitStack() as patches:
-        enter: Callable[[Any], object] = patches.enter_context
-        enter(patch.object(redis.asyncio.connection, "UnixDomainSocketConnection", StepConnection))
-        enter(patch.object(asyncpg, "create_pool", create_pool))
-        enter(patch.object(engine.stages.reconciliation, "Publisher", StepPublisher))
-        for name, module in list(sys.modules.items()):
-            if name.startswith("engine.") and getattr(module, "time", None) is time:
-                enter(patch.object(module, "time", clock))
-        yield
+    def begin(self) -> None:
+        """Empty all of them; the gate is open."""
+        self.bus = StepPublisher.bus = StepConsumer.bus = Bus()
+        self.clock.now_ms = time.time_ns() // 1_000_000
+        generation = self.clock.now_ms // 1000
+        self.database.begin(generation)
+        self.memory.begin(generation)
+
+    @contextmanager
+    def standing_in(self) -> Iterator[None]:
+        """Lead the engine to these stores and this clock; disconnect at the end."""
+
+        async def create_pool(*_: Any, **__: Any) -> StepPool:
+            return StepPool(self.database)
+
+        StepConnection.memory = self.memory
+        with ExitStack() as patches:
+            patches.callback(self.database.close)
+            patches.callback(self.memory.close)
+            enter: Callable[[Any], object] = patches.enter_context
+            enter(patch.object(redis.asyncio.connection, "UnixDomainSocketConnection", StepConnection))
+            enter(patch.object(asyncpg, "create_pool", create_pool))
+            enter(patch.object(engine.stages.reconciliation, "Publisher", StepPublisher))
+            for name, module in list(sys.modules.items()):
+                if name.startswith("engine.") and getattr(module, "time", None) is time:
+                    enter(patch.object(module, "time", self.clock))
+            yield

@@ -47,6 +47,10 @@ SELECT order_id::text, sale_id, product_id, user_id, quantity, status, reason, i
     (extract(epoch FROM settled_at) * 1000000)::bigint AS settled_us
 FROM orders
 """
+_COLUMNS: Final = [
+    "op", "driver", "user_id", "product_id", "key", "intended_ns", "sent_ns", "done_ns", "status", "outcome", "result",
+    "order_id",
+]  # fmt: skip
 _CLOCKS_NS: Final = 10**16
 """An example's events are counted, not timed: no rule may compare their times with those of a store."""
 _AFTER_A_LOSS: Final = {
@@ -75,7 +79,7 @@ def find_faults(world: World) -> list[str]:
     if world.is_unnoticed or len(gone) < len(world.lost):
         excused |= _AFTER_A_SURPRISE
     faults = [*world.loop.failures, *_check_openings(world, sales), *_check(world, sales, orders, gone, excused)]
-    if not faults and world.purchases and sales and len(world.trace) % JUDGED == 0:
+    if not faults and sales and len(world.trace) % JUDGED == 0:
         checks = judge(_tell(world.purchases, gone), _hold(world, sales, orders), _ask(world, sales, orders))
         faults += [
             f"the judge says: {check.name}: {check.detail}"
@@ -185,7 +189,9 @@ def _ask_sale(world: World, row: Any) -> AskedSale:
 def _tell(purchases: list[Purchase], gone: set[str]) -> pd.DataFrame:
     """Return the history: what clients were told, but for what is gone."""
     rows = []
-    for op, purchase in enumerate(purchases):
+    # A product that is on sale later is rightly not known before.
+    known = [each for each in purchases if each.outcome is not Outcome.UNKNOWN_PRODUCT]
+    for op, purchase in enumerate(known):
         told = None if purchase.order_id in gone else purchase.outcome
         word = _WORD.get(told) or str(told)
         rows.append(
@@ -195,11 +201,7 @@ def _tell(purchases: list[Purchase], gone: set[str]) -> pd.DataFrame:
                 purchase.order_id if told is Outcome.ACCEPTED else None,
             )
         )  # fmt: skip
-    names = (
-        "op", "driver", "user_id", "product_id", "key", "intended_ns", "sent_ns", "done_ns", "status", "outcome",
-        "result", "order_id",
-    )  # fmt: skip
-    return make_history({name: pd.Series(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)})
+    return make_history(dict(pd.DataFrame(rows, columns=_COLUMNS).items()))
 
 
 def _hold(world: World, sales: list[Any], orders: list[Any]) -> FinalState:

@@ -1,25 +1,20 @@
 """One example's world: the processes, the stores, and all that may happen to them, one thing at a time."""
 
-import asyncio
-import time
 from collections import Counter
 from collections.abc import Iterable
-from contextlib import ExitStack
 from itertools import count
 from typing import Any, Final
 
 import msgspec
 
 from engine.errors import FlashgridError, OutcomeUnknown
-from engine.ledger.queries import RECORD_ERRORS
 from engine.model.purchase import Outcome
 from engine.model.sale import SaleTerms
 from simulation.model.formats import decode_pending, name_key
-from simulation.protocol.bus import Bus, Channel
-from simulation.protocol.database import Database
-from simulation.protocol.memory import Copy, Memory
-from simulation.protocol.processes import FrontDoor, FulfilmentProcess, Process, RelayProcess, standing_in
-from simulation.protocol.steps import Actor, Clock, Fate, StepLoop
+from simulation.protocol.bus import Channel
+from simulation.protocol.memory import Copy
+from simulation.protocol.processes import FrontDoor, FulfilmentProcess, Process, RelayProcess, Stores
+from simulation.protocol.steps import Actor, Fate, Step, StepLoop
 
 KINDS: Final = (FrontDoor, FrontDoor, RelayProcess, RelayProcess, FulfilmentProcess, FulfilmentProcess)
 """The processes of every example."""
@@ -28,6 +23,8 @@ _NOTICED_MS: Final = 500
 _COPIES: Final = 3
 _DRAIN_ROUNDS: Final = 150
 _THREAD_STEPS: Final = 12
+_SELDOM: Final = 28
+"""A choice that is less leaves out the tasks that would find nothing."""
 _OUTBOX, _FENCE, _PENDING = (name_key(0, what) for what in ("outbox", "mark", "pending"))
 
 
@@ -66,9 +63,9 @@ class Kept(msgspec.Struct, frozen=True):
 class World:
     """Everything of one example."""
 
-    def __init__(self, memory: Memory, database: Database) -> None:
-        self.memory, self.database, self.bus = memory, database, Bus()
-        self.clock = Clock(time.time_ns() // 1_000_000)
+    def __init__(self, stores: Stores) -> None:
+        stores.begin()
+        self.memory, self.database, self.bus, self.clock = stores.memory, stores.database, stores.bus, stores.clock
         self.loop = StepLoop(self.clock)
         self.purchases: list[Purchase] = []
         self.openings: dict[str, Opening] = {}
@@ -85,18 +82,14 @@ class World:
         self.drained = False
         self._events = count(1)
         self._numbers: Counter[type] = Counter()
+        self._idle: set[Actor] = set()
+        """Relays that have found no entry since one was written."""
         self._asked: dict[Actor, int] = {}
         """The last server that each front door has asked, or that each keeper has compared."""
         self._rounds: dict[Actor, int] = {}
         """The server at which each keeper's round began."""
-        self._standing_in = ExitStack()
-        database.begin()
-        memory.begin(self.clock)
-        memory.asked = self._note_script
-        self._standing_in.enter_context(standing_in(memory, database, self.bus, self.clock))
+        self.memory.asked = self._note_script
         self.processes = [self._start(kind) for kind in KINDS]
-        self.settle_down()
-        self.losses = 0
 
     # What the processes do.
 
@@ -108,29 +101,51 @@ class World:
         self.loop.run_until_idle()
         return process
 
-    def run(self, process: Process, which: int, most: int, fate: Fate = Fate.DONE) -> int:
-        """Let one task of a process take so many steps at most, of which the first ends by fate."""
-        waiting = process.waiting
-        if not waiting:
-            return 0
-        step = waiting[which % len(waiting)]
-        for number in range(1, most + 1):
-            self._take(process, step, fate if number == 1 else Fate.DONE)
-            if not (mine := [each for each in process.waiting if each.task is step.task]):
-                return number
-            if mine[-1].what.startswith("rest"):
-                return number
-            step = mine[-1]
-        return most
+    def go_on(self, choice: int, most: int, fate: Fate = Fate.DONE) -> None:
+        """Let one task of a process take so many steps at most, of which the first ends by fate.
 
-    def _take(self, process: Process, step: Any, fate: Fate) -> None:
+        A task that would find nothing is chosen seldom, or where there is no other.
+        """
+        tasks = [(process, step) for process in self.processes for step in process.waiting]
+        if choice < _SELDOM:
+            tasks = [each for each in tasks if not self._is_idle(*each)] or tasks
+        process, step = tasks[choice % len(tasks)]
+        self.run(process, step, most, fate)
+
+    def _is_idle(self, process: Process, step: Step) -> bool:
+        match step.what:
+            case "bus deliver":
+                assert isinstance(process, FulfilmentProcess)
+                return not self.bus.queue and not process.pause.wanted and process.source.is_open
+            case "Redis XREADGROUP":
+                return process in self._idle
+            case "rest 0.2":
+                return self._asked.get(process) == self.memory.incarnation
+        return False
+
+    def run(self, process: Process, step: Step, most: int, fate: Fate = Fate.DONE) -> None:
+        """Let the task that waits take so many steps at most, of which the first ends by fate."""
+        task = step.task
+        for number in range(most):
+            self._take(process, step, Fate.DONE if number else fate)
+            mine = [each for each in process.waiting if each.task is task]
+            if not mine or mine[-1].what.startswith("rest"):
+                return
+            if step.what == mine[-1].what == "Redis XREADGROUP":
+                self._idle.add(process)
+            step = mine[-1]
+            if self._is_idle(process, step):
+                return
+
+    def _take(self, process: Process, step: Step, fate: Fate) -> None:
         if fate is Fate.LATE and step.what != "bus publish":
             fate = Fate.CUT
         keeps = isinstance(process, FulfilmentProcess) and step.task is process.keeper
         rests = step.what.startswith("rest")
         if keeps and rests:
             self._rounds[process] = self.memory.incarnation
-        self.steps[step.what if fate is Fate.DONE or rests else f"{step.what}: {fate}"] += 1
+        what = "rest" if rests else step.what
+        self.steps[what if fate is Fate.DONE or rests else f"{what}: {fate}"] += 1
         self.trace.append(f"{process.name}: {step.what}" + ("" if fate is Fate.DONE else f" ({fate})"))
         step.go(fate)
         self.loop.run_until_idle()
@@ -142,6 +157,8 @@ class World:
     def _note_script(self, actor: Actor, name: str) -> None:
         if name == "vouch":
             self._asked[actor] = self.memory.incarnation
+        elif name == "reserve":
+            self._idle.clear()
 
     def crash(self, number: int) -> None:
         """Kill a process; another one starts in its place."""
@@ -150,6 +167,7 @@ class World:
         if process in self.noticers:
             self.is_unnoticed = True
         process.crash()
+        self._idle.clear()
         self.processes[number] = self._start(KINDS[number])
 
     def buy(self, number: int, product_id: int, buyers: Iterable[tuple[int, str | None]]) -> None:
@@ -168,7 +186,7 @@ class World:
             front_door.gate.submit((b"%d" % user_id, b"%d" % product_id, key, reply))
         self.loop.run_until_idle()
 
-    def open_sale(self, number: int, terms: SaleTerms, key: str) -> None:
+    def open_sale(self, number: int, terms: SaleTerms, key: str, at_once: bool = False) -> None:
         """Have a front door open a sale; again under the same key, it asks for the same."""
         front_door = self.processes[number]
         assert isinstance(front_door, FrontDoor)
@@ -188,8 +206,10 @@ class World:
             opening.sale_id = sale.sale_id
             opening.opened = opening.opened or next(self._events)
 
-        front_door.start(work())
+        task = front_door.start(work())
         self.loop.run_until_idle()
+        while at_once and not task.done():
+            self.run(front_door, next(step for step in front_door.waiting if step.task is task), 1)
 
     # What happens to the stores.
 
@@ -204,6 +224,7 @@ class World:
         self._say(f"Redis goes back to {f'a copy of {len(kept.known)} orders' if kept.copy else 'nothing'}")
         before, waiting = set(self.list_orders()), self._list_entries()
         self.memory.go_back(kept.copy)
+        self._idle.clear()
         self._note_loss(kept, before, waiting)
 
     def restart_redis(self) -> None:
@@ -289,9 +310,9 @@ class World:
         for number in range(_DRAIN_ROUNDS):
             for process in self.processes:
                 for task in dict.fromkeys(step.task for step in process.waiting):
-                    places = [at for at, step in enumerate(process.waiting) if step.task is task]
-                    if places:
-                        self.run(process, places[0], _THREAD_STEPS)
+                    step = next((each for each in process.waiting if each.task is task), None)
+                    if step and not self._is_idle(process, step):
+                        self.run(process, step, _THREAD_STEPS)
             if self._is_settled():
                 self.drained = True
                 break
@@ -321,7 +342,6 @@ class World:
         """End every process."""
         for process in self.processes:
             process.crash()
-        self._standing_in.close()
 
     # What there is.
 
