@@ -30,6 +30,8 @@ class Database:
         self._loop = uvloop.new_event_loop()
         self._free: list[asyncpg.Connection[Any]] = []
         self._lost: list[asyncpg.Connection[Any]] = []
+        self.is_late: Callable[[], bool] = lambda: True
+        """Tells whether the time is over that a front door has to open a sale."""
         self.lock_holder: StepSession | None = None
         """The session of the keeper that rebuilds."""
 
@@ -109,6 +111,9 @@ class StepSession:
 
     async def fetch(self, query: str, *arguments: Any) -> list[Any]:
         name = _NAMES[query]
+        if name == "find_unoffered":
+            # The server's clock goes on by itself, and says nothing of the example's time.
+            arguments = (-1.0 if self._database.is_late() else 1e9,)
         rows: list[Any] = await self._do(name, lambda session: session.fetch(query, *arguments))
         if name == "try_lock" and rows[0]["mine"]:
             self._database.lock_holder = self

@@ -9,6 +9,7 @@ import contextlib
 import io
 import logging
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -123,6 +124,7 @@ def private_stores() -> Iterator[Stores]:
     """Start stores in a temporary folder, and lead the engine to them; all ends with the block."""
     # The engine tells what goes wrong, which is what is done to it all the time.
     logging.disable(logging.CRITICAL)
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     with tempfile.TemporaryDirectory(prefix="flashsim-", ignore_cleanup_errors=True) as folder:
         stack = asyncio.run(_start(Path(folder)))
         try:
@@ -132,6 +134,7 @@ def private_stores() -> Iterator[Stores]:
         finally:
             asyncio.run(stack.stop())
             logging.disable(logging.NOTSET)
+            signal.signal(signal.SIGTERM, before)
 
 
 async def _start(folder: Path) -> Stack:

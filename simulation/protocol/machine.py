@@ -149,7 +149,6 @@ class Interleaving(RuleBasedStateMachine):
         world, tally = self.world, self.tally
         try:
             if self.is_whole:
-                world.drained = False
                 world.settle_down()
                 faults = find_faults(world)
                 tally.examples += 1

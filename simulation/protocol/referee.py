@@ -102,8 +102,8 @@ def _check(
     world: World, sales: list[Any], orders: list[Any], gone: set[str], excused: set[str]
 ) -> Iterator[str]:
     """Yield what the judge's rules say, as far as an example needs them, in words of its own."""
-    if not world.drained:
-        yield "it does not come to rest with an open gate that says what the ledger says"
+    if unrest := world.find_unrest():
+        yield f"it does not come to rest: {unrest}"
     if world.bus.dead:
         yield f"no dead letters: {world.bus.dead[0]}"
     held: Counter[int] = Counter()
@@ -221,7 +221,7 @@ def _hold(world: World, sales: list[Any], orders: list[Any]) -> FinalState:
         dead=len(world.bus.dead),
         sales=_frame([tuple(row)[:8] for row in sales], SALE_TYPES),
         orders=_frame(orders, ORDER_TYPES),
-        drained_s=0.0 if world.drained else None,
+        drained_s=0.0,
     )
 
 

@@ -18,8 +18,13 @@ from simulation.protocol.steps import Actor, Fate, Step, StepLoop
 
 KINDS: Final = (FrontDoor, FrontDoor, RelayProcess, RelayProcess, FulfilmentProcess, FulfilmentProcess)
 """The processes of every example."""
+_CURRENT: Final = """
+SELECT DISTINCT ON (product_id) product_id, sale_id, stock - sold FROM sales ORDER BY product_id, sale_id DESC
+"""
 _NOTICED_MS: Final = 500
 """A pause that is at least as long is noticed by whoever asks again and again."""
+_OPENING_MS: Final = 5_000
+"""Time that a front door has to open a sale."""
 _COPIES: Final = 3
 _DRAIN_ROUNDS: Final = 150
 _THREAD_STEPS: Final = 12
@@ -79,7 +84,6 @@ class World:
         self.is_unnoticed = False
         """Whether a loss could be noticed by nobody who lives."""
         self.noticers: set[Actor] = set()
-        self.drained = False
         self._events = count(1)
         self._numbers: Counter[type] = Counter()
         self._idle: set[Actor] = set()
@@ -89,6 +93,9 @@ class World:
         self._rounds: dict[Actor, int] = {}
         """The server at which each keeper's round began."""
         self.memory.asked = self._note_script
+        self._opens_ms = 0
+        """When an operator last asked for a sale."""
+        self.database.is_late = lambda: self.clock.now_ms - self._opens_ms >= _OPENING_MS
         self.processes = [self._start(kind) for kind in KINDS]
 
     # What the processes do.
@@ -190,6 +197,7 @@ class World:
         """Have a front door open a sale; again under the same key, it asks for the same."""
         front_door = self.processes[number]
         assert isinstance(front_door, FrontDoor)
+        self._opens_ms = self.clock.now_ms
         opening = self.openings.setdefault(key, Opening(terms, key, next(self._events), refused=True))
         self._say(f"an operator asks {front_door.name} for sale {key}: {opening.terms}")
 
@@ -313,8 +321,7 @@ class World:
                     step = next((each for each in process.waiting if each.task is task), None)
                     if step and not self._is_idle(process, step):
                         self.run(process, step, _THREAD_STEPS)
-            if self._is_settled():
-                self.drained = True
+            if not self.find_unrest():
                 break
             ms = 6_000 if number % 2 else 1
             if self.may_pass(ms):
@@ -322,21 +329,21 @@ class World:
         self.drain_steps += self.steps.total()
         self.steps = before
 
-    def _is_settled(self) -> bool:
-        """Return whether nothing is under way, and gate and ledger agree."""
-        if self.bus.list_bodies() or any(each.done is None and each.front_door.alive for each in self.purchases):
-            return False
-        if not self.memory.call("HEXISTS", _FENCE, "open") or self.memory.call("EXISTS", _PENDING):
-            return False
-        if self._list_entries():
-            return False
-        for product_id, sale_id, left in self.database.read(
-            "SELECT DISTINCT ON (product_id) product_id, sale_id, stock - sold FROM sales ORDER BY product_id, sale_id DESC"
-        ):
+    def find_unrest(self) -> str:
+        """Return what is under way yet, or in what gate and ledger disagree; nothing if all is settled."""
+        if any(each.done is None and each.front_door.alive for each in self.purchases):
+            return "a purchase has no answer"
+        if self.bus.list_bodies() or self._list_entries():
+            return "purchases are under way"
+        if not self.memory.call("HEXISTS", _FENCE, "open"):
+            return "the gate is closed"
+        if pending := self.memory.call("HGETALL", _PENDING):
+            return f"orders are pending: {decode_pending(dict(_pairs(pending)))}"
+        for product_id, sale_id, left in self.database.read(_CURRENT):
             at_gate = self.memory.call("HMGET", name_key(0, f"sale:{product_id}"), "sale_id", "remaining")
             if at_gate != [b"%d" % sale_id, b"%d" % left]:
-                return False
-        return True
+                return f"sale {sale_id} has {left} units left in the ledger, and the gate has {at_gate}"
+        return ""
 
     def end(self) -> None:
         """End every process."""
