@@ -146,8 +146,8 @@ def soak(minutes: float, seed: int, folder: Path) -> None:
 def interleave(minutes: float, seed: int, bugs: bool, only: tuple[str, ...], folder: Path) -> None:
     """Take the engine's real steps in any order, with crashes, lost answers and lost memories in between.
 
-    A hundred examples have a seed; the same seed gives the same examples. What is wrong is made as short as can
-    be, and told. Exit codes: 0, 1 if something is wrong (with --bugs: if a bug does not show).
+    Each 25 examples have a seed; the same seed gives the same examples. What is wrong is made as short as
+    can be, and told. Exit codes: 0, 1 if something is wrong (with --bugs: if a bug does not show).
     """
     from simulation.protocol.hunt import attempt, hunt, list_bugs
     from simulation.record.facts import write_json

@@ -1,7 +1,8 @@
-"""The hunt: example after example of the engine's steps in some order, until one of them is wrong or the time is over.
+"""The hunt: example after example, until one of them is wrong or the time is over.
 
-Examples come in blocks; a block has a seed, which is all that it takes to play it again. `python -m` this module plays one
-block on stores of its own and writes what it found to standard output: so it is played with another engine, too.
+Examples come in blocks; a block has a seed, which is all that it takes to play it again. `python -m` this
+module plays one block on stores of its own and writes what it found to standard output: so it is played
+with another engine, too.
 """
 
 import asyncio
@@ -24,9 +25,9 @@ import msgspec
 from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 
+import simulation
 from engine.ledger.ledger import Ledger
 from engine.local.stack import Stack, start_stack
-import simulation
 from simulation.campaign.mutation import copy_engine, load_mutation, mutate
 from simulation.errors import RunError
 from simulation.protocol.machine import Interleaving, Tally
@@ -40,7 +41,7 @@ SHARED: Final = (
     "unknown-said-unavailable",
 )  # fmt: skip
 """Bugs of simulation/campaign/mutations that are in the protocol."""
-BLOCK: Final = 100
+BLOCK: Final = 25
 """Examples with one seed."""
 RULES: Final = 40
 """Most rules of an example."""
@@ -90,7 +91,7 @@ def hunt(minutes: float, first_seed: int, say: Callable[[str], None]) -> Found:
 
 
 def play(stores: Stores, number: int, examples: int, shrink: bool = True) -> Found:
-    """Play the block with this seed, up to the first example that is wrong, which is made as short as can be."""
+    """Play the block with this seed up to the first example that is wrong, and make that one short."""
     tally = Interleaving.tally = Tally()
     Interleaving.stores = stores
     phases = [Phase.generate, *([Phase.shrink] if shrink else [])]
@@ -155,7 +156,7 @@ class Attempt(msgspec.Struct, kw_only=True):
 
 
 def list_bugs() -> list[str]:
-    """List the deliberate bugs in the protocol: those of this room, and some of those that runs are tried with."""
+    """List the deliberate bugs in the protocol, of this room and of simulation/campaign/."""
     return sorted([path.stem for path in FOLDER.glob("*.toml")] + list(SHARED))
 
 
@@ -187,7 +188,7 @@ def play_elsewhere(code: Path, examples: int, first_seed: int, shrink: bool = Tr
 
 
 def main() -> None:
-    """Play examples, so many at most and from this seed on, until one is wrong; `plain` does not shorten it."""
+    """Play examples from a seed on, so many at most, until one is wrong; `plain` does not shorten it."""
     first, examples, plain = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:] == ["plain"]
     total = Found(seed=first)
     with private_stores() as stores:

@@ -1,7 +1,7 @@
 """The state machine: Hypothesis decides what happens next, and shrinks what went wrong.
 
-Each rule lets one thing happen. What a process does next is the engine's own affair: a rule only says which process goes
-on, for how many steps, and how the first of them ends.
+Each rule lets one thing happen. What a process does next is the engine's own affair: a rule only says which
+process goes on, for how many steps, and how the first of them ends.
 """
 
 from collections import Counter
@@ -109,14 +109,14 @@ class Interleaving(RuleBasedStateMachine):
         self._go_on(moves)
         self._act("crash", self.world.crash, number)
 
-    @precondition(lambda self: len(self.world.copies) < 2)
+    @precondition(lambda self: len(self.world.losses.copies) < 2)
     @rule(moves=_moves)
     def copy(self, moves: Moves) -> None:
         """Redis' memory is copied."""
         self._go_on(moves)
         self._act("copy", self.world.take_copy)
 
-    @precondition(lambda self: self.world.losses < 2)
+    @precondition(lambda self: self.world.losses.count < 2)
     @rule(moves=_moves, which=st.sampled_from([0, 1, None]))
     def lose_memory(self, moves: Moves, which: int | None) -> None:
         """A server takes over that has an older copy, or nothing."""

@@ -3,7 +3,7 @@
 import asyncio
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Final
 from unittest.mock import patch
@@ -14,7 +14,6 @@ import redis.asyncio.connection
 import engine.stages.fulfilment
 import engine.stages.reconciliation
 import engine.stages.relay
-from engine.bus.consumer import Consumer
 from engine.gate.clearing import Clearing
 from engine.gate.client import connect_redis
 from engine.gate.gate import Gate
@@ -29,10 +28,10 @@ from engine.stages.fulfilment import Fulfilment
 from engine.stages.keeper import run_keeper
 from engine.stages.lifecycle import Pause
 from engine.stages.relay import Relay
-from simulation.protocol.bus import Bus, StepConsumer, StepPublisher
-from simulation.protocol.database import Database, StepPool
-from simulation.protocol.memory import Memory, StepConnection
-from simulation.protocol.steps import Actor, Clock, current_actor
+from simulation.protocol.steps import Actor, Clock
+from simulation.protocol.stores.bus import Bus, StepConsumer, StepPublisher
+from simulation.protocol.stores.database import Database, StepPool
+from simulation.protocol.stores.memory import Memory, StepConnection
 
 SETTINGS: Final = Settings(
     redis_url="unix:///the/example",
@@ -53,9 +52,10 @@ SHARD: Final = ShardKeys(0)
 
 
 class Payment:
-    """A payment gateway that declines one user's payments. Another helper of the engine tries failures of it."""
+    """A payment gateway that always works, and declines one user's payments."""
 
-    async def charge(self, lots: list[Lot]) -> dict[str, str]:
+    async def charge(self, lots: Sequence[Lot]) -> Mapping[str, str]:
+        """Return the declines."""
         return {
             order_id: "declined"
             for lot in lots
@@ -94,7 +94,11 @@ class RelayProcess(Actor):
     def begin(self) -> None:
         async def run() -> None:
             self.outbox = Outbox(
-                connect_redis(SETTINGS.redis_url), [SHARD], self.name, SETTINGS.relay_claim_ms, SETTINGS.outbox_wait_ms
+                connect_redis(SETTINGS.redis_url),
+                [SHARD],
+                self.name,
+                SETTINGS.relay_claim_ms,
+                SETTINGS.outbox_wait_ms,
             )
             publisher: Any = StepPublisher("")
             await Relay(self.outbox, publisher, SETTINGS.relay_batch).run(asyncio.Event())

@@ -1,8 +1,8 @@
 """The referee: makes a record of an example, and has the judge's rules decide about it.
 
-What Redis lost before it was relayed is gone, as promised to nobody: its buyers count as never answered. After a loss that
-nobody could notice, or of what only a relay had, the ledger's guard may have been needed, and a key may have bought twice;
-whoever was told SOLD_OUT before a loss may see units on sale after it.
+What Redis lost before it was relayed is gone, as promised to nobody: its buyers count as never answered.
+After a loss that nobody could notice, or of what only a relay had, the ledger's guard may have been needed,
+and a key may have bought twice; whoever was told SOLD_OUT before a loss may see units on sale after it.
 """
 
 from collections import Counter
@@ -19,7 +19,8 @@ from simulation.model.history import make_history
 from simulation.model.outcome import result_of
 from simulation.model.state import ORDER_TYPES, SALE_TYPES, FinalState
 from simulation.protocol.processes import DECLINED
-from simulation.protocol.world import Purchase, World
+from simulation.protocol.requests import Purchase
+from simulation.protocol.world import World
 
 _STATUS: Final = {
     Outcome.ACCEPTED: 200,
@@ -37,19 +38,9 @@ _WORD: Final = {
     Outcome.OUTCOME_UNKNOWN: "UNKNOWN",
     None: "UNKNOWN",
 }
-_SALES: Final = """
-SELECT sale_id, product_id, stock, sold, user_limit, quantity, NULL AS starts_us, NULL AS ends_us, idempotency_key
-FROM sales ORDER BY sale_id
-"""
-_ORDERS: Final = """
-SELECT order_id::text, sale_id, product_id, user_id, quantity, status, reason, idempotency_key,
-    (extract(epoch FROM accepted_at) * 1000000)::bigint AS accepted_us,
-    (extract(epoch FROM settled_at) * 1000000)::bigint AS settled_us
-FROM orders
-"""
 _COLUMNS: Final = [
-    "op", "driver", "user_id", "product_id", "key", "intended_ns", "sent_ns", "done_ns", "status", "outcome", "result",
-    "order_id",
+    "op", "driver", "user_id", "product_id", "key", "intended_ns", "sent_ns", "done_ns", "status", "outcome",
+    "result", "order_id",
 ]  # fmt: skip
 _CLOCKS_NS: Final = 10**16
 """An example's events are counted, not timed: no rule may compare their times with those of a store."""
@@ -71,14 +62,18 @@ Buyer = tuple[int, int, str | None]
 
 def find_faults(world: World) -> list[str]:
     """Return what an example that has drained shows to be wrong, a line each."""
-    sales, orders = world.database.read(_SALES), world.database.read(_ORDERS)
-    gone = world.lost - {row["order_id"] for row in orders}
+    sales, orders = world.database.read("read_sales"), world.database.read("read_orders")
+    gone = world.losses.lost - {row["order_id"] for row in orders}
     excused = set(_LOAD)
-    if world.losses:
+    if world.losses.count:
         excused |= _AFTER_A_LOSS
-    if world.is_unnoticed or len(gone) < len(world.lost):
+    if world.losses.is_unnoticed or len(gone) < len(world.losses.lost):
         excused |= _AFTER_A_SURPRISE
-    faults = [*world.loop.failures, *_check_openings(world, sales), *_check(world, sales, orders, gone, excused)]
+    faults = [
+        *world.loop.failures,
+        *_check_openings(world, sales),
+        *_check(world, sales, orders, gone, excused),
+    ]
     if not faults and sales and len(world.trace) % JUDGED == 0:
         checks = judge(_tell(world.purchases, gone), _hold(world, sales, orders), _ask(world, sales, orders))
         faults += [
@@ -125,7 +120,8 @@ def _check(
             yield f"guard never needed: order {order_id} is REJECTED"
     for sale_id, sale in terms.items():
         if not held[sale_id] == sale["sold"] <= sale["stock"]:
-            yield f"no oversell: sale {sale_id} has {held[sale_id]} confirmed, {sale['sold']} of {sale['stock']} sold"
+            count = f"{held[sale_id]} confirmed, {sale['sold']} of {sale['stock']} sold"
+            yield f"no oversell: sale {sale_id} has {count}"
     for (sale_id, user_id), units in by_user.items():
         limit = terms[sale_id]["user_limit"]
         if limit is not None and units > limit and "user limit is kept" not in excused:
@@ -146,9 +142,9 @@ def _check(
         if order_id in told and (told[order_id] != buyer or purchase.key is None):
             yield f"order ids are unique: {order_id} stands for two purchases"
         told[order_id] = buyer
-        first = by_key.setdefault(buyer, order_id)
-        if purchase.key is not None and first != order_id and "a key buys once" not in excused:
-            yield f"a key buys once: {buyer} was told {first} and {order_id}"
+        first_id = by_key.setdefault(buyer, order_id)
+        if purchase.key is not None and first_id != order_id and "a key buys once" not in excused:
+            yield f"a key buys once: {buyer} was told {first_id} and {order_id}"
     for buyer, count in by_buyer.items():
         if buyer[2] is not None and count > 1 and "a key buys once" not in excused:
             yield f"a key buys once: {buyer} has {count} orders"
@@ -197,17 +193,18 @@ def _tell(purchases: list[Purchase], gone: set[str]) -> pd.DataFrame:
         rows.append(
             (
                 op, 0, purchase.user_id, purchase.product_id, purchase.key, purchase.sent, purchase.sent,
-                -1 if told is None or purchase.done is None else purchase.done, _STATUS[told], word, result_of(word),
+                -1 if told is None or purchase.done is None else purchase.done, _STATUS[told],
+                word, result_of(word),
                 purchase.order_id if told is Outcome.ACCEPTED else None,
             )
         )  # fmt: skip
-    return make_history(dict(pd.DataFrame(rows, columns=_COLUMNS).items()))
+    return make_history({str(name): column for name, column in pd.DataFrame(rows, columns=_COLUMNS).items()})
 
 
 def _hold(world: World, sales: list[Any], orders: list[Any]) -> FinalState:
     call = world.memory.call
     pending = call("HGETALL", name_key(0, "pending"))
-    names = [name for name in call("KEYS", name_key(0, "sale:*").replace("{", "?").replace("}", "?"))]
+    names = call("KEYS", name_key(0, "sale:*"))
     hashes = {}
     for name in names:
         flat = call("HGETALL", name)

@@ -1,8 +1,8 @@
-"""Steps: the engine's own coroutines run until each of them waits for a store, and go on when they are told to.
+"""Steps: the engine's own coroutines run until they wait for a store, and go on when they are told to.
 
-The event loop here knows neither time nor sockets. A coroutine of an actor, which stands for a process, stops where it
-would talk to a store, or rest: that is a step. Whoever drives the actors decides which step comes next, and how it ends.
-So the same decisions give the same order of events, always.
+The event loop here knows neither time nor sockets. A coroutine of an actor, which stands for a process,
+stops where it would talk to a store, or rest: that is a step. Whoever drives the actors decides which step
+comes next, and how it ends. So the same decisions give the same order of events, always.
 """
 
 import asyncio
@@ -97,9 +97,7 @@ class Broken(Exception):
     """The connection broke, before the step or after it."""
 
 
-async def take_turn(
-    what: str, work: Callable[[], T], late: Callable[[], None] | None = None
-) -> T:
+async def take_turn(what: str, work: Callable[[], T], late: Callable[[], None] | None = None) -> T:
     """Wait until this step is to be taken; return what `work` returns, which is done then.
 
     `late` has it done later. Raises Broken.
@@ -227,4 +225,3 @@ class StepLoop(asyncio.AbstractEventLoop):
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         error = context.get("exception")
         self.failures.append(f"{context['message']}: {error!r}")
-

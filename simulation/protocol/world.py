@@ -3,66 +3,29 @@
 from collections import Counter
 from collections.abc import Iterable
 from itertools import count
-from typing import Any, Final
-
-import msgspec
+from typing import Final, cast
 
 from engine.errors import FlashgridError, OutcomeUnknown
 from engine.model.purchase import Outcome
 from engine.model.sale import SaleTerms
-from simulation.model.formats import decode_pending, name_key
-from simulation.protocol.bus import Channel
-from simulation.protocol.memory import Copy
+from simulation.model.formats import name_key
+from simulation.protocol.losses import Losses
 from simulation.protocol.processes import FrontDoor, FulfilmentProcess, Process, RelayProcess, Stores
+from simulation.protocol.requests import Opening, Purchase
 from simulation.protocol.steps import Actor, Fate, Step, StepLoop
+from simulation.protocol.stores.bus import Channel
 
 KINDS: Final = (FrontDoor, FrontDoor, RelayProcess, RelayProcess, FulfilmentProcess, FulfilmentProcess)
 """The processes of every example."""
-_CURRENT: Final = """
-SELECT DISTINCT ON (product_id) product_id, sale_id, stock - sold FROM sales ORDER BY product_id, sale_id DESC
-"""
 _NOTICED_MS: Final = 500
 """A pause that is at least as long is noticed by whoever asks again and again."""
 _OPENING_MS: Final = 5_000
 """Time that a front door has to open a sale."""
-_COPIES: Final = 3
 _DRAIN_ROUNDS: Final = 150
 _THREAD_STEPS: Final = 12
 _SELDOM: Final = 28
 """A choice that is less leaves out the tasks that would find nothing."""
-_OUTBOX, _FENCE, _PENDING = (name_key(0, what) for what in ("outbox", "mark", "pending"))
-
-
-class Purchase(msgspec.Struct):
-    """A request to buy, and what its buyer was told. Its times count events."""
-
-    user_id: int
-    product_id: int
-    key: str | None
-    sent: int
-    front_door: Any
-    done: int | None = None
-    outcome: Outcome | None = None
-    order_id: str | None = None
-
-
-class Opening(msgspec.Struct):
-    """What an operator asked for, and what became of it."""
-
-    terms: SaleTerms
-    key: str
-    asked: int
-    opened: int | None = None
-    sale_id: int | None = None
-    refused: bool = False
-    """Whether the operator was told that nothing was opened, each time."""
-
-
-class Kept(msgspec.Struct, frozen=True):
-    """A copy of Redis' memory, and the orders that there were when it was taken."""
-
-    copy: Copy
-    known: frozenset[str]
+_FENCE: Final = name_key(0, "mark")
 
 
 class World:
@@ -70,20 +33,19 @@ class World:
 
     def __init__(self, stores: Stores) -> None:
         stores.begin()
-        self.memory, self.database, self.bus, self.clock = stores.memory, stores.database, stores.bus, stores.clock
-        self.loop = StepLoop(self.clock)
+        self.memory, self.database, self.bus, self.clock = (
+            stores.memory,
+            stores.database,
+            stores.bus,
+            stores.clock,
+        )
+        self.loop = StepLoop(self.clock)  # type: ignore[abstract]
         self.purchases: list[Purchase] = []
         self.openings: dict[str, Opening] = {}
-        self.copies: list[Kept] = []
+        self.losses = Losses(stores)
         self.steps: Counter[str] = Counter()
         self.drain_steps = 0
         self.trace: list[str] = []
-        self.lost: set[str] = set()
-        """Orders that Redis lost before they were relayed."""
-        self.losses = 0
-        self.is_unnoticed = False
-        """Whether a loss could be noticed by nobody who lives."""
-        self.noticers: set[Actor] = set()
         self._events = count(1)
         self._numbers: Counter[type] = Counter()
         self._idle: set[Actor] = set()
@@ -122,7 +84,7 @@ class World:
     def _is_idle(self, process: Process, step: Step) -> bool:
         match step.what:
             case "bus deliver":
-                assert isinstance(process, FulfilmentProcess)
+                process = cast(FulfilmentProcess, process)
                 return not self.bus.queue and not process.pause.wanted and process.source.is_open
             case "Redis XREADGROUP":
                 return process in self._idle
@@ -171,16 +133,14 @@ class World:
         """Kill a process; another one starts in its place."""
         process = self.processes[number]
         self._say(f"{process.name} dies")
-        if process in self.noticers:
-            self.is_unnoticed = True
+        self.losses.note_death(process)
         process.crash()
         self._idle.clear()
         self.processes[number] = self._start(KINDS[number])
 
     def buy(self, number: int, product_id: int, buyers: Iterable[tuple[int, str | None]]) -> None:
         """Send purchases to a front door at the same time."""
-        front_door = self.processes[number]
-        assert isinstance(front_door, FrontDoor)
+        front_door = self._door(number)
         for user_id, key in buyers:
             purchase = Purchase(user_id, product_id, key, next(self._events), front_door)
             self.purchases.append(purchase)
@@ -195,8 +155,7 @@ class World:
 
     def open_sale(self, number: int, terms: SaleTerms, key: str, at_once: bool = False) -> None:
         """Have a front door open a sale; again under the same key, it asks for the same."""
-        front_door = self.processes[number]
-        assert isinstance(front_door, FrontDoor)
+        front_door = self._door(number)
         self._opens_ms = self.clock.now_ms
         opening = self.openings.setdefault(key, Opening(terms, key, next(self._events), refused=True))
         self._say(f"an operator asks {front_door.name} for sale {key}: {opening.terms}")
@@ -224,42 +183,17 @@ class World:
     def take_copy(self) -> None:
         """Keep a copy of Redis' memory."""
         self._say("Redis' memory is copied")
-        self.copies = [*self.copies[1 - _COPIES :], Kept(self.memory.take_copy(), frozenset(self.list_orders()))]
+        self.losses.take_copy()
 
     def lose_memory(self, which: int | None) -> None:
         """Put a server in place of Redis that holds one of the copies, or nothing."""
-        kept = Kept((), frozenset()) if which is None or not self.copies else self.copies[which % len(self.copies)]
-        self._say(f"Redis goes back to {f'a copy of {len(kept.known)} orders' if kept.copy else 'nothing'}")
-        before, waiting = set(self.list_orders()), self._list_entries()
-        self.memory.go_back(kept.copy)
         self._idle.clear()
-        self._note_loss(kept, before, waiting)
+        self._say(f"Redis goes back to {self.losses.go_back(which, self.processes)}")
 
     def restart_redis(self) -> None:
         """Put a server in place of Redis that holds the same."""
         self._say("Redis restarts")
         self.memory.go_back(self.memory.take_copy())
-
-    def _note_loss(self, kept: Kept, before: set[str], waiting: set[str]) -> None:
-        self.losses += 1
-        settled = self._list_settled()
-        relayed = _read_ids(self.bus.list_bodies()) | settled
-        self.lost |= waiting - self._list_entries() - relayed
-        if not kept.copy or not (before - kept.known) & relayed:
-            return
-        fence = dict(_pairs(self.memory.call("HGETALL", _FENCE)))
-        generation = int(fence.get(b"open", 0))
-        [[latest]] = self.database.read("SELECT max(generation) FROM gate")
-        if generation < (latest or 0):
-            return
-        noticers = {
-            process
-            for process in self.processes
-            for writer, *seen in (each.seen for each in process.fences)
-            if [generation, int(fence.get(writer.encode(), 0))] < seen
-        }
-        self.noticers |= noticers
-        self.is_unnoticed |= not noticers
 
     def lose_channel(self, which: int) -> None:
         """Have the broker take a consumer for gone."""
@@ -333,13 +267,13 @@ class World:
         """Return what is under way yet, or in what gate and ledger disagree; nothing if all is settled."""
         if any(each.done is None and each.front_door.alive for each in self.purchases):
             return "a purchase has no answer"
-        if self.bus.list_bodies() or self._list_entries():
+        if self.bus.list_bodies() or self.losses.list_entries():
             return "purchases are under way"
         if not self.memory.call("HEXISTS", _FENCE, "open"):
             return "the gate is closed"
-        if pending := self.memory.call("HGETALL", _PENDING):
-            return f"orders are pending: {decode_pending(dict(_pairs(pending)))}"
-        for product_id, sale_id, left in self.database.read(_CURRENT):
+        if pending := self.losses.list_pending():
+            return f"orders are pending: {pending}"
+        for product_id, sale_id, left in self.database.read("find_left"):
             at_gate = self.memory.call("HMGET", name_key(0, f"sale:{product_id}"), "sale_id", "remaining")
             if at_gate != [b"%d" % sale_id, b"%d" % left]:
                 return f"sale {sale_id} has {left} units left in the ledger, and the gate has {at_gate}"
@@ -350,31 +284,8 @@ class World:
         for process in self.processes:
             process.crash()
 
-    # What there is.
-
-    def list_orders(self) -> set[str]:
-        """Return every order of which any store knows."""
-        pending = dict(_pairs(self.memory.call("HGETALL", _PENDING)))
-        return decode_pending(pending) | self._list_entries() | _read_ids(self.bus.list_bodies()) | self._list_settled()
-
-    def _list_entries(self) -> set[str]:
-        if not self.memory.call("EXISTS", _OUTBOX):
-            return set()
-        entries = self.memory.call("XRANGE", _OUTBOX, "-", "+")
-        return _read_ids(dict(_pairs(fields))[b"purchases"] for _, fields in entries)
-
-    def _list_settled(self) -> set[str]:
-        return {row[0] for row in self.database.read("SELECT order_id::text FROM orders")}
+    def _door(self, number: int) -> FrontDoor:
+        return cast(FrontDoor, self.processes[number])
 
     def _say(self, what: str) -> None:
         self.trace.append(what)
-
-
-def _pairs(flat: list[Any]) -> Iterable[tuple[Any, Any]]:
-    return zip(flat[::2], flat[1::2], strict=True)
-
-
-def _read_ids(bodies: Iterable[bytes]) -> set[str]:
-    """Return the ids of the orders in messages, or in entries of the outbox (engine/model/lot.py)."""
-    lots = [msgspec.json.decode(line) for body in bodies for line in body.split(b"\n")]
-    return {f"{stem}{place:03x}" for stem, first, _, _, _, _, users, *_ in lots for place in range(first, first + len(users))}

@@ -1,8 +1,8 @@
-"""The Redis of an example: a real server, whose memory can be lost or go back, and the engine's way to it.
+"""The Redis of an example: a real server, whose memory can be lost or go back.
 
-Time and the server's identity are keys beside the gate's, since an example has no time, and a real restart takes too long:
-each script is loaded with these keys in place of TIME, of INFO's run_id and of the time in a stream's ids. Beside that,
-scripts and commands are the engine's, as its own client sends them.
+Time and the server's identity are keys beside the gate's, since an example has no time, and a real restart
+takes too long: each script is loaded with these keys in place of TIME, of INFO's run_id and of the time in
+a stream's ids. Beside that, scripts and commands are the engine's, as its own client sends them.
 """
 
 import hashlib
@@ -25,6 +25,7 @@ Words = tuple[Any, ...]
 Copy = tuple[tuple[bytes, bytes], ...]
 """Names and serialised values of all keys."""
 
+_HERE: Final = files("simulation.protocol.stores")
 _OTHERWISE: Final = {
     "redis.call('TIME')": "redis.call('LRANGE', 'clock', 0, 1)",
     "redis.pcall('INFO', 'server')": "redis.call('GET', 'identity')",
@@ -32,17 +33,6 @@ _OTHERWISE: Final = {
         "'XADD', outbox, string.format('%.0f-%d', clock_ms(), redis.call('INCR', 'entries'))"
     ),
 }
-_COPY: Final = b"""
-local copy = {}
-for _, name in ipairs(redis.call('KEYS', 'fg:*')) do copy[#copy + 1] = {name, redis.call('DUMP', name)} end
-return copy
-"""
-_RESTORE: Final = b"""
-for _, name in ipairs(redis.call('KEYS', 'fg:*')) do redis.call('DEL', name) end
-for at = 1, #ARGV, 2 do redis.call('RESTORE', ARGV[at], 0, ARGV[at + 1]) end
-redis.call('SET', 'identity', KEYS[1])
-return 1
-"""
 
 
 class Memory:
@@ -70,8 +60,8 @@ class Memory:
                 self._scripts[known] = self.call("SCRIPT", "LOAD", text), file.name.removesuffix(".lua")
         # Nothing of it need outlive its process.
         self.call("CONFIG", "SET", "appendonly", "no")
-        self._copy = self.call("SCRIPT", "LOAD", _COPY)
-        self._restore = self.call("SCRIPT", "LOAD", _RESTORE)
+        self._copy = self.call("SCRIPT", "LOAD", (_HERE / "copy.lua").read_bytes())
+        self._restore = self.call("SCRIPT", "LOAD", (_HERE / "go_back.lua").read_bytes())
 
     def call(self, *words: Any) -> Any:
         """Return the answer to a command that is no step. Raises ResponseError."""
@@ -98,11 +88,11 @@ class Memory:
 
     def execute(self, commands: Sequence[Words], actor: Actor) -> list[Any]:
         """Return the answers to commands of an actor, which follow one another without a gap."""
-        if self._told_ms != self.clock.now_ms:
-            self._told_ms = now_ms = self.clock.now_ms
-            self.call("DEL", "clock")
-            self.call("RPUSH", "clock", now_ms // 1000, now_ms % 1000 * 1000)
-        answers = self._exchange([self._translate(words) for words in commands])
+        now_ms, telling = self.clock.now_ms, list[Words]()
+        if self._told_ms != now_ms:
+            self._told_ms = now_ms
+            telling = [("DEL", "clock"), ("RPUSH", "clock", now_ms // 1000, now_ms % 1000 * 1000)]
+        answers = self._exchange([*telling, *map(self._translate, commands)])[len(telling) :]
         for words in commands:
             if words[0] == "EVALSHA":
                 self.asked(actor, self.name_of(words))
@@ -224,8 +214,8 @@ class StepConnection(AbstractConnection):
         if name == "HDEL" and commands[0][2] == "":
             # It changes nothing, and only a demoted primary would refuse it.
             return [0]
-        # What a lane sends goes over the connection on which it has vouched for the server. Any other command may be
-        # sent by a process that stood still before it looked at its connection.
+        # What a lane sends goes over the connection on which it has vouched for the server. Any other command
+        # may be sent by a process that stood still before it looked at its connection.
         pinned = not self._is_checked or name in ("reserve", "vouch")
         self._is_checked = False
 

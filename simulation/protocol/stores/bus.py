@@ -1,9 +1,9 @@
 """The bus of an example: a stand-in, in memory, for what RabbitMQ promises.
 
-RabbitMQ itself has no single steps: it takes, delivers and counts when it likes. What the engine relies on is here, and
-exact. A message that is confirmed stays until a consumer acknowledges it. What a consumer holds is delivered again once the
-broker notices that the consumer is gone, and until then the consumer counts. A message whose confirm is lost may be in the
-queue, or get there later.
+RabbitMQ itself has no single steps: it takes, delivers and counts when it likes. What the engine relies on
+is here, and exact. A message that is confirmed stays until a consumer acknowledges it. What a consumer
+holds is delivered again once the broker notices that the consumer is gone, and until then the consumer
+counts. A message whose confirm is lost may be in the queue, or get there later.
 """
 
 from collections import deque

@@ -1,10 +1,12 @@
-"""The PostgreSQL of an example: a real server, and the engine's way to it, each of whose statements is a step.
+"""The PostgreSQL of an example: a real server, each of whose statements is a step.
 
-Sessions outlive examples, since to connect takes longer than a hundred steps: one that is lost is rolled back, and gives
-up its locks.
+Sessions outlive examples, since to connect takes longer than a hundred steps: one that is lost is rolled
+back, and gives up its locks.
 """
 
+import re
 from collections.abc import Callable, Coroutine
+from importlib.resources import files
 from typing import Any, Final, TypeVar
 
 import asyncpg
@@ -16,8 +18,13 @@ from simulation.protocol.steps import Broken, take_turn
 T = TypeVar("T")
 
 _NAMES: Final = {text: name for name, text in QUERIES.items()}
-_BLANK: Final = "DELETE FROM orders; DELETE FROM sales; DELETE FROM gate"
-_FORGET: Final = "ROLLBACK; SELECT pg_advisory_unlock_all()"
+_OURS: Final = dict(
+    re.findall(
+        r"^-- name: (\w+)\n(.+?);$",
+        files("simulation.protocol.stores").joinpath("queries.sql").read_text(),
+        re.M | re.S,
+    )
+)
 # A statement that waits for another session would wait for ever: nobody else goes on meanwhile.
 _SESSION: Final = {"synchronous_commit": "off", "lock_timeout": "2", "jit": "off"}
 
@@ -39,7 +46,7 @@ class Database:
         """Return the result of what happens now, after the server has noticed what was lost before."""
         while self._lost:
             session = self._lost.pop()
-            self._loop.run_until_complete(session.execute(_FORGET))
+            self._loop.run_until_complete(session.execute(_OURS["forget"]))
             self._free.append(session)
         return self._loop.run_until_complete(work)
 
@@ -56,13 +63,14 @@ class Database:
     def begin(self, generation: int) -> None:
         """Empty the ledger for another example, in which the gate was opened in this generation."""
         session = self.lend()
-        self.run(session.execute(f"{_BLANK}; INSERT INTO gate VALUES (true, {generation})"))
+        self.run(session.execute(_OURS["empty"]))
+        self.run(session.execute(_OURS["open"], generation))
         self.give_back(session, lost=False)
 
     def read(self, query: str, *arguments: Any) -> list[Any]:
-        """Return the rows of a query that is no step."""
+        """Return the rows of a named query of queries.sql, which is no step."""
         session = self.lend()
-        rows = self.run(session.fetch(query, *arguments))
+        rows = self.run(session.fetch(_OURS[query], *arguments))
         self.give_back(session, lost=False)
         return rows
 
@@ -120,7 +128,9 @@ class StepSession:
         return rows
 
     async def execute(self, statements: str) -> Any:
-        return await self._do(statements.partition(";")[0].lower(), lambda session: session.execute(statements))
+        return await self._do(
+            statements.partition(";")[0].lower(), lambda session: session.execute(statements)
+        )
 
     def transaction(self) -> "_Transaction":
         return _Transaction(self)
@@ -132,7 +142,7 @@ class StepSession:
         return _Cursor(self, await self._do(_NAMES[query], open_cursor))
 
     async def reset(self, timeout: float) -> None:
-        await self._do("reset", lambda session: session.execute(_FORGET))
+        await self._do("reset", lambda session: session.execute(_OURS["forget"]))
         self._drop_lock()
 
     def terminate(self) -> None:
