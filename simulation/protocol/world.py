@@ -102,8 +102,8 @@ class World:
                 return
             if step.what == mine[-1].what == "Redis XREADGROUP":
                 self._idle.add(process)
-            step = mine[-1]
-            if self._is_idle(process, step):
+            is_repeated, step = step.what == mine[-1].what == "bus deliver", mine[-1]
+            if is_repeated or self._is_idle(process, step):
                 return
 
     def _take(self, process: Process, step: Step, fate: Fate) -> None:
@@ -238,6 +238,7 @@ class World:
         """Move the clock."""
         self._say(f"{ms} ms pass")
         self.clock.now_ms += ms
+        self._idle.clear()
 
     # The end.
 
@@ -259,7 +260,7 @@ class World:
                 break
             ms = 6_000 if number % 2 else 1
             if self.may_pass(ms):
-                self.clock.now_ms += ms
+                self.pass_time(ms)
         self.drain_steps += self.steps.total()
         self.steps = before
 

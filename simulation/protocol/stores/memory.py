@@ -72,19 +72,20 @@ class Memory:
 
     def begin(self, generation: int) -> None:
         """Empty the server for another example, which begins with an open gate."""
-        self.go_back(())
-        self.call("HSET", ShardKeys(0).fence, "open", generation)
+        server = self.go_back(())
+        self.call("HSET", ShardKeys(0).fence, "open", generation, "server", server, "since", 0)
 
     def take_copy(self) -> Copy:
         """Return all that the gate holds."""
         return tuple((name, value) for name, value in self.call("EVALSHA", self._copy, 0))
 
-    def go_back(self, copy: Copy) -> None:
-        """Put another server in place of this one, which holds a copy, and nothing else."""
+    def go_back(self, copy: Copy) -> str:
+        """Put another server in place of this one, which holds a copy, and nothing else; return its run_id."""
         self.incarnation += 1
         self.clock.now_ms += 5
-        words = [word for pair in copy for word in pair]
-        self.call("EVALSHA", self._restore, 1, f"run_id:{secrets.token_hex(20)}", *words)
+        server, words = secrets.token_hex(20), [word for pair in copy for word in pair]
+        self.call("EVALSHA", self._restore, 1, f"run_id:{server}", *words)
+        return server
 
     def execute(self, commands: Sequence[Words], actor: Actor) -> list[Any]:
         """Return the answers to commands of an actor, which follow one another without a gap."""
