@@ -149,17 +149,20 @@ def interleave(minutes: float, seed: int, bugs: bool, only: tuple[str, ...], fol
     Each 25 examples have a seed; the same seed gives the same examples. What is wrong is made as short as
     can be, and told. Exit codes: 0, 1 if something is wrong (with --bugs: if a bug does not show).
     """
-    from simulation.protocol.hunt import attempt, hunt, list_bugs
+    from simulation.protocol.hunt import attempt, hunt, list_bugs, private_stack
     from simulation.record.facts import write_json
 
     folder.mkdir(parents=True, exist_ok=True)
     if bugs or only:
         tried = []
-        for name in only or list_bugs():
-            tried.append(attempt(name, BUG_EXAMPLES, seed, shrink=bool(only)))
-            found = tried[-1].found
-            say(f"{name}: {f'shows after {found.examples} examples' if found.faults else 'does not show'}")
-            write_json(tried, folder / "bugs.json")
+        with private_stack() as stack:
+            for name in only or list_bugs():
+                tried.append(attempt(name, stack, BUG_EXAMPLES, seed, shrink=bool(only)))
+                found = tried[-1].found
+                say(
+                    f"{name}: {f'shows after {found.examples} examples' if found.faults else 'does not show'}"
+                )
+                write_json(tried, folder / "bugs.json")
         sys.exit(0 if all(each.found.faults for each in tried) else 1)
     total = hunt(minutes, seed, say)
     write_json(total, folder / "interleave.json")

@@ -19,8 +19,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
+import asyncpg
 import msgspec
 from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
@@ -123,26 +124,40 @@ def make_machine() -> type[Interleaving]:
 @contextmanager
 def private_stores() -> Iterator[Stores]:
     """Start stores in a temporary folder, and lead the engine to them; all ends with the block."""
-    # The engine tells what goes wrong, which is what is done to it all the time.
-    logging.disable(logging.CRITICAL)
+    with private_stack() as stack, using(stack.urls["redis"], stack.urls["postgres"]) as stores:
+        yield stores
+
+
+@contextmanager
+def private_stack() -> Iterator[Stack]:
+    """Start Redis and PostgreSQL in a temporary folder; they end with the block, also at SIGTERM."""
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     with tempfile.TemporaryDirectory(prefix="flashsim-", ignore_cleanup_errors=True) as folder:
-        stack = asyncio.run(_start(Path(folder)))
+        stack = asyncio.run(start_stack(Path(folder), ("redis", "postgres")))
         try:
-            stores = Stores(stack.urls["redis"], stack.urls["postgres"])
-            with stores.standing_in():
-                yield stores
+            yield stack
         finally:
             asyncio.run(stack.stop())
-            logging.disable(logging.NOTSET)
             signal.signal(signal.SIGTERM, before)
 
 
-async def _start(folder: Path) -> Stack:
-    stack = await start_stack(folder, ("redis", "postgres"))
-    async with await Ledger.connect(stack.urls["postgres"]) as ledger:
+@contextmanager
+def using(redis_url: str, postgres_url: str) -> Iterator[Stores]:
+    """Lead the engine to these stores; they hold nothing else."""
+    # The engine tells what goes wrong, which is what is done to it all the time.
+    logging.disable(logging.CRITICAL)
+    try:
+        asyncio.run(_migrate(postgres_url))
+        stores = Stores(redis_url, postgres_url)
+        with stores.standing_in():
+            yield stores
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+async def _migrate(postgres_url: str) -> None:
+    async with await Ledger.connect(postgres_url) as ledger:
         await ledger.migrate()
-    return stack
 
 
 class Attempt(msgspec.Struct, kw_only=True):
@@ -160,24 +175,48 @@ def list_bugs() -> list[str]:
     return sorted([path.stem for path in FOLDER.glob("*.toml")] + list(SHARED))
 
 
-def attempt(name: str, examples: int, first_seed: int = 1, shrink: bool = True) -> Attempt:
+def attempt(name: str, stack: Stack, examples: int, first_seed: int = 1, shrink: bool = True) -> Attempt:
     """Put a bug into a copy of the engine, and play so many examples at most until it shows."""
     mutation = load_mutation(name) if name in SHARED else load_mutation(name, FOLDER)
-    with tempfile.TemporaryDirectory(prefix="flashsim-mutant-") as folder:
+    database = f"bug_{name.replace('-', '_')}"
+    asyncio.run(_create(stack.urls["postgres"], database))
+    url = f"{stack.urls['postgres'].rpartition('/')[0]}/{database}"
+    with tempfile.TemporaryDirectory(prefix="flashsim-bug-") as folder:
         copy_engine(Path(folder))
         mutate(mutation, Path(folder))
-        found = play_elsewhere(Path(folder), examples, first_seed, shrink)
+        job = Job(stack.urls["redis"], url, first_seed, examples, shrink)
+        found = play_elsewhere(Path(folder), job)
     expected = any(fault.startswith(tuple(mutation.breaks)) for fault in found.faults)
     return Attempt(name=name, text=mutation.text, found=found, expected=expected)
 
 
-def play_elsewhere(code: Path, examples: int, first_seed: int, shrink: bool = True) -> Found:
-    """Play so many examples with the engine that is in a folder. Raises RunError."""
+async def _create(postgres_url: str, database: str) -> None:
+    connection = await asyncpg.connect(postgres_url)
+    try:
+        await connection.execute(f"DROP DATABASE IF EXISTS {database}")
+        await connection.execute(f"CREATE DATABASE {database}")
+    finally:
+        await connection.close()
+
+
+class Job(NamedTuple):
+    """What another process is to play."""
+
+    redis_url: str
+    postgres_url: str
+    first_seed: int
+    examples: int
+    shrink: bool
+
+
+def play_elsewhere(code: Path, job: Job) -> Found:
+    """Play examples with the engine that is in a folder. Raises RunError."""
     # Python finds a package first in the folder where it starts, and what is not there in this checkout.
     played = subprocess.run(
-        [sys.executable, "-m", __name__, str(first_seed), str(examples), *([] if shrink else ["plain"])],
+        [sys.executable, "-m", __name__],
         cwd=code,
         env={**os.environ, "PYTHONPATH": str(Path(simulation.__file__).parents[1])},
+        input=msgspec.json.encode(job),
         capture_output=True,
         check=False,
     )
@@ -188,14 +227,12 @@ def play_elsewhere(code: Path, examples: int, first_seed: int, shrink: bool = Tr
 
 
 def main() -> None:
-    """Play examples from a seed on, so many at most, until one is wrong; `plain` does not shorten it."""
-    first, examples, plain = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:] == ["plain"]
-    total = Found(seed=first)
-    with private_stores() as stores:
-        for number in range(first, first + -(-examples // BLOCK)):
-            total.add(play(stores, number, min(BLOCK, examples - total.examples), shrink=not plain))
-            if total.faults:
-                break
+    """Play a job from standard input until one of its examples is wrong."""
+    job = msgspec.json.decode(sys.stdin.buffer.read(), type=Job)
+    total = Found(seed=job.first_seed)
+    with using(job.redis_url, job.postgres_url) as stores:
+        while total.examples < job.examples and not total.faults:
+            total.add(play(stores, total.seed + bool(total.examples), BLOCK, job.shrink))
     sys.stdout.buffer.write(msgspec.json.encode(total))
 
 

@@ -8,7 +8,16 @@ import pytest
 from engine.model.purchase import Outcome
 from engine.model.sale import SaleTerms
 from simulation.campaign.mutation import copy_engine, load_mutation, mutate
-from simulation.protocol.hunt import BLOCK, FOLDER, SHARED, attempt, list_bugs, play, private_stores
+from simulation.protocol.hunt import (
+    BLOCK,
+    FOLDER,
+    SHARED,
+    attempt,
+    list_bugs,
+    play,
+    private_stack,
+    private_stores,
+)
 from simulation.protocol.processes import DECLINED, Stores
 from simulation.protocol.referee import find_faults
 from simulation.protocol.steps import Fate
@@ -17,7 +26,8 @@ from simulation.protocol.world import World
 pytestmark = pytest.mark.slow
 
 SALE = SaleTerms(product_id=1, stock=2)
-DOOR, OTHER_DOOR, RELAY, FULFILMENT = 0, 1, 2, 4
+LOCK = "PostgreSQL try_lock"
+DOOR, OTHER_DOOR, RELAY, FULFILMENT, OTHER_FULFILMENT = 0, 1, 2, 4, 5
 
 
 @pytest.fixture(scope="module")
@@ -39,14 +49,29 @@ def step(world: World, number: int, what: str, fate: Fate = Fate.DONE) -> None:
     """Let a process go on until it has taken this step."""
     process = world.processes[number]
     for _ in range(100):
-        waiting = [each for each in process.waiting if each.what == what] or process.waiting
-        if waiting[0].what == what:
-            world.run(process, waiting[0], 1, fate)
-            return
-        for each in list(waiting):
-            if each in process.waiting:
-                world.run(process, each, 1)
+        for waiting in list(process.waiting):
+            if waiting.what == what:
+                world.run(process, waiting, 1, fate)
+                return
+            if waiting in process.waiting:
+                world.run(process, waiting, 1)
     raise AssertionError(f"{process.name} does not come to {what}")
+
+
+def rebuild_up_to(world: World, number: int, what: str) -> None:
+    """Let a keeper rebuild until it has taken this step, while the other fulfilment pauses."""
+    keeper, other = world.processes[number], world.processes[FULFILMENT + OTHER_FULFILMENT - number]
+    for _ in range(100):
+        for process in (other, keeper):
+            for waiting in list(process.waiting):
+                if waiting.what == what:
+                    step(world, number, what)
+                    return
+                # The other keeper waits before the lock.
+                if waiting in process.waiting and (process is keeper or waiting.what != LOCK):
+                    world.run(process, waiting, 1)
+        world.pass_time(600)
+    raise AssertionError(f"{keeper.name} does not come to {what}")
 
 
 def buy(world: World, *users: int, door: int = DOOR, key: str | None = None) -> list[Outcome | None]:
@@ -112,7 +137,7 @@ def test_what_a_copy_lacks_and_a_front_door_knows_closes_the_gate(world: World) 
 
 def test_a_copy_from_right_after_a_rebuild_is_known_to_be_another_servers(world: World) -> None:
     world.lose_memory(None)
-    step(world, FULFILMENT, "Redis reopen")
+    rebuild_up_to(world, FULFILMENT, "Redis reopen")
     # No front door has asked the server yet.
     world.take_copy()
     assert buy(world, 1) == [Outcome.ACCEPTED]
@@ -158,7 +183,7 @@ def test_a_message_that_arrives_after_the_rebuild_is_settled_and_its_unit_is_gon
 
 def test_a_keeper_that_lost_its_lock_writes_nothing_over_the_next_rebuild(world: World) -> None:
     world.lose_memory(None)
-    step(world, FULFILMENT, "PostgreSQL next_generation")
+    rebuild_up_to(world, FULFILMENT, "PostgreSQL next_generation")
     assert world.holds_lock
     world.lose_lock()
     world.settle_down()
@@ -208,7 +233,8 @@ def test_a_bug_fits_the_engine(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["release-twice", "evidence-survives"])
 def test_a_bug_shows_and_its_story_ends_with_what_is_wrong(name: str) -> None:
-    tried = attempt(name, 300)
+    with private_stack() as stack:
+        tried = attempt(name, stack, 300)
     assert tried.expected, tried.found.faults
     assert tried.found.story
     assert any("teardown" in line for line in tried.found.program)
