@@ -1,7 +1,7 @@
 """The hunt: example after example, until one of them is wrong or the time is over.
 
 Examples come in blocks; a block has a seed, which is all that it takes to play it again. `python -m` this
-module plays one block on stores of its own and writes what it found to standard output: so it is played
+module plays a job from standard input and writes what it found to standard output: so examples are played
 with another engine, too.
 """
 

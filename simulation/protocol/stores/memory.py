@@ -80,7 +80,7 @@ class Memory:
         return tuple((name, value) for name, value in self.call("EVALSHA", self._copy, 0))
 
     def go_back(self, copy: Copy) -> str:
-        """Put another server in place of this one, which holds a copy, and nothing else; return its run_id."""
+        """Put another server in place of this one, which holds a copy and nothing else; return its run_id."""
         self.incarnation += 1
         self.clock.now_ms += 5
         server, words = secrets.token_hex(20), [word for pair in copy for word in pair]
