@@ -159,6 +159,22 @@ def test_what_only_the_dead_knew_is_a_surprise_that_the_ledger_guards_against(wo
     assert (statuses(world), find_faults(world)) == (["CONFIRMED"], [])
 
 
+@pytest.mark.parametrize("user", [1, DECLINED])
+def test_an_order_that_comes_back_with_a_copy_after_it_was_settled_is_cleared_again(
+    world: World, user: int
+) -> None:
+    buy(world, user)
+    step(world, RELAY, "Redis XACK")
+    world.take_copy()
+    step(world, FULFILMENT, "bus acknowledge")
+    # It alone has been answered since.
+    world.crash(FULFILMENT)
+    world.lose_memory(0)
+    assert world.losses.list_pending()
+    world.settle_down()
+    assert find_faults(world) == []
+
+
 def test_an_order_that_redis_loses_before_it_was_relayed_is_no_fault(world: World) -> None:
     assert buy(world, 1) == [Outcome.ACCEPTED]
     world.lose_memory(None)
