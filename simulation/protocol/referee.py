@@ -145,9 +145,9 @@ def _check(
         first_id = by_key.setdefault(buyer, order_id)
         if purchase.key is not None and first_id != order_id and "a key buys once" not in excused:
             yield f"a key buys once: {buyer} was told {first_id} and {order_id}"
-    for buyer, count in by_buyer.items():
-        if buyer[2] is not None and count > 1 and "a key buys once" not in excused:
-            yield f"a key buys once: {buyer} has {count} orders"
+    for buyer, placed in by_buyer.items():
+        if buyer[2] is not None and placed > 1 and "a key buys once" not in excused:
+            yield f"a key buys once: {buyer} has {placed} orders"
         silent = [id_ for id_, row in ledger.items() if id_ not in told and _buyer_of(row) == buyer]
         if len(silent) > unknown[buyer]:
             yield f"no phantom orders: nobody asked for {silent}"
