@@ -151,13 +151,14 @@ class Stores:
         self.database = Database(postgres_url)
         self.bus = Bus()
 
-    def begin(self) -> None:
-        """Empty all of them; the gate is open."""
+    def begin(self) -> int:
+        """Empty all of them; the gate is open in the generation that this returns."""
         self.bus = StepPublisher.bus = StepConsumer.bus = Bus()
         self.clock.now_ms = time.time_ns() // 1_000_000
         generation = self.clock.now_ms // 1000
         self.database.begin(generation)
         self.memory.begin(generation)
+        return generation
 
     @contextmanager
     def standing_in(self) -> Iterator[None]:

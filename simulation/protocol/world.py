@@ -32,7 +32,7 @@ class World:
     """Everything of one example."""
 
     def __init__(self, stores: Stores) -> None:
-        stores.begin()
+        self._generation = stores.begin()
         self.memory, self.database, self.bus, self.clock = (
             stores.memory,
             stores.database,
@@ -279,6 +279,12 @@ class World:
             if at_gate != [b"%d" % sale_id, b"%d" % left]:
                 return f"sale {sale_id} has {left} units left in the ledger, and the gate has {at_gate}"
         return ""
+
+    @property
+    def was_rebuilt(self) -> bool:
+        """Whether a keeper has rebuilt the gate."""
+        [[latest]] = self.database.read("read_generation")
+        return bool(latest > self._generation)
 
     def end(self) -> None:
         """End every process."""
