@@ -1,4 +1,4 @@
--- Opens a shard that was rebuilt, in its new generation.
+-- Opens a shard that was rebuilt, in its new generation, and notes the server: another one is new (vouch.lua).
 --
 -- KEYS  fence
 -- ARGV  generation, acceptance time of the newest order in the ledger (Unix milliseconds), 1 if orders may be under way of
@@ -10,6 +10,9 @@ if redis.call('HGET', KEYS[1], 'rebuilding') ~= ARGV[1] then
   return redis.error_reply('CLOSED the rebuild was overtaken')
 end
 redis.call('DEL', KEYS[1])
+local info = redis.pcall('INFO', 'server')
+local server = type(info) == 'string' and string.match(info, 'run_id:(%x+)')
+if server then redis.call('HSET', KEYS[1], 'server', server, 'since', 0) end
 redis.call('HSET', KEYS[1], 'open', ARGV[1], 'newest', ARGV[2])
 if ARGV[3] == '1' then
   local time = redis.call('TIME')

@@ -15,7 +15,8 @@ from typing import Annotated, Final
 import msgspec
 
 from engine.model.dead_letter import DeadLetter
-from engine.model.order_id import PLACES, is_stem
+from engine.model.order import Order
+from engine.model.order_id import PLACES, is_stem, split_order_id
 from engine.model.sale import Id, TimestampMs
 
 IdempotencyKey = Annotated[str, msgspec.Meta(pattern="^[!-~]{1,128}$")]
@@ -47,6 +48,12 @@ class Lot(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     def __len__(self) -> int:
         return len(self.user_ids)
+
+    @classmethod
+    def of_order(cls, order: Order) -> "Lot":
+        """Return a lot of one order, which says neither when it was accepted nor its key."""
+        stem, place = split_order_id(order.order_id)
+        return cls(stem, place, order.product_id, order.sale_id, order.quantity, 0, [order.user_id])
 
     @property
     def places(self) -> tuple[str, ...]:

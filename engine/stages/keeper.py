@@ -24,9 +24,11 @@ async def run_keeper(settings: Settings, clearing: Clearing, pause: Pause) -> No
             try:
                 generation = await reconciliation.read_generation()
                 servers = await reconciliation.read_servers()
-                if servers != compared and await reconciliation.is_outdated():
-                    log.warning("the ledger knows newer orders than the gate")
-                    await reconciliation.close(generation)
+                if servers != compared:
+                    if await reconciliation.is_outdated():
+                        log.warning("the ledger knows newer orders than the gate")
+                        await reconciliation.close(generation)
+                    await reconciliation.clear_settled(clearing)
                 compared = servers
                 if not await clearing.is_remembered():
                     log.warning("the gate has forgotten orders that it was told are settled")

@@ -31,13 +31,15 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from engine.bus.publisher import Publisher
-from engine.gate.clearing import count_pending
+from engine.gate.clearing import Clearing, count_pending, read_pending
 from engine.gate.client import connect_redis
 from engine.gate.fence import Fence, close_shard, read_generations
 from engine.gate.gate import offer_sale
 from engine.gate.keys import ShardKeys, shard_of
-from engine.gate.restoring import Restoring
+from engine.gate.restoring import CHUNK, Restoring
 from engine.ledger.ledger import KeyedOrder, Ledger
+from engine.model.lot import Lot
+from engine.model.order import OrderStatus
 from engine.model.sale import Sale
 from engine.settings import Settings
 from engine.stages.audit import Audit
@@ -123,6 +125,18 @@ class Reconciliation:
                 continue  # there is no stream yet
             newest_ms = max(newest_ms, int(stream["last-generated-id"].partition(b"-")[0]))
         return newest_ms < settled_ms
+
+    async def clear_settled(self, clearing: Clearing) -> None:
+        """Clear again what a new server may have as pending, from a copy older than the clearing.
+
+        Only the process that cleared these orders could notice, and it may be gone.
+        """
+        for shard in self._shards:
+            pending = sorted(await read_pending(self._redis, shard))
+            for start in range(0, len(pending), CHUNK):
+                settled = await self._ledger.find_orders(pending[start : start + CHUNK])
+                failed = [order for order in settled if order.status is OrderStatus.FAILED]
+                await clearing.clear(map(Lot.of_order, settled), failed)
 
     async def read_traffic(self) -> Traffic:
         """Return what is under way."""

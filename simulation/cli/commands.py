@@ -45,6 +45,7 @@ for command in (
     proving.mutants,
     proving.soak,
     proving.model,
+    proving.interleave,
     proving.bench,
 ):
     main.add_command(command)

@@ -19,6 +19,9 @@ from simulation.cli.shared import (
 )
 from simulation.scenario.loading import load_scenario
 
+BUG_EXAMPLES = 2_000
+"""Most examples in which a deliberate bug should show."""
+
 
 @click.command()
 @click.argument("scenario", default="hostile")
@@ -160,6 +163,41 @@ def model(names: tuple[str, ...], large: bool, bugs: bool, within_s: float | Non
         if names or not found.is_right:
             click.echo("\n".join([f"{found.check.name}: {found.broken}", *found.steps]))
     sys.exit(0 if all(found.is_right for found in result.results) else 1)
+
+
+@click.command()
+@click.option("--minutes", type=click.FloatRange(0), default=10.0, show_default=True, help="How long.")
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="The first seed.")
+@click.option("--bugs", is_flag=True, help="Try deliberate bugs instead, each until it shows.")
+@click.option("--only", multiple=True, metavar="BUG", help="Only this bug.")
+@out_option("interleave")
+def interleave(minutes: float, seed: int, bugs: bool, only: tuple[str, ...], folder: Path) -> None:
+    """Take the engine's real steps in any order, with crashes, lost answers and lost memories in between.
+
+    Each 25 examples have a seed; the same seed gives the same examples. What is wrong is made as short as
+    can be, and told. Exit codes: 0, 1 if something is wrong (with --bugs: if a bug does not show).
+    """
+    from simulation.protocol.hunt import attempt, hunt, list_bugs, private_stack
+    from simulation.record.facts import write_json
+
+    folder.mkdir(parents=True, exist_ok=True)
+    if bugs or only:
+        tried = []
+        with private_stack() as stack:
+            for name in only or list_bugs():
+                tried.append(attempt(name, stack, BUG_EXAMPLES, seed, shrink=bool(only)))
+                found = tried[-1].found
+                say(
+                    f"{name}: {f'shows after {found.examples} examples' if found.faults else 'does not show'}"
+                )
+                write_json(tried, folder / "bugs.json")
+        sys.exit(0 if all(each.found.faults for each in tried) else 1)
+    total = hunt(minutes, seed, say)
+    write_json(total, folder / "interleave.json")
+    if total.faults:
+        click.echo("\n".join([*total.story, "", *total.program, "", *total.faults]))
+        click.echo(f"again: flashsim interleave --minutes 0 --seed {total.seed}")
+        sys.exit(1)
 
 
 @click.command()

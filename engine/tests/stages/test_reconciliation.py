@@ -469,7 +469,7 @@ async def test_a_rebuild_looks_again_whether_something_is_under_way(
         assert await redis.hget(SHARD.sale(1), "remaining") == b"3"
         async with running(settings_without_bus, run_fulfilment):
             await until_open(gate)
-    assert await gate.reads.read_stock(1) == (1, 5, 3)
+    assert await read_stock(gate, 1) == (1, 5, 3)
 
 
 async def test_a_rebuild_that_begins_late_leaves_an_open_gate_alone(
@@ -493,7 +493,7 @@ async def test_a_rebuild_that_begins_late_leaves_an_open_gate_alone(
         with pytest.raises(ResponseError, match="overtaken"):
             await reconciliation.rebuild()
         assert await reconciliation.is_open()
-    assert await gate.reads.read_stock(1) == (1, 5, 3)
+    assert await read_stock(gate, 1) == (1, 5, 3)
     assert await redis.hlen(SHARD.pending) == 1
 
 

@@ -1,0 +1,240 @@
+"""The hunt: example after example, until one of them is wrong or the time is over.
+
+Examples come in blocks; a block has a seed, which is all that it takes to play it again. `python -m` this
+module plays a job from standard input and writes what it found to standard output: so examples are played
+with another engine, too.
+"""
+
+import asyncio
+import contextlib
+import io
+import logging
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import asyncpg
+import msgspec
+from hypothesis import HealthCheck, Phase, seed, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+import simulation
+from engine.ledger.ledger import Ledger
+from engine.local.stack import Stack, start_stack
+from simulation.campaign.mutation import copy_engine, load_mutation, mutate
+from simulation.errors import RunError
+from simulation.protocol.machine import Interleaving, Tally
+from simulation.protocol.processes import Stores
+
+FOLDER: Final = Path(__file__).with_name("mutations")
+SHARED: Final = (
+    "acknowledge-before-commit", "entries-abandoned", "held-entries-forgotten", "old-sale-gives-back",
+    "rebuild-forgets-buyers", "rebuild-forgets-keys", "rebuild-in-flight", "redelivery-settles-twice",
+    "relay-before-confirm", "release-nothing", "release-twice", "revert-on-timeout", "unit-vanishes",
+    "unknown-said-unavailable",
+)  # fmt: skip
+"""Bugs of simulation/campaign/mutations that are in the protocol."""
+BLOCK: Final = 25
+"""Examples with one seed."""
+RULES: Final = 40
+"""Most rules of an example."""
+
+
+class Found(msgspec.Struct, kw_only=True):
+    """What examples did, and what was wrong with the last one."""
+
+    seed: int
+    """Of the block that is told of, or of the last one."""
+    examples: int = 0
+    steps: Counter[str] = msgspec.field(default_factory=Counter)
+    drain_steps: int = 0
+    """Steps that let the examples drain, which nobody chose."""
+    actions: Counter[str] = msgspec.field(default_factory=Counter)
+    seconds: float = 0.0
+    faults: list[str] = []
+    """Nothing if all was well."""
+    program: list[str] = []
+    """The shortest program that shows it, in the rules of the state machine."""
+    story: list[str] = []
+    """What happens in it."""
+
+    def add(self, other: "Found") -> None:
+        """Add a later block."""
+        self.seed = other.seed
+        self.examples += other.examples
+        self.steps += other.steps
+        self.drain_steps += other.drain_steps
+        self.actions += other.actions
+        self.seconds += other.seconds
+        self.faults, self.program, self.story = other.faults, other.program, other.story
+
+
+def hunt(minutes: float, first_seed: int, say: Callable[[str], None]) -> Found:
+    """Play blocks, with one seed after the other, until something is wrong or so many minutes are over."""
+    until = time.monotonic() + 60 * minutes
+    total = Found(seed=first_seed)
+    with private_stores() as stores:
+        for number in range(first_seed, sys.maxsize):
+            total.add(play(stores, number, BLOCK))
+            steps = total.steps.total()
+            say(f"{total.examples:,} examples, {steps:,} steps, {steps / total.seconds:,.0f} a second")
+            if total.faults or time.monotonic() >= until:
+                break
+    return total
+
+
+def play(stores: Stores, number: int, examples: int, shrink: bool = True) -> Found:
+    """Play the block with this seed up to the first example that is wrong, and make that one short."""
+    tally = Interleaving.tally = Tally()
+    Interleaving.stores = stores
+    phases = [Phase.generate, *([Phase.shrink] if shrink else [])]
+    chosen = settings(
+        max_examples=examples, stateful_step_count=RULES, phases=phases, database=None, deadline=None,
+        suppress_health_check=list(HealthCheck), report_multiple_bugs=False, print_blob=False,
+    )  # fmt: skip
+    began, program = time.monotonic(), io.StringIO()
+    with contextlib.redirect_stdout(program), contextlib.suppress(AssertionError):
+        run_state_machine_as_test(seed(number)(make_machine()), settings=chosen)
+    return Found(
+        seed=number,
+        examples=tally.examples,
+        steps=tally.steps,
+        drain_steps=tally.drain_steps,
+        actions=tally.actions,
+        seconds=time.monotonic() - began,
+        faults=tally.faults,
+        program=program.getvalue().splitlines(),
+        story=tally.trace,
+    )
+
+
+def make_machine() -> type[Interleaving]:
+    """Return the state machine as a class of its own: a seed is kept with the class."""
+    return type("Interleaving", (Interleaving,), {})
+
+
+@contextmanager
+def private_stores() -> Iterator[Stores]:
+    """Start stores in a temporary folder, and lead the engine to them; all ends with the block."""
+    with private_stack() as stack, using(stack.urls["redis"], stack.urls["postgres"]) as stores:
+        yield stores
+
+
+@contextmanager
+def private_stack() -> Iterator[Stack]:
+    """Start Redis and PostgreSQL in a temporary folder; they end with the block, also at SIGTERM."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    with tempfile.TemporaryDirectory(prefix="flashsim-", ignore_cleanup_errors=True) as folder:
+        stack = asyncio.run(start_stack(Path(folder), ("redis", "postgres")))
+        try:
+            yield stack
+        finally:
+            asyncio.run(stack.stop())
+            signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def using(redis_url: str, postgres_url: str) -> Iterator[Stores]:
+    """Lead the engine to these stores; they hold nothing else."""
+    # The engine tells what goes wrong, which is what is done to it all the time.
+    logging.disable(logging.CRITICAL)
+    try:
+        asyncio.run(_migrate(postgres_url))
+        stores = Stores(redis_url, postgres_url)
+        with stores.standing_in():
+            yield stores
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+async def _migrate(postgres_url: str) -> None:
+    async with await Ledger.connect(postgres_url) as ledger:
+        await ledger.migrate()
+
+
+class Attempt(msgspec.Struct, kw_only=True):
+    """What was found of a deliberate bug."""
+
+    name: str
+    text: str
+    found: Found
+    expected: bool
+    """Whether what is wrong is one of what the bug should break."""
+
+
+def list_bugs() -> list[str]:
+    """List the deliberate bugs in the protocol, of this room and of simulation/campaign/."""
+    return sorted([path.stem for path in FOLDER.glob("*.toml")] + list(SHARED))
+
+
+def attempt(name: str, stack: Stack, examples: int, first_seed: int = 1, shrink: bool = True) -> Attempt:
+    """Put a bug into a copy of the engine, and play so many examples at most until it shows."""
+    mutation = load_mutation(name) if name in SHARED else load_mutation(name, FOLDER)
+    database = f"bug_{name.replace('-', '_')}"
+    asyncio.run(_create(stack.urls["postgres"], database))
+    url = f"{stack.urls['postgres'].rpartition('/')[0]}/{database}"
+    with tempfile.TemporaryDirectory(prefix="flashsim-bug-") as folder:
+        copy_engine(Path(folder))
+        mutate(mutation, Path(folder))
+        job = Job(stack.urls["redis"], url, first_seed, examples, shrink)
+        found = play_elsewhere(Path(folder), job)
+    expected = any(fault.startswith(tuple(mutation.breaks)) for fault in found.faults)
+    return Attempt(name=name, text=mutation.text, found=found, expected=expected)
+
+
+async def _create(postgres_url: str, database: str) -> None:
+    connection = await asyncpg.connect(postgres_url)
+    try:
+        await connection.execute(f"DROP DATABASE IF EXISTS {database}")
+        await connection.execute(f"CREATE DATABASE {database}")
+    finally:
+        await connection.close()
+
+
+class Job(NamedTuple):
+    """What another process is to play."""
+
+    redis_url: str
+    postgres_url: str
+    first_seed: int
+    examples: int
+    shrink: bool
+
+
+def play_elsewhere(code: Path, job: Job) -> Found:
+    """Play examples with the engine that is in a folder. Raises RunError."""
+    # Python finds a package first in the folder where it starts, and what is not there in this checkout.
+    played = subprocess.run(
+        [sys.executable, "-m", __name__],
+        cwd=code,
+        env={**os.environ, "PYTHONPATH": str(Path(simulation.__file__).parents[1])},
+        input=msgspec.json.encode(job),
+        capture_output=True,
+        check=False,
+    )
+    try:
+        return msgspec.json.decode(played.stdout, type=Found)
+    except msgspec.DecodeError:
+        raise RunError(f"examples could not be played: {played.stderr.decode()[-2000:]}") from None
+
+
+def main() -> None:
+    """Play a job from standard input until one of its examples is wrong."""
+    job = msgspec.json.decode(sys.stdin.buffer.read(), type=Job)
+    total = Found(seed=job.first_seed)
+    with using(job.redis_url, job.postgres_url) as stores:
+        while total.examples < job.examples and not total.faults:
+            total.add(play(stores, total.seed + bool(total.examples), BLOCK, job.shrink))
+    sys.stdout.buffer.write(msgspec.json.encode(total))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""The state machine: Hypothesis decides what happens next, and shrinks what went wrong.
+
+Each rule lets one thing happen. What a process does next is the engine's own affair: a rule only says which
+process goes on, for how many steps, and how the first of them ends.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+
+from engine.model.sale import SaleTerms
+from simulation.protocol.processes import DECLINED, Stores
+from simulation.protocol.referee import find_faults
+from simulation.protocol.steps import Fate
+from simulation.protocol.world import KINDS, World
+
+_numbers = st.integers(0, len(KINDS) - 1)
+_doors = st.integers(0, 1)
+_which = st.integers(0, 3)
+_choice = st.integers(0, 31)
+_moves = st.lists(st.tuples(_choice, st.integers(1, 8)), min_size=1, max_size=8)
+"""Which tasks go on, and for how many steps at most."""
+_products = st.sampled_from([1, 1, 2])
+_buyers = st.tuples(st.sampled_from([1, 2, DECLINED]), st.sampled_from([None, None, "a", "b"]))
+_terms = st.builds(
+    # All sales of a product have the same quantity, as the judge takes it.
+    lambda product_id, stock, limit: SaleTerms(
+        product_id=product_id, stock=stock, limit=limit, quantity=product_id
+    ),
+    _products,
+    st.integers(1, 4),
+    st.sampled_from([None, None, 2]),
+)
+
+
+Moves = list[tuple[int, int]]
+
+
+class Tally:
+    """What all examples did together."""
+
+    def __init__(self) -> None:
+        self.examples = 0
+        self.drain_steps = 0
+        self.steps: Counter[str] = Counter()
+        self.actions: Counter[str] = Counter()
+        self.trace: list[str] = []
+        """What happened in the last example that failed."""
+        self.faults: list[str] = []
+
+
+class Interleaving(RuleBasedStateMachine):
+    """One example."""
+
+    stores: ClassVar[Stores]
+    tally: ClassVar[Tally]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world = World(self.stores)
+        self.actions: Counter[str] = Counter()
+        self.is_whole = True
+
+    def _act(self, name: str, act: Callable[..., Any], *arguments: Any) -> None:
+        self.actions[name] += 1
+        self.is_whole = False
+        act(*arguments)
+        self.is_whole = True
+
+    @initialize(terms=_terms)
+    def begin(self, terms: SaleTerms) -> None:
+        """Begin with a sale."""
+        self._act("open", self.world.open_sale, 0, terms, "first", True)
+
+    def _go_on(self, moves: Moves) -> None:
+        for choice, most in moves:
+            self._act("go on", self.world.go_on, choice, most)
+
+    @rule(moves=_moves, number=_doors, product_id=_products, buyers=st.lists(_buyers, min_size=1, max_size=3))
+    def buy(self, moves: Moves, number: int, product_id: int, buyers: list[tuple[int, str | None]]) -> None:
+        """Users ask for a product at the same time."""
+        self._go_on(moves)
+        self._act("buy", self.world.buy, number, product_id, buyers)
+
+    @rule(moves=_moves, number=_doors, user_id=st.integers(1, 4))
+    def buy_one(self, moves: Moves, number: int, user_id: int) -> None:
+        """A user asks for the product that was on sale first."""
+        self._go_on(moves)
+        self._act("buy", self.world.buy, number, 1, [(user_id, None)])
+
+    @rule(moves=_moves, number=_doors, terms=_terms, key=st.sampled_from(["first", "second", "third"]))
+    def open_sale(self, moves: Moves, number: int, terms: SaleTerms, key: str) -> None:
+        """An operator opens a sale, perhaps again."""
+        self._go_on(moves)
+        self._act("open", self.world.open_sale, number, terms, key)
+
+    @rule(moves=_moves, choice=_choice, fate=st.sampled_from([Fate.LOST, Fate.CUT, Fate.LATE]))
+    def go_wrong(self, moves: Moves, choice: int, fate: Fate) -> None:
+        """A process goes on, and its connection breaks."""
+        self._go_on(moves)
+        self._act(f"go on: {fate}", self.world.go_on, choice, 1, fate)
+
+    @rule(moves=_moves, number=_numbers)
+    def crash(self, moves: Moves, number: int) -> None:
+        """A process dies, and another one starts."""
+        self._go_on(moves)
+        self._act("crash", self.world.crash, number)
+
+    @precondition(lambda self: len(self.world.losses.copies) < 2)
+    @rule(moves=_moves)
+    def copy(self, moves: Moves) -> None:
+        """Redis' memory is copied."""
+        self._go_on(moves)
+        self._act("copy", self.world.take_copy)
+
+    @precondition(lambda self: self.world.losses.count < 2)
+    @rule(moves=_moves, which=st.sampled_from([0, 1, None]))
+    def lose_memory(self, moves: Moves, which: int | None) -> None:
+        """A server takes over that has an older copy, or nothing."""
+        self._go_on(moves)
+        self._act("wipe" if which is None else "go back", self.world.lose_memory, which)
+
+    @rule(moves=_moves, which=st.integers(0, 9))
+    def disturb(self, moves: Moves, which: int) -> None:
+        """Redis restarts, or the broker or PostgreSQL loses a connection, or what was sent arrives late."""
+        self._go_on(moves)
+        world = self.world
+        if world.holds_lock and which < 8:
+            self._act("lose lock", world.lose_lock)
+        elif world.bus.late and which < 8:
+            self._act("arrive", world.arrive)
+        elif world.bus.channels and which < 8:
+            self._act("lose channel", world.lose_channel, which)
+        else:
+            self._act("restart", world.restart_redis)
+
+    @rule(moves=_moves, ms=st.sampled_from([1, 600, 6_000]))
+    def pass_time(self, moves: Moves, ms: int) -> None:
+        """Time passes, unless somebody had not the time to do what takes less."""
+        self._go_on(moves)
+        if self.world.may_pass(ms):
+            self._act(f"{ms} ms", self.world.pass_time, ms)
+
+    def teardown(self) -> None:
+        """Let everything drain, and judge the example, unless a rule has failed."""
+        world, tally = self.world, self.tally
+        try:
+            if self.is_whole:
+                world.settle_down()
+                faults = find_faults(world)
+                tally.examples += 1
+                tally.drain_steps += world.drain_steps
+                tally.steps += world.steps
+                tally.actions += self.actions
+                if faults:
+                    tally.trace, tally.faults = world.trace, faults
+                    raise AssertionError("\n".join(faults))
+        finally:
+            world.end()

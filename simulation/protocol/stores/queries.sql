@@ -1,0 +1,30 @@
+-- What an example does to the ledger and reads of it beside the engine's statements.
+
+-- name: forget
+ROLLBACK; SELECT pg_advisory_unlock_all();
+
+-- name: empty
+DELETE FROM orders; DELETE FROM sales; DELETE FROM gate;
+
+-- name: open
+INSERT INTO gate (generation) VALUES ($1::bigint);
+
+-- name: read_generation
+SELECT max(generation) FROM gate;
+
+-- name: list_settled
+SELECT order_id::text FROM orders;
+
+-- name: find_left
+SELECT DISTINCT ON (product_id) product_id, sale_id, stock - sold FROM sales ORDER BY product_id, sale_id DESC;
+
+-- name: read_sales
+SELECT sale_id, product_id, stock, sold, user_limit, quantity, NULL AS starts_us, NULL AS ends_us, idempotency_key
+FROM sales
+ORDER BY sale_id;
+
+-- name: read_orders
+SELECT order_id::text, sale_id, product_id, user_id, quantity, status, reason, idempotency_key,
+    (extract(epoch FROM accepted_at) * 1000000)::bigint AS accepted_us,
+    (extract(epoch FROM settled_at) * 1000000)::bigint AS settled_us
+FROM orders;

@@ -1,0 +1,257 @@
+"""The engine's real steps in any order: examples of any kind hold, and deliberate bugs show."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from engine.model.purchase import Outcome
+from engine.model.sale import SaleTerms
+from simulation.campaign.mutation import copy_engine, load_mutation, mutate
+from simulation.protocol.hunt import (
+    BLOCK,
+    FOLDER,
+    SHARED,
+    attempt,
+    list_bugs,
+    play,
+    private_stack,
+    private_stores,
+)
+from simulation.protocol.processes import DECLINED, Stores
+from simulation.protocol.referee import find_faults
+from simulation.protocol.steps import Fate
+from simulation.protocol.world import World
+
+# On a busy machine each step waits for its turn at the processor.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+SALE = SaleTerms(product_id=1, stock=2)
+LOCK = "PostgreSQL try_lock"
+DOOR, OTHER_DOOR, RELAY, FULFILMENT, OTHER_FULFILMENT = 0, 1, 2, 4, 5
+
+
+@pytest.fixture(scope="module")
+def stores() -> Iterator[Stores]:
+    with private_stores() as stores:
+        yield stores
+
+
+@pytest.fixture
+def world(stores: Stores) -> Iterator[World]:
+    """Two front doors, two relays, two fulfilments, and a sale of two units that is open."""
+    world = World(stores)
+    world.open_sale(DOOR, SALE, "first", at_once=True)
+    yield world
+    world.end()
+
+
+def step(world: World, number: int, what: str, fate: Fate = Fate.DONE) -> None:
+    """Let a process go on until it has taken this step."""
+    process = world.processes[number]
+    for _ in range(100):
+        for waiting in list(process.waiting):
+            if waiting.what == what:
+                world.run(process, waiting, 1, fate)
+                return
+            if waiting in process.waiting:
+                world.run(process, waiting, 1)
+    raise AssertionError(f"{process.name} does not come to {what}")
+
+
+def rebuild_up_to(world: World, number: int, what: str) -> None:
+    """Let a keeper rebuild until it has taken this step, while the other fulfilment pauses."""
+    keeper, other = world.processes[number], world.processes[FULFILMENT + OTHER_FULFILMENT - number]
+    for _ in range(100):
+        for process in (other, keeper):
+            for waiting in list(process.waiting):
+                if waiting.what == what:
+                    step(world, number, what)
+                    return
+                # The other keeper waits before the lock.
+                if waiting in process.waiting and (process is keeper or waiting.what != LOCK):
+                    world.run(process, waiting, 1)
+        world.pass_time(600)
+    raise AssertionError(f"{keeper.name} does not come to {what}")
+
+
+def buy(world: World, *users: int, door: int = DOOR, key: str | None = None) -> list[Outcome | None]:
+    """Have users buy, and the front door ask the gate."""
+    first = len(world.purchases)
+    world.buy(door, 1, [(user, key) for user in users])
+    while any(purchase.done is None for purchase in world.purchases[first:]):
+        step(world, door, world.processes[door].waiting[-1].what)
+    return [purchase.outcome for purchase in world.purchases[first:]]
+
+
+def statuses(world: World) -> list[str]:
+    return sorted(row["status"] for row in world.database.read("read_orders"))
+
+
+def test_a_plain_sale_ends_as_the_ledger_says(world: World) -> None:
+    assert buy(world, 1, DECLINED) == [Outcome.ACCEPTED] * 2
+    assert buy(world, 2) == [Outcome.SOLD_OUT]
+    world.settle_down()
+    assert (statuses(world), find_faults(world)) == (["CONFIRMED", "FAILED"], [])
+    assert world.memory.call("HGET", "fg:{0}:sale:1", "remaining") == b"1"
+
+
+def test_a_confirm_that_is_lost_has_its_entry_published_again(world: World) -> None:
+    buy(world, 1)
+    step(world, RELAY, "bus publish", Fate.LOST)
+    world.settle_down()
+    assert (statuses(world), find_faults(world)) == (["CONFIRMED"], [])
+
+
+def test_a_commit_whose_answer_is_lost_is_settled_once(world: World) -> None:
+    buy(world, 1)
+    step(world, RELAY, "bus publish")
+    step(world, FULFILMENT, "PostgreSQL settle_plain", Fate.LOST)
+    world.crash(FULFILMENT)
+    world.settle_down()
+    assert (statuses(world), find_faults(world)) == (["CONFIRMED"], [])
+
+
+def test_a_release_whose_answer_is_lost_gives_one_unit_back(world: World) -> None:
+    buy(world, DECLINED)
+    step(world, RELAY, "bus publish")
+    step(world, FULFILMENT, "Redis clear", Fate.LOST)
+    world.settle_down()
+    assert (statuses(world), find_faults(world)) == (["FAILED"], [])
+    assert world.memory.call("HMGET", "fg:{0}:sale:1", "remaining", "released") == [b"2", b"1"]
+
+
+def test_what_a_copy_lacks_and_a_front_door_knows_closes_the_gate(world: World) -> None:
+    world.take_copy()
+    assert buy(world, 1) == [Outcome.ACCEPTED]
+    step(world, RELAY, "bus publish")
+    world.lose_memory(0)
+    assert not world.losses.is_unnoticed
+    assert not world.may_pass(600)
+    # The one that knows nothing may not sell before the other one has asked.
+    assert buy(world, 2, door=OTHER_DOOR) == [Outcome.GATE_UNAVAILABLE]
+    world.settle_down()
+    assert buy(world, 2, 2) == [Outcome.ACCEPTED, Outcome.SOLD_OUT]
+    world.settle_down()
+    assert (statuses(world), find_faults(world)) == (["CONFIRMED", "CONFIRMED"], [])
+
+
+def test_a_copy_from_right_after_a_rebuild_is_known_to_be_another_servers(world: World) -> None:
+    world.lose_memory(None)
+    rebuild_up_to(world, FULFILMENT, "Redis reopen")
+    # No front door has asked the server yet.
+    world.take_copy()
+    assert buy(world, 1) == [Outcome.ACCEPTED]
+    step(world, RELAY, "bus publish")
+    world.lose_memory(0)
+    assert buy(world, 2, 2, door=OTHER_DOOR) == [Outcome.GATE_UNAVAILABLE] * 2
+    world.settle_down()
+    assert (statuses(world), find_faults(world)) == (["CONFIRMED"], [])
+
+
+def test_what_only_the_dead_knew_is_a_surprise_that_the_ledger_guards_against(world: World) -> None:
+    world.take_copy()
+    assert buy(world, 1) == [Outcome.ACCEPTED]
+    step(world, RELAY, "bus publish")
+    world.crash(DOOR)
+    world.lose_memory(0)
+    assert world.losses.is_unnoticed
+    world.settle_down()
+    assert (statuses(world), find_faults(world)) == (["CONFIRMED"], [])
+
+
+@pytest.mark.parametrize("user", [1, DECLINED])
+def test_an_order_that_comes_back_with_a_copy_after_it_was_settled_is_cleared_again(
+    world: World, user: int
+) -> None:
+    buy(world, user)
+    step(world, RELAY, "Redis XACK")
+    world.take_copy()
+    step(world, FULFILMENT, "bus acknowledge")
+    # It alone has been answered since.
+    world.crash(FULFILMENT)
+    world.lose_memory(0)
+    assert world.losses.list_pending()
+    world.settle_down()
+    assert find_faults(world) == []
+
+
+def test_an_order_that_redis_loses_before_it_was_relayed_is_no_fault(world: World) -> None:
+    assert buy(world, 1) == [Outcome.ACCEPTED]
+    world.lose_memory(None)
+    assert len(world.losses.lost) == 1
+    world.settle_down()
+    assert (statuses(world), find_faults(world)) == ([], [])
+
+
+def test_a_message_that_arrives_after_the_rebuild_is_settled_and_its_unit_is_gone(world: World) -> None:
+    buy(world, 1)
+    step(world, RELAY, "bus publish", Fate.LATE)
+    world.lose_memory(None)
+    late, world.bus.late = world.bus.late, []
+    world.settle_down()
+    assert world.memory.call("HGET", "fg:{0}:sale:1", "remaining") == b"2"
+    world.bus.late = late
+    world.arrive()
+    world.settle_down()
+    assert (statuses(world), find_faults(world)) == (["CONFIRMED"], [])
+    assert world.memory.call("HGET", "fg:{0}:sale:1", "remaining") == b"1"
+
+
+def test_a_keeper_that_lost_its_lock_writes_nothing_over_the_next_rebuild(world: World) -> None:
+    world.lose_memory(None)
+    rebuild_up_to(world, FULFILMENT, "PostgreSQL next_generation")
+    assert world.holds_lock
+    world.lose_lock()
+    world.settle_down()
+    assert buy(world, 1, 2, 2)[:2] == [Outcome.ACCEPTED] * 2
+    world.settle_down()
+    assert (statuses(world), find_faults(world)) == (["CONFIRMED", "CONFIRMED"], [])
+
+
+def test_the_same_seed_gives_the_same_examples(stores: Stores) -> None:
+    once, again = (play(stores, 3, 5) for _ in range(2))
+    assert once.faults == again.faults == []
+    assert once.steps == again.steps
+    assert once.actions == again.actions
+    assert once.steps != play(stores, 4, 5).steps
+
+
+def test_examples_of_every_kind_hold(stores: Stores) -> None:
+    actions = set[str]()
+    for number in range(1, 7):
+        found = play(stores, number, BLOCK)
+        assert "\n".join([*found.story, *found.program, *found.faults]) == ""
+        assert found.examples >= BLOCK
+        actions |= found.actions.keys()
+    assert actions >= {
+        "buy",
+        "open",
+        "crash",
+        "copy",
+        "go back",
+        "wipe",
+        "restart",
+        "lose channel",
+        "6000 ms",
+    }
+    assert actions >= {"go on: cut", "go on: answer lost", "go on: late"}
+
+
+@pytest.mark.parametrize("name", list_bugs())
+def test_a_bug_fits_the_engine(name: str, tmp_path: Path) -> None:
+    mutation = load_mutation(name) if name in SHARED else load_mutation(name, FOLDER)
+    copy_engine(tmp_path)
+    mutate(mutation, tmp_path)
+    for edit in mutation.edits:
+        if edit.file.endswith(".py"):
+            compile((tmp_path / "engine" / edit.file).read_text(), edit.file, "exec")
+
+
+@pytest.mark.parametrize("name", ["release-twice", "evidence-survives"])
+def test_a_bug_shows_and_its_story_ends_with_what_is_wrong(name: str) -> None:
+    with private_stack() as stack:
+        tried = attempt(name, stack, 300)
+    assert tried.expected, tried.found.faults
+    assert tried.found.story
+    assert any("teardown" in line for line in tried.found.program)
