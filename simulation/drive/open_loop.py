@@ -11,11 +11,11 @@ next intended start and sends all that is due.
 
 import asyncio
 import contextlib
+import ssl
 import time
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, cast
-from urllib.parse import quote
 
 import msgspec
 
@@ -32,6 +32,7 @@ from simulation.drive.schedule import (
     Schedule,
 )
 from simulation.errors import BadResponse
+from simulation.model.contract import FLASHGRID, Contract, OrderRead, StockRead
 from simulation.scenario.patience import Patience
 from simulation.scenario.schema import DriverOptions
 
@@ -47,6 +48,18 @@ WARM = 256
 request does, and a load that starts at its full rate would begin with nothing else."""
 
 
+class Tls(msgspec.Struct, frozen=True):
+    """HTTPS: whose certificate is expected, and which authority has signed it."""
+
+    name: str
+    ca: str | None = None
+    """A file of certificates; None: the system's."""
+
+    def make_context(self) -> ssl.SSLContext:
+        """Return the context of connections. Raises OSError where the file is of no use."""
+        return ssl.create_default_context(cafile=self.ca)
+
+
 class Address(msgspec.Struct, frozen=True):
     """Where the requests go, and how they look there (HTTP/1.1)."""
 
@@ -56,27 +69,23 @@ class Address(msgspec.Struct, frozen=True):
     authority: str
     """The Host header."""
     path: str
-    """Path of the engine's `/purchase`."""
+    """What goes before every path of the contract."""
+    contract: Contract = FLASHGRID
+    tls: Tls | None = None
 
     def encode_buy(self, user_id: int, product_id: int, key: str = "") -> bytes:
         """Return the request that buys; an empty key is none."""
-        body = f'{{"userId":{user_id},"productId":{product_id}}}'
-        header = f"Idempotency-Key: {key}\r\n" if key else ""
-        return (
-            f"POST {self.path}/buy HTTP/1.1\r\nHost: {self.authority}\r\nContent-Type: application/json\r\n"
-            f"{header}Content-Length: {len(body)}\r\n\r\n{body}"
-        ).encode()
+        return self.contract.buy.encode(
+            self.authority, self.path, user_id=user_id, product_id=product_id, key=key
+        )
 
     def encode_stock(self, product_id: int) -> bytes:
-        """Return the request that reads the stock of a product."""
-        return self._encode_read(f"stock?productId={product_id}")
+        """Return the request that reads the stock of a product, if the contract has one."""
+        return cast(StockRead, self.contract.stock).encode(self.authority, self.path, product_id=product_id)
 
     def encode_order(self, order_id: str) -> bytes:
-        """Return the request that reads an order."""
-        return self._encode_read(f"orders/{quote(order_id, safe='')}")
-
-    def _encode_read(self, what: str) -> bytes:
-        return f"GET {self.path}/{what} HTTP/1.1\r\nHost: {self.authority}\r\n\r\n".encode()
+        """Return the request that reads an order, if the contract has one."""
+        return cast(OrderRead, self.contract.order).encode(self.authority, self.path, order_id=order_id)
 
 
 class OpenLoop(Schedule):
@@ -93,8 +102,10 @@ class OpenLoop(Schedule):
         looks: Mapping[int, int] = MappingProxyType({}),
         polls: Polls | None = None,
     ) -> None:
-        super().__init__(requests, intended_ns, patience, pause_ns, looks, polls)
+        super().__init__(requests, intended_ns, patience, pause_ns, looks, polls, address.contract)
         self.address = address
+        self.tls = address.tls.make_context() if address.tls else None
+        self.tls_name = address.tls.name if address.tls else None
         self.connections = options.connections
         self.connection_per_request = options.connection_per_request
         self.timeout_ns = options.timeout_ms * 1_000_000
@@ -184,7 +195,13 @@ class OpenLoop(Schedule):
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self.timeout_ns / 1e9):
-                await loop.create_connection(lambda: Connection(self), self.address.host, self.address.port)
+                await loop.create_connection(
+                    lambda: Connection(self),
+                    self.address.host,
+                    self.address.port,
+                    ssl=self.tls,
+                    server_hostname=self.tls_name,
+                )
         except OSError as error:
             self.refuse(error)
 

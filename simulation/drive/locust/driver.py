@@ -38,7 +38,7 @@ async def drive_locust(
     """
     async with AsyncExitStack() as cleanup:
         folder = cleanup.enter_context(tempfile.TemporaryDirectory(prefix="flashsim-"))
-        jobs = deal(load.plan, await resolve(load.url), load.options, Path(folder))
+        jobs = deal(load.plan, await resolve(load), load.options, Path(folder))
         count = f"{len(jobs)} worker{'s' * (len(jobs) != 1)}"
         job = Lead(parts=jobs, url=load.url, bind=bind, port=port, web=web, wait_s=wait_s)
         master = await cleanup.enter_async_context(start_child(MODULE, "Locust's master", job))
