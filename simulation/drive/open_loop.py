@@ -33,6 +33,7 @@ from simulation.drive.schedule import (
 )
 from simulation.errors import BadResponse
 from simulation.model.contract import FLASHGRID, Contract, OrderRead, StockRead
+from simulation.model.requests import encode
 from simulation.scenario.patience import Patience
 from simulation.scenario.schema import DriverOptions
 
@@ -75,17 +76,18 @@ class Address(msgspec.Struct, frozen=True):
 
     def encode_buy(self, user_id: int, product_id: int, key: str = "") -> bytes:
         """Return the request that buys; an empty key is none."""
-        return self.contract.buy.encode(
-            self.authority, self.path, user_id=user_id, product_id=product_id, key=key
-        )
+        buy = self.contract.buy
+        return encode(buy, self.authority, self.path, user_id=user_id, product_id=product_id, key=key)
 
     def encode_stock(self, product_id: int) -> bytes:
         """Return the request that reads the stock of a product, if the contract has one."""
-        return cast(StockRead, self.contract.stock).encode(self.authority, self.path, product_id=product_id)
+        stock = cast(StockRead, self.contract.stock)
+        return encode(stock, self.authority, self.path, product_id=product_id)
 
     def encode_order(self, order_id: str) -> bytes:
         """Return the request that reads an order, if the contract has one."""
-        return cast(OrderRead, self.contract.order).encode(self.authority, self.path, order_id=order_id)
+        order = cast(OrderRead, self.contract.order)
+        return encode(order, self.authority, self.path, order_id=order_id)
 
 
 class OpenLoop(Schedule):

@@ -1,15 +1,14 @@
 """The HTTP contract of an engine, as data: the requests that it takes, and what its answers mean.
 
-A request is a template: `{user_id}`, `{product_id}`, `{order_id}`, `{key}` and so on stand for values. A header
-or query parameter whose value is missing is left out; in a body it is null. A place in an answer is a path of
-names in its JSON, such as `data.orderId`; `.` is the whole body as text.
+A request is a template: `{user_id}`, `{product_id}`, `{order_id}`, `{key}` and so on stand for values. A
+header or query parameter whose value is missing is left out; in a body it is null. A place in an answer is a
+path of names in its JSON, such as `data.orderId`; `.` is the whole body as text.
 """
 
 import re
 from collections.abc import Callable, Iterable
 from functools import cached_property, lru_cache
 from typing import Annotated, Any, Final, Literal
-from urllib.parse import quote, urlencode
 
 import msgspec
 from msgspec import Meta
@@ -46,28 +45,6 @@ class Request(Part, frozen=True, kw_only=True):
         """The names of the values that it takes."""
         texts = [self.path, self.body, *self.query.values(), *self.headers.values()]
         return {name for text in texts for name in NAME.findall(text)}
-
-    def fill(self, **values: str | int | None) -> tuple[str, dict[str, str], bytes]:
-        """Return path with query, headers, and body."""
-        path = NAME.sub(lambda found: quote(str(values[found[1]]), safe=""), self.path)
-        if query := _fill_in(self.query, values):
-            path += f"?{urlencode(query)}"
-
-        def say(found: re.Match[str]) -> str:
-            value = values[found[1]]
-            # Within the quotes of a JSON string, or as a number.
-            return "null" if value is None else msgspec.json.encode(value).decode().strip('"')
-
-        return path, _fill_in(self.headers, values), NAME.sub(say, self.body).encode()
-
-    def encode(self, authority: str, prefix: str, **values: str | int | None) -> bytes:
-        """Return the request as HTTP/1.1 sends it, its path below `prefix`."""
-        path, headers, body = self.fill(**values)
-        lines = [f"{self.method} {prefix}{path} HTTP/1.1", f"Host: {authority}"]
-        lines += [f"{name}: {value}" for name, value in headers.items()]
-        if self.method != "GET":
-            lines.append(f"Content-Length: {len(body)}")
-        return "\r\n".join([*lines, "", ""]).encode() + body
 
 
 class Rule(Part, frozen=True, kw_only=True):
@@ -256,15 +233,6 @@ def _look(place: str, body: bytes, answer: Any) -> Any:
 
 def _is_count(value: Any) -> bool:
     return type(value) is int and abs(value) <= MOST_UNITS
-
-
-def _fill_in(templates: dict[str, str], values: dict[str, str | int | None]) -> dict[str, str]:
-    """Return the filled templates, without those that lack a value."""
-    return {
-        name: NAME.sub(lambda found: str(values[found[1]]), text)
-        for name, text in templates.items()
-        if not any(values[each] in (None, "") for each in NAME.findall(text))
-    }
 
 
 def _outcome_of_unlisted(status: int) -> str:
