@@ -55,6 +55,8 @@ class HttpWitness:
                     state["orders"], state["drained_s"] = await self._read_orders(
                         session, self.contract.order, bought, sales, started, drain_s
                     )
+                    waiting = state["orders"]["status"] == "PENDING"
+                    state["pending"] = frozenset(state["orders"].loc[waiting, "order_id"])
                     state["unseen"] = frozenset(("accepted_us", "settled_us", "idempotency_key", "reason"))
                 else:
                     unread["ledger"] = "the contract names no orders that can be asked for"
