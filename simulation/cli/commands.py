@@ -44,6 +44,7 @@ for command in (
     proving.matrix,
     proving.mutants,
     proving.soak,
+    proving.worth,
     proving.bench,
 ):
     main.add_command(command)

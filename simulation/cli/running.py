@@ -28,12 +28,12 @@ _RUN_OPTIONS: Final = [
     click.Option(["--target"], metavar="URL", help="Engine that runs already [default: the run starts one]."),
     click.Option(
         ["--engine"], metavar="NAME|FILE",
-        help="Another engine than Flashgrid, as a TOML file describes it: its HTTP contract, its tables, how it is"
-        " started; simulation/target/foreign/library has examples, such as textbook.",
+        help="Another engine than Flashgrid, as a TOML file describes it: HTTP contract, tables, processes;"
+        " simulation/target/foreign/library has examples, such as textbook.",
     ),
     click.Option(
         ["--witness"], type=click.Choice(["flashgrid", "sql", "http"]),
-        help="Who tells what the engine holds at the end: Flashgrid's own stores, SQL of the description, or the"
+        help="Who tells what the engine holds at the end: Flashgrid's stores, SQL of the description, or the"
         " engine over HTTP [default: that of the description, else flashgrid].",
     ),
     *_CURVE_OPTIONS,
@@ -132,6 +132,11 @@ def run(scenario: str, workers: int | None, repeat: int | None, keep_records: bo
     "--processes", type=click.IntRange(1, 64), metavar="N",
     help="Processes that send; from 2 on a master with N workers [default: the scenario's driver.processes].",
 )  # fmt: skip
+@click.option(
+    "--client", type=click.Choice(["own", "fasthttp"]), default="own", show_default=True,
+    help="What sends in Locust's processes: the driver of flashsim run, or Locust's own client, slower and"
+    " independent.",
+)  # fmt: skip
 @click.option("--web", is_flag=True, help="Serve Locust's own page on this machine while the load lasts.")
 @click.option(
     "--workers", type=click.IntRange(1, 64), metavar="N",
@@ -154,6 +159,7 @@ def run(scenario: str, workers: int | None, repeat: int | None, keep_records: bo
 def locust(
     scenario: str,
     processes: int | None,
+    client: str,
     web: bool,
     workers: int | None,
     bind: str,
@@ -165,11 +171,11 @@ def locust(
 ) -> None:
     """Run SCENARIO like `flashsim run`, but let Locust send its requests.
 
-    Use it for a second opinion by another driver, for Locust's page, and for loads that take more than one
-    machine: start `flashsim locust --workers N --bind HOST --target URL` on one machine, and
-    `flashsim locust --worker --master-host HOST` on the others. Plan, open loop and record are the same. A
-    process of Locust sends a few thousand requests/s, the driver of `flashsim run` many more; a load with too
-    much lag is not valid.
+    Use it for a second opinion by another driver (with --client fasthttp every byte is sent, read and timed by
+    Locust's own client), for Locust's page, and for loads that take more than one machine: start `flashsim
+    locust --workers N --bind HOST --target URL` on one machine, and `flashsim locust --worker --master-host HOST`
+    on the others. Plan, open loop and record are the same. A process of Locust sends a few thousand requests/s,
+    the driver of `flashsim run` many more; a load with too much lag is not valid.
     """
     from simulation.drive.locust.driver import drive_locust, work
 
@@ -191,6 +197,7 @@ def locust(
         port=port if workers else 0,
         web=web,
         wait_s=wait,
+        client=client,
     )
     _run_and_end(loaded, f"{loaded.name}-locust", options, driver=driver)
 

@@ -42,6 +42,8 @@ class Job(msgspec.Struct, frozen=True):
     reads: Reads | None = None
     exact: bool = IS_EXACT
     """Whether its starts are exact (simulation.drive.pacer)."""
+    client: str = "own"
+    """What sends it in a process of Locust: "own", or "fasthttp", Locust's client."""
 
 
 def deal(

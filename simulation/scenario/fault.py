@@ -80,8 +80,8 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """When it begins, from the run's start."""
     kind: Annotated[str, _words(*TARGETS, COMMAND)]
     on: Annotated[str, Meta(pattern="^[a-z][a-z0-9-]{0,63}$")]
-    """A service, or all processes of a stage; for a network fault, the way from the engine to the service. For
-    a command it is any name."""
+    """A service, or all processes of a stage; for a network fault, the way from the engine to the service.
+    For a command it is any name."""
     seconds: Annotated[float, Meta(ge=0, le=3_600)] = 0.0
     latency_ms: Annotated[float, Meta(gt=0, le=60_000)] | None = None
     """For latency, one way; default 100."""

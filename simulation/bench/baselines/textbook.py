@@ -2,11 +2,12 @@
 
 Each purchase runs one script in Redis (EVALSHA: check and decrement). A purchase that got a unit is published
 to RabbitMQ as a persistent message and answered 200 once that is confirmed; where the publish fails, the unit
-goes back. Every other purchase is answered 429. Any error is a 500. A consumer (textbook_consumer) writes orders
-and stock to PostgreSQL, one message after the other. A stock that Redis does not know is loaded from there.
+goes back. Every other purchase is answered 429. Any error is a 500. A consumer (textbook_consumer) writes
+orders and stock to PostgreSQL, one message after the other. A stock that Redis does not know is loaded from
+there.
 
-`python -m simulation.bench.baselines.textbook PORT REDIS_URL AMQP_URL [POSTGRES_URL]`: one process on uvloop; one
-pool of connections to Redis, one channel to RabbitMQ, no access log. Without PostgreSQL it only buys.
+`python -m simulation.bench.baselines.textbook PORT REDIS_URL AMQP_URL [POSTGRES_URL]`: one process on uvloop;
+one pool of connections to Redis, one channel to RabbitMQ, no access log. Without PostgreSQL it only buys.
 """
 
 import sys
@@ -111,7 +112,7 @@ async def show_stock(request: web.Request) -> web.Response:
 
 
 async def _load_stock(app: web.Application, product_id: int) -> bool:
-    """Put the stock that PostgreSQL has left into Redis, unless somebody else has; return whether there is one."""
+    """Put what PostgreSQL has left into Redis, unless somebody else did; return whether there is a stock."""
     if (database := app.get(_DATABASE)) is None:
         return False
     left = await database.fetchval(_LEFT, product_id)

@@ -1,8 +1,8 @@
-"""The textbook's consumer: writes each order and its unit to PostgreSQL, one message and one transaction at a time.
+"""The textbook's consumer: writes each order and its unit to PostgreSQL, one message after the other.
 
-A message that comes twice changes nothing. An order for which PostgreSQL has no unit left is written as REJECTED.
+A message that comes twice changes nothing. An order for which PostgreSQL has no unit is written as REJECTED.
 
-`python -m simulation.bench.baselines.textbook_consumer AMQP_URL POSTGRES_URL`: one process, one connection to each.
+`python -m simulation.bench.baselines.textbook_consumer AMQP_URL POSTGRES_URL`: one process.
 """
 
 import sys
@@ -50,8 +50,10 @@ async def write(database: asyncpg.Connection, order: Order) -> None:
 
 
 async def consume(amqp_url: str, postgres_url: str) -> None:
-    """Consume until the process is stopped. An error ends it: its supervisor starts it again, and RabbitMQ sends
-    again what was not acknowledged."""
+    """Consume until the process is stopped.
+
+    An error ends it: its supervisor starts it again, and RabbitMQ sends again what was not acknowledged.
+    """
     database = await asyncpg.connect(postgres_url)
     await database.execute(_SCHEMA)
     async with await aio_pika.connect(amqp_url) as connection:

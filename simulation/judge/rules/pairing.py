@@ -60,6 +60,15 @@ def find_keys(orders: pd.DataFrame, sent: pd.DataFrame) -> pd.Series:
     return keys.fillna("").astype(object)
 
 
+def with_keys(state: FinalState, history: pd.DataFrame) -> pd.DataFrame | None:
+    """Return the orders with a key each, as the witness shows them, or else as `find_keys` finds them."""
+    if state.orders is None or "idempotency_key" not in state.unseen:
+        return state.orders
+    sent = history[history["sent_ns"].notna()]
+    keys = find_keys(state.orders, sent.assign(key=sent["key"].fillna("")))
+    return state.orders.assign(idempotency_key=keys.where(keys != "", None))
+
+
 def _number(orders: pd.DataFrame) -> pd.DataFrame:
     """Return the orders with `turn`, which counts those of a buyer in the order of their acceptance."""
     orders = orders.assign(**{name: orders[name].fillna(-1).astype("int64") for name in BUYER})

@@ -14,6 +14,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
+import psutil
+
 from engine.local.process import ProcessId, free_port, identify, wait_until
 from engine.local.stack import read_tail
 from engine.tasks import cancel
@@ -66,7 +68,12 @@ class Programs:
     def find_stage(self, role: str) -> list[ProcessId]:
         """Return the running process of that name."""
         process = self._running.get(role)
-        return [identify(process.pid)] if process and process.returncode is None else []
+        if process is None or process.returncode is not None:
+            return []
+        try:
+            return [identify(process.pid)]
+        except psutil.NoSuchProcess:
+            return []
 
     async def start(self) -> None:
         """Start all processes and wait until the front door listens. Raises EngineError."""
