@@ -14,8 +14,10 @@ import contextlib
 import ssl
 import time
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any, cast
+from urllib.parse import quote
 
 import msgspec
 
@@ -33,7 +35,7 @@ from simulation.drive.schedule import (
 )
 from simulation.errors import BadResponse
 from simulation.model.contract import FLASHGRID, Contract, OrderRead, StockRead
-from simulation.model.requests import encode
+from simulation.model.requests import Encoder
 from simulation.scenario.patience import Patience
 from simulation.scenario.schema import DriverOptions
 
@@ -61,7 +63,7 @@ class Tls(msgspec.Struct, frozen=True):
         return ssl.create_default_context(cafile=self.ca)
 
 
-class Address(msgspec.Struct, frozen=True):
+class Address(msgspec.Struct, frozen=True, dict=True):
     """Where the requests go, and how they look there (HTTP/1.1)."""
 
     host: str
@@ -76,18 +78,32 @@ class Address(msgspec.Struct, frozen=True):
 
     def encode_buy(self, user_id: int, product_id: int, key: str = "") -> bytes:
         """Return the request that buys; an empty key is none."""
-        buy = self.contract.buy
-        return encode(buy, self.authority, self.path, user_id=user_id, product_id=product_id, key=key)
+        encoder = self._keyed if key else self._keyless
+        return encoder.encode(user_id=user_id, product_id=product_id, key=key)
 
     def encode_stock(self, product_id: int) -> bytes:
         """Return the request that reads the stock of a product, if the contract has one."""
-        stock = cast(StockRead, self.contract.stock)
-        return encode(stock, self.authority, self.path, product_id=product_id)
+        return self._stock.encode(product_id=product_id)
 
     def encode_order(self, order_id: str) -> bytes:
         """Return the request that reads an order, if the contract has one."""
-        order = cast(OrderRead, self.contract.order)
-        return encode(order, self.authority, self.path, order_id=order_id)
+        return self._order.encode(order_id=quote(order_id, safe=""))
+
+    @cached_property
+    def _keyed(self) -> Encoder:
+        return Encoder(self.contract.buy, self.authority, self.path)
+
+    @cached_property
+    def _keyless(self) -> Encoder:
+        return Encoder(self.contract.buy, self.authority, self.path, missing=("key",))
+
+    @cached_property
+    def _stock(self) -> Encoder:
+        return Encoder(cast(StockRead, self.contract.stock), self.authority, self.path)
+
+    @cached_property
+    def _order(self) -> Encoder:
+        return Encoder(cast(OrderRead, self.contract.order), self.authority, self.path)
 
 
 class OpenLoop(Schedule):

@@ -1,6 +1,7 @@
 """Requests made from the templates of a contract."""
 
 import re
+from collections.abc import Container, Iterable
 from urllib.parse import quote, urlencode
 
 import msgspec
@@ -24,14 +25,32 @@ def fill(request: Request, **values: Value) -> tuple[str, dict[str, str], bytes]
     return path, _fill_all(request.headers, values), NAME.sub(say, request.body).encode()
 
 
-def encode(request: Request, authority: str, prefix: str, **values: Value) -> bytes:
-    """Return the request as HTTP/1.1 sends it, its path below `prefix`."""
-    path, headers, body = fill(request, **values)
-    lines = [f"{request.method} {prefix}{path} HTTP/1.1", f"Host: {authority}"]
-    lines += [f"{name}: {value}" for name, value in headers.items()]
-    if request.method != "GET":
-        lines.append(f"Content-Length: {len(body)}")
-    return "\r\n".join([*lines, "", ""]).encode() + body
+class Encoder:
+    """Encodes one request of a contract many times, with other numbers and keys each time."""
+
+    def __init__(self, request: Request, authority: str, prefix: str, missing: Container[str] = ()) -> None:
+        """Every request goes to a path below `prefix`, without the values that are `missing`."""
+        marks = {name: None if name in missing else f"Q{name}Q" for name in request.names}
+        path, headers, body = fill(request, **marks)
+        lines = [f"{request.method} {prefix}{path} HTTP/1.1", f"Host: {authority}"]
+        lines += [f"{name}: {value}" for name, value in headers.items()]
+        if request.method != "GET":
+            lines.append("Content-Length: QlengthQ")
+        self._head = self._make_format("\r\n".join([*lines, "", ""]), {*marks, "length"})
+        self._body = self._make_format(body.decode(), marks)
+
+    def encode(self, **values: str | int) -> bytes:
+        """Return the request as HTTP/1.1 sends it. Strings must be plain: they are sent as they are."""
+        body = (self._body % values).encode()
+        values["length"] = len(body)
+        return (self._head % values).encode() + body
+
+    @staticmethod
+    def _make_format(text: str, names: Iterable[str]) -> str:
+        text = text.replace("%", "%%")
+        for name in names:
+            text = text.replace(f"Q{name}Q", f"%({name})s")
+        return text
 
 
 def _fill_all(templates: dict[str, str], values: dict[str, Value]) -> dict[str, str]:

@@ -99,7 +99,7 @@ class Evidence:
         """The ledger's orders; `order` is the number of the order id, `accepted_ns` and `settled_ns` count
         from the run's start. A number that is missing is -1; a time that the witness does not show is NaN."""
         orders = read(self.state.orders, "ledger")
-        unseen = self.state.unseen
+        unseen = self.unseen
         whole = ["sale_id", "product_id", "user_id", "quantity", *({"accepted_us"} - unseen)]
         orders = orders.fillna(dict.fromkeys(whole, -1)).astype(dict.fromkeys(whole, "int64"))
         times: dict[str, pd.Series] = {
@@ -111,6 +111,13 @@ class Evidence:
         hidden = "idempotency_key" in unseen
         key = find_keys(orders, self.sent) if hidden else orders["idempotency_key"].fillna("")
         return orders.assign(key=key, order=self._numbers[1], **times)
+
+    @property
+    def unseen(self) -> frozenset[str]:
+        """The columns of the orders that nobody shows. Where purchases and orders are paired, the time of an
+        order says nothing of its purchase."""
+        paired = self.asked.contract.buy.order_id is None
+        return self.state.unseen | ({"accepted_us"} if paired else set())
 
     @property
     def is_blind(self) -> bool:
