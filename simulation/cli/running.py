@@ -172,10 +172,11 @@ def locust(
     """Run SCENARIO like `flashsim run`, but let Locust send its requests.
 
     Use it for a second opinion by another driver (with --client fasthttp Locust's own client sends, reads and
-    times every byte), for Locust's page, and for loads that take more than one machine: start `flashsim
-    locust --workers N --bind HOST --target URL` on one machine, and `flashsim locust --worker --master-host HOST`
-    on the others. Plan, open loop and record are the same. A process of Locust sends a few thousand
-    requests/s, the driver of `flashsim run` many more; a load with too much lag is not valid.
+    times every byte), for Locust's page, and for loads that take more than one machine: start
+    `flashsim locust --workers N --bind HOST --target URL` on one machine, and
+    `flashsim locust --worker --master-host HOST` on the others. Plan, open loop and record are the same. A
+    process of Locust sends a few thousand requests/s, the driver of `flashsim run` many more; a load with too
+    much lag is not valid.
     """
     from simulation.drive.locust.driver import drive_locust, work
 
