@@ -39,7 +39,7 @@ _CROWD: Final[dict[str, Any]] = {
     "driver.late_p99_ms": 60_000,
     "drain_s": 30,
 }
-"""Changes of the scenario single-fault. It is about units, not about times: a late request is one all the same."""
+"""Changes of the scenario single-fault. It is about units: a late request is as good as any."""
 _PATIENCE: Final[dict[str, Any]] = {
     "driver.timeout_ms": 2_000,
     "population.patience": {"after": ["UNKNOWN", "UNAVAILABLE"], "pause_ms": 500.0, "most": 5},
