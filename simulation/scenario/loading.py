@@ -103,7 +103,7 @@ def read_scenario(raw: Mapping[str, Any], source: str = "scenario") -> Scenario:
         scenario = msgspec.convert(raw, Scenario)
         check_scenario(scenario)
     except msgspec.ValidationError as error:
-        raise ScenarioError(f"{source}: {explain(raw, str(error))}") from None
+        raise ScenarioError(f"{source}: {_explain(raw, str(error))}") from None
     except ValueError as error:
         raise ScenarioError(f"{source}: {error}") from None
     sales = [sale for offer in scenario.sales for sale in offer.each()]
@@ -136,7 +136,7 @@ def _index(place: Any, part: str, key: str) -> int:
     return int(part)
 
 
-def explain(raw: Any, message: str) -> str:
+def _explain(raw: Any, message: str) -> str:
     """Return msgspec's message with the key in front and the value behind."""
     detail, _, where = message.partition(" - at `$")
     keys = re.findall(r"\w+", where)

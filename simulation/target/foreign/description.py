@@ -3,23 +3,25 @@
 The library has examples; `textbook.toml` is a whole engine, `plain.toml` a small one with a table of its own.
 """
 
+import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal, get_args
 
 import msgspec
 from msgspec import Meta
 
 from simulation.errors import EngineError
-from simulation.model.contract import Buy, Contract, Init, OrderRead, Part, Request, StockRead
+from simulation.model.contract import Buy, Contract, Init, OrderRead, Outcome, Part, Request, StockRead
 from simulation.scenario.fault import STAGES
-from simulation.scenario.loading import explain
 from simulation.scenario.schema import Scenario
 from simulation.scenario.traces import read_text
 from simulation.target.witness.tables import Tables
 
 LIBRARY: Final = Path(__file__).with_name("library")
 WitnessKind = Literal["flashgrid", "sql", "http"]
+WORDS: Final[dict[str, Any]] = {"outcome": Outcome, "witness": WitnessKind}
+"""The words that a key may have."""
 VALUES: Final = {
     "init": {"product_id", "stock", "limit", "quantity", "starts_ms", "ends_ms", "admin_token", "key"},
     "buy": {"user_id", "product_id", "key"},
@@ -94,12 +96,28 @@ def load_description(name_or_path: str) -> Description:
         described = msgspec.convert(raw, Description)
         _check(described)
     except msgspec.ValidationError as error:
-        raise EngineError(f"{path}: {explain(raw, str(error))}") from None
+        raise EngineError(f"{path}: {_explain(raw, str(error))}") from None
     except ValueError as error:
         raise EngineError(f"{path}: {error}") from None
     if described.ca:
         return msgspec.structs.replace(described, ca=str(path.parent / described.ca))
     return described
+
+
+def _explain(raw: Any, message: str) -> str:
+    """Return msgspec's message with the key in front and the value behind."""
+    detail, _, where = message.partition(" - at `$")
+    keys = re.findall(r"\w+", where)
+    if found := re.match(r"Object (contains unknown|missing required) field `(.*)`", detail):
+        said = "there is no such key" if found[1] == "contains unknown" else "is missing"
+        return f"{'.'.join([*keys, found[2]])}: {said}"
+    value = raw
+    for key in keys:
+        value = value[int(key)] if isinstance(value, list) else value[key]
+    shown = f", got {value!r}" if isinstance(value, str | int | float) else ""
+    if detail.startswith("Invalid enum value"):
+        detail = f"must be one of {', '.join(get_args(WORDS.get(keys[-1], WitnessKind)))}"
+    return f"{'.'.join(keys) or 'description'}: {detail[:1].lower()}{detail[1:]}{shown}"
 
 
 def _check(described: Description) -> None:

@@ -170,8 +170,12 @@ def describe(tmp_path: Path, changes: dict[str, str]) -> str:
     [
         ('path = "/buy"', 'path = "buy"', "buy.path: "),
         ("{product_id}}'", "{product}}'", "buy: there is no {product}; there are: key, product_id, user_id"),
-        ('outcome = "SOLD_OUT"', 'outcome = "SOLD"', "buy.answers.1.outcome: "),
-        ('witness = "sql"', 'witness = "psql"', "witness: "),
+        (
+            'outcome = "SOLD_OUT"',
+            'outcome = "SOLD"',
+            "buy.answers.1.outcome: must be one of ACCEPTED, SOLD_OUT, ",
+        ),
+        ('witness = "sql"', 'witness = "psql"', "witness: must be one of flashgrid, sql, http, got 'psql'"),
         ("[sql.remaining]", "[sql.remaining]\nget = true", "sql.remaining: needs one of sql, redis and get"),
         ('text = "A', "text = A", "is not TOML: Invalid value (at line 7"),
         ("answers = [", "replies = [", "buy.replies: there is no such key"),
