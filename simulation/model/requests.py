@@ -19,8 +19,11 @@ def fill(request: Request, **values: Value) -> tuple[str, dict[str, str], bytes]
 
     def say(found: re.Match[str]) -> str:
         value = values[found[1]]
-        # A number, or within the quotes of a JSON string.
-        return "null" if value is None else msgspec.json.encode(value).decode().strip('"')
+        if value is None:
+            return "null"
+        text = msgspec.json.encode(value).decode()
+        # A text stands within the quotes of a JSON string.
+        return text[1:-1] if isinstance(value, str) else text
 
     return path, _fill_all(request.headers, values), NAME.sub(say, request.body).encode()
 

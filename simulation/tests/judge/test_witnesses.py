@@ -77,7 +77,7 @@ VEILS = [hide_keys, hide_times, hide_ids, know_by_http_alone, hide_all]
 
 
 @pytest.mark.parametrize("veil", VEILS)
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=12)
 @given(run=runs())
 def test_a_correct_engine_passes_before_any_witness(veil: Veil, run: Run) -> None:
     checks = judge(*veil(*run))

@@ -173,7 +173,7 @@ def describe(tmp_path: Path, changes: dict[str, str]) -> str:
         (
             'outcome = "SOLD_OUT"',
             'outcome = "SOLD"',
-            "buy.answers.1.outcome: must be one of ACCEPTED, SOLD_OUT, ",
+            "buy.answers.1.outcome: must be one of ACCEPTED, ",
         ),
         ('witness = "sql"', 'witness = "psql"', "witness: must be one of flashgrid, sql, http, got 'psql'"),
         ("[sql.remaining]", "[sql.remaining]\nget = true", "sql.remaining: needs one of sql, redis and get"),
