@@ -151,7 +151,10 @@ async def _try_case(name: str, rate_rps: float, engine: Engine, folder: Path, se
 def make_scenario(name: str, rate_rps: float, seed: int) -> Scenario:
     """Return the scenario of a case."""
     if name == KILL:
-        return load_scenario("kill", seed=seed)
+        # A rush of eight times that rate, for a second.
+        return load_scenario(
+            "kill", {"sales.0.stock": round(rate_rps * 10)}, rate_rps=rate_rps * 8, seed=seed
+        )
     changes = _CROWD | {"sales.0.stock": round(rate_rps * 6)} | CASES[name]
     return load_scenario("single-fault", changes, rate_rps=rate_rps, seed=seed)
 

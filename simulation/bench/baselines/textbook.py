@@ -22,7 +22,6 @@ import asyncpg
 import msgspec
 import uvloop
 from aio_pika.abc import AbstractExchange
-from aio_pika.exceptions import AMQPError
 from aiohttp import web
 from redis.asyncio import Redis
 from redis.commands.core import AsyncScript
@@ -80,7 +79,7 @@ async def buy(request: web.Request) -> web.Response:
     )
     try:
         await request.app[_EXCHANGE].publish(message, QUEUE)
-    except AMQPError:
+    except Exception:  # a channel that is closed, or a broker that refuses, or is gone
         await request.app[_REDIS].incr(key)
         raise
     return _respond(200, {"status": "ACCEPTED", "orderId": order_id})
