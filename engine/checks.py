@@ -20,6 +20,7 @@ from engine.bus.connection import close_connection, connect_bus, translate_error
 from engine.bus.topology import declare_topology
 from engine.errors import BusUnavailable, FlashgridError, SettingsError
 from engine.gate.keys import ShardKeys
+from engine.identity import check_identity
 from engine.stages.lifecycle import Outage
 
 T = TypeVar("T")
@@ -71,11 +72,16 @@ _COMMANDS: Final = (
 
 
 async def insist(
-    name: str, setting: str, attempt: Callable[[], Awaitable[T]], patience_s: float = _PATIENCE_S
+    name: str,
+    setting: str,
+    attempt: Callable[[], Awaitable[T]],
+    patience_s: float = _PATIENCE_S,
+    url: str | None = None,
 ) -> T:
     """Await `attempt()` until it works, and return what it returns.
 
-    Raises SettingsError at once for what no time mends, FlashgridError if it does not work in `patience_s`.
+    Raises SettingsError at once for what no time mends, such as another service at the URL's address,
+    FlashgridError if it does not work in `patience_s`.
     """
     outage = Outage(name)
     loop = asyncio.get_running_loop()
@@ -89,6 +95,7 @@ async def insist(
                 except SettingsError as error:
                     raise SettingsError(f"{setting}: {error}") from None
                 except (FlashgridError, redis_errors.RedisError, OSError) as error:
+                    await _check_identity(url, setting)
                     last = " ".join(str(error).split())
                     slow = any(isinstance(cause, _SLOW) for cause in _causes(error))
                     if is_final(error) or (slow and loop.time() - started > _SHORT_PATIENCE_S):
@@ -99,6 +106,13 @@ async def insist(
                     return result
     except TimeoutError:
         raise FlashgridError(f"{name} does not answer after {patience_s:.0f} s: {last}") from None
+
+
+async def _check_identity(url: str | None, setting: str) -> None:
+    try:
+        await check_identity(url or "")
+    except SettingsError as error:
+        raise SettingsError(f"{setting}: {error}") from None
 
 
 def is_final(error: BaseException) -> bool:
@@ -172,6 +186,7 @@ async def check_bus_if_it_answers(url: str, setting: str) -> None:
         async with asyncio.timeout(_SHORT_PATIENCE_S):
             await check_bus(url)
     except (BusUnavailable, TimeoutError) as error:
+        await _check_identity(url, setting)
         if any(isinstance(cause, amqp.InvalidFrameError) for cause in _causes(error)):
             # The client library hides why the broker closes the connection that is to open a virtual host.
             raise SettingsError(

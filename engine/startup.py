@@ -78,7 +78,7 @@ async def prepare_stores(settings: Settings, roles: Collection[Role]) -> None:
     be used as it is, FlashgridError if Redis or PostgreSQL does not answer in time.
     """
     async with connect_redis(settings.redis_url, settings.gate_timeout_ms) as redis:
-        await insist("Redis", f"{PREFIX}REDIS_URL", redis.ping)
+        await insist("Redis", f"{PREFIX}REDIS_URL", redis.ping, url=settings.redis_url)
         await insist("Redis", f"{PREFIX}REDIS_URL", partial(check_redis, redis))
         if settings.postgres_url:
             await prepare_ledger(settings.postgres_url, _count_sessions(settings, roles))
@@ -95,7 +95,7 @@ async def prepare_ledger(url: str, sessions: int = 1) -> list[str]:
     Raises SettingsError if it can't be used as it is, FlashgridError if it does not answer in time.
     """
     setting = f"{PREFIX}POSTGRES_URL"
-    await insist("PostgreSQL", setting, partial(check_postgres, url, sessions))
+    await insist("PostgreSQL", setting, partial(check_postgres, url, sessions), url=url)
     async with await Ledger.connect(url) as ledger:
         return await insist("PostgreSQL", setting, partial(prepare_schema, url, ledger), MIGRATION_S)
 

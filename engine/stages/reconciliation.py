@@ -143,7 +143,10 @@ class Reconciliation:
             await self._ledger.note_offered(sale.sale_id)
 
     async def end_doubt(self) -> None:
-        """Let the gate deny orders from before its rebuild, once none that it forgot is under way."""
+        """Let the gate deny orders from before its rebuild, once none that it forgot is under way.
+
+        Dead letters may be such orders, until somebody looks after them.
+        """
         async with self._redis.pipeline(transaction=False) as pipe:
             for shard in self._shards:
                 pipe.hget(shard.fence, "doubt")
@@ -152,8 +155,14 @@ class Reconciliation:
         since_ms = max(int(doubt or 0) for doubt in doubts)
         if since_ms and now_s - since_ms / 1000 > _LATE_S:
             traffic = await self.read_traffic()
-            for shard in [] if traffic.entries or traffic.messages else self._shards:
+            waiting = traffic.entries or traffic.messages or await self._count_dead_letters()
+            for shard in [] if waiting else self._shards:
                 await self._redis.hdel(shard.fence, "doubt")
+
+    async def _count_dead_letters(self) -> int:
+        if self._bus:
+            return await self._bus.count_dead_letters()
+        return await self._redis.xlen(self._shards[0].dead)
 
     async def open_new(self) -> None:
         """Open a gate that has never had a sale: there is nothing to rebuild, and so nothing to wait for."""

@@ -24,7 +24,7 @@ from engine.model.order_id import PLACES, OrderId, make_stem, split_order_id
 from engine.model.purchase import Outcome
 from engine.model.sale import Sale, SaleTerms
 from engine.settings import Settings
-from engine.tests.gate.test_watch import sells
+from engine.tests.gate.test_watch import gate_sells
 from engine.tests.orders import ids
 from engine.tests.test_server import eventually
 
@@ -329,7 +329,7 @@ async def test_a_redis_that_was_restarted_sells_again(gate: Gate, stack: Stack, 
     ((_, order_id),) = await buy(gate, 1)
     await stack.kill("redis")
     await stack.start("redis")
-    await eventually(partial(sells, gate))
+    await eventually(partial(gate_sells, gate))
     assert {*ids(await read_outbox(redis))} > {order_id}, "what was accepted was on disk"
     assert (await gate.reads.read_stock(1)) == (1, 10, 8)
 

@@ -48,7 +48,7 @@ async def test_a_gate_closes_though_a_cancellation_of_its_watch_is_lost(
     assert lost.is_set()
 
 
-async def sells(gate: Gate) -> bool:
+async def gate_sells(gate: Gate) -> bool:
     return (await gate.reserve(1, 1, None))[0] is Outcome.ACCEPTED
 
 
@@ -104,7 +104,7 @@ async def test_a_restart_without_a_loss_closes_nothing(
         generation = await redis.hget(SHARD.fence, "open")
         await restart(stack, lambda: None)
         for gate in gates:
-            await eventually(partial(sells, gate))
+            await eventually(partial(gate_sells, gate))
         assert await redis.hget(SHARD.fence, "open") == generation
 
 
@@ -117,7 +117,7 @@ async def test_a_new_server_sells_nothing_until_every_front_door_has_asked_it(
         # The first question comes after the start.
         down_at = loop.time()
         await stack.start("redis")
-        await eventually(partial(sells, gate))
+        await eventually(partial(gate_sells, gate))
         assert loop.time() - down_at >= NOTICED_S
         since_ms, left = int(await redis.hget(SHARD.fence, "since") or 0), await redis.time()
         assert left[0] * 1000 + left[1] / 1000 - since_ms >= NOTICED_S * 1000

@@ -3,17 +3,20 @@
 import time
 from collections.abc import AsyncIterator
 from functools import partial
+from typing import Any
 from uuid import UUID
 
 import msgspec
 import pytest
 from redis.asyncio import Redis
 
+from engine.model.dead_letter import DeadLetter
 from engine.model.lot import Lot, encode_lots
 from engine.model.order_id import make_stem, split_order_id
 from engine.settings import Settings
 from engine.stages import reconciliation
 from engine.stages.reconciliation import reconciling
+from engine.tests.backend import take_dead_letters
 from engine.tests.http.test_front_door import Client, serve
 from engine.tests.orders import SHARD
 from engine.tests.stages.test_reconciliation import restore_copy, take_copy
@@ -137,6 +140,45 @@ async def test_a_message_of_the_bus_is_under_way(
             await bus.publish(encode_lots([Lot(*split_order_id(late), 1, sale["saleId"], 1, 1, [101])]))
             await reconciler.end_doubt()
             assert await look(client, late) == NOT_KNOWN_YET
+
+
+async def test_a_dead_letter_is_not_denied(
+    settings: Settings, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reconciliation, "_LATE_S", -1.0)
+    async for client in serve(settings):
+        await eventually(partial(is_unknown, client, make_id()))
+        await client.init()
+        dead = (await client.buy())[1]["orderId"]
+        entries: Any = await redis.xrange(SHARD.outbox)
+        await redis.delete(SHARD.outbox)
+        await rebuild(settings)
+        async with reconciling(settings) as reconciler:
+            bus = reconciler._bus
+            assert bus is not None
+            await bus.put_aside([DeadLetter(entries[0][1][b"purchases"], "it can't be paid")])
+            await reconciler.end_doubt()
+            assert await look(client, dead) == NOT_KNOWN_YET
+            [_] = await take_dead_letters(settings.amqp_url or "", 1)
+            await reconciler.end_doubt()
+            assert await look(client, dead) == UNKNOWN
+
+
+async def test_a_dead_letter_of_an_engine_without_a_bus_is_not_denied(
+    client: Client, redis: Redis, settings_without_bus: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reconciliation, "_LATE_S", -1.0)
+    await client.init()
+    dead = (await client.buy())[1]["orderId"]
+    await redis.delete(SHARD.outbox)
+    await redis.xadd(SHARD.dead, {"body": "it", "reason": "it can't be paid"})
+    await rebuild(settings_without_bus)
+    async with reconciling(settings_without_bus) as reconciler:
+        await reconciler.end_doubt()
+        assert await look(client, dead) == NOT_KNOWN_YET
+        await redis.delete(SHARD.dead)
+        await reconciler.end_doubt()
+    assert await look(client, dead) == UNKNOWN
 
 
 async def test_a_gate_that_is_new_denies_at_once(

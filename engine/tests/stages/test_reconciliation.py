@@ -30,7 +30,7 @@ from engine.stages.lifecycle import Pause
 from engine.stages.reconciliation import Reconciliation, reconciling
 from engine.stages.relay import run_relay
 from engine.tests.backend import CONFIRMED, FAILED, read_statuses, running, until_relayed, until_settled
-from engine.tests.gate.test_watch import sells
+from engine.tests.gate.test_watch import gate_sells
 from engine.tests.orders import SHARD, make_terms, mark_pending, reserve
 from engine.tests.test_server import PROGRAM, environment_of, eventually, get, post, serving
 from engine.tests.test_server import buy as buy_over_http
@@ -235,7 +235,7 @@ async def test_a_restart_with_the_data_intact_is_no_loss(
             await buy(gate, 300)
             await stack.kill("redis")
             await stack.start("redis")
-            await eventually(partial(sells, gate))
+            await eventually(partial(gate_sells, gate))
             answers = await buy(gate, 300)
             await until_settled(redis)
         assert {outcome for outcome, _ in answers} == {Outcome.ACCEPTED}

@@ -1,0 +1,83 @@
+"""What answers at a service's address: another service is told before any client has waited for long."""
+
+import asyncio
+import ssl
+import struct
+from collections.abc import Mapping
+from typing import Final
+from urllib.parse import urlsplit
+
+from engine.errors import SettingsError
+
+_WAIT_S: Final = 1.0
+_SSL_REQUEST: Final = struct.pack("!II", 8, 80877103)
+"""PostgreSQL's protocol, 55.7: Message Formats, SSLRequest; it is answered by one byte."""
+_QUESTIONS: Final[Mapping[bytes, Mapping[bytes, str]]] = {
+    b"PING\r\n": {b"+PONG": "Redis", b"-": "Redis", b"HTTP/": "an HTTP server"},
+    b"AMQP\x00\x00\x09\x01": {b"\x01\x00\x00": "RabbitMQ", b"AMQP": "RabbitMQ"},
+    _SSL_REQUEST: {b"S": "PostgreSQL", b"N": "PostgreSQL"},
+}
+"""Bytes that one kind of service answers by itself → how its answers begin, and what that means."""
+_TLS: Final = "TLS"
+_SERVICES: Final = {
+    "redis": "Redis",
+    "amqp": "RabbitMQ",
+    "postgres": "PostgreSQL",
+    "postgresql": "PostgreSQL",
+}
+_PORTS: Final = {"Redis": 6379, "RabbitMQ": 5672, "PostgreSQL": 5432}
+
+
+async def check_identity(url: str) -> None:
+    """Raise SettingsError if another service than the URL's answers at its address, or the same without TLS.
+
+    Says nothing of what does not answer, and nothing of several hosts.
+    """
+    parts = urlsplit(url)
+    scheme, tls = parts.scheme, parts.scheme in ("rediss", "amqps")
+    expected = _SERVICES.get(scheme.removesuffix("s") if tls else scheme)
+    if expected is None or not parts.hostname or "," in parts.netloc:
+        return
+    host, port = parts.hostname, parts.port or _PORTS[expected]
+    answers = await asyncio.gather(
+        *(_ask(host, port, question) for question in _QUESTIONS), _greet_by_tls(host, port)
+    )
+    found = next(filter(None, answers), None)
+    if found == _TLS:
+        if not tls and expected != "PostgreSQL":
+            raise SettingsError(f"what answers at {host}:{port} wants TLS: write {scheme}s://")
+    elif found == expected:
+        if tls:
+            raise SettingsError(
+                f"{found} at {host}:{port} speaks no TLS: write {scheme.removesuffix('s')}://"
+            )
+    elif found is not None:
+        raise SettingsError(f"{found} answers at {host}:{port}, where {expected} is looked for")
+
+
+async def _greet_by_tls(host: str, port: int) -> str | None:
+    """Return that TLS is spoken there, None if not."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    try:
+        async with asyncio.timeout(_WAIT_S):
+            _, writer = await asyncio.open_connection(host, port, ssl=context)
+            writer.transport.abort()
+    except (OSError, TimeoutError):
+        return None
+    return _TLS
+
+
+async def _ask(host: str, port: int, question: bytes) -> str | None:
+    """Return what an answer to these bytes tells; None without one."""
+    try:
+        async with asyncio.timeout(_WAIT_S):
+            reader, writer = await asyncio.open_connection(host, port)
+            try:
+                writer.write(question)
+                answer = await reader.read(8)
+            finally:
+                writer.transport.abort()
+    except (OSError, TimeoutError):
+        return None
+    return next((told for begin, told in _QUESTIONS[question].items() if answer.startswith(begin)), None)
