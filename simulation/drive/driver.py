@@ -17,12 +17,12 @@ import numpy as np
 import pandas as pd
 
 from simulation.drive.child import Child, run_together, start_child
-from simulation.drive.open_loop import Address, Tls
 from simulation.drive.pacer import IS_EXACT
 from simulation.drive.parts import Job, deal, merge_results
 from simulation.drive.plan import Plan
 from simulation.drive.progress import SNAPSHOT_S, Gauge, Progress
 from simulation.errors import DriverError
+from simulation.model.address import Address, Tls
 from simulation.model.contract import FLASHGRID, Contract
 from simulation.model.history import BUY, take_buys
 from simulation.scenario.schema import DriverOptions

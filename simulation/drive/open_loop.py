@@ -14,12 +14,8 @@ import contextlib
 import ssl
 import time
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from types import MappingProxyType
 from typing import Any, cast
-from urllib.parse import quote
-
-import msgspec
 
 from simulation.drive.pacer import IS_EXACT, pace
 from simulation.drive.response import parse_response
@@ -34,8 +30,7 @@ from simulation.drive.schedule import (
     Schedule,
 )
 from simulation.errors import BadResponse
-from simulation.model.contract import FLASHGRID, Contract, OrderRead, StockRead
-from simulation.model.requests import Encoder
+from simulation.model.address import Address, Tls
 from simulation.scenario.patience import Patience
 from simulation.scenario.schema import DriverOptions
 
@@ -49,61 +44,6 @@ SWEEP_NS = 50_000_000
 WARM = 256
 """Connections that are opened before the first request is due: opening one costs both sides more than a
 request does, and a load that starts at its full rate would begin with nothing else."""
-
-
-class Tls(msgspec.Struct, frozen=True):
-    """HTTPS: whose certificate is expected, and which authority has signed it."""
-
-    name: str
-    ca: str | None = None
-    """A file of certificates; None: the system's."""
-
-    def make_context(self) -> ssl.SSLContext:
-        """Return the context of connections. Raises OSError where the file is of no use."""
-        return ssl.create_default_context(cafile=self.ca)
-
-
-class Address(msgspec.Struct, frozen=True, dict=True):
-    """Where the requests go, and how they look there (HTTP/1.1)."""
-
-    host: str
-    """A numeric address: a name would be looked up for each connection."""
-    port: int
-    authority: str
-    """The Host header."""
-    path: str
-    """What goes before every path of the contract."""
-    contract: Contract = FLASHGRID
-    tls: Tls | None = None
-
-    def encode_buy(self, user_id: int, product_id: int, key: str = "") -> bytes:
-        """Return the request that buys; an empty key is none."""
-        encoder = self._keyed if key else self._keyless
-        return encoder.encode(user_id=user_id, product_id=product_id, key=key)
-
-    def encode_stock(self, product_id: int) -> bytes:
-        """Return the request that reads the stock of a product, if the contract has one."""
-        return self._stock.encode(product_id=product_id)
-
-    def encode_order(self, order_id: str) -> bytes:
-        """Return the request that reads an order, if the contract has one."""
-        return self._order.encode(order_id=quote(order_id, safe=""))
-
-    @cached_property
-    def _keyed(self) -> Encoder:
-        return Encoder(self.contract.buy, self.authority, self.path)
-
-    @cached_property
-    def _keyless(self) -> Encoder:
-        return Encoder(self.contract.buy, self.authority, self.path, missing=("key",))
-
-    @cached_property
-    def _stock(self) -> Encoder:
-        return Encoder(cast(StockRead, self.contract.stock), self.authority, self.path)
-
-    @cached_property
-    def _order(self) -> Encoder:
-        return Encoder(cast(OrderRead, self.contract.order), self.authority, self.path)
 
 
 class OpenLoop(Schedule):
@@ -122,7 +62,7 @@ class OpenLoop(Schedule):
     ) -> None:
         super().__init__(requests, intended_ns, patience, pause_ns, looks, polls, address.contract)
         self.address = address
-        self.tls = address.tls.make_context() if address.tls else None
+        self.tls = make_context(address.tls) if address.tls else None
         self.tls_name = address.tls.name if address.tls else None
         self.connections = options.connections
         self.connection_per_request = options.connection_per_request
@@ -312,3 +252,8 @@ class Connection(asyncio.Protocol):
         if self.op != IDLE:
             op, self.op = self.op, IDLE
             self.loop.lose(op, end)
+
+
+def make_context(tls: Tls) -> ssl.SSLContext:
+    """Return what encrypts connections. Raises OSError where the file of certificates is of no use."""
+    return ssl.create_default_context(cafile=tls.ca)

@@ -10,12 +10,13 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from simulation.drive.open_loop import Address, OpenLoop
+from simulation.drive.open_loop import OpenLoop
 from simulation.drive.pacer import IS_EXACT
 from simulation.drive.plan import Plan
 from simulation.drive.progress import find_outcomes
 from simulation.drive.schedule import Polls
 from simulation.errors import DriverError
+from simulation.model.address import Address
 from simulation.model.history import BUY, DTYPES, ORDER, STOCK, make_history
 from simulation.model.outcome import result_of
 from simulation.scenario.patience import Patience

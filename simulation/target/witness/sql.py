@@ -28,11 +28,9 @@ from simulation.target.stores import (
     read_stores,
     read_within,
 )
+from simulation.target.witness.rows import KNOWN, NEEDED, fetch, make_frame
 from simulation.target.witness.tables import Tables
 
-NEEDED: Final = {"orders": ("order_id", "user_id", "product_id"), "sales": ("product_id", "stock")}
-"""The columns that each statement must give."""
-KNOWN: Final = {"orders": tuple(ORDER_TYPES), "sales": tuple(SALE_TYPES)}
 POLL_S: Final = 0.1
 LOOK_S: Final = 5.0
 """Longest time of one look whether everything has settled."""
@@ -80,7 +78,7 @@ class SqlReader:
                     raise EngineError(
                         f"sql.{name}: there is no column {strange[0]}; there are {', '.join(KNOWN[name])}"
                     )
-            _, rows = await _fetch(connection, self.told.sales, sales)
+            _, rows = await fetch(connection, self.told.sales, sales)
         return {int(row["product_id"]) for row in rows}
 
     def open_stores(self, sales: Sequence[Sale]) -> list[Store]:
@@ -161,7 +159,7 @@ class SqlReader:
     async def _count(self, sales: Sequence[Sale]) -> tuple[int, int]:
         """Return the number of orders, and of those that have not ended."""
         async with connect_ledger(self.postgres_url) as connection:
-            _, rows = await _fetch(connection, self.told.orders, sales)
+            _, rows = await fetch(connection, self.told.orders, sales)
         return len(rows), sum(row.get("status") == "PENDING" for row in rows)
 
     async def _read_tables(self, sales: Sequence[Sale]) -> dict[str, Any]:
@@ -169,10 +167,10 @@ class SqlReader:
             connect_ledger(self.postgres_url) as connection,
             connection.transaction(isolation="repeatable_read", readonly=True),
         ):
-            given, rows = await _fetch(connection, self.told.orders, sales)
-            orders, unseen = _frame(given, rows, ORDER_TYPES), frozenset(ORDER_TYPES) - {*given}
-            shown, rows = await _fetch(connection, self.told.sales, sales)
-            held = _frame(shown, rows, SALE_TYPES)
+            given, rows = await fetch(connection, self.told.orders, sales)
+            orders, unseen = make_frame(given, rows, ORDER_TYPES), frozenset(ORDER_TYPES) - {*given}
+            shown, rows = await fetch(connection, self.told.sales, sales)
+            held = make_frame(shown, rows, SALE_TYPES)
         by_product = {sale.terms.product_id: sale for sale in sales}
         mine = orders["product_id"].isin(by_product) & orders["product_id"].notna()
         orders = orders[mine].reset_index(drop=True)
@@ -210,7 +208,7 @@ class SqlReader:
             return {}
         if how.sql is not None:
             async with connect_ledger(self.postgres_url) as connection:
-                _, rows = await _fetch(connection, how.sql, sales)
+                _, rows = await fetch(connection, how.sql, sales)
             return {
                 int(row["product_id"]): int(row["remaining"]) for row in rows if row["product_id"] in products
             }
@@ -238,7 +236,7 @@ class SqlStore:
         if self._connection is None:
             self._connection = await asyncpg.connect(self._reader.postgres_url)
         quantities = {sale.terms.product_id: sale.terms.quantity for sale in self._sales}
-        _, rows = await _fetch(self._connection, self._reader.told.sales, self._sales)
+        _, rows = await fetch(self._connection, self._reader.told.sales, self._sales)
         counts: Counts = {}
         mine = [row for row in rows if row["product_id"] in quantities]
         if mine and all(row.get("sold") is not None for row in mine):
@@ -288,26 +286,3 @@ def _make_gate(sales: Sequence[Sale], left: dict[int, int]) -> pd.DataFrame:
     newest = {sale.terms.product_id: sale.sale_id for sale in sales}
     rows = [[product, newest[product], units] for product, units in left.items() if product in newest]
     return pd.DataFrame(rows, columns=["product_id", "sale_id", "remaining"], dtype="int64")
-
-
-async def _fetch(
-    connection: asyncpg.Connection, query: str, sales: Sequence[Sale]
-) -> tuple[list[str], list[asyncpg.Record]]:
-    """Return the names of the columns that a query gives, and its rows."""
-    statement = await connection.prepare(query)
-    products = sorted({sale.terms.product_id for sale in sales})
-    rows = await statement.fetch(*([products] if "$1" in query else []))
-    return [column.name for column in statement.get_attributes()], rows
-
-
-def _frame(given: list[str], rows: list[asyncpg.Record], types: dict[str, pa.DataType]) -> pd.DataFrame:
-    """Return the rows as a table with all columns of the types; null where the query does not give one."""
-    frame = pd.DataFrame([tuple(row) for row in rows], columns=given, dtype=object)
-    for name, kind in types.items():
-        if name not in frame:
-            frame[name] = None
-        if kind == pa.int64():
-            frame[name] = frame[name].astype("Int64")
-        elif name == "order_id":
-            frame[name] = frame[name].astype(str)
-    return frame[list(types)]
