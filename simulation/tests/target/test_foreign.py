@@ -22,6 +22,7 @@ from simulation.target.foreign.description import load_description
 from simulation.target.foreign.engine import Engine, find_engine
 from simulation.target.foreign.programs import Programs
 from simulation.target.services import Services
+from simulation.tests.cli.test_cli import flashsim
 from simulation.tests.drive.test_open_loop import free_port
 from simulation.tests.test_run import PATIENT
 from simulation.verdict import finish_run
@@ -241,3 +242,33 @@ async def test_a_program_that_dies_is_started_again(services: Services, tmp_path
     finally:
         await running.stop()
     assert running.find_stage("front-door") == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--witness=sql"], "the witness sql needs the tables of an engine: give --engine FILE with [sql]"),
+        (["--engine=nosuch"], "no engine 'nosuch'; there are: plain, textbook, or a FILE.toml"),
+        (["--engine=textbook", "--witness=flashgrid"], "textbook: is not Flashgrid"),
+        (["--engine=plain", "--target=http://127.0.0.1:9"], "needs sql.postgres_url, or --postgres-url"),
+        (["--set=target.engine=nosuch"], "no engine 'nosuch'"),
+        (["--set=target.witness=sql"], "the witness sql needs the tables of an engine"),
+    ],
+)
+def test_the_command_line_and_a_scenario_name_the_engine(arguments: list[str], said: str) -> None:
+    result = flashsim("run", "spike", "--rate=10", "--duration=1", *arguments)
+    assert result.exit_code == 2
+    assert said in result.output
+    assert len(result.output.strip().splitlines()) == 1
+
+
+def test_what_the_contract_lacks_is_left_out_and_told() -> None:
+    told: list[str] = []
+    reads = {"stock_share": 0.1, "order_share": 0.1}
+    scenario = small_spike(**{"population.keyed_share": 0.5, "population.reads": reads})
+    fitted = find_engine("plain", "http").fit(scenario, told.append)
+    assert fitted.population.keyed_share == 0
+    assert fitted.population.reads
+    assert (fitted.population.reads.stock_share, fitted.population.reads.order_share) == (0, 0)
+    assert len(told) == 3
+    assert find_engine(None, "http").fit(scenario, told.append) is scenario
