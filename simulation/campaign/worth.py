@@ -41,9 +41,9 @@ _CROWD: Final[dict[str, Any]] = {
 }
 """Changes of the scenario single-fault. It is about units: a late request is as good as any."""
 _PATIENCE: Final[dict[str, Any]] = {
-    "driver.timeout_ms": 2_000,
+    "driver.timeout_ms": 1_500,
     "population.patience": {"after": ["UNKNOWN", "UNAVAILABLE"], "pause_ms": 500.0, "most": 5},
-    "faults": [{"kind": "stop", "on": "front-door", "at_s": 2.0, "seconds": 4.0}],
+    "faults": [{"kind": "freeze", "on": "redis", "at_s": 2.0, "seconds": 3.0}],
 }
 CASES: Final[dict[str, dict[str, Any]]] = {
     "no fault": {},
