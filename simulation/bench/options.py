@@ -20,6 +20,9 @@ class Subject(StrEnum):
     DISK = "disk"
     RESPONSE = "response"
     CROWD = "crowd"
+    CLIENTS = "clients"
+    LOOKS = "looks"
+    MIX = "mix"
     CONNECTIONS = "connections"
     PRODUCTS = "products"
     STOCK = "stock"
@@ -40,6 +43,14 @@ class Sizes(msgspec.Struct, frozen=True, kw_only=True):
     idle: tuple[int, ...] = (1_000, 10_000)
     memory_requests: int = 5_000_000
     crowd_rps: int = 5_000
+    clients: int | None = None
+    """How many of the spellings, the first ones; None: all."""
+    looked_at: int = 200_000
+    """Orders that are looked at in turn: more than a front door should remember."""
+    lookers: int = 2_000
+    """Connections of a crowd that looks at the stock."""
+    mix_rps: tuple[int, int] = (4_000, 20_000)
+    """Purchases and looks."""
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):

@@ -5,9 +5,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import jinja2
+import msgspec
 
 from simulation.bench.plots import draw_front_door, draw_growth, draw_responses
-from simulation.bench.results import Bench, FrontDoor, Spread
+from simulation.bench.results import Bench, FrontDoor
+from simulation.bench.samples import Spread
+from simulation.bench.spellings import PROXIED
+from simulation.errors import BenchError
 
 
 def _short(value: float) -> str:
@@ -20,9 +24,18 @@ _SHOWN: Final[dict[str, Callable[[float], str]]] = {
     "ratio3": "{:.3f}".format,
     "short": _short,
     "ms": lambda value: f"{_short(value)} ms",
+    "percent": "{:.1f} %".format,
     "seconds": "{:.2f} s".format,
 }
 """How a number is written, by its kind."""
+
+
+def read_bench(folder: Path) -> Bench:
+    """Return what a run of the benchmark left in its folder. Raises BenchError."""
+    try:
+        return msgspec.json.decode((folder / "bench.json").read_bytes(), type=Bench)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise BenchError(f"{folder} is no run of the benchmark: {error}") from None
 
 
 def write_page(bench: Bench, folder: Path) -> None:
@@ -39,8 +52,8 @@ def write_page(bench: Bench, folder: Path) -> None:
     (folder / "bench.md").write_text(render(bench, list(drawn)), encoding="utf-8")
 
 
-def render(bench: Bench, plots: Sequence[str] = ()) -> str:
-    """Return the page in Markdown."""
+def render(bench: Bench, plots: Sequence[str] = (), template: str = "bench.md") -> str:
+    """Return the page in Markdown, or by summary.md the tables of the README."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=jinja2.select_autoescape(),
@@ -50,7 +63,7 @@ def render(bench: Bench, plots: Sequence[str] = ()) -> str:
         keep_trailing_newline=True,
     )
     environment.filters |= {**_SHOWN, "spread": _spread, "by": _by, "faults": _faults}
-    return environment.get_template("bench.md").render(bench=bench, plots=plots)
+    return environment.get_template(template).render(bench=bench, plots=plots, proxied=PROXIED)
 
 
 def _by(rows: Iterable[Any], name: str, value: str) -> dict[tuple[str, int], Spread]:

@@ -10,23 +10,25 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from importlib.resources import files
 from pathlib import Path
 from string import Template
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
 from engine.local.process import free_port, wait_until
-from simulation.bench.results import Sample
+from simulation.bench.samples import Sample
+from simulation.bench.spellings import PLAIN
 from simulation.errors import BenchError
 
 START_S: Final = 30.0
 """Longest time until a program listens."""
-SCRIPT: Final = Path(__file__).with_name("purchase.lua")
+SCRIPT: Final = Path(__file__).with_name("requests.lua")
 INSTALL: Final = {"wrk": "apt-get install wrk", "nginx": "apt-get install nginx-light"}
+_CONSTANT: Final = """return 429 '{"status":"SOLD_OUT"}'"""
 _PATH: Final = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin"])
 
 
@@ -37,18 +39,31 @@ def find_program(name: str) -> str:
     return program
 
 
-async def run_wrk(url: str, connections: int, seconds: float, products: int | None = None) -> Sample:
+class Program(NamedTuple):
+    """A server that the benchmark has started."""
+
+    name: str
+    url: str
+    pid: int
+    errors: Path | None = None
+    """Where it writes what goes wrong."""
+
+
+async def run_wrk(url: str, connections: int, seconds: float, requests: Sequence[bytes] = PLAIN) -> Sample:
     """Load `url` by one thread; each connection sends its next request when it has its answer.
 
-    With `products`, each request is for a random one of that many. Raises BenchError.
+    The requests are sent in turn. The sample has wrk's own processor time. Raises BenchError.
     """
-    command = [
-        find_program("wrk"), "--threads=1", f"--connections={connections}",
-        f"--duration={max(1, round(seconds))}s", "--timeout=10s", f"--script={SCRIPT}", url,
-        *(["--", str(products)] if products else []),
-    ]  # fmt: skip
-    async with _running(command, stdout=asyncio.subprocess.PIPE) as process:
-        output, _ = await process.communicate()
+    with tempfile.NamedTemporaryFile(prefix="flashsim-requests-") as file:
+        file.writelines(b"%d\n%b" % (len(request), request) for request in requests)
+        file.flush()
+        command = [
+            find_program("wrk"), "--threads=1", f"--connections={connections}",
+            f"--duration={max(1, round(seconds))}s", "--timeout=10s", f"--script={SCRIPT}", url,
+            "--", file.name,
+        ]  # fmt: skip
+        async with _running(command, stdout=asyncio.subprocess.PIPE) as process:
+            output, _ = await process.communicate()
     found = re.search(rb"^\{.*\}$", output, re.MULTILINE)
     if process.returncode or not found:
         raise BenchError(f"wrk ended with code {process.returncode}: {output.decode()[-300:]}")
@@ -60,8 +75,11 @@ async def run_wrk(url: str, connections: int, seconds: float, products: int | No
 
 
 @asynccontextmanager
-async def serve_nginx() -> AsyncIterator[str]:
-    """Serve 429 to everything by one worker of nginx; yield its URL. Raises BenchError."""
+async def serve_nginx(behind: str | None = None) -> AsyncIterator[Program]:
+    """Serve by one worker of nginx: 429 to everything, or what the server at `behind` answers.
+
+    Raises BenchError.
+    """
     program = find_program("nginx")
     with tempfile.TemporaryDirectory(prefix="flashsim-nginx-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
@@ -70,25 +88,28 @@ async def serve_nginx() -> AsyncIterator[str]:
         port = free_port()
         text = files("simulation.bench.baselines").joinpath("nginx.conf").read_text()
         limit = min(resource.getrlimit(resource.RLIMIT_NOFILE)[0], 65_536)
+        answer = f"proxy_pass {behind}" if behind else _CONSTANT
         config = folder / "nginx.conf"
-        config.write_text(Template(text).substitute(port=port, files=limit))
-        async with _serving([program, "-p", str(folder), "-e", "error.log", "-c", str(config)], port) as url:
-            yield url
+        config.write_text(Template(text).substitute(port=port, files=limit, answer=answer))
+        command = [program, "-p", str(folder), "-e", "error.log", "-c", str(config)]
+        async with _serving("proxy" if behind else "nginx", command, port) as served:
+            yield served._replace(errors=folder / "error.log")
 
 
-def serve_baseline(name: str, *arguments: str) -> AbstractAsyncContextManager[str]:
-    """Run a module of simulation.bench.baselines on a free port; yield its URL. Raises BenchError."""
+def serve_baseline(name: str, *arguments: str) -> AbstractAsyncContextManager[Program]:
+    """Run a module of simulation.bench.baselines on a free port. Raises BenchError."""
     port = free_port()
-    return _serving([sys.executable, "-m", f"simulation.bench.baselines.{name}", str(port), *arguments], port)
+    command = [sys.executable, "-m", f"simulation.bench.baselines.{name}", str(port), *arguments]
+    return _serving(name, command, port)
 
 
 @asynccontextmanager
-async def _serving(command: list[str], port: int) -> AsyncIterator[str]:
+async def _serving(name: str, command: list[str], port: int) -> AsyncIterator[Program]:
     async with _running(command) as process:
         await wait_until(lambda: process.returncode is not None or _is_open(port), START_S)
         if not _is_open(port):
             raise BenchError(f"{' '.join(command[:3])} does not listen")
-        yield f"http://127.0.0.1:{port}"
+        yield Program(name, f"http://127.0.0.1:{port}", process.pid)
 
 
 def _is_open(port: int) -> bool:

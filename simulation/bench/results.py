@@ -1,77 +1,14 @@
 """What the benchmark found: the fields of bench.json. Rates are per second; names tell the unit of times."""
 
-import math
-from collections.abc import Iterable
 from datetime import datetime
-from statistics import median
-from typing import Self
 
 import msgspec
+
+from simulation.bench.samples import Cost, Sample, Spread
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
     """A part of the result."""
-
-
-class Spread(Result, frozen=True):
-    """One measurement of each round."""
-
-    median: float
-    low: float
-    high: float
-    values: list[float]
-    """In the order of the rounds."""
-
-    @classmethod
-    def of(cls, values: Iterable[float]) -> Self:
-        """Return the spread of at least one value."""
-        found = [float(f"{value:.6g}") for value in values]
-        return cls(median=median(found), low=min(found), high=max(found), values=found)
-
-    def over(self, other: "Spread") -> "Spread":
-        """Return the ratio to another measurement, round by round."""
-        return Spread.of(mine / theirs for mine, theirs in zip(self.values, other.values, strict=True))
-
-    def interval(self) -> tuple[float, float] | None:
-        """Return the 95 % confidence interval of the median; None for fewer than six rounds, which give none.
-
-        The number of values below the median is binomial, whatever their distribution: the interval lies
-        between two order statistics (Conover, Practical Nonparametric Statistics, 3rd edition, section 3.2).
-        """
-        size, cut, outside = len(self.values), 0, 0.5 ** len(self.values)
-        while outside <= 0.025:
-            cut += 1
-            outside += math.comb(size, cut) / 2**size
-        ordered = sorted(self.values)
-        return (ordered[cut - 1], ordered[-cut]) if cut else None
-
-
-class Sample(Result, frozen=True):
-    """One measurement of an HTTP server under wrk's closed loop."""
-
-    requests: int
-    rps: float
-    refused: int
-    """Answers of 400 and above."""
-    socket_errors: int
-    p50_ms: float
-    p99_ms: float
-    """By wrk: each connection waits for its answer before it asks again, so stalls are under-counted."""
-    fault: str = ""
-    """Why it did not measure what it was meant to; empty if it did."""
-    cpu: dict[str, float] = {}
-    """Processor time by process during the load, in cores."""
-    cpu_s: dict[str, float] = {}
-    """Processor time by process, in seconds, from the load's start until the ledger had everything."""
-    accepted: int = 0
-    backlog: int = 0
-    """Purchases accepted and not yet settled in the ledger when the load ended."""
-    drain_s: float | None = None
-    """From the end of the load until the ledger had all of them."""
-
-    def cpu_us(self, *names: str) -> float:
-        """Return the processor time of these processes per answer."""
-        return 1e6 * sum(self.cpu_s.get(name, 0.0) for name in names) / self.requests
 
 
 class FrontDoor(Result, frozen=True):
@@ -81,6 +18,21 @@ class FrontDoor(Result, frozen=True):
     connections: int
     rps: Spread
     samples: list[Sample]
+
+
+class Compared(Result, frozen=True):
+    """Requests of one kind to the engine, and the very same to nginx, in turn."""
+
+    subject: str
+    connections: int
+    nginx_rps: Spread
+    engine_rps: Spread
+    ratio: Spread
+    """Engine over nginx, round by round."""
+    nginx_us: Spread
+    engine_us: Spread
+    """Processor time of a request on the server's side."""
+    faults: list[str] = []
 
 
 class Ratio(Result, frozen=True):
@@ -188,6 +140,29 @@ class Responses(Result, frozen=True):
     """Why the loop was not open; empty if it was."""
 
 
+class Mixed(Result, frozen=True):
+    """Response times of one kind of request in an open loop of purchases and looks."""
+
+    state: str
+    priorities: str
+    kind: str
+    offered_rps: float
+    """Of this kind."""
+    ms: dict[str, Spread]
+    """By percentile."""
+    calm_p99_ms: Spread | None
+    """The p99 of the rounds of which less than CALM_PERCENT was stolen; None without any."""
+    over_disk_ms: Spread | None
+    """What of the p99 is above that of a bare fsync beside two other logs, in those rounds."""
+    lag_p99_ms: Spread
+    stolen_percent: Spread
+    cpu_pressure_percent: Spread
+    io_pressure_percent: Spread
+    lost: int
+    """Requests without the answer that was expected, all rounds together."""
+    faults: list[str] = []
+
+
 class Capacity(Result, frozen=True):
     """The rate that driver and engine reach together when far more requests are due."""
 
@@ -218,6 +193,7 @@ class Curve(Result, frozen=True):
     subject: str
     points: list[Growth]
     note: str = ""
+    costs: list[Cost] = []
 
 
 class Memory(Result, frozen=True):
@@ -254,7 +230,12 @@ class Bench(msgspec.Struct, kw_only=True):
     against: Against | None = None
     front_door: list[FrontDoor] = []
     ratios: list[Ratio] = []
+    costs: list[Cost] = []
     persisted: list[Persisted] = []
+    clients: list[Compared] = []
+    looks: list[Compared] = []
+    mix: list[Mixed] = []
+    mix_disk_p99_ms: Spread | None = None
     ledger: LedgerRates | None = None
     driver: DriverRates | None = None
     disk: Disk | None = None

@@ -5,7 +5,7 @@ from typing import TypeVar
 
 import msgspec
 
-from simulation.bench.results import Sample
+from simulation.bench.samples import Sample
 
 Say = Callable[[str], None]
 T = TypeVar("T")

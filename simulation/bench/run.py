@@ -11,12 +11,23 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from simulation.bench.measures import against, disk, front_door, growth, ledger, memory, open_loop
+from simulation.bench.measures import (
+    against,
+    clients,
+    disk,
+    front_door,
+    growth,
+    ledger,
+    memory,
+    mix,
+    open_loop,
+)
 from simulation.bench.options import SERVED_WITHOUT_ENGINE, Options, Subject
 from simulation.bench.page import write_page
-from simulation.bench.programs import find_program, serve_baseline, serve_nginx
+from simulation.bench.programs import Program, find_program, serve_baseline, serve_nginx
 from simulation.bench.results import Against, Bench
 from simulation.bench.rounds import Rounds, Say
+from simulation.bench.samples import Cost
 from simulation.bench.subjects import STATES, Engine, measure_refusals, measure_textbook, serve_engine
 from simulation.errors import BenchError
 from simulation.record.facts import write_json
@@ -28,9 +39,9 @@ from simulation.target.services import Services
 _NEEDS: Final = {
     "wrk": {
         Subject.NGINX, Subject.AIOHTTP, Subject.TEXTBOOK, Subject.SOLD_OUT, Subject.ACCEPTING,
-        Subject.CONNECTIONS, Subject.PRODUCTS, Subject.ORDERS, Subject.MEMORY,
+        Subject.CONNECTIONS, Subject.PRODUCTS, Subject.ORDERS, Subject.MEMORY, Subject.CLIENTS, Subject.LOOKS,
     },
-    "nginx": {Subject.NGINX, Subject.DRIVER, Subject.CONNECTIONS},
+    "nginx": {Subject.NGINX, Subject.DRIVER, Subject.CONNECTIONS, Subject.CLIENTS, Subject.LOOKS},
 }  # fmt: skip
 """The subjects that are measured with a program that may not be installed."""
 _STATE_OF: Final = {Subject.SOLD_OUT: "sold out", Subject.ACCEPTING: "accepting"}
@@ -69,7 +80,7 @@ class _Run:
     async def measure(self, command: str) -> Bench:
         started = time.monotonic()
         load_before = os.getloadavg()[0]
-        nginx_url = await self._provide_nginx()
+        nginx = await self._provide_nginx()
         services = await self._provide_services()
         bench = Bench(
             started_at=datetime.now(UTC),
@@ -90,16 +101,17 @@ class _Run:
             bench.against = await self._compare(services, self._options.against)
         elif services:
             async with serve_engine(services, self._log) as engine:
-                await self._measure_servers(bench, nginx_url, engine)
-                await self._measure_engine(bench, nginx_url, engine)
+                await self._measure_servers(bench, nginx, engine)
+                await self._measure_engine(bench, nginx, engine)
             await self._measure_memory(bench, services)
         else:
-            await self._measure_servers(bench, nginx_url, None)
+            await self._measure_servers(bench, nginx, None)
+        bench.costs += [cost for curve in bench.growth for cost in curve.costs]
         bench.took_s = round(time.monotonic() - started, 1)
         return bench
 
-    async def _provide_nginx(self) -> str:
-        """Leave out the subjects that lack a program; return nginx's URL, empty if nothing needs it."""
+    async def _provide_nginx(self) -> Program | None:
+        """Leave out the subjects that lack a program; return nginx, None if nothing needs it."""
         for program, subjects in _NEEDS.items():
             if skipped := self._subjects & subjects:
                 try:
@@ -108,7 +120,7 @@ class _Run:
                     self._subjects -= skipped
                     self._note(f"{missing}; skipped: {', '.join(sorted(skipped))}")
         if not self._subjects & _NEEDS["nginx"]:
-            return ""
+            return None
         return await self._cleanup.enter_async_context(serve_nginx())
 
     async def _provide_services(self) -> Services | None:
@@ -126,14 +138,14 @@ class _Run:
         ):
             return await against.compare_engines(this, other, read_commit(checkout), self._rounds)
 
-    async def _measure_servers(self, bench: Bench, nginx_url: str, engine: Engine | None) -> None:
+    async def _measure_servers(self, bench: Bench, nginx: Program | None, engine: Engine | None) -> None:
         """Measure all HTTP servers by wrk, and the driver."""
         servers: front_door.Servers = {}
-        if Subject.NGINX in self._subjects:
-            servers["nginx"] = partial(measure_refusals, nginx_url)
+        if nginx and Subject.NGINX in self._subjects:
+            servers["nginx"] = partial(measure_refusals, nginx)
         if Subject.AIOHTTP in self._subjects:
-            url = await self._cleanup.enter_async_context(serve_baseline("bare"))
-            servers["aiohttp, bare"] = partial(measure_refusals, url)
+            bare = await self._cleanup.enter_async_context(serve_baseline("bare"))
+            servers["aiohttp, bare"] = partial(measure_refusals, bare)
         if Subject.TEXTBOOK in self._subjects and engine:
             servers |= await self._provide_textbook(engine.services)
         for subject, state in _STATE_OF.items():
@@ -141,23 +153,35 @@ class _Run:
                 servers[f"engine, {state}"] = partial(engine.measure_state, STATES[state])
         bench.front_door = await front_door.measure_servers(servers, self._rounds)
         bench.ratios = front_door.compare_rates(bench.front_door)
-        bench.persisted = front_door.describe_persistence(bench.front_door, self._options.seconds)
-        if Subject.DRIVER in self._subjects:
-            bench.driver = await open_loop.measure_driver(nginx_url, self._rounds)
+        bench.costs += [
+            Cost.of_samples(row.subject, row.connections, row.samples) for row in bench.front_door
+        ]
+        bench.persisted = front_door.describe_persistence(bench.front_door)
+        if nginx and Subject.DRIVER in self._subjects:
+            bench.driver = await open_loop.measure_driver(nginx.url, self._rounds)
 
     async def _provide_textbook(self, services: Services) -> front_door.Servers:
         if services.amqp_url is None:
             self._note("textbook skipped: there is no RabbitMQ")
             return {}
         server = serve_baseline("textbook", services.redis_url, services.amqp_url)
-        url = await self._cleanup.enter_async_context(server)
+        program = await self._cleanup.enter_async_context(server)
         return {
-            f"textbook, {state}": partial(measure_textbook, url, services, stock)
+            f"textbook, {state}": partial(measure_textbook, program, services, stock)
             for state, stock in STATES.items()
         }
 
-    async def _measure_engine(self, bench: Bench, nginx_url: str, engine: Engine) -> None:
+    async def _measure_engine(self, bench: Bench, nginx: Program | None, engine: Engine) -> None:
         chosen, rounds, sizes = self._subjects, self._rounds, self._options.sizes
+        shorter = replace(rounds, seconds=bench.growth_seconds)
+        if nginx and Subject.CLIENTS in chosen:
+            bench.clients, costs = await clients.measure_clients(engine, nginx, sizes.clients, shorter)
+            bench.costs += costs
+        if nginx and Subject.LOOKS in chosen:
+            bench.looks, costs = await clients.measure_looks(
+                engine, nginx, sizes.looked_at, sizes.lookers, shorter
+            )
+            bench.costs += costs
         loads: list[tuple[str, float | None]] = []
         if Subject.RESPONSE in chosen:
             loads += [(state, None) for state in STATES]
@@ -167,9 +191,12 @@ class _Run:
             capacity, responses = await open_loop.measure_responses(engine, state, rounds, crowd_rps)
             bench.capacities.append(capacity)
             bench.responses += responses
-        shorter = replace(rounds, seconds=bench.growth_seconds)
-        if Subject.CONNECTIONS in chosen:
-            bench.growth += await growth.grow_connections(engine, nginx_url, sizes.connections, shorter)
+        if Subject.MIX in chosen:
+            rates = mix.Rates(*sizes.mix_rps)
+            bench.mix, bench.mix_disk_p99_ms, costs = await mix.measure_mix(engine, rates, rounds, self._note)
+            bench.costs += costs
+        if nginx and Subject.CONNECTIONS in chosen:
+            bench.growth += await growth.grow_connections(engine, nginx, sizes.connections, shorter)
         if Subject.PRODUCTS in chosen:
             bench.growth += await growth.grow_products(engine, sizes.products, shorter)
         if Subject.STOCK in chosen:

@@ -1,12 +1,12 @@
 """The servers under measurement: each is brought into a state, loaded, and shown to have been in that state.
 
-Each of them gets the same bytes from wrk: user 101 buys product 1.
+Without other requests each of them gets the same bytes from wrk: user 101 buys product 1.
 """
 
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -23,8 +23,9 @@ from engine.gate.keys import ShardKeys
 from engine.model.purchase import Outcome
 from engine.model.sale import Sale
 from simulation.bench.baselines import textbook
-from simulation.bench.programs import run_wrk
-from simulation.bench.results import Sample
+from simulation.bench.programs import Program, run_wrk
+from simulation.bench.samples import Sample
+from simulation.bench.spellings import PLAIN
 from simulation.errors import BenchError
 from simulation.scenario.schema import SaleOffer
 from simulation.target.engine_process import EngineProcess, start_engine
@@ -44,22 +45,43 @@ STATES: Final = {"sold out": 0, "accepting": PLENTY}
 """The stock of a sale in each state."""
 
 
-async def measure_refusals(url: str, connections: int, seconds: float) -> Sample:
-    """Load a server that answers 429 to everything."""
-    sample = await run_wrk(url, connections, seconds)
-    return (
-        sample if sample.refused == sample.requests else replace(sample, fault="not every answer was a 429")
-    )
+async def measure_refusals(
+    server: Program,
+    connections: int,
+    seconds: float,
+    requests: Sequence[bytes] = PLAIN,
+    proxy: Program | None = None,
+) -> Sample:
+    """Load a server that answers 429 to everything, through a proxy if there is one."""
+    programs = [server, proxy] if proxy else [server]
+    meter = ProcessMeter({program.name: program.pid for program in programs})
+    before_s, wrote = meter.read_cpu_s(), _count_errors(programs)
+    sample = await run_wrk((proxy or server).url, connections, seconds, requests)
+    sample = replace(sample, cpu_s=_subtract(meter.read_cpu_s(), before_s) | sample.cpu_s)
+    if sample.refused != sample.requests:
+        return replace(sample, fault="not every answer was a 429")
+    return replace(sample, fault="nginx wrote errors") if _count_errors(programs) > wrote else sample
+
+
+def _count_errors(programs: Sequence[Program]) -> int:
+    return sum(program.errors.stat().st_size for program in programs if program.errors)
+
+
+def _subtract(after_s: Mapping[str, float], before_s: Mapping[str, float]) -> dict[str, float]:
+    return {name: round(spent - before_s.get(name, 0.0), 6) for name, spent in after_s.items()}
 
 
 async def measure_textbook(
-    url: str, services: Services, stock: int, connections: int, seconds: float
+    server: Program, services: Services, stock: int, connections: int, seconds: float
 ) -> Sample:
     """Load the textbook architecture; nobody consumes its queue, which is purged afterwards."""
+    meter = ProcessMeter(services.pids | {server.name: server.pid})
     async with connect_redis(services.redis_url, 5_000) as redis:
         await redis.set(textbook.stock_key(1), stock)
         before = await _count_scripts(redis)
-        sample = await run_wrk(url, connections, seconds)
+        before_s = meter.read_cpu_s()
+        sample = await run_wrk(server.url, connections, seconds)
+        cpu_s = _subtract(meter.read_cpu_s(), before_s) | sample.cpu_s
         decided = await _count_scripts(redis) - before
         accepted = stock - int(await redis.get(textbook.stock_key(1)) or 0)
     async with await connect_bus(str(services.amqp_url), "benchmark") as bus:
@@ -70,7 +92,7 @@ async def measure_textbook(
         fault = f"{decided} of {sample.requests} requests reached Redis"
     elif sample.refused != (0 if stock else sample.requests):
         fault = f"{sample.refused} of {sample.requests} were refused"
-    return replace(sample, fault=fault, accepted=accepted)
+    return replace(sample, fault=fault, accepted=accepted, cpu_s=cpu_s)
 
 
 async def _count_scripts(redis: Redis) -> int:
@@ -137,38 +159,53 @@ class Engine:
         return time.monotonic() - started
 
     async def measure(
-        self, outcome: Outcome, connections: int, seconds: float, products: int | None = None
+        self,
+        outcome: Outcome | None,
+        connections: int,
+        seconds: float,
+        requests: Sequence[bytes] = PLAIN,
+        proxy: Program | None = None,
     ) -> Sample:
-        """Load the engine by wrk, and wait until the ledger has everything.
+        """Load the engine by wrk, through a proxy if there is one, and wait until the ledger has everything.
 
-        The sample has a fault unless the engine's own count says that every purchase had the outcome.
+        The sample has a fault unless the engine's own count says that every purchase had the outcome; without
+        an outcome, unless nobody bought and every look was answered.
         """
         answers = await self.count_answers()
-        cpu_s = await self._read_cpu_s()
         self._meter.read()
-        sample = await run_wrk(self.url, connections, seconds, products)
-        backlog = await self.count_pending()
-        cpu = {name: usage.cpu_percent / 100 for name, usage in self._meter.read().items()}
-        drain_s = await self.drain()
-        spent_s = {name: spent - cpu_s.get(name, 0.0) for name, spent in (await self._read_cpu_s()).items()}
+        async with self.count_cpu(proxy) as cpu_s:
+            sample = await run_wrk((proxy or self).url, connections, seconds, requests)
+            backlog = await self.count_pending()
+            cpu = {name: usage.cpu_percent / 100 for name, usage in self._meter.read().items()}
+            drain_s = await self.drain()
         counts = await self.count_answers() - answers
         fault = sample.fault
-        if set(counts) != {outcome}:
+        if set(counts) != ({outcome} if outcome else set()):
             fault = "answers were " + ", ".join(f"{count} {word}" for word, count in counts.items())
-        elif counts[outcome] < sample.requests:
+        elif outcome and counts[outcome] < sample.requests:
             fault = f"it counts {counts[outcome]} answers, wrk {sample.requests}"
-        elif sample.refused != (0 if outcome is Outcome.ACCEPTED else sample.requests):
+        elif sample.refused != (sample.requests if outcome is Outcome.SOLD_OUT else 0):
             fault = f"{sample.refused} of {sample.requests} were refused"
         accepted = counts[Outcome.ACCEPTED]
         return replace(
             sample,
             fault=fault,
             cpu=cpu,
-            cpu_s={name: round(spent, 6) for name, spent in spent_s.items()},
+            cpu_s=cpu_s | sample.cpu_s,
             accepted=accepted,
             backlog=backlog,
             drain_s=drain_s if accepted else None,
         )
+
+    @asynccontextmanager
+    async def count_cpu(self, proxy: Program | None = None) -> AsyncIterator[dict[str, float]]:
+        """Fill the dictionary, at the end, with the processor time of each process meanwhile, in seconds."""
+        meter = ProcessMeter({proxy.name: proxy.pid}) if proxy else None
+        spent_s: dict[str, float] = {}
+        before_s = await self._read_cpu_s() | (meter.read_cpu_s() if meter else {})
+        yield spent_s
+        after_s = await self._read_cpu_s() | (meter.read_cpu_s() if meter else {})
+        spent_s |= _subtract(after_s, before_s)
 
     async def measure_state(self, stock: int, connections: int, seconds: float) -> Sample:
         """Open a sale of that stock, 0 or PLENTY, and load it."""
@@ -184,6 +221,11 @@ class Engine:
         info = await self.redis.info("cpu")
         kinds = ("user", "sys", "user_children", "sys_children")
         return self._meter.read_cpu_s() | {"redis": sum(info[f"used_cpu_{kind}"] for kind in kinds)}
+
+    def gate_pids(self) -> dict[str, int]:
+        """Return the processes that a purchase waits for, by name."""
+        [front_door] = self._process.find_stage("front-door")
+        return {FRONT_DOOR: front_door.pid, "redis": self.services.pids["redis"]}
 
     def front_door_rss_mib(self) -> float:
         """Return the resident memory of the front door."""

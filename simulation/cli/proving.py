@@ -173,16 +173,29 @@ def soak(minutes: float, seed: int, folder: Path) -> None:
     "--against", metavar="WORKTREE", type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Compare the engine with that of another checkout, and measure nothing else.",
 )  # fmt: skip
+@click.option(
+    "--summary", metavar="FOLDER", type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Write the README's tables from what a run left in this folder, and measure nothing.",
+)  # fmt: skip
 @out_option("bench")
 def bench(
-    rounds: int | None, seconds: float, only: tuple[str, ...], against: Path | None, folder: Path
+    rounds: int | None,
+    seconds: float,
+    only: tuple[str, ...],
+    against: Path | None,
+    summary: Path | None,
+    folder: Path,
 ) -> None:
     """Measure engine, baselines and driver against each other, and how the engine's cost grows.
 
-    Takes about ten minutes and both cores of a small machine; leaves nothing behind but its folder.
+    Takes about a quarter of an hour and both cores of a small machine; leaves nothing behind but its folder.
     """
+    from simulation.bench.page import read_bench, render
     from simulation.bench.run import run_bench
 
+    if summary:
+        click.echo(render(read_bench(summary), template="summary.md"))
+        return
     if only and against:
         raise click.UsageError("--only and --against exclude each other")
     options = Options(

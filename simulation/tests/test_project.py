@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 import tomllib
 from collections import Counter
 from collections.abc import Iterator
@@ -34,6 +35,7 @@ TOP_LEVEL = {
     "reports",
     "simulation",
 }
+REQUIREMENTS = ("engine/requirements.txt", "engine/local/requirements.txt", "simulation/requirements.txt")
 MOST_MODULES = 10
 """In one room."""
 MOST_LINES = 300
@@ -138,10 +140,64 @@ def run_compose(**environment: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_every_dependency_is_pinned() -> None:
-    engine, everything = read_pins("engine/requirements.txt"), read_pins("simulation/requirements.txt")
+    engine, local = read_pins("engine/requirements.txt"), read_pins("engine/local/requirements.txt")
+    everything = read_pins("simulation/requirements.txt")
     assert read_extra(None) <= engine.keys()
+    assert add_needs(read_extra("local")) - {"setuptools"} <= engine.keys() | local.keys()
     assert read_extra("local") | read_extra("simulation") | read_extra("dev") <= everything.keys()
-    assert engine.items() <= everything.items()
+    assert engine.items() | local.items() <= everything.items()
+
+
+def plan_make(root: Path, target: str) -> str:
+    """What make would run for a target."""
+    planned = subprocess.run(
+        ["make", "--dry-run", "--no-print-directory", target],
+        cwd=root,
+        capture_output=True,
+        check=True,
+        text=True,
+    )
+    return planned.stdout
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """The files that make looks at, an hour old."""
+    for name in ("Makefile", "pyproject.toml", *REQUIREMENTS):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+        os.utime(tmp_path / name, (time.time() - 3_600,) * 2)
+    return tmp_path
+
+
+def set_up(checkout: Path, *stamps: str) -> None:
+    (checkout / ".venv").mkdir()
+    for age_s, stamp in enumerate(reversed(stamps)):
+        (checkout / ".venv" / stamp).touch()
+        os.utime(checkout / ".venv" / stamp, (time.time() - 60 - age_s,) * 2)
+
+
+def test_what_serves_is_installed_without_the_simulation(checkout: Path) -> None:
+    serve = plan_make(checkout, "serve")
+    assert "-r engine/requirements.txt -r engine/local/requirements.txt" in serve
+    assert "simulation/" not in serve
+    set_up(checkout, ".engine")
+    assert "pip install" not in plan_make(checkout, "serve")
+    for target in ("spike", "test"):
+        planned = plan_make(checkout, target)
+        assert "-r simulation/requirements.txt" in planned
+        assert "-r engine/requirements.txt" not in planned
+
+
+@pytest.mark.parametrize("name", ["pyproject.toml", *REQUIREMENTS])
+def test_a_changed_requirement_is_noticed(checkout: Path, name: str) -> None:
+    set_up(checkout, ".engine", ".simulation")
+    assert "pip install" not in plan_make(checkout, "serve") + plan_make(checkout, "spike")
+    (checkout / name).touch()
+    assert "-r simulation/requirements.txt" in plan_make(checkout, "spike")
+    serve = plan_make(checkout, "serve")
+    assert ("-r engine/requirements.txt" in serve) == (name != "simulation/requirements.txt")
+    assert "-r simulation/requirements.txt" not in serve
 
 
 def test_the_engine_names_no_module_that_it_does_not_ship() -> None:

@@ -7,8 +7,9 @@ from functools import partial
 from typing import Final
 
 from simulation.bench.measures.front_door import Servers, measure_servers
-from simulation.bench.results import Against, FrontDoor, ProcessCost, Ratio, Spread
+from simulation.bench.results import Against, FrontDoor, ProcessCost, Ratio
 from simulation.bench.rounds import Rounds
+from simulation.bench.samples import Spread
 from simulation.bench.subjects import FRONT_DOOR, GATE, STATES, Engine
 
 CONNECTIONS: Final = 256

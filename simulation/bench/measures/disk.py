@@ -7,18 +7,23 @@ import asyncio
 import os
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Final
 
 import numpy as np
 
-from simulation.bench.results import Disk, Spread
+from simulation.bench.results import Disk
 from simulation.bench.rounds import Rounds
+from simulation.bench.samples import Spread
 
 WRITE_BYTES: Final = 12_000
 """What Redis appends for a batch of some fifty purchases."""
 PAUSE_S: Final = 0.002
 """Between two writes, about as often as the gate of a busy sale writes a batch."""
+
+OTHERS_PAUSE_S: Final = 0.02
+"""Between two writes of each other log, about as often as bus and ledger of such a sale write."""
 
 
 async def measure_disk(rounds: Rounds) -> Disk:
@@ -28,8 +33,20 @@ async def measure_disk(rounds: Rounds) -> Disk:
     return Disk(write_bytes=WRITE_BYTES, p50_ms=p50_ms, p99_ms=p99_ms, longest_ms=longest_ms)
 
 
-def time_writes(seconds: float) -> tuple[float, float, float]:
-    """Return p50, p99 and longest time of append and fdatasync, in milliseconds."""
+def time_writes(seconds: float, others: int = 0) -> tuple[float, float, float]:
+    """Return p50, p99 and longest time of append and fdatasync, in milliseconds, while `others` write their
+    own logs."""
+    with ThreadPoolExecutor(1 + others) as threads:
+        beside = [threads.submit(_write, seconds, OTHERS_PAUSE_S) for _ in range(others)]
+        taken_s = _write(seconds, PAUSE_S)
+        for writing in beside:
+            writing.result()
+    p50, p99, longest = np.quantile(taken_s, [0.5, 0.99, 1]) * 1e3
+    return float(p50), float(p99), float(longest)
+
+
+def _write(seconds: float, pause_s: float) -> list[float]:
+    """Append to a file for so long; return how long each write took to be on disk."""
     data = bytes(WRITE_BYTES)
     taken_s = []
     with tempfile.TemporaryFile(buffering=0) as file:
@@ -39,6 +56,5 @@ def time_writes(seconds: float) -> tuple[float, float, float]:
             file.write(data)
             os.fdatasync(file.fileno())
             taken_s.append(time.perf_counter() - started_s)
-            time.sleep(PAUSE_S)
-    p50, p99, longest = np.quantile(taken_s, [0.5, 0.99, 1]) * 1e3
-    return float(p50), float(p99), float(longest)
+            time.sleep(pause_s)
+    return taken_s

@@ -4,8 +4,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Final
 
-from simulation.bench.results import FrontDoor, Persisted, Ratio, Sample, Spread
+from simulation.bench.results import FrontDoor, Persisted, Ratio
 from simulation.bench.rounds import Rounds
+from simulation.bench.samples import Sample, Spread
 
 CONNECTIONS: Final = (64, 256)
 RATIOS: Final = (
@@ -53,19 +54,25 @@ def compare_rates(rows: Sequence[FrontDoor]) -> list[Ratio]:
     ]
 
 
-def describe_persistence(rows: Sequence[FrontDoor], seconds: float) -> list[Persisted]:
+def describe_persistence(rows: Sequence[FrontDoor]) -> list[Persisted]:
     """Return how the ledger kept up, for each row of an engine that accepted."""
     found = []
     for row in rows:
-        drained = [(sample, sample.drain_s) for sample in row.samples if sample.drain_s is not None]
+        drained = [
+            (sample, sample.requests / sample.rps, sample.drain_s)
+            for sample in row.samples
+            if sample.drain_s is not None
+        ]
         if drained:
             persisted = Persisted(
                 connections=row.connections,
-                accepted_rps=Spread.of(sample.accepted / seconds for sample, _ in drained),
-                during_rps=Spread.of((sample.accepted - sample.backlog) / seconds for sample, _ in drained),
-                backlog=Spread.of(sample.backlog for sample, _ in drained),
-                drain_s=Spread.of(drain_s for _, drain_s in drained),
-                drain_rps=Spread.of(sample.backlog / max(drain_s, 0.001) for sample, drain_s in drained),
+                accepted_rps=Spread.of(sample.accepted / took_s for sample, took_s, _ in drained),
+                during_rps=Spread.of(
+                    (sample.accepted - sample.backlog) / took_s for sample, took_s, _ in drained
+                ),
+                backlog=Spread.of(sample.backlog for sample, _, _ in drained),
+                drain_s=Spread.of(drain_s for _, _, drain_s in drained),
+                drain_rps=Spread.of(sample.backlog / max(drain_s, 0.001) for sample, _, drain_s in drained),
             )
             found.append(persisted)
     return found

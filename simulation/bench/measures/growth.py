@@ -18,10 +18,12 @@ from engine.model.purchase import Outcome
 from engine.settings import Settings
 from simulation.bench.measures.front_door import Measure
 from simulation.bench.measures.ledger import settle_batches
-from simulation.bench.programs import run_wrk
-from simulation.bench.results import Curve, Growth, Sample, Spread
+from simulation.bench.programs import Program
+from simulation.bench.results import Curve, Growth
 from simulation.bench.rounds import Rounds
-from simulation.bench.subjects import GATE, STATES, Engine
+from simulation.bench.samples import Cost, Sample, Spread
+from simulation.bench.spellings import buy_any_of
+from simulation.bench.subjects import GATE, STATES, Engine, measure_refusals
 from simulation.errors import BenchError
 from simulation.scenario.schema import SaleOffer
 from simulation.target.stores import connect_ledger
@@ -35,7 +37,7 @@ _A_MONTH_MS: Final = 30 * 86_400_000
 
 
 async def grow_connections(
-    engine: Engine, nginx_url: str, sizes: Sequence[int], rounds: Rounds
+    engine: Engine, nginx: Program, sizes: Sequence[int], rounds: Rounds
 ) -> list[Curve]:
     """Measure sold-out purchases by number of connections; nginx shows what kernel and wrk cost."""
     await engine.open_sale(0)
@@ -44,7 +46,7 @@ async def grow_connections(
             partial(engine.measure, Outcome.SOLD_OUT),
             "with 1 connection nothing is saturated: the cost is one round trip through HTTP and Redis",
         ),
-        "nginx": (partial(run_wrk, nginx_url), "one round trip there, too"),
+        "nginx": (partial(measure_refusals, nginx), "one round trip there, too"),
     }
     curves = []
     for name, (measure, note) in servers.items():
@@ -69,7 +71,7 @@ async def grow_products(engine: Engine, sizes: Sequence[int], rounds: Rounds) ->
         outcome = Outcome.ACCEPTED if stock else Outcome.SOLD_OUT
         measures = {
             f"{state}, {size:,} products": partial(
-                engine.measure, outcome, CONNECTIONS, rounds.seconds, products=size
+                engine.measure, outcome, CONNECTIONS, rounds.seconds, buy_any_of(size)
             )
             for size in sizes
         }
@@ -162,5 +164,12 @@ def make_curve(
         )
         for size, rps, cost, rounds in zip(sizes, rates, costs, samples, strict=True)
     ]
+    costs_us = [
+        Cost.of_samples(f"{subject}, {size:,} {axis}", size if axis == "connections" else CONNECTIONS, rounds)
+        for size, rounds in zip(sizes, samples, strict=True)
+        if rounds
+    ]
     faults = {each.fault for rounds in samples for each in rounds if each.fault}
-    return Curve(axis=axis, subject=subject, points=points, note="; ".join([note, *sorted(faults)]))
+    return Curve(
+        axis=axis, subject=subject, points=points, costs=costs_us, note="; ".join([note, *sorted(faults)])
+    )

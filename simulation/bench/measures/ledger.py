@@ -12,8 +12,9 @@ from engine.model.lot import Lot
 from engine.model.order_id import make_stem
 from engine.model.sale import Sale
 from engine.settings import Settings
-from simulation.bench.results import LedgerRates, Spread
+from simulation.bench.results import LedgerRates
 from simulation.bench.rounds import Rounds
+from simulation.bench.samples import Spread
 from simulation.bench.subjects import Engine
 from simulation.errors import BenchError
 from simulation.target.stores import connect_ledger

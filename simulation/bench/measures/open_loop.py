@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from simulation.bench.results import Capacity, DriverLag, DriverRates, Responses, Spread
+from simulation.bench.results import Capacity, DriverLag, DriverRates, Responses
 from simulation.bench.rounds import Rounds
+from simulation.bench.samples import Spread
 from simulation.bench.subjects import STATES, Engine
 from simulation.drive.driver import LoadSpec, drive
 from simulation.drive.pacer import IS_EXACT

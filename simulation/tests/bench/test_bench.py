@@ -4,7 +4,6 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
@@ -28,20 +27,24 @@ from engine.model.purchase import Outcome
 from engine.settings import PREFIX, Settings
 from simulation.bench import programs
 from simulation.bench.baselines import textbook
+from simulation.bench.measures.front_door import compare_rates, describe_persistence
 from simulation.bench.measures.growth import fill_ledger, make_curve
 from simulation.bench.measures.ledger import settle_batches, settle_one_by_one
 from simulation.bench.measures.open_loop import find_doubtful, find_faults
 from simulation.bench.options import Options, Sizes, Subject
-from simulation.bench.page import render
-from simulation.bench.programs import find_program, serve_baseline, serve_nginx
-from simulation.bench.results import Bench, DriverLag, DriverRates, FrontDoor, Responses, Sample, Spread
+from simulation.bench.page import read_bench, render, write_page
+from simulation.bench.programs import Program, serve_baseline, serve_nginx
+from simulation.bench.results import Bench, Compared, DriverLag, DriverRates, FrontDoor, Responses
 from simulation.bench.rounds import Rounds
 from simulation.bench.run import run_bench
-from simulation.bench.subjects import Engine, measure_refusals, serve_engine
+from simulation.bench.samples import Cost, Sample, Spread
+from simulation.bench.spellings import PROXIED, list_spellings
+from simulation.bench.subjects import Engine, measure_refusals
 from simulation.errors import BenchError
 from simulation.model.history import make_history
 from simulation.scenario.schema import DriverOptions
 from simulation.target.services import Services
+from simulation.tests.bench.installed import needs_nginx, needs_wrk
 from simulation.tests.http_server import ACCEPTED, Request, http_server
 
 pytestmark = pytest.mark.slow
@@ -55,36 +58,14 @@ TINY = Sizes(
     idle=(20,),
     memory_requests=1_000,
     crowd_rps=50,
+    clients=2,
+    looked_at=500,
+    lookers=80,
+    mix_rps=(20, 100),
 )
 ROOT = Path(__file__).parents[3]
-
-
-def is_installed(program: str) -> bool:
-    with suppress(BenchError):
-        return bool(find_program(program))
-    return False
-
-
 BODY = b'{"userId":101,"productId":1}'
 JSON = {"Content-Type": "application/json"}
-
-needs_wrk = pytest.mark.skipif(not is_installed("wrk"), reason="wrk is not installed")
-needs_nginx = pytest.mark.skipif(not is_installed("nginx"), reason="nginx is not installed")
-
-
-@pytest.fixture
-def services(settings: Settings) -> Services:
-    return Services(
-        redis_url=str(settings.redis_url),
-        postgres_url=str(settings.postgres_url),
-        amqp_url=settings.amqp_url,
-    )
-
-
-@pytest.fixture
-async def engine(services: Services, tmp_path: Path) -> AsyncIterator[Engine]:
-    async with serve_engine(services, tmp_path / "engine.log") as engine:
-        yield engine
 
 
 async def buy(url: str) -> tuple[int, bytes]:
@@ -130,15 +111,15 @@ def program_of(process: psutil.Process) -> str:
 async def test_nginx_answers_as_the_engine_does_when_it_is_sold_out() -> None:
     before = children()
     sold_out = answer_purchase(Outcome.SOLD_OUT, None)
-    async with serve_nginx() as url:
-        assert await buy(url) == (sold_out.status, sold_out.body)
+    async with serve_nginx() as nginx:
+        assert await buy(nginx.url) == (sold_out.status, sold_out.body)
     assert started_since(before) == []
 
 
 async def test_the_bare_application_answers_as_the_engine_does_when_it_is_sold_out() -> None:
     sold_out = answer_purchase(Outcome.SOLD_OUT, None)
-    async with serve_baseline("bare") as url:
-        assert await buy(url) == (sold_out.status, sold_out.body)
+    async with serve_baseline("bare") as bare:
+        assert await buy(bare.url) == (sold_out.status, sold_out.body)
 
 
 async def test_the_textbook_sells_its_stock_and_publishes_each_order(
@@ -146,8 +127,8 @@ async def test_the_textbook_sells_its_stock_and_publishes_each_order(
 ) -> None:
     await redis.set(textbook.stock_key(1), 3)
     amqp_url = str(settings.amqp_url)
-    async with serve_baseline("textbook", str(settings.redis_url), amqp_url) as url:
-        answers = [await buy(url) for _ in range(5)]
+    async with serve_baseline("textbook", str(settings.redis_url), amqp_url) as server:
+        answers = [await buy(server.url) for _ in range(5)]
     assert [status for status, _ in answers] == [200, 200, 200, 429, 429]
     assert answers[4] == (429, answer_purchase(Outcome.SOLD_OUT, None).body)
     async with await aio_pika.connect(amqp_url) as bus:
@@ -173,7 +154,7 @@ async def test_a_server_that_does_not_refuse_is_no_constant_429() -> None:
         request.send(ACCEPTED)
 
     async with http_server(accept) as server:
-        sample = await measure_refusals(server.url, 2, 1)
+        sample = await measure_refusals(Program("server", server.url, os.getpid()), 2, 1)
     assert sample.requests
     assert sample.fault == "not every answer was a 429"
 
@@ -237,7 +218,7 @@ async def test_a_ledger_is_filled_with_orders_as_they_would_be(postgres_db: str)
 
 
 @needs_wrk
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(400)
 async def test_a_run_measures_every_subject_and_leaves_nothing_running(tmp_path: Path) -> None:
     before = children()
     told: list[str] = []
@@ -252,6 +233,30 @@ async def test_a_run_measures_every_subject_and_leaves_nothing_running(tmp_path:
     }
     assert [sample.fault for row in bench.front_door for sample in row.samples if sample.fault] == []
     assert [row.connections for row in bench.persisted] == [64, 256]
+    assert [row.subject for row in bench.clients] == [*[*list_spellings()][:2], PROXIED]
+    assert [fault for row in bench.clients for fault in row.faults] == []
+    assert [(row.subject, row.connections) for row in bench.looks] == [
+        ("stock", 64),
+        ("stock", 80),
+        ("orders, the same 100", 256),
+        ("orders, 500 in turn", 256),
+    ]
+    # An engine may refuse so many looks at once; nginx must not fail.
+    assert [fault for row in bench.looks for fault in row.faults if fault.startswith("nginx")] == []
+    assert [row.faults for row in bench.looks if row.connections == 64] == [[]]
+    for row in [*bench.clients, *bench.looks]:
+        assert row.ratio.median == pytest.approx(row.engine_rps.median / row.nginx_rps.median, rel=1e-4)
+        assert min(row.nginx_us.median, row.engine_us.median) > 0
+    assert {row.kind for row in bench.mix} == {"buy", "stock", "order"}
+    assert sum(row.lost for row in bench.mix) == 0
+    assert {cost.subject for cost in bench.costs} >= {
+        "nginx", "textbook, accepting", "engine, accepting", "engine, plain", "engine, stock",
+        "mix, accepting, as they are", "engine, accepting, 3 products", "nginx, 8 connections",
+    }  # fmt: skip
+    [proxied] = [cost.us for cost in bench.costs if cost.subject == f"engine, {PROXIED}"]
+    assert proxied["others"].median > 1, "that of the proxy"
+    assert all(cost.us["load"].median > 0 for cost in bench.costs)
+    assert all(cost.us["door"].median > 0 for cost in bench.costs if not cost.subject.startswith("ledger"))
     assert bench.ledger
     assert bench.disk
     assert 0 < bench.disk.p50_ms.median <= bench.disk.p99_ms.median <= bench.disk.longest_ms.median
@@ -263,13 +268,14 @@ async def test_a_run_measures_every_subject_and_leaves_nothing_running(tmp_path:
     assert bench.memory.requests[-1] >= 1_000
     assert told, "a run of minutes tells how far it is"
     page = (folder / "bench.md").read_text()
+    for title in ("In short", "Clients", "Looks", "Processor time", "Few buy, many look"):
+        assert f"\n## {title}\n" in page
     for name in ("front_door", "responses", "growth"):
         assert f"plots/{name}.png" in page
         assert (folder / "plots" / f"{name}.png").stat().st_size > 1_000
 
 
 @needs_wrk
-@pytest.mark.timeout(120)
 async def test_two_checkouts_are_measured_in_turn(tmp_path: Path) -> None:
     before = children()
     told: list[str] = []
@@ -355,6 +361,18 @@ def test_ratios_and_costs_are_taken_round_by_round() -> None:
     assert curve.points[1].cost_us.median == 20_000
 
 
+def test_what_was_accepted_is_counted_over_the_time_that_wrk_took() -> None:
+    sample = Sample(
+        requests=900, rps=300, refused=0, socket_errors=0, p50_ms=1, p99_ms=1,
+        accepted=930, backlog=330, drain_s=0.5,
+    )  # fmt: skip
+    rows = [FrontDoor(subject="engine", connections=64, rps=Spread.of([300]), samples=[sample])]
+    [persisted] = describe_persistence(rows)
+    assert persisted.accepted_rps.values == [310]
+    assert persisted.during_rps.values == [200]
+    assert persisted.drain_rps.values == [660]
+
+
 def test_the_interval_of_a_median_lies_between_order_statistics() -> None:
     assert Spread.of(range(1, 6)).interval() is None
     assert Spread.of(range(1, 7)).interval() == (1, 6)
@@ -386,6 +404,86 @@ def test_a_record_of_before_makes_the_same_page() -> None:
     assert tables[0] == tables[1]
 
 
+def make_bench(**found: Any) -> Bench:
+    return Bench(
+        started_at=datetime.now(UTC),
+        command="flashsim bench",
+        commit="unknown",
+        machine={"cpu": "a", "cores": 2, "memory": "b", "system": "c"},
+        versions={},
+        load_before=0,
+        rounds=1,
+        seconds=1,
+        growth_seconds=1,
+        **found,
+    )
+
+
+def compare(subject: str, nginx_rps: float, engine_rps: float, faults: list[str] | None = None) -> Compared:
+    nginx, engine = Spread.of([nginx_rps]), Spread.of([engine_rps])
+    return Compared(
+        subject=subject,
+        connections=64,
+        nginx_rps=nginx,
+        engine_rps=engine,
+        ratio=engine.over(nginx),
+        nginx_us=Spread.of([7]),
+        engine_us=Spread.of([21.5]),
+        faults=faults or [],
+    )
+
+
+async def test_the_tables_of_the_readme_show_the_worst_spelling_beside_the_best(tmp_path: Path) -> None:
+    rates = {
+        "nginx": 100_000,
+        "engine, sold out": 90_000,
+        "engine, accepting": 50_000,
+        "textbook, sold out": 5_000,
+    }
+    rows = [
+        FrontDoor(subject=name, connections=256, rps=Spread.of([rps]), samples=[])
+        for name, rps in rates.items()
+    ]
+    bench = make_bench(
+        front_door=rows,
+        ratios=compare_rates(rows),
+        clients=[
+            compare("plain", 100_000, 80_000),
+            compare("Go, a map", 90_000, 9_000),
+            compare("charset=utf-8", 100_000, 95_000),
+            compare(PROXIED, 12_000, 600),
+        ],
+        costs=[
+            Cost.of("engine, accepting", 256, [({"front-door 1": 0.12, "redis": 0.03, "wrk": 0.05}, 10_000)])
+        ],
+        looks=[compare("stock", 100_000, 70_000, ["engine: 3 of 9 were refused"])],
+    )
+    write_page(bench, tmp_path)
+    (tmp_path / "bench.json").write_bytes(msgspec.json.encode(bench))
+    process = await asyncio.create_subprocess_exec(
+        *FLASHSIM, "bench", "--summary", str(tmp_path), cwd=tmp_path, stdout=asyncio.subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    summary = (await process.communicate())[0].decode()
+    assert "| nginx, one worker, a constant 429 | 100,000 | 1 |  |" in summary
+    assert "| **engine, sold out**, one worker | 90,000 | 0.90 | 18.00 |" in summary
+    assert "| bare aiohttp, a handler that does nothing | – |  |  |" in summary
+    assert "the best of 3 spellings: charset=utf-8, 64 connections | 95,000 | 0.95 |" in summary
+    assert "the worst of them: Go, a map, 64 connections | 9,000 | 0.10 |" in summary
+    assert "both behind nginx's default proxy, 64 connections | 600 | 0.05 |" in summary
+    assert "| a look at stock, 64 connections | 70,000 | 0.70 |" in summary
+    assert "takes 20.0 µs of processor time: door 12.0, Redis 3.0, " in summary
+    page = (tmp_path / "bench.md").read_text()
+    assert summary.strip() in page
+    assert "| Go, a map | 64 | 90,000 | 9,000 | 0.10 | 7 | 21.5 |" in page
+    assert "- stock: engine: 3 of 9 were refused" in page
+
+
+def test_a_folder_without_a_record_is_no_run_of_the_benchmark(tmp_path: Path) -> None:
+    with pytest.raises(BenchError, match="is no run of the benchmark"):
+        read_bench(tmp_path)
+
+
 def test_the_page_shows_what_was_skipped_and_what_went_wrong() -> None:
     sample = Sample(
         requests=1, rps=1, refused=0, socket_errors=0, p50_ms=1, p99_ms=1, fault="9 UNKNOWN_PRODUCT"
@@ -399,16 +497,7 @@ def test_the_page_shows_what_was_skipped_and_what_went_wrong() -> None:
         ms={"p50": one, "p99": one}, lag_p99_ms=one, lost=0, doubtful=["p50"], faults=["it waited"],
     )  # fmt: skip
     page = render(
-        Bench(
-            started_at=datetime.now(UTC),
-            command="flashsim bench",
-            commit="unknown",
-            machine={"cpu": "a", "cores": 2, "memory": "b", "system": "c"},
-            versions={},
-            load_before=0,
-            rounds=1,
-            seconds=1,
-            growth_seconds=1,
+        make_bench(
             notes=["nginx is not installed"],
             front_door=[FrontDoor(subject="engine", connections=64, rps=Spread.of([1]), samples=[sample])],
             driver=DriverRates(connections=1, capacity_rps=one, offered_rps=1, lag_p99_ms=one, lags=[lag]),
