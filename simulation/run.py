@@ -8,8 +8,9 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -24,21 +25,25 @@ from simulation.drive.progress import Progress, find_abort
 from simulation.errors import RunError
 from simulation.faults.injector import Injector, check_targets
 from simulation.faults.proxy import Proxy, start_proxy
+from simulation.model.contract import FLASHGRID, Contract
 from simulation.model.events import Abort, Interval
+from simulation.model.history import take_buys
 from simulation.model.state import FinalState
 from simulation.record.facts import ENGINE_LOG, RunFacts, write_record
 from simulation.record.manifest import list_record, seal
 from simulation.scenario.condition import parse_abort
 from simulation.scenario.schema import Scenario
 from simulation.target.engine_process import EngineProcess, private_services, start_engine
-from simulation.target.final_state import read_final_state
+from simulation.target.foreign.engine import FLASHGRID_ENGINE, Engine
+from simulation.target.foreign.programs import Programs, reset_engine, start_programs
 from simulation.target.machine import describe_machine, read_commit, read_versions
-from simulation.target.opening import check_ownership, open_sales
+from simulation.target.opening import open_sales
 from simulation.target.probes import Probe, Sample
 from simulation.target.process_meter import ProcessMeter
 from simulation.target.restocks import Restocker
 from simulation.target.services import Services, find_services
 from simulation.target.stores import measure_skew
+from simulation.target.witness.witness import NoWitness, Witness
 
 Say = Callable[[str], None]
 """Is told what a person should know."""
@@ -55,25 +60,41 @@ class Target:
     url: str
     admin_token: str | None = None
     services: Services | None = None
-    """Where its final state can be read; None: nowhere, so that the verdict will be unknown."""
-    shards: int = 1
-    process: EngineProcess | None = None
+    """Its own services, as far as they are known."""
+    witness: Witness = field(default_factory=NoWitness)
+    """Tells its final state; without one the verdict will be unknown."""
+    contract: Contract = FLASHGRID
+    ca: str | None = None
+    """For https: a file with the certificate of an authority; None: the system's authorities."""
+    process: EngineProcess | Programs | None = None
     """None for an engine that the run did not start."""
     proxy: Proxy | None = None
     """Between the engine and the services that have a network fault."""
 
 
-def find_target(url: str, admin_token: str | None, services: Services | None, scenario: Scenario) -> Target:
-    """Return the running engine at `url`, with the given services or else those of the environment.
+def find_target(
+    url: str,
+    admin_token: str | None,
+    services: Services | None,
+    scenario: Scenario,
+    engine: Engine = FLASHGRID_ENGINE,
+) -> Target:
+    """Return the running engine at `url`, with the given services or else, for Flashgrid, those of the
+    environment.
 
     Raises SettingsError or EngineError if the environment is bad.
     """
     settings = read_settings()
+    shards = int(scenario.engine.get("gate_shards", settings.gate_shards))
+    if engine.witness == "flashgrid":
+        services = services or find_services(url, settings)
     return Target(
         url=url,
         admin_token=admin_token or settings.admin_token,
-        services=services or find_services(url, settings),
-        shards=int(scenario.engine.get("gate_shards", settings.gate_shards)),
+        services=services,
+        witness=engine.make_witness(url, services, shards),
+        contract=engine.contract,
+        ca=engine.ca,
     )
 
 
@@ -88,10 +109,11 @@ async def run(
     command: str = "",
     code: Path | None = None,
     driver: Drive = drive,
+    engine: Engine = FLASHGRID_ENGINE,
 ) -> None:
     """Run the scenario and write the record into `folder`, which is made.
 
-    The run uses `target`, or else starts an engine on `services`, or on private services if there are none.
+    The run uses `target`, or else starts `engine` on `services`, or on private services if there are none.
     It stops what it started, also when it fails; when it is cancelled, it removes the folder, too.
     `command` repeats the run, `code` is the folder of another copy of the engine's package, `driver` sends
     the load. Raises RunError, EngineError, DriverError, FaultError or the engine's StackError.
@@ -99,14 +121,18 @@ async def run(
     make_folder(folder)
     # An engine that outlives the run remembers the keys of the run before.
     lasting = target is not None or services is not None
+    scenario = engine.fit(scenario, say)
     plan = build_plan(scenario, key_prefix=f"{datetime.now(UTC):%Y%m%d%H%M%S%f}-" if lasting else "")
     try:
         async with AsyncExitStack() as cleanup:
             if target is None:
-                target = await _start_target(scenario, folder, say, services, code, cleanup)
+                target = await _start_target(scenario, folder, say, services, code, engine, cleanup)
             else:
                 check_targets(scenario.timeline(), None)
-            await _Run(scenario, target, say, watch).record(plan, driver, folder, command)
+            if engine.reset:
+                say("resetting the engine")
+                await reset_engine(engine.reset)
+            await _Run(scenario, target, engine, say, watch).record(plan, driver, folder, command)
     except asyncio.CancelledError:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -128,26 +154,31 @@ async def _start_target(
     say: Say,
     services: Services | None,
     code: Path | None,
+    engine: Engine,
     cleanup: AsyncExitStack,
 ) -> Target:
     """Start an engine, and private services if none are given; `cleanup` stops all of them."""
     if services is None:
         say("starting private services")
         services = await cleanup.enter_async_context(private_services(say))
-    check_targets(scenario.timeline(), services)
+    check_targets(scenario.timeline(), services, engine.stages)
     proxy, seen = None, services
     if behind := {fault.on for fault in scenario.timeline() if fault.of_network}:
         proxy, seen = await cleanup.enter_async_context(start_proxy(services, behind, scenario.seed))
     say("starting the engine")
-    process = await cleanup.enter_async_context(
-        start_engine(seen, scenario.engine, folder / ENGINE_LOG, code)
-    )
+    log = folder / ENGINE_LOG
+    process: EngineProcess | Programs
+    if engine.programs:
+        process = await cleanup.enter_async_context(start_programs(engine.programs, seen, log))
+    else:
+        process = await cleanup.enter_async_context(start_engine(seen, scenario.engine, log, code))
     shards = int(scenario.engine.get("gate_shards", 1))
     return Target(
         url=process.url,
         admin_token=process.admin_token,
         services=services,
-        shards=shards,
+        witness=engine.make_witness(process.url, services, shards),
+        contract=engine.contract,
         process=process,
         proxy=proxy,
     )
@@ -156,8 +187,9 @@ async def _start_target(
 class _Run:
     """The load on an engine that is ready, and what is done, read and shown meanwhile."""
 
-    def __init__(self, scenario: Scenario, target: Target, say: Say, watch: Watch) -> None:
+    def __init__(self, scenario: Scenario, target: Target, engine: Engine, say: Say, watch: Watch) -> None:
         self._scenario, self._target, self._say, self._watch = scenario, target, say, watch
+        self._engine = engine
         self._conditions = [parse_abort(text) for text in scenario.abort_when]
         self._progress: Progress | None = None
         self._abort: Abort | None = None
@@ -167,24 +199,36 @@ class _Run:
         """Open the sales, drive the load, await the drain, and write the record."""
         scenario, target, services = self._scenario, self._target, self._target.services
         t0_ns = _choose_start(scenario, len(plan))
-        sales = await open_sales(target.url, scenario.sales, target.admin_token, t0_ns)
-        if services is not None:
-            await check_ownership(services, sales, target.shards)
+        open_offers = partial(
+            open_sales, target.url, admin_token=target.admin_token, contract=target.contract, ca=target.ca
+        )
+        sales = await open_offers(scenario.sales, t0_ns=t0_ns)
+        await target.witness.check(sales)
         versions = await read_versions(services)
         skew_s = await measure_skew(services.redis_url, services.postgres_url) if services else 0.0
         meter = ProcessMeter(
             services.pids if services else {}, target.process.pid if target.process else None
         )
         self._injector = Injector(scenario.timeline(), target.process, services, target.proxy)
-        self._restocker = Restocker(scenario.restocks, sales, target.url, target.admin_token)
+        self._restocker = Restocker(scenario.restocks, sales, open_offers)
         async with self._injector, self._restocker:
-            async with Probe(services, sales, target.shards, meter) as probe, running(self._show(probe)):
+            stores = target.witness.open_stores(sales)
+            async with Probe(stores, meter) as probe, running(self._show(probe)):
                 driven = await driver(
-                    LoadSpec(plan, target.url, scenario.driver, t0_ns, self._hear, self._stop)
+                    LoadSpec(
+                        plan,
+                        target.url,
+                        scenario.driver,
+                        t0_ns,
+                        self._hear,
+                        self._stop,
+                        contract=target.contract,
+                        ca=target.ca,
+                    )
                 )
                 restocks = await self._restocker.finish()
                 faults = await self._injector.finish(early=self._abort is not None)
-                state = await self._read_state(sales)
+                state = await self._read_state(sales, driven)
             # The last time; where the view has failed before, this raises its error.
             self._watch(self._progress, probe.latest, faults)
         facts = RunFacts(
@@ -192,6 +236,8 @@ class _Run:
             command=command,
             started_at=driven.started_at,
             target=None if target.process else target.url,
+            engine=self._engine.name,
+            contract=None if target.contract is FLASHGRID else target.contract,
             engine_death=target.process.death if target.process else None,
             commit=read_commit(),
             machine=describe_machine(),
@@ -219,18 +265,14 @@ class _Run:
             self._watch(self._progress, probe.latest, self._injector.intervals)
             await asyncio.sleep(TICK_S)
 
-    async def _read_state(self, sales: Sequence[Sale]) -> FinalState:
-        services = self._target.services
-        if services is None:
-            reason = "the engine's services are not known: give --redis-url and --postgres-url"
-            return FinalState(unread=dict.fromkeys(("gate", "bus", "ledger"), reason))
-        return await read_final_state(
-            services,
-            self._target.shards,
-            sale_ids=[sale.sale_id for sale in sales],
-            drain_timeout_s=self._scenario.drain_s,
+    async def _read_state(self, sales: Sequence[Sale], driven: DriveResult) -> FinalState:
+        history = take_buys(driven.history)
+        return await self._target.witness.read(
+            sales,
+            history[history["outcome"] == "ACCEPTED"],
+            self._scenario.drain_s,
             # Longer than the engine takes to notice that its gate has forgotten something.
-            steady_s=1.5 if any(fault.of_memory for fault in self._scenario.timeline()) else 0.0,
+            1.5 if any(fault.of_memory for fault in self._scenario.timeline()) else 0.0,
         )
 
     def _end_abort(self, driven: DriveResult) -> Abort | None:

@@ -14,6 +14,7 @@ from simulation.judge.hostile import judge_hostile
 from simulation.judge.numbers.knee import find_knee
 from simulation.judge.numbers.load import Load, measure_load
 from simulation.judge.numbers.recovery import measure_recovery
+from simulation.judge.rules.pairing import name_orders
 from simulation.judge.summary import summarise
 from simulation.judge.thresholds import Metrics, judge_abort, judge_thresholds
 from simulation.judge.verdict import judge, judge_recovery
@@ -44,7 +45,7 @@ def judge_run(folder: Path) -> dict[str, Any]:
 def load_run(folder: Path) -> Run:
     """Return a run from its record, judged. Raises RunError if the record is incomplete."""
     facts, whole, state = read_facts(folder), read_history(folder / "history.parquet"), read_state(folder)
-    history, reads = take_buys(whole), take_reads(whole)
+    history, reads = name_orders(take_buys(whole), state, facts.contract), take_reads(whole)
     scenario, load = facts.scenario, judge_load(whole, facts)
     recoveries = []
     if faults := read_faults(folder):
@@ -56,6 +57,7 @@ def load_run(folder: Path) -> Run:
         restocks=facts.restocks,
         faults=recoveries,
         target=facts.target,
+        contract=facts.contract,
         ended_ns=ended_ns,
         load_valid=load.valid,
         skew_s=facts.skew_s,

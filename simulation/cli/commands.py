@@ -46,6 +46,7 @@ for command in (
     proving.soak,
     proving.model,
     proving.interleave,
+    proving.worth,
     proving.bench,
 ):
     main.add_command(command)

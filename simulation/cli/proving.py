@@ -125,6 +125,28 @@ def mutants(names: tuple[str, ...], folder: Path) -> None:
 
 
 @click.command()
+@click.option(
+    "--only", multiple=True, metavar="CASE", help="Only this case, for example 'bus restarted'; repeatable."
+)
+@click.option(
+    "--rate", type=click.FloatRange(10, 5_000), default=600, show_default=True, metavar="RPS",
+    help="Purchases a second: what the slower engine can do.",
+)  # fmt: skip
+@out_option("worth")
+def worth(only: tuple[str, ...], rate: float, folder: Path) -> None:
+    """Do the same faults to the textbook architecture and to Flashgrid, and write what the design is worth.
+
+    Takes about ten minutes; keeps the record of each run. Exit codes: those of Flashgrid's runs.
+    """
+    from simulation.campaign.worth import CASES, run_worth
+
+    names = _choose(list(CASES), only)
+    result = run_on_services(lambda services: run_worth(names, rate, folder, services, say, repeat_command()))
+    click.echo((folder / "worth.md").read_text())
+    sys.exit(max(EXIT_CODES[case.flashgrid.verdict] for case in result.cases))
+
+
+@click.command()
 @click.option("--minutes", type=click.FloatRange(0), default=10.0, show_default=True, help="How long.")
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="The first seed.")
 @out_option("soak")

@@ -26,6 +26,16 @@ _CURVE_OPTIONS: Final = [
 ]
 _RUN_OPTIONS: Final = [
     click.Option(["--target"], metavar="URL", help="Engine that runs already [default: the run starts one]."),
+    click.Option(
+        ["--engine"], metavar="NAME|FILE",
+        help="Another engine than Flashgrid, as a TOML file describes it: HTTP contract, tables, processes;"
+        " simulation/target/foreign/library has examples, such as textbook.",
+    ),
+    click.Option(
+        ["--witness"], type=click.Choice(["flashgrid", "sql", "http"]),
+        help="Who tells what the engine holds at the end: Flashgrid's stores, SQL of the description, or the"
+        " engine over HTTP [default: that of the description, else flashgrid].",
+    ),
     *_CURVE_OPTIONS,
     click.Option(["--stock"], type=int, metavar="UNITS", help="Stock of the first sale."),
     click.Option(["--seed"], type=int, help="Seed of the plan."),
@@ -91,6 +101,8 @@ def run(scenario: str, workers: int | None, repeat: int | None, keep_records: bo
     machine. Without them the verdict is unknown. With service URLs and no --target, the run's own engine uses
     these.
 
+    With --engine the run tests another engine, which it starts if its description says how.
+
     With --repeat it makes a series: a folder for each run, and a page of all of them. The exit code is that
     of the worst run.
     """
@@ -120,6 +132,11 @@ def run(scenario: str, workers: int | None, repeat: int | None, keep_records: bo
     "--processes", type=click.IntRange(1, 64), metavar="N",
     help="Processes that send; from 2 on a master with N workers [default: the scenario's driver.processes].",
 )  # fmt: skip
+@click.option(
+    "--client", type=click.Choice(["own", "fasthttp"]), default="own", show_default=True,
+    help="What sends in Locust's processes: the driver of flashsim run, or Locust's own client, slower and"
+    " independent.",
+)  # fmt: skip
 @click.option("--web", is_flag=True, help="Serve Locust's own page on this machine while the load lasts.")
 @click.option(
     "--workers", type=click.IntRange(1, 64), metavar="N",
@@ -142,6 +159,7 @@ def run(scenario: str, workers: int | None, repeat: int | None, keep_records: bo
 def locust(
     scenario: str,
     processes: int | None,
+    client: str,
     web: bool,
     workers: int | None,
     bind: str,
@@ -153,8 +171,9 @@ def locust(
 ) -> None:
     """Run SCENARIO like `flashsim run`, but let Locust send its requests.
 
-    Use it for a second opinion by another driver, for Locust's page, and for loads that take more than one
-    machine: start `flashsim locust --workers N --bind HOST --target URL` on one machine, and
+    Use it for a second opinion by another driver (with --client fasthttp Locust's own client sends, reads and
+    times every byte), for Locust's page, and for loads that take more than one machine: start
+    `flashsim locust --workers N --bind HOST --target URL` on one machine, and
     `flashsim locust --worker --master-host HOST` on the others. Plan, open loop and record are the same. A
     process of Locust sends a few thousand requests/s, the driver of `flashsim run` many more; a load with too
     much lag is not valid.
@@ -179,6 +198,7 @@ def locust(
         port=port if workers else 0,
         web=web,
         wait_s=wait,
+        client=client,
     )
     _run_and_end(loaded, f"{loaded.name}-locust", options, driver=driver)
 
@@ -206,13 +226,21 @@ def _prepare(
 ) -> tuple[Path, Callable[..., Coroutine[Any, Any, dict[str, Any]]]]:
     """Return the folder to write into, and `carry_out` with what the options say."""
     from simulation.run import find_target
+    from simulation.target.foreign.engine import find_engine
     from simulation.target.services import check_services
+    from simulation.target.witness.witness import NoWitness
 
-    services = check_services(options["redis_url"], options["amqp_url"], options["postgres_url"])
-    url = options["target"]
-    target = find_target(url, options["admin_token"], services, scenario) if url else None
-    if target and target.services is None:
+    urls = (options["redis_url"], options["amqp_url"], options["postgres_url"])
+    engine = find_engine(
+        scenario.target.engine if options["engine"] is None else options["engine"],
+        options["witness"] or scenario.target.witness,
+        urls,
+    )
+    url = options["target"] or scenario.target.url or engine.url
+    services = check_services(*urls) if engine.witness == "flashgrid" or not url else None
+    target = find_target(url, options["admin_token"], services, scenario, engine) if url else None
+    if target and isinstance(target.witness, NoWitness):
         say("the target's services are not known, so the verdict will be unknown: give --redis-url and so on")
     live_port = 0 if options["live"] and options["live_port"] is None else options["live_port"]
     folder = options["out"] or name_folder(name)
-    return folder, partial(carry_out, live_port=live_port, target=target, services=services)
+    return folder, partial(carry_out, live_port=live_port, target=target, services=services, engine=engine)

@@ -17,12 +17,13 @@ import numpy as np
 import pandas as pd
 
 from simulation.drive.child import Child, run_together, start_child
-from simulation.drive.open_loop import Address
 from simulation.drive.pacer import IS_EXACT
 from simulation.drive.parts import Job, deal, merge_results
 from simulation.drive.plan import Plan
 from simulation.drive.progress import SNAPSHOT_S, Gauge, Progress
 from simulation.errors import DriverError
+from simulation.model.address import Address, Tls
+from simulation.model.contract import FLASHGRID, Contract
 from simulation.model.history import BUY, take_buys
 from simulation.scenario.schema import DriverOptions
 
@@ -38,7 +39,7 @@ class LoadSpec:
 
     plan: Plan
     url: str
-    """The engine, as http://host:port."""
+    """The engine, as http://host:port or https://host:port."""
     options: DriverOptions
     t0_ns: int | None = None
     """The run's start on time.monotonic_ns(); None: as soon as all processes are ready."""
@@ -49,6 +50,10 @@ class LoadSpec:
     that were not made."""
     exact: bool = IS_EXACT
     """Whether the open loop's starts are exact (simulation.drive.pacer)."""
+    contract: Contract = FLASHGRID
+    """How requests and answers look there."""
+    ca: str | None = None
+    """For https: a file with the certificate of an authority; None: the system's authorities."""
 
 
 class DriveResult(NamedTuple):
@@ -75,7 +80,7 @@ async def drive(load: LoadSpec) -> DriveResult:
     """
     async with AsyncExitStack() as cleanup:
         folder = cleanup.enter_context(tempfile.TemporaryDirectory(prefix="flashsim-"))
-        jobs = deal(load.plan, await resolve(load.url), load.options, Path(folder), load.exact)
+        jobs = deal(load.plan, await resolve(load), load.options, Path(folder), load.exact)
         children = [
             await cleanup.enter_async_context(
                 start_child("simulation.drive.process", f"driver process {number}", job)
@@ -130,16 +135,18 @@ async def carry_out(
     return DriveResult(history, start, started_at, OPEN_LOOP)
 
 
-async def resolve(url: str) -> Address:
-    """Look up where the requests for an engine at `url` go. Raises DriverError."""
+async def resolve(load: LoadSpec) -> Address:
+    """Look up where the requests of a load go. Raises DriverError."""
+    url = load.url
     try:
         parts = urlsplit(url)
-        port = parts.port or 80
+        port = parts.port or (443 if parts.scheme == "https" else 80)
         found = await asyncio.get_running_loop().getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
     except (OSError, ValueError) as error:
         raise DriverError(f"{url}: {error}") from None
-    if parts.scheme != "http" or not parts.hostname or parts.query or parts.username:
-        raise DriverError(f"{url}: must look like http://host:port")
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.username:
+        raise DriverError(f"{url}: must look like http://host:port or https://host:port")
+    tls = Tls(parts.hostname, load.ca) if parts.scheme == "https" else None
     hosts = [str(address[0]) for *_, address in found]
     # A name may stand for addresses that nobody listens on: "localhost" is often ::1 and 127.0.0.1.
     for host in hosts if len(hosts) > 1 else []:
@@ -150,4 +157,4 @@ async def resolve(url: str) -> Address:
             await writer.wait_closed()
             hosts = [host]
             break
-    return Address(hosts[0], port, parts.netloc, f"{parts.path.rstrip('/')}/purchase")
+    return Address(hosts[0], port, parts.netloc, parts.path.rstrip("/"), load.contract, tls)

@@ -11,13 +11,11 @@ next intended start and sends all that is due.
 
 import asyncio
 import contextlib
+import ssl
 import time
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, cast
-from urllib.parse import quote
-
-import msgspec
 
 from simulation.drive.pacer import IS_EXACT, pace
 from simulation.drive.response import parse_response
@@ -32,6 +30,7 @@ from simulation.drive.schedule import (
     Schedule,
 )
 from simulation.errors import BadResponse
+from simulation.model.address import Address, Tls
 from simulation.scenario.patience import Patience
 from simulation.scenario.schema import DriverOptions
 
@@ -45,38 +44,6 @@ SWEEP_NS = 50_000_000
 WARM = 256
 """Connections that are opened before the first request is due: opening one costs both sides more than a
 request does, and a load that starts at its full rate would begin with nothing else."""
-
-
-class Address(msgspec.Struct, frozen=True):
-    """Where the requests go, and how they look there (HTTP/1.1)."""
-
-    host: str
-    """A numeric address: a name would be looked up for each connection."""
-    port: int
-    authority: str
-    """The Host header."""
-    path: str
-    """Path of the engine's `/purchase`."""
-
-    def encode_buy(self, user_id: int, product_id: int, key: str = "") -> bytes:
-        """Return the request that buys; an empty key is none."""
-        body = f'{{"userId":{user_id},"productId":{product_id}}}'
-        header = f"Idempotency-Key: {key}\r\n" if key else ""
-        return (
-            f"POST {self.path}/buy HTTP/1.1\r\nHost: {self.authority}\r\nContent-Type: application/json\r\n"
-            f"{header}Content-Length: {len(body)}\r\n\r\n{body}"
-        ).encode()
-
-    def encode_stock(self, product_id: int) -> bytes:
-        """Return the request that reads the stock of a product."""
-        return self._encode_read(f"stock?productId={product_id}")
-
-    def encode_order(self, order_id: str) -> bytes:
-        """Return the request that reads an order."""
-        return self._encode_read(f"orders/{quote(order_id, safe='')}")
-
-    def _encode_read(self, what: str) -> bytes:
-        return f"GET {self.path}/{what} HTTP/1.1\r\nHost: {self.authority}\r\n\r\n".encode()
 
 
 class OpenLoop(Schedule):
@@ -93,8 +60,10 @@ class OpenLoop(Schedule):
         looks: Mapping[int, int] = MappingProxyType({}),
         polls: Polls | None = None,
     ) -> None:
-        super().__init__(requests, intended_ns, patience, pause_ns, looks, polls)
+        super().__init__(requests, intended_ns, patience, pause_ns, looks, polls, address.contract)
         self.address = address
+        self.tls = make_context(address.tls) if address.tls else None
+        self.tls_name = address.tls.name if address.tls else None
         self.connections = options.connections
         self.connection_per_request = options.connection_per_request
         self.timeout_ns = options.timeout_ms * 1_000_000
@@ -184,7 +153,13 @@ class OpenLoop(Schedule):
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self.timeout_ns / 1e9):
-                await loop.create_connection(lambda: Connection(self), self.address.host, self.address.port)
+                await loop.create_connection(
+                    lambda: Connection(self),
+                    self.address.host,
+                    self.address.port,
+                    ssl=self.tls,
+                    server_hostname=self.tls_name,
+                )
         except OSError as error:
             self.refuse(error)
 
@@ -277,3 +252,8 @@ class Connection(asyncio.Protocol):
         if self.op != IDLE:
             op, self.op = self.op, IDLE
             self.loop.lose(op, end)
+
+
+def make_context(tls: Tls) -> ssl.SSLContext:
+    """Return what encrypts connections. Raises OSError where the file of certificates is of no use."""
+    return ssl.create_default_context(cafile=tls.ca)

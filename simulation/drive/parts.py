@@ -10,14 +10,15 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from simulation.drive.open_loop import Address, OpenLoop
+from simulation.drive.open_loop import OpenLoop
 from simulation.drive.pacer import IS_EXACT
 from simulation.drive.plan import Plan
 from simulation.drive.progress import find_outcomes
 from simulation.drive.schedule import Polls
 from simulation.errors import DriverError
+from simulation.model.address import Address
 from simulation.model.history import BUY, DTYPES, ORDER, STOCK, make_history
-from simulation.model.outcome import classify, classify_order, classify_stock, result_of
+from simulation.model.outcome import result_of
 from simulation.scenario.patience import Patience
 from simulation.scenario.reads import Reads
 from simulation.scenario.schema import DriverOptions
@@ -42,6 +43,8 @@ class Job(msgspec.Struct, frozen=True):
     reads: Reads | None = None
     exact: bool = IS_EXACT
     """Whether its starts are exact (simulation.drive.pacer)."""
+    client: str = "own"
+    """What sends it in a process of Locust: "own", or "fasthttp", Locust's client."""
 
 
 def deal(
@@ -119,23 +122,26 @@ def save_result(loop: OpenLoop, file: str | IO[bytes], unsure_ns: int = 0) -> No
     outcome = np.empty(len(ops), np.int8)
     outcome[kind == BUY] = find_outcomes(loop, ops[kind == BUY])
     parts: dict[str, dict[int, Any]] = {name: {} for name in SPARSE}
-    for place in np.flatnonzero((status == 200) | (kind != BUY)).tolist():
+    contract = loop.contract
+    told = np.isin(status, [*contract.accepting])
+    for place in np.flatnonzero(told | (kind != BUY)).tolist():
         op = int(ops[place])
         answer = int(status[place]), loop.bodies.get(op, b"")
         if kind[place] == BUY:
-            name, order_id = classify(*answer)
+            name, order_id = contract.classify(*answer)
             if order_id is not None:
                 parts["order_id"][place] = order_id
         elif kind[place] == ORDER:
             order_id = parts["order_id"][place] = loop.order_ids[op]
-            name, word = classify_order(*answer, order_id)
+            name, word = contract.classify_order(*answer, order_id)
             if word is not None:
                 parts["order_status"][place] = word
         else:
-            name, stock = classify_stock(*answer, loop.looks[op])
+            name, stock = contract.classify_stock(*answer, loop.looks[op])
             if stock is not None:
-                for each in ("initial", "remaining", "sold"):
-                    parts[each][place] = getattr(stock, each)
+                shown = msgspec.structs.asdict(stock)
+                for each in [each for each, count in shown.items() if count is not None]:
+                    parts[each][place] = shown[each]
         # As with a purchase: what was never sent was certainly not answered.
         outcome[place] = WORDS.index(name if sent_ns[place] >= 0 else "UNAVAILABLE")
     columns: dict[str, Any] = {f"{name}_at": np.array([*part], np.int64) for name, part in parts.items()}

@@ -16,7 +16,7 @@ from simulation.drive.plan import Integers
 from simulation.drive.schedule import ANSWERED, Schedule
 from simulation.model.events import Abort
 from simulation.model.history import BUY
-from simulation.model.outcome import OUTCOMES, REFUSALS, classify
+from simulation.model.outcome import OUTCOMES, REFUSALS
 from simulation.scenario.condition import Condition, quantile_of
 
 GRACE_S: Final = 3.0
@@ -47,8 +47,8 @@ class Snapshot(msgspec.Struct, frozen=True):
     intended: int
     sent: int
     outcomes: list[int]
-    """Requests that ended, with a response or without: counts in the order of OUTCOMES. Each 200 counts as
-    ACCEPTED."""
+    """Requests that ended, with a response or without: counts in the order of OUTCOMES. A status
+    that has one outcome counts as that."""
     recent: bytes
     """The histogram of the last second's response times, in µs, as HdrHistogram encodes it. A request without
     an answer counts with its lag and the whole timeout."""
@@ -109,15 +109,16 @@ class Tally:
 
 
 def find_outcomes(schedule: Schedule, ops: Integers) -> npt.NDArray[np.int8]:
-    """Return indices into OUTCOMES of purchases that ended; a 200 counts as ACCEPTED without a look at its
-    body."""
+    """Return indices into OUTCOMES of purchases that ended, as `Schedule.outcome_of` finds them."""
     status = np.frombuffer(schedule.status, np.int16)[ops]  # 0 without a response, which is UNKNOWN
     found = np.empty(len(ops), np.int8)
     for value in np.unique(status).tolist():
-        outcome = "ACCEPTED" if value == 200 else classify(value)[0]
-        found[status == value] = OUTCOMES.index(outcome)
-    for place in np.flatnonzero(status == 503).tolist():
-        found[place] = OUTCOMES.index(classify(503, schedule.bodies[int(ops[place])])[0])
+        places = np.flatnonzero(status == value)
+        if value in schedule.contract.ambiguous:
+            for place in places.tolist():
+                found[place] = OUTCOMES.index(schedule.outcome_of(int(ops[place])))
+        else:
+            found[places] = OUTCOMES.index(schedule.judge_refusal(value, None))
     if schedule.unread:
         found[np.isin(ops, [*schedule.unread])] = OUTCOMES.index("UNKNOWN")
     found[np.frombuffer(schedule.sent_ns, np.int64)[ops] < 0] = OUTCOMES.index("UNAVAILABLE")

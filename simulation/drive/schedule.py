@@ -14,8 +14,9 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from simulation.drive.response import Response
+from simulation.model.contract import FLASHGRID, Contract
 from simulation.model.history import BUY, ORDER, STOCK
-from simulation.model.outcome import ENDS, TERMINAL, classify, classify_order
+from simulation.model.outcome import ENDS, TERMINAL
 from simulation.scenario.patience import Patience
 
 IDLE = -1
@@ -42,8 +43,8 @@ class Schedule:
     """Requests with their intended starts, in ns from the run's start, sorted.
 
     `sent_ns`, `done_ns` (NEVER: it was not), `status` and `ends` (places in ENDS) are filled as the run goes;
-    `bodies` keeps those of 200 and 503. `ended` lists the requests in the order in which they ended, with a
-    response or without. Retries and looks at orders are appended to all of these.
+    `bodies` keeps those that tell more than their status (Contract.kept). `ended` lists the requests in the
+    order in which they ended, with a response or without. Retries and looks at orders are appended to all.
     """
 
     def __init__(
@@ -54,7 +55,11 @@ class Schedule:
         pause_ns: Sequence[int] = (),
         looks: Mapping[int, int] = MappingProxyType({}),
         polls: Polls | None = None,
+        contract: Contract = FLASHGRID,
     ) -> None:
+        self.contract = contract
+        self.kept = contract.kept
+        self.judge_refusal = contract.judge_refusal
         self.requests = [*requests]
         self.intended_ns = [*intended_ns]
         self.patience = patience
@@ -155,9 +160,9 @@ class Schedule:
         self.ends[op] = ANSWERED
         status = response.status
         self.status[op] = status
-        if status == 200 or status == 503:
+        if status in self.kept:
             self.bodies[op] = response.body
-        elif self.kind[op] == BUY and classify(status, response.body)[0] == "UNKNOWN":
+        elif self.kind[op] == BUY and self.judge_refusal(status, response.body) == "UNKNOWN":
             self.unread.add(op)
         self.ended.append(op)
         if self.grows:
@@ -171,22 +176,25 @@ class Schedule:
             self._go_on(op, time.monotonic_ns() - self.t0_ns)
 
     def outcome_of(self, op: int) -> str:
-        """Return the outcome of a purchase that ended; a 200 counts as ACCEPTED without a look at its
-        body."""
+        """Return the outcome of a purchase that ended; a status that has one outcome has it without a look at
+        the body."""
         if self.sent_ns[op] == NEVER:
             return "UNAVAILABLE"
         if op in self.unread:
             return "UNKNOWN"
         status = self.status[op]  # 0 without a response, which is UNKNOWN
-        return "ACCEPTED" if status == 200 else classify(status, self.bodies.get(op))[0]
+        body = self.bodies[op] if status in self.contract.ambiguous else None
+        return self.judge_refusal(status, body)
 
     def _go_on(self, op: int, now: int) -> None:
         """Plan what the client of a request that has ended does next, if anything."""
         first, number = (op, 0) if op < self.planned else self.added[op - self.planned]
         if self.kind[op] == ORDER:
             self._look(first, number, self.order_ids[op], op, now)
-        elif self.kind[op] == BUY and self.status[op] == 200:
-            if self.polls and self.polls.pause_ns[first] and (order_id := classify(200, self.bodies[op])[1]):
+        elif self.kind[op] == BUY and self.outcome_of(op) == "ACCEPTED":
+            if not self.polls or not self.polls.pause_ns[first]:
+                return
+            if order_id := self.contract.classify(self.status[op], self.bodies[op])[1]:
                 self._look(first, 0, order_id, op, now)
         elif self.kind[op] == BUY and self.patience:
             pause_ns = self.pause_ns[first]
@@ -197,7 +205,7 @@ class Schedule:
         """Plan the next look at an order after so many, unless its final status was seen before `op`."""
         if self.polls is None or looks >= self.polls.most or first in self.settled:
             return
-        if classify_order(self.status[op], self.bodies.get(op, b""), order_id)[1] in TERMINAL:
+        if self.contract.classify_order(self.status[op], self.bodies.get(op, b""), order_id)[1] in TERMINAL:
             self.settled.add(first)
         self.order_ids[len(self.requests)] = order_id
         pause_ns = self.polls.pause_ns[first]

@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import shlex
+import subprocess
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -54,6 +56,27 @@ async def alter_postgres(url: str, change: str) -> None:
         async with connect_ledger(url, default_transaction_read_only="off") as connection:
             await connection.execute(f"ALTER SYSTEM {change}")
             await connection.execute("SELECT pg_reload_conf()")
+
+
+async def do_command(command: str) -> None:
+    """Do a command of one's own; an empty one does nothing. Raises FaultError if it fails."""
+    if not command:
+        return
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *shlex.split(command), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
+        )
+    except (OSError, ValueError) as error:
+        raise FaultError(f"{command}: {error}") from None
+    try:
+        async with asyncio.timeout(START_S):
+            said, _ = await process.communicate()
+    except TimeoutError:
+        process.kill()
+        raise FaultError(f"{command}: has not ended after {START_S:g} s") from None
+    if process.returncode:
+        last = (said.decode(errors="replace").strip().splitlines() or ["it said nothing"])[-1]
+        raise FaultError(f"{command}: ended with code {process.returncode}: {last}")
 
 
 async def drop_connections(on: str, services: Services, stack: Stack) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import signal
 from collections import defaultdict
-from collections.abc import Coroutine, Sequence
+from collections.abc import Collection, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, cast
 
@@ -12,25 +12,32 @@ from engine.local.process import ProcessId, family, identify, send_signal
 from engine.local.stack import Stack
 from engine.tasks import cancel
 from simulation.errors import FaultError
-from simulation.faults.commands import drop_connections, insist
+from simulation.faults.commands import do_command, drop_connections, insist
 from simulation.faults.memory_loss import MemoryLoss
 from simulation.faults.proxy import Proxy
 from simulation.faults.refusals import make_refusal
 from simulation.model.events import Interval
-from simulation.scenario.fault import REFUSALS, STAGES, Fault
+from simulation.scenario.fault import COMMAND, REFUSALS, STAGES, Fault
 from simulation.target.background import Background
 from simulation.target.engine_process import EngineProcess
+from simulation.target.foreign.programs import Programs
 from simulation.target.services import Services
 
 
-def check_targets(faults: Sequence[Fault], services: Services | None) -> None:
+def check_targets(
+    faults: Sequence[Fault], services: Services | None, stages: Collection[str] = STAGES
+) -> None:
     """Raise FaultError for a fault that needs something that this run does not have.
 
-    `services` are those of the run's own engine; None if it has none.
+    `services` are those of the run's own engine, which has these stages; None if it has none.
     """
     for fault in faults:
+        if fault.kind == COMMAND:
+            continue
         if services is None:
             raise FaultError("faults need an engine of the run's own, not one at --target")
+        if fault.on in STAGES and fault.on not in stages:
+            raise FaultError(f"there is no {fault.on} to {fault.kind}: this engine has {', '.join(stages)}")
         if fault.on in ("relay", "rabbitmq") and services.amqp_url is None:
             raise FaultError(f"there is no {fault.on} to {fault.kind}: this engine has no bus")
         if fault.of_memory and services.amqp_url is None:
@@ -45,7 +52,7 @@ class Injector(Background):
     def __init__(
         self,
         faults: Sequence[Fault],
-        engine: EngineProcess | None,
+        engine: EngineProcess | Programs | None,
         services: Services | None,
         proxy: Proxy | None,
     ) -> None:
@@ -56,7 +63,7 @@ class Injector(Background):
         self._free = defaultdict[str, asyncio.Lock](asyncio.Lock)
         """What faults hit: a fault that takes longer than planned makes the next one wait."""
         # `check_targets` has made sure of what these faults need.
-        self._engine = cast(EngineProcess, engine)
+        self._engine = cast(EngineProcess | Programs, engine)
         self._services = cast(Services, services)
         self._stack = cast(Stack, services and services.stack)
         self._proxy = cast(Proxy, proxy)
@@ -112,6 +119,9 @@ class Injector(Background):
         if fault.of_network:
             ending.push_async_callback(self._proxy.set_fault, on, None)
             await self._proxy.set_fault(on, fault)
+        elif kind == COMMAND:
+            ending.push_async_callback(do_command, fault.end)
+            await do_command(fault.begin)
         elif kind == "stop":
             await self._stop(on, ending)
         elif on in STAGES:

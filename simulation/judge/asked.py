@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from simulation.model.contract import FLASHGRID, Contract
 from simulation.model.events import Recovery, Restocked
 from simulation.scenario.schema import Restock, Scenario
 
@@ -59,6 +60,8 @@ class Asked:
 
     sales: Sequence[AskedSale]
     """For each product in the order of opening."""
+    contract: Contract = FLASHGRID
+    """What the engine's answers mean."""
     declines: Callable[[str], bool] | None = None
     """Whether payment declines an order id; None where that is not known."""
     faults: Sequence[Recovery] = ()
@@ -135,17 +138,19 @@ def read_asked(
     restocks: Sequence[Restocked] = (),
     faults: Sequence[Recovery] = (),
     target: str | None = None,
+    contract: Contract | None = None,
     ended_ns: int = LONG_AGO,
     load_valid: bool = True,
     skew_s: float = 0.0,
 ) -> Asked:
-    """Return what a run of the scenario asked of its engine, or of the one at `target`.
+    """Return what a run of the scenario asked of its engine, or of the one at `target`; `contract` is that of
+    an engine other than Flashgrid.
 
     `restocks` are those that were done. One that was due a second before `ended_ns`, the end of the load, was
     asked for as well. `skew_s` is how far the clocks of the engine's services were seen to be off.
     """
-    known = target is None or "payment_decline_rate" in scenario.engine
-    here = target is None or re.match(r"http://(localhost|127\.0\.0\.1|\[::1\])\b", target)
+    known = contract is None and (target is None or "payment_decline_rate" in scenario.engine)
+    here = target is None or re.match(r"https?://(localhost|127\.0\.0\.1|\[::1\])\b", target)
     first = [
         AskedSale(
             product_id=sale.product_id,
@@ -159,6 +164,7 @@ def read_asked(
     ]
     return Asked(
         sales=[*first, *_find_restocks(scenario, first, restocks, ended_ns)],
+        contract=contract or FLASHGRID,
         declines=know_payments(scenario.engine) if known else None,
         faults=faults,
         recover_s=scenario.recover_s,

@@ -16,6 +16,7 @@ from simulation.judge.numbers.sales import (
     measure_stock,
     time_to_sell_out,
 )
+from simulation.judge.rules.pairing import with_keys
 from simulation.judge.thresholds import Metrics
 from simulation.judge.verdict import Check, verdict, verdict_in_words
 from simulation.scenario.condition import Span
@@ -67,7 +68,7 @@ def summarise(
             if start < end_s
         ],
         "fairness": measure_fairness(history, scenario),
-        "retries": measure_retries(history, state.orders),
+        "retries": measure_retries(history, with_keys(state, history)),
         "reads": {} if run.reads is None else measure_reads(run.reads, run.driver.timeout_ms),
         "unread": state.unread,
         "thresholds": thresholds,

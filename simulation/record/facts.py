@@ -10,6 +10,7 @@ import pandas as pd
 
 from simulation.drive.driver import OPEN_LOOP
 from simulation.errors import RunError
+from simulation.model.contract import Contract
 from simulation.model.events import Abort, Interval, Restocked
 from simulation.model.hostile import FILE, HostileRecord
 from simulation.model.state import FinalState
@@ -37,6 +38,10 @@ class RunFacts(msgspec.Struct, frozen=True, kw_only=True):
     commit: str
     machine: dict[str, str | int]
     versions: dict[str, str]
+    engine: str = "flashgrid"
+    """The engine under test, by the name of its description."""
+    contract: Contract | None = None
+    """Its HTTP contract; None: that of Flashgrid."""
     driver: str = OPEN_LOOP
     """What sent the load, in words."""
     restocks: list[Restocked] = []

@@ -10,7 +10,18 @@ from simulation.errors import RunError
 from simulation.model.state import FinalState
 
 _FRAMES: Final = ("gate", "sales", "orders")
-_NUMBERS: Final = ("pending", "outbox", "queue", "dead", "bus", "drained_s", "unread")
+_NUMBERS: Final = (
+    "pending",
+    "outbox",
+    "queue",
+    "dead",
+    "bus",
+    "drained_s",
+    "unread",
+    "unseen",
+    "without",
+    "partial",
+)
 
 
 def write_state(state: FinalState, run_folder: Path) -> None:
@@ -21,7 +32,7 @@ def write_state(state: FinalState, run_folder: Path) -> None:
         frame: pd.DataFrame | None = getattr(state, name)
         if frame is not None:
             frame.to_parquet(folder / f"{name}.parquet", index=False)
-    # Only the pending set is none of JSON's types.
+    # Only sets are none of JSON's types.
     text = json.dumps({name: getattr(state, name) for name in _NUMBERS}, indent=2, default=sorted)
     (folder / "final_state.json").write_text(text + "\n")
 
@@ -31,8 +42,9 @@ def read_state(run_folder: Path) -> FinalState:
     folder = run_folder / "final"
     try:
         numbers: dict[str, Any] = json.loads((folder / "final_state.json").read_text())
-        if numbers["pending"] is not None:
-            numbers["pending"] = frozenset(numbers["pending"])
+        for name in ("pending", "unseen", "without"):
+            if numbers.get(name) is not None:
+                numbers[name] = frozenset(numbers[name])
         files = {name: folder / f"{name}.parquet" for name in _FRAMES}
         frames: dict[str, Any] = {
             name: pd.read_parquet(file) for name, file in files.items() if file.exists()

@@ -21,6 +21,7 @@ FAULTS: Final = {
     "wipe": "killed and started again without its files",
     "rollback": "killed and started again with older files",
     "failover": "killed and replaced by a stale replica",
+    "command": "a command of one's own",
 }
 """What each kind of fault (simulation.scenario.fault) does to its component."""
 OUTCOMES: Final = {

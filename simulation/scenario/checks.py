@@ -6,7 +6,7 @@ from engine.errors import SettingsError
 from engine.settings import read_settings
 from simulation.scenario.arrivals import expected_requests
 from simulation.scenario.condition import parse_abort, parse_condition
-from simulation.scenario.fault import INSTANT, STRENGTH_OF, TARGETS, Fault, overlap
+from simulation.scenario.fault import COMMAND, INSTANT, STRENGTH_OF, TARGETS, Fault, overlap
 from simulation.scenario.schema import MAX_ID, Scenario
 
 MAX_REQUESTS = 50_000_000
@@ -48,7 +48,12 @@ def check_faults(faults: Sequence[Fault], duration_s: float) -> None:
         _check_time(f"{key}.at_s", fault.at_s, duration_s)
         if not fault.seconds and fault.kind not in INSTANT:
             raise ValueError(f"{key}.seconds: {fault.kind} needs a length greater than 0")
-        if fault.on not in (targets := TARGETS[fault.kind]):
+        if fault.kind == COMMAND:
+            if not fault.begin and not fault.end:
+                raise ValueError(f"{key}.begin: a command needs a begin or an end")
+        elif fault.begin or fault.end:
+            raise ValueError(f"{key}.begin: is for {COMMAND}, not for {fault.kind}")
+        elif fault.on not in (targets := TARGETS[fault.kind]):
             way = "the way to " if fault.of_network else ""
             raise ValueError(f"{key}.on: {fault.kind} is for {way}{', '.join(targets)}, got {fault.on!r}")
         for name, kind in STRENGTH_OF.items():

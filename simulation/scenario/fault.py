@@ -23,6 +23,10 @@ disk_full       redis: it refuses every write because the last snapshot failed (
 read_only       redis: it is a replica without a primary (READONLY). postgres: every transaction is read-only.
 no_connections  postgres: every connection slot is taken, and the engine's sessions are ended.
 
+A fault of one's own:
+
+command       A command begins it, and another one ends it. `on` is a name for it.
+
 Losses of the gate's memory. Fulfilment is stopped during the fault, so that RabbitMQ holds purchases that the
 ledger does not know. At the end the front door is stopped and the relay hands over the outbox, as soon as
 other faults let it: nobody could restore what only the gate knew. Then Redis loses its memory, and both
@@ -58,7 +62,9 @@ TARGETS: Final[dict[str, tuple[str, ...]]] = {
     **dict.fromkeys(LOSSES, ("redis",)),
 }
 """What each kind of fault can be done to."""
-INSTANT: Final = ("kill", "restart", "cut", "drop_connections")
+COMMAND: Final = "command"
+"""A fault of one's own: a command begins it, another one ends it. It may be done to any engine."""
+INSTANT: Final = ("kill", "restart", "cut", "drop_connections", COMMAND)
 """Kinds that do something even if they last no time."""
 STRENGTH_OF: Final = {"latency_ms": "latency", "share": "drop_replies", "bytes_per_s": "bandwidth"}
 
@@ -72,9 +78,10 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     at_s: Annotated[float, Meta(ge=0)]
     """When it begins, from the run's start."""
-    kind: Annotated[str, _words(*TARGETS)]
-    on: Annotated[str, _words(*STAGES, *SERVICES)]
-    """A service, or all processes of a stage; for a network fault, the way from the engine to the service."""
+    kind: Annotated[str, _words(*TARGETS, COMMAND)]
+    on: Annotated[str, Meta(pattern="^[a-z][a-z0-9-]{0,63}$")]
+    """A service, or all processes of a stage; for a network fault, the way from the engine to the service.
+    For a command it is any name."""
     seconds: Annotated[float, Meta(ge=0, le=3_600)] = 0.0
     latency_ms: Annotated[float, Meta(gt=0, le=60_000)] | None = None
     """For latency, one way; default 100."""
@@ -82,6 +89,10 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """For drop_replies: the share of the pieces of answers that is dropped; default 0.1."""
     bytes_per_s: Annotated[int, Meta(ge=100)] | None = None
     """For bandwidth; default 50,000."""
+    begin: str = ""
+    """For command: what is done at its start."""
+    end: str = ""
+    """For command: what is done at its end."""
 
     @property
     def end_s(self) -> float:

@@ -1,7 +1,7 @@
 """The schema of a scenario: what is sold, who buys and when, and how the load is driven."""
 
 import math
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
@@ -98,6 +98,15 @@ class DriverOptions(Part, frozen=True):
     """Whether a run stays valid if requests were never sent, because they waited for the whole timeout."""
 
 
+class TargetChoice(Part, frozen=True):
+    """The engine under test, where it is not a private Flashgrid; options of the command line go before."""
+
+    engine: str | None = None
+    """The name of a description, or its TOML file."""
+    url: str | None = None
+    witness: Literal["flashgrid", "sql", "http"] | None = None
+
+
 class Scenario(Part, frozen=True):
     """A scenario. The same scenario gives the same plan."""
 
@@ -110,6 +119,7 @@ class Scenario(Part, frozen=True):
     population: Population
     restocks: list[Restock] = []
     driver: DriverOptions = DriverOptions()
+    target: TargetChoice = TargetChoice()
     engine: dict[str, str | int | float | bool] = {}
     """The engine's settings, if the run starts a private engine."""
     faults: list[Fault] = []

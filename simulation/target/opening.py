@@ -1,46 +1,57 @@
 """Opening the sales of a scenario at an engine, over HTTP as an operator would."""
 
 import asyncio
+import ssl
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 from uuid import uuid4
 
 import aiohttp
-import msgspec
+from yarl import URL
 
 from engine.gate.client import connect_redis
 from engine.model.sale import Sale, SaleTerms
 from simulation.errors import EngineError, Unreadable
+from simulation.model.contract import FLASHGRID, Contract, Init, Request, find_in
 from simulation.model.formats import name_key, place_product
+from simulation.model.requests import fill
 from simulation.scenario.schema import SaleOffer
 from simulation.target.services import Services
 from simulation.target.stores import TIMEOUT_MS, connect_ledger, read_within
 
 TIMEOUT_S: Final = 30.0
+AT_ONCE: Final = 50
+"""Most requests at the same time."""
 _AGAIN_S: Final = 0.5
 """How soon a sale is asked for again while the engine can't open it."""
 _NEW_SALES: Final = Path(__file__).with_name("new_sales.sql").read_text()
 
 
 async def open_sales(
-    url: str, offers: Sequence[SaleOffer], admin_token: str | None, t0_ns: int | None = None
+    url: str,
+    offers: Sequence[SaleOffer],
+    admin_token: str | None,
+    t0_ns: int | None = None,
+    contract: Contract = FLASHGRID,
+    ca: str | None = None,
 ) -> list[Sale]:
     """Open the sales over HTTP, in their order. Raises EngineError, in one line that says what to do.
 
     `starts_in_s` and `ends_in_s` count from the run's start `t0_ns`, on time.monotonic_ns(), or else
-    from now. The engine is told the hours by this machine's clock, and keeps them by the gate's clock.
+    from now. The engine is told the hours by this machine's clock, and keeps them by the gate's clock. `ca`
+    is a file of certificates for https; None: the system's.
     """
     parts = urlsplit(url)
-    if parts.scheme != "http" or not parts.hostname:
-        raise EngineError(f"{url}: must look like http://host:port")
-    headers = {"Authorization": f"Bearer {admin_token}"} if admin_token else {}
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise EngineError(f"{url}: must look like http://host:port or https://host:port")
     ahead_ns = 0 if t0_ns is None else t0_ns - time.monotonic_ns()
     start_ms = (time.time_ns() + ahead_ns) / 1e6
     sales = []
-    async with aiohttp.ClientSession(headers=headers, timeout=aiohttp.ClientTimeout(TIMEOUT_S)) as session:
+    async with connect(ca) as session:
         for offer in offers:
             terms = SaleTerms(
                 product_id=offer.product_id,
@@ -50,39 +61,62 @@ async def open_sales(
                 starts_ms=None if offer.starts_in_s is None else round(start_ms + offer.starts_in_s * 1e3),
                 ends_ms=None if offer.ends_in_s is None else round(start_ms + offer.ends_in_s * 1e3),
             )
-            sales.append(Sale(sale_id=await _open_sale(session, url.rstrip("/"), terms), terms=terms))
+            sale_id = await _open_sale(session, url.rstrip("/"), terms, admin_token, contract.init)
+            sales.append(Sale(sale_id=sale_id, terms=terms))
     return sales
 
 
-async def _open_sale(session: aiohttp.ClientSession, url: str, terms: SaleTerms) -> int:
-    query = {
-        "productId": terms.product_id,
-        "stock": terms.stock,
-        "limit": terms.limit,
-        "quantity": terms.quantity,
-        "startsAt": terms.starts_ms,
-        "endsAt": terms.ends_ms,
-    }
-    parameters = {name: str(value) for name, value in query.items() if value is not None}
-    # One sale, however often it is asked for.
-    headers = {"Idempotency-Key": uuid4().hex}
-    until_s = time.monotonic() + TIMEOUT_S
+@asynccontextmanager
+async def connect(ca: str | None = None) -> AsyncIterator[aiohttp.ClientSession]:
+    """Open a session for requests to an engine. Raises EngineError if `ca` is of no use."""
     try:
-        while True:
-            async with session.post(f"{url}/purchase/init", params=parameters, headers=headers) as answer:
-                body = await answer.read()
-            if answer.status != 503 or time.monotonic() >= until_s:
-                break
-            await asyncio.sleep(_AGAIN_S)
-        if answer.status in (401, 403):
-            raise EngineError(f"{url} refuses to open a sale ({answer.status}): give its --admin-token")
-        if answer.status != 200:
-            raise EngineError(f"{url} answers {answer.status} to the opening of a sale: {body[:200]!r}")
-        return int(msgspec.json.decode(body)["saleId"])
+        tls = ssl.create_default_context(cafile=ca)
+    except OSError as error:
+        raise EngineError(f"{ca}: can't be used as certificates: {error.strerror or error}") from None
+    async with aiohttp.ClientSession(
+        timeout=aiohttp.ClientTimeout(TIMEOUT_S), connector=aiohttp.TCPConnector(ssl=tls, limit=AT_ONCE)
+    ) as session:
+        yield session
+
+
+async def send(
+    session: aiohttp.ClientSession, url: str, request: Request, **values: Any
+) -> tuple[int, bytes]:
+    """Send a request of the contract to the engine at `url`; return status and body. Raises EngineError."""
+    path, headers, body = fill(request, **values)
+    try:
+        async with session.request(
+            request.method, URL(url + path, encoded=True), headers=headers, data=body
+        ) as answer:
+            return answer.status, await answer.read()
     except (aiohttp.ClientError, TimeoutError) as error:
         raise EngineError(f"{url} can't be reached: {error or 'no answer in time'}") from None
-    except (msgspec.DecodeError, KeyError, TypeError, ValueError):
-        raise EngineError(f"{url}/purchase/init does not answer like Flashgrid: {body[:200]!r}") from None
+
+
+async def _open_sale(
+    session: aiohttp.ClientSession, url: str, terms: SaleTerms, admin_token: str | None, init: Init
+) -> int:
+    values = {name: getattr(terms, name) for name in terms.__struct_fields__}
+    # One sale, however often it is asked for.
+    values |= {"admin_token": admin_token, "key": uuid4().hex}
+    until_s = time.monotonic() + TIMEOUT_S
+    while True:
+        status, body = await send(session, url, init, **values)
+        if status != 503 or time.monotonic() >= until_s:
+            break
+        await asyncio.sleep(_AGAIN_S)
+    if status in (401, 403):
+        raise EngineError(f"{url} refuses to open a sale ({status}): give its --admin-token")
+    if status not in (200, 201):
+        raise EngineError(f"{url} answers {status} to the opening of a sale: {body[:200]!r}")
+    if init.sale_id is None:
+        return terms.product_id
+    try:
+        return int(find_in(init.sale_id, body))
+    except (TypeError, ValueError):
+        raise EngineError(
+            f"{url}{init.path} names no sale at {init.sale_id} in its answer: {body[:200]!r}"
+        ) from None
 
 
 async def check_ownership(services: Services, sales: Sequence[Sale], shards: int) -> None:

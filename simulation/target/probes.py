@@ -23,12 +23,10 @@ from typing import Final, Self
 import msgspec
 import pandas as pd
 
-from engine.model.sale import Sale
 from engine.tasks import cancel
 from simulation.target.machine import MachineMeter
 from simulation.target.process_meter import ProcessMeter, Usage
-from simulation.target.services import Services
-from simulation.target.stores import BusStore, GateStore, LedgerStore, Store, close_stores, read_stores
+from simulation.target.stores import Store, close_stores, read_stores
 
 SAMPLE_S: Final = 0.2
 TIMEOUT_S: Final = 0.5
@@ -65,23 +63,14 @@ _COUNTS: Final = [
 class Probe:
     """Takes a sample about five times a second until the end of `async with`, and one at its end.
 
-    Without `services` it reads processes alone. `sales` may grow meanwhile.
+    Without stores it reads processes alone.
     """
 
-    def __init__(
-        self, services: Services | None, sales: Sequence[Sale], shards: int, meter: ProcessMeter
-    ) -> None:
+    def __init__(self, stores: Sequence[Store], meter: ProcessMeter) -> None:
         self.samples: list[Sample] = []
-        self._stores: list[Store] = []
+        self._stores = stores
         self._meter = meter
         self._machine = MachineMeter()
-        if services is not None:
-            self._stores += [
-                GateStore(services.redis_url, sales, shards),
-                LedgerStore(services.postgres_url, sales),
-            ]
-            if services.amqp_url is not None:
-                self._stores.append(BusStore(services.amqp_url))
 
     @property
     def latest(self) -> Sample | None:

@@ -2,27 +2,28 @@
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from engine.model.sale import Sale
 from simulation.model.events import Restocked
 from simulation.scenario.schema import Restock, SaleOffer
 from simulation.target.background import Background
-from simulation.target.opening import open_sales
 
 
 class Restocker(Background):
     """Opens the restocks of a run, each at its time and on the terms of the sale that it replaces."""
 
     def __init__(
-        self, restocks: Sequence[Restock], sales: list[Sale], url: str, admin_token: str | None
+        self,
+        restocks: Sequence[Restock],
+        sales: list[Sale],
+        open_offers: Callable[[list[SaleOffer]], Awaitable[list[Sale]]],
     ) -> None:
-        """`sales` are those that are open; a restock joins them."""
+        """`sales` are those that are open; a restock joins them. `open_offers` opens sales at the engine."""
         super().__init__()
         self._restocks = sorted(restocks, key=lambda restock: restock.at_s)
         self._sales = sales
-        self._url = url
-        self._admin_token = admin_token
+        self._open = open_offers
         self._done: list[Restocked] = []
         self._over = asyncio.Event()
 
@@ -46,7 +47,7 @@ class Restocker(Background):
                 limit=terms.limit,
                 quantity=terms.quantity,
             )
-            self._sales += (opened := await open_sales(self._url, [offer], self._admin_token))
+            self._sales += (opened := await self._open([offer]))
             self._done.append(
                 Restocked(
                     at_s=round(at_s, 3),

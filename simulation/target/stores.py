@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import aio_pika
 import asyncpg
@@ -92,6 +92,16 @@ def _skew(before: float, said: float) -> float:
     return max(before - said, said - time.time(), 0.0)
 
 
+class Store(Protocol):
+    """Something that is read several times a second."""
+
+    async def read(self) -> Counts:
+        """Return what it holds."""
+
+    async def close(self) -> None:
+        """Disconnect; the next reading connects again."""
+
+
 class GateStore:
     """The gate, and of its products those that `sales` names. `sales` may grow."""
 
@@ -159,16 +169,17 @@ class LedgerStore:
 
 
 class BusStore:
-    """The bus's queues."""
+    """The bus's queues, of which `queue` holds accepted purchases."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, queue: str = PURCHASES) -> None:
         self._url = url
+        self._queue = queue
         self._connection: aio_pika.abc.AbstractConnection | None = None
         self._channel: aio_pika.abc.AbstractChannel | None = None
 
     async def read(self) -> Counts:
         """Return the number of messages that are ready in the engine's queue."""
-        return {"queue_messages": await self.count(PURCHASES)}
+        return {"queue_messages": await self.count(self._queue)}
 
     async def count(self, queue: str) -> int:
         """Return the number of messages that are ready in a queue, by a passive declare."""
@@ -182,9 +193,6 @@ class BusStore:
         """Disconnect; the next reading connects again."""
         connection, self._connection, self._channel = self._connection, None, None
         await close_connection(connection)
-
-
-Store = GateStore | LedgerStore | BusStore
 
 
 async def read_stores(stores: Sequence[Store], timeout_s: float) -> Counts:

@@ -1,5 +1,7 @@
--- Takes one unit if there is one. KEYS: the product's stock. Returns 1 if a unit was taken, 0 if none is left.
-local stock = tonumber(redis.call('GET', KEYS[1]) or '0')
-if stock < 1 then return 0 end
+-- Takes one unit if there is one. KEYS: the product's stock. Returns 1 if a unit was taken, 0 if none is left, -1 if
+-- the stock is not known.
+local stock = redis.call('GET', KEYS[1])
+if not stock then return -1 end
+if tonumber(stock) < 1 then return 0 end
 redis.call('DECR', KEYS[1])
 return 1

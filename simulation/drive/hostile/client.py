@@ -13,8 +13,8 @@ from simulation.drive.hostile.kinds import draw
 from simulation.drive.hostile.request import Then
 from simulation.drive.response import Response, parse_response
 from simulation.errors import BadResponse
+from simulation.model.contract import FLASHGRID
 from simulation.model.hostile import ClientReport, Finding, KindCount
-from simulation.model.outcome import classify
 
 IMPATIENT_S: Final = 0.3
 """How long most clients wait for a response."""
@@ -163,7 +163,7 @@ class Client:
         answers[status] = answers.get(status, 0) + 1
         if (response.status >= 500 or self.request.valid) and response.status not in (200, 503):
             self._note(f"status {status}")
-        if response.status == 200 and (order_id := classify(200, response.body)[1]):
+        if response.status == 200 and (order_id := FLASHGRID.classify(200, response.body)[1]):
             self.report.order_ids.append(order_id)
         self._rest = self._rest[response.size :]
 

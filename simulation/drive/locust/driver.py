@@ -29,16 +29,18 @@ async def drive_locust(
     port: int = 0,
     web: bool = False,
     wait_s: float = 60.0,
+    client: str = "own",
 ) -> DriveResult:
     """Send a load through Locust as the open-loop driver does; `options.processes` is the number of workers.
 
     `say` is told where Locust listens. The master waits for workers at `bind` and `port`, 0 being a free
     one, for at most `wait_s`; `awaits_workers` if all of them are started elsewhere. `web` serves Locust's
-    page, on loopback. Raises DriverError.
+    page, on loopback. `client` is Job.client. Raises DriverError.
     """
     async with AsyncExitStack() as cleanup:
         folder = cleanup.enter_context(tempfile.TemporaryDirectory(prefix="flashsim-"))
-        jobs = deal(load.plan, await resolve(load.url), load.options, Path(folder))
+        jobs = deal(load.plan, await resolve(load), load.options, Path(folder))
+        jobs = [msgspec.structs.replace(job, client=client) for job in jobs]
         count = f"{len(jobs)} worker{'s' * (len(jobs) != 1)}"
         job = Lead(parts=jobs, url=load.url, bind=bind, port=port, web=web, wait_s=wait_s)
         master = await cleanup.enter_async_context(start_child(MODULE, "Locust's master", job))
@@ -58,7 +60,8 @@ async def drive_locust(
             ]
         driving = carry_out(load, [master], jobs, wait_s + READY_S)
         driven: DriveResult = (await run_together(driving, *(worker.await_end() for worker in workers)))[0]
-        return driven._replace(driver=f"Locust {version('locust')}, {count}")
+        by = "" if client == "own" else f" with its client {client}"
+        return driven._replace(driver=f"Locust {version('locust')}{by}, {count}")
 
 
 async def work(host: str, port: int, wait_s: float) -> None:

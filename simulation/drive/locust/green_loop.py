@@ -61,6 +61,8 @@ class GreenLoop(OpenLoop):
             connected = socket.create_connection(
                 (self.address.host, self.address.port), self.timeout_ns / 1e9
             )
+            if self.tls:
+                connected = self.tls.wrap_socket(connected, server_hostname=self.tls_name)
         except OSError as error:
             self.refuse(error)
             return

@@ -23,6 +23,7 @@ import msgspec
 from gevent.queue import Queue
 
 from simulation.drive.locust.clock import Exchange, compare_clocks, name_clock
+from simulation.drive.locust.fast_http import FastHttpLoop
 from simulation.drive.locust.green_loop import GreenLoop
 from simulation.drive.parts import Job, prepare_loop, save_result
 from simulation.drive.progress import SNAPSHOT_S, Tally
@@ -57,9 +58,11 @@ class Sender:
         tell = self.runner.send_message
         tell("here")
         _, part = self.heard["part"].get()
-        self.loop = prepare_loop(
-            GreenLoop, msgspec.json.decode(part["job"], type=Job), io.BytesIO(part["plan"])
-        )
+        job = msgspec.json.decode(part["job"], type=Job)
+        kind = FastHttpLoop if job.client == "fasthttp" else GreenLoop
+        self.loop = prepare_loop(kind, job, io.BytesIO(part["plan"]))
+        if isinstance(self.loop, FastHttpLoop):
+            self.loop.fire = self.runner.environment.events.request
         is_far = part["clock"] != name_clock()
         ahead_ns, unsure_ns = self._ask_clock() if is_far else (0, 0)
         tell("prepared")
@@ -87,6 +90,8 @@ class Sender:
             self.runner.send_message("snapshot", msgspec.json.encode(self.tally.read()))
             self.tell_at = time.monotonic() + SNAPSHOT_S
         loop, fire = self.loop, self.runner.environment.events.request.fire
+        if isinstance(loop, FastHttpLoop):
+            return  # its client has told Locust itself
         ended = loop.ended[self.reported :]
         self.reported += len(ended)
         for op in ended:

@@ -24,7 +24,7 @@ def measure_fulfilment(state: FinalState) -> dict[str, Any]:
     orders = settled_orders(state)
     delay = take_percentiles(np.empty(0) if orders is None else delay_ms(orders))
     counts = {
-        word: None if orders is None else int((orders["status"] == word.upper()).sum())
+        word: None if state.orders is None else int((state.orders["status"] == word.upper()).sum())
         for word in ("confirmed", "failed", "rejected")
     }
     return {
@@ -39,7 +39,7 @@ def measure_fulfilment(state: FinalState) -> dict[str, Any]:
 def measure_stock(state: FinalState, asked: Asked) -> dict[str, int | None]:
     """Return the units of all sales: asked for, confirmed, left at the gate, and sold beyond what was
     asked for."""
-    orders, sales, gate = settled_orders(state), state.sales, state.gate
+    orders, sales, gate = state.orders, state.sales, state.gate
     sold = oversold = None
     if orders is not None and sales is not None:
         units = orders[orders["status"] == "CONFIRMED"].groupby("sale_id")["quantity"].sum()

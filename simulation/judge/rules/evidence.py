@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from simulation.judge.asked import NEVER, PROMPT_NS, Asked
+from simulation.judge.rules.pairing import find_keys
 from simulation.model.outcome import TERMINAL
 from simulation.model.state import FinalState
 
@@ -96,15 +97,32 @@ class Evidence:
     @cached_property
     def orders(self) -> pd.DataFrame:
         """The ledger's orders; `order` is the number of the order id, `accepted_ns` and `settled_ns` count
-        from the run's start. A number that is missing is -1."""
+        from the run's start. A number that is missing is -1; a time that the witness does not show is NaN."""
         orders = read(self.state.orders, "ledger")
-        whole = ["sale_id", "product_id", "user_id", "quantity", "accepted_us"]
+        unseen = self.unseen
+        whole = ["sale_id", "product_id", "user_id", "quantity", *({"accepted_us"} - unseen)]
         orders = orders.fillna(dict.fromkeys(whole, -1)).astype(dict.fromkeys(whole, "int64"))
-        times = {
+        times: dict[str, pd.Series] = {
             f"{name}_ns": (orders[f"{name}_us"].astype("Int64") - self.asked.started_us) * 1000
             for name in ("accepted", "settled")
         }
-        return orders.assign(key=orders["idempotency_key"].fillna(""), order=self._numbers[1], **times)
+        if "accepted_us" in unseen:
+            times["accepted_ns"] = times["accepted_ns"].astype("float64")
+        hidden = "idempotency_key" in unseen
+        key = find_keys(orders, self.sent) if hidden else orders["idempotency_key"].fillna("")
+        return orders.assign(key=key, order=self._numbers[1], **times)
+
+    @property
+    def unseen(self) -> frozenset[str]:
+        """The columns of the orders that nobody shows. Where purchases and orders are paired, the time of an
+        order says nothing of its purchase."""
+        paired = self.asked.contract.buy.order_id is None
+        return self.state.unseen | ({"accepted_us"} if paired else set())
+
+    @property
+    def is_blind(self) -> bool:
+        """Whether there may be orders that the witness can't see: those of unknown outcomes."""
+        return self.state.partial and len(self.unknown) > 0
 
     @cached_property
     def returned_ns(self) -> pd.Series:

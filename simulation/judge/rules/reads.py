@@ -87,7 +87,7 @@ def _compare_with_sales(stocks: pd.DataFrame, evidence: Evidence) -> list[Breach
     names = ["op", "product_id", "sent_ns", "done_ns", "initial", "remaining", "excused"]
     pairs = shown[names].merge(sales, on="product_id")
     pairs = pairs[(pairs["done_ns"] >= pairs["first_ns"]) & (pairs["sent_ns"] <= pairs["last_ns"])]
-    fitting = pairs[pairs["initial"] == pairs["stock"]].reset_index(drop=True)
+    fitting = pairs[(pairs["initial"] == pairs["stock"]).fillna(True)].reset_index(drop=True)
     back = _count_until(fitting, fitting["sent_ns"], bought, "returned_ns", by="sale_id")
     least = fitting["stock"] - fitting["quantity"] * (_count_takers(fitting, evidence) - back)
     # All that was ever given back may have been given back by then.

@@ -14,7 +14,7 @@ from simulation.judge.rules.evidence import (
     count_turned_away,
     find,
 )
-from simulation.model.outcome import fits
+from simulation.model.contract import Contract
 
 
 def no_server_errors(evidence: Evidence) -> Finding:
@@ -24,10 +24,11 @@ def no_server_errors(evidence: Evidence) -> Finding:
     is recovered from, or under an overload that the scenario means."""
     asked, asks = evidence.asked, evidence.operations
     sent, unsent = asks[asks["sent_ns"].notna()], asks[asks["sent_ns"].isna() & asks["done_ns"].notna()]
-    error = (sent["status"] >= 500) & (sent["status"] != 503)
+    listed = [status for status in sent["status"].unique() if asked.contract.knows(status)]
+    error = (sent["status"] >= 500) & (sent["status"] != 503) & ~sent["status"].isin(listed)
     answered = sent["done_ns"].notna()
-    unread = ~error & answered & (sent["outcome"] == "UNKNOWN") & (sent["status"] != 503)
-    strange = ~error & ~unread & answered & ~_fit(sent)
+    unread = ~error & answered & (sent["outcome"] == "UNKNOWN") & (sent["status"] < 500)
+    strange = ~error & ~unread & answered & ~_fit(sent, asked.contract)
     took_ns = sent["done_ns"] - sent["sent_ns"] - 2 * sent["unsure_ns"]
     late = (took_ns > asked.timeout_ns + GRACE_S * 1e9).fillna(True)
     silent = late & ~sent["excused"]
@@ -47,11 +48,11 @@ def no_server_errors(evidence: Evidence) -> Finding:
     return found
 
 
-def _fit(answered: pd.DataFrame) -> pd.Series:
+def _fit(answered: pd.DataFrame, contract: Contract) -> pd.Series:
     """Return for each answer whether its status may mean its outcome."""
     names = ["kind", "status", "outcome"]
     words = answered[names].drop_duplicates()
-    fit = {tuple(row): fits(*row) for row in words.itertuples(index=False)}
+    fit = {tuple(row): contract.fits(*row) for row in words.itertuples(index=False)}
     return pd.Series(pd.MultiIndex.from_frame(answered[names]).map(fit), answered.index).astype("bool")
 
 

@@ -10,7 +10,8 @@ def no_oversell(evidence: Evidence) -> Finding:
     units than that either. The ledger's own count of sold units agrees with its orders."""
     sales, orders, accepted = evidence.sales, evidence.orders, evidence.accepted
     oversold = (np.maximum(sales["CONFIRMED"], sales["sold"]) - sales["stock"]).clip(lower=0)
-    miscounted = (sales["sold"] - sales["CONFIRMED"]).abs()
+    # Its own count may have orders that the witness can't see.
+    miscounted = (sales["sold"] - sales["CONFIRMED"]).abs() * (not evidence.is_blind)
 
     lapsed = orders[orders["status"].isin(["FAILED", "REJECTED"]) & orders["order"].isin(accepted["order"])]
     of_product = sales.groupby("product_id").agg({"stock": "sum", "quantity": "max"})
@@ -55,6 +56,8 @@ def nothing_is_stranded(evidence: Evidence) -> Finding:
     """Once the load is over, everything drains within the time that the scenario allows (drain_s): no
     reservation waits to be settled, the outbox and the queue are empty, and the gate is open."""
     state = evidence.state
+    if "waiting" in state.without and state.drained_s is not None:
+        return Finding(0, "this engine has no place where a purchase waits", 0)
     left = {
         "pending reservations": None if state.pending is None else len(state.pending),
         "outbox entries": state.outbox,

@@ -15,12 +15,13 @@ import psutil
 import pytest
 
 from simulation.drive.driver import LoadSpec, drive
-from simulation.drive.open_loop import Address, OpenLoop
+from simulation.drive.open_loop import OpenLoop
 from simulation.drive.parts import deal, merge_results, prepare_loop, save_result
 from simulation.drive.plan import Plan, build_plan
 from simulation.drive.progress import Progress
 from simulation.drive.schedule import RESET
 from simulation.errors import DriverError
+from simulation.model.address import Address
 from simulation.model.history import DTYPES
 from simulation.scenario.loading import read_scenario
 from simulation.scenario.schema import DriverOptions

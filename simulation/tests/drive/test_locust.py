@@ -73,12 +73,14 @@ async def answers_and_failures(request: Request) -> None:
             request.send(SOLD_OUT)
 
 
-async def test_locust_sends_the_plan_and_records_what_became_of_it() -> None:
+@pytest.mark.parametrize(("client", "by"), [("own", ""), ("fasthttp", " with its client fasthttp")])
+async def test_locust_sends_the_plan_and_records_what_became_of_it(client: str, by: str) -> None:
     plan = small_plan(0.5)
     seen: list[Progress] = []
     async with http_server(answers_and_failures) as server:
         options = DriverOptions(timeout_ms=600)
-        result = await drive_locust(LoadSpec(plan, server.url, options, on_progress=seen.append), say=silent)
+        load = LoadSpec(plan, server.url, options, on_progress=seen.append)
+        result = await drive_locust(load, say=silent, client=client)
         got = {(each.user, each.headers.get("idempotency-key"), each.body) for each in server.requests}
     rows = zip(plan.user_id.tolist(), plan.product_id.tolist(), plan.key, strict=True)
     assert got == {
@@ -93,19 +95,20 @@ async def test_locust_sends_the_plan_and_records_what_became_of_it() -> None:
     assert lost["done_ns"].isna().all()
     assert set(lost["result"]) == {"unknown"}
     assert set(history["order_id"].dropna()) == {f"order-{number}" for number in range(10)}
-    assert result.driver == f"Locust {version('locust')}, 1 worker"
+    assert result.driver == f"Locust {version('locust')}{by}, 1 worker"
     assert seen[-1].done == seen[-1].sent == len(plan)
     assert locust_processes() == []
 
 
-async def test_refused_requests_were_never_sent_and_may_be_retried() -> None:
+@pytest.mark.parametrize("client", ["own", "fasthttp"])
+async def test_refused_requests_were_never_sent_and_may_be_retried(client: str) -> None:
     raw = minimal(
         arrivals=[{"shape": "constant", "seconds": 0.2, "rate_rps": 200}],
         population={"users": 100, "patience": {"after": ["UNAVAILABLE"], "pause_ms": 50, "most": 1}},
     )
     plan = build_plan(read_scenario(raw))
     result = await drive_locust(
-        LoadSpec(plan, f"http://127.0.0.1:{free_port()}", DriverOptions()), say=silent
+        LoadSpec(plan, f"http://127.0.0.1:{free_port()}", DriverOptions()), say=silent, client=client
     )
     history = result.history
     assert (set(history["outcome"]), set(history["result"])) == ({"UNAVAILABLE"}, {"fail"})

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from hdrh.histogram import HdrHistogram
 
-from simulation.drive.open_loop import Address, OpenLoop
+from simulation.drive.open_loop import OpenLoop
 from simulation.drive.progress import SNAPSHOT_S, Tally, add_up, find_outcomes, make_histogram
 from simulation.drive.schedule import NEVER, Polls
+from simulation.model.address import Address
 from simulation.model.outcome import ENDS, OUTCOMES
 from simulation.scenario.patience import Patience, Reason
 from simulation.scenario.schema import DriverOptions

@@ -16,8 +16,8 @@ from simulation.drive.plan import Plan, build_plan
 from simulation.drive.progress import Progress
 from simulation.errors import ScenarioError
 from simulation.judge.numbers.load import measure_load
+from simulation.model.contract import FLASHGRID
 from simulation.model.history import BUY, STOCK, take_buys, take_reads
-from simulation.model.outcome import classify_order, classify_stock
 from simulation.scenario.loading import load_scenario, read_scenario
 from simulation.scenario.schema import DriverOptions, Scenario
 from simulation.tests.http_server import SOLD_OUT, Request, answer, http_server
@@ -108,7 +108,7 @@ def test_a_bad_table_is_named(reads: Any, said: str) -> None:
     ],
 )
 def test_an_answer_about_stock_is_understood(status: int, body: bytes, found: str) -> None:
-    outcome, stock = classify_stock(status, body, 7)
+    outcome, stock = FLASHGRID.classify_stock(status, body, 7)
     assert (outcome, stock is None) == (found, found != "SHOWN")
 
 
@@ -128,7 +128,7 @@ def test_an_answer_about_stock_is_understood(status: int, body: bytes, found: st
 def test_an_answer_about_an_order_is_understood(
     status: int, body: bytes, found: tuple[str, str | None]
 ) -> None:
-    assert classify_order(status, body, "a") == found
+    assert FLASHGRID.classify_order(status, body, "a") == found
 
 
 class Shop:

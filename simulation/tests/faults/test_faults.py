@@ -21,7 +21,7 @@ def fault(**fields: Any) -> Fault:
     ("fields", "said"),
     [
         ({"kind": "explode"}, r"faults\.0\.kind: .*kill\|stop\|.*got 'explode'"),
-        ({"on": "nginx"}, r"faults\.0\.on: .*front-door\|relay.*got 'nginx'"),
+        ({"on": "nginx"}, r"faults\.0\.on: kill is for front-door, relay.*got 'nginx'"),
         ({"at_s": -1}, r"faults\.0\.at_s: .*got -1"),
         ({"at_s": 99}, r"faults\.0\.at_s: the load lasts 30 s, got 99"),
         ({"speed": 3}, r"faults\.0\.speed: there is no such key"),
@@ -33,6 +33,8 @@ def fault(**fields: Any) -> Fault:
         ({"kind": "flush", "seconds": 0}, r"faults\.0\.seconds: flush needs a length"),
         ({"kind": "cut", "latency_ms": 5}, r"faults\.0\.latency_ms: is for latency, not for cut"),
         ({"kind": "drop_replies", "share": 2}, r"faults\.0\.share: .*got 2"),
+        ({"kind": "command", "on": "shop"}, r"faults\.0\.begin: a command needs a begin or an end"),
+        ({"begin": "true"}, r"faults\.0\.begin: is for command, not for kill"),
     ],
 )
 def test_a_fault_that_cannot_be_done_is_refused(fields: dict[str, Any], said: str) -> None:

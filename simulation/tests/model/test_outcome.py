@@ -4,7 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulation.model.outcome import OUTCOMES, classify, result_of
+from simulation.model.contract import FLASHGRID
+from simulation.model.outcome import OUTCOMES, result_of
+
+classify = FLASHGRID.classify
 
 
 @pytest.mark.parametrize(

@@ -23,9 +23,15 @@ from simulation.target.machine import MachineMeter
 from simulation.target.probes import Probe, Sample
 from simulation.target.process_meter import ProcessMeter, Usage
 from simulation.target.services import Services
+from simulation.target.stores import Store
+from simulation.target.witness.flashgrid import FlashgridWitness
 
 TERMS = SaleTerms(product_id=7, stock=10, quantity=2)
 NOWHERE = "127.0.0.1:9"
+
+
+def open_stores(services: Services, sales: list[Sale]) -> list[Store]:
+    return FlashgridWitness(services, 1).open_stores(sales)
 
 
 def services_of(settings: Settings) -> Services:
@@ -63,7 +69,7 @@ async def test_it_reads_gate_outbox_and_ledger(settings_without_bus: Settings) -
     settings = settings_without_bus
     async with (
         sale_on(settings) as (sale, gate, _),
-        Probe(services_of(settings), [sale], 1, ProcessMeter({})) as probe,
+        Probe(open_stores(services_of(settings), [sale]), ProcessMeter({})) as probe,
     ):
         before = await sampled(probe, lambda sample: sample.ledger_confirmed is not None)
         assert (before.stock_remaining, before.pending_orders, before.outbox_entries) == (10, 0, 0)
@@ -77,7 +83,7 @@ async def test_it_reads_gate_outbox_and_ledger(settings_without_bus: Settings) -
 async def test_its_last_sample_is_of_the_end(settings_without_bus: Settings) -> None:
     settings = settings_without_bus
     async with sale_on(settings) as (sale, gate, _):
-        async with Probe(services_of(settings), [sale], 1, ProcessMeter({})) as probe:
+        async with Probe(open_stores(services_of(settings), [sale]), ProcessMeter({})) as probe:
             await sampled(probe, lambda sample: sample.pending_orders == 0)
             assert (await gate.reserve(1, TERMS.product_id, None))[0] is Outcome.ACCEPTED
         assert probe.latest
@@ -91,7 +97,7 @@ async def test_what_cannot_be_read_is_a_gap_and_the_rest_goes_on(settings_withou
             postgres_url=settings_without_bus.postgres_url or "",
             amqp_url=f"amqp://{NOWHERE}/",
         )
-        async with Probe(broken, [sale], 1, ProcessMeter({})) as probe:
+        async with Probe(open_stores(broken, [sale]), ProcessMeter({})) as probe:
             sample = await sampled(
                 probe, lambda sample: sample.ledger_confirmed == 0 and len(probe.samples) > 1
             )
@@ -104,7 +110,7 @@ async def test_what_cannot_be_read_is_a_gap_and_the_rest_goes_on(settings_withou
 async def test_it_reads_the_queue_as_soon_as_there_is_one(settings: Settings) -> None:
     async with (
         sale_on(settings) as (sale, _, _),
-        Probe(services_of(settings), [sale], 1, ProcessMeter({})) as probe,
+        Probe(open_stores(services_of(settings), [sale]), ProcessMeter({})) as probe,
     ):
         first = await sampled(probe, lambda sample: sample.stock_remaining is not None)
         assert first.queue_messages is None
@@ -115,7 +121,7 @@ async def test_it_reads_the_queue_as_soon_as_there_is_one(settings: Settings) ->
 
 async def test_it_leaves_no_connection_whenever_it_is_interrupted(settings_without_bus: Settings) -> None:
     async def watch() -> None:
-        async with Probe(services_of(settings_without_bus), [], 1, ProcessMeter({})) as probe:
+        async with Probe(open_stores(services_of(settings_without_bus), []), ProcessMeter({})) as probe:
             await sampled(probe, lambda _: True)
 
     async with sale_on(settings_without_bus):
@@ -158,7 +164,7 @@ def test_a_process_that_is_started_again_goes_on_under_its_name(monkeypatch: pyt
 
 
 def test_the_timeline_begins_with_the_load(settings_without_bus: Settings) -> None:
-    probe = Probe(services_of(settings_without_bus), [], 1, ProcessMeter({}))
+    probe = Probe(open_stores(services_of(settings_without_bus), []), ProcessMeter({}))
     usage = {"relay": Usage(cpu_percent=12.5, rss_mib=40.0)}
     probe.samples = [
         Sample(at_ns=900_000_000, stock_remaining=9),

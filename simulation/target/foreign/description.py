@@ -1,0 +1,150 @@
+"""The description of an engine: a TOML file with its HTTP contract, its witness, how it is started and reset.
+
+The library has examples; `textbook.toml` is a whole engine, `plain.toml` a small one with a table of its own.
+"""
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, get_args
+
+import msgspec
+from msgspec import Meta
+
+from simulation.errors import EngineError
+from simulation.model.contract import Buy, Contract, Init, OrderRead, Outcome, Part, Request, StockRead
+from simulation.scenario.fault import STAGES
+from simulation.scenario.schema import Scenario
+from simulation.scenario.traces import read_text
+from simulation.target.witness.tables import Tables
+
+LIBRARY: Final = Path(__file__).with_name("library")
+WitnessKind = Literal["flashgrid", "sql", "http"]
+WORDS: Final[dict[str, Any]] = {"outcome": Outcome, "witness": WitnessKind}
+"""The words that a key may have."""
+VALUES: Final = {
+    "init": {"product_id", "stock", "limit", "quantity", "starts_ms", "ends_ms", "admin_token", "key"},
+    "buy": {"user_id", "product_id", "key"},
+    "stock": {"product_id"},
+    "order": {"order_id"},
+}
+"""The values that each request may take."""
+TERMS: Final = {"limit": "limit", "starts_in_s": "starts_ms", "ends_in_s": "ends_ms", "quantity": "quantity"}
+"""The terms of a sale that an engine need not know, and the value that says each of them."""
+
+
+class Program(Part, frozen=True, kw_only=True):
+    """A process of the engine that the run starts, and starts again when it dies.
+
+    In its command {port}, {redis_url}, {postgres_url} and {amqp_url} stand for what the run gives it, and
+    {python} for the interpreter.
+    """
+
+    name: Annotated[str, Meta(pattern=f"^({'|'.join(STAGES)})$")]
+    """As faults name it."""
+    command: Annotated[str, Meta(min_length=1)]
+
+
+class Description(Part, frozen=True, kw_only=True):
+    """An engine that is not ours."""
+
+    init: Init
+    buy: Buy
+    stock: StockRead | None = None
+    order: OrderRead | None = None
+    text: str = ""
+    """What it is, in a few words."""
+    url: str | None = None
+    ca: str | None = None
+    """For https: a file with the certificate of an authority, beside this one; else the system's count."""
+    witness: WitnessKind = "http"
+    sql: Tables | None = None
+    reset: str | None = None
+    """A command that is done before the sales are opened."""
+    processes: tuple[Program, ...] = ()
+
+    @property
+    def contract(self) -> Contract:
+        """Its HTTP contract."""
+        return Contract(init=self.init, buy=self.buy, stock=self.stock, order=self.order)
+
+
+def list_descriptions() -> list[str]:
+    """Return the names of the descriptions of the library."""
+    return sorted(path.stem for path in LIBRARY.glob("*.toml"))
+
+
+def load_description(name_or_path: str) -> Description:
+    """Return the description of that name, or in that TOML file.
+
+    Raises EngineError, in one line that names the file and the line or the key at fault.
+    """
+    path = Path(name_or_path)
+    if path.suffix != ".toml" and len(path.parts) == 1:
+        if path.name not in list_descriptions():
+            raise EngineError(
+                f"no engine {path.name!r}; there are: {', '.join(list_descriptions())}, or a FILE.toml"
+            )
+        path = LIBRARY / f"{path.name}.toml"
+    try:
+        raw = tomllib.loads(read_text(path))
+    except OSError as error:
+        raise EngineError(f"{path}: {error.strerror or error}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise EngineError(f"{path}: is not TOML: {error}") from None
+    try:
+        described = msgspec.convert(raw, Description)
+        _check(described)
+    except msgspec.ValidationError as error:
+        raise EngineError(f"{path}: {_explain(raw, str(error))}") from None
+    except ValueError as error:
+        raise EngineError(f"{path}: {error}") from None
+    if described.ca:
+        return msgspec.structs.replace(described, ca=str(path.parent / described.ca))
+    return described
+
+
+def _explain(raw: Any, message: str) -> str:
+    """Return msgspec's message with the key in front and the value behind."""
+    detail, _, where = message.partition(" - at `$")
+    keys = re.findall(r"\w+", where)
+    if found := re.match(r"Object (contains unknown|missing required) field `(.*)`", detail):
+        said = "there is no such key" if found[1] == "contains unknown" else "is missing"
+        return f"{'.'.join([*keys, found[2]])}: {said}"
+    value = raw
+    for key in keys:
+        value = value[int(key)] if isinstance(value, list) else value[key]
+    shown = f", got {value!r}" if isinstance(value, str | int | float) else ""
+    if detail.startswith("Invalid enum value"):
+        detail = f"must be one of {', '.join(get_args(WORDS.get(keys[-1], WitnessKind)))}"
+    return f"{'.'.join(keys) or 'description'}: {detail[:1].lower()}{detail[1:]}{shown}"
+
+
+def _check(described: Description) -> None:
+    """Raise ValueError, in one line that names the key at fault."""
+    for name, known in VALUES.items():
+        request: Request | None = getattr(described, name)
+        if request and (strange := sorted(request.names - known)):
+            raise ValueError(f"{name}: there is no {{{strange[0]}}}; there are: {', '.join(sorted(known))}")
+    if not any(rule.outcome == "ACCEPTED" for rule in described.buy.answers):
+        raise ValueError("buy.answers: no status is ACCEPTED")
+    remaining = described.sql and described.sql.remaining
+    if remaining and remaining.get and not described.stock:
+        raise ValueError("sql.remaining.get: needs the request [stock]")
+    if remaining and remaining.redis and "{product_id}" not in remaining.redis:
+        raise ValueError("sql.remaining.redis: must name a key with {product_id}")
+    names = [program.name for program in described.processes]
+    if names and "front-door" not in names:
+        raise ValueError("processes: one must have the name front-door")
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ValueError(f"processes: {twice.pop()} is there twice")
+
+
+def check_terms(described: Description, scenario: Scenario) -> None:
+    """Raise EngineError for a scenario that asks for what this engine's contract can't say."""
+    for number, sale in enumerate(scenario.sales):
+        for term, value in TERMS.items():
+            if getattr(sale, term) not in (None, 1) and value not in described.init.names:
+                raise EngineError(f"sales.{number}.{term}: this engine's init takes no {{{value}}}")
+    if scenario.restocks and described.init.sale_id is None:
+        raise EngineError("restocks: this engine names no sales (init.sale_id), so they can't be told apart")

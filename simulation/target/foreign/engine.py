@@ -1,0 +1,132 @@
+"""The engine that a run is told to test: Flashgrid, or one that a description names, and its witness."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from simulation.errors import EngineError
+from simulation.model.contract import FLASHGRID, Contract
+from simulation.scenario.fault import STAGES
+from simulation.scenario.schema import Scenario
+from simulation.target.foreign.description import (
+    Description,
+    Program,
+    WitnessKind,
+    check_terms,
+    load_description,
+)
+from simulation.target.services import Services
+from simulation.target.witness.flashgrid import FlashgridWitness
+from simulation.target.witness.http import HttpWitness
+from simulation.target.witness.sql import SqlReader
+from simulation.target.witness.witness import NoWitness, Witness
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """What a run is to test."""
+
+    name: str = "flashgrid"
+    described: Description | None = None
+    """None: Flashgrid."""
+    witness: WitnessKind = "flashgrid"
+    urls: tuple[str | None, str | None, str | None] = (None, None, None)
+    """Redis, RabbitMQ and PostgreSQL as the command line names them, for the witness `sql`."""
+
+    @property
+    def contract(self) -> Contract:
+        """Its HTTP contract."""
+        return self.described.contract if self.described else FLASHGRID
+
+    @property
+    def url(self) -> str | None:
+        """Where it runs, if its description says so."""
+        return self.described.url if self.described else None
+
+    @property
+    def ca(self) -> str | None:
+        """The file of certificates for https."""
+        return self.described.ca if self.described else None
+
+    @property
+    def reset(self) -> str | None:
+        """The command that makes it as new."""
+        return self.described.reset if self.described else None
+
+    @property
+    def programs(self) -> list[Program]:
+        """The processes that a run starts; none for Flashgrid, which has a server of its own."""
+        return [*self.described.processes] if self.described else []
+
+    @property
+    def stages(self) -> Sequence[str]:
+        """The names of its processes."""
+        return [program.name for program in self.programs] or STAGES
+
+    def make_witness(self, url: str, services: Services | None, shards: int) -> Witness:
+        """Return the witness of the engine at `url`. Raises EngineError if it lacks something."""
+        if self.witness == "flashgrid":
+            return FlashgridWitness(services, shards) if services else NoWitness()
+        if self.witness == "http":
+            return HttpWitness(self.contract, url, self.ca)
+        told = self.described.sql if self.described else None
+        if told is None:
+            raise EngineError("the witness sql needs the tables of an engine: give --engine FILE with [sql]")
+        redis_url, amqp_url, postgres_url = self.urls
+        postgres_url = postgres_url or told.postgres_url or getattr(services, "postgres_url", None)
+        if not postgres_url:
+            raise EngineError("the witness sql needs sql.postgres_url, or --postgres-url")
+        amqp_url = amqp_url or told.amqp_url or getattr(services, "amqp_url", None)
+        if told.queue and not amqp_url:
+            raise EngineError(f"sql.queue: {told.queue}: needs sql.amqp_url, or --amqp-url")
+        redis_url = redis_url or told.redis_url or getattr(services, "redis_url", None)
+        return SqlReader(told, self.contract, url, self.ca, postgres_url, redis_url, amqp_url)
+
+    def fit(self, scenario: Scenario, say: Callable[[str], None]) -> Scenario:
+        """Return the scenario without what the contract can't say; `say` is told.
+
+        Raises EngineError for terms of a sale that it can't say.
+        """
+        if self.described is None:
+            return scenario
+        check_terms(self.described, scenario)
+        population, reads = scenario.population, scenario.population.reads
+        if population.keyed_share and not self.contract.has_keys:
+            say("this engine knows no Idempotency-Key: every request goes without")
+            population = msgspec.structs.replace(population, keyed_share=0.0)
+        if reads and not self.contract.stock and reads.stock_share:
+            say("this engine shows no stock: nobody reads it")
+            reads = msgspec.structs.replace(reads, stock_share=0.0)
+        if reads and not (self.contract.order and self.contract.buy.order_id) and reads.order_share:
+            say("this engine shows no orders: nobody reads them")
+            reads = msgspec.structs.replace(reads, order_share=0.0)
+        population = msgspec.structs.replace(population, reads=reads)
+        return msgspec.structs.replace(scenario, population=population)
+
+
+FLASHGRID_ENGINE: Final = Engine()
+
+
+def find_engine(
+    name: str | None,
+    witness: WitnessKind | None,
+    urls: tuple[str | None, str | None, str | None] = (None, None, None),
+) -> Engine:
+    """Return the engine of that description, Flashgrid without one, and with the witness asked for, if any.
+
+    Raises EngineError, in one line that names what is missing.
+    """
+    if name is None:
+        if witness == "sql":
+            raise EngineError("the witness sql needs the tables of an engine: give --engine FILE with [sql]")
+        return Engine(witness=witness or "flashgrid", urls=urls)
+    described = load_description(name)
+    witness = witness or described.witness
+    if witness == "sql" and described.sql is None:
+        raise EngineError(f"{name}: has no table [sql], which the witness sql needs")
+    if witness == "flashgrid" and described.processes:
+        raise EngineError(f"{name}: is not Flashgrid, so its stores can't be read as those are")
+    return Engine(name=Path(name).stem, described=described, witness=witness, urls=urls)

@@ -1,0 +1,166 @@
+"""The processes of an engine that is not ours: the run starts them, and starts one again when it dies."""
+
+import asyncio
+import contextlib
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+import psutil
+
+from engine.local.process import ProcessId, free_port, identify, wait_until
+from engine.local.stack import read_tail
+from engine.tasks import cancel
+from simulation.errors import EngineError
+from simulation.target.foreign.description import Program
+from simulation.target.services import Services
+
+START_S: Final = 60.0
+"""Longest time until the front door listens."""
+STOP_S: Final = 10.0
+"""Longest time for a process to end in order; then it is killed."""
+AGAIN_S: Final = 0.2
+"""Time from the death of a process to its next start, as a supervisor has it."""
+RESET_S: Final = 300.0
+"""Longest time of the reset."""
+FIRST: Final = " 1"
+
+
+class Programs:
+    """The running processes of an engine; to faults and probes they look like the stages of ours."""
+
+    admin_token: str | None = None
+    pid: int | None = None
+    """It has no server above its processes."""
+
+    def __init__(self, programs: Sequence[Program], services: Services, log: Path) -> None:
+        port = free_port()
+        self.url = f"http://127.0.0.1:{port}"
+        self.log = log
+        self.sizes = Counter(program.name for program in programs)
+        self._port = port
+        self._pids = services.pids
+        self._output = log.open("wb")
+        values = {
+            "port": str(port),
+            "python": sys.executable,
+            "redis_url": services.redis_url,
+            "postgres_url": services.postgres_url,
+            "amqp_url": services.amqp_url or "",
+        }
+        self._commands = {program.name: fill_command(program.command, values) for program in programs}
+        self._running: dict[str, asyncio.subprocess.Process] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @property
+    def death(self) -> str | None:
+        """None: what dies is started again."""
+        return None
+
+    def find_stage(self, role: str) -> list[ProcessId]:
+        """Return the running process of that name."""
+        process = self._running.get(role)
+        if process is None or process.returncode is not None:
+            return []
+        try:
+            return [identify(process.pid)]
+        except psutil.NoSuchProcess:
+            return []
+
+    async def start(self) -> None:
+        """Start all processes and wait until the front door listens. Raises EngineError."""
+        self._tasks = [
+            asyncio.create_task(self._keep_running(name, command)) for name, command in self._commands.items()
+        ]
+        until_s = time.monotonic() + START_S
+        while not _is_open(self._port):
+            if failed := [task for task in self._tasks if task.done()]:
+                failed[0].result()
+            if time.monotonic() > until_s:
+                raise EngineError(f"the engine does not listen on port {self._port}{read_tail(self.log)}")
+            await asyncio.sleep(0.05)
+
+    async def stop(self) -> None:
+        """Stop all processes in order."""
+        await cancel(*self._tasks)
+        for process in self._running.values():
+            with contextlib.suppress(ProcessLookupError):
+                process.send_signal(signal.SIGCONT)
+                process.terminate()
+        await wait_until(lambda: all(each.returncode is not None for each in self._running.values()), STOP_S)
+        for process in self._running.values():
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+        self._output.close()
+
+    async def _keep_running(self, name: str, command: list[str]) -> None:
+        while True:
+            try:
+                process = await asyncio.create_subprocess_exec(
+                    *command,
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=self._output,
+                    stderr=self._output,
+                    start_new_session=True,
+                )
+            except OSError as error:
+                raise EngineError(f"processes: {name}: {command[0]}: {error.strerror or error}") from None
+            self._running[name] = process
+            self._pids[name + FIRST if name == "front-door" else name] = process.pid
+            await process.wait()
+            await asyncio.sleep(AGAIN_S)
+
+
+@asynccontextmanager
+async def start_programs(
+    programs: Sequence[Program], services: Services, log: Path
+) -> AsyncIterator[Programs]:
+    """Start an engine's processes on these services; they are stopped with the block. Raises EngineError."""
+    running = Programs(programs, services, log)
+    try:
+        await running.start()
+        yield running
+    finally:
+        await running.stop()
+
+
+def fill_command(command: str, values: Mapping[str, str]) -> list[str]:
+    """Return the words of a command, with a value for each name in braces. Raises EngineError."""
+    try:
+        return [word.format_map(values) for word in shlex.split(command)]
+    except (KeyError, IndexError, ValueError) as error:
+        known = ", ".join(f"{{{name}}}" for name in values)
+        raise EngineError(f"{command}: {error} can't be filled in; there are {known}") from None
+
+
+async def reset_engine(command: str) -> None:
+    """Do the command that makes the engine as new. Raises EngineError if it fails."""
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *shlex.split(command), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
+        )
+    except (OSError, ValueError) as error:
+        raise EngineError(f"reset: {command}: {error}") from None
+    try:
+        async with asyncio.timeout(RESET_S):
+            said, _ = await process.communicate()
+    except TimeoutError:
+        process.kill()
+        raise EngineError(f"reset: {command}: has not ended after {RESET_S:g} s") from None
+    if process.returncode:
+        last = (said.decode(errors="replace").strip().splitlines() or ["it said nothing"])[-1]
+        raise EngineError(f"reset: {command}: ended with code {process.returncode}: {last}")
+
+
+def _is_open(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0

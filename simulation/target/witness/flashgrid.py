@@ -1,0 +1,46 @@
+"""The witness of Flashgrid: its own stores, read past the engine."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from engine.model.sale import Sale
+from simulation.model.state import FinalState
+from simulation.target.final_state import read_final_state
+from simulation.target.opening import check_ownership
+from simulation.target.services import Services
+from simulation.target.stores import BusStore, GateStore, LedgerStore, Store
+
+
+@dataclass(frozen=True)
+class FlashgridWitness:
+    """Reads Redis, RabbitMQ and PostgreSQL of a Flashgrid engine."""
+
+    services: Services
+    shards: int
+
+    async def check(self, sales: Sequence[Sale]) -> None:
+        """Raise EngineError unless these services hold the sales."""
+        await check_ownership(self.services, sales, self.shards)
+
+    def open_stores(self, sales: Sequence[Sale]) -> list[Store]:
+        """Return gate, ledger and bus."""
+        services = self.services
+        stores: list[Store] = [
+            GateStore(services.redis_url, sales, self.shards),
+            LedgerStore(services.postgres_url, sales),
+        ]
+        return stores if services.amqp_url is None else [*stores, BusStore(services.amqp_url)]
+
+    async def read(
+        self, sales: Sequence[Sale], accepted: pd.DataFrame, drain_s: float, steady_s: float
+    ) -> FinalState:
+        """Wait for the drain and read every store."""
+        return await read_final_state(
+            self.services,
+            self.shards,
+            sale_ids=[sale.sale_id for sale in sales],
+            drain_timeout_s=drain_s,
+            steady_s=steady_s,
+        )

@@ -1,0 +1,152 @@
+"""The witness of an engine of which nothing is known but its HTTP contract: it is asked for what it told.
+
+It can't know of orders that no client was told of.
+"""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import aiohttp
+import pandas as pd
+import pyarrow as pa
+
+from engine.model.sale import Sale
+from simulation.errors import EngineError
+from simulation.model.contract import Contract, OrderRead, StockRead
+from simulation.model.state import ORDER_TYPES, FinalState
+from simulation.target.opening import connect, send
+from simulation.target.stores import Store
+
+POLL_S: Final = 0.2
+
+
+@dataclass(frozen=True)
+class HttpWitness:
+    """Asks for each accepted order and for the stock."""
+
+    contract: Contract
+    url: str
+    ca: str | None
+
+    async def check(self, sales: Sequence[Sale]) -> None:
+        """Raise EngineError unless the engine shows the stock, if its contract says that it does."""
+        if self.contract.stock:
+            async with connect(self.ca) as session:
+                await self._read_stock(session, self.contract.stock, sales)
+
+    def open_stores(self, sales: Sequence[Sale]) -> list[Store]:
+        """Return nothing: the probes would be a load of their own."""
+        return []
+
+    async def read(
+        self, sales: Sequence[Sale], accepted: pd.DataFrame, drain_s: float, steady_s: float
+    ) -> FinalState:
+        """Ask until no accepted order is PENDING, and then for the stock."""
+        state: dict[str, Any] = {}
+        unread: dict[str, str] = {}
+        started = time.monotonic()
+        async with connect(self.ca) as session:
+            try:
+                if self.contract.order and self.contract.buy.order_id:
+                    bought = accepted.sort_values("done_ns").drop_duplicates("order_id")
+                    state["orders"], state["drained_s"] = await self._read_orders(
+                        session, self.contract.order, bought, sales, started, drain_s
+                    )
+                    waiting = state["orders"]["status"] == "PENDING"
+                    state["pending"] = frozenset(state["orders"].loc[waiting, "order_id"])
+                    state["unseen"] = frozenset(("accepted_us", "settled_us", "idempotency_key", "reason"))
+                else:
+                    unread["ledger"] = "the contract names no orders that can be asked for"
+                if self.contract.stock:
+                    state |= self._make_sales(
+                        await self._read_stock(session, self.contract.stock, sales), state.get("orders")
+                    )
+                else:
+                    unread["gate"] = "the contract shows no stock"
+            except EngineError as error:
+                unread["ledger"] = str(error)
+        return FinalState(**state, bus=False, unread=unread, partial=True)
+
+    async def _read_orders(
+        self,
+        session: aiohttp.ClientSession,
+        request: OrderRead,
+        bought: pd.DataFrame,
+        sales: Sequence[Sale],
+        started: float,
+        drain_s: float,
+    ) -> tuple[pd.DataFrame, float | None]:
+        """Return the orders that the engine shows, and the seconds until none of them was PENDING."""
+        status: dict[str, str | None] = dict.fromkeys(bought["order_id"], "PENDING")
+        drained_s = None
+        while True:
+            waiting = [order_id for order_id, word in status.items() if word in ("PENDING", None)]
+            words = await asyncio.gather(*(self._ask(session, request, order_id) for order_id in waiting))
+            status |= dict(zip(waiting, words, strict=True))
+            now = time.monotonic()
+            if not any(word in ("PENDING", None) for word in status.values()):
+                drained_s = now - started
+            if drained_s is not None or now - started >= drain_s:
+                break
+            await asyncio.sleep(POLL_S)
+        newest = {sale.terms.product_id: sale for sale in sales}
+        shown = bought[bought["order_id"].map(status).notna()]
+        product = shown["product_id"]
+        given = {
+            "order_id": shown["order_id"],
+            "sale_id": product.map({key: sale.sale_id for key, sale in newest.items()}),
+            "product_id": product,
+            "user_id": shown["user_id"],
+            "quantity": product.map({key: sale.terms.quantity for key, sale in newest.items()}),
+            "status": shown["order_id"].map(status),
+        }
+        frame = pd.DataFrame(given, columns=list(ORDER_TYPES)).reset_index(drop=True)
+        whole = {name: "Int64" for name, kind in ORDER_TYPES.items() if kind == pa.int64()}
+        return frame.astype(whole), drained_s
+
+    async def _ask(self, session: aiohttp.ClientSession, request: OrderRead, order_id: str) -> str | None:
+        """Return the status of an order; None if the engine does not show it."""
+        status, body = await send(session, self.url.rstrip("/"), request, order_id=order_id)
+        return self.contract.classify_order(status, body, order_id)[1]
+
+    async def _read_stock(
+        self, session: aiohttp.ClientSession, request: StockRead, sales: Sequence[Sale]
+    ) -> list[dict[str, int | None]]:
+        rows = []
+        for sale in {sale.terms.product_id: sale for sale in sales}.values():
+            product = sale.terms.product_id
+            status, body = await send(session, self.url.rstrip("/"), request, product_id=product)
+            _, stock = self.contract.classify_stock(status, body, product)
+            if stock is None:
+                raise EngineError(f"{self.url} does not show the stock of {product}: {status} {body[:100]!r}")
+            rows.append(
+                {
+                    "product_id": product,
+                    "sale_id": sale.sale_id,
+                    "stock": stock.initial,
+                    "sold": stock.sold,
+                    "remaining": stock.remaining,
+                }
+            )
+        return rows
+
+    def _make_sales(
+        self, rows: list[dict[str, int | None]], orders: pd.DataFrame | None
+    ) -> dict[str, pd.DataFrame]:
+        """Return the sales and what is for sale; where no sold units are shown, those of the orders count."""
+        frame = pd.DataFrame(rows).astype("Int64")
+        if frame["sold"].isna().all():
+            units = pd.Series(dtype="Int64") if orders is None else _sum_confirmed(orders)
+            frame["sold"] = frame["sale_id"].map(units).fillna(0)
+        gate = frame[["product_id", "sale_id", "remaining"]].astype("int64")
+        sales = frame[["sale_id", "product_id", "sold"]]
+        if frame["stock"].notna().all():
+            sales = sales.assign(stock=frame["stock"])
+        return {"sales": sales, "gate": gate}
+
+
+def _sum_confirmed(orders: pd.DataFrame) -> "pd.Series[int]":
+    return orders[orders["status"] == "CONFIRMED"].groupby("sale_id")["quantity"].sum()

@@ -1,0 +1,288 @@
+"""The witness of an engine with tables of its own: statements for its orders and its sales."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import asyncpg
+import pandas as pd
+import pyarrow as pa
+
+from engine.gate.client import connect_redis
+from engine.model.sale import Sale
+from simulation.errors import EngineError, Unreadable
+from simulation.model.contract import Contract
+from simulation.model.outcome import TERMINAL
+from simulation.model.state import ORDER_TYPES, SALE_TYPES, FinalState
+from simulation.target.opening import connect, send
+from simulation.target.stores import (
+    TIMEOUT_MS,
+    TIMEOUT_S,
+    BusStore,
+    Counts,
+    Store,
+    close_stores,
+    connect_ledger,
+    read_stores,
+    read_within,
+)
+from simulation.target.witness.rows import KNOWN, NEEDED, fetch, make_frame
+from simulation.target.witness.tables import Tables
+
+POLL_S: Final = 0.1
+LOOK_S: Final = 5.0
+"""Longest time of one look whether everything has settled."""
+READ_S: Final = 120.0
+"""Longest time to read the tables whole."""
+
+
+@dataclass(frozen=True)
+class SqlReader:
+    """Reads tables and what is for sale, by the engine's description."""
+
+    told: Tables
+    contract: Contract
+    url: str
+    ca: str | None
+    postgres_url: str
+    redis_url: str | None
+    amqp_url: str | None
+
+    async def check(self, sales: Sequence[Sale]) -> None:
+        """Raise EngineError unless the statements give what they must, and show these sales."""
+        try:
+            held = await read_within(self._check(sales), TIMEOUT_S)
+            if self.told.remaining:
+                await read_within(self.read_remaining(sales), TIMEOUT_S)
+        except Unreadable as error:
+            raise EngineError(f"the engine's tables can't be read: {error}") from None
+        if missing := {sale.terms.product_id for sale in sales} - held:
+            raise EngineError(
+                f"sql.sales: does not show product {min(missing)}, which was opened just now:"
+                " is this the engine's database?"
+            )
+
+    async def _check(self, sales: Sequence[Sale]) -> set[int]:
+        async with connect_ledger(self.postgres_url) as connection:
+            for name in ("orders", "sales"):
+                try:
+                    statement = await connection.prepare(getattr(self.told, name))
+                except asyncpg.PostgresError as error:
+                    raise EngineError(f"sql.{name}: {error}") from None
+                given = [column.name for column in statement.get_attributes()]
+                if missing := [column for column in NEEDED[name] if column not in given]:
+                    raise EngineError(f"sql.{name}: must give {missing[0]}, gives {', '.join(given)}")
+                if strange := [column for column in given if column not in KNOWN[name]]:
+                    raise EngineError(
+                        f"sql.{name}: there is no column {strange[0]}; there are {', '.join(KNOWN[name])}"
+                    )
+            _, rows = await fetch(connection, self.told.sales, sales)
+        return {int(row["product_id"]) for row in rows}
+
+    def open_stores(self, sales: Sequence[Sale]) -> list[Store]:
+        """Return what probes may read."""
+        stores: list[Store] = [SqlStore(self, sales)]
+        if self.told.queue and self.amqp_url:
+            stores.append(BusStore(self.amqp_url, self.told.queue))
+        return stores
+
+    async def read(
+        self, sales: Sequence[Sale], accepted: pd.DataFrame, drain_s: float, steady_s: float
+    ) -> FinalState:
+        """Wait until every accepted purchase has a row that has ended, and the queue is empty and at rest."""
+        drained_s = await self._await_drain(
+            sales, count_purchases(accepted), drain_s, max(steady_s, self.told.settle_s)
+        )
+        unread: dict[str, str] = {}
+        state: dict[str, Any] = {"outbox": 0, "queue": 0, "bus": self.told.queue is not None}
+        try:
+            state |= await read_within(self._read_tables(sales), READ_S)
+        except Unreadable as error:
+            unread["ledger"] = str(error)
+        without = {"dead letters"}
+        if self.told.remaining is None:
+            without.add("gate")
+        else:
+            try:
+                left = await read_within(self.read_remaining(sales), READ_S)
+                state["gate"] = _make_gate(sales, left)
+            except (Unreadable, EngineError) as error:
+                unread["gate"] = str(error)
+        if self.told.queue and self.amqp_url:
+            bus = BusStore(self.amqp_url, self.told.queue)
+            try:
+                state["queue"] = (await read_within(bus.read(), TIMEOUT_S))["queue_messages"]
+            except Unreadable as error:
+                state["queue"], unread["bus"] = None, str(error)
+            finally:
+                await close_stores([bus])
+        elif "status" in state.get("unseen", ()):
+            without.add("waiting")
+        return FinalState(**state, dead=0, drained_s=drained_s, unread=unread, without=frozenset(without))
+
+    async def _await_drain(
+        self, sales: Sequence[Sale], accepted: int, timeout_s: float, steady_s: float
+    ) -> float | None:
+        """Return the seconds until everything had settled; None if that took longer than `timeout_s`.
+
+        Orders that are still missing at the end, while nothing changes, will never come.
+        """
+        stores = self.open_stores(sales)[1:]
+        started = now = time.monotonic()
+        before: object = None
+        steady_since = now
+        try:
+            while True:
+                seen = None
+                try:
+                    rows, waiting = await read_within(self._count(sales), LOOK_S)
+                    counts = await read_stores(stores, LOOK_S)
+                    if not stores or "queue_messages" in counts:
+                        seen = (rows, waiting, counts.get("queue_messages", 0))
+                except Unreadable:
+                    pass
+                now = time.monotonic()
+                if seen is None or seen != before:
+                    before, steady_since = seen, now
+                steady = seen is not None and now - steady_since >= steady_s
+                idle = seen is not None and not seen[1] and not seen[2]
+                if steady and idle and (seen or (0,))[0] >= accepted:
+                    return steady_since - started
+                if now - started >= timeout_s:
+                    return steady_since - started if steady and idle else None
+                await asyncio.sleep(POLL_S)
+        finally:
+            await close_stores(stores)
+
+    async def _count(self, sales: Sequence[Sale]) -> tuple[int, int]:
+        """Return the number of orders, and of those that have not ended."""
+        async with connect_ledger(self.postgres_url) as connection:
+            _, rows = await fetch(connection, self.told.orders, sales)
+        return len(rows), sum(row.get("status") == "PENDING" for row in rows)
+
+    async def _read_tables(self, sales: Sequence[Sale]) -> dict[str, Any]:
+        async with (
+            connect_ledger(self.postgres_url) as connection,
+            connection.transaction(isolation="repeatable_read", readonly=True),
+        ):
+            given, rows = await fetch(connection, self.told.orders, sales)
+            orders, unseen = make_frame(given, rows, ORDER_TYPES), frozenset(ORDER_TYPES) - {*given}
+            shown, rows = await fetch(connection, self.told.sales, sales)
+            held = make_frame(shown, rows, SALE_TYPES)
+        by_product = {sale.terms.product_id: sale for sale in sales}
+        mine = orders["product_id"].isin(by_product) & orders["product_id"].notna()
+        orders = orders[mine].reset_index(drop=True)
+        held = held[held["product_id"].isin(by_product)].reset_index(drop=True)
+        if "status" in unseen:
+            orders["status"] = "CONFIRMED"
+        if strange := set(orders["status"]) - {*TERMINAL, "PENDING"}:
+            raise Unreadable(
+                f"sql.orders: an order's status is {strange.pop()!r}, none of {', '.join(TERMINAL)}"
+            )
+        if "quantity" in unseen:
+            orders["quantity"] = orders["product_id"].map(
+                {p: s.terms.quantity for p, s in by_product.items()}
+            )
+        if "sale_id" in unseen:
+            orders["sale_id"] = orders["product_id"].map({p: s.sale_id for p, s in by_product.items()})
+        if "sale_id" not in shown:
+            held["sale_id"] = held["product_id"].map({p: s.sale_id for p, s in by_product.items()})
+        if "sold" not in shown:
+            confirmed = orders[orders["status"] == "CONFIRMED"].groupby("sale_id")["quantity"].sum()
+            held["sold"] = held["sale_id"].map(confirmed).fillna(0)
+        whole = {name: "Int64" for name, kind in ORDER_TYPES.items() if kind == pa.int64()}
+        shown = [*dict.fromkeys(("sale_id", "product_id", "sold", *shown))]
+        return {
+            "orders": orders.astype(whole),
+            "sales": held[shown].astype("Int64"),
+            "pending": frozenset(orders.loc[orders["status"] == "PENDING", "order_id"]),
+            "unseen": unseen,
+        }
+
+    async def read_remaining(self, sales: Sequence[Sale]) -> dict[int, int]:
+        """Return what is still for sale of each product. Raises EngineError."""
+        how, products = self.told.remaining, sorted({sale.terms.product_id for sale in sales})
+        if how is None:
+            return {}
+        if how.sql is not None:
+            async with connect_ledger(self.postgres_url) as connection:
+                _, rows = await fetch(connection, how.sql, sales)
+            return {
+                int(row["product_id"]): int(row["remaining"]) for row in rows if row["product_id"] in products
+            }
+        if how.redis is not None:
+            if self.redis_url is None:
+                raise EngineError("sql.remaining.redis: needs a redis_url, or --redis-url")
+            async with connect_redis(self.redis_url, TIMEOUT_MS) as redis:
+                held = [
+                    await redis.get(how.redis.replace("{product_id}", str(product))) for product in products
+                ]
+            return {product: int(left or 0) for product, left in zip(products, held, strict=True)}
+        return await read_over_http(self.contract, self.url, self.ca, products)
+
+
+class SqlStore:
+    """Sold units by the engine's own count, and what is still for sale."""
+
+    def __init__(self, reader: SqlReader, sales: Sequence[Sale]) -> None:
+        self._reader = reader
+        self._sales = sales
+        self._connection: asyncpg.Connection | None = None
+
+    async def read(self) -> Counts:
+        """Return what is confirmed and what remains, as far as both are told."""
+        if self._connection is None:
+            self._connection = await asyncpg.connect(self._reader.postgres_url)
+        quantities = {sale.terms.product_id: sale.terms.quantity for sale in self._sales}
+        _, rows = await fetch(self._connection, self._reader.told.sales, self._sales)
+        counts: Counts = {}
+        mine = [row for row in rows if row["product_id"] in quantities]
+        if mine and all(row.get("sold") is not None for row in mine):
+            counts["ledger_confirmed"] = sum(
+                int(row["sold"]) // quantities[row["product_id"]] for row in mine
+            )
+        if self._reader.told.remaining:
+            counts["stock_remaining"] = sum((await self._reader.read_remaining(self._sales)).values())
+        return counts
+
+    async def close(self) -> None:
+        """Disconnect; the next reading connects again."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.terminate()
+
+
+def count_purchases(accepted: pd.DataFrame) -> int:
+    """Return the number of purchases in accepted answers, of which some may be of the same purchase."""
+    if accepted["order_id"].notna().any():
+        return int(accepted["order_id"].nunique())
+    keyed = accepted["key"].notna() & (accepted["key"] != "")
+    return int((~keyed).sum()) + len(accepted[keyed].drop_duplicates(["user_id", "product_id", "key"]))
+
+
+async def read_over_http(
+    contract: Contract, url: str, ca: str | None, products: Sequence[int]
+) -> dict[int, int]:
+    """Return what is still for sale of each product, as the engine shows it. Raises EngineError."""
+    found = {}
+    if contract.stock is None:
+        return {}
+    async with connect(ca) as session:
+        for product in products:
+            status, body = await send(session, url.rstrip("/"), contract.stock, product_id=product)
+            _, stock = contract.classify_stock(status, body, product)
+            if stock is None:
+                raise EngineError(
+                    f"{url} does not show the stock of product {product}: {status} {body[:100]!r}"
+                )
+            found[product] = stock.remaining
+    return found
+
+
+def _make_gate(sales: Sequence[Sale], left: dict[int, int]) -> pd.DataFrame:
+    """Return what is for sale as the gate's rows: of each product that of its newest sale."""
+    newest = {sale.terms.product_id: sale.sale_id for sale in sales}
+    rows = [[product, newest[product], units] for product, units in left.items() if product in newest]
+    return pd.DataFrame(rows, columns=["product_id", "sale_id", "remaining"], dtype="int64")

@@ -1,0 +1,46 @@
+"""What a run asks of a witness, and a witness that knows nothing."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import pandas as pd
+
+from engine.model.sale import Sale
+from simulation.model.state import FinalState
+from simulation.target.stores import Store
+
+
+class Witness(Protocol):
+    """Tells what the engine under test holds."""
+
+    async def check(self, sales: Sequence[Sale]) -> None:
+        """Raise EngineError unless it can tell of these sales, which were opened just now."""
+
+    def open_stores(self, sales: Sequence[Sale]) -> list[Store]:
+        """Return what probes may read while the run goes on; `sales` may grow meanwhile."""
+
+    async def read(
+        self, sales: Sequence[Sale], accepted: pd.DataFrame, drain_s: float, steady_s: float
+    ) -> FinalState:
+        """Wait at most `drain_s` until everything has settled, for `steady_s`, and return what is held then.
+
+        `accepted` are the purchases that clients were told are accepted, with the history's columns.
+        """
+
+
+class NoWitness:
+    """Knows nothing, so that the verdict is unknown."""
+
+    async def check(self, sales: Sequence[Sale]) -> None:
+        """Check nothing."""
+
+    def open_stores(self, sales: Sequence[Sale]) -> list[Store]:
+        """Return nothing."""
+        return []
+
+    async def read(
+        self, sales: Sequence[Sale], accepted: pd.DataFrame, drain_s: float, steady_s: float
+    ) -> FinalState:
+        """Return a state of which nothing could be read."""
+        reason = "the engine's services are not known: give --redis-url and --postgres-url"
+        return FinalState(unread=dict.fromkeys(("gate", "bus", "ledger"), reason))

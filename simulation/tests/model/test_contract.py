@@ -1,0 +1,118 @@
+"""A contract is data: its requests are filled in, and its answers mean what it says."""
+
+from typing import get_args
+
+import msgspec
+import pytest
+
+from simulation.model.contract import (
+    FLASHGRID,
+    Buy,
+    Contract,
+    Init,
+    OrderRead,
+    Outcome,
+    Request,
+    Rule,
+    StockRead,
+)
+from simulation.model.outcome import OUTCOMES
+from simulation.model.requests import Encoder, fill
+
+SHOP = Contract(
+    init=Init(path="/init"),
+    buy=Buy(
+        path="/buy",
+        answers=(
+            Rule(status=200, outcome="SOLD_OUT", word=False),
+            Rule(status=200, outcome="ACCEPTED", word=True),
+            Rule(status=202, outcome="ACCEPTED"),
+            Rule(status=429, outcome="SOLD_OUT"),
+            Rule(status=500, outcome="UNKNOWN"),
+        ),
+        words=("result.ok",),
+        order_id="result.orders.0",
+        numbered=True,
+    ),
+    stock=StockRead(path="/stock", remaining="."),
+    order=OrderRead(path="/order/{order_id}", status="state", words={"PAID": "CONFIRMED"}),
+)
+
+
+def test_every_outcome_can_be_said() -> None:
+    assert set(get_args(Outcome)) == set(OUTCOMES)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "found"),
+    [
+        (200, b'{"result":{"ok":true,"orders":[17]}}', ("ACCEPTED", "17")),
+        (200, b'{"result":{"ok":false}}', ("SOLD_OUT", None)),
+        (200, b'{"result":{"ok":1,"orders":[17]}}', ("UNKNOWN", None)),
+        (200, b'{"result":{"ok":true,"orders":["17"]}}', ("UNKNOWN", None)),
+        (200, b'{"result":{"ok":true,"orders":[]}}', ("UNKNOWN", None)),
+        (202, b"", ("UNKNOWN", None)),
+        (429, b"<html>", ("SOLD_OUT", None)),
+        (500, b"", ("UNKNOWN", None)),
+        (503, b"", ("UNKNOWN", None)),
+        (404, b"", ("INVALID", None)),
+    ],
+)
+def test_an_answer_means_what_the_contract_says(
+    status: int, body: bytes, found: tuple[str, str | None]
+) -> None:
+    assert SHOP.classify(status, body) == found
+
+
+def test_without_a_place_for_it_no_order_id_is_needed() -> None:
+    buy = msgspec.structs.replace(SHOP.buy, order_id=None)
+    assert msgspec.structs.replace(SHOP, buy=buy).classify(202, b"") == ("ACCEPTED", None)
+
+
+def test_a_status_with_several_outcomes_is_read_and_kept() -> None:
+    assert SHOP.ambiguous == {200}
+    assert SHOP.kept == {200, 202}
+    assert FLASHGRID.ambiguous == set()
+    assert FLASHGRID.kept == {200}
+
+
+def test_reads_are_understood_by_their_places() -> None:
+    outcome, stock = SHOP.classify_stock(200, b"12", 1)
+    assert outcome == "UNKNOWN", "a text is no number"
+    plain = msgspec.structs.replace(SHOP, stock=StockRead(path="/stock", remaining="left"))
+    outcome, stock = plain.classify_stock(200, b'{"left":12}', 1)
+    assert outcome == "SHOWN"
+    assert stock
+    assert (stock.remaining, stock.initial, stock.sold) == (12, None, None)
+    assert SHOP.classify_order(200, b'{"state":"PAID"}', "17") == ("SHOWN", "CONFIRMED")
+
+
+def test_a_status_that_the_contract_does_not_list_does_not_fit() -> None:
+    assert SHOP.fits("buy", 500, "UNKNOWN")
+    assert not SHOP.fits("buy", 429, "ACCEPTED")
+    assert SHOP.knows(500)
+    assert not FLASHGRID.knows(500)
+
+
+def test_what_has_no_value_is_left_out_and_null_in_a_body() -> None:
+    request = Request(
+        path="/a/{order_id}",
+        query={"q": "{product_id}", "limit": "{limit}"},
+        headers={"X-Key": "k {key}", "X-User": "{user_id}"},
+        body='{"p":{product_id},"limit":{limit},"key":"{key}"}',
+    )
+    path, headers, body = fill(request, order_id="a/b ü", product_id=7, limit=None, key='"', user_id=3)
+    assert path == "/a/a%2Fb%20%C3%BC?q=7"
+    assert headers == {"X-Key": 'k "', "X-User": "3"}
+    assert body == b'{"p":7,"limit":null,"key":"\\""}'
+    assert "X-Key" not in fill(request, order_id="a", product_id=7, limit=1, key=None, user_id=3)[1]
+
+
+def test_an_encoder_sends_what_the_template_says() -> None:
+    request = Request(
+        path="/buy", method="POST", query={"p": "{product_id}"}, headers={"K": "{key}"}, body="100%,{user_id}"
+    )
+    sent = Encoder(request, "shop:80", "/v1").encode(user_id=12, product_id=3, key="k")
+    assert sent == (b"POST /v1/buy?p=3 HTTP/1.1\r\nHost: shop:80\r\nK: k\r\nContent-Length: 7\r\n\r\n100%,12")
+    keyless = Encoder(request, "shop:80", "", missing=("key",)).encode(user_id=1, product_id=3, key="")
+    assert b"K: " not in keyless

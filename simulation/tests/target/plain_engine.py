@@ -1,0 +1,63 @@
+"""An engine with a plain contract and tables of its own: 200 or 429, and nothing worth reading.
+
+`python plain_engine.py PORT POSTGRES_URL [oversell] [https CERTIFICATE KEY]`
+"""
+
+import asyncio
+import ssl
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+from aiohttp import web
+
+SCHEMA = Path(__file__).with_name("plain_engine.sql").read_text()
+POOL: web.AppKey[Any] = web.AppKey("pool")
+LOCK = web.AppKey("lock", asyncio.Lock)
+SPARE = web.AppKey("spare", int)
+
+
+async def init(request: web.Request) -> web.Response:
+    item, amount = int(request.query["item"]), int(request.query["amount"])
+    async with request.app[POOL].acquire() as connection, connection.transaction():
+        await connection.execute("DELETE FROM units_sold WHERE item = $1", item)
+        await connection.execute(
+            "INSERT INTO items VALUES ($1, $2) ON CONFLICT (item) DO UPDATE SET amount = $2", item, amount
+        )
+    return web.Response()
+
+
+async def buy(request: web.Request) -> web.Response:
+    if not request.headers.get("Authorization", "").startswith("Bearer user-"):
+        return web.Response(status=401)
+    wanted = await request.json()
+    item = int(wanted["item"])
+    async with request.app[LOCK], request.app[POOL].acquire() as connection:
+        sold = await connection.fetchval("SELECT count(*) FROM units_sold WHERE item = $1", item)
+        amount = await connection.fetchval("SELECT amount FROM items WHERE item = $1", item)
+        if sold >= amount + request.app[SPARE]:
+            return web.Response(status=429)
+        await connection.execute(
+            "INSERT INTO units_sold (buyer, item) VALUES ($1, $2)", int(wanted["buyer"]), item
+        )
+    return web.Response()
+
+
+async def connect(app: web.Application) -> AsyncIterator[None]:
+    async with asyncpg.create_pool(sys.argv[2], min_size=1, max_size=2) as app[POOL]:
+        await app[POOL].execute(SCHEMA)
+        yield
+
+
+if __name__ == "__main__":
+    app = web.Application()
+    app.add_routes([web.post("/init", init), web.post("/buy", buy)])
+    app.cleanup_ctx.append(connect)
+    app[LOCK], app[SPARE] = asyncio.Lock(), 5 if "oversell" in sys.argv else 0
+    tls = None
+    if "https" in sys.argv:
+        tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        tls.load_cert_chain(*sys.argv[-2:])
+    web.run_app(app, host="127.0.0.1", port=int(sys.argv[1]), ssl_context=tls, access_log=None, print=None)

@@ -1,0 +1,274 @@
+"""Engines that are not ours are judged by what their descriptions say: contract, tables, processes."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.settings import Settings
+from simulation.errors import EngineError
+from simulation.run import find_target, run
+from simulation.scenario.loading import load_scenario
+from simulation.scenario.schema import Scenario
+from simulation.target.engine_process import start_engine
+from simulation.target.foreign.description import load_description
+from simulation.target.foreign.engine import Engine, find_engine
+from simulation.target.foreign.programs import Programs
+from simulation.target.services import Services
+from simulation.tests.cli.test_cli import flashsim
+from simulation.tests.drive.test_open_loop import free_port
+from simulation.tests.test_run import PATIENT
+from simulation.verdict import finish_run
+
+PLAIN = Path(__file__).with_name("plain_engine.py")
+
+
+def small_spike(**overrides: Any) -> Scenario:
+    changes = PATIENT | {"thresholds": [], "drain_s": 5} | overrides
+    return load_scenario("spike", changes, rate_rps=200, duration_s=3, stock=60)
+
+
+async def is_open(port: int) -> None:
+    async with asyncio.timeout(30):
+        while True:
+            try:
+                _, writer = await asyncio.open_connection("127.0.0.1", port)
+            except OSError:
+                await asyncio.sleep(0.05)
+            else:
+                writer.close()
+                return
+
+
+@asynccontextmanager
+async def plain_engine(postgres_url: str, *words: str) -> AsyncIterator[int]:
+    port = free_port()
+    process = await asyncio.create_subprocess_exec(sys.executable, PLAIN, str(port), postgres_url, *words)
+    try:
+        await is_open(port)
+        yield port
+    finally:
+        process.terminate()
+        await process.wait()
+
+
+async def judge(scenario: Scenario, folder: Path, engine: Engine, url: str) -> dict[str, Any]:
+    target = find_target(url, None, None, scenario, engine)
+    await run(scenario, folder, lambda _: None, target=target, engine=engine)
+    return finish_run(folder)
+
+
+def states(summary: dict[str, Any]) -> dict[str, str]:
+    return {check["name"]: check["state"] for check in summary["checks"]}
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> tuple[Path, Path]:
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    subprocess.run(
+        [
+            "openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2",
+            "-subj", "/CN=localhost",
+            "-addext", "subjectAltName=DNS:localhost", "-keyout", key, "-out", cert,
+        ],
+        check=True,
+        capture_output=True,
+    )  # fmt: skip
+    return cert, key
+
+
+async def test_a_plain_engine_is_judged_by_its_description_alone(settings: Settings, tmp_path: Path) -> None:
+    engine = find_engine("plain", None, (None, None, settings.postgres_url))
+    async with plain_engine(str(settings.postgres_url)) as port:
+        summary = await judge(small_spike(), tmp_path / "run", engine, f"http://127.0.0.1:{port}")
+    assert summary["verdict"] == "pass", summary["verdict_in_words"]
+    assert (summary["stock"]["sold"], summary["stock"]["remaining"], summary["outcomes"]["accepted"]) == (
+        60,
+        0,
+        60,
+    )
+    found = states(summary)
+    held = {"no oversell", "accepted is settled", "no phantom orders", "units are conserved"}
+    assert {found[name] for name in held} == {"held"}
+    assert found["order ids are unique"] == found["no dead letters"] == "not exercised"
+
+
+async def test_an_oversell_of_a_plain_engine_is_found(settings: Settings, tmp_path: Path) -> None:
+    engine = find_engine("plain", None, (None, None, settings.postgres_url))
+    async with plain_engine(str(settings.postgres_url), "oversell") as port:
+        summary = await judge(small_spike(), tmp_path / "run", engine, f"http://127.0.0.1:{port}")
+    assert summary["verdict"] == "fail"
+    assert summary["stock"]["oversold"] == 5
+    assert states(summary)["no oversell"] == "broken"
+
+
+async def test_a_plain_engine_is_judged_over_https(
+    settings: Settings, tmp_path: Path, certificate: tuple[Path, Path]
+) -> None:
+    cert, key = certificate
+    own = tmp_path / "own.toml"
+    own.write_text('ca = "cert.pem"\n' + (PLAIN.parents[2] / "target/foreign/library/plain.toml").read_text())
+    engine = find_engine(str(own), None, (None, None, settings.postgres_url))
+    async with plain_engine(str(settings.postgres_url), "https", str(cert), str(key)) as port:
+        url = f"https://localhost:{port}"
+        summary = await judge(small_spike(), tmp_path / "run", engine, url)
+        stranger = find_engine("plain", None, (None, None, settings.postgres_url))
+        with pytest.raises(EngineError, match="certificate"):
+            await judge(small_spike(), tmp_path / "other", stranger, url)
+    assert summary["verdict"] == "pass", summary["verdict_in_words"]
+    assert summary["outcomes"]["accepted"] == 60
+
+
+@pytest.fixture
+def services(settings: Settings) -> Services:
+    return Services(
+        redis_url=settings.redis_url or "",
+        postgres_url=settings.postgres_url or "",
+        amqp_url=settings.amqp_url,
+    )
+
+
+async def test_over_http_alone_what_can_be_judged_is_judged(services: Services, tmp_path: Path) -> None:
+    scenario = small_spike()
+    async with start_engine(services, {"dev": True}, tmp_path / "log") as process:
+        summary = await judge(scenario, tmp_path / "run", find_engine(None, "http"), process.url)
+    assert summary["verdict"] == "unknown"
+    found = states(summary)
+    assert [name for name, state in found.items() if state == "broken"] == []
+    assert {found[name] for name in ("accepted is settled", "units are conserved", "no oversell")} == {"held"}
+    blind = {"no phantom orders", "nothing is stranded", "no dead letters"}
+    assert {name for name, state in found.items() if state == "not judged"} == blind
+
+
+async def test_the_textbook_is_judged_by_its_own_tables(services: Services, tmp_path: Path) -> None:
+    engine = find_engine("textbook", None)
+    await run(small_spike(), tmp_path / "run", lambda _: None, services=services, engine=engine)
+    summary = finish_run(tmp_path / "run")
+    assert summary["verdict"] == "pass", summary["verdict_in_words"]
+    assert summary["fulfilment"]["confirmed"] == 60
+    assert states(summary)["units are conserved"] == "held"
+
+
+def describe(tmp_path: Path, changes: dict[str, str]) -> str:
+    text = (PLAIN.parents[2] / "target/foreign/library/plain.toml").read_text()
+    for old, new in changes.items():
+        assert old in text
+        text = text.replace(old, new)
+    file = tmp_path / "shop.toml"
+    file.write_text(text)
+    return str(file)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('path = "/buy"', 'path = "buy"', "buy.path: "),
+        ("{product_id}}'", "{product}}'", "buy: there is no {product}; there are: key, product_id, user_id"),
+        (
+            'outcome = "SOLD_OUT"',
+            'outcome = "SOLD"',
+            "buy.answers.1.outcome: must be one of ACCEPTED, ",
+        ),
+        ('witness = "sql"', 'witness = "psql"', "witness: must be one of flashgrid, sql, http, got 'psql'"),
+        ("[sql.remaining]", "[sql.remaining]\nget = true", "sql.remaining: needs one of sql, redis and get"),
+        ('text = "A', "text = A", "is not TOML: Invalid value (at line 7"),
+        ("answers = [", "replies = [", "buy.replies: there is no such key"),
+    ],
+)
+def test_a_bad_description_is_told_in_one_line(tmp_path: Path, old: str, new: str, said: str) -> None:
+    file = describe(tmp_path, {old: new})
+    with pytest.raises(EngineError) as error:
+        load_description(file)
+    assert "\n" not in str(error.value)
+    assert f"{file}: {said}" in str(error.value)
+
+
+async def test_a_statement_without_a_column_is_told_before_the_load(
+    settings: Settings, tmp_path: Path
+) -> None:
+    file = describe(tmp_path, {"buyer AS user_id, ": ""})
+    engine = find_engine(file, None, (None, None, settings.postgres_url))
+    async with plain_engine(str(settings.postgres_url)) as port:
+        with pytest.raises(EngineError, match=r"sql\.orders: must give user_id, gives order_id, product_id"):
+            await judge(small_spike(), tmp_path / "run", engine, f"http://127.0.0.1:{port}")
+
+
+async def test_a_term_that_the_contract_can_t_say_is_told(tmp_path: Path) -> None:
+    engine = find_engine("plain", None, (None, None, "postgresql://127.0.0.1:9"))
+    with pytest.raises(EngineError, match=r"sales.0.limit: this engine's init takes no \{limit\}"):
+        await run(small_spike(**{"sales.0.limit": 2}), tmp_path / "run", lambda _: None, engine=engine)
+
+
+async def test_a_reset_that_fails_is_told(settings: Settings, tmp_path: Path) -> None:
+    file = describe(
+        tmp_path, {'witness = "sql"': 'witness = "sql"\nreset = "sh -c \'echo no such database; exit 3\'"'}
+    )
+    engine = find_engine(file, None, (None, None, settings.postgres_url))
+    with pytest.raises(EngineError, match="ended with code 3: no such database"):
+        await judge(small_spike(), tmp_path / "run", engine, "http://127.0.0.1:9")
+
+
+async def test_faults_of_one_s_own_are_commands(settings: Settings, tmp_path: Path) -> None:
+    diary = tmp_path / "diary"
+    fault = {"kind": "command", "on": "shop", "at_s": 5, "seconds": 5}
+    fault |= {word: f"sh -c 'echo {word} >> {diary}'" for word in ("begin", "end")}
+    engine = find_engine("plain", None, (None, None, settings.postgres_url))
+    async with plain_engine(str(settings.postgres_url)) as port:
+        summary = await judge(
+            small_spike(faults=[fault]), tmp_path / "run", engine, f"http://127.0.0.1:{port}"
+        )
+    assert diary.read_text() == "begin\nend\n"
+    assert [(each["kind"], each["on"]) for each in summary["faults"]] == [("command", "shop")]
+
+
+async def test_a_program_that_dies_is_started_again(services: Services, tmp_path: Path) -> None:
+    program = find_engine("textbook", None).programs[0]
+    running = Programs([program], services, tmp_path / "log")
+    try:
+        await running.start()
+        [first] = running.find_stage("front-door")
+        first_pid = first.pid
+        os.kill(first_pid, signal.SIGKILL)
+        async with asyncio.timeout(30):
+            while not (now := running.find_stage("front-door")) or now[0].pid == first_pid:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+    finally:
+        await running.stop()
+    assert running.find_stage("front-door") == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--witness=sql"], "the witness sql needs the tables of an engine: give --engine FILE with [sql]"),
+        (["--engine=nosuch"], "no engine 'nosuch'; there are: plain, textbook, or a FILE.toml"),
+        (["--engine=textbook", "--witness=flashgrid"], "textbook: is not Flashgrid"),
+        (["--engine=plain", "--target=http://127.0.0.1:9"], "needs sql.postgres_url, or --postgres-url"),
+        (["--set=target.engine=nosuch"], "no engine 'nosuch'"),
+        (["--set=target.witness=sql"], "the witness sql needs the tables of an engine"),
+    ],
+)
+def test_the_command_line_and_a_scenario_name_the_engine(arguments: list[str], said: str) -> None:
+    result = flashsim("run", "spike", "--rate=10", "--duration=1", *arguments)
+    assert result.exit_code == 2
+    assert said in result.output
+    assert len(result.output.strip().splitlines()) == 1
+
+
+def test_what_the_contract_lacks_is_left_out_and_told() -> None:
+    told: list[str] = []
+    reads = {"stock_share": 0.1, "order_share": 0.1}
+    scenario = small_spike(**{"population.keyed_share": 0.5, "population.reads": reads})
+    fitted = find_engine("plain", "http").fit(scenario, told.append)
+    assert fitted.population.keyed_share == 0
+    assert fitted.population.reads
+    assert (fitted.population.reads.stock_share, fitted.population.reads.order_share) == (0, 0)
+    assert len(told) == 3
+    assert find_engine(None, "http").fit(scenario, told.append) is scenario
