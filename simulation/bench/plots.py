@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from simulation.bench.results import Curve, FrontDoor, Responses
-from simulation.report.canvas import FILL, Canvas, note
 from simulation.report.page import LIGHT, SERIES
+from simulation.report.plots.canvas import FILL, Canvas, note
 from simulation.report.words import count, short
 
 

@@ -37,6 +37,7 @@ for command in (
     running.run,
     running.locust,
     judging.verify,
+    judging.explain,
     judging.report,
     judging.index,
     judging.compare,

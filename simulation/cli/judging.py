@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from simulation.cli.shared import EXIT_CODES, REPORTS, list_anew
+from simulation.cli.shared import EXIT_CODES, REPORTS, echo_json, json_option, list_anew
 from simulation.scenario.condition import check_metric, parse_change
 
 
@@ -24,13 +24,35 @@ def verify(folder: Path) -> None:
     for check in summary["checks"] + summary["thresholds"]:
         state = check["state"].upper() if check["state"] == "broken" else check["state"]
         click.echo(f"{state:14} {check['name']}: {check['detail']}")
-    click.echo(describe(summary))
+    click.echo(describe(summary, str(folder)))
     if read_manifest(folder) is None:
         click.echo("there is no manifest.json: changes of the files can't be found")
     contradictions = find_contradictions(folder, summary)
     for contradiction in contradictions:
         click.echo(f"CHANGED: {contradiction}")
     sys.exit(EXIT_CODES["fail" if contradictions else summary["verdict"]])
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path), metavar="RUN")
+@click.argument("what", nargs=-1, required=True, metavar="WHAT")
+@json_option
+def explain(folder: Path, what: tuple[str, ...], as_json: bool) -> None:
+    """Tell the story of WHAT in the run of the folder RUN: what was planned, sent, answered, reserved,
+    relayed, settled and released, when, and which rules looked at it.
+
+    WHAT is an order id, a request number (17), a user (user 101), or a second (12.5s).
+    """
+    from simulation.report.story.find import explain as find_story
+    from simulation.report.story.find import read_record
+    from simulation.report.story.story import write_story
+    from simulation.verdict import load_run
+
+    story = find_story(read_record(load_run(folder)), " ".join(what))
+    if as_json:
+        echo_json(story)
+    else:
+        click.echo(write_story(story))
 
 
 @click.command()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final, NoReturn, TypeVar
 
 import click
+import msgspec
 from click.core import ParameterSource
 
 from simulation.errors import RunError
@@ -34,6 +35,16 @@ def out_option(what: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     )  # fmt: skip
 
 
+json_option: Final = click.option(
+    "--json", "as_json", is_flag=True, help="Write JSON to standard output, and nothing else."
+)
+
+
+def echo_json(value: Any) -> None:
+    """Write a value as JSON to standard output."""
+    click.echo(msgspec.json.format(msgspec.json.encode(value)).decode())
+
+
 def name_folder(what: str) -> Path:
     """Return a folder in reports/ for what begins now."""
     return REPORTS / f"{datetime.now(UTC):%Y-%m-%dT%H-%M-%SZ}-{what}"
@@ -53,7 +64,7 @@ def end_by(summary: Mapping[str, Any], folder: Path) -> NoReturn:
     from simulation.report.words import describe
 
     list_anew(folder)
-    click.echo(describe(summary))
+    click.echo(describe(summary, str(folder)))
     click.echo(f"report: {folder / 'report.html'}")
     sys.exit(EXIT_CODES[summary["verdict"]])
 

@@ -15,9 +15,9 @@ from simulation.judge.comparison import Change, Row, count_tests
 from simulation.judge.differences import find_differences
 from simulation.judge.figures import Side
 from simulation.judge.stalls import QUANTILE, Stall
-from simulation.report.canvas import Course, Phase
-from simulation.report.comparison_plots import LETTERS, draw_curves, draw_spread, draw_times
 from simulation.report.page import SERIES, fill_page
+from simulation.report.plots.canvas import Course, Phase
+from simulation.report.plots.comparison import LETTERS, draw_curves, draw_spread, draw_times
 from simulation.report.words import count, figure, ms, percent
 
 MOST_SIDES: Final = len(LETTERS)

@@ -10,8 +10,8 @@ from simulation.judge.chance import LEVEL, count_runs_needed
 from simulation.judge.comparison import CERTAIN, Row
 from simulation.judge.figures import FIGURES, Run
 from simulation.record.series import SeriesRecord, read_series
-from simulation.report.comparison_plots import draw_spread
 from simulation.report.page import fill_page
+from simulation.report.plots.comparison import draw_spread
 from simulation.report.report import THUMBNAIL
 from simulation.report.words import figure, percent
 from simulation.scenario.condition import unit_of

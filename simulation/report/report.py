@@ -18,9 +18,9 @@ from simulation.model.hostile import KindCount
 from simulation.record.facts import read_facts, read_hostile, read_timeline
 from simulation.record.history import read_history
 from simulation.record.state import read_state
-from simulation.report import latency_plots, plots
-from simulation.report.canvas import Canvas, Course, Phase, to_svg
 from simulation.report.page import fill_page
+from simulation.report.plots import latency, run
+from simulation.report.plots.canvas import Canvas, Course, Phase, to_svg
 from simulation.report.words import FAULTS, OUTCOMES, count, ms, seconds
 
 THUMBNAIL: Final = "picture.svg"
@@ -76,18 +76,18 @@ def write_plots(
         moments.insert(0, (at_s, f"sold out, {at_s:.2f} s"))
     course = Course(
         [Phase(phase["name"], phase["start_s"], phase["end_s"]) for phase in summary["phases"]],
-        plots.mark_faults(summary.get("faults", []), summary["duration_s"]),
+        run.mark_faults(summary.get("faults", []), summary["duration_s"]),
         moments,
     )
     drawn = {
-        "throughput": plots.draw_throughput(history, course),
-        "latency": latency_plots.draw_latency(history, course, timeout_ms),
-        "heat": latency_plots.draw_heat(history, course, timeout_ms),
-        "percentiles": latency_plots.draw_percentiles(history, timeout_ms),
+        "throughput": run.draw_throughput(history, course),
+        "latency": latency.draw_latency(history, course, timeout_ms),
+        "heat": latency.draw_heat(history, course, timeout_ms),
+        "percentiles": latency.draw_percentiles(history, timeout_ms),
         "knee": _draw_knee(run_folder, summary, history, timeout_ms),
-        "stock": plots.draw_stock(timeline, course),
-        "delay": plots.draw_delay(read_state(run_folder).orders),
-        "processes": plots.draw_processes(timeline, course, summary["machine"].get("cores")),
+        "stock": run.draw_stock(timeline, course),
+        "delay": run.draw_delay(read_state(run_folder).orders),
+        "processes": run.draw_processes(timeline, course, summary["machine"].get("cores")),
     }
     folder = run_folder / "plots"
     folder.mkdir(exist_ok=True)
@@ -99,7 +99,7 @@ def write_plots(
             canvas.to_png(folder / f"{name}.png")
             figures[name] = canvas.to_svg(name)
     if "throughput" in figures:
-        thumbnail = to_svg(plots.draw_thumbnail(history), f"run-{summary['started_at']}")
+        thumbnail = to_svg(run.draw_thumbnail(history), f"run-{summary['started_at']}")
         (folder / THUMBNAIL).write_text(thumbnail, encoding="utf-8")
     return figures
 
@@ -111,7 +111,7 @@ def _draw_knee(
     if ramp is None:
         return None
     _, rates, p99_ms = measure_ramp(history, *ramp, timeout_ms)
-    return latency_plots.draw_knee(rates, p99_ms, summary["knee"])
+    return latency.draw_knee(rates, p99_ms, summary["knee"])
 
 
 def measure_processes(timeline: pd.DataFrame) -> list[dict[str, Any]]:
@@ -119,11 +119,11 @@ def measure_processes(timeline: pd.DataFrame) -> list[dict[str, Any]]:
     return [
         {
             "name": name,
-            "cpu_mean": timeline[plots.CPU + name].mean(),
-            "cpu_most": timeline[plots.CPU + name].max(),
-            "memory_most": timeline[plots.MEMORY + name].max(),
+            "cpu_mean": timeline[run.CPU + name].mean(),
+            "cpu_most": timeline[run.CPU + name].max(),
+            "memory_most": timeline[run.MEMORY + name].max(),
         }
-        for name in plots.list_processes(timeline)
+        for name in run.list_processes(timeline)
     ]
 
 

@@ -5,9 +5,9 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from simulation.report.canvas import WIDE, Course, Phase
-from simulation.report.latency_plots import draw_heat, draw_latency, draw_percentiles, percentile_steps
-from simulation.report.plots import mark_faults
+from simulation.report.plots.canvas import WIDE, Course, Phase
+from simulation.report.plots.latency import draw_heat, draw_latency, draw_percentiles, percentile_steps
+from simulation.report.plots.run import mark_faults
 from simulation.tests.run_folders import make_history
 
 

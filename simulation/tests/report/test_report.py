@@ -16,7 +16,7 @@ from simulation.judge.numbers.reads import measure_reads
 from simulation.judge.numbers.requests import measure_retries
 from simulation.model.hostile import KindCount
 from simulation.record.history import read_history
-from simulation.report.latency_plots import draw_knee
+from simulation.report.plots.latency import draw_knee
 from simulation.report.report import render_page, tabulate_hostile, write_report
 from simulation.report.words import FAULTS, count, describe, ms
 from simulation.scenario.fault import TARGETS

@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from simulation.judge.numbers.latency import Floats, delay_ms
-from simulation.report.canvas import DASHED, FILL, Canvas, Course, Phase, note
 from simulation.report.page import LIGHT, SERIES
+from simulation.report.plots.canvas import DASHED, FILL, Canvas, Course, Phase, note
 from simulation.report.words import OUTCOMES, count, ms
 
 CPU: Final = "cpu_percent "
