@@ -20,7 +20,7 @@ from simulation.cli.shared import (
 from simulation.scenario.loading import load_scenario
 
 
-@click.command()
+@click.command(short_help="Abuse the front door while a sale runs.")
 @click.argument("scenario", default="hostile")
 @click.option(
     "--requests", type=click.IntRange(1, 10_000_000), default=200_000, show_default=True, metavar="N",
@@ -51,7 +51,7 @@ def fuzz(scenario: str, requests: int, seed: int, duration: float | None, folder
     end_by(summary, folder)
 
 
-@click.command()
+@click.command(short_help="Every fault on every component, or every two of them.")
 @click.option("--pairs", is_flag=True, help="Do two faults to a run: every two kinds at least once.")
 @click.option(
     "--only", multiple=True, metavar="KIND:ON",
@@ -100,7 +100,7 @@ def _choose(names: list[str], only: Collection[str]) -> list[str]:
     return [name for key, name in known.items() if not only or key in wanted]
 
 
-@click.command()
+@click.command(short_help="Deliberate bugs, which the judge must find.")
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @out_option("mutants")
 def mutants(names: tuple[str, ...], folder: Path) -> None:
@@ -121,7 +121,7 @@ def mutants(names: tuple[str, ...], folder: Path) -> None:
     sys.exit(1 if "survived" in outcomes else EXIT_CODES["unknown"] if "void" in outcomes else 0)
 
 
-@click.command()
+@click.command(short_help="Random faults, seed after seed.")
 @click.option("--minutes", type=click.FloatRange(0), default=10.0, show_default=True, help="How long.")
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="The first seed.")
 @out_option("soak")
@@ -134,7 +134,7 @@ def soak(minutes: float, seed: int, folder: Path) -> None:
         end_by(summary, folder)
 
 
-@click.command()
+@click.command(short_help="Measure engine, baselines and driver side by side.")
 @click.option(
     "--rounds", type=click.IntRange(1, 100),
     help="Rounds, of which the median counts. [default: 3; with --against 15]",
