@@ -103,14 +103,14 @@ class Canvas:
             axes.locator_params(axis="y", nbins=4)
             axes.yaxis.set_major_formatter(lambda value, _: short(value))
 
-    def time_axis(self, end_s: float, course: Course) -> None:
+    def time_axis(self, end_s: float, course: Course, start_s: float = 0.0) -> None:
         """Let the x axis be seconds from the start of the run; shade phases and faults, mark moments.
 
         A y axis that is not logarithmic begins at 0.
         """
         self._course = course
         for axes in self.panels:
-            axes.set_xlim(0, end_s)
+            axes.set_xlim(start_s, end_s)
             if axes.get_yscale() == "linear":
                 axes.set_ylim(0, max(axes.dataLim.y1, 1) * (1.3 if course.faults else 1.2))
             axes.xaxis.set_major_formatter(lambda value, _: f"{value:g} s")

@@ -58,7 +58,7 @@ def draw_throughput(history: pd.DataFrame, course: Course) -> Canvas | None:
         return None
     end_s = last_second(history)
     canvas = Canvas({"Requests per second": 230})
-    _draw_rates(canvas.panels[0], history, time_edges(end_s))
+    draw_rates(canvas.panels[0], history, time_edges(end_s))
     canvas.time_axis(end_s, course)
     return canvas
 
@@ -68,13 +68,14 @@ def draw_thumbnail(history: pd.DataFrame) -> Figure:
     figure = Figure(figsize=(200 / 72, 64 / 72))
     axes = figure.add_axes((0, 0, 1, 1))
     edges = time_edges(last_second(history), 80)
-    _draw_rates(axes, history, edges)
+    draw_rates(axes, history, edges)
     axes.set(xlim=(0, edges[-1]), ylim=(0, 1.04 * axes.dataLim.y1))
     axes.axis("off")
     return figure
 
 
-def _draw_rates(axes: Axes, history: pd.DataFrame, edges: Floats) -> None:
+def draw_rates(axes: Axes, history: pd.DataFrame, edges: Floats) -> None:
+    """Draw requests per second between edges: offered, answered, accepted, sold out, and other."""
     # A request without an answer counts where it was intended.
     done_ns, outcome = history["done_ns"].fillna(history["intended_ns"]), history["outcome"].astype("str")
     moments = {"offered": ("muted", history["intended_ns"]), "answered": ("ink", history["done_ns"].dropna())}
