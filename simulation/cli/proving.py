@@ -11,6 +11,7 @@ from simulation.cli.shared import (
     EXIT_CODES,
     carry_out,
     end_by,
+    list_anew,
     out_option,
     repeat_command,
     run_on_services,
@@ -79,6 +80,7 @@ def matrix(pairs: bool, only: tuple[str, ...], seed: int | None, folder: Path) -
             )
         )
         click.echo((folder / "pairs.md").read_text())
+        list_anew(folder)
         sys.exit(max(EXIT_CODES[pair.verdict] for pair in paired.pairs))
     if seed is not None:
         raise click.UsageError("--seed is for --pairs")
@@ -86,6 +88,7 @@ def matrix(pairs: bool, only: tuple[str, ...], seed: int | None, folder: Path) -
     chosen = [faults[name] for name in _choose(list(faults), only)]
     result = run_on_services(lambda services: run_matrix(chosen, folder, services, say, repeat_command()))
     click.echo((folder / "matrix.md").read_text())
+    list_anew(folder)
     sys.exit(max(EXIT_CODES[cell.verdict] for cell in result.cells))
 
 
@@ -116,6 +119,7 @@ def mutants(names: tuple[str, ...], folder: Path) -> None:
     mutations = [load_mutation(name) for name in dict.fromkeys(names) or list_mutations()]
     result = run_on_services(lambda services: run_mutants(mutations, folder, services, say, repeat_command()))
     click.echo((folder / "mutants.md").read_text())
+    list_anew(folder)
     tell_coverage(result, say)
     outcomes = {trial.outcome for trial in result.trials}
     sys.exit(1 if "survived" in outcomes else EXIT_CODES["unknown"] if "void" in outcomes else 0)
@@ -126,12 +130,15 @@ def mutants(names: tuple[str, ...], folder: Path) -> None:
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="The first seed.")
 @out_option("soak")
 def soak(minutes: float, seed: int, folder: Path) -> None:
-    """Run the chaos scenario seed after seed, and keep the first run that does not pass."""
+    """Run the chaos scenario seed after seed, until one does not pass, and write a table of all."""
     from simulation.campaign.suite import soak as run_soak
 
-    summary = run_on_services(lambda services: run_soak(minutes, seed, folder, services, say))
-    if summary["verdict"] != "pass":
-        end_by(summary, folder)
+    command = repeat_command()
+    judged = run_on_services(lambda services: run_soak(minutes, seed, folder, services, say, command))
+    list_anew(folder)
+    click.echo(f"table: {folder / 'soak.html'}")
+    if judged.summary["verdict"] != "pass":
+        end_by(judged.summary, judged.folder)
 
 
 @click.command(short_help="Measure engine, baselines and driver side by side.")

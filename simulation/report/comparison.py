@@ -263,7 +263,7 @@ def _describe_side(side: Side, number: int, base: Path) -> dict[str, Any]:
     }
 
 
-def _draw(sides: Sequence[Side], rows: Sequence[Row]) -> dict[str, tuple[str, str]]:
+def _draw(sides: Sequence[Side], rows: Sequence[Row]) -> dict[str, list[str]]:
     drawn = {"spread": draw_spread(rows) if count_series(sides) else None}
     runs = [side.runs[0] for side in sides]
     records = [run.metrics for run in runs if run.metrics is not None]

@@ -21,7 +21,7 @@ from simulation.record.history import read_history
 from simulation.record.state import read_state
 from simulation.report.page import fill_page
 from simulation.report.plots import latency, load, run
-from simulation.report.plots.canvas import Canvas, Course, Phase, to_svg
+from simulation.report.plots.canvas import WIDE, Canvas, Course, Phase, to_svg
 from simulation.report.plots.load import Cause, list_causes
 from simulation.report.plots.moment import draw_moment
 from simulation.report.scenario import list_facts, tabulate_arrivals, tabulate_sales
@@ -37,12 +37,17 @@ _COLOURS: Final = {
 _ORDER: Final = ("broken", "not judged", "held", "not exercised")
 """Checks as the page lists them, by state."""
 
-Figures = Mapping[str, tuple[str, str]]
-"""Plots by name, as SVG for a desktop and for a phone."""
+_BRIEF: Final = ("throughput", "moment", "errors", "latency", "stock")
+"""The plots of a brief report, each in one form."""
+
+Figures = Mapping[str, Sequence[str]]
+"""Plots by name, as SVG: for a desktop and for a phone, or one for both."""
 
 
-def write_report(run_folder: Path) -> Path:
+def write_report(run_folder: Path, brief: bool = False) -> Path:
     """Write the run's plots and report.html from its record; return the path of the page.
+
+    A `brief` report is a third of the size: it has the main plots alone, and none beside the page.
 
     Raises OSError or RunError where a file can't be read or written.
     """
@@ -55,7 +60,7 @@ def write_report(run_folder: Path) -> Path:
     hostile, driver = read_hostile(run_folder), scenario.driver
     page = render_page(
         summary,
-        write_plots(run_folder, summary, whole, timeline, driver),
+        write_plots(run_folder, summary, whole, timeline, driver, brief),
         effects=[measure_effect(history, fault, driver.timeout_ms) for fault in summary.get("faults", [])],
         omission=find_omission(whole, summary, driver),
         processes=measure_processes(timeline),
@@ -78,6 +83,7 @@ def write_plots(
     whole: pd.DataFrame,
     timeline: pd.DataFrame,
     driver: DriverOptions,
+    brief: bool = False,
 ) -> Figures:
     """Draw all that the record allows; write plots/NAME.png and the thumbnail. Raises OSError."""
     history, timeout_ms = take_buys(whole), driver.timeout_ms
@@ -116,6 +122,8 @@ def write_plots(
         "delay": run.draw_delay(orders),
         "processes": run.draw_processes(timeline, course, summary["machine"].get("cores")),
     }
+    if brief:
+        return {name: canvas.to_svg(name, [WIDE]) for name in _BRIEF if (canvas := drawn[name])}
     folder = run_folder / "plots"
     folder.mkdir(exist_ok=True)
     for file in folder.glob("*.png"):

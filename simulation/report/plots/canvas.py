@@ -207,13 +207,13 @@ class Canvas:
         self._names.append(name)
         return drop
 
-    def to_svg(self, name: str) -> tuple[str, str]:
-        """Return the figure as two SVG elements, for a desktop and for a phone. See `to_svg`."""
+    def to_svg(self, name: str, widths: Sequence[int] = (WIDE, NARROW)) -> list[str]:
+        """Return the figure as SVG elements, one for each width of a page. See `to_svg`."""
         forms = []
-        for width in (WIDE, NARROW):
+        for width in widths:
             self.lay_out(width)
             forms.append(to_svg(self.figure, f"{name}-{width}"))
-        return forms[0], forms[1]
+        return forms
 
     def to_png(self, file: Path) -> None:
         """Write the figure on white, in twice its resolution. Raises OSError."""

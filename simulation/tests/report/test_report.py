@@ -225,6 +225,15 @@ def test_plots_take_their_colours_from_the_page(passed: Path) -> None:
     assert len(ids) == len(set(ids))
 
 
+def test_a_brief_report_has_its_main_plots_once(passed: Path, tmp_path: Path) -> None:
+    make_run(tmp_path)
+    page = write_report(tmp_path, brief=True).read_text()
+    assert page.count("<svg") == page.count('<div class="one">') == 5
+    assert not (tmp_path / "plots").exists()
+    assert len(page) < len((passed / "report.html").read_text()) / 2
+    assert ">Pass</h1>" in page
+
+
 def test_a_broken_run_shows_what_is_broken_before_what_holds(tmp_path: Path) -> None:
     make_run(tmp_path, spoil=lose_orders)
     page = write_report(tmp_path).read_text()
