@@ -21,18 +21,19 @@ _STEPS_S: Final = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120, 30
 _LEAST_SHADE: Final = 0.006
 """A fault is shaded over at least this share of the run, so that one without duration is seen."""
 _TIMELINE: Final = {
-    "Stock": {
+    "Stock and ledger": {
         "stock_remaining": ("left at the gate", "blue"),
-        "ledger_confirmed": ("confirmed in the ledger", "green"),
+        "ledger_confirmed": ("confirmed", "green"),
         "ledger_failed": ("failed", "pink"),
     },
-    "Under way": {"pending_orders": ("orders not yet settled", "olive")},
-    "Waiting": {
-        "outbox_entries": ("entries in the outbox", "sky"),
-        "queue_messages": ("messages in the queue", "orange"),
+    "On its way": {"pending_orders": ("orders not settled", "olive")},
+    "On its way, as records": {
+        "outbox_entries": ("outbox entries", "sky"),
+        "queue_messages": ("queue messages", "orange"),
     },
 }
-"""The panels of the stock plot, and the word and the colour of each column of the timeline."""
+"""The panels of the stock plot, and the word and the colour of each column of the timeline; the live page
+(pages/live.html) has the same words and colours."""
 
 
 def mark_faults(faults: Sequence[Mapping[str, Any]], end_s: float) -> list[Phase]:
