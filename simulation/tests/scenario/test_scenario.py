@@ -192,6 +192,11 @@ def test_a_trace_is_read_beside_its_scenario_and_goes_where_that_goes(tmp_path: 
     )
     scenario = load_scenario(file)
     assert (peak_rps(scenario.arrivals), scenario.duration_s()) == (40, 2)
+    fine = load_scenario(file, {"arrivals.0.step_s": 0.5})
+    assert (peak_rps(fine.arrivals), fine.duration_s()) == (80, 1)
+    assert expected_requests(fine.arrivals) == expected_requests(scenario.arrivals) == 50
+    with pytest.raises(ScenarioError, match=r"arrivals\.0\.step_s: must be seconds"):
+        load_scenario(file, {"arrivals.0.step_s": 0})
     scaled = load_scenario(file, rate_rps=80, duration_s=1)
     assert expected_requests(scaled.arrivals) == pytest.approx(50)
     with pytest.raises(ScenarioError, match=r"arrivals\.0\.file: must name the CSV file"):
