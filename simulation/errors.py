@@ -12,6 +12,9 @@ SimulationError
 └── MutationError     a mutation can't be read, or does not fit the engine
 """
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class SimulationError(Exception):
     """Any error that the simulation raises on purpose."""
@@ -55,3 +58,9 @@ class MutationError(SimulationError):
 
 class ModelError(SimulationError):
     """The model can't be checked, or not to its end."""
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """Return " (did you mean 'stock'?)" where a known word is like this one, or else nothing."""
+    close = get_close_matches(word, list(known), 1)
+    return f" (did you mean {close[0]!r}?)" if close else ""

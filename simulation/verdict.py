@@ -126,14 +126,19 @@ def judge_load(history: pd.DataFrame, facts: RunFacts) -> Load:
 
 def finish_run(folder: Path) -> dict[str, Any]:
     """Judge a run, write summary.json, the plots and report.html, and return the summary."""
+    summary = judge_run(folder)
+    write_products(folder, summary)
+    return summary
+
+
+def write_products(folder: Path, summary: dict[str, Any], brief: bool = False) -> None:
+    """Write a run's summary.json, plots and report.html; a `brief` report has the main plots alone."""
     from simulation.report.report import write_report
 
-    summary = judge_run(folder)
     write_json(summary, folder / "summary.json")
-    write_report(folder)
+    write_report(folder, brief)
     if (folder / MANIFEST).exists():
         seal(folder, PRODUCTS)
-    return summary
 
 
 def finish_series(folder: Path) -> SeriesRecord:

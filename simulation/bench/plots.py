@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.ticker import LogLocator, NullLocator
 
 from simulation.bench.results import Curve, FrontDoor, Responses
-from simulation.report.canvas import FILL, Canvas, note
 from simulation.report.page import LIGHT, SERIES
+from simulation.report.plots.canvas import Canvas, note
 from simulation.report.words import count, short
 
 
@@ -36,45 +37,53 @@ def draw_front_door(rows: Sequence[FrontDoor]) -> Canvas | None:
 
 
 def draw_responses(rows: Sequence[Responses]) -> Canvas | None:
-    """Draw response times by percentile, a line for each rate."""
+    """Draw response times by percentile: a panel for each subject, a line for each rate, with the spread of
+    the rounds."""
     if not rows:
         return None
-    canvas = Canvas({"Response time": 260})
-    [axes] = canvas.panels
-    for row, colour in zip(rows, SERIES, strict=False):
-        names, times = list(row.ms), list(row.ms.values())
-        share = f"{row.share:.0%}, " if row.share else ""
-        label = f"{row.subject}, {share}{short(round(row.offered_rps, -2))}/s"
-        axes.plot(names, [time.median for time in times], "o-", color=LIGHT[colour], ms=4, label=label)
-        lows, highs = [time.low for time in times], [time.high for time in times]
-        axes.fill_between(names, lows, highs, color=LIGHT[colour], alpha=FILL, lw=0)
+    subjects = list(dict.fromkeys(row.subject for row in rows))
+    canvas = Canvas({f"Response time, {subject}": 140 for subject in subjects})
+    for axes, subject in zip(canvas.panels, subjects, strict=True):
+        shown = [row for row in rows if row.subject == subject]
+        for number, (row, colour) in enumerate(zip(shown, SERIES, strict=False)):
+            # Beside each other: spreads of several rates would hide one another.
+            places = np.arange(len(row.ms)) + 0.06 * (number - (len(shown) - 1) / 2)
+            share = f"{row.share:.0%}, " if row.share else ""
+            label, look = f"{share}{short(round(row.offered_rps, -2))}/s", LIGHT[colour]
+            times = list(row.ms.values())
+            axes.plot(places, [time.median for time in times], "o-", color=look, ms=4, lw=1.4, label=label)
+            axes.vlines(places, [time.low for time in times], [time.high for time in times], look, lw=1.2)
+        axes.set_xticks(range(len(rows[0].ms)), list(rows[0].ms))
     canvas.log_axis("y", 1.5, 1.5)
     return canvas
 
 
 def draw_growth(curves: Sequence[Curve]) -> Canvas | None:
-    """Draw the cost of a request over that of the smallest size, a panel for each axis."""
+    """Draw the cost of a request over that at the cheapest size, a panel for each axis."""
     if not curves:
         return None
     axes_names = list(dict.fromkeys(curve.axis for curve in curves))
-    canvas = Canvas({f"Cost × that of the smallest, by {axis}": 150 for axis in axes_names})
+    canvas = Canvas({f"Cost × the cheapest, by {axis}": 130 for axis in axes_names})
     for panel, axis in zip(canvas.panels, axes_names, strict=True):
         shown = [curve for curve in curves if curve.axis == axis]
-        for curve, colour in zip(shown, SERIES, strict=False):
-            ratios = [point.times_smallest for point in curve.points]
-            places, look = np.linspace(0, 1, len(ratios)), LIGHT[colour]
-            panel.plot(
-                places, [ratio.median for ratio in ratios], "o-", color=look, ms=4, label=curve.subject
-            )
-            panel.vlines(
-                places, [ratio.low for ratio in ratios], [ratio.high for ratio in ratios], look, lw=1.2
-            )
+        for number, (curve, colour) in enumerate(zip(shown, SERIES, strict=False)):
+            costs = [point.cost_us for point in curve.points]
+            cheapest, look = min(cost.median for cost in costs), LIGHT[colour]
+            places = np.linspace(0, 1, len(costs)) + 0.008 * (number - (len(shown) - 1) / 2)
+            medians = [cost.median / cheapest for cost in costs]
+            panel.plot(places, medians, "o-", color=look, ms=4, label=curve.subject)
+            lows, highs = ([getattr(cost, end) / cheapest for cost in costs] for end in ("low", "high"))
+            panel.vlines(places, lows, highs, look, lw=1.2)
         panel.axhline(1, color=LIGHT["muted"], lw=0.8)
-        panel.set_xlim(-0.05, 1.05)
-        panel.set_ylim(0, 1.1 * panel.dataLim.y1)
+        low, high = panel.dataLim.intervaly
+        panel.set(xlim=(-0.05, 1.05), yscale="log", ylim=(min(low, 0.8) / 1.1, max(high, 2.2) * 1.1))
+        panel.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        panel.yaxis.set_major_formatter(lambda value, _: f"× {value:g}")
+        panel.yaxis.set_minor_locator(NullLocator())
         # The panels share their x axis, but not their sizes: each names its own.
         panel.tick_params(labelbottom=False)
-        for place, point in zip(places, shown[0].points, strict=True):
+        sizes = shown[0].points
+        for place, point in zip(np.linspace(0, 1, len(sizes)), sizes, strict=True):
             panel.annotate(
                 short(point.size), (place, 0), (0, -6), xycoords=("data", "axes fraction"),
                 textcoords="offset points", ha="center", va="top", color=LIGHT["muted"], size=10,

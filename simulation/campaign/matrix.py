@@ -1,7 +1,7 @@
 """The matrix: every fault on every component it can be done to, one to a run, and how the engine came back.
 
-Writes matrix.json, matrix.md and matrix.html into its folder, and the whole record of each run that does not
-pass.
+Writes matrix.json, matrix.md and matrix.html into its folder, beside what is kept of each run
+(simulation.campaign.suite).
 """
 
 from collections.abc import Sequence
@@ -43,6 +43,8 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     drained_s: float | None
     """From the end of the load until every purchase was settled."""
     tries: int
+    folder: str = ""
+    """Where its report is, beside the table; empty in tables from before reports were kept."""
 
 
 class Matrix(Suite, kw_only=True):
@@ -77,12 +79,13 @@ async def run_matrix(
 
 async def _run_cell(scenario: Scenario, fault: Fault, folder: Path, services: Services) -> Cell:
     scenario = msgspec.structs.replace(scenario, faults=[fault])
-    summary, tries = await judge_planned(
+    judged = await judge_planned(
         scenario,
         folder / f"{fault.kind}-{fault.on}",
         services,
         f"flashsim matrix --only {fault.kind}:{fault.on}",
     )
+    summary = judged.summary
     [done] = summary["faults"]
     return Cell(
         kind=fault.kind,
@@ -91,7 +94,8 @@ async def _run_cell(scenario: Scenario, fault: Fault, folder: Path, services: Se
         down_s=round(done["end_s"] - done["start_s"], 3),
         healed_s=done["healed_s"],
         **read_counts(summary),
-        tries=tries,
+        tries=judged.tries,
+        folder=judged.folder.name,
     )
 
 

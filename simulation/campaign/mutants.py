@@ -43,6 +43,8 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     """The checks that are broken; first those that should be."""
     detail: str
     """What the first of these checks found, or why there is no result."""
+    folder: str = ""
+    """Where the report of its run is, beside the table; empty without one."""
 
     @property
     def alone(self) -> bool:
@@ -105,22 +107,29 @@ async def _attempt(
     """
     scenario, command = mutation.load_scenario(), f"flashsim mutants {mutation.name}"
 
-    async def run(name: str, copy: str) -> dict[str, Any]:
-        return (await judge_planned(scenario, folder / name, services, command, copies / copy))[0]
+    def is_caught(summary: dict[str, Any]) -> bool:
+        broken = {check["name"] for check in summary["checks"] if check["state"] == "broken"}
+        return not broken.isdisjoint(mutation.breaks)
 
     try:
         key = msgspec.json.encode(scenario)
         if key not in controls:
-            controls[key] = await run(f"{mutation.name}-{UNCHANGED}", UNCHANGED)
+            place = folder / f"{mutation.name}-{UNCHANGED}"
+            passed = await judge_planned(scenario, place, services, command, copies / UNCHANGED)
+            controls[key] = passed.summary
         control = controls[key]
         if control["verdict"] != "pass":
             return judge_trial(mutation, scenario, None, f"unchanged: {explain(control)}")
         copy_engine(copies / mutation.name, copies / UNCHANGED / "engine")
         mutate(mutation, copies / mutation.name)
-        summary = await run(mutation.name, mutation.name)
+        place = folder / mutation.name
+        judged = await judge_planned(
+            scenario, place, services, command, copies / mutation.name, is_expected=is_caught
+        )
     except SimulationError as error:
         return judge_trial(mutation, scenario, None, str(error))
-    return judge_trial(mutation, scenario, summary, explain(summary))
+    trial = judge_trial(mutation, scenario, judged.summary, explain(judged.summary))
+    return msgspec.structs.replace(trial, folder=judged.folder.name)
 
 
 def judge_trial(

@@ -1,8 +1,8 @@
 """Faults in pairs: every two kinds of faults once, the second one soon after the first one or during it.
 
 The seed draws their order, their components and the time between them, for each pair by itself: alone it is
-the same as among all others. Writes pairs.json, pairs.md and pairs.html into its folder, and the whole record
-of each run that does not pass.
+the same as among all others. Writes pairs.json, pairs.md and pairs.html into its folder, beside what is kept
+of each run (simulation.campaign.suite).
 """
 
 import random
@@ -58,6 +58,8 @@ class Pair(msgspec.Struct, frozen=True):
     """From the end of the later fault until the engine works as before."""
     drained_s: float | None = None
     """From the end of the load until every purchase was settled."""
+    folder: str = ""
+    """Where its report is, beside the table; empty without one."""
 
 
 class Pairs(Suite, kw_only=True):
@@ -110,7 +112,7 @@ async def _run_pair(scenario: Scenario, kinds: str, seed: int, folder: Path, ser
     when = f"{second.at_s - first.end_s:.2f} s later" if second.at_s >= first.end_s else "meanwhile"
     names = (kinds, _describe(first), f"{_describe(second)} {when}")
     try:
-        summary, _ = await judge_planned(
+        judged = await judge_planned(
             msgspec.structs.replace(scenario, faults=list(faults)),
             where,
             services,
@@ -118,8 +120,9 @@ async def _run_pair(scenario: Scenario, kinds: str, seed: int, folder: Path, ser
         )
     except SimulationError as error:
         return Pair(*names, verdict="unknown", verdict_in_words=str(error))
-    last = max(summary["faults"], key=lambda fault: fault["end_s"])
-    return Pair(*names, healed_s=last["healed_s"], **read_counts(summary))
+    last = max(judged.summary["faults"], key=lambda fault: fault["end_s"])
+    counts = read_counts(judged.summary)
+    return Pair(*names, healed_s=last["healed_s"], folder=judged.folder.name, **counts)
 
 
 def _describe(fault: Fault) -> str:

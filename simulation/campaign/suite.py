@@ -1,15 +1,18 @@
-"""A suite: many runs on one set of private services. Each finds them empty; its record stays if it must."""
+"""A suite: many runs on one set of private services. Each finds them empty.
+
+Of a run that ends as expected its summary, its manifest, the facts of its set-up and a brief report are kept;
+of any other one the whole record, too.
+"""
 
 import asyncio
-import shutil
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from uuid import uuid4
 
 import asyncpg
@@ -18,12 +21,14 @@ from msgspec import Struct, field
 from engine.bus.connection import connect_bus
 from engine.bus.topology import DEAD, PURCHASES
 from engine.gate.client import connect_redis
+from simulation.record.series import drop_record
+from simulation.report.page import write_tables
 from simulation.run import Say, run
 from simulation.scenario.loading import load_scenario
 from simulation.scenario.schema import Scenario
 from simulation.target.machine import describe_machine, read_commit
 from simulation.target.services import Services
-from simulation.verdict import finish_run, judge_run
+from simulation.verdict import judge_run, write_products
 
 TIMEOUT_MS: Final = 30_000
 
@@ -37,35 +42,58 @@ class Suite(Struct, kw_only=True):
     machine: dict[str, str | int] = field(default_factory=describe_machine)
 
 
+class Judged(NamedTuple):
+    """A run of a suite."""
+
+    summary: dict[str, Any]
+    folder: Path
+    tries: int
+
+
+def passes(summary: dict[str, Any]) -> bool:
+    """Return whether a run passed."""
+    return bool(summary["verdict"] == "pass")
+
+
 async def judge_planned(
-    scenario: Scenario, folder: Path, services: Services, command: str, code: Path | None = None
-) -> tuple[dict[str, Any], int]:
+    scenario: Scenario,
+    folder: Path,
+    services: Services,
+    command: str,
+    code: Path | None = None,
+    is_expected: Callable[[dict[str, Any]], bool] = passes,
+) -> Judged:
     """Run a scenario as `judge_one` does, and once more, into a folder that ends in -2, if that says nothing.
 
-    A load that was not as planned says nothing about the engine. Returns the last summary and the number of
-    tries.
+    A load that was not as planned says nothing about the engine.
     """
-    summary = await judge_one(scenario, folder, services, command, code)
+    summary = await judge_one(scenario, folder, services, command, code, is_expected)
     if summary["verdict"] != "unknown":
-        return summary, 1
-    return await judge_one(scenario, folder.with_name(f"{folder.name}-2"), services, command, code), 2
+        return Judged(summary, folder, 1)
+    again = folder.with_name(f"{folder.name}-2")
+    return Judged(await judge_one(scenario, again, services, command, code, is_expected), again, 2)
 
 
 async def judge_one(
-    scenario: Scenario, folder: Path, services: Services, command: str, code: Path | None = None
+    scenario: Scenario,
+    folder: Path,
+    services: Services,
+    command: str,
+    code: Path | None = None,
+    is_expected: Callable[[dict[str, Any]], bool] = passes,
 ) -> dict[str, Any]:
-    """Run a scenario on these services, emptied, and return its summary.
+    """Run a scenario on these services, emptied, write its report, and return its summary.
 
-    `code` is the folder of another copy of the engine's package. The run's folder stays, with the whole
-    report, only if the verdict is not pass. Raises what `run` raises.
+    `code` is the folder of another copy of the engine's package. Where the summary is as expected, the record
+    is dropped, and the report is brief. Raises what `run` raises.
     """
     async with empty_services(services) as fresh:
         await run(scenario, folder, lambda _: None, services=fresh, command=command, code=code)
     summary = await asyncio.to_thread(judge_run, folder)
-    if summary["verdict"] == "pass":
-        shutil.rmtree(folder)
-    else:
-        await asyncio.to_thread(finish_run, folder)
+    expected = is_expected(summary)
+    await asyncio.to_thread(write_products, folder, summary, expected)
+    if expected:
+        drop_record(folder)
     return summary
 
 
@@ -111,19 +139,57 @@ def explain(summary: dict[str, Any]) -> str:
     return f"{summary['verdict']}: {summary['verdict_in_words']} {summary['load']['reason']}".rstrip()
 
 
-async def soak(minutes: float, first_seed: int, folder: Path, services: Services, say: Say) -> dict[str, Any]:
-    """Run the chaos scenario, seed after seed, for so many minutes.
+class SoakRun(Struct, frozen=True, kw_only=True):
+    """One seed of a soak."""
 
-    Returns the last run's summary. If it does not pass, its record is in `folder`.
+    seed: int
+    folder: str
+    verdict: str
+    verdict_in_words: str
+    faults: list[str]
+    accepted: int
+    refused: int
+    unknown: int
+    sold: int | None
+    oversold: int | None
+    healed_s: float | None
+    """The longest time from the end of a fault until the engine works as before; None: it never did."""
+    drained_s: float | None
+
+
+class Soak(Suite, kw_only=True):
+    """All seeds, and where they come from."""
+
+    runs: list[SoakRun] = field(default_factory=list)
+
+
+async def soak(
+    minutes: float, first_seed: int, folder: Path, services: Services, say: Say, command: str
+) -> Judged:
+    """Run the chaos scenario, seed after seed, for so many minutes, until one does not pass; return the last.
+
+    Writes soak.json, soak.md and soak.html into the folder, beside what is kept of each run.
     """
-    deadline = time.monotonic() + 60 * minutes
+    deadline, result = time.monotonic() + 60 * minutes, Soak(command=command)
     for seed in count(first_seed):
-        command = f"flashsim run chaos --seed {seed}"
-        summary = await judge_one(load_scenario("chaos", seed=seed), folder, services, command)
-        say(f"{command}: {explain(summary)}")
+        place, repeat = folder / f"seed-{seed}", f"flashsim run chaos --seed {seed}"
+        summary = await judge_one(load_scenario("chaos", seed=seed), place, services, repeat)
+        say(f"{repeat}: {explain(summary)}")
+        healed = [fault["healed_s"] for fault in summary["faults"]]
+        result.runs.append(
+            SoakRun(
+                seed=seed,
+                folder=place.name,
+                faults=[f"{fault['kind']} {fault['on']}".replace("_", " ") for fault in summary["faults"]],
+                healed_s=None if None in healed else max(healed, default=0.0),
+                **read_counts(summary),
+            )
+        )
+        passed = [run.verdict for run in result.runs].count("pass")
+        write_tables("soak", result, folder, good=passed, total=len(result.runs))
         if summary["verdict"] != "pass" or time.monotonic() >= deadline:
             break
-    return summary
+    return Judged(summary, place, 1)
 
 
 async def _execute(postgres_url: str, statement: str) -> None:

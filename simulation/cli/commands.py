@@ -1,13 +1,28 @@
 """The command `flashsim`: runs scenarios, and judges and reports what they recorded."""
 
 import logging
+from itertools import chain
+from typing import Final
 
 import click
 
 from engine.cli.commands import Commands
-from simulation.cli import judging, proving, running
+from simulation.cli import exporting, judging, proving, running
 from simulation.cli.shared import EXIT_CODES
-from simulation.errors import SimulationError
+from simulation.errors import SimulationError, suggest
+
+GROUPS: Final = {
+    "Run a scenario": (running.list_command, running.show, running.run, running.locust),
+    "Look at what was recorded": (
+        judging.explain, judging.report, judging.index, exporting.export, exporting.schema,
+    ),
+    "Prove that the engine is correct": (
+        judging.verify, proving.matrix, proving.mutants, proving.fuzz, proving.soak,
+        proving.model, proving.interleave,
+    ),
+    "Measure": (judging.compare, proving.bench, proving.worth),
+}  # fmt: skip
+"""The commands, as the help lists them."""
 
 
 class SimulationCommands(Commands):
@@ -16,6 +31,24 @@ class SimulationCommands(Commands):
     program = "flashsim"
     errors = (*Commands.errors, SimulationError)
     exit_code = EXIT_CODES["unknown"]
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the command that is named. Raises UsageError, which names one that is like it."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            raise click.UsageError(
+                f"{error.message.rstrip('.')}{suggest(args[0], self.commands)}", ctx
+            ) from None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the commands by their groups."""
+        limit = formatter.width - 6 - max(len(name) for name in self.commands)
+        for title, commands in GROUPS.items():
+            with formatter.section(title):
+                formatter.write_dl([(each.name or "", each.get_short_help_str(limit)) for each in commands])
 
 
 @click.group(cls=SimulationCommands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -31,22 +64,5 @@ def main() -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
-for command in (
-    running.list_command,
-    running.show,
-    running.run,
-    running.locust,
-    judging.verify,
-    judging.report,
-    judging.index,
-    judging.compare,
-    proving.fuzz,
-    proving.matrix,
-    proving.mutants,
-    proving.soak,
-    proving.model,
-    proving.interleave,
-    proving.worth,
-    proving.bench,
-):
+for command in chain(*GROUPS.values()):
     main.add_command(command)

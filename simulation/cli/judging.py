@@ -5,13 +5,14 @@ from pathlib import Path
 
 import click
 
-from simulation.cli.shared import EXIT_CODES, REPORTS, list_anew
+from simulation.cli.shared import EXIT_CODES, REPORTS, echo_json, json_option, list_anew
 from simulation.scenario.condition import check_metric, parse_change
 
 
-@click.command()
+@click.command(short_help="Judge a run again from its record, and find changed files.")
 @click.argument("folder", type=click.Path(path_type=Path), metavar="RUN")
-def verify(folder: Path) -> None:
+@json_option
+def verify(folder: Path, as_json: bool) -> None:
     """Judge again what a run recorded in its folder RUN, and show every check. Writes nothing.
 
     The exit code is also 1 if a file was changed since, or if summary.json disagrees with the record.
@@ -21,19 +22,45 @@ def verify(folder: Path) -> None:
     from simulation.verdict import judge_run
 
     summary = judge_run(folder)
+    contradictions = find_contradictions(folder, summary)
+    code = EXIT_CODES["fail" if contradictions else summary["verdict"]]
+    if as_json:
+        echo_json({"summary": summary, "contradictions": contradictions})
+        sys.exit(code)
     for check in summary["checks"] + summary["thresholds"]:
         state = check["state"].upper() if check["state"] == "broken" else check["state"]
         click.echo(f"{state:14} {check['name']}: {check['detail']}")
-    click.echo(describe(summary))
+    click.echo(describe(summary, str(folder)))
     if read_manifest(folder) is None:
         click.echo("there is no manifest.json: changes of the files can't be found")
-    contradictions = find_contradictions(folder, summary)
     for contradiction in contradictions:
         click.echo(f"CHANGED: {contradiction}")
-    sys.exit(EXIT_CODES["fail" if contradictions else summary["verdict"]])
+    sys.exit(code)
 
 
-@click.command()
+@click.command(short_help="Tell the story of an order, request, user or second.")
+@click.argument("folder", type=click.Path(path_type=Path), metavar="RUN")
+@click.argument("what", nargs=-1, required=True, metavar="WHAT")
+@json_option
+def explain(folder: Path, what: tuple[str, ...], as_json: bool) -> None:
+    """Tell the story of WHAT in the run of the folder RUN: what was planned, sent, answered, reserved,
+    relayed, settled and released, when, and which rules looked at it.
+
+    WHAT is an order id, a request number (17), a user (user 101), or a second (12.5s).
+    """
+    from simulation.report.story.find import explain as find_story
+    from simulation.report.story.find import read_record
+    from simulation.report.story.story import write_story
+    from simulation.verdict import load_run
+
+    story = find_story(read_record(load_run(folder)), " ".join(what))
+    if as_json:
+        echo_json(story)
+    else:
+        click.echo(write_story(story))
+
+
+@click.command(short_help="Judge a run again, and write its report again.")
 @click.argument("folder", type=click.Path(path_type=Path), metavar="RUN")
 def report(folder: Path) -> None:
     """Judge again what a run recorded in its folder RUN, and write its summary, plots and report again.
@@ -52,7 +79,7 @@ def report(folder: Path) -> None:
     click.echo(f"report: {folder / ('series.html' if of_series else 'report.html')}")
 
 
-@click.command()
+@click.command(short_help="Write the page that lists all runs.")
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False, exists=True), default=REPORTS)
 def index(folder: Path) -> None:
     """Write the page that lists the runs in FOLDER (default: reports)."""
@@ -61,7 +88,7 @@ def index(folder: Path) -> None:
     click.echo(f"index: {write_index(folder)}")
 
 
-@click.command()
+@click.command(short_help="Compare runs, or series of runs.")
 @click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN RUN...")
 @click.option(
     "--fail-if", "changes", multiple=True, metavar="CHANGE",
@@ -76,7 +103,10 @@ def index(folder: Path) -> None:
     "--out", "page", type=click.Path(path_type=Path), default=REPORTS / "comparison.html", show_default=True,
     help="The page.",
 )  # fmt: skip
-def compare(folders: tuple[Path, ...], changes: tuple[str, ...], primary: str | None, page: Path) -> None:
+@json_option
+def compare(
+    folders: tuple[Path, ...], changes: tuple[str, ...], primary: str | None, page: Path, as_json: bool
+) -> None:
     """Compare runs, or series of runs, with the first of them: a table, and a page with plots.
 
     Shows how every time and count changed, how sure that is, and which change so many runs can show. One run
@@ -117,12 +147,20 @@ def compare(folders: tuple[Path, ...], changes: tuple[str, ...], primary: str | 
     stalls = [find_stalls(single[0], run) if single[0] and run else None for run in single[1:]]
     judged = {str(condition): judge_change(condition, rows) for condition in conditions}
     write_comparison(sides, rows, stalls, list(judged.items()), page, primary)
-    # A file or a pipe has no edge to wrap at.
-    screen = Console(width=None if sys.stdout.isatty() else 60 + 70 * len(sides))
-    screen.print(make_table(sides, rows))
-    for sentence in describe_changes(sides, rows, stalls, primary) + find_obstacles(sides):
-        click.echo(sentence)
-    for text, broken in judged.items():
-        click.echo(f"{'unknown' if broken is None else 'TRUE' if broken else 'false':8} fail if {text}")
-    click.echo(f"comparison: {page}")
+    said = describe_changes(sides, rows, stalls, primary) + find_obstacles(sides)
+    if as_json:
+        names = [side.folder for side in sides]
+        rows_ = [
+            row._asdict() | {"changes": [each and each._asdict() for each in row.changes]} for row in rows
+        ]
+        echo_json({"sides": names, "page": str(page), "says": said, "fail_if": judged, "rows": rows_})
+    else:
+        # A file or a pipe has no edge to wrap at.
+        screen = Console(width=None if sys.stdout.isatty() else 60 + 70 * len(sides))
+        screen.print(make_table(sides, rows))
+        for sentence in said:
+            click.echo(sentence)
+        for text, broken in judged.items():
+            click.echo(f"{'unknown' if broken is None else 'TRUE' if broken else 'false':8} fail if {text}")
+        click.echo(f"comparison: {page}")
     sys.exit(1 if True in judged.values() else EXIT_CODES["unknown"] if None in judged.values() else 0)

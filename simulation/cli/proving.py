@@ -11,6 +11,7 @@ from simulation.cli.shared import (
     EXIT_CODES,
     carry_out,
     end_by,
+    list_anew,
     out_option,
     repeat_command,
     run_on_services,
@@ -23,7 +24,7 @@ BUG_EXAMPLES = 2_000
 """Most examples in which a deliberate bug should show."""
 
 
-@click.command()
+@click.command(short_help="Abuse the front door while a sale runs.")
 @click.argument("scenario", default="hostile")
 @click.option(
     "--requests", type=click.IntRange(1, 10_000_000), default=200_000, show_default=True, metavar="N",
@@ -54,7 +55,7 @@ def fuzz(scenario: str, requests: int, seed: int, duration: float | None, folder
     end_by(summary, folder)
 
 
-@click.command()
+@click.command(short_help="Every fault on every component, or every two of them.")
 @click.option("--pairs", is_flag=True, help="Do two faults to a run: every two kinds at least once.")
 @click.option(
     "--only", multiple=True, metavar="KIND:ON",
@@ -82,6 +83,7 @@ def matrix(pairs: bool, only: tuple[str, ...], seed: int | None, folder: Path) -
             )
         )
         click.echo((folder / "pairs.md").read_text())
+        list_anew(folder)
         sys.exit(max(EXIT_CODES[pair.verdict] for pair in paired.pairs))
     if seed is not None:
         raise click.UsageError("--seed is for --pairs")
@@ -89,6 +91,7 @@ def matrix(pairs: bool, only: tuple[str, ...], seed: int | None, folder: Path) -
     chosen = [faults[name] for name in _choose(list(faults), only)]
     result = run_on_services(lambda services: run_matrix(chosen, folder, services, say, repeat_command()))
     click.echo((folder / "matrix.md").read_text())
+    list_anew(folder)
     sys.exit(max(EXIT_CODES[cell.verdict] for cell in result.cells))
 
 
@@ -103,7 +106,7 @@ def _choose(names: list[str], only: Collection[str]) -> list[str]:
     return [name for key, name in known.items() if not only or key in wanted]
 
 
-@click.command()
+@click.command(short_help="Deliberate bugs, which the judge must find.")
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @out_option("mutants")
 def mutants(names: tuple[str, ...], folder: Path) -> None:
@@ -119,12 +122,13 @@ def mutants(names: tuple[str, ...], folder: Path) -> None:
     mutations = [load_mutation(name) for name in dict.fromkeys(names) or list_mutations()]
     result = run_on_services(lambda services: run_mutants(mutations, folder, services, say, repeat_command()))
     click.echo((folder / "mutants.md").read_text())
+    list_anew(folder)
     tell_coverage(result, say)
     outcomes = {trial.outcome for trial in result.trials}
     sys.exit(1 if "survived" in outcomes else EXIT_CODES["unknown"] if "void" in outcomes else 0)
 
 
-@click.command()
+@click.command(short_help="The same faults at the textbook and at Flashgrid.")
 @click.option(
     "--only", multiple=True, metavar="CASE", help="Only this case, for example 'bus restarted'; repeatable."
 )
@@ -146,20 +150,23 @@ def worth(only: tuple[str, ...], rate: float, folder: Path) -> None:
     sys.exit(max(EXIT_CODES[case.flashgrid.verdict] for case in result.cases))
 
 
-@click.command()
+@click.command(short_help="Random faults, seed after seed.")
 @click.option("--minutes", type=click.FloatRange(0), default=10.0, show_default=True, help="How long.")
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="The first seed.")
 @out_option("soak")
 def soak(minutes: float, seed: int, folder: Path) -> None:
-    """Run the chaos scenario seed after seed, and keep the first run that does not pass."""
+    """Run the chaos scenario seed after seed, until one does not pass, and write a table of all."""
     from simulation.campaign.suite import soak as run_soak
 
-    summary = run_on_services(lambda services: run_soak(minutes, seed, folder, services, say))
-    if summary["verdict"] != "pass":
-        end_by(summary, folder)
+    command = repeat_command()
+    judged = run_on_services(lambda services: run_soak(minutes, seed, folder, services, say, command))
+    list_anew(folder)
+    click.echo(f"table: {folder / 'soak.html'}")
+    if judged.summary["verdict"] != "pass":
+        end_by(judged.summary, judged.folder)
 
 
-@click.command()
+@click.command(short_help="Every order of steps in a model of the protocol.")
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @click.option("--large", is_flag=True, help="Also within bounds that take minutes to hours.")
 @click.option("--bugs", is_flag=True, help="Also with deliberate bugs, which must be found.")
@@ -187,7 +194,7 @@ def model(names: tuple[str, ...], large: bool, bugs: bool, within_s: float | Non
     sys.exit(0 if all(found.is_right for found in result.results) else 1)
 
 
-@click.command()
+@click.command(short_help="The engine's real steps in any order.")
 @click.option("--minutes", type=click.FloatRange(0), default=10.0, show_default=True, help="How long.")
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="The first seed.")
 @click.option("--bugs", is_flag=True, help="Try deliberate bugs instead, each until it shows.")
@@ -222,7 +229,7 @@ def interleave(minutes: float, seed: int, bugs: bool, only: tuple[str, ...], fol
         sys.exit(1)
 
 
-@click.command()
+@click.command(short_help="Measure engine, baselines and driver side by side.")
 @click.option(
     "--rounds", type=click.IntRange(1, 100),
     help="Rounds, of which the median counts. [default: 3; with --against 15]",

@@ -20,9 +20,18 @@ from simulation.errors import ScenarioError
 from simulation.scenario.loading import list_scenarios, load_scenario, parse_override
 from simulation.scenario.schema import Scenario
 
-_CURVE_OPTIONS: Final = [
+_SCENARIO_OPTIONS: Final = [
     click.Option(["--rate"], type=float, metavar="RPS", help="Scale the arrival curve to this peak rate."),
     click.Option(["--duration"], type=float, metavar="S", help="Scale the arrival curve to this length."),
+    click.Option(["--stock"], type=int, metavar="UNITS", help="Stock of the first sale."),
+    click.Option(["--seed"], type=int, help="Seed of the plan."),
+    click.Option(
+        ["--set", "changes"],
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Change a key of the scenario, for example population.users=1000 or sales.0.limit=2;"
+        " population.reads=false leaves that table out; repeatable.",
+    ),
 ]
 _RUN_OPTIONS: Final = [
     click.Option(["--target"], metavar="URL", help="Engine that runs already [default: the run starts one]."),
@@ -36,17 +45,10 @@ _RUN_OPTIONS: Final = [
         help="Who tells what the engine holds at the end: Flashgrid's stores, SQL of the description, or the"
         " engine over HTTP [default: that of the description, else flashgrid].",
     ),
-    *_CURVE_OPTIONS,
-    click.Option(["--stock"], type=int, metavar="UNITS", help="Stock of the first sale."),
-    click.Option(["--seed"], type=int, help="Seed of the plan."),
+    *_SCENARIO_OPTIONS,
     click.Option(
         ["--out"], type=click.Path(path_type=Path),
         help="Folder to write into [default: reports/TIME-SCENARIO].",
-    ),
-    click.Option(
-        ["--set", "changes"], multiple=True, metavar="KEY=VALUE",
-        help="Change a key of the scenario, for example population.users=1000 or sales.0.limit=2;"
-        " population.reads=false leaves that table out; repeatable.",
     ),
     click.Option(
         ["--live"], is_flag=True, help="Serve a page on this machine that shows the run as it goes."
@@ -58,6 +60,10 @@ _RUN_OPTIONS: Final = [
     click.Option(["--redis-url"], help="Redis of the engine."),
     click.Option(["--amqp-url"], help="RabbitMQ of the engine."),
     click.Option(["--postgres-url"], help="PostgreSQL of the engine."),
+    click.Option(
+        ["--json", "as_json"], is_flag=True,
+        help="Write the summary as JSON to standard output, and nothing else.",
+    ),
     click.Option(
         ["--admin-token"], envvar="FLASHGRID_ADMIN_TOKEN", help="Lets the run open its sales at --target."
     ),
@@ -72,16 +78,16 @@ def list_command() -> None:
         click.echo(f"{name:12} {scenario.duration_s():4.0f} s  {scenario.text}")
 
 
-@click.command(params=[*_CURVE_OPTIONS])
+@click.command(short_help="Draw a scenario before it is run.", params=[*_SCENARIO_OPTIONS])
 @click.argument("scenario", default="spike")
-def show(scenario: str, rate: float | None, duration: float | None) -> None:
+def show(scenario: str, **options: Any) -> None:
     """Show the arrival curve of SCENARIO, what it sells, and what it asks for."""
     from simulation.report.preview import preview
 
-    click.echo(preview(load_scenario(scenario, rate_rps=rate, duration_s=duration)))
+    click.echo(preview(_load(scenario, {}, options)))
 
 
-@click.command(params=[*_RUN_OPTIONS])
+@click.command(short_help="Run a scenario, judge it, write its report.", params=[*_RUN_OPTIONS])
 @click.argument("scenario", default="spike")
 @click.option("--workers", type=int, metavar="N", help="Front-door processes of the run's own engine.")
 @click.option(
@@ -123,10 +129,10 @@ def run(scenario: str, workers: int | None, repeat: int | None, keep_records: bo
         return await carry(seeded, place, command=command)
 
     work = repeat_runs(loaded, repeat, folder, run_one, say, command=repeat_command(), keep=keep_records)
-    end_series(run_until_signal(work), folder)
+    end_series(run_until_signal(work), folder, options["as_json"])
 
 
-@click.command(params=[*_RUN_OPTIONS])
+@click.command(short_help="The same, with the load sent by Locust.", params=[*_RUN_OPTIONS])
 @click.argument("scenario", default="spike")
 @click.option(
     "--processes", type=click.IntRange(1, 64), metavar="N",
@@ -218,7 +224,7 @@ def _load(scenario: str, overrides: dict[str, Any], options: dict[str, Any]) -> 
 def _run_and_end(scenario: Scenario, name: str, options: dict[str, Any], **driver: Any) -> NoReturn:
     """Run a scenario as the options say, judge it, write its report, and end with its exit code."""
     folder, carry = _prepare(scenario, name, options)
-    end_by(run_until_signal(carry(scenario, folder, **driver)), folder)
+    end_by(run_until_signal(carry(scenario, folder, **driver)), folder, options["as_json"])
 
 
 def _prepare(
@@ -243,4 +249,11 @@ def _prepare(
         say("the target's services are not known, so the verdict will be unknown: give --redis-url and so on")
     live_port = 0 if options["live"] and options["live_port"] is None else options["live_port"]
     folder = options["out"] or name_folder(name)
-    return folder, partial(carry_out, live_port=live_port, target=target, services=services, engine=engine)
+    return folder, partial(
+        carry_out,
+        live_port=live_port,
+        quiet=options["as_json"],
+        target=target,
+        services=services,
+        engine=engine,
+    )

@@ -13,6 +13,7 @@ import click
 from click.core import ParameterSource
 
 from simulation.errors import RunError
+from simulation.record.facts import format_json
 from simulation.record.series import SeriesRecord
 from simulation.scenario.schema import Scenario
 from simulation.target.services import Services
@@ -20,7 +21,8 @@ from simulation.target.services import Services
 EXIT_CODES: Final = {"pass": 0, "fail": 1, "unknown": 2}
 REPORTS: Final = Path("reports")
 _NOT_REPEATED: Final = (
-    "out", "folder", "live", "live_port", "web", "admin_token", "redis_url", "amqp_url", "postgres_url"
+    "out", "folder", "as_json", "live", "live_port", "web",
+    "admin_token", "redis_url", "amqp_url", "postgres_url",
 )  # fmt: skip
 
 T = TypeVar("T")
@@ -34,27 +36,43 @@ def out_option(what: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     )  # fmt: skip
 
 
+json_option: Final = click.option(
+    "--json", "as_json", is_flag=True, help="Write JSON to standard output, and nothing else."
+)
+
+
+def echo_json(value: Any) -> None:
+    """Write a value as JSON to standard output."""
+    click.echo(format_json(value).decode(), nl=False)
+
+
 def name_folder(what: str) -> Path:
     """Return a folder in reports/ for what begins now."""
     return REPORTS / f"{datetime.now(UTC):%Y-%m-%dT%H-%M-%SZ}-{what}"
 
 
-def end_series(series: SeriesRecord, folder: Path) -> NoReturn:
+def end_series(series: SeriesRecord, folder: Path, as_json: bool = False) -> NoReturn:
     """List the series, tell where its page is, and end with the exit code of its worst run."""
     list_anew(folder)
     verdicts = [run.verdict for run in series.runs]
-    click.echo(", ".join(f"{verdicts.count(word)} {word}" for word in EXIT_CODES if word in verdicts))
-    click.echo(f"series: {folder / 'series.html'}")
+    if as_json:
+        echo_json({"folder": str(folder), "series": series})
+    else:
+        click.echo(", ".join(f"{verdicts.count(word)} {word}" for word in EXIT_CODES if word in verdicts))
+        click.echo(f"series: {folder / 'series.html'}")
     sys.exit(next((EXIT_CODES[word] for word in ("fail", "unknown") if word in verdicts), 0))
 
 
-def end_by(summary: Mapping[str, Any], folder: Path) -> NoReturn:
+def end_by(summary: Mapping[str, Any], folder: Path, as_json: bool = False) -> NoReturn:
     """List the run, tell its verdict and where its report is, and end with its exit code."""
     from simulation.report.words import describe
 
     list_anew(folder)
-    click.echo(describe(summary))
-    click.echo(f"report: {folder / 'report.html'}")
+    if as_json:
+        echo_json({"folder": str(folder), "summary": summary})
+    else:
+        click.echo(describe(summary, str(folder)))
+        click.echo(f"report: {folder / 'report.html'}")
     sys.exit(EXIT_CODES[summary["verdict"]])
 
 
@@ -87,12 +105,17 @@ def repeat_command(**changes: Any) -> str:
 
 
 async def carry_out(
-    scenario: Scenario, folder: Path, live_port: int | None = None, command: str | None = None, **options: Any
+    scenario: Scenario,
+    folder: Path,
+    live_port: int | None = None,
+    command: str | None = None,
+    quiet: bool = False,
+    **options: Any,
 ) -> dict[str, Any]:
     """Run a scenario in sight, judge it, write its report, and return its summary.
 
     `live_port` is the port of the live page, 0 a free one, None: no page. `command` repeats the run; None:
-    the command that is running does. `options` are those of `run`.
+    the command that is running does. A `quiet` run is shown on standard error. `options` are those of `run`.
     """
     from rich.console import Console
 
@@ -105,7 +128,7 @@ async def carry_out(
     async with serve_page(scenario, live_port) as page:
         if page.url:
             say(f"live page: {page.url}")
-        with open_view(scenario, Console()) as show:
+        with open_view(scenario, Console(stderr=quiet)) as show:
             watch = follow(scenario, show, page.show)
             await run(scenario, folder, say, watch=watch, command=command or repeat_command(), **options)
         say("judging")

@@ -3,6 +3,7 @@
 import inspect
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Final, Literal
 
 import msgspec
@@ -10,7 +11,7 @@ import pandas as pd
 
 from simulation.judge.asked import Asked
 from simulation.judge.rules import orders, refusals, service, stock, terms
-from simulation.judge.rules.evidence import Evidence, Finding, Unknown
+from simulation.judge.rules.evidence import PLACES, Breach, Evidence, Finding, Unknown
 from simulation.judge.rules.reads import reads_are_true
 from simulation.model.events import Recovery
 from simulation.model.state import FinalState
@@ -77,15 +78,33 @@ class Check(msgspec.Struct, frozen=True):
     """Tested and held, broken, not exercised by this run, or not judged, since something is not known."""
     chances: int
     """How often it could have been broken."""
+    named: list[str] = []
+    """Some of what breaks it, as `flashsim explain` takes it: "order 01a2…", "op 17", "user 5"."""
 
 
-def make_check(name: str, violations: int | None, detail: str, meaning: str = "", chances: int = 1) -> Check:
+def make_check(
+    name: str,
+    violations: int | None,
+    detail: str,
+    meaning: str = "",
+    chances: int = 1,
+    named: Sequence[str] = (),
+) -> Check:
     """Return a check; without a number of violations it is not judged, without chances not exercised."""
     state: State = "not judged" if violations is None else "broken" if violations else "held"
     if state == "held" and not chances:
         state = "not exercised"
     holds = {"not judged": None, "broken": False}.get(state, True)
-    return Check(name, holds, violations or 0, detail, meaning, state, 0 if violations is None else chances)
+    return Check(
+        name,
+        holds,
+        violations or 0,
+        detail,
+        meaning,
+        state,
+        0 if violations is None else chances,
+        list(named),
+    )
 
 
 def judge(
@@ -96,8 +115,29 @@ def judge(
     `history` has the columns of simulation.model.history, of purchases alone; `reads` has the same columns,
     if there were any reads.
     """
-    evidence = Evidence(asked, _widen(history), state, None if reads is None else _widen(reads))
+    evidence = gather(history, state, asked, reads)
     return [_apply(rule, evidence) for rule in RULES]
+
+
+def gather(
+    history: pd.DataFrame, state: FinalState, asked: Asked, reads: pd.DataFrame | None = None
+) -> Evidence:
+    """Return the evidence that the rules read."""
+    return Evidence(asked, _widen(history), state, None if reads is None else _widen(reads))
+
+
+def find_breaches(evidence: Evidence) -> dict[str, tuple[Breach, ...]]:
+    """Return by the name of each rule where it is broken; leave out rules that can't be judged."""
+    found = {}
+    for rule in RULES:
+        with suppress(Unknown):
+            found[name_rule(rule)] = rule(evidence).breaches
+    return found
+
+
+def name_rule(rule: Rule) -> str:
+    """Return the name of a rule, as a person reads it."""
+    return rule.__name__.replace("_", " ")
 
 
 def _widen(history: pd.DataFrame) -> pd.DataFrame:
@@ -115,15 +155,16 @@ def _widen(history: pd.DataFrame) -> pd.DataFrame:
 
 
 def _apply(rule: Rule, evidence: Evidence) -> Check:
-    name = rule.__name__.replace("_", " ")
+    name = name_rule(rule)
     meaning = " ".join((inspect.getdoc(rule) or "").split())
     try:
-        violations, detail, chances = rule(evidence)
+        violations, detail, chances, breaches = rule(evidence)
     except Unknown as missing:
         return make_check(name, None, str(missing), meaning)
     if evidence.is_blind and (rule in BY_SUMS or (rule in OF_ALL and not violations)):
         return make_check(name, None, f"{detail}; but {UNSEEN}", meaning)
-    return make_check(name, violations, detail, meaning, chances)
+    named = [f"{each.kind} {one}" for each in breaches for one in each.name(PLACES)]
+    return make_check(name, violations, detail, meaning, chances, named)
 
 
 def judge_recovery(

@@ -75,7 +75,12 @@ def write_record(
 
 def write_json(value: Any, file: Path) -> None:
     """Write a value as indented JSON."""
-    file.write_bytes(msgspec.json.format(msgspec.json.encode(value)) + b"\n")
+    file.write_bytes(format_json(value))
+
+
+def format_json(value: Any) -> bytes:
+    """Return a value as indented JSON."""
+    return msgspec.json.format(msgspec.json.encode(value)) + b"\n"
 
 
 def read_facts(folder: Path) -> RunFacts:

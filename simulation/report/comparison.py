@@ -15,9 +15,9 @@ from simulation.judge.comparison import Change, Row, count_tests
 from simulation.judge.differences import find_differences
 from simulation.judge.figures import Side
 from simulation.judge.stalls import QUANTILE, Stall
-from simulation.report.canvas import Course, Phase
-from simulation.report.comparison_plots import LETTERS, draw_curves, draw_spread, draw_times
 from simulation.report.page import SERIES, fill_page
+from simulation.report.plots.canvas import Course, Phase
+from simulation.report.plots.comparison import LETTERS, draw_curves, draw_spread, draw_times
 from simulation.report.words import count, figure, ms, percent
 
 MOST_SIDES: Final = len(LETTERS)
@@ -263,7 +263,7 @@ def _describe_side(side: Side, number: int, base: Path) -> dict[str, Any]:
     }
 
 
-def _draw(sides: Sequence[Side], rows: Sequence[Row]) -> dict[str, tuple[str, str]]:
+def _draw(sides: Sequence[Side], rows: Sequence[Row]) -> dict[str, list[str]]:
     drawn = {"spread": draw_spread(rows) if count_series(sides) else None}
     runs = [side.runs[0] for side in sides]
     records = [run.metrics for run in runs if run.metrics is not None]

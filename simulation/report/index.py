@@ -10,13 +10,35 @@ from simulation.judge.chance import LEVEL, count_runs_needed
 from simulation.judge.comparison import CERTAIN, Row
 from simulation.judge.figures import FIGURES, Run
 from simulation.record.series import SeriesRecord, read_series
-from simulation.report.comparison_plots import draw_spread
 from simulation.report.page import fill_page
+from simulation.report.plots.comparison import draw_spread
 from simulation.report.report import THUMBNAIL
+from simulation.report.trend import HEIGHT, WIDTH, find_trends
 from simulation.report.words import figure, percent
 from simulation.scenario.condition import unit_of
 
 COMPARISON: Final = "comparison.html"
+
+
+CAMPAIGNS: Final = {
+    "matrix": ("Matrix of faults", "cells", "verdict", "pass"),
+    "pairs": ("Pairs of faults", "pairs", "verdict", "pass"),
+    "mutants": ("Deliberate bugs", "trials", "outcome", "caught"),
+    "soak": ("Soak", "runs", "verdict", "pass"),
+    "bench": ("Benchmark", None, "", ""),
+}
+"""What each kind of campaign is called, where its JSON lists its rows, and which of a row's fields says, by
+which word, that it is as it should be."""
+
+
+class Campaign(NamedTuple):
+    """Many runs that prove or measure one thing."""
+
+    title: str
+    link: str
+    started_at: str
+    words: str
+    state: str
 
 
 class Entry(NamedTuple):
@@ -37,6 +59,9 @@ def write_index(folder: Path) -> Path:
         entries=entries,
         counts=Counter(entry.summary["verdict"] for entry in entries),
         series=list_series(folder),
+        campaigns=list_campaigns(folder),
+        trends=find_trends([(entry.name, entry.summary) for entry in entries]),
+        size=(WIDTH, HEIGHT),
         comparison=COMPARISON if (folder / COMPARISON).exists() else None,
     )
     page.write_text(text, encoding="utf-8")
@@ -55,6 +80,25 @@ def list_runs(folder: Path) -> list[Entry]:
         drawing = thumbnail.read_text(encoding="utf-8") if thumbnail.exists() else ""
         entries.append(Entry(report.parent.name, summary, drawing))
     return sorted(entries, key=lambda entry: (entry.summary["started_at"], entry.name), reverse=True)
+
+
+def list_campaigns(folder: Path) -> list[Campaign]:
+    """Return the campaigns in the folder, the latest first. Skip what can't be read."""
+    found = []
+    for kind, (title, rows, field, word) in CAMPAIGNS.items():
+        for file in folder.glob(f"*/{kind}.json"):
+            page = file.with_suffix(".md" if kind == "bench" else ".html")
+            try:
+                result = json.loads(file.read_text(encoding="utf-8"))
+                states = [row[field] for row in result[rows]] if rows else []
+                started_at = result["started_at"]
+            except (OSError, ValueError, KeyError, TypeError):
+                continue
+            good = states.count(word)
+            said = f"{good} of {len(states)} {'caught' if kind == 'mutants' else 'passed'}" if rows else ""
+            state = ("pass" if good == len(states) else "fail") if rows else "idle"
+            found.append(Campaign(title, f"{file.parent.name}/{page.name}", started_at, said, state))
+    return sorted(found, key=lambda each: each.started_at, reverse=True)
 
 
 def list_series(folder: Path) -> list[tuple[str, SeriesRecord]]:

@@ -7,7 +7,7 @@ import jinja2
 import msgspec
 
 from simulation.judge.numbers.latency import is_trusted
-from simulation.report.words import OUTCOMES, count, ms, seconds
+from simulation.report.words import OUTCOMES, count, ms, name_questions, seconds
 
 # Okabe and Ito's colour-blind safe palette, darkened until text in it reads on white.
 LIGHT: Final = {
@@ -68,7 +68,7 @@ def fill_page(template: str, form: str = "html", **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"count": count, "ms": ms, "seconds": seconds}
+    environment.filters |= {"count": count, "ms": ms, "seconds": seconds, "questions": name_questions}
     environment.tests["trusted"] = is_trusted
     environment.globals |= {
         "light": LIGHT, "dark": DARK, "marks": MARKS, "states": STATES, "names": OUTCOMES, "form": form,

@@ -5,6 +5,7 @@ It is made of summary.json, history.parquet, timeline.csv and final/. Beside it,
 
 import json
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,10 +19,14 @@ from simulation.model.hostile import KindCount
 from simulation.record.facts import read_facts, read_hostile, read_timeline
 from simulation.record.history import read_history
 from simulation.record.state import read_state
-from simulation.report import latency_plots, plots
-from simulation.report.canvas import Canvas, Course, Phase, to_svg
 from simulation.report.page import fill_page
+from simulation.report.plots import latency, load, run
+from simulation.report.plots.canvas import WIDE, Canvas, Course, Phase, to_svg
+from simulation.report.plots.load import Cause, list_causes
+from simulation.report.plots.moment import draw_moment
+from simulation.report.scenario import list_facts, tabulate_arrivals, tabulate_sales
 from simulation.report.words import FAULTS, OUTCOMES, count, ms, seconds
+from simulation.scenario.schema import DriverOptions
 
 THUMBNAIL: Final = "picture.svg"
 """In plots/: a small picture of the run, for the index."""
@@ -32,28 +37,40 @@ _COLOURS: Final = {
 _ORDER: Final = ("broken", "not judged", "held", "not exercised")
 """Checks as the page lists them, by state."""
 
-Figures = Mapping[str, tuple[str, str]]
-"""Plots by name, as SVG for a desktop and for a phone."""
+_BRIEF: Final = ("throughput", "moment", "errors", "latency", "stock")
+"""The plots of a brief report, each in one form."""
+
+Figures = Mapping[str, Sequence[str]]
+"""Plots by name, as SVG: for a desktop and for a phone, or one for both."""
 
 
-def write_report(run_folder: Path) -> Path:
+def write_report(run_folder: Path, brief: bool = False) -> Path:
     """Write the run's plots and report.html from its record; return the path of the page.
+
+    A `brief` report is a third of the size: it has the main plots alone, and none beside the page.
 
     Raises OSError or RunError where a file can't be read or written.
     """
     summary: dict[str, Any] = json.loads((run_folder / "summary.json").read_text())
     whole = read_history(run_folder / "history.parquet")
     history = take_buys(whole)
+    scenario = read_facts(run_folder).scenario
     probed = (run_folder / "timeline.csv").exists()
     timeline = read_timeline(run_folder) if probed else pd.DataFrame({"t_s": []})
-    hostile, driver = read_hostile(run_folder), read_facts(run_folder).scenario.driver
+    hostile, driver = read_hostile(run_folder), scenario.driver
     page = render_page(
         summary,
-        write_plots(run_folder, summary, history, timeline, driver.timeout_ms),
+        write_plots(run_folder, summary, whole, timeline, driver, brief),
         effects=[measure_effect(history, fault, driver.timeout_ms) for fault in summary.get("faults", [])],
         omission=find_omission(whole, summary, driver),
         processes=measure_processes(timeline),
         hostile=tabulate_hostile(hostile.clients.kinds if hostile else {}),
+        causes=list_causes(whole, driver.timeout_ms),
+        asked={
+            "sales": tabulate_sales(scenario),
+            "arrivals": tabulate_arrivals(scenario),
+            "facts": list_facts(scenario),
+        },
     )
     report = run_folder / "report.html"
     report.write_text(page, encoding="utf-8")
@@ -63,32 +80,50 @@ def write_report(run_folder: Path) -> Path:
 def write_plots(
     run_folder: Path,
     summary: dict[str, Any],
-    history: pd.DataFrame,
+    whole: pd.DataFrame,
     timeline: pd.DataFrame,
-    timeout_ms: float,
+    driver: DriverOptions,
+    brief: bool = False,
 ) -> Figures:
     """Draw all that the record allows; write plots/NAME.png and the thumbnail. Raises OSError."""
+    history, timeout_ms = take_buys(whole), driver.timeout_ms
+    orders = read_state(run_folder).orders
     moments = [
         (each["at_s"], f"restock, {count(each['stock'])} units") for each in summary.get("restocks", [])
     ]
+    sold_out_s = None
     if summary["time_to_sell_out_s"] is not None:
-        at_s = summary["time_to_sell_out_s"] + float(history["intended_ns"].min()) / 1e9
-        moments.insert(0, (at_s, f"sold out, {at_s:.2f} s"))
+        sold_out_s = summary["time_to_sell_out_s"] + float(history["intended_ns"].min()) / 1e9
+        moments.insert(0, (sold_out_s, f"sold out, {sold_out_s:.2f} s"))
     course = Course(
         [Phase(phase["name"], phase["start_s"], phase["end_s"]) for phase in summary["phases"]],
-        plots.mark_faults(summary.get("faults", []), summary["duration_s"]),
+        run.mark_faults(summary.get("faults", []), summary["duration_s"]),
         moments,
     )
     drawn = {
-        "throughput": plots.draw_throughput(history, course),
-        "latency": latency_plots.draw_latency(history, course, timeout_ms),
-        "heat": latency_plots.draw_heat(history, course, timeout_ms),
-        "percentiles": latency_plots.draw_percentiles(history, timeout_ms),
+        "throughput": run.draw_throughput(history, course),
+        "moment": draw_moment(
+            history,
+            orders,
+            datetime.fromisoformat(summary["started_at"]).timestamp() * 1e6,
+            sold_out_s,
+            summary["stock"]["initial"],
+            course,
+            timeout_ms,
+        ),
+        "errors": load.draw_errors(whole, course, timeout_ms),
+        "flight": load.draw_flight(whole, course, driver),
+        "lag": load.draw_lag(whole, course),
+        "latency": latency.draw_latency(history, course, timeout_ms),
+        "heat": latency.draw_heat(history, course, timeout_ms),
+        "percentiles": latency.draw_percentiles(history, timeout_ms),
         "knee": _draw_knee(run_folder, summary, history, timeout_ms),
-        "stock": plots.draw_stock(timeline, course),
-        "delay": plots.draw_delay(read_state(run_folder).orders),
-        "processes": plots.draw_processes(timeline, course, summary["machine"].get("cores")),
+        "stock": run.draw_stock(timeline, course),
+        "delay": run.draw_delay(orders),
+        "processes": run.draw_processes(timeline, course, summary["machine"].get("cores")),
     }
+    if brief:
+        return {name: canvas.to_svg(name, [WIDE]) for name in _BRIEF if (canvas := drawn[name])}
     folder = run_folder / "plots"
     folder.mkdir(exist_ok=True)
     for file in folder.glob("*.png"):
@@ -99,7 +134,7 @@ def write_plots(
             canvas.to_png(folder / f"{name}.png")
             figures[name] = canvas.to_svg(name)
     if "throughput" in figures:
-        thumbnail = to_svg(plots.draw_thumbnail(history), f"run-{summary['started_at']}")
+        thumbnail = to_svg(run.draw_thumbnail(history), f"run-{summary['started_at']}")
         (folder / THUMBNAIL).write_text(thumbnail, encoding="utf-8")
     return figures
 
@@ -111,7 +146,7 @@ def _draw_knee(
     if ramp is None:
         return None
     _, rates, p99_ms = measure_ramp(history, *ramp, timeout_ms)
-    return latency_plots.draw_knee(rates, p99_ms, summary["knee"])
+    return latency.draw_knee(rates, p99_ms, summary["knee"])
 
 
 def measure_processes(timeline: pd.DataFrame) -> list[dict[str, Any]]:
@@ -119,11 +154,11 @@ def measure_processes(timeline: pd.DataFrame) -> list[dict[str, Any]]:
     return [
         {
             "name": name,
-            "cpu_mean": timeline[plots.CPU + name].mean(),
-            "cpu_most": timeline[plots.CPU + name].max(),
-            "memory_most": timeline[plots.MEMORY + name].max(),
+            "cpu_mean": timeline[run.CPU + name].mean(),
+            "cpu_most": timeline[run.CPU + name].max(),
+            "memory_most": timeline[run.MEMORY + name].max(),
         }
-        for name in plots.list_processes(timeline)
+        for name in run.list_processes(timeline)
     ]
 
 
@@ -146,6 +181,8 @@ def render_page(
     omission: Omission | None = None,
     processes: Sequence[dict[str, Any]] = (),
     hostile: dict[str, Any] | None = None,
+    causes: Sequence[Cause] = (),
+    asked: dict[str, Any] | None = None,
 ) -> str:
     """Return the page of a run."""
     total = sum(summary["outcomes"].values()) or 1
@@ -166,6 +203,8 @@ def render_page(
         omission=omission,
         processes=processes,
         hostile=hostile,
+        causes=causes,
+        asked=asked,
     )
 
 

@@ -74,6 +74,12 @@ def percent(change: float) -> str:
     return f"{change:+.1f}%" if change < 900 else f"×{1 + change / 100:,.0f}"
 
 
+def name_questions(check: Mapping[str, Any], folder: str = "RUN") -> list[str]:
+    """Return the commands that tell more of what breaks a rule; none where it names nothing to ask about."""
+    named = [each for each in check.get("named", ()) if each.partition(" ")[0] in ("order", "op", "user")]
+    return [f"flashsim explain {folder} {each}" for each in named]
+
+
 def describe_reads(kind: str, reads: Mapping[str, Any]) -> str:
     """Return how many reads of a kind there were, and how they ended."""
     seen = (
@@ -84,16 +90,20 @@ def describe_reads(kind: str, reads: Mapping[str, Any]) -> str:
     return f"{kind}: {count(reads['requests'])}{seen}{others}"
 
 
-def describe(summary: Mapping[str, Any]) -> str:
-    """Return the verdict of a run and its main numbers, in a few lines for a terminal."""
+def describe(summary: Mapping[str, Any], folder: str = "RUN") -> str:
+    """Return the verdict of a run, in that folder, and its main numbers, in a few lines for a terminal."""
     load, stock, ledger = (summary[part] for part in ("load", "stock", "fulfilment"))
     lines = [
         f"{summary['verdict'].upper()}: {summary['verdict_in_words']}",
         *([f"  the load is not valid: {load['reason']}"] if not load["valid"] else []),
         *(
-            f"  {check['name']} is {check['state']}: {check['detail']}"
+            line
             for check in [*summary["checks"], *summary["thresholds"]]
             if check["state"] in ("broken", "not judged")
+            for line in (
+                f"  {check['name']} is {check['state']}: {check['detail']}",
+                *(f"    ask: {command}" for command in name_questions(check, folder)[:1]),
+            )
         ),
         *(f"  the {part} could not be read: {why}" for part, why in summary["unread"].items()),
         f"  load      {count(load['requests'])} requests in {summary['duration_s']:g} s,"

@@ -20,6 +20,8 @@ Floats = npt.NDArray[np.float64]
 Nanoseconds = npt.NDArray[np.int64]
 
 MAX_RPS = 1e7
+MOST_STEPS = 7 * 86_400
+"""Most steps of a trace."""
 Rate = Annotated[float, Meta(ge=0, le=MAX_RPS)]
 Length = Annotated[float, Meta(gt=0, le=7 * 86_400)]
 
@@ -115,9 +117,11 @@ class Sine(_Slope, frozen=True, kw_only=True, tag="sine"):
 class Trace(Shape, frozen=True, kw_only=True, tag="trace"):
     """r(t) as recorded: the `counts` of equal steps of `seconds`, scaled so that the highest is `rate`."""
 
-    counts: Annotated[list[Rate], Meta(min_length=1, max_length=7 * 86_400)]
+    counts: Annotated[list[Rate], Meta(min_length=1, max_length=MOST_STEPS)]
     file: str = ""
-    """The CSV file that the counts come from."""
+    """The file that the counts come from (simulation.scenario.traces)."""
+    step_s: Length | None = None
+    """Length of a step in that file; None: a second."""
 
     def __post_init__(self) -> None:
         if not any(self.counts):

@@ -21,6 +21,8 @@ from typing import Final
 
 import msgspec
 
+from simulation.errors import suggest
+
 OUTCOMES: Final = ("all", "accepted", "sold_out", "rejected", "error", "unknown")
 WHOLE: Final = (
     "oversold",
@@ -165,11 +167,25 @@ def _split(text: str) -> tuple[str, str, str, str]:
     return check_metric(metric), sign, limit, window
 
 
+def _list_metrics() -> list[str]:
+    """Return the metrics that a misspelt one is likely to mean."""
+    stats = ("p50", "p90", "p99", "p999", "max", "mean")
+    times = [
+        f"{outcome}.{kind}.{stat}"
+        for outcome in OUTCOMES
+        for kind in ("response", "service")
+        for stat in stats
+    ]
+    counts = [f"{outcome}.{word}" for outcome in OUTCOMES for word in ("count", "share")]
+    return [*times, *counts, *(f"fulfilment.lag_{stat}" for stat in stats), *WHOLE]
+
+
 def check_metric(metric: str) -> str:
     """Return the name of a metric. Raises ValueError if there is none of that name."""
     if metric not in WHOLE and not _SLICED.fullmatch(metric):
         raise ValueError(
-            f"there is no metric {metric!r}; there are: OUTCOME.response.STAT, OUTCOME.service.STAT,"
+            f"there is no metric {metric!r}{suggest(metric, _list_metrics())}; there are:"
+            " OUTCOME.response.STAT, OUTCOME.service.STAT,"
             f" OUTCOME.count, OUTCOME.share with OUTCOME one of {', '.join(OUTCOMES)} and STAT such as p99 or"
             f" max; fulfilment.lag_STAT; {', '.join(WHOLE)}"
         )

@@ -3,13 +3,16 @@
 import math
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Mapping
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from simulation.errors import ScenarioError
+from simulation.errors import ScenarioError, suggest
 from simulation.scenario.arrivals import peak_rps
 from simulation.scenario.checks import check_scenario
 from simulation.scenario.condition import scale_window
@@ -17,6 +20,10 @@ from simulation.scenario.schema import Scenario
 from simulation.scenario.traces import fill_traces, read_text
 
 FOLDER = Path(__file__).parent / "library"
+MOST_ERRORS = 10
+UNKNOWN_KEY = "there is no such key"
+_FITTING: tuple[Any, ...] = (1, 0.5, "x", [], {})
+"""Values of each type, to go on behind one that is at fault."""
 
 
 def list_scenarios() -> list[str]:
@@ -56,17 +63,20 @@ def load_scenario(
     """
     path = _find(name_or_path)
     try:
-        raw = tomllib.loads(read_text(path))
+        text = read_text(path)
+        raw = tomllib.loads(text)
     except OSError as error:
         raise ScenarioError(f"{path}: {error.strerror or error}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except tomllib.TOMLDecodeError as error:
+        raise ScenarioError(f"{path}: is not TOML: {error}") from None
+    except UnicodeDecodeError as error:
         raise ScenarioError(f"{path}: is not TOML: {error}") from None
     named = {"sales.0.stock": stock, "seed": seed}
     changes = dict(overrides or {}) | {key: value for key, value in named.items() if value is not None}
     for key, value in changes.items():
         _override(raw, key, value)
     fill_traces(raw, path)
-    scenario = read_scenario(raw, path.name)
+    scenario = read_scenario(raw, path.name, "" if changes else text)
     if rate_rps is None and duration_s is None:
         return scenario
     rate = 1.0 if rate_rps is None else rate_rps / peak_rps(scenario.arrivals)
@@ -93,8 +103,11 @@ def scale_scenario(scenario: Scenario, rate: float, time: float, source: str = "
     return read_scenario(raw, source)
 
 
-def read_scenario(raw: Mapping[str, Any], source: str = "scenario") -> Scenario:
-    """Return the scenario in a tree of plain values. Raises ScenarioError, which names the key at fault."""
+def read_scenario(raw: Mapping[str, Any], source: str = "scenario", text: str = "") -> Scenario:
+    """Return the scenario in a tree of plain values.
+
+    Raises ScenarioError with a line for each key at fault; it names the line of the TOML `text` where one is.
+    """
     if isinstance(population := raw.get("population"), dict):
         # TOML has no word for nothing: `reads = false` leaves a table out.
         given = {key: None if value is False else value for key, value in population.items()}
@@ -102,10 +115,11 @@ def read_scenario(raw: Mapping[str, Any], source: str = "scenario") -> Scenario:
     try:
         scenario = msgspec.convert(raw, Scenario)
         check_scenario(scenario)
-    except msgspec.ValidationError as error:
-        raise ScenarioError(f"{source}: {_explain(raw, str(error))}") from None
+    except msgspec.ValidationError:
+        lines = [f"{source}{_find_line(text, error)}: {error}" for error in _find_errors(raw)]
+        raise ScenarioError("\n".join(lines)) from None
     except ValueError as error:
-        raise ScenarioError(f"{source}: {error}") from None
+        raise ScenarioError(f"{source}{_find_line(text, str(error))}: {error}") from None
     sales = [sale for offer in scenario.sales for sale in offer.each()]
     return msgspec.structs.replace(scenario, sales=sales)
 
@@ -115,7 +129,10 @@ def _find(name_or_path: str | Path) -> Path:
     if path.suffix == ".toml" or len(path.parts) > 1:
         return path
     if path.name not in list_scenarios():
-        raise ScenarioError(f"no scenario {path.name!r}; there are: {', '.join(list_scenarios())}")
+        names = list_scenarios()
+        raise ScenarioError(
+            f"no scenario {path.name!r}{suggest(path.name, names)}; there are: {', '.join(names)}"
+        )
     return FOLDER / f"{path.name}.toml"
 
 
@@ -136,17 +153,90 @@ def _index(place: Any, part: str, key: str) -> int:
     return int(part)
 
 
-def _explain(raw: Any, message: str) -> str:
-    """Return msgspec's message with the key in front and the value behind."""
+def _find_errors(raw: Mapping[str, Any]) -> list[str]:
+    """Return each key that makes the tree no scenario, and why: msgspec stops at the first one.
+
+    So the value at fault is replaced by one that fits, or its key is dropped, until no more is found.
+    """
+    tree, found = deepcopy(dict(raw)), list[str]()
+    while len(found) < MOST_ERRORS and (message := _find_error(tree)):
+        keys, detail = _locate(message)
+        found.append(_explain(tree, keys, detail))
+        if not keys:
+            break
+        *parents, last = keys
+        place: Any = tree
+        for key in parents:
+            place = place[int(key)] if isinstance(place, list) else place[key]
+        if detail == UNKNOWN_KEY:
+            del place[last]
+            continue
+        at: Any = int(last) if isinstance(place, list) else last
+        if "object" in detail or (detail != "is missing" and isinstance(place[at], dict)):
+            break  # nothing fits in place of a table
+        for value in _FITTING:
+            place[at] = value
+            if _locate(_find_error(tree))[0] != keys:
+                break
+        else:
+            break
+    return found
+
+
+def _find_error(tree: Any) -> str:
+    """Return msgspec's first complaint about a tree; nothing where it is a scenario."""
+    try:
+        msgspec.convert(tree, Scenario)
+    except msgspec.ValidationError as error:
+        return str(error)
+    return ""
+
+
+def _locate(message: str) -> tuple[list[str], str]:
+    """Return the keys that lead to what msgspec complains about, and the complaint."""
     detail, _, where = message.partition(" - at `$")
     keys = re.findall(r"\w+", where)
     if found := re.match(r"Object (contains unknown|missing required) field `(.*)`", detail):
-        keys.append(found[2])
-        detail = "there is no such key" if found[1] == "contains unknown" else "is missing"
-        return f"{'.'.join(keys)}: {detail}"
+        return [*keys, found[2]], UNKNOWN_KEY if found[1] == "contains unknown" else "is missing"
+    return keys, detail
+
+
+def _explain(raw: Any, keys: list[str], detail: str) -> str:
+    """Return a complaint with the key in front, and behind it the value, or a key that may be meant."""
+    if detail in (UNKNOWN_KEY, "is missing"):
+        meant = suggest(keys[-1], _list_keys()) if detail == UNKNOWN_KEY else ""
+        return f"{'.'.join(keys)}: {detail}{meant}"
     value = raw
     for key in keys:
         value = value[int(key)] if isinstance(value, list) else value[key]
     # A message about a type or a misspelt word says by itself what it got.
     shown = f", got {value!r}" if re.match("Expected .* (of|<|>|>=|<=) |Expected.*match", detail) else ""
     return f"{'.'.join(keys) or 'scenario'}: {detail[:1].lower()}{detail[1:]}{shown}"
+
+
+@cache
+def _list_keys() -> list[str]:
+    """Return every key that a scenario may have, of all its tables."""
+    tables = msgspec.json.schema(Scenario)["$defs"].values()
+    return sorted({name for table in tables for name in table.get("properties", ())})
+
+
+def _find_line(text: str, error: str) -> str:
+    """Return ":17" where the key that an error begins with stands in that line of a TOML text, or of its
+    table; nothing where it stands in none."""
+    keys = error.partition(":")[0].split(".")
+    table: list[str] = []
+    tables: Counter[str] = Counter()
+    nearest = ""
+    for number, line in enumerate(text.splitlines(), 1):
+        if found := re.match(r"\s*\[(\[?)([\w.]+)", line):
+            name = found[2]
+            table = [*name.split("."), *([str(tables[name])] if found[1] else [])]
+            tables[name] += 1
+            if table == keys[: len(table)]:
+                nearest = f":{number}"
+        elif found := re.match(r"\s*([\w.]+)\s*=", line):
+            path = [*table, *found[1].split(".")]
+            if path == keys[: len(path)]:
+                return f":{number}"
+    return nearest

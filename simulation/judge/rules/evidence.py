@@ -221,14 +221,6 @@ def count_turned_away(requests: pd.DataFrame) -> int:
     return away if len(judged) >= FEW and away > MOST * len(judged) else 0
 
 
-class Finding(NamedTuple):
-    """How often a rule is broken, the evidence in words, and how often it could have been broken."""
-
-    violations: int
-    detail: str
-    chances: int
-
-
 class Breach(NamedTuple):
     """One way to break a rule: how often it happened, in words, and where: ids of that kind."""
 
@@ -238,13 +230,28 @@ class Breach(NamedTuple):
     ids: Iterable[Any] = ()
 
     def __str__(self) -> str:
-        ids = list(islice(dict.fromkeys(map(str, self.ids)), PLACES + 1))
+        ids = self.name(PLACES + 1)
         named = ", ".join([*ids[:PLACES], "…"] if len(ids) > PLACES else ids)
         return f"{int(self.times):,} {self.what}" + (f" ({self.kind} {named})" if ids else "")
+
+    def name(self, most: int | None = None) -> list[str]:
+        """Return the first of its ids, or all, each once."""
+        return list(islice(dict.fromkeys(map(str, self.ids)), most))
+
+
+class Finding(NamedTuple):
+    """How often a rule is broken, the evidence in words, how often it could have been broken, and where it
+    is."""
+
+    violations: int
+    detail: str
+    chances: int
+    breaches: tuple[Breach, ...] = ()
 
 
 def find(judged: str, *breaches: Breach, chances: int) -> Finding:
     """Return the finding of a rule: what it judged, and those of the breaches that happened."""
-    happened = [breach for breach in breaches if breach.times]
+    happened = tuple(breach for breach in breaches if breach.times)
     violations = int(sum(breach.times for breach in happened))
-    return Finding(violations, "; ".join([judged, *map(str, happened)]), max(int(chances), violations))
+    detail = "; ".join([judged, *map(str, happened)])
+    return Finding(violations, detail, max(int(chances), violations), happened)

@@ -13,10 +13,10 @@ from simulation.scenario.loading import load_scenario
 CELL = Cell(
     kind="kill", on="redis", verdict="pass", verdict_in_words="All 14 rules hold.", requests=21_000,
     accepted=14_000, refused=4_684, unknown=20, sold=14_000, oversold=0, down_s=1.6, healed_s=0.9,
-    drained_s=0.03, tries=1,
+    drained_s=0.03, tries=1, folder="kill-redis",
 )  # fmt: skip
 LOST = msgspec.structs.replace(
-    CELL, on="<b>", verdict="fail", sold=None, oversold=None, healed_s=None, drained_s=None
+    CELL, on="<b>", verdict="fail", sold=None, oversold=None, healed_s=None, drained_s=None, folder=""
 )
 
 
@@ -37,9 +37,13 @@ def test_its_tables_say_what_the_runs_gave(tmp_path: Path) -> None:
     assert msgspec.json.decode((tmp_path / "matrix.json").read_bytes(), type=Matrix) == matrix
     table = (tmp_path / "matrix.md").read_text()
     assert "1 of 2 faults survived" in table
-    assert "| redis | kill | pass | 21,000 | 14,000 | 4,684 | 20 | 14,000 | 0 | 1.60 s | 0.9 s |" in table
+    assert (
+        "| redis | kill | [pass](kill-redis/report.html) | 21,000 | 14,000 | 4,684 | 20 | 14,000 | 0 |"
+        in table
+    )
     assert "| never | never |" in table
     page = (tmp_path / "matrix.html").read_text()
     assert "1 of 2 faults survived" in page
     assert "a processor, 2 cores" in page
+    assert page.count("<a href") == page.count('<a href="kill-redis/report.html">pass</a>') == 1
     assert "<b>" not in page

@@ -198,4 +198,7 @@ async def test_a_bug_is_caught_and_a_harmless_change_is_not(
     assert (tmp_path / "lost-acceptance" / "report.html").exists()
     assert (missed.outcome, missed.verdict) == ("survived", "pass"), missed
     tables = {f"mutants.{kind}" for kind in ("json", "md", "html")}
-    assert set(os.listdir(tmp_path)) - tables == {"lost-acceptance"}  # noqa: PTH208
+    places = set(os.listdir(tmp_path)) - tables  # noqa: PTH208
+    assert {found.folder, missed.folder} < places
+    assert not (tmp_path / found.folder / "history.parquet").exists(), "a bug that is caught needs no record"
+    assert (tmp_path / missed.folder / "history.parquet").exists()

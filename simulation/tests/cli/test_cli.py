@@ -65,10 +65,27 @@ def test_it_lists_the_scenarios_with_their_texts() -> None:
     assert "A crowd that waited" in result.stdout
 
 
+def test_the_help_has_every_command_in_one_of_four_groups() -> None:
+    said = flashsim("--help").stdout
+    titles = ["Run a scenario", "Look at what was recorded", "Prove that the engine is correct", "Measure"]
+    assert [line.rstrip(":") for line in said.splitlines() if line.rstrip(":") in titles] == titles
+    for name, command in main.commands.items():
+        assert f"  {name} " in said
+        assert f"{command.get_short_help_str(90)}\n" in said, f"the help of {name} is cut short"
+
+
+def test_a_scenario_is_shown_as_it_would_be_run() -> None:
+    shown = flashsim(
+        "show", "spike", "--seed=4", "--rate=100", "--stock=7", "--set=population.users=5"
+    ).stdout
+    assert " requests in 30 s for 7 units, seed 4" in shown
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["run", "flood"], "no scenario 'flood'; there are: "),
+        (["rnu"], "No such command 'rnu' (did you mean 'run'?)"),
         (["run", "--set", "sales.0.stock"], "must be key=value"),
         (["run", "--set", "sales.0.stok=1"], "sales.0.stok: there is no such key"),
         (["run", "--stock", "-1"], "sales.0.stock"),
@@ -139,6 +156,8 @@ async def test_a_run_against_a_target(settings: Settings, tmp_path: Path) -> Non
     assert "open-sesame-please" not in recorded
     assert "postgresql://" not in recorded
 
+    order = flashsim("explain", str(tmp_path / "first"), "0").stdout
+    assert ("order CONFIRMED" in order, "  reserved  1 unit of sale " in order) == (True, True), order
     verified = flashsim("verify", str(tmp_path / "first"))
     assert (verified.exit_code, "PASS: " in verified.stdout) == (0, True)
     report = tmp_path / "first" / "report.html"

@@ -100,4 +100,5 @@ async def test_a_sale_survives_chaos(seed: int, services: Services, tmp_path: Pa
     assert summary["verdict"] == "pass"
     assert [fault for fault in summary["faults"] if fault["healed_s"] is None] == []
     assert len(summary["faults"]) == len(scenario.faults)
-    assert not folder.exists(), "a run that passes is not kept"
+    kept = {path.name for path in folder.iterdir()}
+    assert kept == {"summary.json", "report.html", "manifest.json", "run.json", "faults.json"}

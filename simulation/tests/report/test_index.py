@@ -9,6 +9,7 @@ from click.testing import CliRunner
 from simulation.cli.commands import main
 from simulation.report.index import list_runs, write_index
 from simulation.report.report import write_report
+from simulation.report.trend import find_trends
 from simulation.tests.browser import open_page
 from simulation.tests.run_folders import lose_orders, make_run
 
@@ -37,10 +38,41 @@ def test_it_lists_every_run_and_nothing_else(tmp_path: Path) -> None:
     assert ">2 runs</h1>" in dom
     assert "1 passed" in dom
     assert "1 failed" in dom
-    assert dom.count("<svg") == 2
+    assert dom.count("<svg") - dom.count('<svg class="spark"') == 2
     assert 'href="bad%20%3Crun%3E/report.html"' in dom
     assert "<run>" not in dom
     assert "5,000 of 5,000" in dom
+
+
+def test_it_lists_campaigns_and_the_trend_of_runs_of_the_same_load(tmp_path: Path) -> None:
+    summary = make_run(tmp_path / "run")
+    for number in range(1, 6):
+        place = tmp_path / f"run-{number}"
+        place.mkdir()
+        (place / "report.html").write_text("")
+        # The last of them is another load.
+        load = summary["load"] | {"requests": 28_400 + 100 * number if number < 5 else 90_000}
+        times = {"started_at": f"2026-01-0{number}T00:00:00.000Z", "load": load, "time_to_sell_out_s": number}
+        (place / "summary.json").write_text(json.dumps(summary | times))
+    for kind, rows in (("matrix", {"cells": [{"verdict": "pass"}, {"verdict": "fail"}]}), ("bench", {})):
+        (tmp_path / kind).mkdir()
+        result = {"started_at": "2026-01-01T00:00:00Z", **rows}
+        (tmp_path / kind / f"{kind}.json").write_text(json.dumps(result))
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "soak.json").write_text("{}")
+    page = write_index(tmp_path).read_text()
+    assert (
+        '<a href="matrix/matrix.html">matrix</a>, 2026-01-01: <span class="fail">1 of 2 passed</span>' in page
+    )
+    assert '<a href="bench/bench.md">bench</a>, 2026-01-01.' in page
+    assert "soak" not in page
+    [trend] = find_trends([(entry.name, entry.summary) for entry in list_runs(tmp_path)])
+    assert trend.runs == 4
+    [line] = [line for line in trend.lines if line.title == "Sold out after"]
+    assert (line.first, line.last) == ("1 s", "4 s")
+    assert [point.x for point in line.points] == sorted(point.x for point in line.points)
+    assert [point.y for point in line.points] == sorted((point.y for point in line.points), reverse=True)
+    assert "<h3>spike, 4 runs</h3>" in page
 
 
 def test_a_folder_without_runs_has_an_empty_list(tmp_path: Path) -> None:

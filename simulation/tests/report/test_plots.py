@@ -5,10 +5,13 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from simulation.report.canvas import WIDE, Course, Phase
-from simulation.report.latency_plots import draw_heat, draw_latency, draw_percentiles, percentile_steps
-from simulation.report.plots import mark_faults
-from simulation.tests.run_folders import make_history
+from simulation.report.plots.canvas import WIDE, Course, Phase
+from simulation.report.plots.latency import draw_heat, draw_latency, draw_percentiles, percentile_steps
+from simulation.report.plots.load import count_most, draw_errors, draw_flight, draw_lag, list_causes
+from simulation.report.plots.moment import draw_moment, find_rush_s
+from simulation.report.plots.run import mark_faults
+from simulation.scenario.schema import DriverOptions
+from simulation.tests.run_folders import START_US, make_history, make_state
 
 
 def test_the_percentile_curves_end_at_the_slowest_request_and_are_bold_only_where_firm() -> None:
@@ -73,3 +76,59 @@ def test_labels_on_an_axis_of_time_do_not_meet() -> None:
     boxes = [text.get_window_extent() for text in canvas.panels[0].texts]
     assert len(boxes) == 6
     assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+
+
+def test_the_decisive_moment_goes_from_before_the_rush_to_after_the_last_unit() -> None:
+    history = make_history(5_000)
+    assert find_rush_s(history) == pytest.approx(2.0, abs=0.1)
+    sold_out_s = history.loc[history["outcome"] == "ACCEPTED", "done_ns"].max() / 1e9
+    orders = make_state(history, 5_000).orders
+    course = Course(
+        [Phase("base", 0, 2), Phase("peak", 2, 6)], [], [(sold_out_s, "sold out"), (9.0, "later")]
+    )
+    canvas = draw_moment(history, orders, START_US, sold_out_s, 5_000, course, 5_000)
+    assert canvas is not None
+    rates, stock, _ = canvas.panels
+    assert rates.get_xlim() == pytest.approx((1.5, sold_out_s + 1), abs=0.1)
+    told, reserved, settled, _ = (np.asarray(line.get_ydata()) for line in stock.lines)
+    assert told[-1] == reserved[-1] == 5_000
+    assert settled[len(settled) // 2] < reserved[len(reserved) // 2]
+    assert draw_moment(history, orders, START_US, None, 5_000, course, 5_000) is None
+
+
+def test_the_most_at_once_is_counted_in_each_bin() -> None:
+    begin = np.array([1, 2, 3, 25, 41], dtype=np.int64) * 10**8
+    end = np.array([4, 4, 28, 26, 45], dtype=np.int64) * 10**8
+    np.testing.assert_array_equal(count_most(begin, end, np.arange(6.0)), [3, 1, 2, 0, 1])
+
+
+def test_causes_count_what_went_wrong_and_name_the_first() -> None:
+    history = make_history(2_000)
+    assert draw_errors(history.dropna(subset="done_ns"), Course(), 5_000) is None
+    lost = history.index[history["done_ns"].isna()]
+    history.loc[lost, "end"] = "timeout"
+    late = history.index[10_000:10_007]
+    history.loc[late, "outcome"] = "UNAVAILABLE"
+    history.loc[late, "status"] = 503
+    causes = list_causes(history, 5_000)
+    assert {str(cause): cause.number for cause in causes} == {
+        "503 unavailable": 7,
+        "no answer in time": len(lost),
+    }
+    [first] = [cause for cause in causes if cause.status == 503]
+    assert first.op == history.loc[late].sort_values("done_ns")["op"].iloc[0]
+    canvas = draw_errors(history, Course(), 5_000)
+    assert canvas is not None
+    labels = canvas.panels[0].get_legend_handles_labels()[1]
+    assert set(labels) == {"503 unavailable, 7", f"no answer in time, {len(lost)}"}
+
+
+def test_what_waits_for_a_connection_is_drawn_beside_what_is_in_flight() -> None:
+    history = make_history(2_000)
+    canvas = draw_flight(history, Course(), DriverOptions(connections=5))
+    assert canvas is not None
+    labels = canvas.panels[0].get_legend_handles_labels()[1]
+    words = {label.partition(", ")[0] for label in labels}
+    assert words == {"all 5 connections", "in flight", "due and not sent"}
+    assert draw_lag(history, Course()) is not None
+    assert draw_lag(history.iloc[:0], Course()) is None

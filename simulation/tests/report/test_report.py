@@ -16,7 +16,7 @@ from simulation.judge.numbers.reads import measure_reads
 from simulation.judge.numbers.requests import measure_retries
 from simulation.model.hostile import KindCount
 from simulation.record.history import read_history
-from simulation.report.latency_plots import draw_knee
+from simulation.report.plots.latency import draw_knee
 from simulation.report.report import render_page, tabulate_hostile, write_report
 from simulation.report.words import FAULTS, count, describe, ms
 from simulation.scenario.fault import COMMAND, TARGETS
@@ -28,7 +28,10 @@ from simulation.tests.run_folders import lose_orders, make_run
 
 pytestmark = pytest.mark.slow
 
-PLOTS = {"latency", "heat", "percentiles", "throughput", "stock", "delay", "processes"}
+PLOTS = {
+    "latency", "heat", "percentiles", "throughput", "stock", "delay", "processes",
+    "moment", "errors", "flight", "lag",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +58,20 @@ def test_the_page_holds_verdict_checks_numbers_and_plots(passed: Path) -> None:
     assert {file.stem for file in (passed / "plots").glob("*.png")} == PLOTS
 
 
+def test_the_page_holds_the_scenario_and_what_went_wrong(passed: Path) -> None:
+    page = (passed / "report.html").read_text()
+    asked = page[page.index('<section id="scenario">') :]
+    assert re.search(r"<th>1</th>\s*<td>5,000</td>\s*<td>none</td>\s*<td>1</td>", asked)
+    assert re.search(r"<th>peak</th>\s*<td>constant</td>\s*<td>4 s</td>\s*<td>5,000/s</td>", asked)
+    assert '<dd class="muted"><span>processes</span> 1</dd>' in asked
+    assert "<dd><span>may_give_up</span> yes</dd>" in asked
+    history = read_history(passed / "history.parquet")
+    lost = history[history["outcome"] == "UNKNOWN"]
+    wrong = page[page.index('<section id="errors">') :]
+    assert re.search(rf"<th>none</th>\s*<td>UNKNOWN</td>\s*<td>no answer</td>\s*<td>{len(lost)}</td>", wrong)
+    assert f"<td>op {lost['op'].iloc[0]}</td>" in wrong
+
+
 def test_a_percentile_of_too_few_requests_says_so(passed: Path, tmp_path: Path) -> None:
     few = "° Too few samples to be trusted"
     page = (passed / "report.html").read_text()
@@ -75,7 +92,7 @@ def test_faults_are_listed_with_what_they_did_and_how_long_the_engine_took(tmp_p
     rows = re.findall(r"<tr><th>\d</th>.*?</tr>", page, re.DOTALL)
     assert ["drop replies redis" in rows[0], "3.00 s" in rows[0], "in 0.3 s" in rows[0]] == [True] * 3
     assert "never" in rows[1]
-    assert page.count(">1 drop replies redis<") == 5  # on every axis of time
+    assert page.count(">1 drop replies redis<") == 9  # on every axis of time
 
 
 def test_every_kind_of_fault_has_words() -> None:
@@ -206,6 +223,15 @@ def test_plots_take_their_colours_from_the_page(passed: Path) -> None:
     assert all("var(--ink)" in svg for svg in drawings)
     ids = re.findall(r' id="([^"]+)"', page)
     assert len(ids) == len(set(ids))
+
+
+def test_a_brief_report_has_its_main_plots_once(passed: Path, tmp_path: Path) -> None:
+    make_run(tmp_path)
+    page = write_report(tmp_path, brief=True).read_text()
+    assert page.count("<svg") == page.count('<div class="one">') == 5
+    assert not (tmp_path / "plots").exists()
+    assert len(page) < len((passed / "report.html").read_text()) / 2
+    assert ">Pass</h1>" in page
 
 
 def test_a_broken_run_shows_what_is_broken_before_what_holds(tmp_path: Path) -> None:

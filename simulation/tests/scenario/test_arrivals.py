@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from simulation.errors import ScenarioError
 from simulation.scenario.arrivals import (
+    MOST_STEPS,
     Constant,
     Decay,
     Floats,
@@ -24,7 +25,7 @@ from simulation.scenario.arrivals import (
     peak_rps,
 )
 from simulation.scenario.loading import read_scenario, scale_scenario
-from simulation.scenario.traces import read_trace
+from simulation.scenario.traces import FORMS, read_trace
 from simulation.tests.scenario.test_scenario import minimal
 
 rates = st.floats(0.5, 500)
@@ -182,6 +183,41 @@ def test_a_silent_trace_is_none() -> None:
         Trace(seconds=1, rate_rps=1, counts=[0.0])
 
 
+LOG = (
+    '10.0.0.1 - - [29/Nov/2026:08:00:01 +0000] "POST /purchase/buy HTTP/1.1" 200 71\n'
+    '10.0.0.2 - anna [29/Nov/2026:08:00:01 +0000] "POST /purchase/buy HTTP/1.1" 429 40\n'
+    '::1 - - [29/Nov/2026:09:00:04 +0100] "POST /purchase/buy HTTP/1.1" 429 40 "https://shop/" "M"\n'
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "counts", "step_s"),
+    [
+        ("2026-11-29T08:00:00Z\n2026-11-29T09:00:00.25+01:00\n2026-11-29T08:00:00.29Z\n", [1, 0, 2], 0.1),
+        ("1795939200\n1795939200.05\n1795939200.31\n", [2, 0, 0, 1], 0.1),
+        ("1795939200000\n1795939200050\n1795939200310\n", [2, 0, 0, 1], 0.1),
+        ("time\n0.3\n0\n0.05\n", [2, 0, 0, 1], 0.1),
+        ("time,user,product\n0.0,7,1\n0.2,8,1\n", [1, 0, 1], 0.1),
+        ("2026-11-29 08:00:00,7,1\n2026-11-29 08:00:00.2,8,1\n", [1, 0, 1], 0.1),
+        (LOG, [2, 0, 0, 1], 1.0),
+    ],
+)
+def test_times_rows_and_logs_are_counted(
+    tmp_path: Path, text: str, counts: list[float], step_s: float
+) -> None:
+    file = tmp_path / "crowd.log"
+    file.write_text(text)
+    assert read_trace(file) == (counts, step_s)
+
+
+def test_times_of_years_are_counted_in_longer_steps(tmp_path: Path) -> None:
+    file = tmp_path / "crowd.csv"
+    file.write_text("2020-01-01\n2026-01-01\n")
+    counts, step_s = read_trace(file)
+    assert (sum(counts), len(counts) <= MOST_STEPS) == (2, True)
+    assert step_s * (len(counts) - 1) == pytest.approx(2_192 * 86_400, rel=1e-3)
+
+
 @pytest.mark.parametrize(
     ("text", "counts"),
     [
@@ -194,7 +230,7 @@ def test_counts_are_read_with_a_header_or_without(tmp_path: Path, text: str, cou
     file = tmp_path / "crowd.csv"
     for encoding in ("utf-8", "utf-16"):
         file.write_text(text.removeprefix("\ufeff") if encoding == "utf-16" else text, encoding=encoding)
-        assert read_trace(file) == counts
+        assert read_trace(file) == (counts, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -202,12 +238,18 @@ def test_counts_are_read_with_a_header_or_without(tmp_path: Path, text: str, cou
     [
         ("", "line 0: ends without a count above 0"),
         ("requests\n0\n0\n", "line 3: ends without a count above 0"),
-        ("1\n\n3\n", "line 2: must be one number, got ''"),
-        ("1\n2,5\n", "line 2: must be one number, got '2,5'"),
-        ("t,count\n1,2\n", "line 1: must be one number, got 't,count'"),
-        ("count\nmany\n", "line 2: must be one number, got 'many'"),
+        ("1\n\n3\n", "line 2: must be a count, got ''"),
+        ("1\n2,5\n", "line 2: must be a count, got '2,5'"),
+        ("t,count\n1,2\n", f"line 1: must be {FORMS}, got 't,count'"),
+        ("count\nmany\n", "line 2: must be a count, got 'many'"),
         ("1\n-1\n", "line 2: must be a count from 0 to 10,000,000, got -1"),
         ("1\nnan\n", "line 2: must be a count from 0 to 10,000,000, got nan"),
+        ("2026-11-29T08:00:00Z\nsoon\n", "line 2: must be a time, got 'soon'"),
+        (
+            "2026-11-29T08:00:00Z,7,1\n2026-11-29T08:00:00Z,7\n",
+            "line 2: must be a row of time, user and product, got '2026-11-29T08:00:00Z,7'",
+        ),
+        (LOG + "GET / HTTP/1.1\n", "line 4: must be a line of an access log, got 'GET / HTTP/1.1'"),
     ],
 )
 def test_a_bad_trace_is_named_with_its_line(tmp_path: Path, text: str, said: str) -> None:

@@ -100,7 +100,7 @@ def test_a_bad_key_is_named(key: str, value: Any, names: str) -> None:
 
 
 def test_a_scenario_that_is_not_there_names_those_that_are() -> None:
-    with pytest.raises(ScenarioError, match=r"no scenario 'spyke'; there are: .*spike"):
+    with pytest.raises(ScenarioError, match=r"no scenario 'spyke' .*; there are: .*spike"):
         load_scenario("spyke")
 
 
@@ -192,6 +192,11 @@ def test_a_trace_is_read_beside_its_scenario_and_goes_where_that_goes(tmp_path: 
     )
     scenario = load_scenario(file)
     assert (peak_rps(scenario.arrivals), scenario.duration_s()) == (40, 2)
+    fine = load_scenario(file, {"arrivals.0.step_s": 0.5})
+    assert (peak_rps(fine.arrivals), fine.duration_s()) == (80, 1)
+    assert expected_requests(fine.arrivals) == expected_requests(scenario.arrivals) == 50
+    with pytest.raises(ScenarioError, match=r"arrivals\.0\.step_s: must be seconds"):
+        load_scenario(file, {"arrivals.0.step_s": 0})
     scaled = load_scenario(file, rate_rps=80, duration_s=1)
     assert expected_requests(scaled.arrivals) == pytest.approx(50)
     with pytest.raises(ScenarioError, match=r"arrivals\.0\.file: must name the CSV file"):
@@ -226,3 +231,33 @@ def test_a_file_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
     file = tmp_path / "marked.toml"
     file.write_bytes(b"\xef\xbb\xbf" + (FOLDER / "spike.toml").read_bytes())
     assert load_scenario(file).sales == load_scenario("spike").sales
+
+
+def test_all_errors_of_a_file_are_told_at_once_with_their_lines(tmp_path: Path) -> None:
+    file = tmp_path / "bad.toml"
+    file.write_text(
+        'name = "bad"\ntext = "Wrong."\nseed = "seven"\n\n[[sales]]\nproduct_id = 1\nstok = 5\nstock = 0.5\n'
+        '\n[[arrivals]]\nshape = "constant"\nseconds = 1\nrate_rps = -10\n\n[population]\nuserz = 100\n'
+    )
+    with pytest.raises(ScenarioError) as raised:
+        load_scenario(file)
+    assert str(raised.value).splitlines() == [
+        "bad.toml:3: seed: expected `int`, got `str`",
+        "bad.toml:7: sales.0.stok: there is no such key (did you mean 'stock'?)",
+        "bad.toml:8: sales.0.stock: expected `int`, got `float`",
+        "bad.toml:13: arrivals.0.rate_rps: expected `float` >= 0.0, got -10",
+        "bad.toml:16: population.userz: there is no such key (did you mean 'users'?)",
+        "bad.toml:15: population.users: is missing",
+    ]
+
+
+def test_a_value_that_was_set_outside_is_in_no_line() -> None:
+    with pytest.raises(ScenarioError, match=r"^spike\.toml: sales\.0\.stok: there is no such key"):
+        load_scenario("spike", {"sales.0.stok": 1})
+
+
+def test_a_misspelt_metric_or_scenario_is_guessed() -> None:
+    with pytest.raises(ScenarioError, match=r"no scenario 'spik' \(did you mean 'spike'\?\); there are: "):
+        load_scenario("spik")
+    with pytest.raises(ScenarioError, match=r"thresholds\.0: .*\(did you mean 'accepted\.response\.p99'\?\)"):
+        load_scenario("spike", {"thresholds": ["accepted.respons.p99 < 5"]})

@@ -9,10 +9,10 @@ from matplotlib.ticker import LogLocator, NullLocator
 from simulation.judge.comparison import Row
 from simulation.judge.numbers.latency import response_ms
 from simulation.judge.thresholds import Metrics
-from simulation.report.canvas import Canvas, Course
-from simulation.report.latency_plots import percentile_steps, tail_of, time_answers
 from simulation.report.page import LIGHT, SERIES
-from simulation.report.plots import last_second, time_edges
+from simulation.report.plots.canvas import Canvas, Course
+from simulation.report.plots.latency import percentile_steps, tail_of, time_answers
+from simulation.report.plots.run import last_second, time_edges
 
 LETTERS: Final = "ABCDEFGH"
 """The names of the runs; SERIES has their colours."""

@@ -103,14 +103,14 @@ class Canvas:
             axes.locator_params(axis="y", nbins=4)
             axes.yaxis.set_major_formatter(lambda value, _: short(value))
 
-    def time_axis(self, end_s: float, course: Course) -> None:
+    def time_axis(self, end_s: float, course: Course, start_s: float = 0.0) -> None:
         """Let the x axis be seconds from the start of the run; shade phases and faults, mark moments.
 
         A y axis that is not logarithmic begins at 0.
         """
         self._course = course
         for axes in self.panels:
-            axes.set_xlim(0, end_s)
+            axes.set_xlim(start_s, end_s)
             if axes.get_yscale() == "linear":
                 axes.set_ylim(0, max(axes.dataLim.y1, 1) * (1.3 if course.faults else 1.2))
             axes.xaxis.set_major_formatter(lambda value, _: f"{value:g} s")
@@ -207,13 +207,13 @@ class Canvas:
         self._names.append(name)
         return drop
 
-    def to_svg(self, name: str) -> tuple[str, str]:
-        """Return the figure as two SVG elements, for a desktop and for a phone. See `to_svg`."""
+    def to_svg(self, name: str, widths: Sequence[int] = (WIDE, NARROW)) -> list[str]:
+        """Return the figure as SVG elements, one for each width of a page. See `to_svg`."""
         forms = []
-        for width in (WIDE, NARROW):
+        for width in widths:
             self.lay_out(width)
             forms.append(to_svg(self.figure, f"{name}-{width}"))
-        return forms[0], forms[1]
+        return forms
 
     def to_png(self, file: Path) -> None:
         """Write the figure on white, in twice its resolution. Raises OSError."""

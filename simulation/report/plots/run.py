@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from simulation.judge.numbers.latency import Floats, delay_ms
-from simulation.report.canvas import DASHED, FILL, Canvas, Course, Phase, note
 from simulation.report.page import LIGHT, SERIES
+from simulation.report.plots.canvas import DASHED, FILL, Canvas, Course, Phase, note
 from simulation.report.words import OUTCOMES, count, ms
 
 CPU: Final = "cpu_percent "
@@ -21,18 +21,19 @@ _STEPS_S: Final = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120, 30
 _LEAST_SHADE: Final = 0.006
 """A fault is shaded over at least this share of the run, so that one without duration is seen."""
 _TIMELINE: Final = {
-    "Stock": {
+    "Stock and ledger": {
         "stock_remaining": ("left at the gate", "blue"),
-        "ledger_confirmed": ("confirmed in the ledger", "green"),
+        "ledger_confirmed": ("confirmed", "green"),
         "ledger_failed": ("failed", "pink"),
     },
-    "Under way": {"pending_orders": ("orders not yet settled", "olive")},
-    "Waiting": {
-        "outbox_entries": ("entries in the outbox", "sky"),
-        "queue_messages": ("messages in the queue", "orange"),
+    "On its way": {"pending_orders": ("orders not settled", "olive")},
+    "On its way, as records": {
+        "outbox_entries": ("outbox entries", "sky"),
+        "queue_messages": ("queue messages", "orange"),
     },
 }
-"""The panels of the stock plot, and the word and the colour of each column of the timeline."""
+"""The panels of the stock plot, and the word and the colour of each column of the timeline; the live page
+(pages/live.html) has the same words and colours."""
 
 
 def mark_faults(faults: Sequence[Mapping[str, Any]], end_s: float) -> list[Phase]:
@@ -58,7 +59,7 @@ def draw_throughput(history: pd.DataFrame, course: Course) -> Canvas | None:
         return None
     end_s = last_second(history)
     canvas = Canvas({"Requests per second": 230})
-    _draw_rates(canvas.panels[0], history, time_edges(end_s))
+    draw_rates(canvas.panels[0], history, time_edges(end_s))
     canvas.time_axis(end_s, course)
     return canvas
 
@@ -68,13 +69,14 @@ def draw_thumbnail(history: pd.DataFrame) -> Figure:
     figure = Figure(figsize=(200 / 72, 64 / 72))
     axes = figure.add_axes((0, 0, 1, 1))
     edges = time_edges(last_second(history), 80)
-    _draw_rates(axes, history, edges)
+    draw_rates(axes, history, edges)
     axes.set(xlim=(0, edges[-1]), ylim=(0, 1.04 * axes.dataLim.y1))
     axes.axis("off")
     return figure
 
 
-def _draw_rates(axes: Axes, history: pd.DataFrame, edges: Floats) -> None:
+def draw_rates(axes: Axes, history: pd.DataFrame, edges: Floats) -> None:
+    """Draw requests per second between edges: offered, answered, accepted, sold out, and other."""
     # A request without an answer counts where it was intended.
     done_ns, outcome = history["done_ns"].fillna(history["intended_ns"]), history["outcome"].astype("str")
     moments = {"offered": ("muted", history["intended_ns"]), "answered": ("ink", history["done_ns"].dropna())}

@@ -13,9 +13,9 @@ from matplotlib.path import Path
 
 from simulation.judge.numbers.latency import PERCENTILES, TRUSTED, Floats, response_ms, service_ms
 from simulation.judge.numbers.requests import select_waits
-from simulation.report.canvas import DASHED, FILL, Canvas, Course, note
 from simulation.report.page import HEAT, LIGHT
-from simulation.report.plots import OUTCOME_COLOURS, last_second, time_edges
+from simulation.report.plots.canvas import DASHED, FILL, Canvas, Course, note
+from simulation.report.plots.run import OUTCOME_COLOURS, last_second, time_edges
 from simulation.report.words import OUTCOMES, count, ms, short
 
 _LINES: Final = {

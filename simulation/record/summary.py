@@ -1,0 +1,169 @@
+"""The form of summary.json, from which its JSON Schema is written."""
+
+from datetime import datetime
+from typing import Any, Literal
+
+import msgspec
+
+from simulation.judge.numbers.knee import Knee
+from simulation.judge.numbers.load import Load
+from simulation.judge.verdict import Check, Verdict
+from simulation.model.events import Recovery, Restocked
+
+
+class Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A part of a summary."""
+
+
+class Outcomes(Part, frozen=True):
+    """Purchases by how they ended."""
+
+    accepted: int
+    sold_out: int
+    rejected: int
+    """Refused otherwise."""
+    error: int
+    """Unavailable: certainly nothing was reserved."""
+    unknown: int
+
+
+class Percentiles(Part, frozen=True):
+    """Times in ms; null without any."""
+
+    p50: float | None
+    p90: float | None
+    p99: float | None
+    p999: float | None
+    max: float | None
+
+
+class Latency(Part, frozen=True):
+    """How long answers took."""
+
+    response: Percentiles
+    """From the intended start."""
+    service: Percentiles
+    """From the moment of sending."""
+
+
+class Meanwhile(Part, frozen=True):
+    """What the machine did during the load; null where it could not be read."""
+
+    stolen_percent: float | None
+    stolen_most_percent: float | None
+    cpu_pressure_percent: float | None
+    io_pressure_percent: float | None
+    disturbed: bool
+
+
+class Fulfilment(Part, frozen=True):
+    """Orders of the ledger; null where it could not be read."""
+
+    confirmed: int | None
+    failed: int | None
+    rejected: int | None
+    lag_p50_ms: float | None
+    lag_p99_ms: float | None
+    drained_s: float | None
+    """null: not in the time that the scenario allows."""
+    bus: Literal["rabbitmq", "outbox"]
+
+
+class Stock(Part, frozen=True):
+    """Units of all sales; null where a store could not be read."""
+
+    initial: int
+    sold: int | None
+    remaining: int | None
+    oversold: int | None
+
+
+class Restock(Restocked, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A restock, and what became of it."""
+
+    sold: int | None
+    sold_out_after_s: float | None
+
+
+class Phase(Outcomes, frozen=True):
+    """A phase of the load."""
+
+    name: str
+    start_s: float
+    end_s: float
+    requests: int
+    offered_rps: float
+    response_p50_ms: float | None
+    response_p99_ms: float | None
+    marks: dict[str, str]
+
+
+class Retries(Part, frozen=True):
+    """Clients that tried again (simulation.judge.numbers.requests)."""
+
+    requests: int
+    clients: int
+    most: int
+    accepted_later: int
+    keyed_bought_again: int | None
+    unkeyed_bought_again: int | None
+
+
+class Reads(Part, frozen=True):
+    """Reads of one kind."""
+
+    requests: int
+    shown: int
+    not_found: int
+    unavailable: int
+    invalid: int
+    unknown: int
+    latency_ms: Latency
+    orders: int | None = None
+    """Orders looked at; of reads of orders alone."""
+    final: int | None = None
+    """Orders whose final status was seen."""
+
+
+class Summary(Part, frozen=True):
+    """What the judge says of a run."""
+
+    verdict: Verdict
+    verdict_in_words: str
+    scenario: str
+    text: str
+    seed: int
+    started_at: datetime
+    duration_s: float
+    load: Load
+    outcomes: Outcomes
+    latency_ms: dict[Literal["accepted", "sold_out"], Latency]
+    marks: dict[str, str]
+    """Metrics in doubt, and why."""
+    own_lag_p99_ms: float | None
+    meanwhile: Meanwhile
+    fulfilment: Fulfilment
+    stock: Stock
+    time_to_sell_out_s: float | None
+    restocks: list[Restock]
+    knee: Knee | None
+    phases: list[Phase]
+    fairness: dict[str, float | None]
+    """The fields of simulation.judge.numbers.fairness."""
+    retries: Retries
+    reads: dict[Literal["stock", "order"], Reads]
+    unread: dict[str, str]
+    """Parts of the final state that could not be read, and why."""
+    thresholds: list[Check]
+    checks: list[Check]
+    command: str
+    commit: str
+    machine: dict[str, str | int]
+    versions: dict[str, str]
+    driver: str
+    faults: list[Recovery]
+
+
+def check_summary(summary: Any) -> Summary:
+    """Return a summary in its form. Raises msgspec.ValidationError."""
+    return msgspec.convert(summary, Summary)

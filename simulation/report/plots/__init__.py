@@ -1,0 +1,1 @@
+"""Every plot: the canvas that they share, and functions from data to a drawing. Pages may import it."""

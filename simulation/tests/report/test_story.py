@@ -1,0 +1,202 @@
+"""A story tells what the record holds of one purchase, and what the rules found about it."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+
+from simulation.cli.commands import main
+from simulation.errors import RunError
+from simulation.judge.verdict import RULES, name_rule
+from simulation.model.state import FinalState
+from simulation.record.facts import write_json
+from simulation.record.history import read_history, write_history
+from simulation.report.story.find import explain, read_record
+from simulation.report.story.looks import LOOKED_AT
+from simulation.report.story.purchase import Record
+from simulation.report.story.story import Story, write_story
+from simulation.tests.run_folders import START_US, lose_orders, make_run
+from simulation.verdict import finish_run, load_run
+
+pytestmark = pytest.mark.slow
+
+
+def spoil(state: FinalState) -> FinalState:
+    """The first order is lost; the payment of the second is declined, and its unit released."""
+    state = lose_orders(state, 1)
+    assert state.orders is not None
+    assert state.gate is not None
+    orders = state.orders.copy()
+    orders.loc[0, ["status", "reason"]] = ["FAILED", "payment declined"]
+    return replace(state, orders=orders, gate=state.gate.assign(released=1))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("story")
+    make_run(place, spoil=spoil)
+    return place
+
+
+@pytest.fixture(scope="module")
+def record(folder: Path) -> Record:
+    return read_record(load_run(folder))
+
+
+def first(record: Record, outcome: str) -> pd.Series:
+    return record.history[record.history["outcome"] == outcome].iloc[0]
+
+
+def words_of(story: Story) -> dict[str, str]:
+    return {step.what: step.words for step in story.steps}
+
+
+def test_every_rule_has_what_it_looks_at() -> None:
+    assert LOOKED_AT.keys() == {name_rule(rule) for rule in RULES}
+
+
+def test_an_accepted_purchase_is_followed_to_the_ledger(record: Record) -> None:
+    bought = record.history[record.history["outcome"] == "ACCEPTED"].iloc[9]
+    story = explain(record, bought["order_id"])
+    assert [step.what for step in story.steps] == [
+        "planned", "sent", "answered", "reserved", "relayed", "settled"
+    ] or [step.what for step in story.steps] == [
+        "planned", "sent", "reserved", "relayed", "answered", "settled"
+    ]  # fmt: skip
+    at_s = {step.what: step.at_s for step in story.steps}
+    order = record.orders.loc[bought["order_id"]]
+    assert at_s["planned"] == bought["intended_ns"] / 1e9
+    assert at_s["answered"] == bought["done_ns"] / 1e9
+    assert at_s["settled"] == (order["settled_us"] - START_US) / 1e6
+    assert at_s["relayed"] is None
+    assert "no store keeps the moment" in words_of(story)["relayed"]
+    looked = {look.rule: look for look in story.looks}
+    assert {"accepted is settled", "payment decides"} <= looked.keys()
+    assert "a key buys once" not in looked
+    assert looked["accepted is settled"].state == "broken"
+    assert looked["accepted is settled"].breaches == [], "another order is lost"
+    assert "accepted is settled: broken, but not by it" in write_story(story)
+    assert explain(record, f"op {bought['op']}").steps == story.steps
+    assert explain(record, f"user {bought['user_id']}").steps == story.steps
+
+
+def test_the_lost_order_is_named_with_the_rule_that_it_breaks(record: Record, folder: Path) -> None:
+    lost = first(record, "ACCEPTED")
+    story = explain(record, str(lost["op"]))
+    assert words_of(story)["not settled"] == "the ledger has no such order"
+    found = {look.rule: look.breaches for look in story.looks if look.breaches}
+    assert found == {"accepted is settled": ["are not in the ledger"]}
+    summary = finish_run(folder)
+    [check] = [each for each in summary["checks"] if each["name"] == "accepted is settled"]
+    assert check["named"] == [f"order {lost['order_id']}"]
+    question = f"flashsim explain RUN order {lost['order_id']}"
+    assert question in (folder / "report.html").read_text()
+
+
+def test_a_declined_purchase_gives_its_unit_back(record: Record) -> None:
+    declined = record.history[record.history["outcome"] == "ACCEPTED"].iloc[1]
+    said = words_of(explain(record, declined["order_id"]))
+    assert said["settled"].startswith("FAILED (payment declined)")
+    assert "the gate counts 1 units released, the ledger 1 failed" in said["released"]
+
+
+def test_a_refused_purchase_left_nothing_and_is_told_why(record: Record) -> None:
+    story = explain(record, str(first(record, "SOLD_OUT")["op"]))
+    said = words_of(story)
+    assert said["answered"].startswith("429 SOLD_OUT")
+    assert said["reserved"] == "nothing: a refusal reserves nothing"
+    assert "had reserved 4,999 of all 4,999 orders of product 1" in said["stock"]
+    assert {look.rule for look in story.looks} == {
+        "sold out means sold out", "demand empties the stock", "no server errors", "the sale happened"
+    }  # fmt: skip
+
+
+def test_an_unanswered_purchase_is_looked_up_in_the_ledger(record: Record, tmp_path: Path) -> None:
+    lost = first(record, "UNKNOWN")
+    said = words_of(explain(record, str(lost["op"])))
+    assert said["unanswered"] == "no answer: the client never learnt more"
+    assert said["reserved"].startswith("nothing that settled")
+
+    def take(state: FinalState) -> FinalState:
+        assert state.orders is not None
+        orders = state.orders.copy()
+        orders.loc[0, "order_id"] = "0000beef-0000-7000-8000-000000000000"
+        orders.loc[0, ["user_id", "accepted_us"]] = [lost["user_id"], START_US + lost["sent_ns"] // 1000]
+        return replace(state, orders=orders)
+
+    make_run(tmp_path, spoil=take)
+    history = read_history(tmp_path / "history.parquet")
+    history.loc[history["op"] == lost["op"], "end"] = "timeout"
+    write_history(history, tmp_path / "history.parquet")
+    taken = explain(read_record(load_run(tmp_path)), f"op {lost['op']}")
+    assert words_of(taken)["unanswered"] == "no answer within 5 s: the client never learnt more"
+    assert "0000beef-0000" in words_of(taken)["reserved"]
+    assert words_of(taken)["settled"].startswith("CONFIRMED")
+    by_order = explain(read_record(load_run(tmp_path)), "order 0000beef-0000-7000-8000-000000000000")
+    assert by_order.steps == taken.steps
+
+
+def test_a_retry_and_the_reads_of_an_order_belong_to_its_story(tmp_path: Path) -> None:
+    make_run(tmp_path)
+    history = read_history(tmp_path / "history.parquet")
+    refused = history[history["outcome"] == "SOLD_OUT"].head(1)
+    again = refused.assign(
+        op=900_000, attempt=1, first_op=refused["op"].to_numpy(), intended_ns=refused["intended_ns"] + 10**9,
+        sent_ns=refused["sent_ns"] + 10**9, done_ns=refused["done_ns"] + 10**9,
+    )  # fmt: skip
+    bought = history[history["outcome"] == "ACCEPTED"].head(1)
+    look = bought.assign(
+        op=900_001, kind="order", outcome="SHOWN", order_status="CONFIRMED", user_id=0, first_op=900_001
+    )
+    write_history(pd.concat([history, again, look]), tmp_path / "history.parquet")
+    write_json([{"kind": "stop", "on": "relay", "start_s": 0.0, "end_s": 12.0}], tmp_path / "faults.json")
+    record = read_record(load_run(tmp_path))
+    planned = [
+        step.words for step in explain(record, f"{refused['op'].iloc[0]}").steps if step.what == "planned"
+    ]
+    assert len(planned) == 2
+    assert planned[1].startswith(f"request 900000, try 2 of request {refused['op'].iloc[0]}")
+    assert explain(record, "op 900000").steps == explain(record, f"{refused['op'].iloc[0]}").steps
+    told = explain(record, bought["order_id"].iloc[0])
+    assert any("CONFIRMED" in step.words and "SHOWN" in step.words for step in told.steps)
+    assert words_of(told)["fault"].startswith("stop relay, until 12.0000 s")
+
+
+def test_a_second_tells_what_was_asked_answered_and_held(record: Record) -> None:
+    story = explain(record, "3s")
+    said, history = words_of(story), record.history
+    meant = history[(history["intended_ns"] >= 3e9) & (history["intended_ns"] < 4e9)]
+    assert said["planned"].startswith(f"{len(meant):,} purchases; ")
+    answered = history["done_ns"].between(3e9, 4e9).sum()
+    assert said["answered"] == f"{answered:,} × 429 SOLD_OUT"
+    assert story.more[0].endswith("the slowest planned in it")
+    assert '"peak" begins' in words_of(explain(record, "1.5 s"))["phase"]
+    opened = next(step for step in explain(record, "0s").steps if step.what == "in flight")
+    assert opened.words == "purchases sent and not answered: 0"
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("op 999999", "there is no request 999999: they are 0 to "),
+        ("user 999999", "there is no user 999999"),
+        ("99s", "the run has no second 99"),
+        ("01a2", "there is no order '01a2' in this run; name an order id, a request number"),
+    ],
+)
+def test_what_a_run_does_not_have_is_said(record: Record, what: str, said: str) -> None:
+    with pytest.raises(RunError, match=said):
+        explain(record, what)
+
+
+def test_the_command_tells_it_as_text_and_as_json(folder: Path) -> None:
+    shown = CliRunner().invoke(main, ["explain", str(folder), "op", "17"])
+    assert (shown.exit_code, "planned   request 17, user 18" in shown.stdout) == (0, True)
+    written = CliRunner().invoke(main, ["explain", str(folder), "17", "--json"])
+    story = msgspec.json.decode(written.stdout, type=Story)
+    assert story.title.startswith("Request 17: ACCEPTED")
+    refused = CliRunner().invoke(main, ["explain", str(folder), "99s"])
+    assert (refused.exit_code, refused.stdout) == (2, "")
