@@ -12,6 +12,9 @@ from simulation.judge.figures import Run
 LONGEST_US: Final = 3_600_000_000
 DIGITS: Final = 3
 """Significant digits of a value."""
+TICKS: Final = 100
+"""Lines for each halving of what is left above a percentile: so many that a reader finds p50 or p99 as
+exactly as the values are."""
 _US_IN_MS: Final = 1_000
 
 
@@ -41,5 +44,5 @@ def write_hgrm(run: Run, times: str) -> bytes:
     for value, number in zip(took_us.tolist(), numbers.tolist(), strict=True):
         histogram.record_value(value, number)
     output = BytesIO()
-    histogram.output_percentile_distribution(output, _US_IN_MS)
+    histogram.output_percentile_distribution(output, _US_IN_MS, TICKS)
     return output.getvalue()

@@ -59,7 +59,7 @@ def draw_moment(
     told_s = np.sort(accepted["done_ns"].to_numpy("float64") / 1e9)
     lines = {"told accepted": ("blue", told_s, np.ones(len(told_s)))}
     if orders is not None and len(orders):
-        weights = orders["quantity"].to_numpy("float64")
+        weights = orders["quantity"].fillna(1).to_numpy("float64")
         for word, colour, column in (
             ("reserved at the gate", "orange", "accepted_us"),
             ("settled", "green", "settled_us"),

@@ -134,6 +134,7 @@ def _tell_nothing(record: Record, buys: pd.DataFrame, orders: list[str]) -> list
     reason = "it was never sent" if buys["sent_ns"].isna().all() else "a refusal reserves nothing"
     steps = [Step(what="reserved", after_s=after_s, words=f"nothing: {reason}")]
     sold = record.orders[record.orders["product_id"] == last["product_id"]]
+    sold = sold.dropna(subset=["accepted_us"])
     if last["outcome"] == "SOLD_OUT" and len(sold):
         last_s = (int(sold["accepted_us"].max()) - record.zero_us) / 1e6
         by_then = int((sold["accepted_us"] <= record.zero_us + last["done_ns"] / 1e3).sum())

@@ -44,6 +44,8 @@ class Record:
         orders = self.state.orders
         if orders is None:
             return pd.DataFrame(columns=["sale_id", "product_id", "user_id", "idempotency_key"])
+        # A ledger of another engine may not tell how many units an order has: it is one then.
+        orders = orders.assign(quantity=orders["quantity"].fillna(1))
         return orders.drop_duplicates("order_id").set_index("order_id")
 
     @cached_property

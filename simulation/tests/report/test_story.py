@@ -178,6 +178,24 @@ def test_a_second_tells_what_was_asked_answered_and_held(record: Record) -> None
     assert opened.words == "purchases sent and not answered: 0"
 
 
+def test_a_ledger_that_keeps_less_still_tells_a_story(tmp_path: Path) -> None:
+    def forget(state: FinalState) -> FinalState:
+        assert state.orders is not None
+        orders = state.orders.copy()
+        orders[["quantity", "accepted_us"]] = None
+        return replace(state, orders=orders.astype(state.orders.dtypes.to_dict()))
+
+    make_run(tmp_path)
+    known = load_run(tmp_path)
+    assert known.metrics is not None
+    metrics = replace(known.metrics, state=forget(known.metrics.state))
+    record = replace(read_record(known), metrics=metrics)
+    said = words_of(explain(record, str(first(record, "ACCEPTED")["op"])))
+    assert said["reserved"].startswith("1 unit of sale 1")
+    assert said["settled"] == "CONFIRMED (ledger's clock)"
+    assert "stock" not in words_of(explain(record, str(first(record, "SOLD_OUT")["op"])))
+
+
 @pytest.mark.parametrize(
     ("what", "said"),
     [
