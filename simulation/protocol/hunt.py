@@ -223,7 +223,8 @@ def play_elsewhere(code: Path, job: Job) -> Found:
     try:
         return msgspec.json.decode(played.stdout, type=Found)
     except msgspec.DecodeError:
-        raise RunError(f"examples could not be played: {played.stderr.decode()[-2000:]}") from None
+        said = f"exit code {played.returncode}, {played.stderr.decode()[-2000:]}"
+        raise RunError(f"examples could not be played: {said}") from None
 
 
 def main() -> None:
