@@ -11,6 +11,7 @@ from unittest.mock import patch
 import asyncpg
 import redis.asyncio.connection
 
+import engine.gate.lane
 import engine.stages.fulfilment
 import engine.stages.reconciliation
 import engine.stages.relay
@@ -31,7 +32,7 @@ from engine.stages.relay import Relay
 from simulation.protocol.steps import Actor, Clock
 from simulation.protocol.stores.bus import Bus, StepConsumer, StepPublisher
 from simulation.protocol.stores.database import Database, StepPool
-from simulation.protocol.stores.memory import Memory, StepConnection
+from simulation.protocol.stores.memory import Memory, StepConnection, StepWire
 
 SETTINGS: Final = Settings(
     redis_url="unix:///the/example",
@@ -167,12 +168,13 @@ class Stores:
         async def create_pool(*_: Any, **__: Any) -> StepPool:
             return StepPool(self.database)
 
-        StepConnection.memory = self.memory
+        StepConnection.memory = StepWire.memory = self.memory
         with ExitStack() as patches:
             patches.callback(self.database.close)
             patches.callback(self.memory.close)
             enter: Callable[[Any], object] = patches.enter_context
             enter(patch.object(redis.asyncio.connection, "UnixDomainSocketConnection", StepConnection))
+            enter(patch.object(engine.gate.lane, "Wire", StepWire))
             enter(patch.object(asyncpg, "create_pool", create_pool))
             enter(patch.object(engine.stages.reconciliation, "Publisher", StepPublisher))
             for name, module in list(sys.modules.items()):

@@ -228,3 +228,38 @@ class StepConnection(AbstractConnection):
             return self.memory.execute(commands, actor)
 
         return await take_turn(f"Redis {name}", execute)
+
+
+class StepWire:
+    """What the engine takes for a wire: what a lane asks is a step, on the server that it connected to."""
+
+    memory: Memory
+
+    def __init__(self, _redis: Any) -> None:
+        self._incarnation: int | None = None
+
+    @property
+    def is_open(self) -> bool:
+        return self._incarnation == self.memory.incarnation
+
+    async def connect(self) -> None:
+        self._incarnation = self.memory.incarnation
+
+    async def ask(self, *commands: Words) -> list[Any]:
+        actor = current_actor()
+        # A write that changes nothing asks a demoted primary.
+        asked = [words for words in commands if not (words[0] == "HDEL" and words[2] == "")]
+
+        def execute() -> list[Any]:
+            if not self.is_open:
+                raise Broken("the connection is closed")
+            return [0] * (len(commands) - len(asked)) + self.memory.execute(asked, actor)
+
+        try:
+            return await take_turn(f"Redis {self.memory.name_of(asked[0])}", execute)
+        except Broken as error:
+            self.close()
+            raise ConnectionError(str(error)) from error
+
+    def close(self) -> None:
+        self._incarnation = None
