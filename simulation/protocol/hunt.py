@@ -221,7 +221,7 @@ def play_elsewhere(code: Path, job: Job) -> Found:
         check=False,
     )
     try:
-        return msgspec.json.decode(played.stdout, type=Found)
+        return msgspec.json.decode(played.stdout, type=Found, dec_hook=lambda _, counts: Counter(counts))
     except msgspec.DecodeError:
         said = f"exit code {played.returncode}, {played.stderr.decode()[-2000:]}"
         raise RunError(f"examples could not be played: {said}") from None
