@@ -63,7 +63,7 @@ async def _greet_by_tls(host: str, port: int) -> str | None:
         async with asyncio.timeout(_WAIT_S):
             _, writer = await asyncio.open_connection(host, port, ssl=context)
             writer.transport.abort()
-    except (OSError, TimeoutError):
+    except (OSError, TimeoutError, ValueError):
         return None
     return _TLS
 
@@ -78,6 +78,8 @@ async def _ask(host: str, port: int, question: bytes) -> str | None:
                 answer = await reader.read(8)
             finally:
                 writer.transport.abort()
-    except (OSError, TimeoutError):
+    except (OSError, TimeoutError, ValueError):
+        return None
+    if question == _SSL_REQUEST and len(answer) != 1:
         return None
     return next((told for begin, told in _QUESTIONS[question].items() if answer.startswith(begin)), None)

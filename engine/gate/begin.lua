@@ -9,6 +9,9 @@ local memory = redis.call('HMGET', KEYS[1], 'open', 'rebuilding')
 if memory[1] or tonumber(memory[2] or 0) > tonumber(ARGV[1]) then
   return redis.error_reply('CLOSED the rebuild was overtaken')
 end
-redis.call('DEL', KEYS[1], KEYS[2])
+redis.call('UNLINK', KEYS[1], KEYS[2])
 redis.call('HSET', KEYS[1], 'rebuilding', ARGV[1])
+local info = redis.pcall('INFO', 'server')
+local server = type(info) == 'string' and string.match(info, 'run_id:(%x+)')
+if server then redis.call('HSET', KEYS[1], 'rebuilding_on', server) end
 return 1

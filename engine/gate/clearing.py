@@ -7,7 +7,7 @@ costs one write when it is accepted and one when it is settled, however many ord
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from typing import Any, Final, cast
 
 from redis.asyncio import Redis
@@ -17,9 +17,11 @@ from engine.gate.fence import Fence, read_memory
 from engine.gate.keys import ShardKeys, shard_of
 from engine.model.lot import Lot, without_orders
 from engine.model.order import Order
-from engine.model.order_id import PLACES, split_order_id
+from engine.model.order_id import PLACES, is_stem, split_order_id
 
 _CLEAR: Final = Script("clear.lua")
+_SCANNED: Final = 250
+"""Batches, and at least as many orders, at a time."""
 
 
 class Clearing:
@@ -76,9 +78,10 @@ class Clearing:
         self, shard: ShardKeys, fence: Fence, sales: Iterable[str], runs: str, releases: Sequence[str | int]
     ) -> int:
         keys = [shard.fence, shard.pending, *sales]
-        arguments = [*fence.seen, shard.prefix, runs, *releases]
+        seen = fence.seen
+        arguments = [*seen, shard.prefix, runs, *releases]
         generation, writes, units = await _CLEAR.run(self._redis.execute_command, keys, arguments)
-        fence.note(generation, writes)
+        fence.note(seen[0], generation, writes)
         return int(units)
 
 
@@ -113,9 +116,24 @@ async def find_oldest(redis: Redis, shards: Iterable[ShardKeys]) -> str | None:
 async def read_pending(redis: Redis, shard: ShardKeys) -> set[str]:
     """Return the ids of a shard's pending orders. Raises RedisError."""
     batches: Any = await redis.hgetall(shard.pending)
-    return {
-        stem.decode() + PLACES[place]
-        for stem, digits in batches.items()
-        for place, digit in enumerate(digits)
-        if digit == ord("1")
-    }
+    return set(_list_pending(batches.items()))
+
+
+async def scan_pending(redis: Redis, shard: ShardKeys) -> AsyncIterator[list[str]]:
+    """Yield the ids of a shard's pending orders, some at a time and perhaps twice. Raises RedisError."""
+    page: list[str] = []
+    async for batch in redis.hscan_iter(shard.pending, count=_SCANNED):
+        page += _list_pending([batch])
+        if len(page) >= _SCANNED:
+            yield page
+            page = []
+    if page:
+        yield page
+
+
+def _list_pending(batches: Iterable[tuple[bytes, bytes]]) -> Iterator[str]:
+    for stem, digits in batches:
+        if is_stem(text := stem.decode(errors="replace")):
+            for place, digit in zip(PLACES, digits, strict=False):
+                if digit == ord("1"):
+                    yield text + place

@@ -10,6 +10,7 @@ Each shard holds a hash, its fence, which the gate's scripts read with every bat
     doubt       when it was rebuilt, Unix milliseconds; absent once no order from before can be under way of
                 which the shard knows nothing
     server      run_id of the Redis that holds it
+    rebuilding_on  run_id of the Redis at which that rebuild began
     since       when that Redis was first asked, Unix milliseconds of its own clock
 
 How each loss is noticed:
@@ -49,7 +50,7 @@ from engine.gate.keys import ShardKeys
 _CLOSE: Final = Script("close.lua")
 _FORGET_WRITERS: Final = Script("forget_writers.lua")
 _VOUCH: Final = Script("vouch.lua")
-NOTICED_S: Final = 1.0
+NOTICED_S: Final = 1.5
 """Time in which every front door that lives has asked a server that is new whether it remembers."""
 _HOUR_MS: Final = 3_600_000
 _FORGOTTEN_MS: Final = 24 * _HOUR_MS
@@ -62,6 +63,8 @@ class Fence:
 
     def __init__(self) -> None:
         self._seen = (os.urandom(8).hex(), 0, 0)
+        self.server = b""
+        """What vouch.lua said last of the server."""
 
     @property
     def seen(self) -> tuple[str, int, int]:
@@ -75,9 +78,10 @@ class Fence:
         """Whether it is time to write, so that the shard goes on to know this process."""
         return bool(self._seen[2]) and self._silence_ms() > _SILENT_MS
 
-    def note(self, generation: int, writes: int) -> None:
-        """Remember what a script answered; answers may come in any order."""
-        self._seen = max(self._seen, (self._seen[0], generation, writes))
+    def note(self, writer: str, generation: int, writes: int) -> None:
+        """Remember what a script answered to a writer; answers may come in any order."""
+        if writer == self._seen[0]:
+            self._seen = max(self._seen, (writer, generation, writes))
 
     def _silence_ms(self) -> float:
         return time.time() * 1000 - self._seen[2]
@@ -111,9 +115,9 @@ async def vouch(execute: Execute, shard: ShardKeys, fence: Fence) -> float:
 
     Closes a shard that has lost what this process was answered. Raises RedisError: CLOSED if it is closed.
     """
-    arguments: list[Argument] = [*fence.seen, round(NOTICED_S * 1000)]
-    left_ms: int = await _VOUCH.run(execute, [shard.fence], arguments)
-    return left_ms / 1000
+    arguments: list[Argument] = [*fence.seen, round(NOTICED_S * 1000), fence.server]
+    left_ms, fence.server = await _VOUCH.run(execute, [shard.fence], arguments)
+    return int(left_ms) / 1000
 
 
 async def close_shard(redis: Redis, shard: ShardKeys, generation: int) -> None:

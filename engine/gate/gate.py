@@ -1,6 +1,7 @@
 """The gate as a front-door worker sees it: the lanes of all shards, one for each."""
 
 import asyncio
+import logging
 from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 from typing import Final
@@ -19,11 +20,13 @@ from engine.model.sale import Sale
 from engine.settings import Settings
 from engine.tasks import cancel
 
+log = logging.getLogger(__name__)
+
 _OPEN_SALE: Final = Script("open_sale.lua")
 _WATCH_S: Final = 0.2
 """How often a shard is asked whether it remembers."""
 _WATCH_TIMEOUT_MS: Final = 500
-"""Longest wait for its answer: with the pause before, less than NOTICED_S."""
+"""Longest wait for its answer: an old server's, the pause and a new one's are less than NOTICED_S."""
 
 
 class Gate:
@@ -62,8 +65,14 @@ class Gate:
             while True:
                 await asyncio.sleep(_WATCH_S)
                 for lane in self._lanes:
-                    with suppress(GateUnavailable), translate_errors():
-                        await vouch(redis.execute_command, lane.keys, lane.fence)
+                    try:
+                        with suppress(GateUnavailable), translate_errors():
+                            async with asyncio.timeout(_WATCH_TIMEOUT_MS / 1000):
+                                if await vouch(redis.execute_command, lane.keys, lane.fence):
+                                    lane.is_vouched = False
+                    except Exception:
+                        # Nothing may end this task: the others sell on the word of it.
+                        log.exception("a shard could not be asked what it remembers")
 
     def _submit(self, purchase: Purchase) -> None:
         _, product_id, _, _ = purchase
@@ -114,12 +123,12 @@ async def offer_sale(redis: Redis, shard: ShardKeys, fence: Fence, sale: Sale) -
 
     It changes nothing if the gate has this sale, or a newer one of the product.
     """
-    terms = sale.terms
+    terms, writer = sale.terms, fence.seen[0]
     arguments = (
-        fence.seen[0], shard.prefix, sale.sale_id, terms.stock, terms.limit or 0, terms.quantity,
+        writer, shard.prefix, sale.sale_id, terms.stock, terms.limit or 0, terms.quantity,
         terms.starts_ms or 0, terms.ends_ms or 0,
     )  # fmt: skip
     keys = [shard.fence, shard.sale(terms.product_id)]
     generation, writes, replaced = await _OPEN_SALE.run(redis.execute_command, keys, arguments)
-    fence.note(generation, writes)
+    fence.note(writer, generation, writes)
     return bool(replaced)

@@ -61,7 +61,7 @@ class Lane:
         self.fence = Fence()
         self._redis = connect_redis(settings.redis_url, settings.gate_timeout_ms)
         self._wire = Wire(self._redis)
-        self._vouched = False
+        self.is_vouched = False
         """Whether the server of this connection is known to remember."""
         self._timeout_s = settings.gate_timeout_ms / 1000
         self._capacity = settings.gate_waiting
@@ -185,12 +185,13 @@ class Lane:
     async def _reserve(self, stem: str, groups: Groups) -> str:
         """Run the script. Raises GateUnavailable if it surely did not run, OutcomeUnknown if it may have."""
         keys = [self.keys.fence, self.keys.outbox, self.keys.pending]
+        seen = self.fence.seen
         arguments: list[Argument] = [
-            *self.fence.seen, stem, self.keys.prefix, self._settings.idempotency_s, _pack(groups),
+            *seen, stem, self.keys.prefix, self._settings.idempotency_s, _pack(groups),
         ]  # fmt: skip
         try:
             # Its own step, since a connect that fails has sent nothing.
-            if not (self._vouched and self._wire.is_open):
+            if not (self.is_vouched and self._wire.is_open):
                 async with asyncio.timeout(self._timeout_s):
                     await self._connect()
         except (RedisError, OSError) as error:
@@ -207,18 +208,18 @@ class Lane:
         GATE_SCRIPT.observe(time.perf_counter() - started)
         if self._demoted and b"A" not in codes:
             raise GateUnavailable("Redis is no longer the primary, and what it refuses is out of date")
-        self.fence.note(generation, writes)
+        self.fence.note(seen[0], generation, writes)
         return str(codes, "ascii")
 
     async def _connect(self) -> None:
         """Connect if need be. Raises GateUnavailable while the server may lack what others were answered."""
         if not self._wire.is_open:
             self._wire.close()
-            self._wire, self._vouched = Wire(self._redis), False
+            self._wire, self.is_vouched = Wire(self._redis), False
             await self._wire.connect()
         if await vouch(self._call, self.keys, self.fence):
             raise GateUnavailable("Redis is new here, and is asked first what it remembers")
-        self._vouched = True
+        self.is_vouched = True
 
     async def _call(self, *command: Argument) -> Any:
         """Return the answer to a command. Once in a lease, ask along with it whether this is the primary."""

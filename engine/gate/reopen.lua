@@ -9,9 +9,13 @@
 if redis.call('HGET', KEYS[1], 'rebuilding') ~= ARGV[1] then
   return redis.error_reply('CLOSED the rebuild was overtaken')
 end
-redis.call('DEL', KEYS[1])
 local info = redis.pcall('INFO', 'server')
 local server = type(info) == 'string' and string.match(info, 'run_id:(%x+)')
+local begun = redis.call('HGET', KEYS[1], 'rebuilding_on')
+if server and begun and begun ~= server then
+  return redis.error_reply('CLOSED another server may lack what was restored')
+end
+redis.call('DEL', KEYS[1])
 if server then redis.call('HSET', KEYS[1], 'server', server, 'since', 0) end
 redis.call('HSET', KEYS[1], 'open', ARGV[1], 'newest', ARGV[2])
 if ARGV[3] == '1' then

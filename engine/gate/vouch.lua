@@ -3,13 +3,15 @@
 --
 -- KEYS  fence
 -- ARGV  writer, generation and number of the last write that the writer has seen (fence.py), time in which every writer asks
---       a new server, milliseconds
+--       a new server, milliseconds, what this script said last of the server ("" nothing)
 --
--- Returns milliseconds for which the shard must sell nothing yet, 0 if it may sell. Answers the error CLOSED if the shard is
+-- Returns milliseconds for which the shard must sell nothing yet, 0 if it may sell, and generation and run_id of the server. A
+-- server is new to the shard, or, as an old primary that comes back, to the writer. Answers the error CLOSED if the shard is
 -- closed or older than what the writer has seen. A demoted primary answers READONLY.
 
 local fence = KEYS[1]
-local writer, seen_generation, seen_writes, wait_ms = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
+local writer, seen_generation, seen_writes = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local wait_ms, seen_server = tonumber(ARGV[4]), ARGV[5]
 
 redis.call('HDEL', fence, '')
 local memory = redis.call('HMGET', fence, 'open', writer, 'server', 'since')
@@ -25,10 +27,15 @@ local server = type(info) == 'string' and string.match(info, 'run_id:(%x+)')
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 local since_ms = tonumber(memory[4] or 0)
-if server and server ~= memory[3] then
+-- A gate that was rebuilt since lacks nothing, and in the time in which all ask nobody begins anew.
+local at_generation, at_server = string.match(seen_server, '(%d+) (%x+)')
+local is_back = tonumber(at_generation) == generation and at_server ~= server
+  and (now_ms < since_ms or now_ms >= since_ms + wait_ms)
+if server and (server ~= memory[3] or is_back) then
   -- A shard that has never had a server's name is as new as the server.
   since_ms = memory[3] and now_ms or 0
   redis.call('HSET', fence, 'server', server, 'since', string.format('%.0f', since_ms))
 end
 local left_ms = since_ms + wait_ms - now_ms
-return left_ms > 0 and left_ms <= wait_ms and left_ms or 0
+local said = server and string.format('%.0f %s', generation, server) or ''
+return {left_ms > 0 and left_ms <= wait_ms and left_ms or 0, said}

@@ -26,19 +26,28 @@ from engine.http.requests import parse_buy
 from engine.model.purchase import Outcome
 
 _MAX_HELD_BYTES: Final = 65_536
+_MAX_KEPT_BYTES: Final = 4_096
+"""Longest head that an idle connection keeps."""
 
 
 class Door:
     """What all connections of a listening front door share."""
 
     def __init__(
-        self, gate: Gate, looking: Looking, leaving: asyncio.Event, make_handler: Callable[[], Ordinary]
+        self,
+        gate: Gate,
+        looking: Looking,
+        leaving: asyncio.Event,
+        make_handler: Callable[[], Ordinary],
+        for_buyers: bool = True,
     ) -> None:
         self.gate = gate
         self.looking = looking
         self.leaving = leaving
         """Set once each answer must say that its connection ends."""
         self.make_handler = make_handler
+        self.for_buyers = for_buyers
+        """Whether requests may take the fast path."""
         self.connections: set[Connection] = set()
         self.unfinished: dict[Connection, float] = {}
         """Connections on which a request has begun and is not whole, and since when, oldest first."""
@@ -112,11 +121,12 @@ class Connection(asyncio.Protocol):
     def _take(self, data: bytes) -> None:
         head = self._head
         if head is None or not data.startswith(self._head_bytes):
-            head = read_head(data)
+            head = read_head(data) if self._door.for_buyers else None
             if head is None:
                 self._pass_on(data)
                 return
-            self._head, self._head_bytes = head, data[: head.end]
+            if head.end <= _MAX_KEPT_BYTES:
+                self._head, self._head_bytes = head, data[: head.end]
         if len(data) < head.whole:
             # Many clients send the head first. Of a body in pieces, the handler takes care.
             self._wait_for_rest(data) if len(data) == head.end else self._pass_on(data)
@@ -175,7 +185,7 @@ class Connection(asyncio.Protocol):
 
     def _look_at_held(self) -> None:
         transport = self._transport
-        if self._held and not self.is_under_way and not self._paused and transport is not None:
+        if self._held and self.is_quiet and not self._paused and transport is not None:
             if not transport.is_reading() and not transport.is_closing():
                 transport.resume_reading()
             self.data_received(b"")

@@ -13,11 +13,11 @@ _MAX_CUT_OFF_BYTES: Final = 16_384
 # 2^40 ways. aiohttp takes as many lines, and longer ones.
 _NAME: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,150}+:"
 _VALUE: Final = rb"[ -~\t\x80-\xff]{0,8000}+"
-_BLANKS: Final = rb"[ \t]*+"
+_BLANKS: Final = rb"[ \t]{0,64}+"
 _LINES: Final = 128
 _TYPE: Final = (
-    rb"(?i:application/json[ \t]*+(?:;[ \t]*+"
-    rb"(?:charset=(?:utf-?8|\"utf-?8\")|(?!charset)[a-z]{1,20}+=[0-9a-z.\-]{1,40}+)?[ \t]*+)*)"
+    rb"(?i:application/json[ \t]{0,64}+(?:;[ \t]{0,64}+"
+    rb"(?:charset=(?:utf-?8|\"utf-?8\")|(?!charset)[a-z]{1,20}+=[0-9a-z.\-]{1,40}+)?[ \t]{0,64}+){0,8})"
 )
 """Parameters may mean UTF-8, or nothing to a reader of JSON."""
 

@@ -105,12 +105,14 @@ async def listen(
     keepalive_s: float,
     client_timeout_s: float,
     siblings: Sequence[socket.socket] = (),
+    for_buyers: bool = True,
 ) -> AsyncIterator[Door]:
     """Accept connections, each with a fast path, until the block ends; then answer what is under way.
 
     A connection is closed if it has begun no request for `keepalive_s`, if a request that has begun has not
     come whole after `client_timeout_s`, or if its client has not read its answers for `keepalive_s`. At the
-    end, each answer tells its client to connect anew. `siblings` are the sockets of other workers.
+    end, each answer tells its client to connect anew. `siblings` are the sockets of other workers. Unless it
+    is `for_buyers`, nothing takes the fast path.
     """
     await runner.setup()
     loop = asyncio.get_running_loop()
@@ -118,7 +120,7 @@ async def listen(
     def make_handler() -> Ordinary:
         return Ordinary(cast(web.Server, runner.server), loop)
 
-    door = Door(gate, looking, runner.app[LEAVING], make_handler)
+    door = Door(gate, looking, runner.app[LEAVING], make_handler, for_buyers)
 
     def connect() -> Connection:
         return Connection(door)
@@ -139,14 +141,16 @@ async def listen(
     finally:
         door.leaving.set()
         await cancel(helping)
-        for sibling in siblings:
-            sibling.close()
         accepting.close()
-        with last:
-            await _accept_waiting(last, connect)
+        # Whoever closes the last descriptor of a socket resets what waits there.
+        for waiting in (last, *siblings):
+            with waiting:
+                await _accept_waiting(waiting, connect)
         await _let_go(door)
         await cancel(*closing)
         await runner.cleanup()
+        # Ordinary requests may have taken long; purchases have come meanwhile.
+        await _await_answers(door)
         for connection in list(door.connections):
             connection.close()
 
@@ -193,6 +197,10 @@ async def _let_go(door: Door) -> None:
         connection.close_if_idle()
         if number % _CLOSED_AT_ONCE == 0:
             await asyncio.sleep(0)
+    await _await_answers(door)
+
+
+async def _await_answers(door: Door) -> None:
     while any(connection.is_under_way for connection in door.connections):  # noqa: ASYNC110 (the gate answers)
         await asyncio.sleep(_PAUSE_S / 10)
 

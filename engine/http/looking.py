@@ -186,7 +186,7 @@ class _Line(Generic[Question, Found]):
         waiting = self._waiting.setdefault(question, looks)
         if waiting is not looks:
             waiting += looks
-        if self._reading is None:
+        if self._reading is None or self._reading.done():
             self._reading = self._loop.create_task(self._read_all(), name="looks")
 
     async def _read_all(self) -> None:

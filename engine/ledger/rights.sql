@@ -15,6 +15,9 @@ FROM (VALUES
     ('EXECUTE on settle_plain', has_function_privilege(to_regprocedure(
         'settle_plain(bigint, bigint, integer, uuid[], bigint[], bigint[], text[])'
     ), 'EXECUTE')),
+    ('EXECUTE on settle_many', has_function_privilege(to_regprocedure(
+        'settle_many(uuid[], bigint[], bigint[], bigint[], integer[], text[], bigint[])'
+    ), 'EXECUTE')),
     ('EXECUTE on settle_batch', has_function_privilege(to_regprocedure(
         'settle_batch(uuid[], bigint[], bigint[], bigint[], integer[], text[], bigint[], text[])'
     ), 'EXECUTE'))

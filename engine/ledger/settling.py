@@ -4,16 +4,19 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain, repeat
 from operator import attrgetter
-from typing import Any
+from typing import Any, Final
 
 import asyncpg
 import msgspec
 
+from engine.errors import LedgerUnavailable
 from engine.ledger.queries import RECORD_ERRORS, Connections, describe
 from engine.metrics import LEDGER_BATCH, LEDGER_SECONDS, ORDERS
 from engine.model.dead_letter import DeadLetter
 from engine.model.lot import Lot, count_orders, encode_lots, split_lots, without_orders
 from engine.model.order import Order, OrderStatus
+
+_LACKS: Final = (asyncpg.UndefinedFunctionError, asyncpg.InsufficientPrivilegeError)
 
 
 class Settlement(msgspec.Struct, frozen=True):
@@ -62,6 +65,11 @@ async def _settle_plain(connections: Connections, lots: Sequence[Lot]) -> bool:
         )
     except RECORD_ERRORS:
         return False
+    except LedgerUnavailable as error:
+        # Its schema is older: settle_batch was always there.
+        if len(kinds) > 1 and isinstance(error.__cause__, _LACKS):
+            return False
+        raise
     return bool(rows[0]["settled"])
 
 

@@ -46,11 +46,19 @@ async def run_front_door(
         apps = [front_door.make_app(operations=len(listeners) == 1), front_door.make_app(buyers=False)]
         try:
             async with AsyncExitStack() as listening:
-                for app, listener, others in zip(apps, listeners, (siblings, ()), strict=False):
+                for app, listener, for_buyers in zip(apps, listeners, (True, False), strict=False):
                     runner = web.AppRunner(app, shutdown_timeout=settings.drain_s)
                     timeouts_s = settings.keepalive_s, settings.client_timeout_ms / 1000
                     await listening.enter_async_context(
-                        listen(runner, gate, looking, listener, *timeouts_s, others)
+                        listen(
+                            runner,
+                            gate,
+                            looking,
+                            listener,
+                            *timeouts_s,
+                            siblings if for_buyers else (),
+                            for_buyers,
+                        )
                     )
                 leaving = _take_leave(retiring, [app[LEAVING] for app in apps])
                 async with running(front_door.readiness.watch(), leaving):

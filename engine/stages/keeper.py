@@ -23,15 +23,13 @@ async def run_keeper(settings: Settings, clearing: Clearing, pause: Pause) -> No
         while True:
             try:
                 generation = await reconciliation.read_generation()
-                servers = await reconciliation.read_servers()
-                if servers != compared:
-                    if await reconciliation.is_outdated():
-                        log.warning("the ledger knows newer orders than the gate")
-                        await reconciliation.close(generation)
-                    await reconciliation.clear_settled(clearing)
-                compared = servers
+                # This asks Redis alone: PostgreSQL may be away.
                 if not await clearing.is_remembered():
                     log.warning("the gate has forgotten orders that it was told are settled")
+                    await reconciliation.close(generation)
+                servers = await reconciliation.read_servers()
+                if servers != compared and await reconciliation.is_outdated():
+                    log.warning("the ledger knows newer orders than the gate")
                     await reconciliation.close(generation)
                 is_open = await reconciliation.is_open()
                 if is_open:
@@ -44,6 +42,10 @@ async def run_keeper(settings: Settings, clearing: Clearing, pause: Pause) -> No
                         )
                         await reconciliation.close(generation)
                     await reconciliation.end_doubt()
+                    if servers != compared:
+                        # Last, since it may take long.
+                        await reconciliation.clear_settled(clearing)
+                        compared = servers
                 else:
                     if not was_closed:
                         log.warning("the gate is closed until it is rebuilt from the ledger")

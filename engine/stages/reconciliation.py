@@ -25,18 +25,19 @@ import logging
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable
 from contextlib import aclosing, asynccontextmanager
+from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from engine.bus.publisher import Publisher
-from engine.gate.clearing import Clearing, count_pending, read_pending
+from engine.gate.clearing import Clearing, count_pending, scan_pending
 from engine.gate.client import connect_redis
 from engine.gate.fence import Fence, close_shard, read_generations
 from engine.gate.gate import offer_sale
 from engine.gate.keys import ShardKeys, shard_of
-from engine.gate.restoring import CHUNK, Restoring
+from engine.gate.restoring import Restoring
 from engine.ledger.ledger import KeyedOrder, Ledger
 from engine.model.lot import Lot
 from engine.model.order import OrderStatus
@@ -132,9 +133,10 @@ class Reconciliation:
         Only the process that cleared these orders could notice, and it may be gone.
         """
         for shard in self._shards:
-            pending = sorted(await read_pending(self._redis, shard))
-            for start in range(0, len(pending), CHUNK):
-                settled = await self._ledger.find_orders(pending[start : start + CHUNK])
+            async for pending in scan_pending(self._redis, shard):
+                found = await self._ledger.find_orders(pending)
+                # Neighbours of a batch leave the pending set together.
+                settled = sorted(found, key=attrgetter("order_id"))
                 failed = [order for order in settled if order.status is OrderStatus.FAILED]
                 await clearing.clear(map(Lot.of_order, settled), failed)
 

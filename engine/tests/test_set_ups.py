@@ -102,7 +102,7 @@ async def test_a_pooler_of_sessions_serves(
 async def test_a_pooler_with_too_few_sessions_is_refused(settings_without_bus: Settings) -> None:
     """https://github.com/pgbouncer/pgbouncer/issues/384: it takes every client, and answers the first few."""
     async with pgbouncer(settings_without_bus.postgres_url or "", "session", size=5) as url:
-        said = "serves 5 sessions at once, and 12 may be needed"
+        said = "serves 5 sessions at once, and 9 may be needed"
         await refused(
             change(settings_without_bus, postgres_url=url), "POSTGRES_URL", said, "default_pool_size"
         )

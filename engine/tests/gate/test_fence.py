@@ -6,10 +6,12 @@ from typing import Any, cast
 
 import pytest
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
 from engine.gate.clearing import Clearing
-from engine.gate.fence import Fence, forget_writers
+from engine.gate.fence import NOTICED_S, Fence, forget_writers, vouch
 from engine.gate.gate import Gate
+from engine.gate.restoring import Restoring
 from engine.model.purchase import Outcome
 from engine.model.sale import Sale
 from engine.settings import Settings
@@ -101,12 +103,47 @@ async def test_an_idle_fulfilment_stays_known_and_goes_on_to_notice_a_loss(
     assert not await clearing.is_remembered()
 
 
+async def test_an_old_primary_that_comes_back_is_new_to_a_writer_that_asked_another_one(redis: Redis) -> None:
+    fence, execute = Fence(), redis.execute_command
+    assert await vouch(execute, SHARD, fence) == 0
+    noted = fence.server
+    generation, _ = noted.split()
+    fence.server = generation + b" " + b"f" * 40  # it has asked another server since
+    assert await vouch(execute, SHARD, fence) == NOTICED_S
+    assert fence.server == noted
+    # Others that come back in that time begin no new one.
+    fence.server = generation + b" " + b"f" * 40
+    assert 0 < await vouch(execute, SHARD, fence) <= NOTICED_S
+    await redis.hset(SHARD.fence, "since", 0)
+    fence.server = b"99 " + b"f" * 40
+    assert await vouch(execute, SHARD, fence) == 0, "the gate was rebuilt since"
+
+
+async def test_a_rebuild_that_began_at_another_server_opens_nothing(redis: Redis) -> None:
+    await redis.hdel(SHARD.fence, "open")
+    restoring = Restoring(redis, [SHARD], generation=7)
+    await restoring.begin()
+    await redis.hset(SHARD.fence, "rebuilding_on", "f" * 40)  # as a copy of that server has it
+    with pytest.raises(ResponseError, match="CLOSED another server"):
+        await restoring.reopen(0, doubtful=False)
+    assert not await redis.hexists(SHARD.fence, "open")
+    await restoring.begin()
+    await restoring.reopen(0, doubtful=False)
+    assert await redis.hget(SHARD.fence, "open") == b"7"
+
+
+def test_an_answer_to_a_writer_of_another_name_is_not_noted() -> None:
+    fence = Fence()
+    fence.note("0123456789abcdef", 5, 99)
+    assert fence.seen[1:] == (0, 0)
+
+
 def test_a_writer_under_a_new_name_compares_nothing_of_its_old_one(monkeypatch: pytest.MonkeyPatch) -> None:
     one = Fence()
     old, *_ = one.seen
     assert one.seen == (old, 0, 0)
     number = int(time.time() * 1000)
-    one.note(5, number)
+    one.note(old, 5, number)
     let_pass(monkeypatch, 11)
     assert one.seen == (old, 5, number)
     assert one.is_silent

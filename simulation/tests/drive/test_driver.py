@@ -236,7 +236,7 @@ async def test_more_connections_than_the_machine_allows_are_an_error() -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["https://127.0.0.1", "127.0.0.1:80", "http://", "http://127.0.0.1:x", "http://h?q=1"]
+    "url", ["ftp://127.0.0.1", "127.0.0.1:80", "http://", "http://127.0.0.1:x", "http://h?q=1"]
 )
 async def test_a_url_of_no_use_is_an_error(url: str) -> None:
     with pytest.raises(DriverError):
