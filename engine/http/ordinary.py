@@ -24,6 +24,11 @@ class Ordinary(RequestHandler):
     def __init__(self, server: web.Server, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(server, loop=loop, access_log=None, lingering_time=_LINGER_S)  # type: ignore[arg-type]
 
+    async def start(self) -> None:
+        """Handle requests until the connection ends, which it may do before this begins."""
+        if self._manager is not None:
+            await super().start()
+
     def handle_error(
         self,
         request: web.BaseRequest,
