@@ -12,10 +12,8 @@ from simulation.protocol.hunt import (
     BLOCK,
     FOLDER,
     SHARED,
-    attempt,
     list_bugs,
     play,
-    private_stack,
     private_stores,
 )
 from simulation.protocol.processes import DECLINED, Stores
@@ -246,12 +244,3 @@ def test_a_bug_fits_the_engine(name: str, tmp_path: Path) -> None:
     for edit in mutation.edits:
         if edit.file.endswith(".py"):
             compile((tmp_path / "engine" / edit.file).read_text(), edit.file, "exec")
-
-
-@pytest.mark.parametrize("name", ["unit-vanishes"])
-def test_a_bug_shows_and_its_story_ends_with_what_is_wrong(name: str) -> None:
-    with private_stack() as stack:
-        tried = attempt(name, stack, 300)
-    assert tried.expected, tried.found.faults
-    assert tried.found.story
-    assert any("teardown" in line for line in tried.found.program)
