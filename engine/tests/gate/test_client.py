@@ -3,7 +3,6 @@
 import asyncio
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -104,13 +103,13 @@ async def test_a_server_that_hangs_up_ends_the_wait(redis: Redis, redis_url: str
 
 
 @pytest.fixture(scope="module")
-def guarded(stack_dir: Path) -> Iterator[dict[str, str]]:
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """URLs of a Redis that lets in who knows a password, in every way that a URL may name."""
     # The package's Redis knows no TLS.
     program, openssl = Path("/usr/bin/redis-server"), shutil.which("openssl")
     if not (program.exists() and openssl):
         skip_or_fail("the distribution's redis-server or openssl is not installed")
-    folder = Path(tempfile.mkdtemp(dir=stack_dir))
+    folder = tmp_path_factory.mktemp("guarded")
     key, certificate, socket = folder / "key", folder / "certificate", folder / "socket"
     options = ["-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=test"]
     options += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
@@ -135,6 +134,7 @@ def guarded(stack_dir: Path) -> Iterator[dict[str, str]]:
         process.terminate()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["password", "user", "socket", "tls"])
 def test_a_wire_goes_every_way_that_a_url_may_name(guarded: dict[str, str], way: str) -> None:
     async def use() -> None:

@@ -125,7 +125,8 @@ async def test_it_leaves_no_connection_whenever_it_is_interrupted(settings_witho
             await sampled(probe, lambda _: True)
 
     async with sale_on(settings_without_bus):
-        assert await interrupt_at_every_step(watch) == set()
+        pass  # the gate's own connections come and go
+    assert await interrupt_at_every_step(watch) == set()
 
 
 def test_the_meter_names_services_with_all_their_processes(stack: Stack) -> None:
