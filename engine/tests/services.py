@@ -46,6 +46,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def stack_dir() -> Iterator[Path]:
     """A temporary folder that the unprivileged user PostgreSQL may run as can reach, unlike pytest's own."""
     folder = Path(tempfile.mkdtemp(prefix="flashgrid-"))
+    # The stack opens it only if it finds nothing in it, and a test may have put something there before.
+    folder.chmod(0o711)
     yield folder
     shutil.rmtree(folder)
 
