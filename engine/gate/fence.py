@@ -50,7 +50,7 @@ from engine.gate.keys import ShardKeys
 _CLOSE: Final = Script("close.lua")
 _FORGET_WRITERS: Final = Script("forget_writers.lua")
 _VOUCH: Final = Script("vouch.lua")
-NOTICED_S: Final = 1.5
+NOTICED_S: Final = 1.0
 """Time in which every front door that lives has asked a server that is new whether it remembers."""
 _HOUR_MS: Final = 3_600_000
 _FORGOTTEN_MS: Final = 24 * _HOUR_MS

@@ -23,9 +23,9 @@ from engine.tasks import cancel
 log = logging.getLogger(__name__)
 
 _OPEN_SALE: Final = Script("open_sale.lua")
-_WATCH_S: Final = 0.2
+_WATCH_S: Final = 0.1
 """How often a shard is asked whether it remembers."""
-_WATCH_TIMEOUT_MS: Final = 500
+_WATCH_TIMEOUT_MS: Final = 350
 """Longest wait for its answer: an old server's, the pause and a new one's are less than NOTICED_S."""
 
 
