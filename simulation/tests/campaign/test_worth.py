@@ -81,6 +81,7 @@ def read_reference() -> Worth:
     return msgspec.json.decode((REFERENCE / "worth.json").read_bytes(), type=Worth)
 
 
+@pytest.mark.slow
 def test_the_committed_page_says_what_the_committed_runs_gave() -> None:
     for case in read_reference().cases:
         for said in (case.textbook, case.flashgrid):
