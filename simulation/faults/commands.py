@@ -2,8 +2,6 @@
 
 import asyncio
 import contextlib
-import shlex
-import subprocess
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -16,6 +14,7 @@ from engine.errors import StackError
 from engine.gate.client import connect_redis
 from engine.local.stack import Stack
 from simulation.errors import FaultError
+from simulation.target.foreign.programs import try_command
 from simulation.target.services import Services
 from simulation.target.stores import connect_ledger
 
@@ -60,23 +59,8 @@ async def alter_postgres(url: str, change: str) -> None:
 
 async def do_command(command: str) -> None:
     """Do a command of one's own; an empty one does nothing. Raises FaultError if it fails."""
-    if not command:
-        return
-    try:
-        process = await asyncio.create_subprocess_exec(
-            *shlex.split(command), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
-        )
-    except (OSError, ValueError) as error:
-        raise FaultError(f"{command}: {error}") from None
-    try:
-        async with asyncio.timeout(START_S):
-            said, _ = await process.communicate()
-    except TimeoutError:
-        process.kill()
-        raise FaultError(f"{command}: has not ended after {START_S:g} s") from None
-    if process.returncode:
-        last = (said.decode(errors="replace").strip().splitlines() or ["it said nothing"])[-1]
-        raise FaultError(f"{command}: ended with code {process.returncode}: {last}")
+    if command and (failure := await try_command(command, START_S)):
+        raise FaultError(f"{command}: {failure}")
 
 
 async def drop_connections(on: str, services: Services, stack: Stack) -> None:

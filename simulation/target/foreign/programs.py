@@ -144,21 +144,28 @@ def fill_command(command: str, values: Mapping[str, str]) -> list[str]:
 
 async def reset_engine(command: str) -> None:
     """Do the command that makes the engine as new. Raises EngineError if it fails."""
+    if failure := await try_command(command, RESET_S):
+        raise EngineError(f"reset: {command}: {failure}")
+
+
+async def try_command(command: str, within_s: float) -> str | None:
+    """Do a command of the user's own; return what went wrong, None if nothing did."""
     try:
         process = await asyncio.create_subprocess_exec(
             *shlex.split(command), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
         )
     except (OSError, ValueError) as error:
-        raise EngineError(f"reset: {command}: {error}") from None
+        return str(error)
     try:
-        async with asyncio.timeout(RESET_S):
+        async with asyncio.timeout(within_s):
             said, _ = await process.communicate()
     except TimeoutError:
         process.kill()
-        raise EngineError(f"reset: {command}: has not ended after {RESET_S:g} s") from None
+        return f"has not ended after {within_s:g} s"
     if process.returncode:
         last = (said.decode(errors="replace").strip().splitlines() or ["it said nothing"])[-1]
-        raise EngineError(f"reset: {command}: ended with code {process.returncode}: {last}")
+        return f"ended with code {process.returncode}: {last}"
+    return None
 
 
 def _is_open(port: int) -> bool:
