@@ -28,7 +28,8 @@ async def run_keeper(settings: Settings, clearing: Clearing, pause: Pause) -> No
                     log.warning("the gate has forgotten orders that it was told are settled")
                     await reconciliation.close(generation)
                 servers = await reconciliation.read_servers()
-                if servers != compared and await reconciliation.is_outdated():
+                # A gate that is closed is rebuilt from the ledger anyway.
+                if generation and servers != compared and await reconciliation.is_outdated():
                     log.warning("the ledger knows newer orders than the gate")
                     await reconciliation.close(generation)
                 is_open = await reconciliation.is_open()
