@@ -14,7 +14,8 @@ BUYER = ["user_id", "product_id"]
 
 def name_orders(history: pd.DataFrame, state: FinalState, contract: Contract | None) -> pd.DataFrame:
     """Return the purchases with an order id for each accepted answer, if the engine names none: of a buyer's
-    purchases and orders the first belong together, then the second, and so on.
+    purchases and orders the first belong together, then the second, and so on. Where the witness shows keys,
+    they are counted under each key by themselves.
 
     A purchase without an order is given an id that the engine does not hold. Answers under one key are one
     purchase.
@@ -24,13 +25,17 @@ def name_orders(history: pd.DataFrame, state: FinalState, contract: Contract | N
     answers = history[history["outcome"] == "ACCEPTED"].sort_values("done_ns", kind="stable")
     keyed = answers["key"].fillna("") != ""
     purchase = answers["key"].where(keyed, "op " + answers["op"].astype(str))
-    answers = answers.assign(purchase=purchase)
+    shows_keys = "idempotency_key" not in state.unseen
+    answers = answers.assign(purchase=purchase, under=answers["key"].fillna("") if shows_keys else "")
     once = answers.drop_duplicates([*BUYER, "purchase"])
-    once = once.assign(turn=once.groupby(BUYER).cumcount())
-    names = [*BUYER, "turn", "order_id"]
-    held = pd.DataFrame(columns=names) if state.orders is None else _number(state.orders)[names]
-    held = held.astype(dict.fromkeys([*BUYER, "turn"], "int64"))
-    paired = once.drop(columns="order_id").merge(held, on=[*BUYER, "turn"], how="left")
+    once = once.assign(turn=once.groupby([*BUYER, "under"]).cumcount())
+    place = [*BUYER, "under", "turn"]
+    held = pd.DataFrame(columns=[*place, "order_id"])
+    if state.orders is not None:
+        keys = state.orders["idempotency_key"].astype(object).fillna("") if shows_keys else ""
+        held = _number(state.orders.assign(under=keys), [*BUYER, "under"])[held.columns]
+    held = held.astype(dict.fromkeys([*BUYER, "turn"], "int64") | {"under": object})
+    paired = once.drop(columns="order_id").astype({"under": object}).merge(held, on=place, how="left")
     paired["order_id"] = paired["order_id"].fillna("of op " + paired["op"].astype(str))
     found = answers.drop(columns="order_id").merge(
         paired[[*BUYER, "purchase", "order_id"]], on=[*BUYER, "purchase"], how="left"
@@ -47,8 +52,8 @@ def find_keys(orders: pd.DataFrame, sent: pd.DataFrame) -> pd.Series:
     outcome is unknown: first of those that were not told of an order, then of the others.
     """
     accepted = sent[sent["outcome"] == "ACCEPTED"].drop_duplicates("order_id").set_index("order_id")["key"]
-    keys = orders["order_id"].map(accepted)
-    rest = _number(orders[keys.isna()])
+    keys = orders["order_id"].map(accepted).astype(object)
+    rest = _number(orders[keys.isna()], BUYER)
     unknown = sent[sent["result"] == "unknown"].sort_values("sent_ns", kind="stable")
     told = pd.MultiIndex.from_frame(sent.loc[sent["outcome"] == "ACCEPTED", [*BUYER, "key"]])
     known = (unknown["key"] != "") & pd.MultiIndex.from_frame(unknown[[*BUYER, "key"]]).isin(told)
@@ -69,10 +74,10 @@ def with_keys(state: FinalState, history: pd.DataFrame) -> pd.DataFrame | None:
     return state.orders.assign(idempotency_key=keys.where(keys != "", None))
 
 
-def _number(orders: pd.DataFrame) -> pd.DataFrame:
-    """Return the orders with `turn`, which counts those of a buyer in the order of their acceptance."""
+def _number(orders: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """Return the orders with `turn`, which counts those that are alike in the order of their acceptance."""
     orders = orders.assign(**{name: orders[name].fillna(-1).astype("int64") for name in BUYER})
     at = orders["accepted_us"].astype("float64").fillna(np.inf)
     ordered = orders.iloc[np.argsort(at.to_numpy(), kind="stable")]
-    turn: pd.Series = ordered.groupby(BUYER).cumcount()
+    turn: pd.Series = ordered.groupby(by).cumcount()
     return orders.assign(turn=turn.reindex(orders.index))

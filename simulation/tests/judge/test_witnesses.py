@@ -119,6 +119,19 @@ def test_a_second_order_under_a_key_is_found_without_the_table_s_keys() -> None:
     assert "a key buys once" not in broken(judge(*hide_keys(history, state)))
 
 
+@pytest.mark.parametrize(
+    "asks",
+    [
+        [at(10, 1, key="a", lost=True), at(40, 1, key="b")],  # the first order is not the one that was told
+        [at(10, 1, lost=True)],  # nobody was told of an order
+    ],
+)
+@pytest.mark.parametrize("veil", VEILS)
+def test_an_unknown_outcome_beside_an_answer_is_no_fault(veil: Veil, asks: list[Ask]) -> None:
+    history, state = play(asks, [Terms(stock=9)])
+    assert broken(judge(*veil(history, state))) == broken(judge(history, state))
+
+
 def test_over_http_nothing_is_said_of_what_nobody_was_told() -> None:
     history, state = play([*SHOPPERS, at(60, 6, lost=True)], [Terms(stock=9)])
     states = {check.name: check.state for check in judge(*know_by_http_alone(history, state))}
