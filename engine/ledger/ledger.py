@@ -23,6 +23,7 @@ from engine.settings import PREFIX
 _RESET_S: Final = 5.0
 """Longest wait for a lock to be freed; after that the connection is closed, which frees it as well."""
 
+_DAY_S: Final = 86_400
 _CLOCKS_DIFFER_MS: Final = 3_600_000
 """By how much the clocks of two machines may differ."""
 
@@ -158,15 +159,19 @@ class Ledger(AbstractAsyncContextManager["Ledger"]):
         """Note that the gate has taken a sale."""
         await self._fetch("note_offered", sale_id)
 
-    async def settle(self, lots: Sequence[Lot], declines: Mapping[str, str]) -> Settlement:
+    async def settle(
+        self, lots: Sequence[Lot], declines: Mapping[str, str], remember_s: int = _DAY_S
+    ) -> Settlement:
         """Settle a batch of lots in one transaction and one round trip; settling it again changes nothing.
 
         `declines` holds the reason for each order id whose payment was declined: it is FAILED. Any other
-        order is CONFIRMED while its sale has units left, and REJECTED after that. If PostgreSQL refuses the
+        order is CONFIRMED while its sale has units left, and REJECTED after that. It is REJECTED, too, if its
+        Idempotency-Key has bought another order that was accepted less than `remember_s` before or after it:
+        the gate has forgotten one of the two. Two such orders are settled one after the other. If PostgreSQL refuses the
         data itself the batch is halved, each half a transaction of its own, until a refused order stands
         alone.
         """
-        return await settle_lots(self._connections, lots, declines)
+        return await settle_lots(self._connections, lots, declines, remember_s)
 
     async def find_orders(self, order_ids: Iterable[str]) -> list[Order]:
         """Return the settled orders among these ids, in any order."""

@@ -31,13 +31,39 @@ SELECT settle_plain(
 SELECT settle_many(
     $1::text::uuid[], $2::text::bigint[], $3::text::bigint[], $4::text::bigint[], $5::text::integer[],
     $6::text[], $7::text::bigint[]
-);
+)::text IS NOT NULL AS settled;
+
+-- name: settle_plain_keyed
+SELECT CASE
+    WHEN keys_are_new(
+        array_fill($2::bigint, ARRAY[cardinality($7::text[])]), $5::text::bigint[], $7, $6::text::bigint[], $8::integer
+    )
+    THEN settle_plain($1::bigint, $2, $3::integer, $4::text::uuid[], $5::text::bigint[], $6::text::bigint[], $7)
+    ELSE false
+END AS settled;
+
+-- name: settle_many_keyed
+SELECT CASE
+    WHEN keys_are_new($3::text::bigint[], $4::text::bigint[], $6::text[], $7::text::bigint[], $8::integer)
+    THEN settle_many(
+        $1::text::uuid[], $2::text::bigint[], $3::text::bigint[], $4::text::bigint[], $5::text::integer[],
+        $6, $7::text::bigint[]
+    )::text IS NOT NULL
+    ELSE false
+END AS settled;
 
 -- name: settle_batch
 SELECT place, status, reason, fresh
 FROM settle_batch(
     $1::text::uuid[], $2::text::bigint[], $3::text::bigint[], $4::text::bigint[], $5::text::integer[],
     $6::text[], $7::text::bigint[], $8::text[]
+);
+
+-- name: settle_keyed
+SELECT place, status, reason, fresh
+FROM settle_keyed(
+    $1::text::uuid[], $2::text::bigint[], $3::text::bigint[], $4::text::bigint[], $5::text::integer[],
+    $6::text[], $7::text::bigint[], $8::text[], $9::integer
 );
 
 -- name: read_generation
@@ -76,6 +102,13 @@ GROUP BY sale_id, user_id;
 SELECT order_id, product_id, user_id, idempotency_key, extract(epoch FROM now() - accepted_at)::float8 AS age_s
 FROM orders
 WHERE order_id > $1::uuid AND idempotency_key IS NOT NULL AND accepted_at > now() - make_interval(secs => $2::float8)
+    AND (status = 'CONFIRMED' OR NOT EXISTS (
+        -- What a key has bought is its order, not one beside it that was declined or rejected.
+        SELECT FROM orders AS other
+        WHERE other.user_id = orders.user_id AND other.product_id = orders.product_id
+            AND other.idempotency_key = orders.idempotency_key AND other.status = 'CONFIRMED'
+            AND other.accepted_at > now() - make_interval(secs => $2::float8)
+    ))
     AND in_charge()
 ORDER BY order_id
 LIMIT 10000;

@@ -18,6 +18,12 @@ FROM (VALUES
     ('EXECUTE on settle_many', has_function_privilege(to_regprocedure(
         'settle_many(uuid[], bigint[], bigint[], bigint[], integer[], text[], bigint[])'
     ), 'EXECUTE')),
+    ('EXECUTE on keys_are_new', has_function_privilege(to_regprocedure(
+        'keys_are_new(bigint[], bigint[], text[], bigint[], integer)'
+    ), 'EXECUTE')),
+    ('EXECUTE on settle_keyed', has_function_privilege(to_regprocedure(
+        'settle_keyed(uuid[], bigint[], bigint[], bigint[], integer[], text[], bigint[], text[], integer)'
+    ), 'EXECUTE')),
     ('EXECUTE on settle_batch', has_function_privilege(to_regprocedure(
         'settle_batch(uuid[], bigint[], bigint[], bigint[], integer[], text[], bigint[], text[])'
     ), 'EXECUTE'))

@@ -31,38 +31,41 @@ class Settlement(msgspec.Struct, frozen=True):
 
 
 async def settle_lots(
-    connections: Connections, lots: Sequence[Lot], declines: Mapping[str, str]
+    connections: Connections, lots: Sequence[Lot], declines: Mapping[str, str], remember_s: int
 ) -> Settlement:
     """Settle a batch of lots; see Ledger.settle."""
     settlement = Settlement()
-    size = count_orders(lots)
     with LEDGER_SECONDS.time():
-        if not declines and await _settle_plain(connections, lots):
-            settlement.settled[OrderStatus.CONFIRMED] = size
-        else:
-            await _settle_any(connections, _drop_duplicates(lots), declines, settlement)
-    LEDGER_BATCH.observe(size)
+        for part in _part_keys(lots):
+            if not declines and await _settle_plain(connections, part, remember_s):
+                settlement.settled[OrderStatus.CONFIRMED] += count_orders(part)
+            else:
+                await _settle_any(connections, _drop_duplicates(part), declines, remember_s, settlement)
+    LEDGER_BATCH.observe(count_orders(lots))
     for status, count in settlement.settled.items():
         ORDERS.labels(status.value).inc(count)
     return settlement
 
 
-async def _settle_plain(connections: Connections, lots: Sequence[Lot]) -> bool:
-    """Settle new lots, all paid and within the stock; return False, with nothing written, if not."""
+async def _settle_plain(connections: Connections, lots: Sequence[Lot], remember_s: int) -> bool:
+    """Settle new lots, all paid, within the stock and under keys that have bought nothing yet; return False,
+    with nothing written, if not."""
     kinds = {(lot.sale_id, lot.product_id, lot.quantity) for lot in lots}
+    guarded, within = ("_keyed", [remember_s]) if _has_keys(lots) else ("", [])
     try:
         if len(kinds) > 1:
-            await connections.fetch("settle_many", *_write_columns(lots))
-            return True
-        [kind] = kinds
-        rows = await connections.fetch(
-            "settle_plain",
-            *kind,
-            _write_order_ids(lots),
-            _write_user_ids(lots),
-            _write_column(lots, "accepted_ms"),
-            _list_keys(lots),
-        )
+            rows = await connections.fetch(f"settle_many{guarded}", *_write_columns(lots), *within)
+        else:
+            [kind] = kinds
+            rows = await connections.fetch(
+                f"settle_plain{guarded}",
+                *kind,
+                _write_order_ids(lots),
+                _write_user_ids(lots),
+                _write_column(lots, "accepted_ms"),
+                _list_keys(lots),
+                *within,
+            )
     except RECORD_ERRORS:
         return False
     except LedgerUnavailable as error:
@@ -74,22 +77,28 @@ async def _settle_plain(connections: Connections, lots: Sequence[Lot]) -> bool:
 
 
 async def _settle_any(
-    connections: Connections, lots: Sequence[Lot], declines: Mapping[str, str], settlement: Settlement
+    connections: Connections,
+    lots: Sequence[Lot],
+    declines: Mapping[str, str],
+    remember_s: int,
+    settlement: Settlement,
 ) -> None:
     """Settle distinct orders, and note in `settlement` what became of them."""
     size = count_orders(lots)
+    query, within = ("settle_keyed", [remember_s]) if _has_keys(lots) else ("settle_batch", [])
     try:
         rows = await connections.fetch(
-            "settle_batch",
+            query,
             *_write_columns(lots),
             [declines.get(order_id) for lot in lots for order_id in lot.order_ids] if declines else None,
+            *within,
         )
     except RECORD_ERRORS as error:
         if size == 1:
             settlement.dead_letters[lots[0].order_ids[0]] = DeadLetter(encode_lots(lots), describe(error))
             return
         for half in split_lots(lots, size // 2):
-            await _settle_any(connections, half, declines, settlement)
+            await _settle_any(connections, half, declines, remember_s, settlement)
         return
     if confirmed := size - len(rows):
         settlement.settled[OrderStatus.CONFIRMED] += confirmed
@@ -121,6 +130,21 @@ def _note_rows(settlement: Settlement, lots: Sequence[Lot], rows: Iterable[async
                     reason=reason,
                 )
             )
+
+
+def _part_keys(lots: Sequence[Lot]) -> list[Sequence[Lot]]:
+    """Return the lots in parts, in none of which two orders have the same key: one part, but after a loss."""
+    keyed = [
+        (lot.product_id, user_id, key)
+        for lot in lots
+        if lot.keys is not None
+        for user_id, key in zip(lot.user_ids, lot.keys, strict=True)
+        if key is not None
+    ]
+    if len(set(keyed)) == len(keyed):
+        return [lots]
+    first, rest = split_lots(lots, count_orders(lots) // 2)
+    return [*_part_keys(first), *_part_keys(rest)]
 
 
 def _drop_duplicates(lots: Sequence[Lot]) -> Sequence[Lot]:
@@ -163,8 +187,12 @@ def _write_column(lots: Sequence[Lot], name: str) -> str:
     return "{" + "".join([f"{value}," * len(lot.user_ids) for lot, value in values]).removesuffix(",") + "}"
 
 
+def _has_keys(lots: Sequence[Lot]) -> bool:
+    return any(lot.keys is not None for lot in lots)
+
+
 def _list_keys(lots: Sequence[Lot]) -> list[Any] | None:
     """Return the Idempotency-Keys; None if there are none."""
-    if all(lot.keys is None for lot in lots):
+    if not _has_keys(lots):
         return None
     return list(chain.from_iterable(lot.keys or repeat(None, len(lot)) for lot in lots))

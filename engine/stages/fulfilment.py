@@ -98,6 +98,7 @@ class Fulfilment:
         self._clearing = clearing
         self._pause = pause
         self._wait_s = settings.fulfilment_wait_ms / 1000
+        self._remember_s = settings.idempotency_s
         self._packer = Packer(settings.fulfilment_batch)
         self._slots = asyncio.Semaphore(settings.fulfilment_in_flight)
         self._working = 0
@@ -198,7 +199,7 @@ class Fulfilment:
                 self._group.create_task(self._payments.retry(piece, self._fulfil, self._stop))
             lots = without_orders(lots, {order_id for lot in new for order_id in lot.order_ids})
             new, declines = [], {}
-        settlement = await self._ledger.settle(new, declines) if new else Settlement()
+        settlement = await self._ledger.settle(new, declines, self._remember_s) if new else Settlement()
         failed = settlement.failed + [order for order in known if order.status is OrderStatus.FAILED]
         await self._clearing.clear(without_orders(lots, settlement.dead_letters.keys()), failed)
         if settlement.settled.total():

@@ -318,3 +318,101 @@ async def test_a_server_that_refuses_is_asked_by_one_at_a_time_and_not_by_everyo
             return False
 
         await eventually(works)
+
+
+def ask_again(lot: Lot, later_ms: int = 1000) -> Lot:
+    """The same purchases under the same keys, accepted anew by a gate that has forgotten the first time."""
+    return msgspec.structs.replace(lot, stem=make_stem(), accepted_ms=lot.accepted_ms + later_ms)
+
+
+@pytest.mark.parametrize("sizes", [(1, 1), (3, 2)], ids=["apart", "in one batch"])
+async def test_a_key_buys_once_whatever_the_gate_forgot(ledger: Ledger, sizes: tuple[int, int]) -> None:
+    sale = await ledger.open_sale(make_terms(stock=9))
+    [first] = reserve(sale, 3, key="abc", size=3)
+    batches = [[first, ask_again(first)]] if sizes[0] > 1 else [[first], [ask_again(first)]]
+    settled = [(await ledger.settle(batch, {})).settled for batch in batches]
+    assert sum(settled, Counter()) == {CONFIRMED: 3, REJECTED: 3}
+    [balance] = await ledger.find_current_sales()
+    assert balance.sold == 3
+    again = next(lot for batch in batches for lot in batch if lot is not first)
+    orders = {order.order_id: order for order in await ledger.find_orders(ids([first, again]))}
+    assert [orders[order_id].reason for order_id in again.order_ids] == [
+        f"its Idempotency-Key has bought order {order_id}" for order_id in first.order_ids
+    ]
+    # What a rebuild restores is what was bought.
+    keys = [order async for page in ledger.find_keys(3600) for order in page]
+    assert {order.order_id for order in keys} == {*first.order_ids}
+
+
+@pytest.mark.parametrize("many", [False, True], ids=["one sale", "many sales"])
+async def test_a_key_buys_once_in_all_sales_of_its_product(ledger: Ledger, many: bool) -> None:
+    older, newer = [await ledger.open_sale(make_terms(stock=9)) for _ in range(2)]
+    [lot], [other] = reserve(older, key="abc"), reserve(newer, key="another")
+    await ledger.settle([lot], {})
+    again = msgspec.structs.replace(ask_again(lot), sale_id=newer.sale_id)
+    batch = [other, msgspec.structs.replace(other, stem=make_stem(), sale_id=older.sale_id, user_ids=[2])]
+    settlement = await ledger.settle([again, *batch] if many else [again], {})
+    assert settlement.settled == {REJECTED: 1, **({CONFIRMED: 2} if many else {})}
+    assert await read_statuses(ledger, [again]) == [REJECTED]
+
+
+async def test_a_key_is_of_one_user_and_one_product(ledger: Ledger) -> None:
+    sales = [await ledger.open_sale(make_terms(stock=9, product_id=product)) for product in (1, 2)]
+    lots = [lot for sale in sales for lot in reserve(sale, 2, key="abc", size=2)]
+    unkeyed = [lot for sale in sales for lot in reserve(sale, 2, size=2)]
+    assert (await ledger.settle([*lots, *unkeyed], {})).settled == {CONFIRMED: 8}
+    assert (await ledger.settle([ask_again(lot) for lot in unkeyed], {})).settled == {CONFIRMED: 4}
+
+
+async def test_what_a_key_has_not_bought_it_may_still_buy(ledger: Ledger) -> None:
+    sale = await ledger.open_sale(make_terms(stock=1))
+    [lot] = reserve(sale, key="abc")
+    again = ask_again(lot)
+    assert (await ledger.settle([lot], {lot.order_ids[0]: "no money"})).settled == {FAILED: 1}
+    assert (await ledger.settle([again], {})).settled == {CONFIRMED: 1}
+    # The first one of the two is older, and yet not what the key stands for.
+    assert [order.order_id async for page in ledger.find_keys(3600) for order in page] == again.order_ids
+    assert (await ledger.settle([lot, again], {})).settled.total() == 0
+    assert await read_statuses(ledger, [lot, again]) == [FAILED, CONFIRMED]
+
+
+async def test_a_key_may_buy_again_once_it_is_forgotten(ledger: Ledger) -> None:
+    sale = await ledger.open_sale(make_terms(stock=9))
+    [lot] = reserve(sale, key="abc")
+    orders = [ask_again(lot, later_ms) for later_ms in (0, 59_999, -59_999, 60_000, -60_000)]
+    settled = [(await ledger.settle([order], {}, remember_s=60)).settled for order in orders]
+    assert settled == [{CONFIRMED: 1}, {REJECTED: 1}, {REJECTED: 1}, {CONFIRMED: 1}, {CONFIRMED: 1}]
+
+
+async def test_a_key_buys_once_where_its_orders_are_settled_at_the_same_time(
+    ledger: Ledger, database: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    # Of two sales, whose locks are different ones.
+    sales = [await ledger.open_sale(make_terms(stock=100)) for _ in range(2)]
+    first = reserve(sales[0], 20, key="abc")
+    second = [msgspec.structs.replace(ask_again(lot), sale_id=sales[1].sale_id) for lot in first]
+    settled = await asyncio.gather(
+        *(ledger.settle([lot], {}) for pair in zip(first, second, strict=True) for lot in pair),
+        *(ledger.settle([lot], {}) for lot in reserve(sales[0], 20)),
+    )
+    assert sum((each.settled for each in settled), Counter()) == {CONFIRMED: 40, REJECTED: 20}
+    bought = await database.fetch(
+        "SELECT count(*) FROM orders WHERE status = 'CONFIRMED' AND idempotency_key IS NOT NULL GROUP BY user_id"
+    )
+    assert [row["count"] for row in bought] == [1] * 20
+
+
+async def test_an_order_without_a_unit_takes_no_key_and_one_without_a_key_no_unit(ledger: Ledger) -> None:
+    sale = await ledger.open_sale(make_terms(stock=2))
+    bought, late = [msgspec.structs.replace(lot, user_ids=[9]) for lot in reserve(sale, 2, key="abc")]
+    await ledger.settle([bought], {})
+    [new] = reserve(sale, key="abc")
+    [beyond] = reserve(sale, key="other")
+    beyond = msgspec.structs.replace(beyond, accepted_ms=new.accepted_ms + 1)
+    settlement = await ledger.settle([late, new, beyond], {})
+    assert settlement.settled == {REJECTED: 2, CONFIRMED: 1}
+    orders = {order.order_id: order.reason for order in await ledger.find_orders(ids([late, beyond]))}
+    assert orders == {
+        late.order_ids[0]: f"its Idempotency-Key has bought order {bought.order_ids[0]}",
+        beyond.order_ids[0]: "no unit left in the ledger",
+    }
