@@ -12,13 +12,12 @@
    one settle one after the other), and losses of ledger and bus, which the protocol relies on.
 
    Beside these bounds there are switches. KEYS: purchases may carry one Idempotency-Key. REPLICAS: the gate has a replica
-   instead of a disk. PROMPT, DURABLE: assumptions, see "what may happen". LIVE: what must happen at last, in place of what
-   must never happen. MUTANT: one thing is done wrong. */
+   instead of a disk. LIVE: what must happen at last, in place of what must never happen. MUTANT: one thing is done wrong. */
 
 /* What may be done wrong; model.toml says it in words. */
 mtype = { NOTHING, ACKNOWLEDGES_BEFORE_CLEARING, ACKNOWLEDGES_BEFORE_COMMIT, ANSWERS_WITHOUT_COPIES,
   BEGINS_AT_AN_OPEN_GATE, BUS_BEFORE_OUTBOX, BUS_NOT_READ, CLEARS_WITHOUT_COPIES, CLOSES_A_LATER_ONE,
-  CONSUMERS_NOT_COUNTED, DELETES_FIRST, KEY_IGNORED, KEY_NOT_RESTORED, LOCK_KEPT, NOTED_WITHOUT_COPIES,
+  CONSUMERS_NOT_COUNTED, DELETES_FIRST, KEY_IGNORED, KEY_NOT_GUARDED, KEY_NOT_RESTORED, LOCK_KEPT, NOTED_WITHOUT_COPIES,
   NOTES_WITHOUT_COPIES, NOT_OFFERED, NO_AUDIT, NO_FENCE, NO_GUARD, NO_VOUCHING, OPENS_TOO_EARLY,
   OUTBOX_APART, OUTBOX_NOT_READ, PENDING_STAYS, READ_ONLY_BEFORE, REBUILD_UNCHECKED, RELAYS_WITHOUT_COPIES,
   RELEASES_REJECTED, RELEASES_TO_ANOTHER_SALE, RELEASES_TWICE, RELEASES_WITHOUT_EVIDENCE, REPEATS_WITHOUT_COPIES,
@@ -35,8 +34,6 @@ mtype = { NOTHING, ACKNOWLEDGES_BEFORE_CLEARING, ACKNOWLEDGES_BEFORE_COMMIT, ANS
 #define FAULTS 1
 #define KEYS 0
 #define REPLICAS 0
-#define PROMPT 0
-#define DURABLE 0
 #endif
 
 #define bit(o) (1 << (o))
@@ -169,7 +166,6 @@ active [RELAYS] proctype relay() {
 end:
   do
   :: atomic { !reads[me] && gate.outbox && (!me || reads[0]) -> pick(gate.outbox, reads[me]);
-       if :: DURABLE && !REPLICAS && !has(copy.took, order) -> saved = false :: else fi;
        if :: mutant(DELETES_FIRST) -> gate.outbox = gate.outbox & ~bit(order) :: else fi }
   :: d_step { !reads[me] && isolated && mutant(RELAYS_WITHOUT_COPIES) -> reads[me] = highest(isolated) }
   :: d_step { reads[me] && !published[me] && (!REPLICAS || has(copy.took | settled, order) || mutant(RELAYS_WITHOUT_COPIES)) ->
@@ -190,6 +186,7 @@ end:
 #define order (holds[me] - 1)
 #define is_known (has(settled, order) && !mutant(SETTLES_TWICE))
 #define has_unit (units_left(sale_of(order)) > 0 || mutant(NO_GUARD))
+#define key_has_bought (has(keyed, order) && confirmed & keyed && !mutant(KEY_NOT_GUARDED))
 #define is_out (has(gate.pending, order) || mutant(RELEASES_WITHOUT_EVIDENCE))
 #define releases_wrong (!has(gate.took & failed, order) || gate.sale != sale_of(order))
 #define is_current (gate.sale == sale_of(order) || mutant(RELEASES_TO_ANOTHER_SALE))
@@ -200,12 +197,13 @@ end:
        pick(bus, holds[me]); bus = bus & ~bit(order);
        if :: !mutant(ACKNOWLEDGES_BEFORE_COMMIT) -> unacked = unacked | bit(me) :: else fi;
        step[me] = 1 }
-  /* settle_batch: one transaction. An order that is known stays as it is. The guard is sold <= stock. */
+  /* settle_batch: one transaction. An order that is known stays as it is. The guards: sold <= stock; a
+     key buys once, also where the gate forgot which order it got. */
   :: atomic { step[me] == 1 ->
        if :: is_known
           :: !is_known -> failed = failed | bit(order)     /* its payment is declined */
-          :: !is_known && has_unit -> confirmed = confirmed | bit(order); sold[sale_of(order)]++
-          :: !is_known && !has_unit -> rejected = rejected | bit(order)
+          :: !is_known && has_unit && !key_has_bought -> confirmed = confirmed | bit(order); sold[sale_of(order)]++
+          :: !is_known && (!has_unit || key_has_bought) -> rejected = rejected | bit(order)
        fi;
        if :: mutant(ACKNOWLEDGES_BEFORE_CLEARING) -> unacked = unacked & ~bit(me) :: else fi;
        step[me] = 2 }
@@ -242,6 +240,7 @@ end:
 #define uses(one, other) (!mutant(READ_ONLY_BEFORE) && (mutant(BUS_BEFORE_OUTBOX) -> other : one))
 #define looks_once (mutant(SALES_READ_EARLY) || mutant(BUS_BEFORE_OUTBOX))
 #define overtaken (gate.rebuilding != gen[me] && !mutant(REBUILD_UNCHECKED))
+#define key_order (confirmed & keyed -> highest(confirmed & keyed) : highest(settled & keyed))
 #define opens_wrong (!torn && (!lost && gate.left != units_left(gate.sale) || gate.sale < offered))
 #define under_way ((gate.outbox | bus | held) & ~(settled | lost))
 /* open_sale.lua: a newer sale replaces an older one, never the other way round. */
@@ -305,11 +304,12 @@ end:
   :: d_step { task[me] == REMEMBER ->
        if :: overtaken -> rest()
           :: else -> task[me] = REOPEN;
-               if :: !gate.key && !mutant(KEY_NOT_RESTORED) -> gate.key = highest(settled & keyed) :: else fi
+               if :: !gate.key && !mutant(KEY_NOT_RESTORED) -> gate.key = key_order :: else fi
        fi }
   :: d_step { task[me] == REOPEN ->
        if :: !overtaken ->
                if :: opens_wrong -> broken("a gate was opened with other units than the ledger had left\n") :: else fi;
+               if :: !torn && !lost && !gate.key && key_order -> broken("a gate was opened that had forgotten a key\n") :: else fi;
                gate.open = gen[me]; gate.rebuilding = 0; gate.fresh = 0; gate.newest = highest(settled);
                asked = bit(DOORS) - 1; torn = false;
                if :: !saved -> heard = 0 :: else fi
@@ -339,10 +339,6 @@ end:
 #define differs (gate.took != copy.took || gate.pending != copy.pending || gate.outbox != copy.outbox || \
                  gate.sale != copy.sale || gate.fresh)
 #define elsewhere (bus | held | settled)
-inline give_up() {         /* PROMPT: a relay publishes what it has read, or gives up, before the gate is rebuilt. */
-  if :: PROMPT && !published[0] -> reads[0] = 0 :: else fi;
-  if :: PROMPT && !published[RELAYS - 1] -> reads[RELAYS - 1] = 0 :: else fi
-}
 active proctype environment() {
   byte r;
 end:
@@ -350,12 +346,11 @@ end:
   :: d_step { !REPLICAS && faults && !saved -> save() }
   :: d_step { !REPLICAS && faults ->           /* Redis forgets everything. */
        lost = lost | gate.outbox & ~elsewhere;
-       assign(gate, new); gate.open = 0; gate.sale = 0; gate.left = 0; give_up(); spend() }
-  :: d_step { !REPLICAS && faults && saved ->  /* It goes back to the copy: a new server with an older memory. DURABLE: the
-                                                  copy holds what a relay has read. */
+       assign(gate, new); gate.open = 0; gate.sale = 0; gate.left = 0; spend() }
+  :: d_step { !REPLICAS && faults && saved ->  /* It goes back to the copy: a new server with an older memory. */
        lost = lost | gate.outbox & ~(copy.outbox | elsewhere);
        assign(gate, copy); asked = 0; compared = 0; torn = gate.rebuilding > 0; undone = undone | gate.pending & settled;
-       give_up(); spend() }
+       spend() }
   :: d_step { REPLICAS && differs -> save() }
   :: d_step { REPLICAS && faults ->            /* The replica takes over, while the old primary still answers some. */
        isolated = gate.outbox; lost = lost | gate.outbox & ~(copy.outbox | elsewhere | told);

@@ -1,8 +1,9 @@
 """The referee: makes a record of an example, and has the judge's rules decide about it.
 
 What Redis lost before it was relayed is gone, as promised to nobody: its buyers count as never answered.
-After a loss that nobody could notice, or of what only a relay had, the ledger's guard may have been needed,
-and a key may have bought twice; whoever was told SOLD_OUT before a loss may see units on sale after it.
+After a loss that nobody could notice, or of what only a relay had, the ledger's guards may have been needed,
+and a key may have got two orders, of which it buys one all the same; whoever was told SOLD_OUT before a loss
+may see units on sale after it.
 """
 
 from collections import Counter
@@ -107,6 +108,7 @@ def _check(
     held: Counter[int] = Counter()
     by_user: Counter[tuple[int, int]] = Counter()
     by_buyer: Counter[Buyer] = Counter()
+    bought: Counter[Buyer] = Counter()
     terms = {row["sale_id"]: row for row in sales}
     ledger = {row["order_id"]: row for row in orders}
     for order_id, row in ledger.items():
@@ -114,6 +116,7 @@ def _check(
         by_buyer[buyer] += 1
         if status == "CONFIRMED":
             held[row["sale_id"]] += row["quantity"]
+            bought[buyer] += 1
             by_user[row["sale_id"], row["user_id"]] += row["quantity"]
         if row["quantity"] != sale["quantity"] or row["product_id"] != sale["product_id"]:
             yield f"terms are as asked: order {order_id} is not as its sale"
@@ -151,6 +154,8 @@ def _check(
     for buyer, placed in by_buyer.items():
         if buyer[2] is not None and placed > 1 and "a key buys once" not in excused:
             yield f"a key buys once: {buyer} has {placed} orders"
+        if buyer[2] is not None and bought[buyer] > 1:
+            yield f"a key buys once: {buyer} has bought {bought[buyer]} times"
         silent = [id_ for id_, row in ledger.items() if id_ not in told and _buyer_of(row) == buyer]
         if len(silent) > unknown[buyer]:
             yield f"no phantom orders: nobody asked for {silent}"

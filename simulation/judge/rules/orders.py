@@ -112,8 +112,9 @@ def no_phantom_orders(evidence: Evidence) -> Finding:
 
 def a_key_buys_once(evidence: Evidence) -> Finding:
     """One Idempotency-Key is one purchase: all requests of a buyer under one key place one order, and all
-    accepted answers to them name that order."""
-    orders = evidence.orders[evidence.orders["key"] != ""]
+    accepted answers to them name that order. A second order that the ledger rejected has bought nothing."""
+    placed = evidence.orders["status"] != "REJECTED"
+    orders = evidence.orders[placed & (evidence.orders["key"] != "")]
     answers = evidence.accepted[evidence.accepted["key"] != ""].drop_duplicates([*BUYER, "order"])
     again, other = orders[orders.duplicated(BUYER)], answers[answers.duplicated(BUYER)]
     retries = (evidence.sent["key"] != "") & evidence.sent.duplicated(BUYER)
