@@ -25,6 +25,16 @@ _moves = st.lists(st.tuples(_choice, st.integers(1, 8)), min_size=1, max_size=8)
 """Which tasks go on, and for how many steps at most."""
 _products = st.sampled_from([1, 1, 2])
 _buyers = st.tuples(st.sampled_from([1, 2, DECLINED]), st.sampled_from([None, None, "a", "b"]))
+_aims = st.sampled_from(
+    [
+        "Redis reserve", "Redis open_sale", "PostgreSQL note_offered", "Redis XACK", "bus publish", "bus acknowledge",
+        "PostgreSQL settle_plain", "PostgreSQL settle_batch", "PostgreSQL settle_plain_keyed", "Redis clear",
+        "Redis close", "PostgreSQL try_lock", "PostgreSQL next_generation", "Redis begin", "bus count",
+        "PostgreSQL find_current_sales", "Redis restore", "Redis reopen", "Redis vouch",
+    ]
+)  # fmt: skip
+"""Steps before which much may go wrong."""
+_ends = st.sampled_from(["stall", "stall", "crash", "go back", "wipe", "lose lock", Fate.LOST, Fate.CUT, Fate.LATE])
 _terms = st.builds(
     # All sales of a product have the same quantity, as the judge takes it.
     lambda product_id, stock, limit: SaleTerms(
@@ -102,6 +112,34 @@ class Interleaving(RuleBasedStateMachine):
         """A process goes on, and its connection breaks."""
         self._go_on(moves)
         self._act(f"go on: {fate}", self.world.go_on, choice, 1, fate)
+
+    @rule(moves=_moves, number=_doors, choice=_choice)
+    def buy_again(self, moves: Moves, number: int, choice: int) -> None:
+        """A user asks again under the same key."""
+        self._go_on(moves)
+        self._act("buy again", self.world.buy_again, number, choice)
+
+    @rule(what=_aims, first=_numbers, end=_ends)
+    def aim(self, what: str, first: int, end: str) -> None:
+        """Something goes wrong right before a step at which it matters."""
+        self._act(f"aim: {end}", self._end_aim, what, first, end)
+
+    def _end_aim(self, what: str, first: int, end: str) -> None:
+        world = self.world
+        if (found := world.aim(what, first)) is None:
+            return
+        process, step = found
+        if end == "stall":
+            world.stall(process, step)
+        elif end == "crash":
+            world.crash(world.processes.index(process))
+        elif end == "lose lock":
+            world.lose_lock()
+        elif end in ("go back", "wipe"):
+            if world.losses.count < 2:
+                world.lose_memory(0 if end == "go back" else None)
+        else:
+            world.run(process, step, 1, Fate(end))
 
     @rule(moves=_moves, number=_numbers)
     def crash(self, moves: Moves, number: int) -> None:

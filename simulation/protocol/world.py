@@ -26,6 +26,7 @@ _THREAD_STEPS: Final = 12
 _SELDOM: Final = 28
 """A choice that is less leaves out the tasks that would find nothing."""
 _FENCE: Final = name_key(0, "mark")
+_AIM_STEPS: Final = 120
 
 
 class World:
@@ -54,6 +55,8 @@ class World:
         """The last server that each front door has asked, or that each keeper has compared."""
         self._rounds: dict[Actor, int] = {}
         """The server at which each keeper's round began."""
+        self._stalled: Step | None = None
+        """Where a task stands still."""
         self.memory.asked = self._note_script
         self._opens_ms = 0
         """When an operator last asked for a sale."""
@@ -75,11 +78,35 @@ class World:
 
         A task that would find nothing is chosen seldom, or where there is no other.
         """
-        tasks = [(process, step) for process in self.processes for step in process.waiting]
+        tasks = [
+            (process, step)
+            for process in self.processes
+            for step in process.waiting
+            if step is not self._stalled
+        ]
         if choice < _SELDOM:
             tasks = [each for each in tasks if not self._is_idle(*each)] or tasks
         process, step = tasks[choice % len(tasks)]
         self.run(process, step, most, fate)
+
+    def aim(self, what: str, first: int) -> tuple[Process, Step] | None:
+        """Let all processes go on in turn until one is about to take this step, which it does not take."""
+        for number in range(first, first + _AIM_STEPS):
+            process = self.processes[number % len(KINDS)]
+            for step in list(process.waiting):
+                if step.what == what:
+                    return process, step
+                if step in process.waiting and step is not self._stalled and not self._is_idle(process, step):
+                    self.run(process, step, 1)
+            # A keeper looks again only after a while.
+            if number % len(KINDS) == 0 and self.may_pass(_NOTICED_MS):
+                self.pass_time(_NOTICED_MS)
+        return None
+
+    def stall(self, process: Process, step: Step) -> None:
+        """Have a task stand still before this step until another one does, or until the end."""
+        self._say(f"{process.name} stands still before {step.what}")
+        self._stalled = step
 
     def _is_idle(self, process: Process, step: Step) -> bool:
         match step.what:
@@ -152,6 +179,12 @@ class World:
 
             front_door.gate.submit((b"%d" % user_id, b"%d" % product_id, key, reply))
         self.loop.run_until_idle()
+
+    def buy_again(self, number: int, choice: int) -> None:
+        """Have a user who asked under a key ask again."""
+        if keyed := [each for each in self.purchases if each.key is not None]:
+            purchase = keyed[choice % len(keyed)]
+            self.buy(number, purchase.product_id, [(purchase.user_id, purchase.key)])
 
     def open_sale(self, number: int, terms: SaleTerms, key: str, at_once: bool = False) -> None:
         """Have a front door open a sale; again under the same key, it asks for the same."""

@@ -196,6 +196,34 @@ def test_a_message_that_arrives_after_the_rebuild_is_settled_and_its_unit_is_gon
     assert world.memory.call("HGET", "fg:{0}:sale:1", "remaining") == b"1"
 
 
+def test_a_key_buys_once_though_a_relay_publishes_what_was_lost_after_the_rebuild(world: World) -> None:
+    assert buy(world, 1, key="a") == [Outcome.ACCEPTED]
+    found = world.aim("bus publish", RELAY)
+    assert found
+    world.lose_memory(None)
+    rebuild_up_to(world, FULFILMENT, "Redis reopen")
+    assert buy(world, 1, key="a") == [Outcome.ACCEPTED]
+    world.run(*found, 1)
+    world.settle_down()
+    assert (statuses(world), find_faults(world)) == (["CONFIRMED", "REJECTED"], [])
+    assert world.memory.call("HGET", "fg:{0}:sale:1", "remaining") == b"1"
+
+
+def test_a_key_buys_once_though_redis_forgot_what_it_got_before_its_answer_was_heard(world: World) -> None:
+    world.take_copy()
+    world.buy(DOOR, 1, [(1, "a")])
+    step(world, DOOR, "Redis reserve", Fate.LOST)
+    step(world, RELAY, "bus publish")
+    world.lose_memory(0)
+    assert buy(world, 1, key="a", door=OTHER_DOOR) != [Outcome.SOLD_OUT]
+    world.settle_down()
+    assert find_faults(world) == []
+    assert buy(world, 1, key="a") == [Outcome.ACCEPTED]
+    world.settle_down()
+    assert (statuses(world)[0], find_faults(world)) == ("CONFIRMED", [])
+    assert statuses(world).count("CONFIRMED") == 1
+
+
 def test_a_keeper_that_lost_its_lock_writes_nothing_over_the_next_rebuild(world: World) -> None:
     world.lose_memory(None)
     rebuild_up_to(world, FULFILMENT, "PostgreSQL next_generation")
