@@ -34,7 +34,9 @@ _aims = st.sampled_from(
     ]
 )  # fmt: skip
 """Steps before which much may go wrong."""
-_ends = st.sampled_from(["stall", "stall", "crash", "go back", "wipe", "lose lock", Fate.LOST, Fate.CUT, Fate.LATE])
+_ends = st.sampled_from(
+    ["stall", "stall", "crash", "go back", "wipe", "lose lock", Fate.LOST, Fate.CUT, Fate.LATE]
+)
 _terms = st.builds(
     # All sales of a product have the same quantity, as the judge takes it.
     lambda product_id, stock, limit: SaleTerms(

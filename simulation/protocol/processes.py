@@ -150,6 +150,7 @@ class Stores:
         self.clock = Clock(time.time_ns() // 1_000_000)
         self.memory = Memory(redis_url, self.clock)
         self.database = Database(postgres_url)
+        self.database.prepare()
         self.bus = Bus()
 
     def begin(self) -> int:

@@ -10,7 +10,14 @@ from engine.model.purchase import Outcome
 from engine.model.sale import SaleTerms
 from simulation.model.formats import name_key
 from simulation.protocol.losses import Losses
-from simulation.protocol.processes import FrontDoor, FulfilmentProcess, Process, RelayProcess, Stores
+from simulation.protocol.processes import (
+    SETTINGS,
+    FrontDoor,
+    FulfilmentProcess,
+    Process,
+    RelayProcess,
+    Stores,
+)
 from simulation.protocol.requests import Opening, Purchase
 from simulation.protocol.steps import Actor, Fate, Step, StepLoop
 from simulation.protocol.stores.bus import Channel
@@ -27,6 +34,8 @@ _SELDOM: Final = 28
 """A choice that is less leaves out the tasks that would find nothing."""
 _FENCE: Final = name_key(0, "mark")
 _AIM_STEPS: Final = 120
+_LEASE: Final = f"rest {SETTINGS.sold_out_ms / 1000:.3g}"
+"""The wait of whoever opens a sale for the end of what front doors repeat of the one before."""
 
 
 class World:
@@ -143,6 +152,8 @@ class World:
         what = "rest" if rests else step.what
         self.steps[what if fate is Fate.DONE or rests else f"{what}: {fate}"] += 1
         self.trace.append(f"{process.name}: {step.what}" + ("" if fate is Fate.DONE else f" ({fate})"))
+        if step.what == _LEASE:
+            self.clock.now_ms += 2 * SETTINGS.sold_out_ms
         step.go(fate)
         self.loop.run_until_idle()
         if keeps and any(

@@ -42,6 +42,12 @@ class Database:
         self.lock_holder: StepSession | None = None
         """The session of the keeper that rebuilds."""
 
+    def prepare(self) -> None:
+        """Make the server's own work harmless."""
+        session = self.lend()
+        self.run(session.execute(_OURS["prepare"]))
+        self.give_back(session, lost=False)
+
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Return the result of what happens now, after the server has noticed what was lost before."""
         while self._lost:

@@ -94,6 +94,18 @@ def test_a_plain_sale_ends_as_the_ledger_says(world: World) -> None:
     assert world.memory.call("HGET", "fg:{0}:sale:1", "remaining") == b"1"
 
 
+def test_what_a_front_door_repeats_of_the_sale_before_ends_before_an_operator_is_told_of_the_next(
+    world: World,
+) -> None:
+    assert buy(world, 1, 2, 2) == [Outcome.ACCEPTED] * 2 + [Outcome.SOLD_OUT]
+    assert buy(world, 1) == [Outcome.SOLD_OUT]
+    world.open_sale(OTHER_DOOR, SALE, "second", at_once=True)
+    assert world.openings["second"].opened
+    assert buy(world, 1) == [Outcome.ACCEPTED]
+    world.settle_down()
+    assert find_faults(world) == []
+
+
 def test_a_confirm_that_is_lost_has_its_entry_published_again(world: World) -> None:
     buy(world, 1)
     step(world, RELAY, "bus publish", Fate.LOST)
