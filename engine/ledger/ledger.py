@@ -167,9 +167,8 @@ class Ledger(AbstractAsyncContextManager["Ledger"]):
         `declines` holds the reason for each order id whose payment was declined: it is FAILED. Any other
         order is CONFIRMED while its sale has units left, and REJECTED after that. It is REJECTED, too, if its
         Idempotency-Key has bought another order that was accepted less than `remember_s` before or after it:
-        the gate has forgotten one of the two. Two such orders are settled one after the other. If PostgreSQL refuses the
-        data itself the batch is halved, each half a transaction of its own, until a refused order stands
-        alone.
+        the gate has forgotten one of the two. A batch with two such orders, or one whose data PostgreSQL
+        refuses, is halved, each half a transaction of its own, until they are apart.
         """
         return await settle_lots(self._connections, lots, declines, remember_s)
 

@@ -206,14 +206,14 @@ def interleave(minutes: float, seed: int, bugs: bool, only: tuple[str, ...], fol
     Each 25 examples have a seed; the same seed gives the same examples. What is wrong is made as short as
     can be, and told. Exit codes: 0, 1 if something is wrong (with --bugs: if a bug does not show).
     """
-    from simulation.protocol.hunt import attempt, hunt, list_bugs, private_stack
+    from simulation.protocol.hunt import attempt, hunt, load_bugs, private_stack
     from simulation.record.facts import write_json
 
     folder.mkdir(parents=True, exist_ok=True)
     if bugs or only:
         tried = []
         with private_stack() as stack:
-            for name in only or list_bugs():
+            for name in only or load_bugs():
                 tried.append(attempt(name, stack, BUG_EXAMPLES, seed, shrink=bool(only)))
                 found = tried[-1].found
                 say(

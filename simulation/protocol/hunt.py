@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -29,19 +29,13 @@ from hypothesis.stateful import run_state_machine_as_test
 import simulation
 from engine.ledger.ledger import Ledger
 from engine.local.stack import Stack, start_stack
-from simulation.campaign.mutation import copy_engine, load_mutation, mutate
+from simulation.campaign.mutation import Mutation, copy_engine, load_mutation, mutate
 from simulation.errors import RunError
-from simulation.protocol.machine import Interleaving, Tally
+from simulation.protocol.machine import AIMS, Interleaving, Tally
 from simulation.protocol.processes import Stores
 
 FOLDER: Final = Path(__file__).with_name("mutations")
-SHARED: Final = (
-    "acknowledge-before-commit", "entries-abandoned", "held-entries-forgotten", "old-sale-gives-back",
-    "rebuild-forgets-buyers", "rebuild-forgets-keys", "rebuild-in-flight", "redelivery-settles-twice",
-    "relay-before-confirm", "release-nothing", "release-twice", "revert-on-timeout", "unit-vanishes",
-    "unknown-said-unavailable",
-)  # fmt: skip
-"""Bugs of simulation/campaign/mutations that are in the protocol."""
+_BUGS: Final = Path(__file__).with_name("bugs.toml")
 BLOCK: Final = 25
 """Examples with one seed."""
 RULES: Final = 40
@@ -91,13 +85,15 @@ def hunt(minutes: float, first_seed: int, say: Callable[[str], None]) -> Found:
     return total
 
 
-def play(stores: Stores, number: int, examples: int, shrink: bool = True) -> Found:
+def play(
+    stores: Stores, number: int, examples: int, shrink: bool = True, aims: Sequence[str] = AIMS
+) -> Found:
     """Play the block with this seed up to the first example that is wrong, and make that one short."""
     tally = Interleaving.tally = Tally()
-    Interleaving.stores = stores
+    Interleaving.stores, Interleaving.aims = stores, aims
     phases = [Phase.generate, *([Phase.shrink] if shrink else [])]
     chosen = settings(
-        max_examples=examples, stateful_step_count=RULES, phases=phases, database=None, deadline=None,
+        max_examples=examples, stateful_step_count=RULES if aims is AIMS else RULES // 2, phases=phases, database=None, deadline=None,
         suppress_health_check=list(HealthCheck), report_multiple_bugs=False, print_blob=False,
     )  # fmt: skip
     began, program = time.monotonic(), io.StringIO()
@@ -160,34 +156,50 @@ async def _migrate(postgres_url: str) -> None:
         await ledger.migrate()
 
 
+class Bug(msgspec.Struct, forbid_unknown_fields=True):
+    """A deliberate bug."""
+
+    aims: list[str]
+    """Steps at which something is to go wrong."""
+    model: str | None = None
+    """The same bug in the model."""
+
+
 class Attempt(msgspec.Struct, kw_only=True):
     """What was found of a deliberate bug."""
 
     name: str
     text: str
+    model: str | None
+    """The same bug in the model."""
     found: Found
     expected: bool
     """Whether what is wrong is one of what the bug should break."""
 
 
-def list_bugs() -> list[str]:
-    """List the deliberate bugs in the protocol, of this room and of simulation/campaign/."""
-    return sorted([path.stem for path in FOLDER.glob("*.toml")] + list(SHARED))
+def load_bugs() -> dict[str, Bug]:
+    """Load the deliberate bugs in the protocol, of this room and of simulation/campaign/."""
+    return msgspec.toml.decode(_BUGS.read_bytes(), type=dict[str, Bug])
+
+
+def load_edits(name: str) -> Mutation:
+    """Load what a bug changes in the engine."""
+    return load_mutation(name, FOLDER) if (FOLDER / f"{name}.toml").exists() else load_mutation(name)
 
 
 def attempt(name: str, stack: Stack, examples: int, first_seed: int = 1, shrink: bool = True) -> Attempt:
     """Put a bug into a copy of the engine, and play so many examples at most until it shows."""
-    mutation = load_mutation(name) if name in SHARED else load_mutation(name, FOLDER)
+    mutation, bug = load_edits(name), load_bugs()[name]
     database = f"bug_{name.replace('-', '_')}"
     asyncio.run(_create(stack.urls["postgres"], database))
     url = f"{stack.urls['postgres'].rpartition('/')[0]}/{database}"
     with tempfile.TemporaryDirectory(prefix="flashsim-bug-") as folder:
         copy_engine(Path(folder))
         mutate(mutation, Path(folder))
-        job = Job(stack.urls["redis"], url, first_seed, examples, shrink)
+        job = Job(stack.urls["redis"], url, first_seed, examples, shrink, bug.aims)
         found = play_elsewhere(Path(folder), job)
     expected = any(fault.startswith(tuple(mutation.breaks)) for fault in found.faults)
-    return Attempt(name=name, text=mutation.text, found=found, expected=expected)
+    return Attempt(name=name, text=mutation.text, model=bug.model, found=found, expected=expected)
 
 
 async def _create(postgres_url: str, database: str) -> None:
@@ -207,6 +219,7 @@ class Job(NamedTuple):
     first_seed: int
     examples: int
     shrink: bool
+    aims: list[str]
 
 
 def play_elsewhere(code: Path, job: Job) -> Found:
@@ -233,7 +246,7 @@ def main() -> None:
     total = Found(seed=job.first_seed)
     with using(job.redis_url, job.postgres_url) as stores:
         while total.examples < job.examples and not total.faults:
-            total.add(play(stores, total.seed + bool(total.examples), BLOCK, job.shrink))
+            total.add(play(stores, total.seed + bool(total.examples), BLOCK, job.shrink, job.aims))
     sys.stdout.buffer.write(msgspec.json.encode(total))
 
 

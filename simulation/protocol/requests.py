@@ -1,11 +1,16 @@
 """What users and operators ask for in an example, and what they are told. Times count events."""
 
-from typing import Any
+from collections.abc import Iterable
+from itertools import count
+from typing import Any, cast
 
 import msgspec
 
+from engine.errors import FlashgridError, OutcomeUnknown
 from engine.model.purchase import Outcome
 from engine.model.sale import SaleTerms
+from simulation.protocol.processes import FrontDoor, Process
+from simulation.protocol.steps import Clock, Step, StepLoop
 
 
 class Purchase(msgspec.Struct):
@@ -31,3 +36,75 @@ class Opening(msgspec.Struct):
     sale_id: int | None = None
     refused: bool = False
     """Whether the operator was told each time that nothing was opened."""
+
+
+class Requests:
+    """All requests of one example, and how they are made."""
+
+    loop: StepLoop
+    clock: Clock
+    processes: list[Process]
+
+    def __init__(self) -> None:
+        self.purchases: list[Purchase] = []
+        self.openings: dict[str, Opening] = {}
+        self.trace: list[str] = []
+        self._events = count(1)
+        self._opens_ms = 0
+        """When an operator last asked for a sale."""
+
+    def buy(self, number: int, product_id: int, buyers: Iterable[tuple[int, str | None]]) -> None:
+        """Send purchases to a front door at the same time."""
+        front_door = self._door(number)
+        for user_id, key in buyers:
+            purchase = Purchase(user_id, product_id, key, next(self._events), front_door)
+            self.purchases.append(purchase)
+            self._say(f"user {user_id} asks {front_door.name} for product {product_id}, key {key}")
+
+            def reply(outcome: Outcome, order_id: str | None, purchase: Purchase = purchase) -> None:
+                purchase.done, purchase.outcome, purchase.order_id = next(self._events), outcome, order_id
+                self._say(f"user {purchase.user_id} is told {outcome} {order_id or ''}")
+
+            front_door.gate.submit((b"%d" % user_id, b"%d" % product_id, key, reply))
+        self.loop.run_until_idle()
+
+    def buy_again(self, number: int, choice: int) -> None:
+        """Have a user who asked under a key ask again."""
+        if keyed := [each for each in self.purchases if each.key is not None]:
+            purchase = keyed[choice % len(keyed)]
+            self.buy(number, purchase.product_id, [(purchase.user_id, purchase.key)])
+
+    def open_sale(self, number: int, terms: SaleTerms, key: str, at_once: bool = False) -> None:
+        """Have a front door open a sale; again under the same key, it asks for the same."""
+        front_door = self._door(number)
+        self._opens_ms = self.clock.now_ms
+        opening = self.openings.setdefault(key, Opening(terms, key, next(self._events), refused=True))
+        self._say(f"an operator asks {front_door.name} for sale {key}: {opening.terms}")
+
+        async def work() -> None:
+            unsure, opening.refused = not opening.refused, False
+            try:
+                sale = await front_door.open_sale(opening.terms, key)
+            except OutcomeUnknown:
+                return
+            except FlashgridError:
+                # Another request under the key may be under way.
+                opening.refused = not unsure
+                return
+            opening.sale_id = sale.sale_id
+            opening.opened = opening.opened or next(self._events)
+
+        task = front_door.start(work())
+        self.loop.run_until_idle()
+        while at_once and not task.done():
+            self.run(front_door, next(step for step in front_door.waiting if step.task is task), 1)
+
+    def run(self, process: Process, step: Step, most: int) -> None:
+        """Let the task that waits take so many steps at most."""
+        raise NotImplementedError
+
+    def _door(self, number: int) -> FrontDoor:
+        return cast(FrontDoor, self.processes[number])
+
+    def _say(self, what: str) -> None:
+        self.trace.append(what)

@@ -1,13 +1,8 @@
 """One example's world: the processes, the stores, and all that may happen to them, one thing at a time."""
 
 from collections import Counter
-from collections.abc import Iterable
-from itertools import count
 from typing import Final, cast
 
-from engine.errors import FlashgridError, OutcomeUnknown
-from engine.model.purchase import Outcome
-from engine.model.sale import SaleTerms
 from simulation.model.formats import name_key
 from simulation.protocol.losses import Losses
 from simulation.protocol.processes import (
@@ -18,7 +13,7 @@ from simulation.protocol.processes import (
     RelayProcess,
     Stores,
 )
-from simulation.protocol.requests import Opening, Purchase
+from simulation.protocol.requests import Requests
 from simulation.protocol.steps import Actor, Fate, Step, StepLoop
 from simulation.protocol.stores.bus import Channel
 
@@ -33,15 +28,16 @@ _THREAD_STEPS: Final = 12
 _SELDOM: Final = 28
 """A choice that is less leaves out the tasks that would find nothing."""
 _FENCE: Final = name_key(0, "mark")
-_AIM_STEPS: Final = 120
+_AIM_STEPS: Final = 36
 _LEASE: Final = f"rest {SETTINGS.sold_out_ms / 1000:.3g}"
 """The wait of whoever opens a sale for the end of what front doors repeat of the one before."""
 
 
-class World:
+class World(Requests):
     """Everything of one example."""
 
     def __init__(self, stores: Stores) -> None:
+        super().__init__()
         self._generation = stores.begin()
         self.memory, self.database, self.bus, self.clock = (
             stores.memory,
@@ -50,13 +46,9 @@ class World:
             stores.clock,
         )
         self.loop = StepLoop(self.clock)  # type: ignore[abstract]
-        self.purchases: list[Purchase] = []
-        self.openings: dict[str, Opening] = {}
         self.losses = Losses(stores)
         self.steps: Counter[str] = Counter()
         self.drain_steps = 0
-        self.trace: list[str] = []
-        self._events = count(1)
         self._numbers: Counter[type] = Counter()
         self._idle: set[Actor] = set()
         """Relays that have found no entry since one was written."""
@@ -67,8 +59,6 @@ class World:
         self._stalled: Step | None = None
         """Where a task stands still."""
         self.memory.asked = self._note_script
-        self._opens_ms = 0
-        """When an operator last asked for a sale."""
         self.database.is_late = lambda: self.clock.now_ms - self._opens_ms >= _OPENING_MS
         self.processes = [self._start(kind) for kind in KINDS]
 
@@ -175,52 +165,6 @@ class World:
         process.crash()
         self._idle.clear()
         self.processes[number] = self._start(KINDS[number])
-
-    def buy(self, number: int, product_id: int, buyers: Iterable[tuple[int, str | None]]) -> None:
-        """Send purchases to a front door at the same time."""
-        front_door = self._door(number)
-        for user_id, key in buyers:
-            purchase = Purchase(user_id, product_id, key, next(self._events), front_door)
-            self.purchases.append(purchase)
-            self._say(f"user {user_id} asks {front_door.name} for product {product_id}, key {key}")
-
-            def reply(outcome: Outcome, order_id: str | None, purchase: Purchase = purchase) -> None:
-                purchase.done, purchase.outcome, purchase.order_id = next(self._events), outcome, order_id
-                self._say(f"user {purchase.user_id} is told {outcome} {order_id or ''}")
-
-            front_door.gate.submit((b"%d" % user_id, b"%d" % product_id, key, reply))
-        self.loop.run_until_idle()
-
-    def buy_again(self, number: int, choice: int) -> None:
-        """Have a user who asked under a key ask again."""
-        if keyed := [each for each in self.purchases if each.key is not None]:
-            purchase = keyed[choice % len(keyed)]
-            self.buy(number, purchase.product_id, [(purchase.user_id, purchase.key)])
-
-    def open_sale(self, number: int, terms: SaleTerms, key: str, at_once: bool = False) -> None:
-        """Have a front door open a sale; again under the same key, it asks for the same."""
-        front_door = self._door(number)
-        self._opens_ms = self.clock.now_ms
-        opening = self.openings.setdefault(key, Opening(terms, key, next(self._events), refused=True))
-        self._say(f"an operator asks {front_door.name} for sale {key}: {opening.terms}")
-
-        async def work() -> None:
-            unsure, opening.refused = not opening.refused, False
-            try:
-                sale = await front_door.open_sale(opening.terms, key)
-            except OutcomeUnknown:
-                return
-            except FlashgridError:
-                # Another request under the key may be under way.
-                opening.refused = not unsure
-                return
-            opening.sale_id = sale.sale_id
-            opening.opened = opening.opened or next(self._events)
-
-        task = front_door.start(work())
-        self.loop.run_until_idle()
-        while at_once and not task.done():
-            self.run(front_door, next(step for step in front_door.waiting if step.task is task), 1)
 
     # What happens to the stores.
 
@@ -334,9 +278,3 @@ class World:
         """End every process."""
         for process in self.processes:
             process.crash()
-
-    def _door(self, number: int) -> FrontDoor:
-        return cast(FrontDoor, self.processes[number])
-
-    def _say(self, what: str) -> None:
-        self.trace.append(what)

@@ -397,7 +397,8 @@ async def test_a_key_buys_once_where_its_orders_are_settled_at_the_same_time(
     )
     assert sum((each.settled for each in settled), Counter()) == {CONFIRMED: 40, REJECTED: 20}
     bought = await database.fetch(
-        "SELECT count(*) FROM orders WHERE status = 'CONFIRMED' AND idempotency_key IS NOT NULL GROUP BY user_id"
+        "SELECT count(*) FROM orders"
+        " WHERE status = 'CONFIRMED' AND idempotency_key IS NOT NULL GROUP BY user_id"
     )
     assert [row["count"] for row in bought] == [1] * 20
 

@@ -7,12 +7,11 @@ import pytest
 
 from engine.model.purchase import Outcome
 from engine.model.sale import SaleTerms
-from simulation.campaign.mutation import copy_engine, load_mutation, mutate
+from simulation.campaign.mutation import copy_engine, mutate
 from simulation.protocol.hunt import (
     BLOCK,
-    FOLDER,
-    SHARED,
-    list_bugs,
+    load_bugs,
+    load_edits,
     play,
     private_stores,
 )
@@ -276,9 +275,9 @@ def test_examples_of_every_kind_hold(stores: Stores) -> None:
     assert actions >= {"go on: cut", "go on: answer lost", "go on: late"}
 
 
-@pytest.mark.parametrize("name", list_bugs())
+@pytest.mark.parametrize("name", load_bugs())
 def test_a_bug_fits_the_engine(name: str, tmp_path: Path) -> None:
-    mutation = load_mutation(name) if name in SHARED else load_mutation(name, FOLDER)
+    mutation = load_edits(name)
     copy_engine(tmp_path)
     mutate(mutation, tmp_path)
     for edit in mutation.edits:
