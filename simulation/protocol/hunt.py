@@ -93,7 +93,8 @@ def play(
     Interleaving.stores, Interleaving.aims = stores, aims
     phases = [Phase.generate, *([Phase.shrink] if shrink else [])]
     chosen = settings(
-        max_examples=examples, stateful_step_count=RULES if aims is AIMS else RULES // 2, phases=phases, database=None, deadline=None,
+        max_examples=examples, stateful_step_count=RULES if aims is AIMS else RULES // 2,
+        phases=phases, database=None, deadline=None,
         suppress_health_check=list(HealthCheck), report_multiple_bugs=False, print_blob=False,
     )  # fmt: skip
     began, program = time.monotonic(), io.StringIO()

@@ -85,6 +85,8 @@ class Interleaving(RuleBasedStateMachine):
     def begin(self, terms: SaleTerms) -> None:
         """Begin with a sale."""
         self._act("open", self.world.open_sale, 0, terms, "first", True)
+        if self.aims is not AIMS:
+            self._act("copy", self.world.take_copy)
 
     def _go_on(self, moves: Moves) -> None:
         for choice, most in moves:
@@ -133,6 +135,9 @@ class Interleaving(RuleBasedStateMachine):
 
     def _end_aim(self, what: str, first: int, end: str) -> None:
         world = self.world
+        if self.aims is not AIMS:
+            # Somebody buys whose purchase comes to this step.
+            world.buy(first % 2, 1, [(1 + first % 3, "a" if first % 2 else None)])
         if (found := world.aim(what, first)) is None:
             return
         process, step = found

@@ -194,6 +194,22 @@ def test_a_key_buys_once_catches_a_retry_that_bought_again() -> None:
     assert broken(judge(history, with_orders(state, rows))) == {"a key buys once"}
 
 
+def test_an_order_that_the_ledger_rejected_has_bought_nothing_under_its_key() -> None:
+    history, state = play([at(0, 1, key="a"), at(100, 1, key="b")], [Terms(stock=9)])
+    first, second = [row | {"idempotency_key": "a"} for row in order_rows(state)]
+    history = history.assign(key="a")
+    # Each was told of an order of its own, which a key's answers never do.
+    told = broken(judge(history, with_orders(state, [first, second | {"status": "REJECTED"}])))
+    assert {"a key buys once", "guard never needed"} <= told
+    # The first answer was lost, and so was Redis' memory of it.
+    ids = [None, second["order_id"]]
+    unheard = history.assign(outcome=["UNKNOWN", "ACCEPTED"], result=["unknown", "ok"], order_id=ids)
+    rejected = broken(judge(unheard, with_orders(state, [first | {"status": "REJECTED"}, second])))
+    assert "a key buys once" not in rejected
+    assert "guard never needed" in rejected
+    assert "a key buys once" in broken(judge(unheard, with_orders(state, [first, second])))
+
+
 def test_sold_out_means_sold_out_catches_a_refusal_before_an_accepted_purchase_began() -> None:
     rows = [operation(0, at(0, 1), "SOLD_OUT"), operation(1, at(100, 2), "ACCEPTED", "o")]
     _, state = play([at(100, 2)], [Terms(stock=1)])
