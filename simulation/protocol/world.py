@@ -246,7 +246,8 @@ class World(Requests):
                         self.run(process, step, _THREAD_STEPS)
             if not self.find_unrest():
                 break
-            ms = 6_000 if number % 2 else 1
+            # A fulfilment leaves the bus after a while, which its keeper may wait for before it asks.
+            ms = 6_000 if number % 2 else _NOTICED_MS - 1
             if self.may_pass(ms):
                 self.pass_time(ms)
         self.drain_steps += self.steps.total()

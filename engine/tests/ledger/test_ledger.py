@@ -417,3 +417,14 @@ async def test_an_order_without_a_unit_takes_no_key_and_one_without_a_key_no_uni
         late.order_ids[0]: f"its Idempotency-Key has bought order {bought.order_ids[0]}",
         beyond.order_ids[0]: "no unit left in the ledger",
     }
+
+
+async def test_what_an_older_engine_settled_under_a_key_counts(
+    ledger: Ledger, database: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    sale = await ledger.open_sale(make_terms(stock=9))
+    [lot] = reserve(sale, key="abc")
+    columns = lot.order_ids, lot.user_ids, [lot.accepted_ms], lot.keys
+    # As engines settle that know nothing of the guard.
+    assert await database.fetchval("SELECT settle_plain($1, 1, 1, $2, $3, $4, $5)", sale.sale_id, *columns)
+    assert (await ledger.settle([ask_again(lot)], {})).settled == {REJECTED: 1}
