@@ -76,7 +76,7 @@ def judge(
 
 def judging(runs: int) -> settings:
     """Return Hypothesis' settings for a test that judges so many runs, fewer in `make quick`."""
-    return settings(max_examples=-(-runs * settings.default.max_examples // 100))
+    return settings(max_examples=-(-runs * settings().max_examples // 100))
 
 
 @dataclass(frozen=True)
