@@ -178,7 +178,7 @@ def purchase(
 def chunked(request: bytes, *sizes: int) -> bytes:
     """The same request with its body in chunks of these sizes and of what is left."""
     head, _, body = request.partition(b"\r\n\r\n")
-    head = re.sub(rb"(?i)Content-Length: ?\d+", b"Transfer-Encoding: chunked", head)
+    head = re.sub(rb"Content-Length: \d+", b"Transfer-Encoding: chunked", head, count=1)
     pieces = []
     for size in (*sizes, len(body)):
         pieces += [body[:size]] if body else []
