@@ -317,6 +317,7 @@ LONG_SIZES = b"1d|1e|3e7|1c1|ffff"
 CODINGS = b"| gzip, chunked| chunked, gzip| chunked, chunked| xchunked| \x0bchunked| chunked;q=1| chunked,"
 MORE = b"Content-Length: 28|Content-Length: 39|Content-Length: 0|Transfer-Encoding: chunked|Trailer: x"
 ENDS = [b"\r\n0\r\nX: y\r\n\r\n", b"\r\n00\r\n\r\n", b"\r\n0;a\r\n\r\n", b"0\r\n\r\n", b"\n0\n\n"]
+ENDS += [b"xx0\r\n\r\n", b"\n\r0\r\n\r\n", b"\r\r0\r\n\r\n", b"\r\n0\r\n\r\r"]
 LAST_CHUNK = b"\r\n0\r\n\r\n"
 ODD_CHUNKED = [
     *(CHUNKED + size + b"\r\n" + PLAIN + LAST_CHUNK for size in SIZES.split(b"|")),
