@@ -242,9 +242,7 @@ class Connection(asyncio.Protocol):
     def _wait_for_rest(self, data: bytes) -> None:
         """Hold what has come of a request; the connection ends if the rest does not come in time."""
         self._held = data
-        if not self._in_chunks:
-            # The handler waits for a body no longer.
-            self._door.unfinished.setdefault(self, monotonic())
+        self._door.unfinished.setdefault(self, monotonic())
 
     def drop_unfinished(self) -> None:
         """Close the connection if no request is under way, whose end is to be waited for."""
