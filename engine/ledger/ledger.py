@@ -177,9 +177,9 @@ class Ledger(AbstractAsyncContextManager["Ledger"]):
         """Return the gate's latest generation; 0 if it has never been open."""
         return (await self._fetch("read_generation"))[0]["generation"] or 0
 
-    async def next_generation(self) -> int:
-        """Return a new generation, greater than all before."""
-        return int((await self._fetch("next_generation"))[0]["generation"])
+    async def next_generation(self, latest: int = 0) -> int:
+        """Return a new generation, greater than all before and than the latest one that the gate knows of."""
+        return int((await self._fetch("next_generation", latest))[0]["generation"])
 
     async def find_current_sales(self) -> list[Balance]:
         """Return the newest sale of every product that is on offer."""
@@ -214,6 +214,12 @@ class Ledger(AbstractAsyncContextManager["Ledger"]):
     async def find_newest(self) -> int:
         """Return when the newest order was accepted, Unix milliseconds of the gate's clock; 0 without any."""
         return (await self._fetch("find_newest"))[0]["accepted_ms"] or 0
+
+    async def find_accepted(self, after_ms: int, before_ms: int) -> list[int]:
+        """Return the products of orders accepted between the two, Unix milliseconds of the gate's clock."""
+        bounds = make_bound(after_ms - _CLOCKS_DIFFER_MS), make_bound(before_ms + _CLOCKS_DIFFER_MS)
+        rows = await self._fetch("find_accepted", *bounds, after_ms, before_ms)
+        return [row["product_id"] for row in rows]
 
     async def begin_pruning(self, before: str) -> None:
         """Note that orders with ids below `before` may be pruned: from now on none of them can be settled."""
