@@ -178,8 +178,8 @@ async def _check_info(redis: Redis) -> None:
         refusal = str(error)
     if refusal:
         log.warning(
-            "can't read Redis' INFO (%s): after a loss of memory a new Redis may sell before every front door has"
-            " asked what it remembers; let the user run INFO",
+            "can't read Redis' INFO (%s): a new Redis may sell before every front door has asked what it"
+            " remembers; let the user run INFO",
             refusal,
         )
 

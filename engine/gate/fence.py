@@ -12,8 +12,8 @@ Each shard holds a hash, its fence, which the gate's scripts read with every bat
     server      run_id of the Redis that holds it
     rebuilding_on  run_id of the Redis at which that rebuild began
     since       when that Redis was first asked, Unix milliseconds of its own clock
-    copies      for the last servers that were new, the latest first: run_id, acceptance time of the newest order
-                that it had, and from when on it sells, Unix milliseconds
+    copies      for each of the last servers that were new, the latest first: run_id, acceptance time of the
+                newest order that it had, and from when on it sells, Unix milliseconds
     seen        the latest generation that a writer has seen, while the shard is closed or older
 
 How each loss is noticed:
@@ -177,7 +177,8 @@ async def read_copies(redis: Redis, shards: Iterable[ShardKeys]) -> list[Copy]:
     """Return what the last new servers had of these shards. Raises RedisError."""
     by_server: dict[bytes, Copy] = {}
     for shard in shards:
-        words = (await redis.hget(shard.fence, "copies") or b"").replace(b",", b" ").split()
+        told: Any = await redis.hget(shard.fence, "copies")
+        words: list[bytes] = (told or b"").replace(b",", b" ").split()
         # If a server came back, the latest time counts.
         times = {words[at]: (int(words[at + 1]), int(words[at + 2])) for at in range(len(words) - 3, -1, -3)}
         for server, (newest_ms, sells_ms) in times.items():

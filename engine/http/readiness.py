@@ -49,7 +49,7 @@ class Readiness:
             await asyncio.sleep(1)
 
     async def read(self) -> tuple[str, dict[str, str]]:
-        """Return why the gate sells nothing, "" if it sells; and for each service OK or what is wrong with it."""
+        """Return why the gate sells nothing, "" if it sells; for each service OK or what is wrong with it."""
         tasks = {name: self._ask(name) for name in self._questions}
         await asyncio.wait(tasks.values(), timeout=_WAIT_S)
         services = {name: _describe(task) for name, task in tasks.items()}

@@ -40,6 +40,12 @@ FROM settle_batch(
     $6::text[], $7::text::bigint[], $8::text[]
 );
 
+-- name: find_locked
+WITH free AS MATERIALIZED (
+    SELECT sale_id FROM sales WHERE sale_id = ANY ($1::bigint[]) FOR NO KEY UPDATE SKIP LOCKED
+)
+SELECT sale_id FROM sales WHERE sale_id = ANY ($1::bigint[]) AND sale_id NOT IN (SELECT sale_id FROM free);
+
 -- name: read_generation
 SELECT max(generation) AS generation FROM gate WHERE in_charge();
 

@@ -24,7 +24,7 @@ what it sees stays so, whatever others have done before.
 import logging
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
@@ -32,6 +32,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from engine.bus.publisher import Publisher
+from engine.errors import LedgerLocked
 from engine.gate.clearing import Clearing, count_pending, scan_pending
 from engine.gate.client import connect_redis
 from engine.gate.fence import Fence, close_shard, read_copies, read_generations, read_latest
@@ -169,7 +170,8 @@ class Reconciliation:
                 shard, fence = shard_of(sale.terms.product_id, self._fences)
                 await offer_sale(self._redis, shard, fence, sale)
                 log.info("sale %d opened: its front door could not offer it", sale.sale_id)
-            await self._ledger.note_offered(sale.sale_id)
+            with suppress(LedgerLocked):  # or else a sale would keep the keeper from all others
+                await self._ledger.note_offered(sale.sale_id)
 
     async def end_doubt(self) -> None:
         """Let the gate deny orders from before its rebuild, once none that it forgot is under way.

@@ -13,8 +13,8 @@ from aiohttp import ClientSession, web
 from prometheus_client import REGISTRY
 from redis.asyncio import Redis
 
-from engine.gate.clearing import Clearing
 from engine.gate import fence
+from engine.gate.clearing import Clearing
 from engine.gate.gate import Gate
 from engine.http.app import FrontDoor
 from engine.http.looking import Looking

@@ -342,7 +342,9 @@ async def test_a_ledger_that_forgot_generations_lets_the_gate_open(
                 await reconciliation.close(await reconciliation.read_generation())
         await eventually(partial(gate_sells, gate))
         await until_settled(redis)
-    assert await redis.hget(SHARD.sale(1), "remaining") == b"%d" % (10 - len(await read_statuses(settings_without_bus)))
+    assert await redis.hget(SHARD.sale(1), "remaining") == b"%d" % (
+        10 - len(await read_statuses(settings_without_bus))
+    )
 
 
 async def test_a_gate_that_accepts_while_it_is_compared_with_the_ledger_is_not_outdated(
