@@ -106,15 +106,9 @@ def ignore_closed_tls(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) 
     One that is closed as its handshake ends, as by a wait that is given up at that moment, is an error to
     uvloop, which goes on to read from it.
     """
-    transport = context.get("transport")
-    if (
-        context["message"] == "Fatal error on SSL protocol"
-        and str(context.get("exception")).endswith("the handler is closed")
-        and transport is not None
-        and transport.is_closing()
-    ):
-        return
-    loop.default_exception_handler(context)
+    is_closed = str(context.get("exception")).endswith("the handler is closed")
+    if not (is_closed and context["message"] == "Fatal error on SSL protocol"):
+        loop.default_exception_handler(context)
 
 
 def raise_file_limit() -> int:
