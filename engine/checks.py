@@ -63,6 +63,7 @@ _COMMANDS: Final = (
     ("XDEL", _PROBE, "0-1"),
     ("XLEN", _PROBE),
     ("XRANGE", _PROBE, "-", "+", "COUNT", "1"),
+    ("XINFO", "STREAM", _PROBE),
     ("HGET", _PROBE, "check"),
     ("HRANDFIELD", _PROBE, "1"),
     ("MGET", _PROBE),
@@ -139,7 +140,7 @@ async def check_redis(redis: Redis) -> None:
                 raise SettingsError(
                     "this is one node of a Redis Cluster; a Redis by itself is needed"
                 ) from None
-            if not text.startswith("NOGROUP"):
+            if not text.startswith(("NOGROUP", "no such key")):
                 raise
     await _check_info(redis)
     try:

@@ -129,8 +129,10 @@ class Reconciliation:
             newest_ms = max(newest_ms, int(await self._redis.hget(shard.fence, "newest") or 0))
             try:
                 stream: Any = await self._redis.xinfo_stream(shard.outbox)
-            except ResponseError:
-                continue  # there is no stream yet
+            except ResponseError as error:
+                if "no such key" not in str(error):
+                    raise
+                continue
             newest_ms = max(newest_ms, int(stream["last-generated-id"].partition(b"-")[0]))
         if newest_ms < settled_ms:
             return True
