@@ -23,7 +23,7 @@ serve: .venv/.engine bus ## serve the engine on http://127.0.0.1:8080, where any
 	.venv/bin/flashgrid serve --dev
 
 quick: lint ## lint, and test the pure parts, in under a minute
-	.venv/bin/pytest -m "not slow" --numprocesses logical --maxprocesses 4
+	.venv/bin/pytest -m "not slow" --hypothesis-profile quick --numprocesses logical --maxprocesses 4
 
 lint: setup ## check style, format, types, and which room imports which
 	.venv/bin/ruff check

@@ -63,6 +63,7 @@ _COMMANDS: Final = (
     ("XDEL", _PROBE, "0-1"),
     ("XLEN", _PROBE),
     ("XRANGE", _PROBE, "-", "+", "COUNT", "1"),
+    ("XINFO", "STREAM", _PROBE),
     ("HGET", _PROBE, "check"),
     ("HRANDFIELD", _PROBE, "1"),
     ("MGET", _PROBE),
@@ -139,8 +140,9 @@ async def check_redis(redis: Redis) -> None:
                 raise SettingsError(
                     "this is one node of a Redis Cluster; a Redis by itself is needed"
                 ) from None
-            if not text.startswith("NOGROUP"):
+            if not text.startswith(("NOGROUP", "no such key")):
                 raise
+    await _check_info(redis)
     try:
         config = {
             name: value.decode() if isinstance(value, bytes) else value
@@ -167,6 +169,20 @@ async def check_redis(redis: Redis) -> None:
             " appendfsync to always (is %s)",
             config["appendonly"], config["appendfsync"],
         )  # fmt: skip
+
+
+async def _check_info(redis: Redis) -> None:
+    """Warn of a Redis that does not say which server it is. Raises RedisError."""
+    try:
+        refusal = "" if "run_id" in await redis.info("server") else "it names no run_id"
+    except redis_errors.ResponseError as error:
+        refusal = str(error)
+    if refusal:
+        log.warning(
+            "can't read Redis' INFO (%s): a new Redis may sell before every front door has asked what it"
+            " remembers; let the user run INFO",
+            refusal,
+        )
 
 
 async def check_bus(url: str) -> None:

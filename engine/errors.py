@@ -7,6 +7,7 @@ FlashgridError
 ├── GateUnavailable       the purchase did not reach the gate: nothing is reserved
 ├── OutcomeUnknown        a purchase or a new sale was sent to its store, and the answer is lost
 ├── LedgerUnavailable     PostgreSQL can't be reached or refuses to work
+│   └── LedgerLocked      another session of PostgreSQL holds rows that were to be written
 ├── BusUnavailable        RabbitMQ can't be reached, or did not confirm
 └── PaymentUnavailable    the payment gateway failed, or did not answer in time
 """
@@ -44,6 +45,10 @@ class OutcomeUnknown(FlashgridError):
 
 class LedgerUnavailable(FlashgridError):
     """PostgreSQL can't be reached or refuses to work."""
+
+
+class LedgerLocked(LedgerUnavailable):
+    """Another session of PostgreSQL holds rows that were to be written."""
 
 
 class BusUnavailable(FlashgridError):

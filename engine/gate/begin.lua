@@ -3,10 +3,12 @@
 -- KEYS  fence, pending
 -- ARGV  generation
 --
--- Answers the error CLOSED, having changed nothing, if another process has opened the shard meanwhile, or has begun later.
+-- Answers the error CLOSED, having changed nothing, if another process has opened the shard meanwhile, or has begun later, or
+-- if a writer has seen this generation or a later one.
 
-local memory = redis.call('HMGET', KEYS[1], 'open', 'rebuilding')
-if memory[1] or tonumber(memory[2] or 0) > tonumber(ARGV[1]) then
+local memory = redis.call('HMGET', KEYS[1], 'open', 'rebuilding', 'seen')
+local rebuilding, seen = tonumber(memory[2] or 0), tonumber(memory[3] or 0)
+if memory[1] or rebuilding > tonumber(ARGV[1]) or seen >= tonumber(ARGV[1]) then
   return redis.error_reply('CLOSED the rebuild was overtaken')
 end
 redis.call('UNLINK', KEYS[1], KEYS[2])

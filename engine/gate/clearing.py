@@ -31,6 +31,11 @@ class Clearing:
         self._redis = redis
         self._shards = [(shard, Fence()) for shard in shards]
 
+    @property
+    def generation(self) -> int:
+        """The latest generation that this process has seen."""
+        return max(fence.generation for _, fence in self._shards)
+
     async def clear(self, lots: Iterable[Lot], failed: Sequence[Order] = ()) -> int:
         """Take settled orders out of the pending sets, and release the units of those that FAILED.
 

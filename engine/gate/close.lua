@@ -1,6 +1,11 @@
 -- Closes a shard, unless it has been rebuilt since.
 --
 -- KEYS  fence
--- ARGV  the latest generation that may be closed
+-- ARGV  the latest generation that may be closed, the latest one that a writer has seen
 
-if tonumber(redis.call('HGET', KEYS[1], 'open') or 0) <= tonumber(ARGV[1]) then redis.call('HDEL', KEYS[1], 'open') end
+if tonumber(redis.call('HGET', KEYS[1], 'open') or 0) <= tonumber(ARGV[1]) then
+  redis.call('HDEL', KEYS[1], 'open')
+  if tonumber(redis.call('HGET', KEYS[1], 'seen') or 0) < tonumber(ARGV[2]) then
+    redis.call('HSET', KEYS[1], 'seen', ARGV[2])
+  end
+end

@@ -12,6 +12,9 @@ Each shard holds a hash, its fence, which the gate's scripts read with every bat
     server      run_id of the Redis that holds it
     rebuilding_on  run_id of the Redis at which that rebuild began
     since       when that Redis was first asked, Unix milliseconds of its own clock
+    copies      for each of the last servers that were new, the latest first: run_id, acceptance time of the
+                newest order that it had, and from when on it sells, Unix milliseconds
+    seen        the latest generation that a writer has seen, while the shard is closed or older
 
 How each loss is noticed:
 
@@ -25,7 +28,8 @@ How each loss is noticed:
   nothing until all of them have asked it (vouch.lua).
 - A copy from before the last rebuild has an older generation than processes, or PostgreSQL, have seen.
 - A copy older than what any running process has seen, or whose writers died with it, is compared with the
-  ledger (reconciliation.py), also whenever the server is new.
+  ledger (reconciliation.py), also whenever the server is new. What the server has sold since hides nothing:
+  the fence keeps what the copy had when it was new.
 
 A Redis that was restarted with its data intact passes all of these. A loss that nothing notices meets the
 ledger's guard: such a purchase ends REJECTED.
@@ -38,7 +42,7 @@ goes on to know.
 import os
 import time
 from collections.abc import Iterable, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from redis.asyncio import Redis
 from redis.asyncio.client import Pipeline
@@ -52,10 +56,22 @@ _FORGET_WRITERS: Final = Script("forget_writers.lua")
 _VOUCH: Final = Script("vouch.lua")
 NOTICED_S: Final = 1.0
 """Time in which every front door that lives has asked a server that is new whether it remembers."""
+NEW: Final = "Redis is new here, and is asked first what it remembers"
+"""Why it sells nothing meanwhile."""
 _HOUR_MS: Final = 3_600_000
 _FORGOTTEN_MS: Final = 24 * _HOUR_MS
 _RENAMED_MS: Final = 12 * _HOUR_MS
 _SILENT_MS: Final = 6 * _HOUR_MS
+
+
+class Copy(NamedTuple):
+    """What a server had of some shards when it was new."""
+
+    shards: set[ShardKeys]
+    newest_ms: int
+    """When the newest order that it had was accepted."""
+    sells_ms: int
+    """From when on it accepts orders of its own."""
 
 
 class Fence:
@@ -72,6 +88,11 @@ class Fence:
         if self._seen[2] and self._silence_ms() > _RENAMED_MS:
             self._seen = (os.urandom(8).hex(), self._seen[1], 0)
         return self._seen
+
+    @property
+    def generation(self) -> int:
+        """The latest generation that this process has seen."""
+        return self._seen[1]
 
     @property
     def is_silent(self) -> bool:
@@ -116,13 +137,16 @@ async def vouch(execute: Execute, shard: ShardKeys, fence: Fence) -> float:
     Closes a shard that has lost what this process was answered. Raises RedisError: CLOSED if it is closed.
     """
     arguments: list[Argument] = [*fence.seen, round(NOTICED_S * 1000), fence.server]
-    left_ms, fence.server = await _VOUCH.run(execute, [shard.fence], arguments)
+    left_ms, fence.server = await _VOUCH.run(execute, [shard.fence, shard.outbox], arguments)
     return int(left_ms) / 1000
 
 
-async def close_shard(redis: Redis, shard: ShardKeys, generation: int) -> None:
-    """Close a shard unless it has been rebuilt since this generation. Raises RedisError."""
-    await _CLOSE.run(redis.execute_command, [shard.fence], [generation])
+async def close_shard(redis: Redis, shard: ShardKeys, generation: int, seen: int) -> None:
+    """Close a shard unless it has been rebuilt since this generation; the next one is later than `seen`.
+
+    Raises RedisError.
+    """
+    await _CLOSE.run(redis.execute_command, [shard.fence], [generation, seen])
 
 
 async def forget_writers(redis: Redis, shards: Iterable[ShardKeys]) -> int:
@@ -139,3 +163,27 @@ async def read_generations(redis: Redis, shards: Sequence[ShardKeys]) -> list[in
         for shard in shards:
             pipe.hget(shard.fence, "open")
         return [int(generation or 0) for generation in await ask_primary(pipe, shards[0])]
+
+
+async def read_latest(redis: Redis, shards: Iterable[ShardKeys]) -> int:
+    """Return the latest generation that closed shards know of. Raises RedisError."""
+    async with redis.pipeline(transaction=False) as pipe:
+        for shard in shards:
+            pipe.hmget(shard.fence, ["rebuilding", "seen"])
+        return max(int(generation or 0) for row in await pipe.execute() for generation in row)
+
+
+async def read_copies(redis: Redis, shards: Iterable[ShardKeys]) -> list[Copy]:
+    """Return what the last new servers had of these shards. Raises RedisError."""
+    by_server: dict[bytes, Copy] = {}
+    for shard in shards:
+        told: Any = await redis.hget(shard.fence, "copies")
+        words: list[bytes] = (told or b"").replace(b",", b" ").split()
+        # If a server came back, the latest time counts.
+        times = {words[at]: (int(words[at + 1]), int(words[at + 2])) for at in range(len(words) - 3, -1, -3)}
+        for server, (newest_ms, sells_ms) in times.items():
+            other = by_server.get(server, Copy(set(), newest_ms, sells_ms))
+            by_server[server] = Copy(
+                {shard, *other.shards}, max(newest_ms, other.newest_ms), min(sells_ms, other.sells_ms)
+            )
+    return list(by_server.values())

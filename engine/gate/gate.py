@@ -7,11 +7,12 @@ from contextlib import AsyncExitStack, suppress
 from typing import Final
 
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
 from engine.errors import GateUnavailable
 from engine.gate.backlog import BacklogReads
 from engine.gate.client import Script, connect_beside, connect_redis
-from engine.gate.fence import Fence, read_generations, vouch
+from engine.gate.fence import NEW, Fence, vouch
 from engine.gate.keys import ShardKeys, shard_of
 from engine.gate.lane import Lane
 from engine.gate.reads import GateReads, translate_errors
@@ -92,12 +93,21 @@ class Gate:
         self.submit((b"%d" % user_id, b"%d" % product_id, key, reply))
         return await future
 
-    async def is_open(self) -> bool:
-        """Return whether every shard is open. Raises GateUnavailable also if Redis takes no writes."""
+    async def find_obstacle(self) -> str:
+        """Return why a shard sells nothing, "" if all of them may sell.
+
+        Raises GateUnavailable also if Redis takes no writes.
+        """
         with translate_errors():
-            shards = [lane.keys for lane in self._lanes]
-            await self._redis.hdel(shards[0].fence, "")
-            return all(await read_generations(self._redis, shards))
+            for lane in self._lanes:
+                try:
+                    if await vouch(self._redis.execute_command, lane.keys, lane.fence):
+                        return NEW
+                except ResponseError as error:
+                    if str(error).startswith("CLOSED"):
+                        return "the gate waits to be rebuilt"
+                    raise
+        return ""
 
     async def check(self, product_id: int, within_s: float) -> None:
         """Raise GateUnavailable unless the product's shard takes writes now."""

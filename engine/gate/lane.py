@@ -23,7 +23,7 @@ from redis.exceptions import ReadOnlyError, RedisError
 
 from engine.errors import GateUnavailable, OutcomeUnknown
 from engine.gate.client import REFUSALS, Argument, Script, Wire, connect_redis
-from engine.gate.fence import Fence, vouch
+from engine.gate.fence import NEW, Fence, vouch
 from engine.gate.keys import ShardKeys
 from engine.metrics import GATE_BATCH, GATE_SCRIPT, PURCHASES
 from engine.model.order_id import PLACES, make_stem
@@ -218,7 +218,7 @@ class Lane:
             self._wire, self.is_vouched = Wire(self._redis), False
             await self._wire.connect()
         if await vouch(self._call, self.keys, self.fence):
-            raise GateUnavailable("Redis is new here, and is asked first what it remembers")
+            raise GateUnavailable(NEW)
         self.is_vouched = True
 
     async def _call(self, *command: Argument) -> Any:

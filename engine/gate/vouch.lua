@@ -1,7 +1,7 @@
 -- Lets a writer ask whether a shard remembers, and whether it may sell: a server that is new may lack what only other
 -- writers were answered, and sells nothing until they have asked, too.
 --
--- KEYS  fence
+-- KEYS  fence, outbox
 -- ARGV  writer, generation and number of the last write that the writer has seen (fence.py), time in which every writer asks
 --       a new server, milliseconds, what this script said last of the server ("" nothing)
 --
@@ -9,13 +9,17 @@
 -- server is new to the shard, or, as an old primary that comes back, to the writer. Answers the error CLOSED if the shard is
 -- closed or older than what the writer has seen. A demoted primary answers READONLY.
 
-local fence = KEYS[1]
+local fence, outbox = KEYS[1], KEYS[2]
 local writer, seen_generation, seen_writes = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local wait_ms, seen_server = tonumber(ARGV[4]), ARGV[5]
 
 redis.call('HDEL', fence, '')
-local memory = redis.call('HMGET', fence, 'open', writer, 'server', 'since')
+local memory = redis.call('HMGET', fence, 'open', writer, 'server', 'since', 'seen', 'newest', 'copies')
 local generation, writes = tonumber(memory[1] or 0), tonumber(memory[2] or 0)
+-- A rebuild takes a later one, though PostgreSQL may have forgotten it.
+if generation < seen_generation and tonumber(memory[5] or 0) < seen_generation then
+  redis.call('HSET', fence, 'seen', seen_generation)
+end
 if generation == 0 then return redis.error_reply('CLOSED the gate waits to be rebuilt') end
 if generation < seen_generation or generation == seen_generation and writes < seen_writes then
   redis.call('HDEL', fence, 'open')
@@ -35,6 +39,17 @@ if server and (server ~= memory[3] or is_back) then
   -- A shard that has never had a server's name is as new as the server.
   since_ms = memory[3] and now_ms or 0
   redis.call('HSET', fence, 'server', server, 'since', string.format('%.0f', since_ms))
+  if memory[3] then
+    -- What it sells from now on must not hide what its copy lacks.
+    local stream, newest_ms = redis.pcall('XINFO', 'STREAM', outbox), tonumber(memory[6] or 0)
+    for at = 1, #stream, 2 do
+      if stream[at] == 'last-generated-id' then
+        newest_ms = math.max(newest_ms, tonumber(string.match(stream[at + 1], '^%d+')))
+      end
+    end
+    local copies = string.format('%s %.0f %.0f,', server, newest_ms, since_ms + wait_ms) .. (memory[7] or '')
+    redis.call('HSET', fence, 'copies', string.match(copies, '^' .. string.rep('[^,]*,', 4)) or copies)
+  end
 end
 local left_ms = since_ms + wait_ms - now_ms
 local said = server and string.format('%.0f %s', generation, server) or ''

@@ -28,7 +28,7 @@ from engine.http.answers import (
 )
 from engine.http.looking import LOOK_SHARE, Looking, Reply
 from engine.http.opening import open_sale
-from engine.http.readiness import OK, Readiness
+from engine.http.readiness import Readiness
 from engine.http.requests import (
     MAX_BODY_BYTES,
     is_loopback,
@@ -135,16 +135,15 @@ class FrontDoor:
 
     async def show_readiness(self, _request: web.Request) -> web.Response:
         """Show whether this process can sell, and what each service says."""
-        gate_is_open, services = await self.readiness.read()
+        obstacle, services = await self.readiness.read()
         stages = self.readiness.stages
         if self._retiring.is_set():
             return respond(make_problem(503, "Not ready", "the server stops", "STOPPING", retry=True))
-        if gate_is_open:
+        if not obstacle:
             return respond_json({"status": "READY", "services": services, "stages": stages})
-        detail = "the gate waits to be rebuilt" if services["redis"] == OK else "Redis takes no purchases"
         return respond(
             make_problem(
-                503, "Not ready", detail, "GATE_UNAVAILABLE", retry=True, services=services, stages=stages
+                503, "Not ready", obstacle, "GATE_UNAVAILABLE", retry=True, services=services, stages=stages
             )
         )
 

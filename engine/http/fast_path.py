@@ -6,8 +6,8 @@ is written as one piece of bytes, the same that the ordinary handler would give.
 unchanged to an aiohttp handler, which is made for the connection when it first needs one.
 
 A request is plain if nothing of its connection is under way, if its head is well-formed and has no header
-that changes how the message is read, and if its body arrives in one piece, with the head or after it. When in
-doubt, it is not plain.
+that changes how the message is read, and if its body arrives in one piece or in a few whole chunks, with the
+head or after it. When in doubt, it is not plain.
 """
 
 import asyncio
@@ -19,13 +19,15 @@ from typing import Any, Final
 from engine.errors import InputError
 from engine.gate.gate import Gate
 from engine.http.answers import RESPONSES, Answer, answer_input_error
-from engine.http.heads import CLOSE, KEEP, Head, measure_message, read_head
+from engine.http.heads import CLOSE, KEEP, MORE, Head, join_chunks, measure, read_head
 from engine.http.looking import Looking
 from engine.http.ordinary import Ordinary
 from engine.http.requests import parse_buy
 from engine.model.purchase import Outcome
 
 _MAX_HELD_BYTES: Final = 65_536
+_MAX_QUEUED: Final = 16
+"""Most messages of a connection that wait in its handler."""
 _MAX_KEPT_BYTES: Final = 4_096
 """Longest head that an idle connection keeps."""
 
@@ -38,7 +40,7 @@ class Door:
         gate: Gate,
         looking: Looking,
         leaving: asyncio.Event,
-        make_handler: Callable[[], Ordinary],
+        make_handler: Callable[[Callable[[], None]], Ordinary],
         for_buyers: bool = True,
     ) -> None:
         self.gate = gate
@@ -57,18 +59,9 @@ class Connection(asyncio.Protocol):
     """One client's connection."""
 
     __slots__ = (
-        "_door",
-        "_framing",
-        "_handler",
-        "_head",
-        "_head_bytes",
-        "_held",
-        "_paused",
-        "_rest",
-        "_transport",
-        "age",
-        "is_under_way",
-    )
+        "_door", "_ended", "_framing", "_handler", "_head", "_head_bytes", "_held", "_in_chunks", "_paused",
+        "_rest", "_transport", "age", "is_under_way",
+    )  # fmt: skip
 
     def __init__(self, door: Door) -> None:
         self._door = door
@@ -89,6 +82,10 @@ class Connection(asyncio.Protocol):
         """Whether the client leaves too many answers unread."""
         self._rest: int | None = 0
         """How many bytes of a message the handler waits for; None if it may hold any part of one."""
+        self._in_chunks = False
+        """Whether a chunk of its body follows."""
+        self._ended = False
+        """Whether the client sends nothing more."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Join the door's connections."""
@@ -110,7 +107,7 @@ class Connection(asyncio.Protocol):
             self._held = b""
         if self.is_under_way:
             self._hold(data)
-        elif self._handler is not None and (self._rest != 0 or not self._handler.is_idle):
+        elif self._handler is not None and (self._rest != 0 or self._in_chunks or not self._handler.is_idle):
             self._pass_on(data)
         elif self._paused:
             # Their turn comes when the client has read enough.
@@ -127,12 +124,16 @@ class Connection(asyncio.Protocol):
                 return
             if head.end <= _MAX_KEPT_BYTES:
                 self._head, self._head_bytes = head, data[: head.end]
-        if len(data) < head.whole:
+        whole = head.whole
+        if whole == 0:
+            data, whole = join_chunks(data, head.end)
+        if len(data) < whole:
             # Many clients send the head first. Of a body in pieces, the handler takes care.
-            self._wait_for_rest(data) if len(data) == head.end else self._pass_on(data)
+            is_apart = len(data) == head.end or whole == MORE
+            self._wait_for_rest(data) if is_apart else self._pass_on(data)
             return
-        if len(data) > head.whole:
-            self._hold(data[head.whole :])
+        if len(data) > whole:
+            self._hold(data[whole:])
         if self._door.unfinished:
             self._door.unfinished.pop(self, None)
         self.age = 0
@@ -142,7 +143,7 @@ class Connection(asyncio.Protocol):
             self._door.looking.show(head.look, self.answer)
             return
         try:
-            user_id, product_id = parse_buy(data, head.end, head.whole)
+            user_id, product_id = parse_buy(data, head.end, whole)
         except InputError as error:
             self.answer(answer_input_error(error))
             return
@@ -180,15 +181,24 @@ class Connection(asyncio.Protocol):
         if self._framing & CLOSE:
             self._held = b""
             self._transport.close()
-        elif self._held:
-            asyncio.get_running_loop().call_soon(self._look_at_held)
+        elif self._held or self._ended:
+            asyncio.get_running_loop().call_soon(self._go_on)
 
-    def _look_at_held(self) -> None:
-        transport = self._transport
-        if self._held and self.is_quiet and not self._paused and transport is not None:
-            if not transport.is_reading() and not transport.is_closing():
-                transport.resume_reading()
+    def _go_on(self) -> None:
+        """Look at the held bytes, and read on if they are few; after the last answer, end with the client."""
+        transport, handler = self._transport, self._handler
+        if transport is None or transport.is_closing() or self.is_under_way:
+            return
+        if self._held:
             self.data_received(b"")
+        if not self._ended:
+            is_choked = len(self._held) > _MAX_HELD_BYTES or (handler is not None and handler.is_choked)
+            if not is_choked and not transport.is_reading() and not transport.is_closing():
+                transport.resume_reading()
+        elif self.is_quiet and not self._paused:
+            self.close()
+        elif handler is not None and not self._held and handler.queued == 0:
+            handler.close()
 
     def _hold(self, data: bytes) -> None:
         self._held = data
@@ -204,7 +214,10 @@ class Connection(asyncio.Protocol):
         start = 0
         while start < len(data):
             if self._rest == 0:
-                self._rest = measure_message(data, start)
+                if self._handler is not None and self._handler.queued >= _MAX_QUEUED and not self._in_chunks:
+                    self._hold(data[start:])
+                    return
+                self._rest, self._in_chunks = measure(data, start, self._in_chunks)
                 if self._rest == 0:
                     self._wait_for_rest(data[start:])
                     return
@@ -219,7 +232,7 @@ class Connection(asyncio.Protocol):
     def _feed(self, data: bytes) -> None:
         """Give bytes to the aiohttp handler, which is made when it is first needed."""
         if self._handler is None:
-            self._handler = self._door.make_handler()
+            self._handler = self._door.make_handler(self._go_on)
             self._handler.connection_made(self._transport)
         messages = self._handler._request_count
         self._handler.data_received(data)
@@ -243,6 +256,14 @@ class Connection(asyncio.Protocol):
         """Whether no request is under way."""
         return not self.is_under_way and (self._handler is None or self._handler.is_idle)
 
+    def eof_received(self) -> bool:
+        """Answer what came whole before the client ended its side; return whether there is anything."""
+        if self._rest or self._in_chunks or (self.is_quiet and not self._held):
+            return False
+        self._ended = True
+        asyncio.get_running_loop().call_soon(self._go_on)
+        return True
+
     def pause_writing(self) -> None:
         """Take no more purchases: the client does not read what it is answered."""
         self._paused = True
@@ -254,8 +275,8 @@ class Connection(asyncio.Protocol):
         self._paused = False
         if self._handler is not None:
             self._handler.resume_writing()
-        if self._held:
-            asyncio.get_running_loop().call_soon(self._look_at_held)
+        if self._held or self._ended:
+            asyncio.get_running_loop().call_soon(self._go_on)
 
     def close(self) -> None:
         """Close the connection once what was answered is sent."""

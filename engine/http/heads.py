@@ -1,6 +1,7 @@
 """Heads of requests: those of plain purchases and looks, and where any other message ends."""
 
 import re
+import sys
 from typing import Final
 
 import msgspec
@@ -42,19 +43,28 @@ _HEAD: Final = re.compile(
     + b"|" + _field(b"user-agent", _VALUE, 7)
     + b"|" + _field(b"connection", rb"(?i:keep-alive|close)", 8)
     + b"|" + _field(b"idempotency-key", rb"[!-~]{1,128}+", 9)
+    + b"|" + _field(b"transfer-encoding", rb"(?i:chunked)", 10)
     + rb"|(?=[chiuCHIU])(?!(?i:connection:|content-|host:|http2-settings:|idempotency-key:|upgrade:"
     rb"|user-agent:))" + _NAME + _VALUE
     + rb")\r\n){0,%d}\r\n" % _LINES
 )  # fmt: skip
 _FRAMED: Final = re.compile(
-    rb"(?!CONNECT )[A-Z]{1,20}+ [!-~]{1,4000}+ HTTP/1\.[01]\r\n(?:(?:"
+    rb"(?!CONNECT )[A-Z]{1,20}+ [!-~]{1,4000}+ HTTP/1\.([01])\r\n(?:(?:"
     rb"(?![cthuCTHU])" + _NAME + _VALUE
-    + b"|" + _field(b"content-length", rb"[0-9]{1,9}+", 1)
+    + b"|" + _field(b"content-length", rb"[0-9]{1,9}+", 2)
+    + b"|" + _field(b"transfer-encoding", rb"(?i:chunked)", 3)
     + rb"|(?=[cthuCTHU])(?!(?i:content-encoding:|content-length:|http2-settings:|transfer-encoding:"
     rb"|upgrade:))" + _NAME + _VALUE
     # The head ends, or it is cut off here and nothing was wrong so far.
     + rb")\r\n){0,%d}(?:\r\n|([ -~\t\x80-\xff]*+\r?+)\Z)" % _LINES
 )  # fmt: skip
+
+_CHUNK: Final = re.compile(rb"([1-9a-fA-F][0-9a-fA-F]{0,5}+)\r\n|0\r\n\r\n")
+"""The line before a chunk, or the last chunk: without more zeros, extensions and trailers."""
+_CUT_OFF_CHUNK: Final = re.compile(rb"(?:[1-9a-fA-F][0-9a-fA-F]{0,5}+)?\r?|0(?:\r(?:\n\r?)?)?")
+_MAX_JOINED_BYTES, _MAX_JOINED_CHUNKS = 999, 8
+MORE: Final = sys.maxsize
+"""Where a chunked body ends of which chunks are missing."""
 
 _CUT_OFF_LINE: Final = re.compile(rb"[A-Z]{1,20}+(?: [!-~]{0,4000}+(?: [HTP/1.0]{0,8}+\r?+)?)?")
 
@@ -68,7 +78,7 @@ class Head(msgspec.Struct, frozen=True, gc=False):
     end: int
     """Where the body begins."""
     whole: int
-    """Where it ends."""
+    """Where it ends; 0 if it comes in chunks."""
     framing: int
     key: str | None = None
     look: int | str | None = None
@@ -80,9 +90,12 @@ def read_head(data: bytes) -> Head | None:
     match = _HEAD.match(data)
     if match is None:
         return None
-    product_id, order_id, minor, length, kind, host, _, connection, key = match.groups()
+    product_id, order_id, minor, length, kind, host, _, connection, key, chunked = match.groups()
     is_look = product_id is not None or order_id is not None
-    if host is None or is_look != (length is None) or (kind is None and not is_look):
+    if host is None or (kind is None and not is_look):
+        return None
+    # With two lengths, or chunks in HTTP/1.0, a proxy may find another end, and another request behind it.
+    if (length is not None) + (chunked is not None) != (not is_look) or (chunked and minor == b"0"):
         return None
     if minor == b"1":
         framing = CLOSE if connection is not None and connection.lower() == b"close" else KEEP
@@ -93,15 +106,56 @@ def read_head(data: bytes) -> Head | None:
         return Head(end, end, framing, look=int(product_id))
     if order_id is not None:
         return Head(end, end, framing, look=order_id.decode("ascii").lower())
-    return Head(end, end + int(length), framing, None if key is None else key.decode("ascii"))
+    whole = 0 if length is None else end + int(length)
+    return Head(end, whole, framing, None if key is None else key.decode("ascii"))
 
 
-def measure_message(data: bytes, start: int) -> int | None:
-    """Return the length of the message that begins there: 0 if its head is cut off, None if not sure."""
-    match = _FRAMED.match(data, start)
-    if match is None:
-        return 0 if _CUT_OFF_LINE.fullmatch(data, start) else None
-    length, cut_off = match.groups()
-    if cut_off is not None:
-        return 0 if len(data) - start <= _MAX_CUT_OFF_BYTES else None
-    return match.end() - start + int(length or 0)
+def join_chunks(data: bytes, start: int) -> tuple[bytes, int]:
+    """Return the data with the chunked body that begins there in one piece, and where that then ends.
+
+    Where anything is not plain or is cut off, the data stays as it is, and the end is beyond it: MORE if
+    nothing but the next chunks is missing.
+    """
+    chunks, at, size = [data[:start]], start, 0
+    while at < len(data):
+        match = _CHUNK.match(data, at)
+        if match is None:
+            break
+        at = match.end()
+        if match[1] is None and size:
+            return b"".join([*chunks, data[at:]]), start + size
+        end = at + int(match[1] or b"0", 16)
+        size += end - at
+        is_whole = at < end and data[end : end + 2] == b"\r\n"
+        if not is_whole or size > _MAX_JOINED_BYTES or len(chunks) > _MAX_JOINED_CHUNKS:
+            break
+        chunks.append(data[at:end])
+        at = end + 2
+    else:
+        return data, MORE
+    return data, len(data) + 1
+
+
+def measure(data: bytes, start: int, in_chunks: bool) -> tuple[int | None, bool]:
+    """Return the length of the message that begins there, or of the chunks that do: 0 if a head is cut off,
+    None if not sure. Return also whether more chunks follow.
+    """
+    at = start
+    if not in_chunks:
+        match = _FRAMED.match(data, start)
+        if match is None:
+            return 0 if _CUT_OFF_LINE.fullmatch(data, start) else None, False
+        minor, length, chunked, cut_off = match.groups()
+        if cut_off is not None:
+            return 0 if len(data) - start <= _MAX_CUT_OFF_BYTES else None, False
+        if chunked is not None and (length is not None or minor == b"0"):
+            return None, False
+        at = match.end() + int(length or 0)
+        in_chunks = chunked is not None
+    while in_chunks and at < len(data):
+        chunk = _CHUNK.match(data, at)
+        if chunk is None:
+            return (at - start, True) if _CUT_OFF_CHUNK.fullmatch(data, at) else (None, False)
+        in_chunks = chunk[1] is not None
+        at = chunk.end() + (int(chunk[1], 16) + 2 if in_chunks else 0)
+    return at - start, in_chunks

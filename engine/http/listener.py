@@ -117,8 +117,8 @@ async def listen(
     await runner.setup()
     loop = asyncio.get_running_loop()
 
-    def make_handler() -> Ordinary:
-        return Ordinary(cast(web.Server, runner.server), loop)
+    def make_handler(go_on: Callable[[], None]) -> Ordinary:
+        return Ordinary(cast(web.Server, runner.server), loop, go_on)
 
     door = Door(gate, looking, runner.app[LEAVING], make_handler, for_buyers)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Final
 
 from aiohttp import web
@@ -19,10 +20,14 @@ _LINGER_S: Final = 1.0
 class Ordinary(RequestHandler):
     """aiohttp's handler of one connection, in whose place the front door ends idle connections."""
 
-    __slots__ = ()
+    __slots__ = ("_go_on",)
 
-    def __init__(self, server: web.Server, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, server: web.Server, loop: asyncio.AbstractEventLoop, go_on: Callable[[], None]
+    ) -> None:
         super().__init__(server, loop=loop, access_log=None, lingering_time=_LINGER_S)  # type: ignore[arg-type]
+        self._go_on = go_on
+        """Called soon after the last of its messages is answered."""
 
     async def start(self) -> None:
         """Handle requests until the connection ends, which it may do before this begins."""
@@ -51,7 +56,10 @@ class Ordinary(RequestHandler):
         """Send the response; what aiohttp refuses before it calls a handler, as a problem document."""
         if isinstance(resp, web.HTTPException):
             resp = respond_http_error(resp)
-        return await super().finish_response(request, resp, start_time)
+        result = await super().finish_response(request, resp, start_time)
+        if not self._messages:
+            self._loop.call_soon(self._go_on)
+        return result
 
     def _process_keepalive(self) -> None:
         self._keepalive_handle = None
@@ -61,3 +69,13 @@ class Ordinary(RequestHandler):
         """Whether it waits for a message: it has none to answer, and does not end the connection."""
         # Between an answer and the next wait it may close the connection: then nothing more is answered.
         return self._waiter is not None and not self._waiter.done()
+
+    @property
+    def queued(self) -> int:
+        """How many messages wait for their turn."""
+        return len(self._messages)
+
+    @property
+    def is_choked(self) -> bool:
+        """Whether it wants no bytes for now."""
+        return self._reading_paused or self._buffer_paused

@@ -31,7 +31,7 @@ class Readiness:
     def __init__(self, gate: Gate, ledger: Ledger, amqp_url: str | None) -> None:
         self._bus = Publisher(amqp_url) if amqp_url else None
         self._questions: dict[str, Callable[[], Awaitable[Any]]] = {
-            "redis": gate.is_open,
+            "redis": gate.find_obstacle,
             "postgres": ledger.read_generation,
         }
         if self._bus:
@@ -48,12 +48,13 @@ class Readiness:
                 self._show(await self._find_late(await self._backlog.look()))
             await asyncio.sleep(1)
 
-    async def read(self) -> tuple[bool, dict[str, str]]:
-        """Return whether the gate is open, and for each service OK or what is wrong with it."""
+    async def read(self) -> tuple[str, dict[str, str]]:
+        """Return why the gate sells nothing, "" if it sells; for each service OK or what is wrong with it."""
         tasks = {name: self._ask(name) for name in self._questions}
         await asyncio.wait(tasks.values(), timeout=_WAIT_S)
         services = {name: _describe(task) for name, task in tasks.items()}
-        return services["redis"] == OK and bool(tasks["redis"].result()), services
+        obstacle = tasks["redis"].result() if services["redis"] == OK else "Redis takes no purchases"
+        return obstacle, services
 
     async def close(self, *_: object) -> None:
         """Stop asking, and disconnect."""

@@ -20,6 +20,9 @@ from engine.model.order_id import make_bound
 from engine.model.sale import Sale, SaleTerms
 from engine.settings import PREFIX
 
+_BOUND_LOCKS: Final = "SET lock_timeout = '1s'"
+"""Another session may hold a sale for as long as it likes. Batches of the engine's own wait for less."""
+
 _RESET_S: Final = 5.0
 """Longest wait for a lock to be freed; after that the connection is closed, which frees it as well."""
 
@@ -98,6 +101,7 @@ class Ledger(AbstractAsyncContextManager["Ledger"]):
             min_size=0,
             max_size=connections,
             timeout=timeout_s,
+            init=_bound_locks,
             reset=_skip_reset,
             target_session_attrs=SessionAttribute.read_write,
         )
@@ -168,9 +172,14 @@ class Ledger(AbstractAsyncContextManager["Ledger"]):
         order is CONFIRMED while its sale has units left, and REJECTED after that. It is REJECTED, too, if its
         Idempotency-Key has bought another order that was accepted less than `remember_s` before or after it:
         the gate has forgotten one of the two. A batch with two such orders, or one whose data PostgreSQL
-        refuses, is halved, each half a transaction of its own, until they are apart.
+        refuses, is halved, each half a transaction of its own, until they are apart. Raises LedgerLocked if
+        another session holds one of the sales.
         """
         return await settle_lots(self._connections, lots, declines, remember_s)
+
+    async def find_locked(self, sale_ids: Iterable[int]) -> set[int]:
+        """Return those of these sales that another session holds just now; this waits for none."""
+        return {row["sale_id"] for row in await self._fetch("find_locked", list(sale_ids))}
 
     async def find_orders(self, order_ids: Iterable[str]) -> list[Order]:
         """Return the settled orders among these ids, in any order."""
@@ -181,9 +190,9 @@ class Ledger(AbstractAsyncContextManager["Ledger"]):
         """Return the gate's latest generation; 0 if it has never been open."""
         return (await self._fetch("read_generation"))[0]["generation"] or 0
 
-    async def next_generation(self) -> int:
-        """Return a new generation, greater than all before."""
-        return int((await self._fetch("next_generation"))[0]["generation"])
+    async def next_generation(self, latest: int = 0) -> int:
+        """Return a new generation, greater than all before and than the latest one that the gate knows of."""
+        return int((await self._fetch("next_generation", latest))[0]["generation"])
 
     async def find_current_sales(self) -> list[Balance]:
         """Return the newest sale of every product that is on offer."""
@@ -218,6 +227,12 @@ class Ledger(AbstractAsyncContextManager["Ledger"]):
     async def find_newest(self) -> int:
         """Return when the newest order was accepted, Unix milliseconds of the gate's clock; 0 without any."""
         return (await self._fetch("find_newest"))[0]["accepted_ms"] or 0
+
+    async def find_accepted(self, after_ms: int, before_ms: int) -> list[int]:
+        """Return the products of orders accepted between the two, Unix milliseconds of the gate's clock."""
+        bounds = make_bound(after_ms - _CLOCKS_DIFFER_MS), make_bound(before_ms + _CLOCKS_DIFFER_MS)
+        rows = await self._fetch("find_accepted", *bounds, after_ms, before_ms)
+        return [row["product_id"] for row in rows]
 
     async def begin_pruning(self, before: str) -> None:
         """Note that orders with ids below `before` may be pruned: from now on none of them can be settled."""
@@ -261,6 +276,10 @@ def _read_sale(row: asyncpg.Record) -> Sale:
         ends_ms=row["ends_ms"],
     )
     return Sale(sale_id=row["sale_id"], terms=terms, offered=row["offered"])
+
+
+async def _bound_locks(connection: Any) -> None:
+    await connection.execute(_BOUND_LOCKS)
 
 
 async def _skip_reset(_: object) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Final, TypeAlias
 import asyncpg
 from asyncpg.pool import PoolConnectionProxy
 
-from engine.errors import LedgerUnavailable
+from engine.errors import LedgerLocked, LedgerUnavailable
 
 Connection: TypeAlias = "PoolConnectionProxy[asyncpg.Record]"
 
@@ -74,9 +74,10 @@ class Connections:
     async def borrow(self) -> AsyncIterator[Connection]:
         """Lend a connection. Raises LedgerUnavailable for any error but RECORD_ERRORS.
 
-        After such an error the server may no longer be the one in charge: all connections are replaced before
-        they are used again, and the server's name is looked up anew. A connection whose answer is not awaited
-        ends at once: to cancel a statement takes a server that answers.
+        LedgerLocked says nothing of the server. After any other such error it may no longer be the one in
+        charge: all connections are replaced before they are used again, and the server's name is looked up
+        anew. A connection whose answer is not awaited ends at once: to cancel a statement takes a server that
+        answers.
         """
         connection: Connection | None = None
         try:
@@ -85,6 +86,10 @@ class Connections:
             yield connection
         except RECORD_ERRORS:
             raise
+        except asyncpg.LockNotAvailableError as error:
+            if connection is not None and connection.is_in_transaction():
+                connection.terminate()
+            raise LedgerLocked(describe(error)) from error
         except BaseException as error:
             if connection is not None:
                 with suppress(asyncpg.InterfaceError):  # it has ended already

@@ -66,12 +66,18 @@ FROM settle_keyed(
     $6::text[], $7::text::bigint[], $8::text[], $9::integer
 );
 
+-- name: find_locked
+WITH free AS MATERIALIZED (
+    SELECT sale_id FROM sales WHERE sale_id = ANY ($1::bigint[]) FOR NO KEY UPDATE SKIP LOCKED
+)
+SELECT sale_id FROM sales WHERE sale_id = ANY ($1::bigint[]) AND sale_id NOT IN (SELECT sale_id FROM free);
+
 -- name: read_generation
 SELECT max(generation) AS generation FROM gate WHERE in_charge();
 
 -- name: next_generation
-INSERT INTO gate (generation) VALUES (extract(epoch FROM now())::bigint)
-ON CONFLICT (only_row) DO UPDATE SET generation = greatest(gate.generation + 1, extract(epoch FROM now())::bigint)
+INSERT INTO gate (generation) VALUES (greatest($1::bigint + 1, extract(epoch FROM now())::bigint))
+ON CONFLICT (only_row) DO UPDATE SET generation = greatest(gate.generation + 1, excluded.generation)
 RETURNING generation;
 
 -- name: find_current_sales
@@ -142,6 +148,12 @@ WHERE in_charge();
 -- name: find_newest
 SELECT (extract(epoch FROM max(accepted_at)) * 1000)::bigint AS accepted_ms
 FROM (SELECT accepted_at FROM orders WHERE in_charge() ORDER BY order_id DESC LIMIT 1000) AS latest;
+
+-- name: find_accepted
+SELECT DISTINCT product_id
+FROM orders
+WHERE order_id > $1::uuid AND order_id < $2::uuid AND accepted_at > to_timestamp($3::bigint / 1000.0)
+    AND accepted_at < to_timestamp($4::bigint / 1000.0) AND in_charge();
 
 -- name: try_lock
 SELECT pg_try_advisory_lock(hashtext('flashgrid gate')) AS mine WHERE in_charge();

@@ -17,10 +17,12 @@ ledger's offers some time after its end, once all of its units are accounted for
 import logging
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final, NamedTuple, cast
 
 from redis.asyncio import Redis
 
+from engine.errors import LedgerLocked
 from engine.gate.clearing import count_pending
 from engine.gate.client import Argument, Script
 from engine.gate.fence import forget_writers
@@ -116,7 +118,8 @@ class Audit:
                 product_id,
             )
         await self._withdraw(generation, {(0, sale_id) for sale_id in buyers - on_offer})
-        await self._retire(generation, offers, {c.offer.product_id: c for c in differing})
+        with suppress(LedgerLocked):  # it is tried again
+            await self._retire(generation, offers, {c.offer.product_id: c for c in differing})
         await forget_writers(self._redis, self._shards)
         if not impossible:
             self._audited = before

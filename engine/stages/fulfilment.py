@@ -2,21 +2,22 @@
 
 A step that fails is tried again until it works. Every step may run twice: an order is charged under its id,
 settled once by the ledger, and released once by the gate. What can't be paid leaves the line (payments.py),
-so that it holds up no other.
+and so do orders of a sale that another session of PostgreSQL holds: they hold up no other.
 """
 
 import asyncio
 import logging
 import time
-from collections.abc import Iterable, Sequence
-from contextlib import AsyncExitStack
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import AsyncExitStack, suppress
 from functools import partial
 from typing import Final
 
 from redis.exceptions import RedisError
 
 from engine.bus.consumer import Consumer
-from engine.errors import FlashgridError, LedgerUnavailable, PaymentUnavailable
+from engine.errors import FlashgridError, LedgerLocked, LedgerUnavailable, PaymentUnavailable
 from engine.gate.backlog import Illness
 from engine.gate.clearing import Clearing
 from engine.gate.client import connect_redis
@@ -26,7 +27,7 @@ from engine.ledger.ledger import Ledger
 from engine.ledger.settling import Settlement
 from engine.metrics import DEAD_LETTERS, FULFILMENT_DELAY, OUTBOX_LENGTH
 from engine.model.dead_letter import DeadLetter
-from engine.model.lot import Lot, without_orders
+from engine.model.lot import Lot, count_orders, without_orders
 from engine.model.message import Message
 from engine.model.order import Order, OrderStatus
 from engine.payment.gateway import PaymentGateway
@@ -41,6 +42,8 @@ log = logging.getLogger(__name__)
 
 _QUIET_S: Final = 0.5
 """A source that gave nothing for so long is empty."""
+_MOST_LOCKED: Final = 20_000
+"""Orders of sales that other sessions hold. Further ones hold up those behind them."""
 
 Source = Consumer | Outbox
 """Where purchases come from: the bus, or the outbox itself. It repeats what is not acknowledged."""
@@ -102,6 +105,10 @@ class Fulfilment:
         self._packer = Packer(settings.fulfilment_batch)
         self._slots = asyncio.Semaphore(settings.fulfilment_in_flight)
         self._working = 0
+        self._locked: defaultdict[int, list[Batch]] = defaultdict(list)
+        """For each sale that another session of PostgreSQL holds the batches that wait for it."""
+        self._locked_orders = 0
+        self._locked_since = 0.0
         self._reading = Outage("fulfilment's source")
         self._settling = Outage("fulfilment")
 
@@ -124,7 +131,8 @@ class Fulfilment:
                 if now >= leaves_at:
                     for batch in self._packer.flush():
                         await self._start(group, batch)
-                if messages or self._working or self._payments.waiting or not self._packer.empty:
+                apart = self._payments.waiting or self._locked_orders
+                if messages or self._working or apart or not self._packer.empty:
                     quiet_since = now
                 elif now - quiet_since >= _QUIET_S:
                     if stop.is_set():
@@ -144,6 +152,10 @@ class Fulfilment:
                 found["ledger"] = Illness(lasts_s, "the ledger does not take orders")
             elif not isinstance(self._settling.error, PaymentUnavailable):
                 found["fulfilment"] = Illness(lasts_s, "fulfilment does not work")
+        if self._locked_orders:
+            lasts_s = time.monotonic() - self._locked_since
+            text = f"another session of PostgreSQL holds sales that {self._locked_orders} orders wait for"
+            found.setdefault("ledger", Illness(lasts_s, text))
         return found | self._payments.find_illnesses()
 
     async def _read(self, wait_s: float) -> list[Message]:
@@ -185,6 +197,7 @@ class Fulfilment:
 
     async def _settle_lots(self, batch: Batch, lots: Sequence[Lot], repeated: bool) -> Iterable[DeadLetter]:
         """Charge, settle and clear the orders; return those that can't be paid or written."""
+        lots = self._leave_locked(batch, lots, self._locked)
         new, known = lots, list[Order]()
         if repeated:
             # Orders that are in the ledger are not charged again.
@@ -199,10 +212,55 @@ class Fulfilment:
                 self._group.create_task(self._payments.retry(piece, self._fulfil, self._stop))
             lots = without_orders(lots, {order_id for lot in new for order_id in lot.order_ids})
             new, declines = [], {}
-        settlement = await self._ledger.settle(new, declines, self._remember_s) if new else Settlement()
+        try:
+            settlement = await self._ledger.settle(new, declines, self._remember_s) if new else Settlement()
+        except LedgerLocked:
+            locked = await self._ledger.find_locked({lot.sale_id for lot in new})
+            if not locked:
+                raise
+            self._leave_locked(batch, new, locked)
+            return await self._settle_lots(batch, batch.lots, repeated=True)
         failed = settlement.failed + [order for order in known if order.status is OrderStatus.FAILED]
         await self._clearing.clear(without_orders(lots, settlement.dead_letters.keys()), failed)
         if settlement.settled.total():
             # They arrive in the order in which they were accepted, but for a few.
             FULFILMENT_DELAY.observe(max(0.0, time.time() - new[0].accepted_ms / 1000))
         return [*dead_letters, *settlement.dead_letters.values()]
+
+    def _leave_locked(self, batch: Batch, lots: Sequence[Lot], sales: Collection[int]) -> Sequence[Lot]:
+        """Let orders of these sales wait apart until nobody else holds them; return the other lots.
+
+        Raises LedgerLocked if too many orders wait already.
+        """
+        for sale_id in [sale_id for sale_id in {lot.sale_id for lot in lots} if sale_id in sales]:
+            its_lots = [lot for lot in lots if lot.sale_id == sale_id]
+            orders = count_orders(its_lots)
+            if self._locked_orders + orders > _MOST_LOCKED:
+                raise LedgerLocked(f"{self._locked_orders} orders wait for sales that others hold")
+            if not self._locked_orders:
+                self._locked_since = time.monotonic()
+            self._locked_orders += orders
+            if sale_id not in self._locked:
+                log.warning("another session of PostgreSQL holds sale %d: its orders wait apart", sale_id)
+                self._group.create_task(self._wait_for_sale(sale_id))
+            self._locked[sale_id] += batch.take_out(its_lots, batch.trials, into=1)
+            lots = [lot for lot in lots if lot.sale_id != sale_id]
+        return lots
+
+    async def _wait_for_sale(self, sale_id: int) -> None:
+        """Fulfil the batches that wait for a sale once nobody else holds it; leave them at a stop."""
+        is_locked, pause_s = True, 0.1
+        while is_locked and not self._stop.is_set():
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._stop.wait(), pause_s)
+            pause_s = min(2 * pause_s, 1.0)
+            with suppress(LedgerUnavailable):
+                is_locked = bool(await self._ledger.find_locked([sale_id]))
+        for batch in self._locked.pop(sale_id):
+            orders = count_orders(batch.lots)
+            try:
+                if not is_locked:
+                    async with self._slots:
+                        await self._fulfil(batch)
+            finally:
+                self._locked_orders -= orders

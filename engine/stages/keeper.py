@@ -26,7 +26,7 @@ async def run_keeper(settings: Settings, clearing: Clearing, pause: Pause) -> No
                 # This asks Redis alone: PostgreSQL may be away.
                 if not await clearing.is_remembered():
                     log.warning("the gate has forgotten orders that it was told are settled")
-                    await reconciliation.close(generation)
+                    await reconciliation.close(generation, clearing.generation)
                 servers = await reconciliation.read_servers()
                 # A gate that is closed is rebuilt from the ledger anyway.
                 if generation and servers != compared and await reconciliation.is_outdated():

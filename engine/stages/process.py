@@ -17,7 +17,7 @@ import signal
 import socket
 import sys
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
 
 import uvloop
 
@@ -78,6 +78,7 @@ async def run_stage(role: Role, settings: Settings) -> None:
             stop.set()
             loop.call_later(settings.drain_s + _GRACE_S, give_up, role)
 
+    loop.set_exception_handler(ignore_closed_tls)
     loop.add_signal_handler(signal.SIGTERM, leave)
     loop.add_reader(sys.stdin.fileno(), read_input)
     if role is Role.FRONT_DOOR:
@@ -97,6 +98,17 @@ def give_up(role: Role) -> None:
     """End the process at once. As in a crash, nothing that was accepted is lost."""
     log.error("the %s does not stop in time, and ends as it is", role)
     os._exit(1)
+
+
+def ignore_closed_tls(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Handle what no task has caught: nothing is said of a TLS connection that this process has closed.
+
+    One that is closed as its handshake ends, as by a wait that is given up at that moment, is an error to
+    uvloop, which goes on to read from it.
+    """
+    is_closed = str(context.get("exception")).endswith("the handler is closed")
+    if not (is_closed and context["message"] == "Fatal error on SSL protocol"):
+        loop.default_exception_handler(context)
 
 
 def raise_file_limit() -> int:

@@ -24,7 +24,7 @@ what it sees stays so, whatever others have done before.
 import logging
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
@@ -32,9 +32,10 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from engine.bus.publisher import Publisher
+from engine.errors import LedgerLocked
 from engine.gate.clearing import Clearing, count_pending, scan_pending
 from engine.gate.client import connect_redis
-from engine.gate.fence import Fence, close_shard, read_generations
+from engine.gate.fence import Fence, close_shard, read_copies, read_generations, read_latest
 from engine.gate.gate import offer_sale
 from engine.gate.keys import ShardKeys, shard_of
 from engine.gate.restoring import Restoring
@@ -101,20 +102,26 @@ class Reconciliation:
         """Return the gate's latest generation; 0 if every shard is closed."""
         return max(await read_generations(self._redis, self._shards))
 
-    async def read_servers(self) -> list[bytes | None]:
+    async def read_servers(self) -> list[list[bytes | None]]:
         """Return what tells each shard's server from the one before."""
         async with self._redis.pipeline(transaction=False) as pipe:
             for shard in self._shards:
-                pipe.hget(shard.fence, "server")
+                pipe.hmget(shard.fence, ["server", "since"])
             return await pipe.execute()
 
-    async def close(self, generation: int) -> None:
-        """Close the gate unless another process has rebuilt it since this generation."""
+    async def close(self, generation: int, seen: int = 0) -> None:
+        """Close the gate unless another process has rebuilt it since this generation.
+
+        Its next generation will be later than `seen`, too.
+        """
         for shard in self._shards:
-            await close_shard(self._redis, shard, generation)
+            await close_shard(self._redis, shard, generation, max(generation, seen))
 
     async def is_outdated(self) -> bool:
-        """Return whether the ledger has settled an order newer than all that the gate has ever accepted."""
+        """Return whether the ledger has settled an order newer than all that the gate has ever accepted.
+
+        Or newer than what a server had when it was new, and accepted before the server sold anything.
+        """
         # The ledger first: an order accepted and settled in between must not make the gate look older.
         settled_ms = await self._ledger.find_newest()
         newest_ms = 0
@@ -122,10 +129,18 @@ class Reconciliation:
             newest_ms = max(newest_ms, int(await self._redis.hget(shard.fence, "newest") or 0))
             try:
                 stream: Any = await self._redis.xinfo_stream(shard.outbox)
-            except ResponseError:
-                continue  # there is no stream yet
+            except ResponseError as error:
+                if "no such key" not in str(error):
+                    raise
+                continue
             newest_ms = max(newest_ms, int(stream["last-generated-id"].partition(b"-")[0]))
-        return newest_ms < settled_ms
+        if newest_ms < settled_ms:
+            return True
+        for copy in await read_copies(self._redis, self._shards):
+            for product_id in await self._ledger.find_accepted(copy.newest_ms, copy.sells_ms):
+                if shard_of(product_id, self._shards) in copy.shards:
+                    return True
+        return False
 
     async def clear_settled(self, clearing: Clearing) -> None:
         """Clear again what a new server may have as pending, from a copy older than the clearing.
@@ -157,7 +172,8 @@ class Reconciliation:
                 shard, fence = shard_of(sale.terms.product_id, self._fences)
                 await offer_sale(self._redis, shard, fence, sale)
                 log.info("sale %d opened: its front door could not offer it", sale.sale_id)
-            await self._ledger.note_offered(sale.sale_id)
+            with suppress(LedgerLocked):  # or else a sale would keep the keeper from all others
+                await self._ledger.note_offered(sale.sale_id)
 
     async def end_doubt(self) -> None:
         """Let the gate deny orders from before its rebuild, once none that it forgot is under way.
@@ -195,7 +211,8 @@ class Reconciliation:
         async with self._ledger.try_lock() as mine:
             if not mine or await self.is_open():
                 return False
-            generation = await self._ledger.next_generation()
+            # PostgreSQL may have been restored, and forgotten generations that the gate has had.
+            generation = await self._ledger.next_generation(await read_latest(self._redis, self._shards))
             restoring = Restoring(self._redis, self._shards, generation)
             await restoring.begin()
             balances = await self._ledger.find_current_sales()

@@ -223,6 +223,10 @@ async def test_a_redis_user_without_a_needed_right_is_refused_and_one_without_co
     async with redis_user(redis, redis_url, "~fg:*", "+@all", "-config") as url:
         log = await sells(change(settings_without_bus, redis_url=url), http)
         assert any("can't read Redis' settings" in line for line in log)
+        assert not any("Redis' INFO" in line for line in log)
+    async with redis_user(redis, redis_url, "~fg:*", "+@all", "-info") as url:
+        log = await sells(change(settings_without_bus, redis_url=url), http)
+        assert sum("can't read Redis' INFO" in line for line in log) == 1
 
 
 async def test_a_redis_that_shows_no_settings_serves_with_a_warning(

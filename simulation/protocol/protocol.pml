@@ -52,6 +52,7 @@ typedef Gate {             /* Redis, one shard */
   byte left = STOCK;       /* its units */
   byte key;                /* the order that the Idempotency-Key got, plus 1 */
   byte newest;             /* the newest order that the outbox or the last rebuild has known, plus 1 */
+  byte lacks;              /* orders from before this server sold that are newer than all that its copy had */
   byte outbox;             /* orders that no relay has acknowledged */
   byte pending;            /* orders that are accepted and not settled: the evidence that their units are out */
   byte took                /* only for the judge: orders whose units this memory has taken and not given back */
@@ -62,7 +63,8 @@ byte isolated;             /* with REPLICAS: outbox of an old primary that still
 
 inline assign(to, from) {
   to.open = from.open; to.rebuilding = from.rebuilding; to.fresh = from.fresh; to.sale = from.sale; to.left = from.left;
-  to.key = from.key; to.newest = from.newest; to.outbox = from.outbox; to.pending = from.pending; to.took = from.took
+  to.key = from.key; to.newest = from.newest; to.lacks = from.lacks; to.outbox = from.outbox;
+  to.pending = from.pending; to.took = from.took
 }
 
 byte bus;                  /* RabbitMQ: orders with a message in the queue. A second one may as well come when it is taken. */
@@ -255,7 +257,7 @@ end:
   /* It closes a gate that is older than the ledger's orders, which it asks of each new server; */
   :: d_step { !task[me] && gate.open && !has(compared, me) ->
        compared = compared | bit(me);
-       if :: gate.newest < highest(settled) -> gen[me] = gate.open; task[me] = CLOSE :: else fi }
+       if :: gate.newest < highest(settled) || gate.lacks & settled -> gen[me] = gate.open; task[me] = CLOSE :: else fi }
   /* that has forgotten what this fulfilment was answered, is not the latest, or differs from the ledger by more than the
      pending orders explain (the audit). */
   :: d_step { !task[me] && gate.open &&
@@ -281,8 +283,8 @@ end:
           :: else ->
                if :: gate.open -> broken("a later gate was closed\n") :: else fi;
                gate.open = (mutant(OPENS_TOO_EARLY) -> gen[me] : 0); gate.rebuilding = gen[me];
-               gate.fresh = 0; gate.newest = 0; gate.took = 0; units[me] = units_left(sales); task[me] = READ_OUTBOX;
-               if :: !mutant(PENDING_STAYS) -> gate.pending = 0 :: else fi
+               gate.fresh = 0; gate.newest = 0; gate.lacks = 0; gate.took = 0; units[me] = units_left(sales);
+               task[me] = READ_OUTBOX; if :: !mutant(PENDING_STAYS) -> gate.pending = 0 :: else fi
        fi }
   /* So what is drained now stays drained. A relay takes an entry to the bus: the outbox is looked at before the bus. */
   :: d_step { task[me] == READ_OUTBOX && !(outbox_is_used && mutant(SALES_READ_EARLY)) ->
@@ -338,6 +340,8 @@ end:
 /* ---- what may happen ---- */
 #define differs (gate.took != copy.took || gate.pending != copy.pending || gate.outbox != copy.outbox || \
                  gate.sale != copy.sale || gate.fresh)
+inline fall_back() {       /* What the server sells from now on must not hide what its copy lacks. */
+  assign(gate, copy); asked = 0; compared = 0; gate.lacks = gate.lacks | (bit(accepted) - 1) & ~(bit(gate.newest) - 1) }
 #define elsewhere (bus | held | settled)
 active proctype environment() {
   byte r;
@@ -349,12 +353,11 @@ end:
        assign(gate, new); gate.open = 0; gate.sale = 0; gate.left = 0; spend() }
   :: d_step { !REPLICAS && faults && saved ->  /* It goes back to the copy: a new server with an older memory. */
        lost = lost | gate.outbox & ~(copy.outbox | elsewhere);
-       assign(gate, copy); asked = 0; compared = 0; torn = gate.rebuilding > 0; undone = undone | gate.pending & settled;
-       spend() }
+       fall_back(); torn = gate.rebuilding > 0; undone = undone | gate.pending & settled; spend() }
   :: d_step { REPLICAS && differs -> save() }
   :: d_step { REPLICAS && faults ->            /* The replica takes over, while the old primary still answers some. */
        isolated = gate.outbox; lost = lost | gate.outbox & ~(copy.outbox | elsewhere | told);
-       assign(gate, copy); asked = 0; compared = 0; waits[0] = 0; waits[DOORS - 1] = 0; spend() }
+       fall_back(); waits[0] = 0; waits[DOORS - 1] = 0; spend() }
   :: isolated -> isolated = 0                  /* The old primary comes back, as a replica. */
   :: d_step { faults && lock -> lock = 0; spend() }     /* PostgreSQL loses the session with the lock. */
   :: atomic { faults && unacked ->        /* The bus loses a consumer and delivers again. */

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pandas as pd
+from hypothesis import settings
 
 from simulation.judge.asked import LONG_AGO, Asked, AskedSale
 from simulation.judge.verdict import Check
@@ -71,6 +72,11 @@ def judge(
     """Return the checks of a run that `play` played; `changes` are of what was asked."""
     assert isinstance(state, Played)
     return judge_run(history, state, replace(state.asked, **changes), reads)
+
+
+def judging(runs: int) -> settings:
+    """Return Hypothesis' settings for a test that judges so many runs, fewer in `make quick`."""
+    return settings(max_examples=-(-runs * settings().max_examples // 100))
 
 
 @dataclass(frozen=True)

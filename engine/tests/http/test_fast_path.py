@@ -6,6 +6,7 @@ cuts pieces as it likes, and so such bytes are sent only after the answers to wh
 
 import asyncio
 import contextlib
+import os
 import re
 import socket
 from collections.abc import AsyncIterator, Sequence
@@ -20,6 +21,7 @@ from redis.asyncio import Redis
 
 from engine.gate import reads
 from engine.gate.gate import Gate
+from engine.http import listener as listening
 from engine.http.app import LEAVING, FrontDoor
 from engine.http.fast_path import Door
 from engine.http.listener import listen
@@ -32,8 +34,11 @@ from engine.model.sale import Sale, SaleTerms
 from engine.settings import Settings
 from engine.tests.orders import mark_pending, read_stock
 
-EXAMPLES = 700
-"""With about fifteen requests in each, over 10,000 requests."""
+TALKS = int(os.environ.get("TALKS", "700"))
+"""With about fifteen requests in each, over 10,000 requests. For over 100,000:
+
+    TALKS=7000 pytest -n0 engine/tests/http/test_fast_path.py -k generated
+"""
 
 LAST = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 PLAIN = b'{"userId":101,"productId":1}'
@@ -89,7 +94,9 @@ async def doors(
             assert fast_server is not None
             assert plain_server is not None
             loop = asyncio.get_running_loop()
-            accepting = await loop.create_server(lambda: Ordinary(plain_server, loop), sock=plain_socket)
+            accepting = await loop.create_server(
+                lambda: Ordinary(plain_server, loop, lambda: None), sock=plain_socket
+            )
             yield Doors(port_of(fast_socket), port_of(plain_socket), door, fast_server, plain_server, gate)
             accepting.close()
             await plain.cleanup()
@@ -168,6 +175,18 @@ def purchase(
     return b"\r\n".join([*lines, *headers]) + b"\r\n\r\n" + body
 
 
+def chunked(request: bytes, *sizes: int) -> bytes:
+    """The same request with its body in chunks of these sizes and of what is left."""
+    head, _, body = request.partition(b"\r\n\r\n")
+    head = re.sub(rb"Content-Length: \d+", b"Transfer-Encoding: chunked", head, count=1)
+    pieces = []
+    for size in (*sizes, len(body)):
+        pieces += [body[:size]] if body else []
+        body = body[size:]
+    chunks = b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces)
+    return b"%b\r\n\r\n%b0\r\n\r\n" % (head, chunks)
+
+
 def product(number: int) -> bytes:
     return b'{"userId":101,"productId":%d}' % number
 
@@ -227,6 +246,12 @@ FAST: dict[str, Talk] = {
     "a key": [purchase(PLAIN, b"Idempotency-Key: k")],
     "many headers": [purchase(PLAIN, *BROWSER)],
     "pipelined": [purchase() * 5],
+    "chunked": [chunked(purchase())],
+    "chunked, with a key": [chunked(purchase(PLAIN, *BROWSER), 5, 10)],
+    "chunked, head first": [chunked(purchase())[: -len(PLAIN) - 11], b"1C\r\n" + PLAIN + b"\r\n0\r\n\r\n"],
+    "chunked, the end apart": [chunked(purchase(), 9)[:-5], b"0\r\n\r\n"],
+    "chunked, chunk by chunk": [*chunked(purchase(), 9).partition(b"9\r\n" + PLAIN[:9] + b"\r\n")],
+    "chunked and pipelined": [chunked(purchase()) * 3 + purchase() + chunked(purchase(b"{}"), 1)],
     "1.0, kept": [purchase(PLAIN, b"Connection: Keep-Alive", line=HTTP_10)] * 2,
     **{target: [look(target)] for target in LOOKS},
     "a look by a browser": [look(LOOKS[0], *BROWSER, b"Content-Type: application/json")],
@@ -265,6 +290,13 @@ SLOW = [
     purchase(b"x" * 2048),
     purchase(PLAIN, b"Expect: 100-continue"),
     b"POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nGET /",
+    chunked(purchase(PLAIN, b"TE: trailers"), 5),
+    chunked(purchase(PLAIN, b"Expect: 100-continue")),
+    chunked(purchase(), *[1] * 20),
+    chunked(purchase(b"x" * 1500), 700),
+    chunked(purchase(b"x" * 3000), 10),
+    chunked(purchase(b"")),
+    chunked(purchase(PLAIN, line=b"POST /nowhere HTTP/1.1"), 28),
 ]
 
 
@@ -276,6 +308,38 @@ async def test_a_connection_that_once_needed_aiohttp_comes_back(doors: Doors) ->
             answer = await compare(doors, [slow[:cut], slow[cut:], 1, purchase(), purchase(), 3, LAST])
             assert answer.count(b"\nDate: ") == 4
             assert doors.fast_server.requests_count - before == 2
+
+
+HEAD = purchase(PLAIN).partition(b"\r\nContent-Length")[0] + b"\r\n"
+CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+SIZES = b"01c|1c;a=b|1c | 1c|\t1c|0x1c|+1c|-1c|1g||1c;|1_c|fffffffffffffffff1c|1b|1c\r|1c\0"
+LONG_SIZES = b"1d|1e|3e7|1c1|ffff"
+CODINGS = b"| gzip, chunked| chunked, gzip| chunked, chunked| xchunked| \x0bchunked| chunked;q=1| chunked,"
+MORE = b"Content-Length: 28|Content-Length: 39|Content-Length: 0|Transfer-Encoding: chunked|Trailer: x"
+ENDS = [b"\r\n0\r\nX: y\r\n\r\n", b"\r\n00\r\n\r\n", b"\r\n0;a\r\n\r\n", b"0\r\n\r\n", b"\n0\n\n"]
+ENDS += [b"xx0\r\n\r\n", b"\n\r0\r\n\r\n", b"\r\r0\r\n\r\n", b"\r\n0\r\n\r\r"]
+LAST_CHUNK = b"\r\n0\r\n\r\n"
+ODD_CHUNKED = [
+    *(CHUNKED + size + b"\r\n" + PLAIN + LAST_CHUNK for size in SIZES.split(b"|")),
+    *(chunked(purchase()).replace(b" chunked", coding) for coding in CODINGS.split(b"|")),
+    *(chunked(purchase(PLAIN, header)) for header in MORE.split(b"|")),
+    *(CHUNKED + b"1c\r\n" + PLAIN + end for end in ENDS),
+    CHUNKED + b"1c\n" + PLAIN + b"\n0\n\n",
+    chunked(purchase()).replace(b"Encoding:", b"Encoding :"),
+    chunked(purchase()).replace(b"Encoding:", b"Encoding:\r\n"),
+    chunked(purchase(line=HTTP_10)),
+    chunked(purchase(line=b"GET /purchase/stock?productId=2 HTTP/1.1")),
+]
+
+
+async def test_chunks_in_doubt_are_read_as_aiohttp_reads_them_and_hide_no_purchase(doors: Doors) -> None:
+    for odd in ODD_CHUNKED + [
+        CHUNKED + size + b"\r\n" + PLAIN + LAST_CHUNK for size in LONG_SIZES.split(b"|")
+    ]:
+        fast, plain = doors.fast_server.requests_count, doors.plain_server.requests_count
+        await compare(doors, [odd], 0.5)
+        assert doors.fast_server.requests_count - fast == doors.plain_server.requests_count - plain, odd
+        await compare(doors, [odd + purchase(product(SOLD_OUT)) + LAST], 0.5)
 
 
 async def test_no_answer_is_lost_before_bytes_that_are_no_request(doors: Doors) -> None:
@@ -378,23 +442,145 @@ async def test_what_a_client_sends_ahead_is_held_within_bounds(doors: Doors) -> 
     writer.close()
 
 
-async def test_closing_answers_what_is_under_way(settings_without_bus: Settings) -> None:
+@pytest.mark.parametrize(
+    "requests",
+    [
+        purchase(), purchase(PLAIN, b"Idempotency-Key: k"), look(LOOKS[0]), purchase(product(SOLD_OUT)) * 3,
+        SLOW[0], purchase(PLAIN, b"TE: trailers"), chunked(purchase()), chunked(purchase(), *[1] * 20),
+        CHUNKED + b"1c\r\n" + PLAIN + b"\r\n0\r\nX: y\r\n\r\n",
+        (purchase() + SLOW[0] + look(LOOKS[1])) * 20, SLOW[0] * 100, purchase() + purchase()[:-5],
+        purchase(line=HTTP_10),
+    ],
+)  # fmt: skip
+async def test_a_client_that_ends_its_side_gets_its_answers_and_the_connection_ends(
+    doors: Doors, requests: bytes
+) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", doors.fast)
+    writer.write(requests)
+    writer.write_eof()
+    answer = await asyncio.wait_for(reader.read(-1), 60)
+    whole = requests.count(b" HTTP/1.") - requests.endswith(purchase()[-40:-5])
+    assert len(re.findall(rb"HTTP/1\.[01] (?:200|429|404) ", answer)) == whole
+    while doors.door.connections:  # noqa: ASYNC110 (the loop has yet to tell the connection)
+        await asyncio.sleep(0)
+    writer.close()
+
+
+async def test_a_request_that_its_client_left_unfinished_ends_at_once(doors: Doors) -> None:
+    for request in (purchase(), purchase(PLAIN, b"TE: trailers"), chunked(purchase(PLAIN, b"TE: trailers"))):
+        for cut in (9, request.index(b"\r\n\r\n") + 4, len(request) - 3):
+            reader, writer = await asyncio.open_connection("127.0.0.1", doors.fast)
+            writer.write(request[:cut])
+            writer.write_eof()
+            async with asyncio.timeout(5):
+                assert b"ACCEPTED" not in await reader.read(-1)
+            writer.close()
+
+
+async def test_many_ordinary_requests_in_one_piece_wait_outside_of_their_handler(doors: Doors) -> None:
+    count = 200_000 // len(SLOW[0])
+    reader, writer = await asyncio.open_connection("127.0.0.1", doors.fast, limit=2**24)
+    writer.write(SLOW[0] * count + LAST)
+    answers = asyncio.create_task(reader.read(-1))
+    queued, paused = 0, False
+    while not answers.done():
+        for connection in doors.door.connections:
+            if connection._handler is not None and connection._transport is not None:
+                queued = max(queued, connection._handler.queued)
+                paused |= not connection._transport.is_reading()
+        await asyncio.sleep(0)
+    assert 0 < queued <= 16
+    assert paused
+    assert (await answers).count(b"HTTP/1.1 200") == count + 1
+    writer.close()
+
+
+async def test_reading_goes_on_only_where_aiohttp_wants_bytes(doors: Doors) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", doors.fast)
+    writer.write(SLOW[0])
+    await reader.readuntil(b"}")
+    (connection,) = doors.door.connections
+    assert connection._handler is not None
+    connection.pause_writing()
+    writer.write(purchase(product(UNKNOWN)))
+    while not connection._held:  # noqa: ASYNC110 (there is no event for it)
+        await asyncio.sleep(0)
+    # What aiohttp does when it holds enough.
+    connection._handler._pause_reading_for_buffer()
+    connection.resume_writing()
+    assert b"404" in await asyncio.wait_for(reader.readuntil(b"}"), 60)
+    assert not connection._transport.is_reading()
+    connection._handler._resume_reading_for_buffer()
+    writer.write(LAST)
+    assert b"200" in await asyncio.wait_for(reader.read(-1), 60)
+    writer.close()
+
+
+async def test_an_idle_connection_keeps_no_long_head(doors: Doors) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", doors.fast)
+    for length, kept in ((5_000, False), (100, True)):
+        writer.write(purchase(product(SOLD_OUT), b"X-Long: " + b"x" * length))
+        assert b"429" in await asyncio.wait_for(reader.readuntil(b"}"), 60)
+        (connection,) = doors.door.connections
+        assert bool(connection._head_bytes) == kept
+        assert len(connection._head_bytes) <= 4_096
+    assert doors.fast_server.requests_count == 0
+    writer.close()
+
+
+async def test_closing_answers_what_is_under_way(settings_without_bus: Settings, redis: Redis) -> None:
+    settings = msgspec.structs.replace(settings_without_bus, gate_timeout_ms=60_000)
+    gate = Gate(settings)
+    await gate.open_sale(Sale(sale_id=1, terms=SaleTerms(product_id=1, stock=10)))
+    ledger = await Ledger.connect(settings.postgres_url or "")
+    looking = Looking(settings, gate.reads, ledger)
+    runner = web.AppRunner(FrontDoor(settings, gate, ledger, looking).make_app())
+    with bind() as listener:
+        leaving = listen(runner, gate, looking, listener, 75, 10)
+        door = await leaving.__aenter__()
+        clients = [await asyncio.open_connection("127.0.0.1", port_of(listener)) for _ in range(21)]
+        idle = clients.pop()
+        await redis.client_pause(60_000, all=False)
+        for _, writer in clients:
+            writer.write(purchase(product(UNKNOWN)))
+        while sum(connection.is_under_way for connection in door.connections) < len(clients):  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        closing = asyncio.create_task(leaving.__aexit__(None, None, None))
+        assert await asyncio.wait_for(idle[0].read(-1), 60) == b"", "whoever asks nothing is let go"
+        for _ in range(1000):
+            await asyncio.sleep(0)
+        await redis.client_unpause()
+        for reader, _ in clients:
+            answer = await asyncio.wait_for(reader.read(-1), 60)
+            assert answer.startswith(b"HTTP/1.1 404")
+            assert b"Connection: close\r\n" in answer
+        await closing
+    for _, writer in (*clients, idle):
+        writer.close()
+    await gate.close()
+    await ledger.close()
+
+
+async def test_connections_that_wait_for_a_sibling_are_answered_at_the_end(
+    settings_without_bus: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Nobody accepts them before.
+    monkeypatch.setattr(listening, "_HELP_S", 3_600)
     gate = Gate(settings_without_bus)
     await gate.open_sale(Sale(sale_id=1, terms=SaleTerms(product_id=1, stock=10)))
     ledger = await Ledger.connect(settings_without_bus.postgres_url or "")
     looking = Looking(settings_without_bus, gate.reads, ledger)
     runner = web.AppRunner(FrontDoor(settings_without_bus, gate, ledger, looking).make_app())
-    with bind() as listener:
-        async with listen(runner, gate, looking, listener, 75, 10):
-            clients = [await asyncio.open_connection("127.0.0.1", port_of(listener)) for _ in range(20)]
+    with bind() as own, bind() as sibling:
+        async with listen(runner, gate, looking, own, 75, 10, [sibling]):
+            clients = [await asyncio.open_connection("127.0.0.1", port_of(sibling)) for _ in range(5)]
             for _, writer in clients:
-                writer.write(purchase(product(UNKNOWN)))
-            while not gate._lanes[0].waiting:  # noqa: ASYNC110 (the gate has no event for it, and needs none)
-                await asyncio.sleep(0)
-            under_way = len(gate._lanes[0].waiting)
-        answers = [await reader.read(-1) for reader, _ in clients]
-        assert len([answer for answer in answers if answer.startswith(b"HTTP/1.1 404")]) >= under_way
-        for _, writer in clients:
+                writer.write(purchase(PLAIN))
+        assert sibling.fileno() == -1
+        for reader, writer in clients:
+            answer = await asyncio.wait_for(reader.read(-1), 60)
+            assert answer.startswith(b"HTTP/1.1 200")
+            assert b"Connection: close\r\n" in answer
             writer.close()
     await gate.close()
     await ledger.close()
@@ -493,6 +679,7 @@ EXTRAS = [
     b"Expect: 100-continue",
     b"Expect: nonsense",
     b"Transfer-Encoding: identity",
+    b"Transfer-Encoding: chunked",
     b"Content-Encoding: identity",
     b"Content-Encoding: gzip",
     b"Content-Type: text/plain",
@@ -573,11 +760,7 @@ def requests(draw: st.DrawFn) -> bytes:
     if draw(st.integers(0, 9)) < 5:
         return purchase(body, line=draw(LINES))
     if draw(st.integers(0, 9)) == 0:
-        chunks = b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body) if body else b"0\r\n\r\n"
-        return (
-            b"POST /purchase/buy HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-            b"Transfer-Encoding: chunked\r\n\r\n" + chunks
-        )
+        return draw(st.sampled_from([chunked(purchase(body)), *ODD_CHUNKED]))
     length = draw(st.sampled_from([b"%d" % len(body)] * 8 + [b"+5", b"-1", b"5, 5", b"", b"1e1"]))
     headers = [b"Host: shop", b"Content-Type: application/json", b"Content-Length: " + length]
     headers += draw(st.lists(EXTRA, max_size=4))
@@ -614,7 +797,15 @@ def lasting_requests(draw: st.DrawFn) -> bytes:
             taken |= {name} & set(ONCE)
     headers += [b"Connection: keep-alive"] if is_1_0 else []
     headers = draw(st.permutations(headers))
-    return b"\r\n".join([line, *headers]) + b"\r\n\r\n" + body
+    request = b"\r\n".join([line, *headers]) + b"\r\n\r\n" + body
+    if body and not is_1_0 and draw(st.integers(0, 3)) == 0:
+        # A chunk of no bytes would be the last one.
+        sizes = draw(st.lists(st.sampled_from([1, 2, 10, 27]), max_size=draw(st.sampled_from([0, 2, 12]))))
+        request = chunked(request, *sizes) if sum(sizes) < len(body) else chunked(request)
+        if draw(st.integers(0, 19)) == 0:
+            odd = draw(st.sampled_from([b"00\r\n\r\n", b"0\r\nX: y\r\n\r\n", b"0;a=b\r\n\r\n"]))
+            request = request.removesuffix(b"0\r\n\r\n") + odd
+    return request
 
 
 @st.composite
@@ -632,7 +823,10 @@ def conversations(draw: st.DrawFn) -> Talk:
             case 2 | 3:
                 cut = request.index(b"\r\n\r\n") + 4
                 pieces += [request[:cut], request[cut:]]
-            case 4 if pieces and isinstance(pieces[-1], bytes):
+            case 4 if b"Transfer-Encoding: chunked" in request:
+                head, _, body = request.partition(b"\r\n\r\n")
+                pieces += [head + b"\r\n\r\n", *re.split(rb"(?<=\r\n)(?=[0-9a-f]{1,3}\r\n)", body)]
+            case 5 if pieces and isinstance(pieces[-1], bytes):
                 pieces[-1] += request
             case _:
                 pieces.append(request)
@@ -662,7 +856,7 @@ async def test_a_header_makes_no_difference(doors: Doors) -> None:
 
 async def test_ten_thousand_generated_requests_get_the_same_answers_on_both_ways(doors: Doors) -> None:
     @settings(
-        max_examples=EXAMPLES,
+        max_examples=TALKS,
         deadline=None,
         database=None,
         derandomize=True,
@@ -679,6 +873,6 @@ async def test_ten_thousand_generated_requests_get_the_same_answers_on_both_ways
     for start in range(0, len(collected), 20):
         batch = [compare(doors, talk, 5) for talk in collected[start : start + 20]]
         answered += sum([answer.count(b"\nDate: ") for answer in await asyncio.gather(*batch)])
-    assert answered > 10_000
+    assert answered > TALKS * 14
     # Of odd, cut and unlike requests, every second one; those behind them on the connection are fast again.
     assert doors.fast_server.requests_count < doors.plain_server.requests_count * 0.6

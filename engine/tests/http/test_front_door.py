@@ -13,6 +13,7 @@ from aiohttp import ClientSession, web
 from prometheus_client import REGISTRY
 from redis.asyncio import Redis
 
+from engine.gate import fence
 from engine.gate.clearing import Clearing
 from engine.gate.gate import Gate
 from engine.http.app import FrontDoor
@@ -397,6 +398,28 @@ async def test_without_redis_the_answer_is_503_and_comes_back_by_itself(client: 
 
     await eventually(sells)
     assert (await client.ask("GET", "/readyz"))[0] == 200
+
+
+async def test_a_redis_that_is_new_is_not_ready_before_it_sells(
+    client: Client, stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await client.init()
+    assert (await client.ask("GET", "/readyz"))[0] == 200
+    monkeypatch.setattr(fence, "NOTICED_S", 3600.0)
+    await stack.kill("redis")
+    await stack.start("redis")
+    assert (await client.buy())[0] == 503
+    status, problem, headers = await client.ask("GET", "/readyz")
+    assert (status, problem["code"], problem["detail"]) == (503, "GATE_UNAVAILABLE", fence.NEW)
+    assert problem["services"] == {"redis": "OK", "postgres": "OK"}
+    assert int(headers["Retry-After"]) > 0
+    monkeypatch.undo()
+
+    async def is_ready() -> bool:
+        return (await client.ask("GET", "/readyz"))[0] == 200
+
+    await eventually(is_ready)
+    assert (await client.buy())[0] == 200
 
 
 async def test_the_gate_sells_while_the_ledger_is_away(client: Client, stack: Stack) -> None:

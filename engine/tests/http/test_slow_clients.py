@@ -66,6 +66,10 @@ async def test_a_connection_without_a_whole_request_is_closed(
 GET = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
 ODD = HEAD.replace(b"Host", b"Accept-Encoding: x, y\r\nTE: trailers\r\nHost")
 """A head that aiohttp reads, not the fast path."""
+CHUNKED, ODD_CHUNKED = (
+    head.replace(b"Content-Length: 28", b"Transfer-Encoding: chunked") for head in (HEAD, ODD)
+)
+CHUNK, END = b"1c\r\n" + BODY + b"\r\n", b"0\r\n\r\n"
 
 
 @pytest.mark.parametrize(
@@ -73,7 +77,8 @@ ODD = HEAD.replace(b"Host", b"Accept-Encoding: x, y\r\nTE: trailers\r\nHost")
     [
         (HEAD[:40],), (HEAD,), (HEAD[:40], HEAD[40:80]), (GET[:10],), (GET, GET[:10]), (GET + GET[:10],),
         (HEAD + BODY, HEAD[:9]), (HEAD + BODY, HEAD), (ODD + BODY, GET[:9]), (ODD + BODY + GET[:9],),
-        (ODD, BODY, GET[:9]), (ODD, BODY + GET[:9]), (b"\r\n",),
+        (ODD, BODY, GET[:9]), (ODD, BODY + GET[:9]), (b"\r\n",), (CHUNKED,), (CHUNKED, CHUNK),
+        (ODD_CHUNKED, CHUNK + END + GET[:9]),
     ],
 )  # fmt: skip
 async def test_a_head_that_has_begun_and_stays_away_is_dropped_long_before_an_idle_connection(
@@ -83,11 +88,18 @@ async def test_a_head_that_has_begun_and_stays_away_is_dropped_long_before_an_id
         async with asyncio.timeout(30):
             said = await talk(port, *pieces)
         assert said.count(b"HTTP/1.1 200") == sum(
-            piece.startswith((GET, HEAD + BODY, ODD)) for piece in pieces
+            piece.startswith((GET, HEAD + BODY, ODD, ODD_CHUNKED)) for piece in pieces
         )
 
 
-@pytest.mark.parametrize("pieces", [(), (GET,), (HEAD + BODY,), (HEAD, BODY), (ODD + BODY,), (ODD, BODY)])
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        (), (GET,), (HEAD + BODY,), (HEAD, BODY), (ODD + BODY,), (ODD, BODY),
+        (CHUNKED + CHUNK + END,), (CHUNKED, CHUNK + END),
+        (ODD_CHUNKED + CHUNK + END,), (ODD_CHUNKED, CHUNK + END),
+    ],
+)  # fmt: skip
 async def test_an_idle_connection_outlasts_the_time_for_a_request(
     settings_without_bus: Settings, pieces: tuple[bytes, ...]
 ) -> None:

@@ -14,6 +14,7 @@ from engine.errors import LedgerUnavailable
 from engine.ledger import migrating
 from engine.ledger.ledger import Ledger
 from engine.ledger.migrating import MIGRATIONS, Migration
+from engine.model.lot import Lot
 from engine.model.order import OrderStatus
 from engine.model.sale import Sale
 from engine.tests.orders import ids, make_terms, reserve
@@ -151,3 +152,30 @@ async def test_tables_of_another_program_are_left_alone(bare_ledger: Ledger, pos
     with pytest.raises(LedgerUnavailable, match='column "order_id" does not exist'):
         await bare_ledger.migrate()
     assert await read(postgres_db, "SELECT to_regclass('sales')") == [(None,)]
+
+
+async def test_lots_of_many_sales_are_settled_without_the_function_for_them(
+    bare_ledger: Ledger, postgres_db: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An older schema lacks it, and a role that read about the schema of before lacks the right to it."""
+    monkeypatch.setattr(migrating, "MIGRATIONS", [each for each in MIGRATIONS if each.number < 30])
+    await bare_ledger.migrate()
+    sales = [await bare_ledger.open_sale(make_terms(4, product_id)) for product_id in (1, 2)]
+    confirmed = {OrderStatus.CONFIRMED: 2}
+    assert (await bare_ledger.settle([*map(reserve_one, sales)], {})).settled == confirmed
+    monkeypatch.undo()
+    assert await bare_ledger.migrate() == [name for name in NAMES if name >= "0030"]
+    role = postgres_db.rpartition("/")[2] + "_role"
+    await execute(
+        postgres_db,
+        f"CREATE ROLE {role}; GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA public TO {role};"
+        "REVOKE EXECUTE ON FUNCTION settle_many FROM PUBLIC",
+    )
+    async with await Ledger.connect(f"{postgres_db}?role={role}") as ledger:
+        assert (await ledger.settle([*map(reserve_one, sales)], {})).settled == confirmed
+    await execute(postgres_db, f"DROP OWNED BY {role}; DROP ROLE {role}")
+    assert await read(postgres_db, "SELECT sum(sold) FROM sales") == [(4,)]
+
+
+def reserve_one(sale: Sale) -> Lot:
+    return reserve(sale)[0]

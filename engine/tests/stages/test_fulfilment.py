@@ -1,8 +1,10 @@
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import aio_pika
+import asyncpg
 import msgspec
 import pytest
 from prometheus_client import REGISTRY
@@ -16,6 +18,7 @@ from engine.gate.outbox import Outbox
 from engine.ledger.ledger import Ledger
 from engine.local.stack import Stack
 from engine.model.lot import Lot, encode_lots
+from engine.model.sale import Sale
 from engine.payment.gateway import PaymentGateway
 from engine.payment.simulated import SimulatedGateway
 from engine.settings import Settings
@@ -36,6 +39,7 @@ from engine.tests.backend import (
     until_settled,
 )
 from engine.tests.orders import SHARD, accept, ids, mark_pending, reserve
+from engine.tests.test_server import eventually
 
 
 @pytest.fixture(params=["bus", "outbox"])
@@ -230,6 +234,59 @@ async def test_what_is_not_settled_by_the_end_of_the_drain_time_is_kept(
     await run_fulfilment(absent, stop)
     assert await redis.xlen(SHARD.outbox) == 1
     assert len(await read_pending(redis, SHARD)) == 5
+
+
+@asynccontextmanager
+async def held(settings: Settings, sale: Sale) -> AsyncIterator[None]:
+    """Hold a sale's row, as an operator's open transaction does."""
+    connection = await asyncpg.connect(settings.postgres_url)
+    async with connection.transaction():
+        await connection.execute("SELECT FROM sales WHERE sale_id = $1 FOR UPDATE", sale.sale_id)
+        yield
+    await connection.close()
+
+
+async def test_a_sale_that_is_held_holds_up_no_other(redis: Redis, any_settings: Settings) -> None:
+    settings = msgspec.structs.replace(any_settings, fulfilment_batch=20, fulfilment_in_flight=2)
+    sale, other = await open_sale(settings, redis), await open_sale(settings, redis, product_id=2)
+    mine, theirs = reserve(sale, 100, size=5), reserve(other, 100, size=5)
+    mixed = [lot for pair in zip(mine, theirs, strict=True) for lot in pair]
+
+    async with running(settings, *stages(settings)):
+        async with held(settings, sale):
+            await accept(redis, mixed, entry_size=50)
+            await eventually(lambda: has_orders(settings, theirs))
+            assert not set(ids(mine)) & (await read_statuses(settings)).keys()
+            # A batch of that sale alone.
+            late = reserve(sale, 20)
+            await accept(redis, late)
+            lates = reserve(other, 20)
+            await accept(redis, lates)
+            theirs += lates
+            await eventually(lambda: has_orders(settings, theirs))
+            assert await read_sold(settings, sale) == 0
+        await until_settled(redis)
+    assert await read_statuses(settings) == dict.fromkeys([*ids(mixed), *ids(late), *ids(lates)], CONFIRMED)
+    assert (await read_sold(settings, sale), await read_sold(settings, other)) == (120, 120)
+
+
+async def test_a_stop_leaves_orders_of_a_sale_that_is_held_to_the_next_start(
+    redis: Redis, any_settings: Settings
+) -> None:
+    sale, other = await open_sale(any_settings, redis), await open_sale(any_settings, redis, product_id=2)
+    mine, theirs = reserve(sale, 5), reserve(other, 5)
+    async with held(any_settings, sale):
+        async with running(any_settings, *stages(any_settings)):
+            await accept(redis, [*mine, *theirs])
+            await eventually(lambda: has_orders(any_settings, theirs))
+        assert (await read_statuses(any_settings)).keys() == set(ids(theirs))
+    async with running(any_settings, *stages(any_settings)):
+        await until_settled(redis)
+    assert await count_statuses(any_settings) == {CONFIRMED: 10}
+
+
+async def has_orders(settings: Settings, lots: Sequence[Lot]) -> bool:
+    return set(ids(lots)) <= (await read_statuses(settings)).keys()
 
 
 async def test_fulfilment_counts_each_order_once(redis: Redis, settings_without_bus: Settings) -> None:

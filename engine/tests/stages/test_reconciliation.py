@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import shutil
+import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from functools import partial
@@ -32,8 +34,9 @@ from engine.stages.lifecycle import Pause
 from engine.stages.reconciliation import Reconciliation, reconciling
 from engine.stages.relay import run_relay
 from engine.tests.backend import CONFIRMED, FAILED, read_statuses, running, until_relayed, until_settled
-from engine.tests.gate.test_watch import gate_sells
+from engine.tests.gate.test_watch import gate_sells, restart
 from engine.tests.orders import SHARD, make_terms, mark_pending, read_stock, reserve
+from engine.tests.services import execute
 from engine.tests.test_server import PROGRAM, environment_of, eventually, get, post, serving
 from engine.tests.test_server import buy as buy_over_http
 
@@ -277,6 +280,71 @@ async def test_a_new_server_is_compared_with_the_ledger_since_its_writers_may_be
 
         await eventually(is_closed)
         keeper.cancel()
+
+
+async def test_what_a_copy_has_sold_again_hides_nothing_that_it_lacks(
+    settings_without_bus: Settings, redis: Redis, ledger: Ledger, stack: Stack
+) -> None:
+    data, copy = stack.data_dir / "redis", stack.data_dir / "redis-copy"
+
+    def bring_back() -> None:
+        shutil.rmtree(data)
+        copy.rename(data)
+
+    first = Gate(settings_without_bus)
+    await open_sale(ledger, first, stock=10)
+    await buy(first, 2)
+    await eventually(lambda: redis.hexists(SHARD.fence, "server"))
+    shutil.copytree(data, copy)
+    await buy(first, 2)
+    async with running(settings_without_bus, run_fulfilment):
+        await until_settled(redis)
+    # Whoever sold and settled this is gone. Its copy sells again, and its successor has all of that.
+    await first.close()
+    for prepare in (bring_back, lambda: None):
+        await restart(stack, prepare)
+        gate = Gate(settings_without_bus)
+        await eventually(partial(gate_sells, gate))
+        await gate.close()
+    async with reconciling(settings_without_bus) as reconciliation:
+        assert await reconciliation.is_outdated()
+        await redis.hdel(SHARD.fence, "copies")
+        assert not await reconciliation.is_outdated(), "what it sold is newer than all that it lacks"
+        await reconciliation.close(await reconciliation.read_generation())
+        async with running(settings_without_bus, run_fulfilment):
+            await eventually(reconciliation.is_open)
+        assert not await reconciliation.is_outdated()
+    assert await redis.hget(SHARD.sale(1), "remaining") == b"4"
+
+
+@pytest.mark.parametrize("is_wiped", [True, False])
+async def test_a_ledger_that_forgot_generations_lets_the_gate_open(
+    settings_without_bus: Settings, redis: Redis, gate: Gate, ledger: Ledger, is_wiped: bool
+) -> None:
+    url = settings_without_bus.postgres_url
+    assert url
+    await open_sale(ledger, gate, stock=10)
+    # The clock of the server before was a day ahead.
+    latest = await ledger.next_generation(round(time.time()) + 86_400)
+
+    async def is_ahead() -> bool:
+        return await read_generations(redis, [SHARD]) >= [latest]
+
+    async with running(settings_without_bus, run_fulfilment):
+        await eventually(is_ahead)
+        await eventually(partial(gate_sells, gate))
+        await until_settled(redis)
+        await execute(url, "UPDATE gate SET generation = 1")
+        if is_wiped:
+            await redis.flushall()
+        else:
+            async with reconciling(settings_without_bus) as reconciliation:
+                await reconciliation.close(await reconciliation.read_generation())
+        await eventually(partial(gate_sells, gate))
+        await until_settled(redis)
+    assert await redis.hget(SHARD.sale(1), "remaining") == b"%d" % (
+        10 - len(await read_statuses(settings_without_bus))
+    )
 
 
 async def test_a_gate_that_accepts_while_it_is_compared_with_the_ledger_is_not_outdated(

@@ -1,10 +1,15 @@
 """A stage's process prepares itself for a crowd, and ends when it is told to, whatever hangs in it."""
 
+import asyncio
 import resource
+import ssl
 import subprocess
 import sys
 
-from engine.stages.process import READY
+import pytest
+import uvloop
+
+from engine.stages.process import READY, ignore_closed_tls
 
 LOWERED = """
 import resource
@@ -49,3 +54,35 @@ def test_a_stage_that_hangs_ends_all_the_same_when_it_is_told_to_stop() -> None:
     assert process.stdout.readline() == READY
     process.communicate(timeout=60)
     assert process.returncode == 1
+
+
+def test_a_tls_connection_that_was_closed_leaves_nothing_in_the_log_and_any_other_error_does(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def close_and_write() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(ignore_closed_tls)
+        async with await asyncio.start_server(lambda _, to: to.transport.abort(), "127.0.0.1", 0) as server:
+            address = server.sockets[0].getsockname()
+            closed, _ = await loop.create_connection(asyncio.Protocol, *address)
+            closed.abort()
+            error = None
+            while error is None:
+                await asyncio.sleep(0)
+                try:
+                    closed.write(b"x")
+                except RuntimeError as caught:
+                    # What uvloop raises within its own callback, and hands to the handler.
+                    error = caught
+            what = "Fatal error on SSL protocol"
+            loop.call_exception_handler({"message": what, "exception": error, "transport": closed})
+            assert not caplog.records
+            for context in (
+                {"message": what, "exception": ssl.SSLError("broken"), "transport": closed},
+                {"message": "another", "exception": error, "transport": closed},
+                {"message": "without an exception"},
+            ):
+                loop.call_exception_handler(context)
+
+    uvloop.run(close_and_write())
+    assert len(caplog.records) == 3

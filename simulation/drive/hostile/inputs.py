@@ -19,6 +19,7 @@ from simulation.drive.hostile.request import (
     unframed,
 )
 
+_LENGTH: Final = re.compile(rb"Content-Length: \d+")
 _NAMED: Final = re.compile(rb"productId[^0-9]{0,16}([0-9]*)")
 _KEYS: Final = (
     b"", b" ", b"a b", b"k" * 129, b"k" * 4_000, b"\t", b"a\tb", b"\xe9", b"\xff",
@@ -128,10 +129,25 @@ def _spell(chance: Random) -> bytes:
 
 
 def _spelling(chance: Random) -> HostileRequest:
+    """Send a purchase that some client might send, with its body chunked or not; some end their side then."""
     text = _spell(chance)
+    if text.startswith(LINE) and chance.random() < 0.3:
+        text = _chunk(chance, text)
     end = text.index(b"\r\n\r\n") + 4
     pieces = chance.choice([(text,), (text[:end], text[end:]), (text[:60], text[60:]), cut(chance, text)])
-    return HostileRequest(pieces, whole=True, valid=True)
+    then = Then.FIN if chance.random() < 0.2 else Then.LISTEN
+    return HostileRequest(pieces, then, whole=True, valid=True)
+
+
+def _chunk(chance: Random, text: bytes) -> bytes:
+    """Return a request with its body in chunks, mostly in one."""
+    head, _, body = text.partition(b"\r\n\r\n")
+    size = chance.choice([len(body), len(body), 20, 7, 1])
+    chunks = [body[start : start + size] for start in range(0, len(body), size)]
+    head = _LENGTH.sub(b"Transfer-Encoding: chunked", head)
+    return (
+        head + b"\r\n\r\n" + b"".join(b"%X\r\n%b\r\n" % (len(each), each) for each in chunks) + b"0\r\n\r\n"
+    )
 
 
 def _valid(chance: Random) -> bytes:

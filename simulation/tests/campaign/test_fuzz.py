@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import re
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,9 @@ def test_every_kind_is_drawn_and_none_buys_from_the_judged_sale() -> None:
     known = (str(DECOY).encode(), str(SMUGGLED).encode())
     for kind, hostile in drawn:
         text = b"".join(hostile.pieces)
+        if kind == "spelling":
+            # Its chunks may cut a name or a number.
+            text = re.sub(rb"\r\n[0-9A-F]{1,2}\r\n", b"", text)
         if kind == "mutation":
             digits = text.partition(b'"productId":')[2][:19]
             assert not digits.rstrip(b"}").isdigit() or len(digits) > 12

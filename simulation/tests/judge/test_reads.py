@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from simulation.judge.numbers.reads import measure_reads
@@ -22,6 +22,7 @@ from simulation.tests.histories import (
     at,
     history_of,
     judge,
+    judging,
     order_rows,
     play,
     play_and_look,
@@ -262,7 +263,7 @@ def runs(draw: st.DrawFn) -> Run:
     return *play_and_look(asks, looks, sales), restocks
 
 
-@settings(deadline=None, max_examples=50)
+@judging(runs=50)
 @given(runs())
 def test_what_a_correct_engine_shows_is_true(run: Run) -> None:
     history, reads, state, restocks = run
@@ -304,7 +305,7 @@ def sell_everything(run: Run, random: Random) -> pd.DataFrame:
 
 
 @pytest.mark.parametrize("lie", [deny_an_order, end_otherwise, miscount, sell_everything])
-@settings(deadline=None, max_examples=10)
+@judging(runs=10)
 @given(run=runs(), seed=st.integers(0, 2**32))
 def test_any_lie_is_caught(lie: Callable[[Run, Random], pd.DataFrame], run: Run, seed: int) -> None:
     history, _, state, restocks = run

@@ -7,7 +7,7 @@ from random import Random
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from simulation.judge.verdict import verdict
@@ -19,6 +19,7 @@ from simulation.tests.histories import (
     broken,
     edited,
     judge,
+    judging,
     order_rows,
     play,
     with_orders,
@@ -57,7 +58,7 @@ def runs(draw: st.DrawFn) -> tuple[pd.DataFrame, Played]:
     return play(asks, sales)
 
 
-@settings(deadline=None, max_examples=60)
+@judging(runs=60)
 @given(runs())
 def test_every_correct_run_passes(run: tuple[pd.DataFrame, Played]) -> None:
     checks = judge(*run)
@@ -158,7 +159,7 @@ CORRUPTIONS: list[Corruption] = [
 
 
 @pytest.mark.parametrize("corrupt", CORRUPTIONS)
-@settings(deadline=None, max_examples=15)
+@judging(runs=15)
 @given(run=runs(), seed=st.integers(0, 2**32))
 def test_any_single_corruption_is_caught(
     corrupt: Corruption, run: tuple[pd.DataFrame, Played], seed: int

@@ -6,7 +6,7 @@ from dataclasses import replace
 import msgspec
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from simulation.judge.rules.pairing import find_keys, name_orders, with_keys
 from simulation.judge.verdict import verdict
@@ -18,6 +18,7 @@ from simulation.tests.histories import (
     at,
     broken,
     judge,
+    judging,
     order_rows,
     play,
     with_orders,
@@ -77,7 +78,7 @@ VEILS = [hide_keys, hide_times, hide_ids, know_by_http_alone, hide_all]
 
 
 @pytest.mark.parametrize("veil", VEILS)
-@settings(deadline=None, max_examples=12)
+@judging(runs=12)
 @given(run=runs())
 def test_a_correct_engine_passes_before_any_witness(veil: Veil, run: Run) -> None:
     checks = judge(*veil(*run))
