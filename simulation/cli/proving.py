@@ -20,7 +20,7 @@ from simulation.cli.shared import (
 )
 from simulation.scenario.loading import load_scenario
 
-BUG_EXAMPLES = 2_000
+BUG_EXAMPLES = 200
 """Most examples in which a deliberate bug should show."""
 
 
@@ -199,8 +199,14 @@ def model(names: tuple[str, ...], large: bool, bugs: bool, within_s: float | Non
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="The first seed.")
 @click.option("--bugs", is_flag=True, help="Try deliberate bugs instead, each until it shows.")
 @click.option("--only", multiple=True, metavar="BUG", help="Only this bug.")
+@click.option(
+    "--examples", type=click.IntRange(1), default=BUG_EXAMPLES, show_default=True,
+    help="Most examples of a bug.",
+)  # fmt: skip
 @out_option("interleave")
-def interleave(minutes: float, seed: int, bugs: bool, only: tuple[str, ...], folder: Path) -> None:
+def interleave(
+    minutes: float, seed: int, bugs: bool, only: tuple[str, ...], examples: int, folder: Path
+) -> None:
     """Take the engine's real steps in any order, with crashes, lost answers and lost memories in between.
 
     Each 25 examples have a seed; the same seed gives the same examples. What is wrong is made as short as
@@ -214,7 +220,7 @@ def interleave(minutes: float, seed: int, bugs: bool, only: tuple[str, ...], fol
         tried = []
         with private_stack() as stack:
             for name in only or load_bugs():
-                tried.append(attempt(name, stack, BUG_EXAMPLES, seed, shrink=bool(only)))
+                tried.append(attempt(name, stack, examples, seed, shrink=bool(only)))
                 found = tried[-1].found
                 say(
                     f"{name}: {f'shows after {found.examples} examples' if found.faults else 'does not show'}"

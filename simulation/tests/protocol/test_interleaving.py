@@ -9,7 +9,6 @@ from engine.model.purchase import Outcome
 from engine.model.sale import SaleTerms
 from simulation.campaign.mutation import copy_engine, mutate
 from simulation.protocol.hunt import (
-    BLOCK,
     load_bugs,
     load_edits,
     play,
@@ -25,6 +24,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 SALE = SaleTerms(product_id=1, stock=2)
 LOCK = "PostgreSQL try_lock"
+EXAMPLES = 12
+"""With one seed; `flashsim interleave` goes on for as long as is wanted."""
 DOOR, OTHER_DOOR, RELAY, FULFILMENT, OTHER_FULFILMENT = 0, 1, 2, 4, 5
 
 
@@ -248,19 +249,19 @@ def test_a_keeper_that_lost_its_lock_writes_nothing_over_the_next_rebuild(world:
 
 
 def test_the_same_seed_gives_the_same_examples(stores: Stores) -> None:
-    once, again = (play(stores, 3, 5) for _ in range(2))
+    once, again = (play(stores, 3, 3) for _ in range(2))
     assert once.faults == again.faults == []
     assert once.steps == again.steps
     assert once.actions == again.actions
-    assert once.steps != play(stores, 4, 5).steps
+    assert once.steps != play(stores, 4, 3).steps
 
 
 def test_examples_of_every_kind_hold(stores: Stores) -> None:
     actions = set[str]()
-    for number in range(1, 7):
-        found = play(stores, number, BLOCK)
+    for number in range(1, 5):
+        found = play(stores, number, EXAMPLES)
         assert "\n".join([*found.story, *found.program, *found.faults]) == ""
-        assert found.examples >= BLOCK
+        assert found.examples >= EXAMPLES
         actions |= found.actions.keys()
     assert actions >= {
         "buy",
