@@ -17,6 +17,8 @@ T = TypeVar("T")
 
 _RESTED: Final = futures._set_result_unless_cancelled  # type: ignore[attr-defined]
 """What asyncio.sleep has called when its time is over."""
+_WAITED: Final = asyncio.tasks._release_waiter  # type: ignore[attr-defined]
+"""What asyncio.wait_for has called: the engine rests with it until a stop, and waits so for nothing else."""
 
 
 class Fate(StrEnum):
@@ -199,7 +201,7 @@ class StepLoop(asyncio.AbstractEventLoop):
         self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> asyncio.TimerHandle:
         timer = _Timer(when, callback, args, self, context)
-        if callback is _RESTED:
+        if callback in (_RESTED, _WAITED):
             actor = _CURRENT.get()
             if actor.alive:
                 step = Step(f"rest {when - self.time():.3g}", asyncio.current_task(), lambda _: timer.end())

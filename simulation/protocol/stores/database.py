@@ -138,6 +138,9 @@ class StepSession:
             statements.partition(";")[0].lower(), lambda session: session.execute(statements)
         )
 
+    def is_in_transaction(self) -> bool:
+        return self._session is not None and self._session.is_in_transaction()
+
     def transaction(self) -> "_Transaction":
         return _Transaction(self)
 
