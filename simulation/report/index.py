@@ -12,6 +12,7 @@ from simulation.judge.figures import FIGURES, Run
 from simulation.record.series import SeriesRecord, read_series
 from simulation.report.page import fill_page
 from simulation.report.plots.comparison import draw_spread
+from simulation.report.plots.responsive import make_plot
 from simulation.report.report import THUMBNAIL
 from simulation.report.trend import HEIGHT, WIDTH, find_trends
 from simulation.report.words import figure, percent
@@ -136,7 +137,7 @@ def write_series_page(series: SeriesRecord, runs: Sequence[Run], folder: Path) -
         tests=tests,
         needed=count_runs_needed(LEVEL),
         needed_together=count_runs_needed(LEVEL / max(tests, 1)),
-        plots={"spread": spread.to_svg("spread")} if spread else {},
+        plots={"spread": make_plot(spread)} if spread else {},
     )
     (folder / "series.html").write_text(text, encoding="utf-8")
 
