@@ -26,6 +26,8 @@ from simulation.report.plots.canvas import MOMENT, NARROW, WIDE, Canvas
 _SVG: Final = "{http://www.w3.org/2000/svg}"
 _LINK: Final = "{http://www.w3.org/1999/xlink}href"
 _ANCHORS: Final = {"left": "start", "right": "end", "center": "middle"}
+LARGER: Final = 1.1
+"""The words of a page are so much larger than those of a figure (pages/style.html)."""
 _BELOW_PX: Final = {"top": 9.0, "center": 3.5}
 """From the place of a text to its baseline."""
 
@@ -111,7 +113,7 @@ def make_plot(canvas: Canvas) -> Plot:
         keys = [_describe(*each) for each in zip(*axes.get_legend_handles_labels(), strict=True)]
         view = f"{box.x0:.1f} {top:.1f} {box.width:.1f} {box.height:.1f}"
         panels.append(Panel(title, height, keys, shown, dots, view, _write(group)))
-    return Plot(round(canvas.panels[0].bbox.x0), panels)
+    return Plot(round(LARGER * canvas.panels[0].bbox.x0), panels)
 
 
 def to_svg(figure: Figure) -> str:

@@ -223,7 +223,7 @@ def test_plots_take_their_colours_from_the_page(passed: Path) -> None:
     drawings = re.findall(r"<figure.*?</figure>", page, re.DOTALL)
     assert len(drawings) == len(PLOTS)
     assert {colour for svg in drawings for colour in re.findall(r"#[0-9a-f]{6}\b", svg)} <= {"#000000"}
-    assert all("var(--ink)" in svg for svg in drawings)
+    assert all("var(--muted)" in svg for svg in drawings)
     ids = re.findall(r' id="([^"]+)"', page)
     assert len(ids) == len(set(ids))
 
