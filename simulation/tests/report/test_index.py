@@ -54,7 +54,11 @@ def test_it_lists_campaigns_and_the_trend_of_runs_of_the_same_load(tmp_path: Pat
         load = summary["load"] | {"requests": 28_400 + 100 * number if number < 5 else 90_000}
         times = {"started_at": f"2026-01-0{number}T00:00:00.000Z", "load": load, "time_to_sell_out_s": number}
         (place / "summary.json").write_text(json.dumps(summary | times))
-    for kind, rows in (("matrix", {"cells": [{"verdict": "pass"}, {"verdict": "fail"}]}), ("bench", {})):
+    for kind, rows in (
+        ("matrix", {"cells": [{"verdict": "pass"}, {"verdict": "fail"}]}),
+        ("worth", {"cases": [{"flashgrid": {"verdict": "pass"}}]}),
+        ("bench", {}),
+    ):
         (tmp_path / kind).mkdir()
         result = {"started_at": "2026-01-01T00:00:00Z", **rows}
         (tmp_path / kind / f"{kind}.json").write_text(json.dumps(result))
@@ -64,6 +68,7 @@ def test_it_lists_campaigns_and_the_trend_of_runs_of_the_same_load(tmp_path: Pat
     assert (
         '<a href="matrix/matrix.html">matrix</a>, 2026-01-01: <span class="fail">1 of 2 passed</span>' in page
     )
+    assert '<a href="worth/worth.html">worth</a>, 2026-01-01: <span class="pass">1 of 1 passed</span>' in page
     assert '<a href="bench/bench.md">bench</a>, 2026-01-01.' in page
     assert "soak" not in page
     [trend] = find_trends([(entry.name, entry.summary) for entry in list_runs(tmp_path)])
