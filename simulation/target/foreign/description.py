@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, Literal, get_args
 import msgspec
 from msgspec import Meta
 
-from simulation.errors import EngineError
+from simulation.errors import EngineError, suggest
 from simulation.model.contract import Buy, Contract, Init, OrderRead, Outcome, Part, Request, StockRead
 from simulation.scenario.fault import STAGES
 from simulation.scenario.schema import Scenario
@@ -84,8 +84,10 @@ def load_description(name_or_path: str) -> Description:
     path = Path(name_or_path)
     if path.suffix != ".toml" and len(path.parts) == 1:
         if path.name not in list_descriptions():
+            known = list_descriptions()
+            meant = suggest(path.name, known)
             raise EngineError(
-                f"no engine {path.name!r}; there are: {', '.join(list_descriptions())}, or a FILE.toml"
+                f"no engine {path.name!r}{meant}; there are: {', '.join(known)}, or a FILE.toml"
             )
         path = LIBRARY / f"{path.name}.toml"
     try:

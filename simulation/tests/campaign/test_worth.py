@@ -71,8 +71,11 @@ def test_the_page_shows_both_engines_side_by_side(tmp_path: Path) -> None:
     worth.rates.append(Rate(state="accepting", offered_rps=9_000, textbook_rps=100, flashgrid_rps=2_000))
     write_worth(worth, tmp_path)
     text = (tmp_path / "worth.md").read_text()
-    assert "| front door killed | textbook | fail | 40 | 39 | 5 | 4 | 2 | 10 |" in text
-    assert "| front door killed | flashgrid | pass |" in text
+    assert (
+        "| front door killed | textbook | [fail](kill-textbook/report.html) | 40 | 39 | 5 | 4 | 2 | 10 |"
+        in text
+    )
+    assert "| front door killed | flashgrid | [pass](kill-flashgrid/report.html) |" in text
     assert "| accepting | 9,000 | 100 | 2,000 | 20.0 |" in text
     assert "Flashgrid passes 1 of 1 cases" in (tmp_path / "worth.html").read_text()
 
