@@ -46,13 +46,15 @@ def test_it_lists_every_run_and_nothing_else(tmp_path: Path) -> None:
 
 def test_it_lists_campaigns_and_the_trend_of_runs_of_the_same_load(tmp_path: Path) -> None:
     summary = make_run(tmp_path / "run")
-    for number in range(1, 6):
+    for number in range(1, 7):
         place = tmp_path / f"run-{number}"
         place.mkdir()
         (place / "report.html").write_text("")
         # The last of them is another load.
         load = summary["load"] | {"requests": 28_400 + 100 * number if number < 5 else 90_000}
         times = {"started_at": f"2026-01-0{number}T00:00:00.000Z", "load": load, "time_to_sell_out_s": number}
+        if place.name == "run-6":  # the same load, under a fault
+            times |= {"load": summary["load"], "faults": [{"kind": "kill", "on": "relay"}]}
         (place / "summary.json").write_text(json.dumps(summary | times))
     for kind, rows in (
         ("matrix", {"cells": [{"verdict": "pass"}, {"verdict": "fail"}]}),
