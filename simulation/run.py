@@ -20,7 +20,7 @@ from engine.model.sale import Sale
 from engine.settings import read_settings
 from engine.stages.lifecycle import running
 from simulation.drive.driver import Drive, DriveResult, LoadSpec, drive
-from simulation.drive.plan import Plan, build_plan
+from simulation.drive.plan import Plan, build_plan, give_tokens
 from simulation.drive.progress import Progress, find_abort
 from simulation.errors import RunError
 from simulation.faults.injector import Injector, check_targets
@@ -123,6 +123,7 @@ async def run(
     lasting = target is not None or services is not None
     scenario = engine.fit(scenario, say)
     plan = build_plan(scenario, key_prefix=f"{datetime.now(UTC):%Y%m%d%H%M%S%f}-" if lasting else "")
+    plan = give_tokens(plan, engine.tokens) if engine.tokens else plan
     try:
         async with AsyncExitStack() as cleanup:
             if target is None:

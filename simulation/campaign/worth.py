@@ -1,6 +1,6 @@
 """What the design is worth: the same crowd and faults at the textbook and at Flashgrid, and both rates.
 
-Writes worth.json, worth.md and worth.html into its folder, and the record of each run without its report.
+Writes worth.json, worth.md and worth.html into its folder, beside the record of each run and a brief report.
 """
 
 import asyncio
@@ -14,9 +14,9 @@ import pandas as pd
 
 from engine.bus.connection import connect_bus
 from simulation.campaign.suite import Suite, empty_services, tell_duration
-from simulation.record.facts import write_json
+from simulation.errors import RunError
+from simulation.record.facts import read_part
 from simulation.record.history import read_history
-from simulation.record.manifest import seal
 from simulation.record.series import drop_record
 from simulation.report.page import write_tables
 from simulation.run import Say, run
@@ -24,7 +24,7 @@ from simulation.scenario.loading import load_scenario
 from simulation.scenario.schema import Scenario
 from simulation.target.foreign.engine import FLASHGRID_ENGINE, Engine, find_engine
 from simulation.target.services import Services
-from simulation.verdict import judge_run
+from simulation.verdict import judge_run, write_products
 
 RUN_S: Final = 30
 """What a run takes, with its start and its end."""
@@ -192,7 +192,7 @@ def make_outcome(summary: dict[str, Any], engine: str, folder: str, seed: int, t
 
 
 async def _run_one(scenario: Scenario, engine: Engine, place: Path, services: Services) -> dict[str, Any]:
-    """Run a scenario on emptied services and write its summary."""
+    """Run a scenario on emptied services and write its summary and a brief report."""
     if engine.described and engine.described.sql and engine.described.sql.queue:
         async with (
             await connect_bus(str(services.amqp_url), "worth") as bus,
@@ -203,8 +203,7 @@ async def _run_one(scenario: Scenario, engine: Engine, place: Path, services: Se
         name = f"flashsim run {scenario.name}" + (f" --engine {engine.name}" if engine.described else "")
         await run(scenario, place, lambda _: None, services=fresh, engine=engine, command=name)
     summary = await asyncio.to_thread(judge_run, place)
-    write_json(summary, place / "summary.json")
-    seal(place, ["summary.json"])
+    await asyncio.to_thread(write_products, place, summary, True)
     return summary
 
 
@@ -222,7 +221,6 @@ async def _measure_rate(state: str, stock: int, engine: Engine, folder: Path, se
     await _run_one(scenario, engine, place, services)
     rate = count_answers(read_history(place / "history.parquet"))
     drop_record(place)
-    (place / "manifest.json").unlink(missing_ok=True)
     return rate
 
 
@@ -231,6 +229,21 @@ def count_answers(history: pd.DataFrame) -> float:
     decided = history[history["outcome"].isin(["ACCEPTED", "SOLD_OUT"])]
     done_s = decided["done_ns"].astype("float64") / 1e9
     return round(float(done_s.between(*WINDOW_S).sum()) / (WINDOW_S[1] - WINDOW_S[0]), 1)
+
+
+def draw_again(folder: Path) -> None:
+    """Write the page, and the report of each run whose record is kept, from what is in the folder.
+
+    Raises RunError if it can't be read.
+    """
+    worth = read_part(folder, "worth.json", Worth)
+    if worth is None:
+        raise RunError(f"{folder}: has no worth.json")
+    for case in worth.cases:
+        for outcome in (case.textbook, case.flashgrid):
+            place = folder / outcome.folder
+            write_products(place, judge_run(place), brief=True)
+    write_worth(worth, folder)
 
 
 def write_worth(worth: Worth, folder: Path) -> None:

@@ -65,18 +65,27 @@ def explain(folder: Path, what: tuple[str, ...], as_json: bool) -> None:
 def report(folder: Path) -> None:
     """Judge again what a run recorded in its folder RUN, and write its summary, plots and report again.
 
-    Of a series, write its page again.
+    Of a series, a benchmark or what the design is worth, write the page again.
     """
+    from simulation.bench.page import read_bench, write_page
+    from simulation.campaign.worth import draw_again
     from simulation.record.series import SERIES
     from simulation.verdict import finish_run, finish_series
 
-    of_series = (folder / SERIES).exists()
-    if of_series:
+    page = "report.html"
+    if (folder / SERIES).exists():
         finish_series(folder)
+        page = "series.html"
+    elif (folder / "bench.json").exists():
+        write_page(read_bench(folder), folder)
+        page = "bench.md"
+    elif (folder / "worth.json").exists():
+        draw_again(folder)
+        page = "worth.html"
     else:
         finish_run(folder)
     list_anew(folder)
-    click.echo(f"report: {folder / ('series.html' if of_series else 'report.html')}")
+    click.echo(f"report: {folder / page}")
 
 
 @click.command(short_help="Write the page that lists all runs.")

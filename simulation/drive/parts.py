@@ -63,6 +63,7 @@ def deal(
             user_id=plan.user_id[ops],
             product_id=plan.product_id[ops],
             key=np.array([key or "" for key in plan.key[ops]], np.str_),
+            token=np.array([""] * len(plan.key[ops]) if plan.token is None else plan.token[ops], np.str_),
             pause_ns=np.empty(0) if plan.pause_ns is None else plan.pause_ns[ops],
             poll_ns=np.empty(0) if plan.poll_ns is None else plan.poll_ns[ops],
         )
@@ -79,12 +80,21 @@ def prepare_loop(kind: type[Loop], job: Job, plan_file: str | IO[bytes]) -> Loop
     with np.load(plan_file) as plan:
         kinds, intended_ns, pause_ns, poll_ns, *what = (
             plan[name].tolist()
-            for name in ("kind", "intended_ns", "pause_ns", "poll_ns", "user_id", "product_id", "key")
+            for name in (
+                "kind",
+                "intended_ns",
+                "pause_ns",
+                "poll_ns",
+                "user_id",
+                "product_id",
+                "key",
+                "token",
+            )
         )
     address = job.address
     requests = [
-        address.encode_buy(user, product, key) if number == BUY else address.encode_stock(product)
-        for number, user, product, key in zip(kinds, *what, strict=True)
+        address.encode_buy(user, product, key, token) if number == BUY else address.encode_stock(product)
+        for number, user, product, key, token in zip(kinds, *what, strict=True)
     ]
     polls = Polls(poll_ns, job.reads.most, address.encode_order) if job.reads else None
     looks = {op: what[1][op] for op, number in enumerate(kinds) if number == STOCK}

@@ -1,5 +1,6 @@
 """The plan: every request of a run, decided before the run starts."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,6 +30,8 @@ class Plan:
     product_id: Integers
     key: list[str | None]
     """Idempotency keys; None where the request carries none."""
+    token: list[str] | None = None
+    """The token of each buyer; None for an engine that takes none."""
     patience: Patience | None = None
     """After which outcomes, and how often, clients retry; None: none of them does."""
     pause_ns: Integers | None = None
@@ -87,6 +90,11 @@ def build_plan(scenario: Scenario, key_prefix: str = "") -> Plan:
         poll_ns=poll_ns,
     )
     return _add_looks(plan, scenario, on_sale, reads.stock_share, streams[7]) if reads else plan
+
+
+def give_tokens(plan: Plan, tokens: Mapping[int, str]) -> Plan:
+    """Return the plan in which each buyer has the token of that user."""
+    return replace(plan, token=[tokens.get(user, "") for user in plan.user_id.tolist()])
 
 
 def _add_looks(

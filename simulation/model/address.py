@@ -31,10 +31,10 @@ class Address(msgspec.Struct, frozen=True, dict=True):
     contract: Contract = FLASHGRID
     tls: Tls | None = None
 
-    def encode_buy(self, user_id: int, product_id: int, key: str = "") -> bytes:
-        """Return the request that buys; an empty key is none."""
+    def encode_buy(self, user_id: int, product_id: int, key: str = "", token: str = "") -> bytes:
+        """Return the request that buys; an empty key is none, and an engine may take no token."""
         encoder = self._keyed if key else self._keyless
-        return encoder.encode(user_id=user_id, product_id=product_id, key=key)
+        return encoder.encode(user_id=user_id, product_id=product_id, key=key, token=token)
 
     def encode_stock(self, product_id: int) -> bytes:
         """Return the request that reads the stock of a product, if the contract has one."""

@@ -18,6 +18,7 @@ from simulation.judge.stalls import QUANTILE, Stall
 from simulation.report.page import SERIES, fill_page
 from simulation.report.plots.canvas import Course, Phase
 from simulation.report.plots.comparison import LETTERS, draw_curves, draw_spread, draw_times
+from simulation.report.plots.responsive import Plot, make_plot
 from simulation.report.words import count, figure, ms, percent
 
 MOST_SIDES: Final = len(LETTERS)
@@ -263,7 +264,7 @@ def _describe_side(side: Side, number: int, base: Path) -> dict[str, Any]:
     }
 
 
-def _draw(sides: Sequence[Side], rows: Sequence[Row]) -> dict[str, list[str]]:
+def _draw(sides: Sequence[Side], rows: Sequence[Row]) -> dict[str, Plot]:
     drawn = {"spread": draw_spread(rows) if count_series(sides) else None}
     runs = [side.runs[0] for side in sides]
     records = [run.metrics for run in runs if run.metrics is not None]
@@ -275,4 +276,4 @@ def _draw(sides: Sequence[Side], rows: Sequence[Row]) -> dict[str, list[str]]:
             "accepted": draw_curves(records, "ACCEPTED"),
             "sold_out": draw_curves(records, "SOLD_OUT"),
         }
-    return {name: canvas.to_svg(name) for name, canvas in drawn.items() if canvas}
+    return {name: make_plot(canvas) for name, canvas in drawn.items() if canvas}

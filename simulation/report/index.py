@@ -3,6 +3,8 @@
 import json
 from collections import Counter
 from collections.abc import Sequence
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -12,6 +14,7 @@ from simulation.judge.figures import FIGURES, Run
 from simulation.record.series import SeriesRecord, read_series
 from simulation.report.page import fill_page
 from simulation.report.plots.comparison import draw_spread
+from simulation.report.plots.responsive import make_plot
 from simulation.report.report import THUMBNAIL
 from simulation.report.trend import HEIGHT, WIDTH, find_trends
 from simulation.report.words import figure, percent
@@ -25,10 +28,12 @@ CAMPAIGNS: Final = {
     "pairs": ("Pairs of faults", "pairs", "verdict", "pass"),
     "mutants": ("Deliberate bugs", "trials", "outcome", "caught"),
     "soak": ("Soak", "runs", "verdict", "pass"),
+    "worth": ("What the design is worth, Flashgrid", "cases", "flashgrid.verdict", "pass"),
+    "model": ("Model of the protocol", None, "", ""),
     "bench": ("Benchmark", None, "", ""),
 }
 """What each kind of campaign is called, where its JSON lists its rows, and which of a row's fields says, by
-which word, that it is as it should be."""
+which word, that it is as it should be; `a.b` is a field of a field."""
 
 
 class Campaign(NamedTuple):
@@ -90,7 +95,7 @@ def list_campaigns(folder: Path) -> list[Campaign]:
             page = file.with_suffix(".md" if kind == "bench" else ".html")
             try:
                 result = json.loads(file.read_text(encoding="utf-8"))
-                states = [row[field] for row in result[rows]] if rows else []
+                states = [reduce(getitem, field.split("."), row) for row in result[rows]] if rows else []
                 started_at = result["started_at"]
             except (OSError, ValueError, KeyError, TypeError):
                 continue
@@ -136,7 +141,7 @@ def write_series_page(series: SeriesRecord, runs: Sequence[Run], folder: Path) -
         tests=tests,
         needed=count_runs_needed(LEVEL),
         needed_together=count_runs_needed(LEVEL / max(tests, 1)),
-        plots={"spread": spread.to_svg("spread")} if spread else {},
+        plots={"spread": make_plot(spread)} if spread else {},
     )
     (folder / "series.html").write_text(text, encoding="utf-8")
 

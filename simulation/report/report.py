@@ -21,9 +21,10 @@ from simulation.record.history import read_history
 from simulation.record.state import read_state
 from simulation.report.page import fill_page
 from simulation.report.plots import latency, load, run
-from simulation.report.plots.canvas import WIDE, Canvas, Course, Phase, to_svg
+from simulation.report.plots.canvas import Canvas, Course, Phase
 from simulation.report.plots.load import Cause, list_causes
 from simulation.report.plots.moment import draw_moment
+from simulation.report.plots.responsive import Plot, make_plot, to_svg
 from simulation.report.scenario import list_facts, tabulate_arrivals, tabulate_sales
 from simulation.report.words import FAULTS, OUTCOMES, count, ms, seconds
 from simulation.scenario.schema import DriverOptions
@@ -38,10 +39,9 @@ _ORDER: Final = ("broken", "not judged", "held", "not exercised")
 """Checks as the page lists them, by state."""
 
 _BRIEF: Final = ("throughput", "moment", "errors", "latency", "stock")
-"""The plots of a brief report, each in one form."""
+"""The plots of a brief report."""
 
-Figures = Mapping[str, Sequence[str]]
-"""Plots by name, as SVG: for a desktop and for a phone, or one for both."""
+Figures = Mapping[str, Plot]
 
 
 def write_report(run_folder: Path, brief: bool = False) -> Path:
@@ -123,7 +123,7 @@ def write_plots(
         "processes": run.draw_processes(timeline, course, summary["machine"].get("cores")),
     }
     if brief:
-        return {name: canvas.to_svg(name, [WIDE]) for name in _BRIEF if (canvas := drawn[name])}
+        return {name: make_plot(canvas) for name in _BRIEF if (canvas := drawn[name])}
     folder = run_folder / "plots"
     folder.mkdir(exist_ok=True)
     for file in folder.glob("*.png"):
@@ -132,10 +132,9 @@ def write_plots(
     for name, canvas in drawn.items():
         if canvas:
             canvas.to_png(folder / f"{name}.png")
-            figures[name] = canvas.to_svg(name)
+            figures[name] = make_plot(canvas)
     if "throughput" in figures:
-        thumbnail = to_svg(run.draw_thumbnail(history), f"run-{summary['started_at']}")
-        (folder / THUMBNAIL).write_text(thumbnail, encoding="utf-8")
+        (folder / THUMBNAIL).write_text(to_svg(run.draw_thumbnail(history)), encoding="utf-8")
     return figures
 
 

@@ -58,7 +58,7 @@ class Trend(NamedTuple):
 def find_trends(runs: Sequence[tuple[str, Summary]]) -> list[Trend]:
     """Return the trends of the runs, given as name and summary.
 
-    Only runs of the same scenario, length, stock and about as many requests are in one.
+    Only runs of the same scenario, length, stock, faults and about as many requests are in one.
     """
     groups: dict[tuple[Any, ...], list[tuple[str, Summary]]] = defaultdict(list)
     for name, summary in sorted(runs, key=lambda run: (_place(run[1]), run[1]["load"]["requests"])):
@@ -77,8 +77,9 @@ def find_trends(runs: Sequence[tuple[str, Summary]]) -> list[Trend]:
     ]
 
 
-def _place(summary: Summary) -> tuple[str, float, int]:
-    return summary["scenario"], summary["duration_s"], summary["stock"]["initial"]
+def _place(summary: Summary) -> tuple[Any, ...]:
+    faults = [(fault["kind"], fault["on"]) for fault in summary.get("faults", [])]
+    return summary["scenario"], summary["duration_s"], summary["stock"]["initial"], *faults
 
 
 def _draw(metric: str, runs: Sequence[tuple[str, Summary]]) -> Line | None:

@@ -14,7 +14,7 @@ MAX_REQUESTS = 50_000_000
 
 
 def check_scenario(scenario: Scenario) -> None:
-    """Raise ValueError, in one line that names the key at fault, for a scenario that can't be run."""
+    """Raise ValueError, with a line that names each key at fault, for a scenario that can't be run."""
     duration_s = scenario.duration_s()
     reads = scenario.population.reads
     expected = expected_requests(scenario.arrivals) * (1 + (reads.stock_share if reads else 0))
@@ -27,13 +27,16 @@ def check_scenario(scenario: Scenario) -> None:
     if scenario.chaos and scenario.faults:
         raise ValueError("chaos: draws all faults; leave either it or faults out")
     check_faults(scenario.timeline(), duration_s)
+    wrong = []
     for key, parse in (("abort_when", parse_abort), ("thresholds", parse_condition)):
         for number, text in enumerate(getattr(scenario, key)):
             try:
                 if window := parse(text).window:
                     window.find(scenario.spans(), duration_s)
             except ValueError as error:
-                raise ValueError(f"{key}.{number}: {text!r}: {error}") from None
+                wrong.append(f"{key}.{number}: {text!r}: {error}")
+    if wrong:
+        raise ValueError("\n".join(wrong))
     for name, value in scenario.engine.items():
         try:
             read_settings({}, **{name: value})

@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 
 from simulation.errors import ScenarioError, suggest
-from simulation.scenario.arrivals import peak_rps
+from simulation.scenario.arrivals import Segment, peak_rps
 from simulation.scenario.checks import check_scenario
 from simulation.scenario.condition import scale_window
 from simulation.scenario.schema import Scenario
@@ -22,7 +22,7 @@ from simulation.scenario.traces import fill_traces, read_text
 FOLDER = Path(__file__).parent / "library"
 MOST_ERRORS = 10
 UNKNOWN_KEY = "there is no such key"
-_FITTING: tuple[Any, ...] = (1, 0.5, "x", [], {})
+_FITTING: tuple[Any, ...] = (1, 0.5, "x", [], {}, "constant")
 """Values of each type, to go on behind one that is at fault."""
 
 
@@ -59,7 +59,7 @@ def load_scenario(
     `overrides` are dotted keys ("sales.0.stock", "driver.connections") and their values; `stock` is that of
     the first sale. `rate_rps` scales the arrival curve to that peak, `duration_s` to that length.
 
-    Raises ScenarioError, in one line that names the key at fault.
+    Raises ScenarioError, with a line for each key at fault.
     """
     path = _find(name_or_path)
     try:
@@ -119,7 +119,8 @@ def read_scenario(raw: Mapping[str, Any], source: str = "scenario", text: str = 
         lines = [f"{source}{_find_line(text, error)}: {error}" for error in _find_errors(raw)]
         raise ScenarioError("\n".join(lines)) from None
     except ValueError as error:
-        raise ScenarioError(f"{source}{_find_line(text, str(error))}: {error}") from None
+        lines = [f"{source}{_find_line(text, line)}: {line}" for line in str(error).splitlines()]
+        raise ScenarioError("\n".join(lines)) from None
     sales = [sale for offer in scenario.sales for sale in offer.each()]
     return msgspec.structs.replace(scenario, sales=sales)
 
@@ -204,21 +205,30 @@ def _locate(message: str) -> tuple[list[str], str]:
 def _explain(raw: Any, keys: list[str], detail: str) -> str:
     """Return a complaint with the key in front, and behind it the value, or a key that may be meant."""
     if detail in (UNKNOWN_KEY, "is missing"):
-        meant = suggest(keys[-1], _list_keys()) if detail == UNKNOWN_KEY else ""
-        return f"{'.'.join(keys)}: {detail}{meant}"
+        more = suggest(keys[-1], sorted(_list_keys() - {keys[-1]})) if detail == UNKNOWN_KEY else ""
+        if keys[0] == "arrivals" and keys[-1] == "shape":
+            more = f"; there are: {', '.join(_list_shapes())}"
+        return f"{'.'.join(keys)}: {detail}{more}"
     value = raw
     for key in keys:
         value = value[int(key)] if isinstance(value, list) else value[key]
+    if keys == ["arrivals"]:
+        return "arrivals: must be tables [[arrivals]], one for each segment or trace"
     # A message about a type or a misspelt word says by itself what it got.
     shown = f", got {value!r}" if re.match("Expected .* (of|<|>|>=|<=) |Expected.*match", detail) else ""
     return f"{'.'.join(keys) or 'scenario'}: {detail[:1].lower()}{detail[1:]}{shown}"
 
 
 @cache
-def _list_keys() -> list[str]:
+def _list_keys() -> set[str]:
     """Return every key that a scenario may have, of all its tables."""
     tables = msgspec.json.schema(Scenario)["$defs"].values()
-    return sorted({name for table in tables for name in table.get("properties", ())})
+    return {name for table in tables for name in table.get("properties", ())}
+
+
+def _list_shapes() -> list[str]:
+    """Return the words for the shape of arrivals."""
+    return sorted(str(segment.__struct_config__.tag) for segment in get_args(Segment))
 
 
 def _find_line(text: str, error: str) -> str:

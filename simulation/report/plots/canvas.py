@@ -1,12 +1,10 @@
 """How every plot looks: size, type and colours. matplotlib lays the plots out and draws them.
 
-A pixel of the page is a point of the figure. The SVG names its colours as CSS variables, so that the light
-and the dark theme of the page apply to the plots as well.
+A pixel of the page is a point of the figure.
 """
 
-import re
 from collections.abc import Mapping, Sequence
-from io import BytesIO, StringIO
+from io import BytesIO
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -28,6 +26,8 @@ DASHED: Final = (0, (3, 2))
 WIDE: Final = 860
 NARROW: Final = 350
 """Pixels: the width of a plot on a desktop and on a phone."""
+MOMENT: Final = "moment"
+"""The name of a line that marks a moment."""
 
 # For the whole process: nothing else in it draws.
 mpl.rcParams.update(
@@ -90,7 +90,7 @@ class Canvas:
 
     def __init__(self, panels: Mapping[str, int]) -> None:
         """Make an empty panel for each title, of the given height in pixels."""
-        self._heights = panels
+        self.heights = panels
         self._course = Course()
         self._names: list[Artist] = []
         self.figure = Figure()
@@ -148,7 +148,7 @@ class Canvas:
     def lay_out(self, width: int) -> None:
         """Fit keys and names into a figure of `width` pixels."""
         height = 34.0
-        for axes, (title, panel_height) in zip(self.panels, self._heights.items(), strict=True):
+        for axes, (title, panel_height) in zip(self.panels, self.heights.items(), strict=True):
             handles, labels = axes.get_legend_handles_labels()
             for columns in range(max(len(labels), 1), 0, -1):
                 legend = axes.legend(
@@ -182,7 +182,9 @@ class Canvas:
             drop = self._name(at_s, words, "ink", taken)
             for axes in self.panels:
                 reach = 1 - drop / float(top.bbox.height) if axes is top else 1
-                line = axes.axvline(at_s, ymax=reach, color=LIGHT["muted"], lw=0.9, ls=DASHED, zorder=1)
+                line = axes.axvline(
+                    at_s, ymax=reach, color=LIGHT["muted"], lw=0.9, ls=DASHED, zorder=1, gid=MOMENT
+                )
                 self._names.append(line)
 
     def _name(
@@ -207,14 +209,6 @@ class Canvas:
         self._names.append(name)
         return drop
 
-    def to_svg(self, name: str, widths: Sequence[int] = (WIDE, NARROW)) -> list[str]:
-        """Return the figure as SVG elements, one for each width of a page. See `to_svg`."""
-        forms = []
-        for width in widths:
-            self.lay_out(width)
-            forms.append(to_svg(self.figure, f"{name}-{width}"))
-        return forms
-
     def to_png(self, file: Path) -> None:
         """Write the figure on white, in twice its resolution. Raises OSError."""
         self.lay_out(WIDE)
@@ -222,26 +216,6 @@ class Canvas:
         self.figure.savefig(output, dpi=144, facecolor="white", pil_kwargs={"compress_level": 1})
         # A plot has few colours: with a palette it takes a third of the room.
         Image.open(output).convert("RGB").quantize(128).save(file, optimize=True)
-
-
-def to_svg(figure: Figure, name: str) -> str:
-    """Return the figure as an SVG element for a page that defines --ink, --blue and the other colours.
-
-    Ids in it begin with `name`, since those of several figures on one page must differ.
-    """
-    output = StringIO()
-    with mpl.rc_context({"svg.hashsalt": name}):
-        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(output, format="svg", transparent=True, metadata=nothing)
-    svg = output.getvalue()
-    svg = svg[svg.index("<svg") :]
-    # matplotlib can't be told: a tenth of a pixel is finer than any screen, and saves a third of the page.
-    svg = re.sub(r"(\.\d)\d{3,}(?=[ \n])", r"\1", svg)
-    for before in ('id="', 'href="#', "url(#"):
-        svg = svg.replace(before, f"{before}{name}-")
-    for colour, value in LIGHT.items():
-        svg = svg.replace(value, f"var(--{colour})")
-    return svg
 
 
 def note(axes: Axes, words: str, at: tuple[float, float], left: bool = False) -> None:

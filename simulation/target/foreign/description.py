@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, Literal, get_args
 import msgspec
 from msgspec import Meta
 
-from simulation.errors import EngineError
+from simulation.errors import EngineError, suggest
 from simulation.model.contract import Buy, Contract, Init, OrderRead, Outcome, Part, Request, StockRead
 from simulation.scenario.fault import STAGES
 from simulation.scenario.schema import Scenario
@@ -24,7 +24,7 @@ WORDS: Final[dict[str, Any]] = {"outcome": Outcome, "witness": WitnessKind}
 """The words that a key may have."""
 VALUES: Final = {
     "init": {"product_id", "stock", "limit", "quantity", "starts_ms", "ends_ms", "admin_token", "key"},
-    "buy": {"user_id", "product_id", "key"},
+    "buy": {"user_id", "product_id", "key", "token"},
     "stock": {"product_id"},
     "order": {"order_id"},
 }
@@ -57,6 +57,8 @@ class Description(Part, frozen=True, kw_only=True):
     url: str | None = None
     ca: str | None = None
     """For https: a file with the certificate of an authority, beside this one; else the system's count."""
+    tokens: str | None = None
+    """A file with a token for each user, beside this one."""
     witness: WitnessKind = "http"
     sql: Tables | None = None
     reset: str | None = None
@@ -82,8 +84,10 @@ def load_description(name_or_path: str) -> Description:
     path = Path(name_or_path)
     if path.suffix != ".toml" and len(path.parts) == 1:
         if path.name not in list_descriptions():
+            known = list_descriptions()
+            meant = suggest(path.name, known)
             raise EngineError(
-                f"no engine {path.name!r}; there are: {', '.join(list_descriptions())}, or a FILE.toml"
+                f"no engine {path.name!r}{meant}; there are: {', '.join(known)}, or a FILE.toml"
             )
         path = LIBRARY / f"{path.name}.toml"
     try:
@@ -99,9 +103,10 @@ def load_description(name_or_path: str) -> Description:
         raise EngineError(f"{path}: {_explain(raw, str(error))}") from None
     except ValueError as error:
         raise EngineError(f"{path}: {error}") from None
-    if described.ca:
-        return msgspec.structs.replace(described, ca=str(path.parent / described.ca))
-    return described
+    beside = {
+        name: str(path.parent / file) for name in ("ca", "tokens") if (file := getattr(described, name))
+    }
+    return msgspec.structs.replace(described, **beside)
 
 
 def _explain(raw: Any, message: str) -> str:
@@ -126,6 +131,8 @@ def _check(described: Description) -> None:
         request: Request | None = getattr(described, name)
         if request and (strange := sorted(request.names - known)):
             raise ValueError(f"{name}: there is no {{{strange[0]}}}; there are: {', '.join(sorted(known))}")
+    if ("token" in described.buy.names) != bool(described.tokens):
+        raise ValueError("tokens: a file of tokens and the {token} of a purchase need each other")
     if not any(rule.outcome == "ACCEPTED" for rule in described.buy.answers):
         raise ValueError("buy.answers: no status is ACCEPTED")
     remaining = described.sql and described.sql.remaining

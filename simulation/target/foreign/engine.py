@@ -1,7 +1,7 @@
 """The engine that a run is told to test: Flashgrid, or one that a description names, and its witness."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +18,7 @@ from simulation.target.foreign.description import (
     check_terms,
     load_description,
 )
+from simulation.target.foreign.tokens import read_tokens
 from simulation.target.services import Services
 from simulation.target.witness.flashgrid import FlashgridWitness
 from simulation.target.witness.http import HttpWitness
@@ -33,6 +34,8 @@ class Engine:
     described: Description | None = None
     """None: Flashgrid."""
     witness: WitnessKind = "flashgrid"
+    tokens: Mapping[int, str] = field(default_factory=dict)
+    """The token of each user, if purchases carry one."""
     urls: tuple[str | None, str | None, str | None] = (None, None, None)
     """Redis, RabbitMQ and PostgreSQL as the command line names them, for the witness `sql`."""
 
@@ -94,6 +97,14 @@ class Engine:
             return scenario
         check_terms(self.described, scenario)
         population, reads = scenario.population, scenario.population.reads
+        users = population.users + (population.bots.users if population.bots else 0)
+        if self.tokens and (
+            alone := next((user for user in range(1, users + 1) if user not in self.tokens), 0)
+        ):
+            raise EngineError(
+                f"tokens: none for user {alone} of {users:,}"
+                + (f"; --set population.users={alone - 1} takes those that have one" if alone > 1 else "")
+            )
         if population.keyed_share and not self.contract.has_keys:
             say("this engine knows no Idempotency-Key: every request goes without")
             population = msgspec.structs.replace(population, keyed_share=0.0)
@@ -129,4 +140,5 @@ def find_engine(
         raise EngineError(f"{name}: has no table [sql], which the witness sql needs")
     if witness == "flashgrid" and described.processes:
         raise EngineError(f"{name}: is not Flashgrid, so its stores can't be read as those are")
-    return Engine(name=Path(name).stem, described=described, witness=witness, urls=urls)
+    tokens = read_tokens(Path(described.tokens)) if described.tokens else {}
+    return Engine(name=Path(name).stem, described=described, witness=witness, tokens=tokens, urls=urls)

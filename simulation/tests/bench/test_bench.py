@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import signal
 import sys
 from contextlib import suppress
@@ -18,6 +19,7 @@ import numpy as np
 import pandas as pd
 import psutil
 import pytest
+from click.testing import CliRunner
 from redis.asyncio import Redis
 
 from engine.http.answers import answer_purchase
@@ -40,6 +42,7 @@ from simulation.bench.run import run_bench
 from simulation.bench.samples import Cost, Sample, Spread
 from simulation.bench.spellings import PROXIED, list_spellings
 from simulation.bench.subjects import Engine, measure_refusals
+from simulation.cli.commands import main
 from simulation.errors import BenchError
 from simulation.model.history import make_history
 from simulation.scenario.schema import DriverOptions
@@ -393,15 +396,18 @@ async def test_every_second_round_runs_backwards() -> None:
     assert told[2] == "round 2/2, b: 3/s"
 
 
-def test_a_record_of_before_makes_the_same_page() -> None:
+def test_a_record_of_before_makes_the_same_page(tmp_path: Path) -> None:
     record = ROOT / "reports" / "reference-bench"
-    bench = msgspec.json.decode((record / "bench.json").read_bytes(), type=Bench)
-    page = render(bench, ["front_door", "responses", "growth"])
+    shutil.copy(record / "bench.json", tmp_path)
+    done = CliRunner().invoke(main, ["report", str(tmp_path)])
+    assert (done.exit_code, done.stdout) == (0, f"report: {tmp_path / 'bench.md'}\n")
     tables = [
-        [line for line in text.splitlines() if line.startswith("|")]
-        for text in (page, (record / "bench.md").read_text())
+        [line for line in (folder / "bench.md").read_text().splitlines() if line.startswith("|")]
+        for folder in (tmp_path, record)
     ]
     assert tables[0] == tables[1]
+    plots = {file.stem for file in (tmp_path / "plots").iterdir()}
+    assert plots == {"front_door", "responses", "growth"}
 
 
 def make_bench(**found: Any) -> Bench:

@@ -1,11 +1,13 @@
 """What the design is worth rests on runs: the page says what they gave, and the README what the page says."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pandas as pd
 import pytest
+from click.testing import CliRunner
 
 from simulation.campaign.worth import (
     CASES,
@@ -17,7 +19,9 @@ from simulation.campaign.worth import (
     make_scenario,
     write_worth,
 )
+from simulation.cli.commands import main
 from simulation.record.manifest import find_contradictions
+from simulation.tests.run_folders import make_run
 from simulation.tests.test_project import ROOT
 from simulation.verdict import judge_run
 
@@ -71,10 +75,27 @@ def test_the_page_shows_both_engines_side_by_side(tmp_path: Path) -> None:
     worth.rates.append(Rate(state="accepting", offered_rps=9_000, textbook_rps=100, flashgrid_rps=2_000))
     write_worth(worth, tmp_path)
     text = (tmp_path / "worth.md").read_text()
-    assert "| front door killed | textbook | fail | 40 | 39 | 5 | 4 | 2 | 10 |" in text
-    assert "| front door killed | flashgrid | pass |" in text
+    assert (
+        "| front door killed | textbook | [fail](kill-textbook/report.html) | 40 | 39 | 5 | 4 | 2 | 10 |"
+        in text
+    )
+    assert "| front door killed | flashgrid | [pass](kill-flashgrid/report.html) |" in text
     assert "| accepting | 9,000 | 100 | 2,000 | 20.0 |" in text
     assert "Flashgrid passes 1 of 1 cases" in (tmp_path / "worth.html").read_text()
+
+
+@pytest.mark.slow
+def test_its_page_and_reports_are_drawn_again_from_the_records(tmp_path: Path) -> None:
+    worth = Worth(command="flashsim worth", rate_rps=200)
+    names = ("textbook", "flashgrid")
+    runs = {name: make_outcome(make_run(tmp_path / name), name, name, 1, 1) for name in names}
+    worth.cases.append(Case(name="no fault", **runs))
+    (tmp_path / "worth.json").write_bytes(msgspec.json.encode(worth))
+    done = CliRunner().invoke(main, ["report", str(tmp_path)])
+    assert (done.exit_code, done.stdout) == (0, f"report: {tmp_path / 'worth.html'}\n")
+    links = re.findall('href="([^"]+)"', (tmp_path / "worth.html").read_text())
+    assert links == ["textbook/report.html", "flashgrid/report.html"]
+    assert all(">Pass</h1>" in (tmp_path / link).read_text() for link in links)
 
 
 def read_reference() -> Worth:

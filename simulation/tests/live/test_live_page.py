@@ -212,6 +212,7 @@ async def test_a_browser_follows_a_run_to_its_verdict(settings: Settings, tmp_pa
             strip = await tab.evaluate("document.querySelector('#strip').textContent")
             assert strip == "basepeaktailstop relay"
             assert await tab.evaluate("document.documentElement.scrollWidth") == 390
+            assert await tab.evaluate("document.querySelector('#charts svg').clientWidth") == 350
 
             await tab.await_true("document.title.startsWith('pass')")
             log = (await process.stderr.read()).decode()

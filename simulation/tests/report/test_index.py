@@ -46,15 +46,21 @@ def test_it_lists_every_run_and_nothing_else(tmp_path: Path) -> None:
 
 def test_it_lists_campaigns_and_the_trend_of_runs_of_the_same_load(tmp_path: Path) -> None:
     summary = make_run(tmp_path / "run")
-    for number in range(1, 6):
+    for number in range(1, 7):
         place = tmp_path / f"run-{number}"
         place.mkdir()
         (place / "report.html").write_text("")
         # The last of them is another load.
         load = summary["load"] | {"requests": 28_400 + 100 * number if number < 5 else 90_000}
         times = {"started_at": f"2026-01-0{number}T00:00:00.000Z", "load": load, "time_to_sell_out_s": number}
+        if place.name == "run-6":  # the same load, under a fault
+            times |= {"load": summary["load"], "faults": [{"kind": "kill", "on": "relay"}]}
         (place / "summary.json").write_text(json.dumps(summary | times))
-    for kind, rows in (("matrix", {"cells": [{"verdict": "pass"}, {"verdict": "fail"}]}), ("bench", {})):
+    for kind, rows in (
+        ("matrix", {"cells": [{"verdict": "pass"}, {"verdict": "fail"}]}),
+        ("worth", {"cases": [{"flashgrid": {"verdict": "pass"}}]}),
+        ("bench", {}),
+    ):
         (tmp_path / kind).mkdir()
         result = {"started_at": "2026-01-01T00:00:00Z", **rows}
         (tmp_path / kind / f"{kind}.json").write_text(json.dumps(result))
@@ -64,6 +70,7 @@ def test_it_lists_campaigns_and_the_trend_of_runs_of_the_same_load(tmp_path: Pat
     assert (
         '<a href="matrix/matrix.html">matrix</a>, 2026-01-01: <span class="fail">1 of 2 passed</span>' in page
     )
+    assert '<a href="worth/worth.html">worth</a>, 2026-01-01: <span class="pass">1 of 1 passed</span>' in page
     assert '<a href="bench/bench.md">bench</a>, 2026-01-01.' in page
     assert "soak" not in page
     [trend] = find_trends([(entry.name, entry.summary) for entry in list_runs(tmp_path)])

@@ -1,6 +1,7 @@
 """The plots draw what the history holds."""
 
 from itertools import combinations
+from xml.etree import ElementTree as Xml
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from simulation.report.plots.canvas import WIDE, Course, Phase
 from simulation.report.plots.latency import draw_heat, draw_latency, draw_percentiles, percentile_steps
 from simulation.report.plots.load import count_most, draw_errors, draw_flight, draw_lag, list_causes
 from simulation.report.plots.moment import draw_moment, find_rush_s
+from simulation.report.plots.responsive import Label, Upright, make_plot
 from simulation.report.plots.run import mark_faults
 from simulation.scenario.schema import DriverOptions
 from simulation.tests.run_folders import START_US, make_history, make_state
@@ -132,3 +134,41 @@ def test_what_waits_for_a_connection_is_drawn_beside_what_is_in_flight() -> None
     assert words == {"all 5 connections", "in flight", "due and not sent"}
     assert draw_lag(history, Course()) is not None
     assert draw_lag(history.iloc[:0], Course()) is None
+
+
+def test_a_plot_is_drawn_once_and_a_phone_has_words_of_its_own() -> None:
+    course = Course([Phase("crowd", 0, 12)], [Phase("1 kill relay", 4, 5)], [(4.2, "sold out, 4.20 s")])
+    canvas = draw_latency(make_history(421), course, 5_000)
+    assert canvas is not None
+    plot = make_plot(canvas)
+    accepted, sold_out = plot.panels
+    assert [key.words for key in accepted.keys] == ["p50", "p99", "max"]
+    assert [key.words for key in sold_out.keys] == ["p50", "p99", "p99.9", "max"]
+    shown = {(mark.words, where) for mark, where in accepted.marks if isinstance(mark, Label)}
+    assert {("crowd", ""), ("sold out, 4.20 s", ""), ("1 kill relay", "wide-only"), ("1", "narrow")} <= shown
+    [(moment, where)] = [each for each in sold_out.marks if isinstance(each[0], Upright)]
+    end_s = canvas.panels[0].get_xlim()[1]
+    assert moment.left == pytest.approx(100 * 4.2 / end_s, abs=0.1)
+    assert (moment.top, where) == (0, "")
+    # A lone point would become an oval, so it is no part of what is stretched.
+    assert len(accepted.dots) == 1
+    assert not sold_out.dots
+    lines = Xml.fromstring(f"<svg>{accepted.lines}</svg>")
+    assert not [each for each in lines.iter() if each.tag in ("text", "use", "defs")]
+    assert not [each for each in lines.iter() if {"id", "clip-path"} & set(each.keys())]
+    assert "var(--blue)" in accepted.lines
+    assert "#" not in accepted.lines
+
+
+def test_words_of_both_axes_stand_where_the_lines_are() -> None:
+    canvas = draw_percentiles(make_history(2_000), 5_000)
+    assert canvas is not None
+    [panel] = make_plot(canvas).panels
+    words = {mark.words: mark for mark, _ in panel.marks if isinstance(mark, Label)}
+    ends = words["0"], words["99%"]
+    most = np.log10(canvas.panels[0].get_xlim()[1])
+    assert [each.left for each in ends] == pytest.approx([0, 200 / most], abs=0.1)
+    assert [each.top for each in ends] == [100, 100]
+    times = [mark for mark in words.values() if mark.words.endswith("s")]
+    assert {(each.left, each.anchor) for each in times} == {(0, "end")}
+    assert len({each.top for each in times}) == len(times) > 2

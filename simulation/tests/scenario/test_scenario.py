@@ -251,6 +251,29 @@ def test_all_errors_of_a_file_are_told_at_once_with_their_lines(tmp_path: Path) 
     ]
 
 
+def test_an_error_that_nothing_fits_hides_no_other(tmp_path: Path) -> None:
+    file = tmp_path / "bad.toml"
+    file.write_text(
+        'name = "bad"\ntext = "Wrong."\n[[sales]]\nproduct_id = 1\nstock = 1\n'
+        '[[arrivals]]\nkind = "constant"\nseconds = 1\n[population]\nusers = 0\n'
+    )
+    with pytest.raises(ScenarioError) as raised:
+        load_scenario(file)
+    said = str(raised.value).splitlines()
+    assert (
+        said[0] == "bad.toml:6: arrivals.0.shape: is missing; there are: constant, decay, linear, sine, trace"
+    )
+    assert "bad.toml:10: population.users: expected `int` >= 1, got 0" in said
+    with pytest.raises(ScenarioError, match=r"^spike\.toml: arrivals: must be tables \[\[arrivals\]\]"):
+        load_scenario("spike", {"arrivals": {"shape": "trace"}})
+    with pytest.raises(ScenarioError) as raised:
+        load_scenario("spike", {"thresholds": ["sould == 1", "oversold = 0", "oversold == 0"]})
+    assert [line.split(": ")[1] for line in str(raised.value).splitlines()] == [
+        "thresholds.0",
+        "thresholds.1",
+    ]
+
+
 def test_a_value_that_was_set_outside_is_in_no_line() -> None:
     with pytest.raises(ScenarioError, match=r"^spike\.toml: sales\.0\.stok: there is no such key"):
         load_scenario("spike", {"sales.0.stok": 1})

@@ -1,6 +1,8 @@
 """An engine with a plain contract and tables of its own: 200 or 429, and nothing worth reading.
 
-`python plain_engine.py PORT POSTGRES_URL [oversell] [https CERTIFICATE KEY]`
+`python plain_engine.py PORT POSTGRES_URL [oversell] [tokens FILE] [https CERTIFICATE KEY]`
+
+The file has rows of user,token; a purchase then needs the token of its buyer.
 """
 
 import asyncio
@@ -17,6 +19,7 @@ SCHEMA = Path(__file__).with_name("plain_engine.sql").read_text()
 POOL: web.AppKey[Any] = web.AppKey("pool")
 LOCK = web.AppKey("lock", asyncio.Lock)
 SPARE = web.AppKey("spare", int)
+TOKENS = web.AppKey("tokens", dict[str, str])
 
 
 async def init(request: web.Request) -> web.Response:
@@ -30,9 +33,11 @@ async def init(request: web.Request) -> web.Response:
 
 
 async def buy(request: web.Request) -> web.Response:
-    if not request.headers.get("Authorization", "").startswith("Bearer user-"):
-        return web.Response(status=401)
     wanted = await request.json()
+    tokens = request.app[TOKENS]
+    mine = tokens.get(str(wanted["buyer"]), "nobody") if tokens else f"user-{wanted['buyer']}"
+    if request.headers.get("Authorization") != f"Bearer {mine}":
+        return web.Response(status=401)
     item = int(wanted["item"])
     async with request.app[LOCK], request.app[POOL].acquire() as connection:
         sold = await connection.fetchval("SELECT count(*) FROM units_sold WHERE item = $1", item)
@@ -56,6 +61,10 @@ if __name__ == "__main__":
     app.add_routes([web.post("/init", init), web.post("/buy", buy)])
     app.cleanup_ctx.append(connect)
     app[LOCK], app[SPARE] = asyncio.Lock(), 5 if "oversell" in sys.argv else 0
+    app[TOKENS] = {}
+    if "tokens" in sys.argv:
+        rows = Path(sys.argv[sys.argv.index("tokens") + 1]).read_text().splitlines()
+        app[TOKENS] = dict(row.split(",") for row in rows)
     tls = None
     if "https" in sys.argv:
         tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)

@@ -21,6 +21,7 @@ from simulation.target.engine_process import start_engine
 from simulation.target.foreign.description import load_description
 from simulation.target.foreign.engine import Engine, find_engine
 from simulation.target.foreign.programs import Programs
+from simulation.target.foreign.tokens import read_tokens
 from simulation.target.services import Services
 from simulation.tests.cli.test_cli import flashsim
 from simulation.tests.drive.test_open_loop import free_port
@@ -109,6 +110,59 @@ async def test_an_oversell_of_a_plain_engine_is_found(settings: Settings, tmp_pa
     assert states(summary)["no oversell"] == "broken"
 
 
+async def test_each_buyer_sends_the_token_of_its_own(settings: Settings, tmp_path: Path) -> None:
+    tokens = tmp_path / "tokens.csv"
+    tokens.write_text("".join(f"{user},secret-{user * 7919}\n" for user in range(400, 0, -1)))
+    text = (PLAIN.parents[2] / "target/foreign/library/plain.toml").read_text()
+    own = tmp_path / "own.toml"
+    own.write_text('tokens = "tokens.csv"\n' + text.replace("user-{user_id}", "{token}"))
+    engine = find_engine(str(own), None, (None, None, settings.postgres_url))
+    scenario = small_spike(**{"population.users": 400})
+    async with plain_engine(str(settings.postgres_url), "tokens", str(tokens)) as port:
+        summary = await judge(scenario, tmp_path / "run", engine, f"http://127.0.0.1:{port}")
+    assert summary["verdict"] == "pass", summary["verdict_in_words"]
+    assert (summary["outcomes"]["accepted"], summary["outcomes"]["rejected"]) == (60, 0)
+    record = [file for file in (tmp_path / "run").rglob("*") if file.is_file()]
+    assert not [file for file in record if b"secret-" in file.read_bytes()]
+    with pytest.raises(EngineError, match=r"none for user 401 of 1,000; --set population.users=400 takes"):
+        engine.fit(small_spike(**{"population.users": 1_000}), print)
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [
+        ("first\nsecond\n", {1: "first", 2: "second"}),
+        ("user,token\n7,seven\n3,three\n", {7: "seven", 3: "three"}),
+        ('\ufeff"2","b=="\r\n"1","a.b"\r\n', {2: "b==", 1: "a.b"}),
+    ],
+)
+def test_tokens_are_read_as_people_write_them(text: str, tokens: dict[int, str], tmp_path: Path) -> None:
+    file = tmp_path / "tokens"
+    file.write_text(text, newline="")
+    assert read_tokens(file) == tokens
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "is empty"),
+        ("a\n\nb\n", "line 2: is no token; there must be a token on each line, or rows of user,token"),
+        ("1,a\nb\n", "line 2: is no token"),
+        ("1,a b\n", "line 1: is no token"),
+        ("1,a\n0,b\n", "line 2: is no token"),
+        ("1,a\n1,b\n", "line 2: user 1 has a token already"),
+        ("a\nb\na\n", "line 3: is the token of line 1"),
+    ],
+)
+def test_a_file_of_tokens_that_is_wrong_names_the_line_and_no_token(
+    text: str, said: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "tokens"
+    file.write_text(text)
+    with pytest.raises(EngineError, match=said):
+        read_tokens(file)
+
+
 async def test_a_plain_engine_is_judged_over_https(
     settings: Settings, tmp_path: Path, certificate: tuple[Path, Path]
 ) -> None:
@@ -170,7 +224,16 @@ def describe(tmp_path: Path, changes: dict[str, str]) -> str:
     ("old", "new", "said"),
     [
         ('path = "/buy"', 'path = "buy"', "buy.path: "),
-        ("{product_id}}'", "{product}}'", "buy: there is no {product}; there are: key, product_id, user_id"),
+        (
+            "{product_id}}'",
+            "{product}}'",
+            "buy: there is no {product}; there are: key, product_id, token, user_id",
+        ),
+        (
+            "user-{user_id}",
+            "{token}",
+            "tokens: a file of tokens and the {token} of a purchase need each other",
+        ),
         (
             'outcome = "SOLD_OUT"',
             'outcome = "SOLD"',
@@ -178,7 +241,7 @@ def describe(tmp_path: Path, changes: dict[str, str]) -> str:
         ),
         ('witness = "sql"', 'witness = "psql"', "witness: must be one of flashgrid, sql, http, got 'psql'"),
         ("[sql.remaining]", "[sql.remaining]\nget = true", "sql.remaining: needs one of sql, redis and get"),
-        ('text = "A', "text = A", "is not TOML: Invalid value (at line 7"),
+        ('text = "A', "text = A", "is not TOML: Invalid value (at line 9"),
         ("answers = [", "replies = [", "buy.replies: there is no such key"),
     ],
 )
