@@ -1,6 +1,6 @@
 """What is checked of the services before a stage starts: that they answer, and allow enough.
 
-ledger/checks.py checks PostgreSQL.
+ledger/checks.py checks PostgreSQL, bus/checks.py RabbitMQ.
 """
 
 import asyncio
@@ -16,8 +16,7 @@ from aiormq import exceptions as amqp
 from redis import exceptions as redis_errors
 from redis.asyncio import Redis
 
-from engine.bus.connection import close_connection, connect_bus, translate_errors
-from engine.bus.topology import declare_topology
+from engine.bus.checks import check_bus
 from engine.errors import BusUnavailable, FlashgridError, SettingsError
 from engine.gate.keys import ShardKeys
 from engine.identity import check_identity
@@ -185,22 +184,13 @@ async def _check_info(redis: Redis) -> None:
         )
 
 
-async def check_bus(url: str) -> None:
-    """Declare exchanges and queues. Raises BusUnavailable."""
-    with translate_errors():
-        connection = None
-        try:
-            connection = await connect_bus(url, "check")
-            await declare_topology(await connection.channel())
-        finally:
-            await close_connection(connection)
-
-
 async def check_bus_if_it_answers(url: str, setting: str) -> None:
     """Raise SettingsError for a RabbitMQ that refuses; warn of one that does not answer yet."""
     try:
         async with asyncio.timeout(_SHORT_PATIENCE_S):
             await check_bus(url)
+    except SettingsError as error:
+        raise SettingsError(f"{setting}: {error}") from None
     except (BusUnavailable, TimeoutError) as error:
         await _check_identity(url, setting)
         if any(isinstance(cause, amqp.InvalidFrameError) for cause in _causes(error)):

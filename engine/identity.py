@@ -8,6 +8,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from engine.errors import SettingsError
+from engine.urls import split_hosts
 
 _WAIT_S: Final = 1.0
 _SSL_REQUEST: Final = struct.pack("!II", 8, 80877103)
@@ -29,14 +30,19 @@ _PORTS: Final = {"Redis": 6379, "RabbitMQ": 5672, "PostgreSQL": 5432}
 
 
 async def check_identity(url: str) -> None:
-    """Raise SettingsError if another service than the URL's answers at its address, or the same without TLS.
+    """Raise SettingsError if another service than the URL's answers at one of its hosts, or the same without
+    TLS.
 
-    Says nothing of what does not answer, and nothing of several hosts.
+    Says nothing of what does not answer.
     """
+    await asyncio.gather(*map(_check_host, split_hosts(url).values()))
+
+
+async def _check_host(url: str) -> None:
     parts = urlsplit(url)
     scheme, tls = parts.scheme, parts.scheme in ("rediss", "amqps")
     expected = _SERVICES.get(scheme.removesuffix("s") if tls else scheme)
-    if expected is None or not parts.hostname or "," in parts.netloc:
+    if expected is None or not parts.hostname:
         return
     host, port = parts.hostname, parts.port or _PORTS[expected]
     answers = await asyncio.gather(

@@ -7,7 +7,7 @@ import os
 import re
 import shlex
 import ssl
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 from urllib.parse import SplitResult, parse_qsl, quote, urlencode, urlsplit
 
@@ -79,7 +79,8 @@ def check_amqp_url(url: str) -> str:
 def check_postgres_url(url: str) -> str:
     """Return the URL of PostgreSQL without the options that the engine has no use for.
 
-    Raises SettingsError, in one line, if it can't be used.
+    Several hosts stand before its path, even if options gave them. Raises SettingsError, in one line, if it
+    can't be used.
     """
     example = "postgresql://user:password@host:5432/database"
     parts, options = _split(url, ("postgresql", "postgres"), example)
@@ -103,12 +104,43 @@ def check_postgres_url(url: str) -> str:
         raise SettingsError(
             f"target_session_attrs={target} leads to a server that can't write: use read-write"
         )
-    if "," in parts.netloc + kept.get("host", "") and target == "any":
-        raise SettingsError(
-            "names several hosts: add target_session_attrs=read-write, so that the primary is found"
-        )
     address = url.partition("?")[0]
+    hosts = kept.get("host", "").split(",")
+    if len(hosts) > 1 and not parts.netloc.rpartition("@")[2]:
+        ports = kept.pop("port", "").split(",")
+        if len(ports) not in (1, len(hosts)):
+            raise SettingsError(f"names {len(hosts)} hosts and {len(ports)} ports")
+        del kept["host"]
+        named = zip(map(_write_host, hosts), ports * (len(hosts) // len(ports)), strict=True)
+        hosts = [f"{host}:{port}" if port else host for host, port in named]
+        _check_hosts(hosts)
+        address = f"{parts.scheme}://{parts.netloc}{','.join(hosts)}{parts.path}"
     return f"{address}?{urlencode(kept, quote_via=quote)}" if kept else address
+
+
+def split_hosts(url: str) -> dict[str, str]:
+    """Return a URL for each host that a URL names, by host and port as they stand in it."""
+    netloc = urlsplit(url).netloc
+    login, at, hosts = netloc.rpartition("@")
+    return {host: url.replace(netloc, f"{login}{at}{host}", 1) for host in hosts.split(",")}
+
+
+def _check_hosts(hosts: Sequence[str]) -> None:
+    """Raise SettingsError for one of several hosts that can't be read, or is named twice."""
+    for host in hosts:
+        try:
+            parts = urlsplit(f"//{host}")
+            is_good = parts.hostname and parts.port != 0
+        except ValueError:
+            is_good = False
+        if not is_good:
+            raise SettingsError("must look like …://host1:port1,host2:port2/… where it names several hosts")
+    if len(set(hosts)) < len(hosts):
+        raise SettingsError("names a host twice")
+
+
+def _write_host(host: str) -> str:
+    return f"[{host}]" if ":" in host else quote(host, safe="")
 
 
 def _split(url: str, schemes: tuple[str, ...], example: str) -> tuple[SplitResult, dict[str, str]]:
@@ -117,16 +149,19 @@ def _split(url: str, schemes: tuple[str, ...], example: str) -> tuple[SplitResul
         raise SettingsError(f"must look like {example}")
     try:
         parts = urlsplit(url)
-        if "," not in parts.netloc:
+        hosts = parts.netloc.rpartition("@")[2].split(",")
+        if len(hosts) == 1:
             _ = parts.port  # raises ValueError if it is none
         pairs = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=True) if parts.query else []
     except ValueError:
-        pairs, parts = [], urlsplit("#bad")
+        pairs, parts, hosts = [], urlsplit("#bad"), []
     if parts.fragment or parts.netloc.count("@") > 1 or re.search(r"\s", url):
         raise SettingsError(
             f"can't be read: it must look like {example}, and a password with special characters"
             " must be percent-encoded (%40 for @, %2F for /, %23 for #)"
         )
+    if len(hosts) > 1:
+        _check_hosts(hosts)
     options = dict(pairs)
     if len(options) < len(pairs):
         raise SettingsError("gives an option twice")

@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import random
+from collections import deque
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -14,44 +16,117 @@ from pamqp.common import FieldTable
 from yarl import URL
 
 from engine.errors import BusUnavailable
+from engine.urls import split_hosts
 
 _CLOSE_S: Final = 2.0
+_CONNECT_S: Final = 10.0
+_HEARTBEAT_S: Final = 15
+"""Where one node is the whole bus: a wait is all that helps."""
+_CONNECT_TO_NEXT_S: Final = 2.0
+_HEARTBEAT_OF_SEVERAL_S: Final = 4
+"""Where there are other nodes: one that says nothing for so long is left."""
+
+
+class Nodes:
+    """The nodes of a bus. Each connect begins with the node after the one that was connected to last."""
+
+    def __init__(self, url: str) -> None:
+        urls = list(split_hosts(url).values())
+        self._urls = deque(random.sample(urls, len(urls)))
+
+    async def connect(self, name: str) -> AbstractConnection:
+        """Return a connection to a node that answers, which is not made again by itself when it is lost.
+
+        Raises what the last node raises if none of them answers.
+        """
+        for _ in range(len(self._urls) - 1):
+            with contextlib.suppress(BusUnavailable), translate_errors():
+                return await self._connect_to_next(name)
+        return await self._connect_to_next(name)
+
+    async def _connect_to_next(self, name: str) -> AbstractConnection:
+        self._urls.rotate(-1)
+        several = len(self._urls) > 1
+        address = URL(self._urls[0])
+        heartbeat_s = address.query.get("heartbeat", _HEARTBEAT_OF_SEVERAL_S if several else _HEARTBEAT_S)
+        connection = _Connection(
+            address.update_query(heartbeat=heartbeat_s),
+            {"connection_name": f"flashgrid {name}"},
+            max(2, int(heartbeat_s)) if several else None,
+        )
+        try:
+            await connection.connect(timeout=_CONNECT_TO_NEXT_S if several else _CONNECT_S)
+        except BaseException:
+            await connection.close()
+            raise
+        return connection
 
 
 async def connect_bus(url: str, name: str) -> AbstractConnection:
-    """Return a connection that is not made again by itself when it is lost."""
-    address = URL(url)
-    connection = _Connection(
-        address if "heartbeat" in address.query else address.update_query(heartbeat=15),
-        client_properties={"connection_name": f"flashgrid {name}"},
-    )
-    try:
-        await connection.connect(timeout=10)
-    except BaseException:
-        await connection.close()
-        raise
-    return connection
+    """Return a connection to any node of a bus; see Nodes.connect."""
+    return await Nodes(url).connect(name)
 
 
 class _Streams(TransportFactory):
     """Opens the streams of one connection as the library does, and can end them.
 
     A connect that is cancelled at the moment of its success is lost to whoever asked for it: it stays open,
-    and its heartbeats go on.
+    and its heartbeats go on. A connection whose node says nothing for `silence_s`, if that is given, ends:
+    the library waits for three missed heartbeats, and some seconds more.
     """
 
-    def __init__(self, tls: bool) -> None:
+    def __init__(self, tls: bool, silence_s: int | None) -> None:
         self._factory = TLSTransportFactory() if tls else TCPTransportFactory()
         self._writer: asyncio.StreamWriter | None = None
+        self._silence_s = silence_s
+        self._silent_s = 0
+        self._timer: asyncio.TimerHandle | None = None
 
     async def create(self, url: URL, **options: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         reader, self._writer = await self._factory.create(url, **options)
+        if self._silence_s is not None:
+            reader = _Listener(reader, self)
+            self._count()
         return reader, self._writer
+
+    def hear(self) -> None:
+        """Note that the node lives."""
+        self._silent_s = 0
 
     def end(self) -> None:
         """Close the connection if it is still open."""
+        if self._timer is not None:
+            self._timer.cancel()
         if self._writer is not None:
             self._writer.transport.abort()
+
+    def _count(self) -> None:
+        # Seconds are counted, not measured: a process that stood still has heard nothing meanwhile.
+        if self._silent_s == self._silence_s:
+            self.end()
+            return
+        self._silent_s += 1
+        self._timer = asyncio.get_running_loop().call_later(1, self._count)
+
+
+class _Listener(asyncio.StreamReader):
+    """Reads as another reader does, and tells its streams of all that it hears."""
+
+    def __init__(self, reader: asyncio.StreamReader, streams: _Streams) -> None:
+        super().__init__()
+        self._reader = reader
+        self._streams = streams
+
+    def at_eof(self) -> bool:
+        return self._reader.at_eof()
+
+    async def readexactly(self, n: int) -> bytes:
+        data = await self._reader.readexactly(n)
+        self._streams.hear()
+        return data
+
+    async def read(self, n: int = -1) -> bytes:
+        return await self._reader.read(n)
 
 
 class _Connection(aio_pika.Connection):
@@ -61,9 +136,9 @@ class _Connection(aio_pika.Connection):
     loop that runs then.
     """
 
-    def __init__(self, url: URL, client_properties: FieldTable) -> None:
+    def __init__(self, url: URL, client_properties: FieldTable, silence_s: int | None) -> None:
         super().__init__(url, client_properties=client_properties)
-        self._streams = _Streams(tls=url.scheme == "amqps")
+        self._streams = _Streams(url.scheme == "amqps", silence_s)
         self.kwargs["transport_factory"] = self._streams
 
     async def close(self, exc: ExceptionType | None = ConnectionClosed) -> None:

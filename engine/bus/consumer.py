@@ -9,7 +9,7 @@ from typing import Any, Final
 from aio_pika.abc import AbstractConnection
 from aiormq.abc import AbstractChannel, DeliveredMessage
 
-from engine.bus.connection import close_connection, connect_bus, translate_errors
+from engine.bus.connection import Nodes, close_connection, translate_errors
 from engine.bus.publisher import Publisher
 from engine.bus.topology import PURCHASES, declare_topology
 from engine.errors import BusUnavailable
@@ -27,7 +27,7 @@ class Consumer:
     """Reads messages from the bus; those that are not acknowledged are delivered again."""
 
     def __init__(self, url: str, prefetch: int) -> None:
-        self._url = url
+        self._nodes = Nodes(url)
         self._prefetch = min(prefetch, 65_535)  # 16 bits in AMQP
         self._connection: AbstractConnection | None = None
         self._inbox: _Inbox | None = None
@@ -70,7 +70,7 @@ class Consumer:
 
     async def _connect(self) -> "_Inbox":
         with translate_errors():
-            self._connection = await connect_bus(self._url, "consumer")
+            self._connection = await self._nodes.connect("consumer")
             async with asyncio.timeout(_CONNECT_S):
                 return await self._consume(self._connection)
 

@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange, DeliveryMode
 
-from engine.bus.connection import close_connection, connect_bus, translate_errors
+from engine.bus.connection import Nodes, close_connection, translate_errors
 from engine.bus.topology import DEAD, PURCHASES, REASON, declare_topology
 from engine.errors import BusUnavailable
 from engine.model.dead_letter import DeadLetter
@@ -36,7 +36,7 @@ class Publisher:
     """
 
     def __init__(self, url: str) -> None:
-        self._url = url
+        self._nodes = Nodes(url)
         self._connecting = asyncio.Lock()
         self._session: _Session | None = None
 
@@ -113,7 +113,7 @@ class Publisher:
     async def _connect(self) -> _Session:
         async with self._connecting:
             if self._session is None:
-                connection = await connect_bus(self._url, "publisher")
+                connection = await self._nodes.connect("publisher")
                 try:
                     async with asyncio.timeout(_CONFIRM_S):
                         # A message that no queue takes raises an error and is not lost.

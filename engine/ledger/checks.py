@@ -10,6 +10,7 @@ from typing import Final
 import asyncpg
 
 from engine.errors import LedgerUnavailable, SettingsError
+from engine.ledger.hosts import Connection, Hosts
 from engine.ledger.ledger import Ledger
 from engine.ledger.queries import SERVER_ERRORS, describe
 
@@ -27,10 +28,19 @@ async def check_postgres(url: str, sessions: int = 1) -> None:
     The ledger prepares statements and holds a lock for longer than a transaction: each of its connections
     must lead to one session of the server. Raises LedgerUnavailable.
     """
-    async with _connect(url) as first:
+    async with Hosts(url) as hosts:
+        await _check_server(hosts, sessions)
+        for host, error in hosts.find_silent().items():
+            log.warning("PostgreSQL at %s does not answer (%s): the engine goes on without it", host, error)
+
+
+async def _check_server(hosts: Hosts, sessions: int) -> None:
+    async with _connect(hosts) as first:
         if first.get_server_version().major < 14:
             raise SettingsError(f"PostgreSQL is {first.get_settings().server_version}; 14 or newer is needed")
         await _check_durability(first)
+        if hosts.several:
+            await _check_standbys(first)
         before = await _read_session(first)
         if before == first.get_server_pid():
             most = int(await first.fetchval("SHOW max_connections"))
@@ -38,7 +48,7 @@ async def check_postgres(url: str, sessions: int = 1) -> None:
                 log.warning("PostgreSQL's max_connections is %d, and up to %d may be needed", most, sessions)
             return
         # A pooler answers for the server. Let another client hold a session for the time of a transaction.
-        async with _connect(url) as second, second.transaction():
+        async with _connect(hosts) as second, second.transaction():
             held = await second.fetchval("SELECT pg_backend_pid()")
             try:
                 after = await asyncio.wait_for(_read_session(first), _WAIT_S)
@@ -50,10 +60,10 @@ async def check_postgres(url: str, sessions: int = 1) -> None:
             " name PostgreSQL itself, or a pool with pool_mode = session"
         )
     log.info("PostgreSQL is behind a pooler, in session mode")
-    await _check_pool(url, sessions)
+    await _check_pool(hosts, sessions)
 
 
-async def _check_durability(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
+async def _check_durability(connection: Connection) -> None:
     for name in ("synchronous_commit", "fsync", "full_page_writes"):
         if await connection.fetchval("SELECT current_setting($1)", name) == "off":
             if name == "synchronous_commit":
@@ -61,12 +71,24 @@ async def _check_durability(connection: "asyncpg.Connection[asyncpg.Record]") ->
             log.warning("PostgreSQL may lose settled orders if its machine dies: set %s to on", name)
 
 
-async def _check_pool(url: str, sessions: int) -> None:
+async def _check_standbys(connection: Connection) -> None:
+    """Warn of standbys that may lack what was settled, and of a server that waits for one in vain."""
+    confirms = await connection.fetchval("SHOW synchronous_commit") in ("on", "remote_write", "remote_apply")
+    if not confirms or not await connection.fetchval("SHOW synchronous_standby_names"):
+        log.warning(
+            "PostgreSQL has several hosts, and no standby confirms what is settled: settled orders are lost"
+            " when one takes over; set synchronous_standby_names on every host, synchronous_commit to on"
+        )
+    elif not await connection.fetchval("SELECT count(*) FROM pg_stat_replication"):
+        log.warning("PostgreSQL waits for a standby (synchronous_standby_names), and none is connected to it")
+
+
+async def _check_pool(hosts: Hosts, sessions: int) -> None:
     """Raise SettingsError for a pooler that does not serve so many sessions at once."""
     async with AsyncExitStack() as held:
 
         async def ask() -> object:
-            return await (await held.enter_async_context(_connect(url))).fetchval("SELECT 1")
+            return await (await held.enter_async_context(_connect(hosts))).fetchval("SELECT 1")
 
         asked = [asyncio.create_task(ask()) for _ in range(sessions)]
         done, pending = await asyncio.wait(asked, timeout=_WAIT_S)
@@ -97,7 +119,7 @@ async def prepare_schema(url: str, ledger: Ledger) -> list[str]:
         refusal = error.__cause__
         if not isinstance(refusal, (asyncpg.InsufficientPrivilegeError, asyncpg.InvalidSchemaNameError)):
             raise
-    async with _connect(url) as connection:
+    async with Hosts(url) as hosts, _connect(hosts) as connection:
         role = await connection.fetchval("SELECT current_user")
         needs = [row["need"] for row in await connection.fetch(_RIGHTS)]
     if missing and refusal:
@@ -121,11 +143,11 @@ async def prepare_schema(url: str, ledger: Ledger) -> list[str]:
 
 
 @asynccontextmanager
-async def _connect(url: str) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
+async def _connect(hosts: Hosts) -> AsyncIterator[Connection]:
     """Lend a connection. Raises LedgerUnavailable for any error of it."""
     try:
         # Without names for its statements, a transaction works through any pooler.
-        connection = await asyncpg.connect(url, timeout=5, command_timeout=5, statement_cache_size=0)
+        connection = await hosts.connect(timeout=5, command_timeout=5, statement_cache_size=0)
         try:
             yield connection
         finally:
@@ -134,7 +156,7 @@ async def _connect(url: str) -> AsyncIterator["asyncpg.Connection[asyncpg.Record
         raise LedgerUnavailable(describe(error)) from error
 
 
-async def _read_session(connection: "asyncpg.Connection[asyncpg.Record]") -> int:
+async def _read_session(connection: Connection) -> int:
     """Return the process of the server's session that serves the connection just now."""
     async with connection.transaction():
         return int(await connection.fetchval("SELECT pg_backend_pid()"))

@@ -11,6 +11,7 @@ import msgspec
 from asyncpg.connect_utils import SessionAttribute
 
 from engine.errors import LedgerUnavailable, OutcomeUnknown, SettingsError
+from engine.ledger.hosts import Hosts
 from engine.ledger.migrating import Schema, apply_migrations, read_schema
 from engine.ledger.queries import Connections
 from engine.ledger.settling import Settlement, settle_lots
@@ -76,8 +77,10 @@ class KeyedOrder(NamedTuple):
 class Ledger(AbstractAsyncContextManager["Ledger"]):
     """Sales and settled orders. Every method raises LedgerUnavailable while PostgreSQL can't do its work."""
 
-    def __init__(self, connections: Connections) -> None:
+    def __init__(self, connections: Connections, hosts: Hosts, beside: "Ledger | None") -> None:
         self._connections = connections
+        self._hosts = hosts
+        self._beside = beside
 
     @classmethod
     async def connect(
@@ -89,15 +92,17 @@ class Ledger(AbstractAsyncContextManager["Ledger"]):
     ) -> Self:
         """Return a ledger at a postgresql:// URL that connects when it is first needed.
 
-        It makes at most `connections`, and only to a server that takes writes. `timeout_ms` bounds the wait
-        for a connection, and every statement. The connections of ledgers beside each other are replaced
-        together. Raises SettingsError without a URL.
+        It makes at most `connections`, and only to the server in charge. `timeout_ms` bounds the wait for a
+        connection, and every statement. The connections of ledgers beside each other are replaced together.
+        Raises SettingsError without a URL.
         """
         if url is None:
             raise SettingsError(f"{PREFIX}POSTGRES_URL is not set")
         timeout_s = timeout_ms / 1000
+        hosts = beside._hosts if beside else Hosts(url)
         pool = await asyncpg.create_pool(
             url,
+            connect=hosts.connect,
             min_size=0,
             max_size=connections,
             timeout=timeout_s,
@@ -105,7 +110,7 @@ class Ledger(AbstractAsyncContextManager["Ledger"]):
             reset=_skip_reset,
             target_session_attrs=SessionAttribute.read_write,
         )
-        return cls(Connections(pool, timeout_s, beside._connections if beside else None))
+        return cls(Connections(pool, timeout_s, beside._connections if beside else None), hosts, beside)
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
@@ -116,6 +121,8 @@ class Ledger(AbstractAsyncContextManager["Ledger"]):
             await asyncio.wait_for(self._connections.pool.close(), 1)
         except TimeoutError:
             self._connections.pool.terminate()
+        if self._beside is None:
+            await self._hosts.close()
 
     async def read_schema(self) -> Schema:
         """Compare the schema with what this engine knows; to read is all that it takes."""

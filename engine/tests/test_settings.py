@@ -152,7 +152,14 @@ def test_a_typo_is_named_with_what_was_likely_meant(typo: str, meant: str) -> No
         ({"POSTGRES_URL": "postgresql://h/d?options=-cstatement_timeout%3D5"}, "statement_timeout"),
         ({"POSTGRES_URL": "postgresql://h/d?channel_binding=require"}, "channel_binding"),
         ({"POSTGRES_URL": "postgresql://h/d?target_session_attrs=standby"}, "target_session_attrs"),
-        ({"POSTGRES_URL": "postgresql://h1,h2/d"}, "several hosts"),
+        ({"POSTGRES_URL": "postgresql://h1,,h2/d"}, "several hosts"),
+        ({"POSTGRES_URL": "postgresql://h1,h2:x/d"}, "several hosts"),
+        ({"POSTGRES_URL": "postgresql://h1,h2:70000/d"}, "several hosts"),
+        ({"POSTGRES_URL": "postgresql://h1:1,h2,h1:1/d"}, "a host twice"),
+        ({"POSTGRES_URL": "postgresql:///d?host=h1,h2&port=1,2,3"}, "2 hosts and 3 ports"),
+        ({"POSTGRES_URL": "postgresql:///d?host=h1,h2&port=1,x"}, "several hosts"),
+        ({"AMQP_URL": "amqp://u:secret@h1,/shop"}, "several hosts"),
+        ({"AMQP_URL": "amqp://u:secret@h1,u:secret@h2/shop"}, "percent-encoded"),
         ({"POSTGRES_URL": "postgresql://h/d?sslmode=require&sslmode=disable"}, "twice"),
         ({"POSTGRES_URL": "postgresql://h/d?sslmode"}, "percent-encoded"),
     ],
@@ -179,7 +186,17 @@ def test_what_redis_urls_usually_look_like_is_taken(url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["amqp://u:p@h:5672/shop?heartbeat=30", "amqps://h", "amqp://h//", "amqp://h/%2f", "amqp://[::1]/"]
+    "url",
+    [
+        "amqp://u:p@h:5672/shop?heartbeat=30",
+        "amqps://h",
+        "amqp://h//",
+        "amqp://h/%2f",
+        "amqp://[::1]/",
+        "amqp://u:p@h1,h2:5673,[::1]:5674/shop",
+        "amqps://h1,h2",
+        "amqp://u:a,b@h/",
+    ],
 )
 def test_what_amqp_urls_usually_look_like_is_taken(url: str) -> None:
     assert read(AMQP_URL=url).amqp_url == url
@@ -194,6 +211,9 @@ def test_what_amqp_urls_usually_look_like_is_taken(url: str) -> None:
         ("postgresql://h/d?keepalives=1&keepalives_idle=30&channel_binding=prefer", "postgresql://h/d"),
         ("postgresql://h/d?options=-c%20search_path%3Dshop", None),
         ("postgresql://h1:1,h2:2/d?target_session_attrs=read-write", None),
+        ("postgresql://u:p@h1,h2:5433,[::1]:5434/d", None),
+        ("postgresql:///d?host=h1,/run&port=1,2&sslmode=require", "postgresql://h1:1,%2Frun:2/d?sslmode=require"),
+        ("postgresql://u@/d?host=h1,::1&port=5433", "postgresql://u@h1:5433,[::1]:5433/d"),
     ],
 )  # fmt: skip
 def test_what_libpq_takes_is_taken_and_what_means_nothing_here_is_dropped(

@@ -8,7 +8,7 @@ from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange
 from engine.bus import connection as bus_connection
 from engine.bus import consumer as bus_consumer
 from engine.bus import publisher as bus_publisher
-from engine.bus.connection import connect_bus
+from engine.bus.connection import Nodes, connect_bus
 from engine.bus.consumer import Consumer
 from engine.bus.publisher import Publisher
 from engine.bus.topology import DEAD, PURCHASES, REASON
@@ -159,17 +159,17 @@ async def test_a_connection_is_given_up_when_the_broker_does_not_say_goodbye(
 async def test_no_connection_stays_behind_where_the_queues_can_not_be_declared(
     bus_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = []
+    made, make = list[AbstractConnection](), Nodes.connect
 
-    async def connect(url: str, name: str) -> AbstractConnection:
-        made.append(await connect_bus(url, name))
+    async def connect(nodes: Nodes, name: str) -> AbstractConnection:
+        made.append(await make(nodes, name))
         return made[-1]
 
     async def fail(_channel: AbstractChannel) -> AbstractExchange:
         raise BusUnavailable("not now")
 
+    monkeypatch.setattr(Nodes, "connect", connect)
     for module in (bus_publisher, bus_consumer):
-        monkeypatch.setattr(module, "connect_bus", connect)
         monkeypatch.setattr(module, "declare_topology", fail)
     publisher, consumer = Publisher(bus_url), Consumer(bus_url, prefetch=1)
     for _ in range(2):
@@ -245,13 +245,15 @@ async def test_a_question_that_fails_ends_its_connection(
 async def test_an_idle_consumer_connects_anew_unless_it_holds_messages(
     bus_url: str, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = []
+    made, make = list[AbstractConnection](), Nodes.connect
 
-    async def connect(url: str, name: str) -> AbstractConnection:
-        made.append(await connect_bus(url, name))
-        return made[-1]
+    async def connect(nodes: Nodes, name: str) -> AbstractConnection:
+        connection = await make(nodes, name)
+        if name == "consumer":
+            made.append(connection)
+        return connection
 
-    monkeypatch.setattr(bus_consumer, "connect_bus", connect)
+    monkeypatch.setattr(Nodes, "connect", connect)
     consumer = Consumer(bus_url, prefetch=10)
     await consumer.read(0.01)
     await publisher.publish(encode_lots(reserve(SALE)))
