@@ -189,8 +189,6 @@ async def check_bus_if_it_answers(url: str, setting: str) -> None:
     try:
         async with asyncio.timeout(_SHORT_PATIENCE_S):
             await check_bus(url)
-    except SettingsError as error:
-        raise SettingsError(f"{setting}: {error}") from None
     except (BusUnavailable, TimeoutError) as error:
         await _check_identity(url, setting)
         if any(isinstance(cause, amqp.InvalidFrameError) for cause in _causes(error)):

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import ssl
 from contextlib import AsyncExitStack, suppress
-from typing import Any, Final
+from typing import Final
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 import aiohttp
@@ -12,7 +12,7 @@ from aio_pika.abc import AbstractConnection
 
 from engine.bus.connection import close_connection, connect_bus, translate_errors
 from engine.bus.topology import PURCHASES, declare_topology
-from engine.errors import BusUnavailable, SettingsError
+from engine.errors import BusUnavailable
 from engine.urls import split_hosts
 
 log = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ async def check_bus(url: str) -> None:
     """Declare exchanges and queues. Of several nodes, warn of each that does not answer, and of a queue that
     only one of them holds.
 
-    Raises BusUnavailable if none answers, SettingsError if they are no cluster.
+    Raises BusUnavailable if none answers.
     """
     nodes = split_hosts(url)
     async with AsyncExitStack() as closing:
@@ -47,7 +47,6 @@ async def check_bus(url: str) -> None:
             log.warning(
                 "RabbitMQ at %s does not answer (%s): the engine goes on without it", host, _describe(error)
             )
-        _check_cluster(connections)
         with translate_errors():
             await declare_topology(await next(iter(connections.values())).channel())
     if len(nodes) > 1:
@@ -64,31 +63,22 @@ def _refuse(failures: dict[str, BaseException]) -> None:
     raise BusUnavailable(said) from error
 
 
-def _check_cluster(connections: dict[str, AbstractConnection]) -> None:
-    """Raise SettingsError for nodes that are no cluster: what is in one of them is not in the others."""
-    names: dict[str, str] = {}
-    for host, connection in connections.items():
-        underlay: Any = getattr(connection.transport, "connection", None)
-        name = underlay.server_properties.get("cluster_name") if underlay else None
-        names.setdefault(str(name), host)
-    if len(names) > 1:
-        several = ", ".join(f"{host} ({name})" for name, host in names.items())
-        raise SettingsError(f"names nodes of different clusters: {several}")
-
-
 async def _check_members(urls: list[str]) -> None:
     """Warn of a queue that one node alone holds, as far as a node's management tells it."""
-    for url in urls:
-        with suppress(aiohttp.ClientError, TimeoutError, OSError, ValueError):
-            members = await _read_members(url)
-            if len(members) == 1:
-                log.warning(
-                    "only %s holds the queue %s: what is in it is lost with that node;"
-                    " add members with rabbitmq-queues grow",
-                    members[0], PURCHASES,
-                )  # fmt: skip
-            return
-    log.info("can't tell how many nodes hold the queues: RabbitMQ's management does not answer")
+    members: list[str] = []
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_NODE_S):
+            for url in urls:
+                with suppress(aiohttp.ClientError, OSError, ValueError):
+                    members = members or await _read_members(url)
+    if not members:
+        log.info("can't tell how many nodes hold the queues: RabbitMQ's management does not answer")
+    elif len(members) == 1:
+        log.warning(
+            "only %s holds the queue %s, and what is in it is lost with that node: add members with"
+            " rabbitmq-queues grow",
+            members[0], PURCHASES,
+        )  # fmt: skip
 
 
 async def _read_members(url: str) -> list[str]:
@@ -98,11 +88,8 @@ async def _read_members(url: str) -> list[str]:
     cafile, capath = (parse_qs(parts.query).get(name, [None])[0] for name in ("cafile", "capath"))
     vhost = quote(unquote(parts.path[1:]) or "/", safe="")
     host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
-    async with aiohttp.ClientSession(
-        auth=aiohttp.BasicAuth(unquote(parts.username or "guest"), unquote(parts.password or "guest")),
-        timeout=aiohttp.ClientTimeout(total=_NODE_S),
-        raise_for_status=True,
-    ) as session:
+    login = aiohttp.encode_basic_auth(unquote(parts.username or "guest"), unquote(parts.password or "guest"))
+    async with aiohttp.ClientSession(headers={"Authorization": login}, raise_for_status=True) as session:
         address = f"{scheme}://{host}:{port}/api/queues/{vhost}/{PURCHASES}"
         tls = ssl.create_default_context(cafile=cafile, capath=capath) if scheme == "https" else True
         async with session.get(address, ssl=tls) as response:

@@ -25,6 +25,7 @@ _HEARTBEAT_S: Final = 15
 _CONNECT_TO_NEXT_S: Final = 2.0
 _HEARTBEAT_OF_SEVERAL_S: Final = 4
 """Where there are other nodes: one that says nothing for so long is left."""
+_CLOSE_OF_SEVERAL_S: Final = 0.2
 
 
 class Nodes:
@@ -33,6 +34,7 @@ class Nodes:
     def __init__(self, url: str) -> None:
         urls = list(split_hosts(url).values())
         self._urls = deque(random.sample(urls, len(urls)))
+        self.several = len(urls) > 1
 
     async def connect(self, name: str) -> AbstractConnection:
         """Return a connection to a node that answers, which is not made again by itself when it is lost.
@@ -45,17 +47,17 @@ class Nodes:
         return await self._connect_to_next(name)
 
     async def _connect_to_next(self, name: str) -> AbstractConnection:
-        self._urls.rotate(-1)
-        several = len(self._urls) > 1
         address = URL(self._urls[0])
-        heartbeat_s = address.query.get("heartbeat", _HEARTBEAT_OF_SEVERAL_S if several else _HEARTBEAT_S)
+        self._urls.rotate(-1)
+        default_s = _HEARTBEAT_OF_SEVERAL_S if self.several else _HEARTBEAT_S
+        heartbeat_s = address.query.get("heartbeat", default_s)
         connection = _Connection(
             address.update_query(heartbeat=heartbeat_s),
             {"connection_name": f"flashgrid {name}"},
-            max(2, int(heartbeat_s)) if several else None,
+            max(2, int(heartbeat_s)) if self.several else None,
         )
         try:
-            await connection.connect(timeout=_CONNECT_TO_NEXT_S if several else _CONNECT_S)
+            await connection.connect(timeout=_CONNECT_TO_NEXT_S if self.several else _CONNECT_S)
         except BaseException:
             await connection.close()
             raise
@@ -138,14 +140,15 @@ class _Connection(aio_pika.Connection):
 
     def __init__(self, url: URL, client_properties: FieldTable, silence_s: int | None) -> None:
         super().__init__(url, client_properties=client_properties)
+        self._close_s = _CLOSE_S if silence_s is None else _CLOSE_OF_SEVERAL_S
         self._streams = _Streams(url.scheme == "amqps", silence_s)
         self.kwargs["transport_factory"] = self._streams
 
     async def close(self, exc: ExceptionType | None = ConnectionClosed) -> None:
-        """Close the connection; wait for the broker's answer no longer than two seconds."""
+        """Close the connection; wait for the broker's answer no longer than two seconds, or a part of one."""
         try:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_CLOSE_S):
+                async with asyncio.timeout(self._close_s):
                     if self.transport is not None and not self.transport.connection.is_closed:
                         # The library drops frames that it has not sent yet, such as the last acknowledgement.
                         await self.transport.connection.write_queue.join()

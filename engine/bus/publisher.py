@@ -16,6 +16,9 @@ from engine.model.dead_letter import DeadLetter
 _CONFIRM_S: Final = 30.0
 """Longest wait for a confirm, since one that was lost would hold up the relay forever. Publishing again is
 safe. But it leaves one more copy with a broker that blocks publishers, so the wait is long."""
+_FIRST_CONFIRM_S: Final = 1.0
+"""Longest wait for the first confirm of one of several nodes: one that does not know yet that the queue has
+lost its leader confirms nothing. The wait grows by a half each time, since all of them may be slow."""
 _READ_S: Final = 5.0
 """Longest wait for an answer about the queue."""
 
@@ -39,6 +42,9 @@ class Publisher:
         self._nodes = Nodes(url)
         self._connecting = asyncio.Lock()
         self._session: _Session | None = None
+        self._is_proven = False
+        """Whether something was confirmed in this session."""
+        self._first_s = _FIRST_CONFIRM_S
 
     async def publish(self, lines: bytes) -> None:
         """Send one message of lots, one a line (lot.py)."""
@@ -87,17 +93,20 @@ class Publisher:
             content_type="application/x-ndjson",
             headers=headers,
         )
-        async with self._work(_CONFIRM_S, "no confirm; an alarm may block publishers") as session:
+        async with self._work(None, "no confirm; an alarm may block publishers") as session:
             await session.exchanges[name].publish(message, name, mandatory=True)
+        self._is_proven, self._first_s = True, _FIRST_CONFIRM_S
 
     @asynccontextmanager
-    async def _work(self, within_s: float, silence: str) -> AsyncIterator[_Session]:
+    async def _work(self, within_s: float | None, silence: str) -> AsyncIterator[_Session]:
         """Lend the session, and close it after any error: its channel may be closed, or its node alone.
 
-        Raises BusUnavailable, with `silence` if the block takes longer than `within_s`.
+        Raises BusUnavailable, with `silence` if the block takes longer than `within_s`, or a confirm may.
         """
         with translate_errors():
             session = await self._connect()
+            if within_s is None:
+                within_s = _CONFIRM_S if self._is_proven or not self._nodes.several else self._first_s
             try:
                 async with asyncio.timeout(within_s):
                     yield session
@@ -105,6 +114,8 @@ class Publisher:
                 # Others may have connected anew since.
                 if self._session is session:
                     self._session = None
+                    if not self._is_proven:
+                        self._first_s = min(1.5 * self._first_s, _CONFIRM_S)
                 await close_connection(session.connection)
                 if isinstance(error, TimeoutError):
                     raise BusUnavailable(f"{silence} in {within_s:g} s") from None
@@ -125,5 +136,5 @@ class Publisher:
                 except BaseException:
                     await close_connection(connection)
                     raise
-                self._session = _Session(connection, channel, exchanges)
+                self._session, self._is_proven = _Session(connection, channel, exchanges), False
             return self._session

@@ -7,9 +7,14 @@ import shutil
 import signal
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 from engine.errors import StackError
 from engine.local.process import ProcessId, run, spawn
+
+_NAME: Final = "flashgrid@localhost"
+"""It is part of the data: it stays, whatever the ports and wherever the folder. The private epmd keeps it
+apart from other brokers."""
 
 
 class RabbitMQ:
@@ -34,6 +39,20 @@ class RabbitMQ:
 
     async def launch(self, folder: Path, ports: list[int]) -> list[ProcessId]:
         """Start epmd and the broker. Raises StackError if RabbitMQ is not installed."""
+        broker = self.launch_node(folder, ports)
+        # It is up long before the broker, which first starts a virtual machine, asks for it.
+        return [broker, self.launch_mapper(folder, ports[2])]
+
+    def launch_mapper(self, folder: Path, port: int) -> ProcessId:
+        """Start epmd."""
+        return spawn(
+            ["epmd", "-port", str(port), "-address", "127.0.0.1"], folder, _environment(folder, port)
+        )
+
+    def launch_node(
+        self, folder: Path, ports: list[int], name: str = _NAME, settings: str = "", plugin: str = ""
+    ) -> ProcessId:
+        """Start a broker with lines of settings of its own, and with a plugin."""
         server = self.find()
         port, distribution_port, epmd_port = ports
         home = folder / "home"
@@ -42,9 +61,9 @@ class RabbitMQ:
         if not cookie.exists():
             cookie.touch(mode=0o600)
             cookie.write_text(secrets.token_hex(20))
-        (folder / "enabled_plugins").write_text("[].\n")
-        (folder / "rabbitmq.conf").write_text(f"listeners.tcp.local = 127.0.0.1:{port}\n")
-        env = _environment(folder, epmd_port) | {
+        (folder / "enabled_plugins").write_text(f"[{plugin}].\n")
+        (folder / "rabbitmq.conf").write_text(f"listeners.tcp.local = 127.0.0.1:{port}\n{settings}")
+        env = _environment(folder, epmd_port, name) | {
             "RABBITMQ_DIST_PORT": str(distribution_port),
             "RABBITMQ_CONFIG_FILE": str(folder / "rabbitmq.conf"),
             "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "enabled_plugins"),
@@ -59,15 +78,19 @@ class RabbitMQ:
             # Makes the script become the broker, in place of waiting for it as its parent.
             "RUNNING_UNDER_SYSTEMD": "true",
         }
-        broker = spawn([server], folder, env, yields=True)
-        # It is up long before the broker, which first starts a virtual machine, asks for it.
-        mapper = spawn(["epmd", "-port", str(epmd_port), "-address", "127.0.0.1"], folder, env)
-        return [broker, mapper]
+        return spawn([server], folder, env, yields=True)
 
-    async def control(self, folder: Path, ports: list[int], arguments: Sequence[str]) -> None:
-        """Run rabbitmqctl for the broker in `folder`. Raises StackError with its output if it fails."""
-        program = str(self.find().with_name("rabbitmqctl"))
-        await run([program, *arguments], folder, _environment(folder, ports[2]))
+    async def control(
+        self,
+        folder: Path,
+        ports: list[int],
+        arguments: Sequence[str],
+        name: str = _NAME,
+        tool: str = "rabbitmqctl",
+    ) -> None:
+        """Run a tool for the broker in `folder`. Raises StackError with its output if it fails."""
+        program = str(self.find().with_name(tool))
+        await run([program, *arguments], folder, _environment(folder, ports[2], name))
 
     async def probe(self, port: int, _folder: Path) -> str:
         """Open a connection and read its first frame, which holds the version."""
@@ -83,14 +106,12 @@ class RabbitMQ:
         return match[1].decode() if match else "unknown"
 
 
-def _environment(folder: Path, epmd_port: int) -> dict[str, str]:
+def _environment(folder: Path, epmd_port: int, name: str = _NAME) -> dict[str, str]:
     """Return what the broker and its tools need to find each other."""
     return {
         "HOME": str(folder / "home"),
         "ERL_EPMD_PORT": str(epmd_port),
         "ERL_EPMD_ADDRESS": "127.0.0.1",
-        # The name is part of the data: it stays, whatever the ports and wherever the folder. The private
-        # epmd keeps it apart from other brokers.
-        "RABBITMQ_NODENAME": "flashgrid@localhost",
+        "RABBITMQ_NODENAME": name,
         "RABBITMQ_CONF_ENV_FILE": str(folder / "rabbitmq-env.conf"),
     }

@@ -1,4 +1,4 @@
-"""Clusters of three servers that change roles: PostgreSQL with two synchronous standbys."""
+"""Clusters of three servers: PostgreSQL with two synchronous standbys, and RabbitMQ."""
 
 import os
 import shutil
@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+from secrets import token_hex
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -24,9 +25,20 @@ from engine.local.process import (
     spawn,
     stop_process,
 )
+from engine.local.rabbitmq import RabbitMQ
 from engine.tests.replicas import answers
 from engine.tests.test_server import eventually
 
+_NODES: Final = ("one", "two", "three")
+_PEERS: Final = "".join(
+    f"cluster_formation.classic_config.nodes.{number} = {name}@localhost\n"
+    for number, name in enumerate(_NODES, 1)
+)
+_BUS_SETTINGS: Final = """
+cluster_partition_handling = pause_minority
+cluster_formation.peer_discovery_backend = classic_config
+net_ticktime = 5
+"""
 _ON_EACH: Final = {
     "synchronous_standby_names": "ANY 1 (one, two, three)",
     "wal_keep_size": "1GB",
@@ -160,7 +172,7 @@ class PostgresCluster:
 async def run_postgres_cluster(folder: Path) -> AsyncIterator[PostgresCluster]:
     """Run a primary with two standbys that follow it."""
     user = "nobody" if os.geteuid() == 0 else None
-    servers = [PostgresServer(name, folder / f"postgres-{name}", user) for name in ("one", "two", "three")]
+    servers = [PostgresServer(name, folder / f"postgres-{name}", user) for name in _NODES]
     try:
         primary, *standbys = servers
         await primary.create()
@@ -176,3 +188,91 @@ async def run_postgres_cluster(folder: Path) -> AsyncIterator[PostgresCluster]:
             server.thaw()
             await server.kill()
             shutil.rmtree(folder / f"postgres-{server.name}", ignore_errors=True)
+
+
+class RabbitNode:
+    """One node of a cluster of RabbitMQ, whose management may answer on a port of its own."""
+
+    def __init__(self, name: str, folder: Path, mapper_port: int, management: int | None) -> None:
+        self.name = f"{name}@localhost"
+        self.ports = [free_port(), free_port(), mapper_port]
+        self.url = RabbitMQ().url(self.ports[0], folder)
+        self._folder = folder
+        self._management = management
+        self._process: ProcessId | None = None
+
+    def launch(self) -> None:
+        """Start it; it joins the others."""
+        settings = f"{_BUS_SETTINGS}{_PEERS}"
+        plugin = "rabbitmq_management_agent"
+        if self._management:
+            plugin = "rabbitmq_management"
+            settings += f"management.tcp.ip = 127.0.0.1\nmanagement.tcp.port = {self._management}\n"
+        self._process = RabbitMQ().launch_node(self._folder, self.ports, self.name, settings, plugin)
+
+    async def answers(self) -> bool:
+        return await answers(RabbitMQ().probe, self.ports[0], self._folder)
+
+    async def leave_queue(self, queue: str) -> None:
+        """Let the node hold nothing of a queue any longer."""
+        arguments = ("delete_member", queue, self.name)
+        await RabbitMQ().control(self._folder, self.ports, arguments, self.name, tool="rabbitmq-queues")
+
+    async def restart(self) -> None:
+        await self.kill()
+        self.launch()
+        await eventually(self.answers, within_s=90)
+
+    async def kill(self) -> None:
+        await kill_processes(self._family())
+
+    def freeze(self) -> None:
+        """Stop all of its processes: the kernel still takes connections for it."""
+        send_signal(self._family(), signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        send_signal(self._family(), signal.SIGCONT)
+
+    def _family(self) -> list[ProcessId]:
+        return family(self._process) if self._process else []
+
+
+class RabbitCluster:
+    """Three nodes of RabbitMQ."""
+
+    def __init__(self, nodes: list[RabbitNode], management: int) -> None:
+        self.nodes = nodes
+        self.management = management
+
+    def list_hosts(self, *first: RabbitNode) -> str:
+        """Return a URL with all nodes, these ones first."""
+        chosen = [*first, *(node for node in self.nodes if node not in first)]
+        hosts = ",".join(f"127.0.0.1:{node.ports[0]}" for node in chosen)
+        return chosen[0].url.replace(f"127.0.0.1:{chosen[0].ports[0]}", hosts)
+
+
+@asynccontextmanager
+async def run_rabbit_cluster(folder: Path) -> AsyncIterator[RabbitCluster]:
+    """Run three nodes of RabbitMQ that know each other."""
+    place = folder / "rabbitmq-cluster"
+    mapper_port, management, cookie = free_port(), free_port(), token_hex(20)
+    nodes: list[RabbitNode] = []
+    for name in _NODES:
+        home = place / name / "home"
+        home.mkdir(parents=True)
+        (home / ".erlang.cookie").touch(mode=0o600)
+        (home / ".erlang.cookie").write_text(cookie)
+        nodes.append(RabbitNode(name, place / name, mapper_port, None if nodes else management))
+    mapper = RabbitMQ().launch_mapper(place, mapper_port)
+    try:
+        for node in nodes:
+            node.launch()
+        for node in nodes:
+            await eventually(node.answers, within_s=120)
+        yield RabbitCluster(nodes, management)
+    finally:
+        for node in nodes:
+            node.thaw()
+            await node.kill()
+        await kill_processes([mapper])
+        shutil.rmtree(place)

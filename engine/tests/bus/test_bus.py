@@ -1,7 +1,10 @@
 import asyncio
+import random
 from collections.abc import AsyncIterator
+from urllib.parse import urlsplit
 
 import aio_pika
+import aiormq
 import pytest
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange
 
@@ -13,6 +16,7 @@ from engine.bus.consumer import Consumer
 from engine.bus.publisher import Publisher
 from engine.bus.topology import DEAD, PURCHASES, REASON
 from engine.errors import BusUnavailable
+from engine.local.process import free_port
 from engine.local.stack import Stack
 from engine.model.dead_letter import DeadLetter
 from engine.model.lot import encode_lots
@@ -266,3 +270,34 @@ async def test_an_idle_consumer_connects_anew_unless_it_holds_messages(
     assert await consumer.read(0.01) == []
     assert [connection.is_closed for connection in made] == [True, False]
     await consumer.close()
+
+
+async def test_of_several_nodes_a_silent_one_is_left_and_a_closed_one_passed_over(
+    bus_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Nothing else notices it: neither the library, nor a consumer that has had nothing for long.
+    monkeypatch.setattr(aiormq.Connection, "HEARTBEAT_GRACE_MULTIPLIER", 1_000)
+    monkeypatch.setattr(bus_consumer, "_IDLE_S", 1_000)
+    monkeypatch.setattr(bus_connection, "_HEARTBEAT_OF_SEVERAL_S", 2)
+    monkeypatch.setattr(random, "sample", lambda urls, _: urls)  # they connect to the first one
+    async with Proxy(bus_url).listen() as proxy:
+        hosts = [urlsplit(url).netloc.rpartition("@")[2] for url in (proxy.url, bus_url)]
+        url = bus_url.replace(hosts[1], f"{hosts[0]},127.0.0.1:{free_port()},{hosts[1]}")
+        publisher, consumer = Publisher(url), Consumer(url, prefetch=10)
+        await publisher.publish(encode_lots(reserve(SALE)))
+        await consumer.acknowledge(await read(consumer, 1))
+        assert proxy.connects == 2
+        proxy.freeze()
+        with pytest.raises(BusUnavailable, match="closed"):
+            await asyncio.wait_for(publisher.publish(encode_lots(reserve(SALE))), 20)
+        with pytest.raises(BusUnavailable):
+            await asyncio.wait_for(read(consumer, 1), 30)
+        last = encode_lots(reserve(SALE))
+        await publisher.publish(last)
+        async with asyncio.timeout(30):
+            # What was sent to the silent node may have arrived.
+            while last not in [message.lines for message in await read(consumer, 1)]:
+                pass
+        assert proxy.connects == 2
+        await publisher.close()
+        await consumer.close()

@@ -1,0 +1,150 @@
+"""The bus with several nodes: the one that leads the queue is lost, and nothing that was confirmed."""
+
+import asyncio
+import logging
+import random
+import socket
+import time
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+import aio_pika
+import aiohttp
+import pytest
+
+from engine.bus import checks as bus_checks
+from engine.bus.checks import check_bus
+from engine.bus.consumer import Consumer
+from engine.bus.publisher import Publisher
+from engine.bus.topology import DEAD, PURCHASES, declare_topology
+from engine.errors import BusUnavailable
+from engine.tests.clusters import RabbitCluster, RabbitNode, run_rabbit_cluster
+from engine.tests.test_server import eventually
+
+pytestmark = pytest.mark.slow
+
+log = logging.getLogger(__name__)
+
+
+@pytest.fixture(scope="module")
+async def cluster(stack_dir: Path, amqp_url: str) -> AsyncIterator[RabbitCluster]:
+    async with run_rabbit_cluster(stack_dir) as cluster:
+        yield cluster
+
+
+class Traffic:
+    """Publishes one message after the other until it is confirmed, and reads them on another connection."""
+
+    def __init__(self, url: str) -> None:
+        self._publisher, self._consumer = Publisher(url), Consumer(url, prefetch=100)
+        self._confirmed: list[bytes] = []
+        self._received: set[bytes] = set()
+        self._began_s = self._longest_s = 0.0
+        self._tasks = [asyncio.create_task(self._publish()), asyncio.create_task(self._consume())]
+
+    async def _publish(self) -> None:
+        number = 0
+        while True:
+            number += 1
+            first_s = time.monotonic()
+            while True:
+                began_s = time.monotonic()
+                try:
+                    await self._publisher.publish(b"%d" % number)
+                except BusUnavailable:
+                    await asyncio.sleep(0.05)
+                else:
+                    break
+            self._confirmed.append(b"%d" % number)
+            self._began_s = began_s
+            self._longest_s = max(self._longest_s, time.monotonic() - first_s)
+
+    async def _consume(self) -> None:
+        while True:
+            try:
+                messages = await self._consumer.read(1)
+            except BusUnavailable:
+                await asyncio.sleep(0.05)
+            else:
+                self._received.update(message.lines for message in messages)
+                await self._consumer.acknowledge(messages)
+
+    async def go_on(self) -> None:
+        """Wait until a message is confirmed that was sent from now on."""
+        start_s = time.monotonic()
+        await eventually(lambda: self._began_s > start_s, within_s=60)
+
+    async def end(self) -> float:
+        """Publish no more, and wait until all that was confirmed is received; return the longest wait for a
+        confirm."""
+        self._tasks[0].cancel()
+        await eventually(lambda: self._received.issuperset(self._confirmed), within_s=60)
+        self._tasks[1].cancel()
+        await asyncio.wait(self._tasks)
+        await self._publisher.close()
+        await self._consumer.close()
+        return self._longest_s
+
+
+async def make_leader(cluster: RabbitCluster, node: RabbitNode) -> None:
+    """Make the queues anew. RabbitMQ makes the node that declares a queue its leader."""
+    async with await aio_pika.connect(node.url) as connection, connection.channel() as channel:
+        for name in (PURCHASES, DEAD):
+            await channel.queue_delete(name)
+        await declare_topology(channel)
+
+
+@pytest.mark.parametrize("end", ["killed", "frozen"])
+async def test_the_leader_of_the_queue_is_lost_and_all_that_was_confirmed_arrives(
+    cluster: RabbitCluster, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    leader = cluster.nodes[1]
+    monkeypatch.setattr(random, "sample", lambda urls, _: urls)  # they connect to the first one
+    await make_leader(cluster, leader)
+    traffic = Traffic(cluster.list_hosts(leader))
+    await traffic.go_on()
+    await (leader.kill() if end == "killed" else asyncio.to_thread(leader.freeze))
+    await traffic.go_on()
+    leader.thaw()
+    # A node that was frozen stays apart from the others until it is started again.
+    await leader.restart()
+    await traffic.go_on()
+    log.info("the leader is %s: a confirm took %.2f s", end, await traffic.end())
+
+
+async def test_a_silent_node_and_a_queue_that_one_node_holds_are_said_at_the_start(
+    cluster: RabbitCluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, *others = cluster.nodes
+    monkeypatch.setattr(bus_checks, "_MANAGEMENT", {"amqp": ("http", cluster.management)})
+    await make_leader(cluster, first)
+    await eventually(partial(has_members, first, 3))
+    await check_bus(cluster.list_hosts())
+    assert find_warnings(caplog) == []
+    for node in others:
+        await node.leave_queue(PURCHASES)
+    await eventually(partial(has_members, first, 1))
+    await check_bus(cluster.list_hosts())
+    [said] = find_warnings(caplog)
+    assert f"only {first.name} holds the queue {PURCHASES}" in said
+    caplog.clear()
+    await others[0].kill()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        hosts = (f"127.0.0.1:{others[0].ports[0]}", f"127.0.0.1:{silent.getsockname()[1]}")
+        await check_bus(f"{cluster.list_hosts().removesuffix('/')},{hosts[1]}/")
+    assert [line.split()[2] for line in find_warnings(caplog) if "does not answer" in line] == [*hosts]
+
+
+async def has_members(node: RabbitNode, count: int) -> bool:
+    """Whether the node's management knows that so many nodes hold the queue."""
+    with suppress(aiohttp.ClientError):
+        return len(await bus_checks._read_members(node.url)) == count
+    return False
+
+
+def find_warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [
+        line.getMessage() for line in caplog.records if line.name == bus_checks.__name__ and line.levelno > 20
+    ]
