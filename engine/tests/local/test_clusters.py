@@ -1,0 +1,74 @@
+"""What the private services of three machines promise."""
+
+import shutil
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from engine.bus.checks import check_bus
+from engine.errors import LedgerUnavailable
+from engine.ledger.ledger import Ledger
+from engine.local.postgres_cluster import LOST, PostgresCluster, Server, Servers
+from engine.local.process import survivors
+from engine.local.rabbitmq_cluster import RabbitMQCluster
+from engine.local.stack import Stack, start_stack, stop_stack
+from engine.model.lot import Lot
+from engine.tests.orders import ids, make_terms, reserve
+from engine.tests.test_server import eventually
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+async def stack() -> AsyncIterator[Stack]:
+    folder = Path(tempfile.mkdtemp(prefix="flashgrid-"))
+    yield await start_stack(folder, [PostgresCluster.name, RabbitMQCluster.name])
+    await stop_stack(folder)
+    shutil.rmtree(folder)
+
+
+async def test_a_lost_primary_is_replaced_and_comes_back_as_a_standby(
+    stack: Stack, caplog: pytest.LogCaptureFixture
+) -> None:
+    await check_bus(stack.urls[RabbitMQCluster.name])
+    assert [line for line in caplog.messages if "does not answer (" in line] == []
+    folder = stack.data_dir / PostgresCluster.name
+    servers = Servers(folder, [int(port) for port in (folder / "ports").read_text().split()])
+    [lost] = [server for server in servers.all if await leads(server)]
+    async with await Ledger.connect(stack.urls[PostgresCluster.name]) as ledger:
+        await ledger.migrate()
+        sale = await ledger.open_sale(make_terms(stock=10))
+        first, second = reserve(sale, 2)
+        await ledger.settle([first], {})
+        await lost.kill()
+        await eventually(partial(is_settled, ledger, second))
+        assert len(await ledger.find_orders(ids([first, second]))) == 2
+    await eventually(partial(follows, lost, servers))
+    processes = [process for server in servers.all for process in server.list_processes()]
+    assert processes
+    await stop_stack(stack.data_dir)
+    assert survivors(processes) == []
+
+
+async def leads(server: Server) -> bool:
+    """Whether a server is the primary, and both others follow it."""
+    with suppress(*LOST):
+        return await server.count_followers() == 2
+    return False
+
+
+async def follows(server: Server, servers: Servers) -> bool:
+    """Whether a server is a standby, and another one the primary of both others."""
+    return any([await leads(other) for other in servers.all if other is not server])
+
+
+async def is_settled(ledger: Ledger, lot: Lot) -> bool:
+    """Try to settle a lot; return whether that worked."""
+    with suppress(LedgerUnavailable):
+        await ledger.settle([lot], {})
+        return True
+    return False
