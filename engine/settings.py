@@ -68,8 +68,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     # Backing services: each one that is not given is started privately
     redis_url: Annotated[str | None, _setting("Redis, which holds gate and outbox: redis://…")] = None
-    amqp_url: Annotated[str | None, _setting("RabbitMQ, the bus: amqp://…")] = None
-    postgres_url: Annotated[str | None, _setting("PostgreSQL, the ledger: postgresql://…")] = None
+    amqp_url: Annotated[
+        str | None, _setting("RabbitMQ, the bus: amqp://…, also with several hosts: amqp://h1,h2,h3/…")
+    ] = None
+    postgres_url: Annotated[
+        str | None,
+        _setting("PostgreSQL, the ledger: postgresql://…, also with several hosts: postgresql://h1,h2,h3/…"),
+    ] = None
     data_dir: Annotated[str, _setting("folder of the private backing services", min_length=1)] = ".flashgrid"
 
     # Gate

@@ -22,6 +22,7 @@ from engine.settings import PREFIX, Settings
 from engine.stages.front_door import LEDGER_CONNECTIONS
 from engine.stages.process import Role
 from engine.stages.reconciliation import KEEPER_CONNECTIONS, reconciling
+from engine.urls import split_hosts
 
 log = logging.getLogger(__name__)
 
@@ -102,10 +103,12 @@ async def prepare_ledger(url: str, sessions: int = 1) -> list[str]:
 
 def _count_sessions(settings: Settings, roles: Collection[Role]) -> int:
     """Return how many connections to PostgreSQL these roles may use at once."""
+    # Each ledger asks each of several hosts whether it is in charge; fulfilment's process has two ledgers.
+    asking = len(split_hosts(settings.postgres_url or "")) > 1
     needs = {
-        Role.FRONT_DOOR: settings.workers * LEDGER_CONNECTIONS,
+        Role.FRONT_DOOR: settings.workers * (LEDGER_CONNECTIONS + asking),
         Role.RELAY: 0,
-        Role.FULFILMENT: settings.fulfilment_in_flight + KEEPER_CONNECTIONS,
+        Role.FULFILMENT: settings.fulfilment_in_flight + KEEPER_CONNECTIONS + 2 * asking,
     }
     return max(1, sum(needs[role] for role in roles))
 

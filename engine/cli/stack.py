@@ -2,11 +2,20 @@
 
 import asyncio
 from pathlib import Path
+from typing import Final
 
 import click
 
 from engine.cli.options import settings_option
 from engine.settings import PREFIX, Settings
+
+_SETTINGS: Final = {
+    "redis": "REDIS",
+    "postgres": "POSTGRES",
+    "postgres-cluster": "POSTGRES",
+    "rabbitmq": "AMQP",
+    "rabbitmq-cluster": "AMQP",
+}
 
 
 @click.group()
@@ -15,18 +24,26 @@ def stack() -> None:
 
 
 @stack.command()
+@click.option(
+    "--machines",
+    type=click.Choice(["1", "3"]),
+    default="1",
+    show_default=True,
+    help="With 3, PostgreSQL has two standbys and RabbitMQ three nodes, all of them on this machine.",
+)
 @settings_option
-def up(settings: Settings) -> None:
+def up(machines: str, settings: Settings) -> None:
     """Start the services that do not run yet, and leave them running.
 
     Prints the lines that point an engine at them: eval "$(flashgrid stack up)".
     """
-    from engine.local.stack import start_stack
+    from engine.local.stack import CLUSTER, SERVICES, start_stack
 
-    running = asyncio.run(start_stack(Path(settings.data_dir)))
+    services = CLUSTER if machines == "3" else SERVICES
+    running = asyncio.run(start_stack(Path(settings.data_dir), services))
     for note in running.notes:
         click.echo(f"flashgrid: {note}", err=True)
-    for name, setting in (("redis", "REDIS"), ("postgres", "POSTGRES"), ("rabbitmq", "AMQP")):
+    for name, setting in _SETTINGS.items():
         if name in running.urls:
             click.echo(f"export {PREFIX}{setting}_URL={running.urls[name]}")
 
@@ -50,6 +67,6 @@ def status(settings: Settings) -> None:
     rows = stack_status(Path(settings.data_dir))
     for row in rows:
         where = f"pid {row.pid:<8} {row.url}" if row.pid else "down"
-        click.echo(f"{row.name:10} {row.version:8} {where}")
+        click.echo(f"{row.name:16} {row.version:8} {where}")
     if not all(row.pid for row in rows):
         raise SystemExit(1)

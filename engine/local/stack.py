@@ -175,7 +175,7 @@ def stack_status(data_dir: Path) -> list[ServiceStatus]:
     """Return the status of every service of this folder."""
     state, rows = read_state(data_dir), []
     for name, program in _PROGRAMS.items():
-        if name not in SERVICES and name not in state:
+        if name not in state and (name not in SERVICES or f"{name}-cluster" in state):
             continue
         entry = state.get(name, Entry())
         runs = entry.runs()
