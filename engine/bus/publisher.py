@@ -113,9 +113,9 @@ class Publisher:
             except BaseException as error:
                 # Others may have connected anew since.
                 if self._session is session:
-                    self._session = None
                     if not self._is_proven:
                         self._first_s = min(1.5 * self._first_s, _CONFIRM_S)
+                    self._session = None
                 await close_connection(session.connection)
                 if isinstance(error, TimeoutError):
                     raise BusUnavailable(f"{silence} in {within_s:g} s") from None
