@@ -160,6 +160,8 @@ async def test_a_host_that_does_not_answer_and_a_standby_that_confirms_nothing_a
     # A role without rights learns who is in charge.
     await primary.fetch("DROP ROLE IF EXISTS till")
     await primary.fetch("CREATE ROLE till LOGIN PASSWORD 'secret'")
+    for standby in cluster.standbys:
+        await eventually(partial(standby.fetch, "SELECT count(*) FROM pg_roles WHERE rolname = 'till'"))
     login = cluster.list_hosts().rpartition("@")[0]
     url = cluster.list_hosts().replace(login, "postgresql://till:secret", 1)
     await check_postgres(url)
