@@ -104,9 +104,10 @@ class Hosts(AbstractAsyncContextManager["Hosts"]):
 
     def _note(self, host: str, answer: _Answer | Exception) -> None:
         """Note what a server answered, and who is in charge by now."""
+        all_are_known = None not in self._answers.values()
         self._answers[host] = answer
         if isinstance(answer, _Answer) and answer.timeline > self._timeline:
-            if self._timeline:
+            if all_are_known:
                 log.warning("PostgreSQL is on timeline %d now: another server was promoted", answer.timeline)
             self._timeline = answer.timeline
             for connection in self._connections:

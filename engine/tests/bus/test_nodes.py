@@ -20,7 +20,7 @@ from engine.bus.consumer import Consumer
 from engine.bus.publisher import Publisher
 from engine.bus.topology import DEAD, PURCHASES, declare_topology
 from engine.errors import BusUnavailable
-from engine.tests.clusters import RabbitCluster, RabbitNode, freeze, run_rabbit_cluster, thaw
+from engine.tests.machines import RabbitCluster, RabbitNode, freeze, run_rabbit_cluster, thaw
 from engine.tests.test_server import eventually
 
 pytestmark = pytest.mark.slow

@@ -16,7 +16,7 @@ from engine.ledger.checks import check_postgres
 from engine.ledger.ledger import Ledger
 from engine.local.postgres_cluster import Server
 from engine.model.sale import Sale
-from engine.tests.clusters import PostgresCluster, freeze, run_postgres_cluster, thaw
+from engine.tests.machines import PostgresCluster, freeze, run_postgres_cluster, thaw
 from engine.tests.orders import ids, make_terms, reserve
 from engine.tests.test_server import eventually
 
