@@ -65,7 +65,7 @@ def check_redis_url(url: str) -> str:
 
 def check_amqp_url(url: str) -> str:
     """Return the URL of RabbitMQ. Raises SettingsError, in one line, if it can't be used."""
-    example = "amqp://user:password@host:5672/vhost or amqps://…"
+    example = "amqp://user:password@host:5672/vhost, amqp://host1,host2:5673/vhost or amqps://…"
     parts, options = _split(url, ("amqp", "amqps"), example)
     if not parts.hostname:
         raise SettingsError(f"must look like {example}")
@@ -82,7 +82,7 @@ def check_postgres_url(url: str) -> str:
     Several hosts stand before its path, even if options gave them. Raises SettingsError, in one line, if it
     can't be used.
     """
-    example = "postgresql://user:password@host:5432/database"
+    example = "postgresql://user:password@host:5432/database or postgresql://host1,host2:5433/database"
     parts, options = _split(url, ("postgresql", "postgres"), example)
     kept = {
         name: value
@@ -113,7 +113,7 @@ def check_postgres_url(url: str) -> str:
         del kept["host"]
         named = zip(map(_write_host, hosts), ports * (len(hosts) // len(ports)), strict=True)
         hosts = [f"{host}:{port}" if port else host for host, port in named]
-        _check_hosts(hosts)
+        _check_hosts(hosts, example)
         address = f"{parts.scheme}://{parts.netloc}{','.join(hosts)}{parts.path}"
     return f"{address}?{urlencode(kept, quote_via=quote)}" if kept else address
 
@@ -125,7 +125,7 @@ def split_hosts(url: str) -> dict[str, str]:
     return {host: url.replace(netloc, f"{login}{at}{host}", 1) for host in hosts.split(",")}
 
 
-def _check_hosts(hosts: Sequence[str]) -> None:
+def _check_hosts(hosts: Sequence[str], example: str) -> None:
     """Raise SettingsError for one of several hosts that can't be read, or is named twice."""
     for host in hosts:
         try:
@@ -134,7 +134,7 @@ def _check_hosts(hosts: Sequence[str]) -> None:
         except ValueError:
             is_good = False
         if not is_good:
-            raise SettingsError("must look like …://host1:port1,host2:port2/… where it names several hosts")
+            raise SettingsError(f"names several hosts, and one can't be read: it must look like {example}")
     if len(set(hosts)) < len(hosts):
         raise SettingsError("names a host twice")
 
@@ -161,7 +161,7 @@ def _split(url: str, schemes: tuple[str, ...], example: str) -> tuple[SplitResul
             " must be percent-encoded (%40 for @, %2F for /, %23 for #)"
         )
     if len(hosts) > 1:
-        _check_hosts(hosts)
+        _check_hosts(hosts, example)
     options = dict(pairs)
     if len(options) < len(pairs):
         raise SettingsError("gives an option twice")
