@@ -2,11 +2,14 @@
 
 import asyncio
 from pathlib import Path
+from typing import Final
 
 import click
 
 from engine.cli.options import settings_option
 from engine.settings import PREFIX, Settings
+
+_SETTINGS: Final = {"redis": "REDIS", "redis-cluster": "REDIS", "postgres": "POSTGRES", "rabbitmq": "AMQP"}
 
 
 @click.group()
@@ -15,20 +18,30 @@ def stack() -> None:
 
 
 @stack.command()
+@click.option(
+    "--machines",
+    type=click.Choice(["1", "3"]),
+    default="1",
+    show_default=True,
+    help="With 3, Redis is a cluster: three primaries with two replicas each, all of them on this machine.",
+)
 @settings_option
-def up(settings: Settings) -> None:
+def up(machines: str, settings: Settings) -> None:
     """Start the services that do not run yet, and leave them running.
 
     Prints the lines that point an engine at them: eval "$(flashgrid stack up)".
     """
-    from engine.local.stack import start_stack
+    from engine.local.stack import CLUSTER, SERVICES, start_stack
 
-    running = asyncio.run(start_stack(Path(settings.data_dir)))
+    services = CLUSTER if machines == "3" else SERVICES
+    running = asyncio.run(start_stack(Path(settings.data_dir), services))
     for note in running.notes:
         click.echo(f"flashgrid: {note}", err=True)
-    for name, setting in (("redis", "REDIS"), ("postgres", "POSTGRES"), ("rabbitmq", "AMQP")):
+    for name, setting in _SETTINGS.items():
         if name in running.urls:
             click.echo(f"export {PREFIX}{setting}_URL={running.urls[name]}")
+    if "redis-cluster" in running.urls:
+        click.echo(f"export {PREFIX}GATE_SHARDS={machines} {PREFIX}GATE_COPIES=2")
 
 
 @stack.command()

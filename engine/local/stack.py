@@ -31,12 +31,18 @@ from engine.local.process import (
 )
 from engine.local.rabbitmq import RabbitMQ
 from engine.local.redis import Redis
+from engine.local.redis_cluster import RedisCluster
 from engine.local.state import Entry, lock_folder, read_state, write_entry
 
-Program = Redis | Postgres | RabbitMQ
+Program = Redis | RedisCluster | Postgres | RabbitMQ
 _RABBITMQ: Final = RabbitMQ()
-_PROGRAMS: Final[dict[str, Program]] = {"redis": Redis(), "postgres": Postgres(), "rabbitmq": _RABBITMQ}
-SERVICES: Final = tuple(_PROGRAMS)
+_PROGRAMS: Final[dict[str, Program]] = {
+    program.name: program for program in (Redis(), RedisCluster(), Postgres(), _RABBITMQ)
+}
+SERVICES: Final = ("redis", "postgres", "rabbitmq")
+"""Those of one machine."""
+CLUSTER: Final = ("redis-cluster", *SERVICES[1:])
+"""Those of three machines."""
 _START_S: Final = 90.0
 
 
@@ -159,13 +165,15 @@ async def stop_stack(data_dir: Path) -> list[str]:
     if not read_state(data_dir):
         return []
     async with lock_folder(data_dir):
-        return await _stop(data_dir, SERVICES)
+        return await _stop(data_dir, _PROGRAMS)
 
 
 def stack_status(data_dir: Path) -> list[ServiceStatus]:
     """Return the status of every service of this folder."""
     state, rows = read_state(data_dir), []
     for name, program in _PROGRAMS.items():
+        if name not in SERVICES and name not in state:
+            continue
         entry = state.get(name, Entry())
         runs = entry.runs()
         pid = entry.processes[0].pid if runs else None
