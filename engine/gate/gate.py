@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 _OPEN_SALE: Final = Script("open_sale.lua")
 _WATCH_S: Final = 0.1
 """How often a shard is asked whether it remembers."""
+_ASK_S: Final = 0.5
+"""Longest wait for what a shard says to a probe, whose own wait is longer."""
 _WATCH_TIMEOUT_MS: Final = 350
 """Longest wait for its answer: an old server's, the pause and a new one's are less than NOTICED_S."""
 
@@ -82,20 +84,18 @@ class Gate:
         return await future
 
     async def find_obstacle(self) -> str:
-        """Return why a shard sells nothing, "" if all of them may sell.
+        """Return why no shard sells anything, "" if one of them may sell.
 
-        Raises GateUnavailable also if Redis takes no writes.
+        Raises GateUnavailable if that is because none takes writes.
         """
-        with translate_errors():
-            for shard, lane in zip(self._shards, self._lanes, strict=True):
-                try:
-                    if await vouch(shard.redis.execute_command, shard, lane.fence):
-                        return NEW
-                except ResponseError as error:
-                    if str(error).startswith("CLOSED"):
-                        return "the gate waits to be rebuilt"
-                    raise
-        return ""
+        asking = map(_find_obstacle, self._shards, self._lanes)
+        answers = await asyncio.gather(*asking, return_exceptions=True)
+        if "" in answers:
+            return ""
+        for answer in answers:
+            if isinstance(answer, BaseException):
+                raise answer
+        return str(answers[0])
 
     async def check(self, product_id: int, within_s: float) -> None:
         """Raise GateUnavailable unless the product's shard takes writes now."""
@@ -115,6 +115,18 @@ class Gate:
                 replaced = await offer_sale(shard, self._lanes[shard.shard].fence, sale)
         if replaced:
             await asyncio.sleep(self._sold_out_s)
+
+
+async def _find_obstacle(shard: Shard, lane: Lane) -> str:
+    """Return why a shard sells nothing, "" if it may. Raises GateUnavailable also if it takes no writes."""
+    with translate_errors():
+        try:
+            async with asyncio.timeout(_ASK_S):
+                return NEW if await vouch(shard.redis.execute_command, shard, lane.fence) else ""
+        except ResponseError as error:
+            if str(error).startswith("CLOSED"):
+                return "the gate waits to be rebuilt"
+            raise
 
 
 async def _watch(shard: Shard, lane: Lane) -> None:

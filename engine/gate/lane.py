@@ -240,11 +240,12 @@ class Lane:
 
         The answers to what is asked `then` are kept.
         """
+        ask = self._ask_for_copies if then else self._wire.ask
         asked_at = time.monotonic()
         if asked_at < self._primary_until:
-            answer, *self._copies = await self._ask(command, *then)
+            answer, *self._copies = await ask(command, *then)
         else:
-            written, answer, *self._copies = await self._ask(("HDEL", self.keys.fence, ""), command, *then)
+            written, answer, *self._copies = await ask(("HDEL", self.keys.fence, ""), command, *then)
             # If it takes no writes for another reason, the command's own answer says what that means for it.
             self._demoted = isinstance(written, ReadOnlyError)
             if not self._demoted:
@@ -253,12 +254,12 @@ class Lane:
             raise answer
         return answer
 
-    async def _ask(self, *commands: Command) -> list[Any]:
+    async def _ask_for_copies(self, *commands: Command) -> list[Any]:
         """Return the answers to all commands; the error that lost the connection in place of that to WAIT."""
         try:
             return await self._wire.ask(*commands)
         except (RedisError, OSError) as error:
-            if commands[-1][0] == "WAIT" and len(self._wire.heard) == len(commands) - 1:
+            if len(self._wire.heard) == len(commands) - 1:
                 return [*self._wire.heard, error]
             raise
 

@@ -240,7 +240,7 @@ class Ledger(AbstractAsyncContextManager["Ledger"]):
             last = page[-1].order_id
 
     async def find_newest(self) -> dict[int, int]:
-        """Return when each product's newest order was accepted, Unix milliseconds, if that is not long ago."""
+        """Return when each product's newest order was accepted, Unix milliseconds, if not long ago."""
         return dict(map(tuple, await self._fetch("find_newest")))
 
     async def find_accepted(self, after_ms: int, before_ms: int) -> list[int]:

@@ -34,6 +34,12 @@ def test_empty_is_unset_for_every_setting(name: str, empty: str) -> None:
     assert read(**{name: empty}) == Settings()
 
 
+def test_copies_are_awaited_for_less_than_the_answer() -> None:
+    assert read(GATE_COPIES_MS="2000").gate_copies == 1, "nothing is awaited"
+    assert "GATE_COPIES_MS: must be less" in refuse(GATE_COPIES="2", GATE_COPIES_MS="2000")
+    assert "GATE_COPIES_MS: must be less" in refuse(GATE_COPIES="2", LOOK_TIMEOUT_MS="500")
+
+
 def test_an_empty_override_is_unset_too() -> None:
     assert read_settings({"FLASHGRID_HOST": "::1"}, host="").host == "::1"
 
@@ -144,7 +150,6 @@ def test_a_typo_is_named_with_what_was_likely_meant(typo: str, meant: str) -> No
         ({"REDIS_URL": "redis+cluster://h:1?colour=red"}, "option colour is unknown"),
         ({"REDIS_URL": "redis+ring://h:1"}, "redis+cluster://"),
         ({"REDIS_URL": "redis://h:1,i:2"}, "several hosts"),
-        ({"GATE_COPIES": "2", "GATE_COPIES_MS": "2000"}, "GATE_COPIES_MS: must be less"),
         # https://github.com/ohcnetwork/care/pull/2964
         ({"REDIS_URL": "rediss://h?ssl_cert_reqs=CERT_NONE"}, "must be none, optional or required"),
         ({"REDIS_URL": "rediss://h?ssl_ca_certs=/nowhere/ca"}, "ssl_ca_certs names /nowhere/ca"),
