@@ -93,9 +93,9 @@ class Cluster:
 @asynccontextmanager
 async def run_cluster(folder: Path) -> AsyncIterator[Cluster]:
     program = RedisCluster()
-    place = folder / "cluster"
-    place.mkdir()
     ports = [free_port() for _ in range(program.ports)]
+    place = folder / f"cluster-{ports[0]}"
+    place.mkdir()
     processes = await program.launch(place, ports)
     nodes = {port: Node(port, process) for port, process in zip(ports, processes, strict=True)}
     try:

@@ -158,6 +158,33 @@ async def test_a_planned_failover_in_a_sale_loses_nothing(
         await sells_on(spread, http, server, partial(cluster.fail_over, primary))
 
 
+async def test_a_shard_without_a_server_keeps_the_others_from_nothing(
+    spread: Settings, cluster: Cluster, http: Fetch
+) -> None:
+    keys = keys_of(3)
+    product = next(number for number in range(2, 99) if shard_of(number, keys) is not shard_of(1, keys))
+    async with serving(spread) as server:
+        await open_sale(http, server, 100)
+        await post(http, f"{server.url}/purchase/init?productId={product}&stock=100")
+        primary = await cluster.find_primary(shard_of(product, keys))
+        with ExitStack() as frozen:
+            for node in (primary, *await cluster.find_replicas(primary)):
+                frozen.enter_context(node.frozen())
+            assert (await buy_product(http, server, product, 1))[0] == 503
+            for user in range(1, 21):
+                status, body = await buy(http, server, user)
+                assert status == 200
+                assert (await get(http, f"{server.url}/readyz"))[0] == 200
+            await eventually(partial(is_confirmed, http, server, body["orderId"]))
+            status, stock = await get(http, f"{server.url}/purchase/stock?productId=1")
+            assert (status, stock.get("sold")) == (200, 20)
+
+        async def sells_again() -> bool:
+            return (await buy_product(http, server, product, 2))[0] == 200
+
+        await eventually(sells_again)
+
+
 def keys_of(shards: int) -> list[ShardKeys]:
     return [ShardKeys(shard, shards) for shard in range(shards)]
 

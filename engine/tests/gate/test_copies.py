@@ -12,7 +12,7 @@ from redis.exceptions import RedisError
 
 from engine.errors import GateUnavailable
 from engine.gate.clearing import Clearing, read_pending
-from engine.gate.client import Shards, TooFewCopies, connect_shards
+from engine.gate.client import Shard, Shards, TooFewCopies, connect_shards
 from engine.gate.fence import Fence, read_generations
 from engine.gate.gate import Gate, offer_sale
 from engine.gate.outbox import Outbox
@@ -83,6 +83,25 @@ async def test_what_lacks_copies_is_unknown_and_what_is_refused_stays_refused(
             assert (await gate.reserve(3, 1, None))[0] is Outcome.GATE_UNAVAILABLE
         assert await shards[0].redis.hgetall(shards[0].pending) == before, "nothing more is taken"
     await eventually(partial(gate_sells, gate))
+
+
+async def test_what_is_refused_stays_refused_though_the_wait_for_copies_is_cut_off(
+    cluster: Cluster, shards: Shards, gate: Gate
+) -> None:
+    [shard] = shards
+    patient = Gate(Settings(redis_url=cluster.url, gate_copies=2, gate_copies_ms=1_400))
+    assert (await patient.reserve(1, 1, None))[0] is Outcome.ACCEPTED
+    with ExitStack() as frozen:
+        await freeze_replicas(cluster, shards, frozen)
+        asked = asyncio.gather(*(patient.reserve(2, product, None) for product in (1, 2)))
+        await eventually(partial(_is_waited_for, shard))
+        await shard.redis.client_kill_filter(_type="normal", skipme=True)
+        assert [outcome for outcome, _ in await asked] == [Outcome.OUTCOME_UNKNOWN, Outcome.UNKNOWN_PRODUCT]
+    await patient.close()
+
+
+async def _is_waited_for(shard: Shard) -> bool:
+    return any(client["cmd"] == "wait" for client in await shard.redis.client_list())
 
 
 async def test_a_repeated_key_is_accepted_only_once_the_first_try_has_its_copies(
