@@ -23,7 +23,7 @@ from redis.exceptions import ReadOnlyError, RedisError
 
 from engine.errors import GateUnavailable, OutcomeUnknown
 from engine.gate.batch import Groups, give_replies, pack, reply_all
-from engine.gate.client import Command, Execute, Script, Shard
+from engine.gate.client import Command, Execute, Script, Shard, TooFewCopies
 from engine.gate.connection.following import REFUSALS
 from engine.gate.connection.wire import Argument, Wire
 from engine.gate.fence import NEW, Fence, vouch
@@ -203,22 +203,14 @@ class Lane:
             raise GateUnavailable("Redis is no longer the primary, and what it refuses is out of date")
         if self.keys.await_copies:
             try:
-                async with asyncio.timeout(self._timeout_s):
-                    await self._check_copies(codes)
-            except (RedisError, OSError) as error:
+                self.keys.check_copies(self._copies)
+            except TooFewCopies as error:
                 self._say_unreachable(error)
                 # Nothing more is taken there until the copies are complete. What was refused is refused.
                 self.is_vouched = False
                 return str(codes[: sum(map(len, groups.values()))], "ascii").translate(_UNCOPIED)
         self.fence.note(seen[0], generation, writes)
         return str(codes, "ascii")
-
-    async def _check_copies(self, codes: bytes) -> None:
-        """Raise RedisError unless enough machines hold what the script accepted, now or before."""
-        self.keys.check_copies(self._copies)
-        if b"R" in codes:
-            # Another connection may have written it.
-            self.keys.check_copies(await self._wire.ask(*self.keys.await_all))
 
     async def _connect(self) -> None:
         """Connect if need be. Raises GateUnavailable while the server may lack what others were answered.

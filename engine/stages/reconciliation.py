@@ -234,6 +234,7 @@ class Reconciliation:
             if not (await self.read_traffic()).drained:
                 return False
             restoring = Restoring(shards, await self._ledger.change_shards(len(shards)))
+            await restoring.forget_everything()  # of another time with so many shards
             await restoring.begin()
             await self._restore(restoring)
         await old.forget_everything()

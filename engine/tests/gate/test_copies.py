@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from redis.exceptions import RedisError
@@ -94,14 +95,21 @@ async def test_what_is_refused_stays_refused_though_the_wait_for_copies_is_cut_o
     with ExitStack() as frozen:
         await freeze_replicas(cluster, shards, frozen)
         asked = asyncio.gather(*(patient.reserve(2, product, None) for product in (1, 2)))
-        await eventually(partial(_is_waited_for, shard))
+        await eventually(partial(_is_blocked, shard, "wait"))
         await shard.redis.client_kill_filter(_type="normal", skipme=True)
         assert [outcome for outcome, _ in await asked] == [Outcome.OUTCOME_UNKNOWN, Outcome.UNKNOWN_PRODUCT]
     await patient.close()
 
 
-async def _is_waited_for(shard: Shard) -> bool:
-    return any(client["cmd"] == "wait" for client in await shard.redis.client_list())
+async def _is_blocked(shard: Shard, command: str) -> bool:
+    clients: Any = await shard.redis.client_list()
+    return any(client["cmd"] == command and "b" in client["flags"] for client in clients)
+
+
+async def _has_acknowledged(shard: Shard) -> bool:
+    """Whether each replica has said that it has all there is."""
+    told: Any = await shard.redis.info("replication")
+    return {told[f"slave{replica}"]["offset"] for replica in range(2)} == {told["master_repl_offset"]}
 
 
 async def test_a_repeated_key_is_accepted_only_once_the_first_try_has_its_copies(
@@ -128,7 +136,10 @@ async def test_the_outbox_gives_nothing_that_lacks_copies(
     [shard] = shards
     outbox = Outbox(shard, "reader", NEVER_MS)
     [first] = unpack(await outbox.read(1))
-    waiting = asyncio.create_task(outbox.read(2))
+    waiting = asyncio.create_task(outbox.read(4))
+    await eventually(partial(_is_blocked, shard, "xreadgroup"))
+    # Else its connection would wait for what was written before, too.
+    await eventually(partial(_has_acknowledged, shard))
     with ExitStack() as frozen:
         await freeze_replicas(cluster, shards, frozen)
         assert (await gate.reserve(2, 1, None))[0] is Outcome.OUTCOME_UNKNOWN
