@@ -171,8 +171,9 @@ async def stop_stack(data_dir: Path) -> list[str]:
 def stack_status(data_dir: Path) -> list[ServiceStatus]:
     """Return the status of every service of this folder."""
     state, rows = read_state(data_dir), []
+    expected = CLUSTER if CLUSTER[0] in state else SERVICES
     for name, program in _PROGRAMS.items():
-        if name not in SERVICES and name not in state:
+        if name not in state and name not in expected:
             continue
         entry = state.get(name, Entry())
         runs = entry.runs()

@@ -56,7 +56,8 @@ async def test_a_cluster_of_three_machines_is_started_found_again_and_stopped(da
             await shard.write("SET", shard.probe, "kept")
         again = await start_stack(data_dir, ["redis-cluster"])
         assert (again.urls["redis-cluster"], again.started) == (url, set())
-    assert {row.name: bool(row.pid) for row in stack_status(data_dir)}["redis-cluster"]
+    rows = {row.name: bool(row.pid) for row in stack_status(data_dir)}
+    assert rows == {"redis-cluster": True, "postgres": False, "rabbitmq": False}
     assert await stop_stack(data_dir) == ["redis-cluster"]
     await stack.start("redis-cluster")
     async with connect_shards(Settings(redis_url=url, gate_shards=3, gate_copies=3)) as shards:
