@@ -125,6 +125,8 @@ async def test_a_url_that_leads_elsewhere_is_said_by_name(
     place = redis_url.removeprefix("redis://").partition("/")[0]
     for node in cluster.url.removeprefix("redis+cluster://").split(","):
         await refused(change(settings_without_bus, redis_url=f"redis://{node}"), "redis+cluster://")
+    url = cluster.url.replace("://", "://:secret@")
+    await refused(change(settings_without_bus, redis_url=url), "without any password")
     url = f"redis+cluster://{place}"
     await refused(change(settings_without_bus, redis_url=url), place, "cluster support disabled")
     url = f"redis+sentinel://{place}/gate"

@@ -53,11 +53,12 @@ class Lookup:
         async with self._finding:
             if time.monotonic() >= self._found_until:
                 # Where none of the named nodes lives, others of the cluster may.
-                errors = list[str]()
+                errors = list[RedisError]()
                 nodes = self._url.nodes
                 view = await self._ask_all(nodes, errors) or await self._ask_all(self._known, errors)
                 if view is None:
-                    raise ConnectionError(f"no node says which Redis is the primary: {'; '.join(errors)}")
+                    said = "; ".join(map(str, errors))
+                    raise ConnectionError(f"no node says which Redis is the primary: {said}") from errors[0]
                 if view.is_down:
                     raise ConnectionError(f"the primary at {view.host}:{view.port} is down")
                 self._found, self._found_until = (view.host, view.port), time.monotonic() + _KEEP_S
@@ -69,7 +70,7 @@ class Lookup:
         answers = await asyncio.gather(*asking, return_exceptions=True)
         return [str(answer) for answer in answers if isinstance(answer, BaseException)]
 
-    async def _ask_all(self, nodes: Sequence[Address], errors: list[str]) -> View | None:
+    async def _ask_all(self, nodes: Sequence[Address], errors: list[RedisError]) -> View | None:
         """Return what the node with the latest news says, once most have answered or nobody else will."""
         views = list[View]()
         asking = [asyncio.create_task(self._ask(*node)) for node in nodes]
@@ -78,7 +79,7 @@ class Lookup:
                 try:
                     views.append(await answer)
                 except RedisError as error:
-                    errors.append(str(error))
+                    errors.append(error)
                 if 2 * len(views) > len(nodes):
                     break
         finally:

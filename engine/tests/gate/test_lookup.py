@@ -131,7 +131,8 @@ async def test_sentinels_lead_to_the_primary_and_after_its_death_to_the_next_one
         with pytest.raises(RedisError, match="without any password") as refused:
             await redis.ping()
         assert "no node says" not in str(refused.value), "it is Redis that knows no password"
-    async with connect_redis(url) as redis:
+    async with connect_redis(f"{url}?db=2") as redis:
+        assert (await redis.client_info())["db"] == 2
         assert (await redis.info("server"))["tcp_port"] == servers[0].port
         await servers[0].kill()
 
