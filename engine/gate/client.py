@@ -159,7 +159,7 @@ class Shard(ShardKeys):
         """Raise TooFewCopies unless the last answer, that to WAIT, says that there are enough."""
         if answers and not (isinstance(count := answers[-1], int) and count >= self._replicas):
             raise TooFewCopies(
-                f"what shard {self.shard} holds lacks copies: {count} instead of {self._replicas} replicas"
+                f"what shard {self.shard} holds lacks copies, {self._replicas} wanted: {count}"
             )
 
     async def confirm(self, pipe: Pipeline, wrote: bool = False) -> list[Any]:
