@@ -9,7 +9,7 @@ import re
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Iterator
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import asyncpg
 from aiormq import exceptions as amqp
@@ -18,7 +18,7 @@ from redis.asyncio import Redis
 
 from engine.bus.checks import check_bus
 from engine.errors import BusUnavailable, FlashgridError, SettingsError
-from engine.gate.keys import ShardKeys
+from engine.gate.client import Shard, TooFewCopies
 from engine.identity import check_identity
 from engine.stages.lifecycle import Outage
 
@@ -50,25 +50,13 @@ _FINAL: Final = (
     ssl.SSLError,
 )
 """Errors that no time mends."""
-_FINAL_TEXTS: Final = re.compile("DB index|rejected SSL upgrade")
-_SLOW: Final = (socket.gaierror, redis_errors.ReadOnlyError, asyncpg.ReadOnlySQLTransactionError)
-_PROBE: Final = f"{ShardKeys(0).prefix}check"
-"""A key that does not exist, so that the commands below change nothing."""
-_COMMANDS: Final = (
-    ("EVAL", "return 1", "0"),
-    ("XREADGROUP", "GROUP", "check", "check", "STREAMS", _PROBE, ">"),
-    ("XAUTOCLAIM", _PROBE, "check", "check", "0", "0-0"),
-    ("XACK", _PROBE, "check", "0-1"),
-    ("XDEL", _PROBE, "0-1"),
-    ("XLEN", _PROBE),
-    ("XRANGE", _PROBE, "-", "+", "COUNT", "1"),
-    ("XINFO", "STREAM", _PROBE),
-    ("HGET", _PROBE, "check"),
-    ("HRANDFIELD", _PROBE, "1"),
-    ("MGET", _PROBE),
-    ("SET", _PROBE, "", "XX"),
-    ("TIME",),
+_FINAL_TEXTS: Final = re.compile(
+    "DB index|rejected SSL upgrade|No such master|cluster support disabled|unknown command '?SENTINEL", re.I
 )
+_IN_CLUSTER: Final = (
+    "this is one node of a Redis Cluster: write redis+cluster://host:port,host:port,host:port"
+)
+_SLOW: Final = (socket.gaierror, redis_errors.ReadOnlyError, asyncpg.ReadOnlySQLTransactionError)
 
 
 async def insist(
@@ -120,13 +108,15 @@ def is_final(error: BaseException) -> bool:
     return any(isinstance(cause, _FINAL) or _FINAL_TEXTS.search(str(cause)) for cause in _causes(error))
 
 
-async def check_redis(redis: Redis) -> None:
+async def check_shard(shard: Shard, kind: str) -> str:
     """Raise SettingsError for a Redis that lacks what the engine needs, or may evict gate data.
 
-    Warns of one that may forget an accepted purchase, and of what can't be checked. Raises RedisError.
+    `kind` is that of its URL. Returns a warning of one that may forget an accepted purchase, or that can't be
+    checked; nothing if all is well. Raises RedisError.
     """
-    execute: Callable[..., Awaitable[object]] = redis.execute_command
-    for command in _COMMANDS:
+    execute: Callable[..., Awaitable[object]] = shard.redis.execute_command
+    await _check_mode(shard, kind)
+    for command in _list_commands(f"{shard.prefix}check"):
         try:
             await execute(*command)
         except (redis_errors.NoPermissionError, redis_errors.ReadOnlyError):
@@ -135,13 +125,63 @@ async def check_redis(redis: Redis) -> None:
             text = str(error)
             if "unknown command" in text.lower():
                 raise SettingsError(f"this Redis has no {command[0]}; Redis 6.2 or newer is needed") from None
-            if text.startswith("MOVED"):
-                raise SettingsError(
-                    "this is one node of a Redis Cluster; a Redis by itself is needed"
-                ) from None
+            if isinstance(error, redis_errors.MovedError) and not kind:
+                raise SettingsError(_IN_CLUSTER) from None
             if not text.startswith(("NOGROUP", "no such key")):
                 raise
-    await _check_info(redis)
+    if shard.await_all:
+        try:
+            async with shard.redis.pipeline(transaction=False) as pipe:
+                await shard.confirm(pipe)
+        except TooFewCopies as error:
+            log.warning("nothing is sold until that changes: %s", error)
+    return await _check_configuration(shard.redis)
+
+
+async def _check_mode(shard: Shard, kind: str) -> None:
+    """Raise SettingsError if this is no Redis that a URL of this kind may lead to.
+
+    Warns of one that does not say which server it is. Raises RedisError.
+    """
+    execute: Callable[..., Awaitable[object]] = shard.redis.execute_command
+    refusal, server = "", dict[str, Any]()
+    try:
+        server = await shard.redis.info("server")
+        refusal = "" if "run_id" in server else "it names no run_id"
+    except redis_errors.ResponseError as error:
+        refusal = str(error)
+    if server.get("redis_mode") == "sentinel":
+        raise SettingsError("this is a Sentinel: write redis+sentinel://host:port,host:port/name")
+    if server.get("redis_mode") == "cluster" and not kind:
+        cluster: Any = await execute("CLUSTER", "INFO")
+        if b"cluster_size:1\r" not in cluster:
+            raise SettingsError(_IN_CLUSTER)
+    if refusal:
+        log.warning(
+            "can't read Redis' INFO (%s): a new Redis may sell before every front door has asked what it"
+            " remembers; let the user run INFO",
+            refusal,
+        )
+
+
+def _list_commands(key: str) -> Iterator[tuple[str, ...]]:
+    """Yield what the engine needs, with a key that does not exist, so that the commands change nothing."""
+    yield "EVAL", "return 1", "0"
+    yield "XREADGROUP", "GROUP", "check", "check", "STREAMS", key, ">"
+    yield "XAUTOCLAIM", key, "check", "check", "0", "0-0"
+    yield "XACK", key, "check", "0-1"
+    yield "XDEL", key, "0-1"
+    yield "XLEN", key
+    yield "XRANGE", key, "-", "+", "COUNT", "1"
+    yield "XINFO", "STREAM", key
+    yield "HGET", key, "check"
+    yield "HRANDFIELD", key, "1"
+    yield "MGET", key
+    yield "SET", key, "", "XX"
+    yield ("TIME",)
+
+
+async def _check_configuration(redis: Redis) -> str:
     try:
         config = {
             name: value.decode() if isinstance(value, bytes) else value
@@ -157,31 +197,16 @@ async def check_redis(redis: Redis) -> None:
             f" and is {config['maxmemory-policy']}"
         )
     if refusal:
-        log.warning(
-            "can't read Redis' settings (%s): make sure that maxmemory-policy is noeviction, appendonly yes"
-            " and appendfsync always",
-            refusal,
+        return (
+            f"can't read Redis' settings ({refusal}): make sure that maxmemory-policy is noeviction,"
+            " appendonly yes and appendfsync always"
         )
-    elif config["appendonly"] != "yes" or config["appendfsync"] != "always":
-        log.warning(
-            "Redis may lose accepted purchases if it dies: set appendonly to yes (is %s),"
-            " appendfsync to always (is %s)",
-            config["appendonly"], config["appendfsync"],
-        )  # fmt: skip
-
-
-async def _check_info(redis: Redis) -> None:
-    """Warn of a Redis that does not say which server it is. Raises RedisError."""
-    try:
-        refusal = "" if "run_id" in await redis.info("server") else "it names no run_id"
-    except redis_errors.ResponseError as error:
-        refusal = str(error)
-    if refusal:
-        log.warning(
-            "can't read Redis' INFO (%s): a new Redis may sell before every front door has asked what it"
-            " remembers; let the user run INFO",
-            refusal,
+    if config["appendonly"] != "yes" or config["appendfsync"] != "always":
+        return (
+            "Redis may lose accepted purchases if it dies: set appendonly to yes"
+            f" (is {config['appendonly']}), appendfsync to always (is {config['appendfsync']})"
         )
+    return ""
 
 
 async def check_bus_if_it_answers(url: str, setting: str) -> None:

@@ -20,6 +20,7 @@ from engine.errors import SettingsError
 from engine.urls import check_amqp_url, check_postgres_url, check_redis_url
 
 PREFIX: Final = "FLASHGRID_"
+MOST_SHARDS: Final = 1024
 FROM_FILES: Final = ("admin_token", "redis_url", "amqp_url", "postgres_url")
 _URLS: Final = {"redis_url": check_redis_url, "amqp_url": check_amqp_url, "postgres_url": check_postgres_url}
 _OF_PLATFORM: Final = re.compile(
@@ -67,7 +68,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = False
 
     # Backing services: each one that is not given is started privately
-    redis_url: Annotated[str | None, _setting("Redis, which holds gate and outbox: redis://…")] = None
+    redis_url: Annotated[
+        str | None,
+        _setting("Redis, which holds gate and outbox: redis://…, redis+cluster://… or redis+sentinel://…"),
+    ] = None
     amqp_url: Annotated[
         str | None, _setting("RabbitMQ, the bus: amqp://…, also with several hosts: amqp://h1,h2,h3/…")
     ] = None
@@ -79,8 +83,20 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     # Gate
     gate_shards: Annotated[
-        int, _setting("parts of the gate, over which the products are spread", ge=1, le=1024)
+        int,
+        _setting(
+            "parts of the gate, over which the products are spread; decided when the gate is first opened",
+            ge=1,
+            le=MOST_SHARDS,
+        ),
     ] = 1
+    gate_copies: Annotated[
+        int,
+        _setting("machines that hold what is answered 200, the primary of the shard among them", ge=1, le=16),
+    ] = 1
+    gate_copies_ms: Annotated[
+        int, _setting("longest wait for these copies; less than the wait for the gate's answer", "ms", ge=1)
+    ] = 500
     gate_batch: Annotated[int, _setting("most purchases in one script call", "purchases", ge=1, le=4096)] = (
         512
     )
@@ -188,6 +204,12 @@ def read_settings(environment: Mapping[str, str] = os.environ, **overrides: Any)
         detail = detail.partition(", got ")[0].replace("`bool`", "true or false")
         shown = "(hidden)" if name in FROM_FILES else repr(raw[name])
         raise SettingsError(f"{_variable(name)}: {detail}, got {shown}") from None
+    if settings.gate_copies > 1 and settings.gate_copies_ms >= min(
+        settings.gate_timeout_ms, settings.look_timeout_ms
+    ):
+        raise SettingsError(
+            f"{PREFIX}GATE_COPIES_MS: must be less than {PREFIX}GATE_TIMEOUT_MS and {PREFIX}LOOK_TIMEOUT_MS"
+        )
     for name, value in msgspec.structs.asdict(settings).items():
         if isinstance(value, float) and not math.isfinite(value):
             raise SettingsError(f"{_variable(name)}: must be a finite number")

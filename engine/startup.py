@@ -11,18 +11,18 @@ import msgspec
 from engine.checks import (
     MIGRATION_S,
     check_bus_if_it_answers,
-    check_redis,
+    check_shard,
     insist,
 )
 from engine.errors import SettingsError
-from engine.gate.client import connect_redis
+from engine.gate.client import Shards, connect_shards, find_silent_nodes
 from engine.ledger.checks import check_postgres, prepare_schema
 from engine.ledger.ledger import Ledger
 from engine.settings import PREFIX, Settings
 from engine.stages.front_door import LEDGER_CONNECTIONS
 from engine.stages.process import Role
 from engine.stages.reconciliation import KEEPER_CONNECTIONS, reconciling
-from engine.urls import split_hosts
+from engine.urls import read_redis_url, split_hosts
 
 log = logging.getLogger(__name__)
 
@@ -78,15 +78,40 @@ async def prepare_stores(settings: Settings, roles: Collection[Role]) -> None:
     A gate that is closed for any other reason waits for the keeper. Raises SettingsError if a service can't
     be used as it is, FlashgridError if Redis or PostgreSQL does not answer in time.
     """
-    async with connect_redis(settings.redis_url, settings.gate_timeout_ms) as redis:
-        await insist("Redis", f"{PREFIX}REDIS_URL", redis.ping, url=settings.redis_url)
-        await insist("Redis", f"{PREFIX}REDIS_URL", partial(check_redis, redis))
+    async with connect_shards(settings, settings.gate_timeout_ms) as shards:
+        await _check_redis(shards, settings.redis_url or "")
         if settings.postgres_url:
             await prepare_ledger(settings.postgres_url, _count_sessions(settings, roles))
+            await insist("PostgreSQL", f"{PREFIX}GATE_SHARDS", partial(_check_shards, settings))
             async with reconciling(settings) as reconciliation:
                 await insist("the gate", f"{PREFIX}REDIS_URL", reconciliation.open_new)
     if settings.amqp_url and set(roles) != {Role.FRONT_DOOR}:
         await check_bus_if_it_answers(settings.amqp_url, f"{PREFIX}AMQP_URL")
+
+
+async def _check_redis(shards: Shards, url: str) -> None:
+    """Check the primary of each shard, and name each node of the URL that does not answer."""
+    setting, kind = f"{PREFIX}REDIS_URL", read_redis_url(url).kind
+    warnings = set[str]()
+    for shard in {shard.redis: shard for shard in shards}.values():
+        await insist("Redis", setting, shard.redis.ping, url=url)
+        warnings.add(await insist("Redis", setting, partial(check_shard, shard, kind)))
+    if kind:
+        warnings |= {f"a node of {setting} does not answer: {node}" for node in await find_silent_nodes(url)}
+    for warning in warnings - {""}:
+        log.warning("%s", warning)
+
+
+async def _check_shards(settings: Settings) -> None:
+    """Raise SettingsError if the gate has another number of shards; the first to ask decides it."""
+    told = settings.gate_shards
+    async with await Ledger.connect(settings.postgres_url, connections=1) as ledger:
+        shards = await ledger.claim_shards(told)
+    if shards != told:
+        raise SettingsError(
+            f"is {told}, but the gate has {shards} shards: set {shards}, or change the gate by"
+            f" `flashgrid reconcile --shards {told}`"
+        )
 
 
 async def prepare_ledger(url: str, sessions: int = 1) -> list[str]:

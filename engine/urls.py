@@ -8,7 +8,7 @@ import re
 import shlex
 import ssl
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 from urllib.parse import SplitResult, parse_qsl, quote, urlencode, urlsplit
 
 from engine.errors import SettingsError
@@ -17,6 +17,10 @@ _REDIS_OPTIONS: Final = (
     "db, client_name, health_check_interval,"
     " ssl_cert_reqs, ssl_ca_certs, ssl_ca_path, ssl_certfile, ssl_keyfile, ssl_check_hostname"
 )
+_REDIS_KINDS: Final = {
+    "cluster": "redis+cluster://host:6379,host:6379,host:6379 or rediss+cluster://…",
+    "sentinel": "redis+sentinel://host:26379,host:26379,host:26379/name or rediss+sentinel://…",
+}
 _AMQP_OPTIONS: Final = "heartbeat, cafile, capath, certfile, keyfile, no_verify_ssl"
 _POSTGRES_OPTIONS: Final = (
     "host, port, user, password, dbname, passfile, application_name, options, target_session_attrs,"
@@ -44,23 +48,80 @@ _RELIED_ON: Final = re.compile(
 """Settings of the server's session and of the client that no URL may change."""
 
 
+class RedisUrl(NamedTuple):
+    """A URL of Redis, taken apart."""
+
+    kind: str
+    """cluster or sentinel; nothing for one server."""
+    nodes: tuple[tuple[str, int], ...]
+    """Nodes of the cluster, or Sentinels."""
+    name: str
+    """What the Sentinels call the primary."""
+    plain: str
+    """The URL of one server, with user, password and options."""
+
+
 def check_redis_url(url: str) -> str:
     """Return the URL of Redis. Raises SettingsError, in one line, if it can't be used."""
-    example = "redis://host:6379/0, rediss://… or unix:///path"
+    read_redis_url(url)
+    return url
+
+
+def read_redis_url(url: str) -> RedisUrl:
+    """Take a URL of Redis apart. Raises SettingsError, in one line, if it can't be used.
+
+    rediss+cluster://… and rediss+sentinel://… speak TLS to all, the Sentinels among them.
+    """
+    scheme, _, kind = url.partition("://")[0].partition("+")
+    if scheme in ("redis", "rediss") and kind in _REDIS_KINDS:
+        return _read_redis_nodes(url, scheme, kind)
+    example = "redis://host:6379/0, rediss://…, unix:///path, redis+cluster://… or redis+sentinel://…"
     parts, options = _split(url, ("redis", "rediss", "unix"), example)
+    _check_redis_options(options)
+    if "," in parts.netloc:
+        raise SettingsError("names several hosts: write redis+cluster://… or redis+sentinel://…")
+    database = options.get("db", "" if parts.scheme == "unix" else parts.path.strip("/"))
+    if not re.fullmatch("[0-9]*", database):
+        raise SettingsError("names its database by a number: redis://host:6379/0")
+    if parts.path.strip("/") if parts.scheme == "unix" else parts.hostname:
+        return RedisUrl("", (), "", url)
+    raise SettingsError(f"must look like {example}")
+
+
+def _read_redis_nodes(url: str, scheme: str, kind: str) -> RedisUrl:
+    """Take the URL of a cluster, or of Sentinels, apart."""
+    example = _REDIS_KINDS[kind]
+    parts, options = _split(url, (f"{scheme}+{kind}",), example)
+    _check_redis_options(options)
+    credentials, at, places = parts.netloc.rpartition("@")
+    nodes = list[tuple[str, int]]()
+    for place in places.split(","):
+        match = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^\[\]:]+)(?::([0-9]{1,5}))?", place)
+        if match is None:
+            raise SettingsError(f"must look like {example}")
+        if match[2] is None:
+            raise SettingsError(f"the host {match[1]} has no port: it must look like {example}")
+        nodes.append((match[1].strip("[]"), int(match[2])))
+    name, database = parts.path.strip("/"), options.get("db", "0")
+    if kind == "cluster" and (name or database != "0"):
+        raise SettingsError(f"a Redis Cluster has one database: leave /{name or database} out")
+    if kind == "sentinel" and not re.fullmatch(r"[\w.-]+", name):
+        raise SettingsError(
+            f"lacks the name that the Sentinels call the primary: it must look like {example}"
+        )
+    if not re.fullmatch("[0-9]+", database):
+        raise SettingsError("names its database by a number: db=0")
+    query = f"?{parts.query}" if parts.query else ""
+    return RedisUrl(
+        kind, tuple(nodes), name, f"{scheme}://{credentials}{at}{places.partition(',')[0]}{query}"
+    )
+
+
+def _check_redis_options(options: Mapping[str, str]) -> None:
     _check_options(options, _REDIS_OPTIONS)
     _check_files(options, "ssl_ca_certs, ssl_ca_path, ssl_certfile, ssl_keyfile")
     if options.get("ssl_cert_reqs", "none") not in ("none", "optional", "required"):
         raise SettingsError("ssl_cert_reqs must be none, optional or required")
-    database = options.get("db", "" if parts.scheme == "unix" else parts.path.strip("/"))
-    if not re.fullmatch("[0-9]*", database):
-        raise SettingsError("names its database by a number: redis://host:6379/0")
-    if parts.scheme == "unix":
-        if parts.path.strip("/"):
-            return url
-    elif parts.hostname:
-        return url
-    raise SettingsError(f"must look like {example}")
 
 
 def check_amqp_url(url: str) -> str:

@@ -8,7 +8,6 @@ from engine.cli.options import open_services, run_async, settings_option
 from engine.cli.stores import StoredDeadLetter, open_stores
 from engine.errors import InputError
 from engine.gate.clearing import Clearing
-from engine.gate.keys import ShardKeys
 from engine.ledger.ledger import Ledger
 from engine.model.lot import count_orders, without_orders
 from engine.settings import Settings
@@ -85,11 +84,11 @@ async def drop(ids: tuple[str, ...], every: bool, settings: Settings) -> None:
     Their orders, unless they are settled already, end as FAILED, and their units go back to the gate.
     """
     async with (
-        open_services(settings) as (found, redis),
-        open_stores(found, redis) as stored,
+        open_services(settings) as (found, shards),
+        open_stores(found, shards) as stored,
         await Ledger.connect(found.postgres_url) as ledger,
     ):
-        clearing = Clearing(redis, [ShardKeys(shard) for shard in range(found.gate_shards)])
+        clearing = Clearing(shards)
         for entry in _select(stored, ids, every):
             lots = entry.read()
             declines = {order_id: "dropped by an operator" for lot in lots for order_id in lot.order_ids}

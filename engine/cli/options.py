@@ -3,14 +3,16 @@
 import asyncio
 import functools
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, ParamSpec
 
 import click
-from redis.asyncio import Redis
+import msgspec
 
-from engine.gate.client import connect_redis
-from engine.gate.reads import translate_errors
+from engine.errors import LedgerUnavailable
+from engine.gate.client import Shards, connect_shards
+from engine.gate.looks.reads import translate_errors
+from engine.ledger.ledger import Ledger
 from engine.settings import Settings, read_settings
 from engine.startup import find_services
 
@@ -36,12 +38,17 @@ def run_async(command: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, No
 
 
 @asynccontextmanager
-async def open_services(settings: Settings) -> AsyncIterator[tuple[Settings, Redis]]:
-    """Find the services of an engine that is set up; yield the settings with their URLs, and a Redis client.
+async def open_services(settings: Settings) -> AsyncIterator[tuple[Settings, Shards]]:
+    """Find the services of an engine that is set up; yield the settings with their URLs, and the gate.
 
     Raises SettingsError if there are none, GateUnavailable if Redis does not answer.
     """
     settings = find_services(settings)
+    async with await Ledger.connect(settings.postgres_url, connections=1) as ledger:
+        # An operator works on the gate as it is.
+        with suppress(LedgerUnavailable):
+            count = await ledger.claim_shards(None) or settings.gate_shards
+            settings = msgspec.structs.replace(settings, gate_shards=count)
     with translate_errors():
-        async with connect_redis(settings.redis_url) as redis:
-            yield settings, redis
+        async with connect_shards(settings) as shards:
+            yield settings, shards

@@ -11,7 +11,6 @@ from engine.cli.options import open_services, run_async, settings_option
 from engine.errors import GateUnavailable, InputError
 from engine.gate.clearing import find_oldest
 from engine.gate.fence import read_generations
-from engine.gate.keys import ShardKeys
 from engine.ledger.ledger import Ledger
 from engine.model.order_id import make_bound, read_time_ms
 from engine.settings import Settings
@@ -64,13 +63,12 @@ async def prune(before_ms: int, settings: Settings) -> None:
             f"orders of the last {keep_s / 3600:g} h are still needed;"
             f" the latest is {_write_time(latest_ms)}",
         )
-    async with open_services(settings) as (found, redis):
-        shards = [ShardKeys(shard) for shard in range(found.gate_shards)]
-        if not all(await read_generations(redis, shards)):
+    async with open_services(settings) as (found, shards):
+        if not all(await read_generations(shards)):
             raise GateUnavailable(
                 "the gate is closed, and so what is pending is not known: wait until it opens"
             )
-        oldest = await find_oldest(redis, shards)
+        oldest = await find_oldest(shards)
         if oldest and read_time_ms(oldest) < before_ms:
             raise InputError(
                 "--before",

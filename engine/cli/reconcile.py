@@ -2,12 +2,16 @@
 
 import asyncio
 import logging
+from contextlib import suppress
 
 import click
+import msgspec
+from redis.exceptions import ResponseError
 
 from engine.cli.options import open_services, run_async, settings_option
-from engine.errors import GateUnavailable
-from engine.settings import Settings
+from engine.errors import GateUnavailable, InputError
+from engine.gate.client import connect_shards
+from engine.settings import MOST_SHARDS, PREFIX, Settings
 from engine.stages.audit import Comparison
 from engine.stages.reconciliation import Reconciliation, Traffic, reconciling
 
@@ -17,9 +21,14 @@ from engine.stages.reconciliation import Reconciliation, Traffic, reconciling
 @click.option(
     "--wait", "wait_s", default=60.0, show_default=True, help="Longest wait for purchases under way, s."
 )
+@click.option(
+    "--shards",
+    type=click.IntRange(1, MOST_SHARDS),
+    help="Give the gate so many shards. Every process of the engine must be told, and started again.",
+)
 @settings_option
 @run_async
-async def reconcile(dry_run: bool, wait_s: float, settings: Settings) -> None:
+async def reconcile(dry_run: bool, wait_s: float, shards: int | None, settings: Settings) -> None:
     """Close the gate, rebuild it from the ledger, and open it again.
 
     Meanwhile the engine answers purchases with 503. The command waits for the purchases under way, so relay
@@ -35,11 +44,32 @@ async def reconcile(dry_run: bool, wait_s: float, settings: Settings) -> None:
         if not dry_run:
             await reconciliation.close(generation)
             try:
-                await asyncio.wait_for(_rebuild(reconciliation), wait_s)
+                if shards is None or shards == found.gate_shards:
+                    await asyncio.wait_for(_rebuild(reconciliation), wait_s)
+                else:
+                    await asyncio.wait_for(_change_shards(reconciliation, found, shards), wait_s)
             except TimeoutError:
                 traffic = _describe(await reconciliation.read_traffic())
                 raise GateUnavailable(f"still under way after {wait_s:g} s: {traffic}") from None
+            if shards is not None:
+                click.echo(f"the gate has {shards} shards: set {PREFIX}GATE_SHARDS={shards}")
+                return
         _print_table(await reconciliation.audit.compare())
+
+
+async def _change_shards(reconciliation: Reconciliation, settings: Settings, count: int) -> None:
+    """Wait until nothing is under way, and rebuild the gate with so many shards."""
+    if not settings.amqp_url and await reconciliation.count_dead_letters():
+        raise InputError("--shards", "dead letters wait in the first shard: replay or drop them before")
+    async with connect_shards(msgspec.structs.replace(settings, gate_shards=count)) as shards:
+        while True:
+            # A keeper may have opened it again.
+            await reconciliation.close(await reconciliation.read_generation())
+            with suppress(ResponseError):
+                is_drained = (await reconciliation.read_traffic()).drained
+                if is_drained and await reconciliation.change_shards(shards):
+                    return
+            await asyncio.sleep(0.05)
 
 
 async def _rebuild(reconciliation: Reconciliation) -> None:

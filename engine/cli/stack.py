@@ -11,6 +11,7 @@ from engine.settings import PREFIX, Settings
 
 _SETTINGS: Final = {
     "redis": "REDIS",
+    "redis-cluster": "REDIS",
     "postgres": "POSTGRES",
     "postgres-cluster": "POSTGRES",
     "rabbitmq": "AMQP",
@@ -29,7 +30,8 @@ def stack() -> None:
     type=click.Choice(["1", "3"]),
     default="1",
     show_default=True,
-    help="With 3, PostgreSQL has two standbys and RabbitMQ three nodes, all of them on this machine.",
+    help="With 3, Redis has three primaries with two replicas each, PostgreSQL two standbys,"
+    " and RabbitMQ three nodes, all on this machine.",
 )
 @settings_option
 def up(machines: str, settings: Settings) -> None:
@@ -46,6 +48,8 @@ def up(machines: str, settings: Settings) -> None:
     for name, setting in _SETTINGS.items():
         if name in running.urls:
             click.echo(f"export {PREFIX}{setting}_URL={running.urls[name]}")
+    if "redis-cluster" in running.urls:
+        click.echo(f"export {PREFIX}GATE_SHARDS={machines} {PREFIX}GATE_COPIES=2")
 
 
 @stack.command()

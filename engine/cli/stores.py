@@ -6,24 +6,20 @@ run again: the ledger settles an order once.
 """
 
 import hashlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 from aio_pika.abc import AbstractIncomingMessage
-from redis.asyncio import Redis
 
 from engine.bus.connection import close_connection, connect_bus, translate_errors
 from engine.bus.publisher import Publisher
 from engine.bus.topology import DEAD, REASON, declare_topology
-from engine.gate.keys import ShardKeys
+from engine.gate.client import Shard
 from engine.model.lot import Lot, count_orders, decode_lots
 from engine.settings import Settings
-
-_SHARD: Final = ShardKeys(0)
-"""Its stream holds the dead letters of all shards. Its outbox may carry the purchases of any product."""
 
 
 class StoredDeadLetter(msgspec.Struct, frozen=True, eq=False):
@@ -50,19 +46,21 @@ class StoredDeadLetter(msgspec.Struct, frozen=True, eq=False):
 
 
 @asynccontextmanager
-async def open_stores(settings: Settings, redis: Redis) -> AsyncIterator[list[StoredDeadLetter]]:
+async def open_stores(settings: Settings, shards: Sequence[Shard]) -> AsyncIterator[list[StoredDeadLetter]]:
     """Read every dead letter of this engine, oldest first. Raises BusUnavailable or RedisError.
 
     Those of the bus are held until the block ends, and then go back to their queue unless they are deleted.
     """
     async with AsyncExitStack() as cleanup:
         stored = await _read_queue(settings.amqp_url, cleanup) if settings.amqp_url else []
-        entries: Any = await redis.xrange(_SHARD.dead)
+        # It holds the dead letters of all shards, and its outbox may carry the purchases of any product.
+        shard = shards[0]
+        entries: Any = await shard.redis.xrange(shard.dead)
         for entry_id, fields in entries:
             body = fields[b"body"]
-            entry: dict[Any, Any] = {"orders": count_orders(decode_lots(body)[0]), "purchases": body}
-            send = partial(redis.xadd, _SHARD.outbox, entry)
-            delete = partial(redis.xdel, _SHARD.dead, entry_id)
+            entry = "orders", count_orders(decode_lots(body)[0]), "purchases", body
+            send = partial(shard.write, "XADD", shard.outbox, "*", *entry)
+            delete = partial(shard.redis.xdel, shard.dead, entry_id)
             stored.append(StoredDeadLetter("stream", body, fields[b"reason"].decode(), send, delete))
         yield stored
 

@@ -10,11 +10,9 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from typing import Any, Final, cast
 
-from redis.asyncio import Redis
-
-from engine.gate.client import Script
+from engine.gate.client import Script, Shard
 from engine.gate.fence import Fence, read_memory
-from engine.gate.keys import ShardKeys, shard_of
+from engine.gate.keys import shard_of
 from engine.model.lot import Lot, without_orders
 from engine.model.order import Order
 from engine.model.order_id import PLACES, is_stem, split_order_id
@@ -27,8 +25,7 @@ _SCANNED: Final = 250
 class Clearing:
     """Tells the gate which orders are settled, and notices if the gate has lost its memory."""
 
-    def __init__(self, redis: Redis, shards: Sequence[ShardKeys]) -> None:
-        self._redis = redis
+    def __init__(self, shards: Sequence[Shard]) -> None:
         self._shards = [(shard, Fence()) for shard in shards]
 
     @property
@@ -44,7 +41,7 @@ class Clearing:
         gate that forgot an order, or was rebuilt without it, holds no evidence that its unit is out, and gets
         nothing back: the rebuild has counted the unit as not sold. Raises RedisError.
         """
-        by_shard: defaultdict[tuple[ShardKeys, Fence], tuple[list[Lot], list[Order]]]
+        by_shard: defaultdict[tuple[Shard, Fence], tuple[list[Lot], list[Order]]]
         by_shard = defaultdict(lambda: ([], []))
         # A plain clearing of a failed order would delete the evidence that its release needs.
         for lot in without_orders(lots, {order.order_id for order in failed}):
@@ -72,7 +69,7 @@ class Clearing:
         """
         for shard, fence in self._shards:
             writer, *seen = fence.seen
-            found = await read_memory(self._redis, shard, writer)
+            found = await read_memory(shard, writer)
             if found[0] and found < seen:
                 return False
             if found[0] and fence.is_silent:
@@ -80,12 +77,12 @@ class Clearing:
         return True
 
     async def _run(
-        self, shard: ShardKeys, fence: Fence, sales: Iterable[str], runs: str, releases: Sequence[str | int]
+        self, shard: Shard, fence: Fence, sales: Iterable[str], runs: str, releases: Sequence[str | int]
     ) -> int:
         keys = [shard.fence, shard.pending, *sales]
         seen = fence.seen
         arguments = [*seen, shard.prefix, runs, *releases]
-        generation, writes, units = await _CLEAR.run(self._redis.execute_command, keys, arguments)
+        generation, writes, units = await _CLEAR.run(shard.write, keys, arguments)
         fence.note(seen[0], generation, writes)
         return int(units)
 
@@ -110,24 +107,24 @@ def count_pending(values: Iterable[bytes]) -> int:
     return sum(value.count(b"1") for value in values)
 
 
-async def find_oldest(redis: Redis, shards: Iterable[ShardKeys]) -> str | None:
+async def find_oldest(shards: Iterable[Shard]) -> str | None:
     """Return the stem of the oldest batch with a pending order, None if there is none. Raises RedisError."""
     stems: list[bytes] = []
     for shard in shards:
-        stems += cast(list[bytes], await redis.hkeys(shard.pending))
+        stems += cast(list[bytes], await shard.redis.hkeys(shard.pending))
     return min(stems).decode() if stems else None
 
 
-async def read_pending(redis: Redis, shard: ShardKeys) -> set[str]:
+async def read_pending(shard: Shard) -> set[str]:
     """Return the ids of a shard's pending orders. Raises RedisError."""
-    batches: Any = await redis.hgetall(shard.pending)
+    batches: Any = await shard.redis.hgetall(shard.pending)
     return set(_list_pending(batches.items()))
 
 
-async def scan_pending(redis: Redis, shard: ShardKeys) -> AsyncIterator[list[str]]:
+async def scan_pending(shard: Shard) -> AsyncIterator[list[str]]:
     """Yield the ids of a shard's pending orders, some at a time and perhaps twice. Raises RedisError."""
     page: list[str] = []
-    async for batch in redis.hscan_iter(shard.pending, count=_SCANNED):
+    async for batch in shard.redis.hscan_iter(shard.pending, count=_SCANNED):
         page += _list_pending([batch])
         if len(page) >= _SCANNED:
             yield page

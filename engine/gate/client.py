@@ -1,62 +1,73 @@
-"""How the engine talks to Redis: one way to connect, one way to run a script."""
+"""How the engine talks to Redis: one way to connect, one way to run a script, and a client for each shard."""
 
 import asyncio
 import hashlib
 import math
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
 from importlib.resources import files
-from typing import Any, Final, cast
+from typing import Any, Final, Self, TypeVar
 
-from hiredis import Reader, pack_command
 from redis.asyncio import Redis
-from redis.asyncio.connection import ConnectionPool, DefaultParser
+from redis.asyncio.client import Pipeline
+from redis.asyncio.connection import ConnectionPool
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import (
-    AuthenticationError,
-    BusyLoadingError,
-    ConnectionError,
-    NoScriptError,
-    OutOfMemoryError,
-    ResponseError,
-)
+from redis.exceptions import NoScriptError, RedisError
 
 from engine.errors import SettingsError
-from engine.settings import PREFIX
+from engine.gate.connection.following import leave_when_refused
+from engine.gate.connection.lookup import Lookup
+from engine.gate.connection.wire import Argument
+from engine.gate.keys import ShardKeys
+from engine.settings import PREFIX, Settings
+from engine.urls import RedisUrl, read_redis_url
 
-Argument = str | bytes | int
+T = TypeVar("T")
+U = TypeVar("U")
+
+Command = tuple[Argument, ...]
 Execute = Callable[..., Awaitable[Any]]
 """Runs a command, given as its words, and returns the answer."""
-
-REFUSALS: Final = (ResponseError, BusyLoadingError, AuthenticationError)
-"""Redis answered, and did not do what it was asked."""
-_ELSEWHERE_TOO: Final = ("CLOSED", "NOGROUP", "BUSYGROUP")
-"""Refusals that say nothing of the server; so do those of NoScriptError and OutOfMemoryError."""
+_FIRST_SLOT: Final = ShardKeys().slot
 
 
-def connect_redis(url: str | None, timeout_ms: int = 5_000) -> Redis:
-    """Return a client that answers in bytes and connects at its first command.
+def connect_redis(url: str | None, timeout_ms: int = 5_000, slot: int = _FIRST_SLOT) -> Redis:
+    """Return a client that answers in bytes and connects at its first command, to the primary of a slot.
 
     It never repeats a command by itself: a script whose answer is lost may have run, and only the caller
     knows whether it may run twice. `timeout_ms` bounds the connect and the wait for each answer, which ends
     in redis.exceptions.TimeoutError; a blocking read must ask for less. A server that refuses a command, such
-    as a demoted primary, is left: the next command connects anew. Raises SettingsError without a URL.
+    as a demoted primary, is left: the next command looks it up anew. Raises SettingsError without a URL.
     """
     if url is None:
         raise SettingsError(f"{PREFIX}REDIS_URL is not set")
-    timeout_s = timeout_ms / 1000
+    timeout_s, parts = timeout_ms / 1000, read_redis_url(url)
     pool = ConnectionPool.from_url(
-        url,
+        parts.plain,
         protocol=2,
         decode_responses=False,
         retry=Retry(NoBackoff(), 0),
         socket_timeout=timeout_s,
         socket_connect_timeout=timeout_s,
     )
-    pool.connection_class = _leave_when_refused(pool.connection_class)
+    lookup = _make_lookup(parts, slot, pool) if parts.kind else None
+    pool.connection_class = leave_when_refused(pool.connection_class, lookup)
     return _Client.from_pool(pool)
+
+
+def _make_lookup(url: RedisUrl, slot: int, pool: ConnectionPool) -> Lookup:
+    """Return the lookup of a primary; nodes are connected to as the pool's servers are."""
+    connection_class, options = pool.connection_class, pool.connection_kwargs
+    return Lookup(url, slot, lambda **place: connection_class(**options | place))
+
+
+async def find_silent_nodes(url: str) -> list[str]:
+    """Return the nodes of a cluster, or the Sentinels, that the URL names and that don't answer, and why."""
+    parts = read_redis_url(url)
+    pool = ConnectionPool.from_url(parts.plain, protocol=2, retry=Retry(NoBackoff(), 0))
+    return await _make_lookup(parts, _FIRST_SLOT, pool).find_silent()
 
 
 def connect_beside(redis: Redis) -> Redis:
@@ -90,63 +101,6 @@ class _Client(Redis):
                 await connection.disconnect(nowait=True)
 
 
-def _leave_when_refused(connection_class: Any) -> Any:
-    """Return a class of connections that end at their next use once one of them was refused a command.
-
-    Their next connect looks the server's name up again. A refusal that each server would give ends none.
-    """
-    refusals = 0
-
-    class Connection(connection_class):  # type: ignore[misc]
-        latest_connect, latest_reconnect = time.monotonic(), -math.inf
-        has_connected = False
-        connected_after: int | None = None
-        """Refusals before it connected; None while it connects, when the client library tries what it may."""
-
-        async def connect(self) -> None:
-            if self.connected_after == refusals and self.is_connected:
-                return
-            await self.disconnect()
-            self.connected_after, before = None, refusals
-            await super().connect()
-            self.connected_after, type(self).latest_connect = before, time.monotonic()
-            if self.has_connected:
-                type(self).latest_reconnect = type(self).latest_connect
-            self.has_connected = True
-
-        async def send_packed_command(self, *arguments: Any, **options: Any) -> None:
-            with _lose_closed():
-                await super().send_packed_command(*arguments, **options)
-
-        async def read_response(self, *arguments: Any, **options: Any) -> Any:
-            nonlocal refusals
-            try:
-                with _lose_closed():
-                    return await super().read_response(*arguments, **options)
-            except REFUSALS as error:
-                if self.connected_after is not None and _is_of_server(error):
-                    refusals += 1
-                raise
-
-    return Connection
-
-
-def _is_of_server(refusal: object) -> bool:
-    """Return whether another server might not refuse."""
-    return not (
-        isinstance(refusal, (NoScriptError, OutOfMemoryError)) or str(refusal).startswith(_ELSEWHERE_TOO)
-    )
-
-
-@contextmanager
-def _lose_closed() -> Iterator[None]:
-    """Raise ConnectionError where uvloop says in words of its own that the connection has been closed."""
-    try:
-        yield
-    except RuntimeError as error:
-        raise ConnectionError(str(error)) from error
-
-
 def latest_connect(redis: Redis) -> float:
     """Return when a connection of the client was made last, on time.monotonic.
 
@@ -160,83 +114,6 @@ def latest_reconnect(redis: Redis) -> float:
     """Return when a connection of the client took the place of a lost one last, on time.monotonic."""
     connection_class: Any = redis.connection_pool.connection_class
     return float(connection_class.latest_reconnect)
-
-
-class Wire(asyncio.Protocol):
-    """One connection that sends commands in one piece and reads their answers without a stream between.
-
-    To pack and to read costs the client library several times as much. So it only connects, with all that a
-    URL may ask for, and then hands its transport over. One caller at a time; nothing is sent twice.
-    """
-
-    def __init__(self, redis: Redis) -> None:
-        self._connection: Any = redis.connection_pool.make_connection()  # type: ignore[no-untyped-call]
-        self._transport: asyncio.Transport | None = None
-        self._reader = Reader(replyError=DefaultParser.parse_error)
-        self._answers: list[Any] = []
-        self._asked = 0
-        self._answered: asyncio.Future[None] | None = None
-        self._refused = False
-
-    async def connect(self) -> None:
-        """Look the server's name up and connect, once. Raises RedisError."""
-        try:
-            await self._connection.connect()
-            self._transport = self._connection._writer.transport
-            self._transport.set_protocol(self)
-        except BaseException:
-            await self._connection.disconnect(nowait=True)
-            raise
-
-    @property
-    def is_open(self) -> bool:
-        """Whether it is neither lost nor was refused a command by a server that may be the wrong one."""
-        return self._transport is not None and not self._refused
-
-    async def ask(self, *commands: tuple[Argument, ...]) -> list[Any]:
-        """Return the answers to all commands; an error that Redis answers stands in its place.
-
-        A wait that ends early closes the connection. Raises ConnectionError if that is lost.
-        """
-        if self._transport is None:
-            raise ConnectionError("the connection is closed")
-        self._answers, self._asked = [], len(commands)
-        self._answered = asyncio.get_running_loop().create_future()
-        try:
-            with _lose_closed():
-                # Its type says tuples of one word.
-                self._transport.write(b"".join(map(cast(Any, pack_command), commands)))
-            await self._answered
-        except BaseException:
-            self.close()
-            raise
-        return self._answers
-
-    def close(self) -> None:
-        """Disconnect at once."""
-        if self._transport is not None:
-            self._transport.abort()
-            self._forget()
-
-    def _forget(self) -> None:
-        # The library's connection must not take its transport, which is gone, for one that was left open.
-        self._connection._reader = self._connection._writer = self._transport = None
-
-    def data_received(self, data: bytes) -> None:
-        """Read the answers that are complete."""
-        self._reader.feed(data)
-        while (answer := self._reader.gets()) is not False:
-            if isinstance(answer, REFUSALS) and _is_of_server(answer):
-                self._refused = True
-            self._answers.append(answer)
-        if len(self._answers) == self._asked and self._answered is not None and not self._answered.done():
-            self._answered.set_result(None)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """End the wait for answers."""
-        self._forget()
-        if self._answered is not None and not self._answered.done():
-            self._answered.set_exception(ConnectionError(str(exc or "the server closed the connection")))
 
 
 class Script:
@@ -253,3 +130,97 @@ class Script:
         except NoScriptError:
             # The server, new or restarted, refused before it ran anything. EVAL runs and keeps the script.
             return await execute("EVAL", self._source, len(keys), *keys, *arguments)
+
+
+class TooFewCopies(RedisError):
+    """What was written, or seen, is not held by enough machines yet."""
+
+
+class Shard(ShardKeys):
+    """A shard: its keys, and a client that follows its primary."""
+
+    def __init__(
+        self, redis: Redis, shard: int = 0, of: int = 1, copies: int = 1, copies_ms: int = 500
+    ) -> None:
+        super().__init__(shard, of)
+        self.redis = redis
+        self._replicas = copies - 1
+        self.await_copies: tuple[Command, ...] = ()
+        """Asks how many replicas have what the same connection wrote before; nothing if none has to."""
+        self.await_all: tuple[Command, ...] = ()
+        """Asks how many have all that the primary holds: WAIT by itself knows of one connection's writes."""
+        if copies > 1:
+            self.await_copies = (("WAIT", self._replicas, copies_ms),)
+            self.await_all = (("SET", self.probe, "", "PX", 1), *self.await_copies)
+        self.write: Execute = self._write if copies > 1 else redis.execute_command
+        """Executes a command, and returns its answer once enough machines hold what it wrote."""
+
+    def check_copies(self, answers: Sequence[object]) -> None:
+        """Raise TooFewCopies unless the last answer, that to WAIT, says that there are enough."""
+        if answers and not (isinstance(count := answers[-1], int) and count >= self._replicas):
+            raise TooFewCopies(
+                f"what shard {self.shard} holds lacks copies, {self._replicas} wanted: {count}"
+            )
+
+    async def confirm(self, pipe: Pipeline, wrote: bool = False) -> list[Any]:
+        """Return the answers to the commands in a pipeline once what they show has its copies.
+
+        `wrote` says that showing it was a write. Raises RedisError, TooFewCopies among them.
+        """
+        asked = len(pipe)
+        for command in self.await_copies if wrote else self.await_all:
+            pipe.execute_command(*command)
+        answers = await pipe.execute(raise_on_error=False)
+        for answer in answers[:asked]:
+            if isinstance(answer, Exception):
+                raise answer
+        self.check_copies(answers[asked:])
+        return answers[:asked]
+
+    async def _write(self, *command: Argument) -> Any:
+        async with self.redis.pipeline(transaction=False) as pipe:
+            pipe.execute_command(*command)
+            [answer] = await self.confirm(pipe, wrote=True)
+        return answer
+
+
+async def ask_each(shards: Sequence[U], ask: Callable[[U], Awaitable[T]]) -> list[T]:
+    """Return what each of the shards is asked, all of them at once."""
+    if len(shards) == 1:
+        return [await ask(shards[0])]
+    return await asyncio.gather(*map(ask, shards))
+
+
+class Shards(list[Shard]):
+    """All shards; those of one server share their client."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Disconnect."""
+        async with AsyncExitStack() as closing:
+            for redis in {shard.redis for shard in self}:
+                closing.push_async_callback(redis.aclose)
+
+
+def connect_shards(settings: Settings, timeout_ms: int = 5_000, beside: Shards | None = None) -> Shards:
+    """Return all shards, each with a client that follows its primary (connect_redis, connect_beside).
+
+    Raises SettingsError without a URL.
+    """
+    count, url = settings.gate_shards, settings.redis_url
+    is_cluster = url is not None and read_redis_url(url).kind == "cluster"
+    shards = Shards()
+    for number in range(count):
+        if shards and not is_cluster:
+            redis = shards[0].redis
+        elif beside:
+            redis = connect_beside(beside[number].redis)
+        else:
+            redis = connect_redis(url, timeout_ms, ShardKeys(number, count).slot)
+        shards.append(Shard(redis, number, count, settings.gate_copies, settings.gate_copies_ms))
+    return shards

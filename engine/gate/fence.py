@@ -44,11 +44,11 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
-from redis.asyncio import Redis
 from redis.asyncio.client import Pipeline
 from redis.exceptions import ReadOnlyError, RedisError
 
-from engine.gate.client import Argument, Execute, Script
+from engine.gate.client import Execute, Script, Shard, ask_each
+from engine.gate.connection.wire import Argument
 from engine.gate.keys import ShardKeys
 
 _CLOSE: Final = Script("close.lua")
@@ -67,7 +67,7 @@ _SILENT_MS: Final = 6 * _HOUR_MS
 class Copy(NamedTuple):
     """What a server had of some shards when it was new."""
 
-    shards: set[ShardKeys]
+    shards: set[Shard]
     newest_ms: int
     """When the newest order that it had was accepted."""
     sells_ms: int
@@ -123,9 +123,9 @@ async def ask_primary(pipe: Pipeline, shard: ShardKeys) -> list[Any]:
     return answers
 
 
-async def read_memory(redis: Redis, shard: ShardKeys, writer: str) -> list[int]:
+async def read_memory(shard: Shard, writer: str) -> list[int]:
     """Return the generation, 0 if the shard is closed, and the writer's last write. Raises RedisError."""
-    async with redis.pipeline(transaction=False) as pipe:
+    async with shard.redis.pipeline(transaction=False) as pipe:
         pipe.hmget(shard.fence, ["open", writer])
         [numbers] = await ask_primary(pipe, shard)
     return [int(number or 0) for number in numbers]
@@ -141,43 +141,49 @@ async def vouch(execute: Execute, shard: ShardKeys, fence: Fence) -> float:
     return int(left_ms) / 1000
 
 
-async def close_shard(redis: Redis, shard: ShardKeys, generation: int, seen: int) -> None:
+async def close_shard(shard: Shard, generation: int, seen: int) -> None:
     """Close a shard unless it has been rebuilt since this generation; the next one is later than `seen`.
 
     Raises RedisError.
     """
-    await _CLOSE.run(redis.execute_command, [shard.fence], [generation, seen])
+    await _CLOSE.run(shard.redis.execute_command, [shard.fence], [generation, seen])
 
 
-async def forget_writers(redis: Redis, shards: Iterable[ShardKeys]) -> int:
+async def forget_writers(shards: Iterable[Shard]) -> int:
     """Take writers that are gone out of the fences; return how many. Raises RedisError."""
     gone = 0
     for shard in shards:
-        gone += await _FORGET_WRITERS.run(redis.execute_command, [shard.fence], [_FORGOTTEN_MS])
+        gone += await _FORGET_WRITERS.run(shard.redis.execute_command, [shard.fence], [_FORGOTTEN_MS])
     return gone
 
 
-async def read_generations(redis: Redis, shards: Sequence[ShardKeys]) -> list[int]:
+async def read_generations(shards: Sequence[Shard]) -> list[int]:
     """Return the generation of each shard, 0 if it is closed. Raises RedisError."""
-    async with redis.pipeline(transaction=False) as pipe:
-        for shard in shards:
+
+    async def read(shard: Shard) -> int:
+        async with shard.redis.pipeline(transaction=False) as pipe:
             pipe.hget(shard.fence, "open")
-        return [int(generation or 0) for generation in await ask_primary(pipe, shards[0])]
+            [generation] = await ask_primary(pipe, shard)
+        return int(generation or 0)
+
+    return await ask_each(shards, read)
 
 
-async def read_latest(redis: Redis, shards: Iterable[ShardKeys]) -> int:
+async def read_latest(shards: Sequence[Shard]) -> int:
     """Return the latest generation that closed shards know of. Raises RedisError."""
-    async with redis.pipeline(transaction=False) as pipe:
-        for shard in shards:
-            pipe.hmget(shard.fence, ["rebuilding", "seen"])
-        return max(int(generation or 0) for row in await pipe.execute() for generation in row)
+
+    async def read(shard: Shard) -> int:
+        row: Any = await shard.redis.hmget(shard.fence, ["rebuilding", "seen"])
+        return max(int(generation or 0) for generation in row)
+
+    return max(await ask_each(shards, read))
 
 
-async def read_copies(redis: Redis, shards: Iterable[ShardKeys]) -> list[Copy]:
+async def read_copies(shards: Iterable[Shard]) -> list[Copy]:
     """Return what the last new servers had of these shards. Raises RedisError."""
     by_server: dict[bytes, Copy] = {}
     for shard in shards:
-        told: Any = await redis.hget(shard.fence, "copies")
+        told: Any = await shard.redis.hget(shard.fence, "copies")
         words: list[bytes] = (told or b"").replace(b",", b" ").split()
         # If a server came back, the latest time counts.
         times = {words[at]: (int(words[at + 1]), int(words[at + 2])) for at in range(len(words) - 3, -1, -3)}

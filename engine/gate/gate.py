@@ -6,16 +6,15 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 from typing import Final
 
-from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from engine.errors import GateUnavailable
-from engine.gate.backlog import BacklogReads
-from engine.gate.client import Script, connect_beside, connect_redis
+from engine.gate.client import Script, Shard, connect_shards
 from engine.gate.fence import NEW, Fence, vouch
-from engine.gate.keys import ShardKeys, shard_of
+from engine.gate.keys import shard_of
 from engine.gate.lane import Lane
-from engine.gate.reads import GateReads, translate_errors
+from engine.gate.looks.backlog import BacklogReads
+from engine.gate.looks.reads import GateReads, translate_errors
 from engine.model.purchase import Outcome, Purchase
 from engine.model.sale import Sale
 from engine.settings import Settings
@@ -26,6 +25,8 @@ log = logging.getLogger(__name__)
 _OPEN_SALE: Final = Script("open_sale.lua")
 _WATCH_S: Final = 0.1
 """How often a shard is asked whether it remembers."""
+_ASK_S: Final = 0.5
+"""Longest wait for what a shard says to a probe, whose own wait is longer."""
 _WATCH_TIMEOUT_MS: Final = 350
 """Longest wait for its answer: an old server's, the pause and a new one's are less than NOTICED_S."""
 
@@ -34,17 +35,21 @@ class Gate:
     """All shards of the gate, as one front-door worker sees them."""
 
     def __init__(self, settings: Settings) -> None:
-        self._url = settings.redis_url
-        self._redis = connect_redis(self._url, settings.look_timeout_ms)
+        self._shards = connect_shards(settings, settings.look_timeout_ms)
         self._sold_out_s = settings.sold_out_ms / 1000
-        shards = [ShardKeys(shard) for shard in range(settings.gate_shards)]
-        self._lanes = [Lane(shard, settings) for shard in shards]
+        watched = connect_shards(settings, _WATCH_TIMEOUT_MS)
+        self._lanes = [Lane(shard, settings) for shard in connect_shards(settings, settings.gate_timeout_ms)]
         # However many sales are opened at once, there is a connection to look.
-        self._reads_redis = connect_beside(self._redis)
-        self.reads = GateReads(self._reads_redis, [(lane.keys, lane.fence) for lane in self._lanes])
-        self.backlog = BacklogReads(self._redis, shards)
-        self._watching = asyncio.create_task(self._watch(), name="gate watch")
-        only = self._lanes[0] if len(shards) == 1 else None
+        self._looked_at = connect_shards(settings, beside=self._shards)
+        fences = [lane.fence for lane in self._lanes]
+        self.reads = GateReads([*zip(self._looked_at, fences, strict=True)])
+        self.backlog = BacklogReads(self._shards)
+        self._watching = [
+            asyncio.create_task(_watch(shard, lane), name=f"gate watch {shard.shard}")
+            for shard, lane in zip(watched, self._lanes, strict=True)
+        ]
+        self._connected = [watched, self._looked_at, self._shards]
+        only = self._lanes[0] if len(self._lanes) == 1 else None
         self.submit: Callable[[Purchase], None] = only.submit if only else self._submit
         """Put a purchase into the next batch of its shard; its reply is called later, exactly once."""
         self.send_away: Callable[[bytes], bool] = only.send_away if only else self._send_away
@@ -53,27 +58,12 @@ class Gate:
     async def close(self) -> None:
         """Reply to the purchases that wait, then disconnect."""
         async with AsyncExitStack() as closing:
-            closing.push_async_callback(self._redis.aclose)
-            closing.push_async_callback(self._reads_redis.aclose)
-            closing.push_async_callback(cancel, self._watching)
+            for shards in self._connected:
+                closing.push_async_callback(shards.aclose)
+            closing.push_async_callback(cancel, *self._watching)
             for lane in self._lanes:
                 lane.refuse_more()
                 closing.push_async_callback(lane.close)
-
-    async def _watch(self) -> None:
-        """Close each shard that has forgotten what this process heard of it, also while nobody buys here."""
-        async with connect_redis(self._url, _WATCH_TIMEOUT_MS) as redis:
-            while True:
-                await asyncio.sleep(_WATCH_S)
-                for lane in self._lanes:
-                    try:
-                        with suppress(GateUnavailable), translate_errors():
-                            async with asyncio.timeout(_WATCH_TIMEOUT_MS / 1000):
-                                if await vouch(redis.execute_command, lane.keys, lane.fence):
-                                    lane.is_vouched = False
-                    except Exception:
-                        # Nothing may end this task: the others sell on the word of it.
-                        log.exception("a shard could not be asked what it remembers")
 
     def _submit(self, purchase: Purchase) -> None:
         _, product_id, _, _ = purchase
@@ -94,41 +84,66 @@ class Gate:
         return await future
 
     async def find_obstacle(self) -> str:
-        """Return why a shard sells nothing, "" if all of them may sell.
+        """Return why no shard sells anything, "" if one of them may sell.
 
-        Raises GateUnavailable also if Redis takes no writes.
+        Raises GateUnavailable if that is because none takes writes.
         """
-        with translate_errors():
-            for lane in self._lanes:
-                try:
-                    if await vouch(self._redis.execute_command, lane.keys, lane.fence):
-                        return NEW
-                except ResponseError as error:
-                    if str(error).startswith("CLOSED"):
-                        return "the gate waits to be rebuilt"
-                    raise
-        return ""
+        asking = map(_find_obstacle, self._shards, self._lanes)
+        answers = await asyncio.gather(*asking, return_exceptions=True)
+        if "" in answers:
+            return ""
+        for answer in answers:
+            if isinstance(answer, BaseException):
+                raise answer
+        return str(answers[0])
 
     async def check(self, product_id: int, within_s: float) -> None:
         """Raise GateUnavailable unless the product's shard takes writes now."""
+        shard = shard_of(product_id, self._shards)
         with translate_errors():
             async with asyncio.timeout(within_s):
-                await self._redis.hdel(shard_of(product_id, self._lanes).keys.fence, "")
+                await shard.redis.hdel(shard.fence, "")
 
     async def open_sale(self, sale: Sale, within_s: float | None = None) -> None:
         """Offer the sale in place of the product's older one. Raises GateUnavailable: it may be offered yet.
 
         Returns once no front door of any machine repeats a refusal of the older one.
         """
-        lane = shard_of(sale.terms.product_id, self._lanes)
+        shard = shard_of(sale.terms.product_id, self._shards)
         with translate_errors():
             async with asyncio.timeout(within_s):
-                replaced = await offer_sale(self._redis, lane.keys, lane.fence, sale)
+                replaced = await offer_sale(shard, self._lanes[shard.shard].fence, sale)
         if replaced:
             await asyncio.sleep(self._sold_out_s)
 
 
-async def offer_sale(redis: Redis, shard: ShardKeys, fence: Fence, sale: Sale) -> bool:
+async def _find_obstacle(shard: Shard, lane: Lane) -> str:
+    """Return why a shard sells nothing, "" if it may. Raises GateUnavailable also if it takes no writes."""
+    with translate_errors():
+        try:
+            async with asyncio.timeout(_ASK_S):
+                return NEW if await vouch(shard.redis.execute_command, shard, lane.fence) else ""
+        except ResponseError as error:
+            if str(error).startswith("CLOSED"):
+                return "the gate waits to be rebuilt"
+            raise
+
+
+async def _watch(shard: Shard, lane: Lane) -> None:
+    """Close a shard that has forgotten what this process heard of it, also while nobody buys here."""
+    while True:
+        await asyncio.sleep(_WATCH_S)
+        try:
+            with suppress(GateUnavailable), translate_errors():
+                async with asyncio.timeout(_WATCH_TIMEOUT_MS / 1000):
+                    if await vouch(shard.redis.execute_command, shard, lane.fence):
+                        lane.is_vouched = False
+        except Exception:
+            # Nothing may end this task: the others sell on the word of it.
+            log.exception("a shard could not be asked what it remembers")
+
+
+async def offer_sale(shard: Shard, fence: Fence, sale: Sale) -> bool:
     """Offer a sale with its whole stock; return whether it replaced an older one. Raises RedisError.
 
     It changes nothing if the gate has this sale, or a newer one of the product.
@@ -139,6 +154,6 @@ async def offer_sale(redis: Redis, shard: ShardKeys, fence: Fence, sale: Sale) -
         terms.starts_ms or 0, terms.ends_ms or 0,
     )  # fmt: skip
     keys = [shard.fence, shard.sale(terms.product_id)]
-    generation, writes, replaced = await _OPEN_SALE.run(redis.execute_command, keys, arguments)
+    generation, writes, replaced = await _OPEN_SALE.run(shard.write, keys, arguments)
     fence.note(writer, generation, writes)
     return bool(replaced)

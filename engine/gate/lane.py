@@ -15,51 +15,39 @@ often whether it may write: a refusal is never older than the lease.
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from functools import partial
 from itertools import chain
 from typing import Any, Final
 
 from redis.exceptions import ReadOnlyError, RedisError
 
 from engine.errors import GateUnavailable, OutcomeUnknown
-from engine.gate.client import REFUSALS, Argument, Script, Wire, connect_redis
+from engine.gate.batch import Groups, give_replies, pack, reply_all
+from engine.gate.client import Command, Execute, Script, Shard, TooFewCopies
+from engine.gate.connection.following import REFUSALS
+from engine.gate.connection.wire import Argument, Wire
 from engine.gate.fence import NEW, Fence, vouch
-from engine.gate.keys import ShardKeys
 from engine.metrics import GATE_BATCH, GATE_SCRIPT, PURCHASES
-from engine.model.order_id import PLACES, make_stem
+from engine.model.order_id import make_stem
 from engine.model.purchase import Outcome, Purchase
 from engine.settings import Settings
 
 log = logging.getLogger(__name__)
 
 _RESERVE: Final = Script("reserve.lua")
-_OUTCOME_OF: Final = {
-    "A": Outcome.ACCEPTED,
-    "R": Outcome.ACCEPTED,
-    "S": Outcome.SOLD_OUT,
-    "L": Outcome.LIMIT_REACHED,
-    "U": Outcome.UNKNOWN_PRODUCT,
-    "N": Outcome.NOT_STARTED,
-    "E": Outcome.SALE_ENDED,
-}
-"""The script's result codes."""
-_COUNTERS: Final = {outcome: PURCHASES.labels(outcome) for outcome in Outcome}
-_ORDER_ID_LENGTH: Final = 36
-
+_UNCOPIED: Final = str.maketrans("AR", "??")
+_SENT_AWAY: Final = PURCHASES.labels(Outcome.SOLD_OUT)
 _MOST_PRODUCTS: Final = 256
 """In one script call, which reads and writes each of them while Redis keeps everybody else waiting."""
-
-Groups = dict[bytes, list[Purchase]]
-"""The purchases of a batch by product id."""
 
 
 class Lane:
     """One shard's waiting purchases, and the only task that takes them to Redis."""
 
-    def __init__(self, keys: ShardKeys, settings: Settings) -> None:
-        self.keys = keys
+    def __init__(self, shard: Shard, settings: Settings) -> None:
+        self.keys = shard
         self.fence = Fence()
-        self._redis = connect_redis(settings.redis_url, settings.gate_timeout_ms)
+        self._redis = shard.redis
         self._wire = Wire(self._redis)
         self.is_vouched = False
         """Whether the server of this connection is known to remember."""
@@ -72,6 +60,11 @@ class Lane:
         self._primary_until = 0.0
         """Until when its server is taken for the primary, on time.monotonic."""
         self._demoted = False
+        self._copies: list[Any] = []
+        """What the latest script's server said of copies, if it was asked."""
+        self._reserve_and_copy: Execute = (
+            partial(self._call, then=shard.await_copies) if shard.await_copies else self._call
+        )
         self._sent_away = 0
         """Purchases refused by a lease and not counted yet."""
         self._loop = asyncio.get_running_loop()
@@ -79,17 +72,17 @@ class Lane:
         self._arrived = asyncio.Event()
         self._closing = False
         self._reachable = True
-        self._task = asyncio.create_task(self._run(), name=f"gate lane {keys.shard}")
+        self._task = asyncio.create_task(self._run(), name=f"gate lane {shard.shard}")
 
     def submit(self, purchase: Purchase) -> None:
         """Put a purchase into the next batch; its reply is called later, exactly once."""
         _, product_id, key, reply = purchase
         if self._closing:
-            _reply_all([purchase], Outcome.GATE_UNAVAILABLE)
+            reply_all([purchase], Outcome.GATE_UNAVAILABLE)
         elif key is None and self.send_away(product_id):
             reply(Outcome.SOLD_OUT, None)
         elif len(self.waiting) >= self._capacity:
-            _reply_all([purchase], Outcome.OVERLOADED)
+            reply_all([purchase], Outcome.OVERLOADED)
         else:
             self.waiting.append(purchase)
             self._arrived.set()
@@ -161,14 +154,14 @@ class Lane:
             log.exception("the gate's answer could not be used")
             self._lose(batch, Outcome.OUTCOME_UNKNOWN, error)
         else:
-            if not self._reachable:
+            if not self._reachable and self.is_vouched:
                 log.info("gate shard %d answers again", self.keys.shard)
                 self._reachable = True
             GATE_BATCH.observe(len(batch))
             self._remember_sold_out(groups, codes, asked_at)
             # In the next turn of the loop, after the next batch is sent: to write so many replies takes about
             # as long as the script.
-            self._loop.call_soon(_give_replies, stem, batch, codes)
+            self._loop.call_soon(give_replies, stem, batch, codes)
 
     def _remember_sold_out(self, groups: Groups, codes: str, asked_at: float) -> None:
         if "S" in codes:
@@ -179,7 +172,7 @@ class Lane:
                     self._sold_out_until[product_id] = asked_at + self._sold_out_s
 
     def _count_sent_away(self) -> None:
-        _COUNTERS[Outcome.SOLD_OUT].inc(self._sent_away)
+        _SENT_AWAY.inc(self._sent_away)
         self._sent_away = 0
 
     async def _reserve(self, stem: str, groups: Groups) -> str:
@@ -187,7 +180,7 @@ class Lane:
         keys = [self.keys.fence, self.keys.outbox, self.keys.pending]
         seen = self.fence.seen
         arguments: list[Argument] = [
-            *seen, stem, self.keys.prefix, self._settings.idempotency_s, _pack(groups),
+            *seen, stem, self.keys.prefix, self._settings.idempotency_s, pack(groups),
         ]  # fmt: skip
         try:
             # Its own step, since a connect that fails has sent nothing.
@@ -199,7 +192,7 @@ class Lane:
         started = time.perf_counter()
         try:
             async with asyncio.timeout(self._timeout_s):
-                generation, writes, codes = await _RESERVE.run(self._call, keys, arguments)
+                generation, writes, codes = await _RESERVE.run(self._reserve_and_copy, keys, arguments)
         except REFUSALS as error:
             # Closed, loading, no longer the primary, out of memory, disk error.
             raise GateUnavailable(str(error)) from error
@@ -208,26 +201,43 @@ class Lane:
         GATE_SCRIPT.observe(time.perf_counter() - started)
         if self._demoted and b"A" not in codes:
             raise GateUnavailable("Redis is no longer the primary, and what it refuses is out of date")
+        if self.keys.await_copies:
+            try:
+                self.keys.check_copies(self._copies)
+            except TooFewCopies as error:
+                self._say_unreachable(error)
+                # Nothing more is taken there until the copies are complete. What was refused is refused.
+                self.is_vouched = False
+                return str(codes[: sum(map(len, groups.values()))], "ascii").translate(_UNCOPIED)
         self.fence.note(seen[0], generation, writes)
         return str(codes, "ascii")
 
     async def _connect(self) -> None:
-        """Connect if need be. Raises GateUnavailable while the server may lack what others were answered."""
+        """Connect if need be. Raises GateUnavailable while the server may lack what others were answered.
+
+        Raises RedisError, TooFewCopies among them.
+        """
         if not self._wire.is_open:
             self._wire.close()
             self._wire, self.is_vouched = Wire(self._redis), False
             await self._wire.connect()
         if await vouch(self._call, self.keys, self.fence):
             raise GateUnavailable(NEW)
+        if self.keys.await_all:
+            self.keys.check_copies(await self._wire.ask(*self.keys.await_all))
         self.is_vouched = True
 
-    async def _call(self, *command: Argument) -> Any:
-        """Return the answer to a command. Once in a lease, ask along with it whether this is the primary."""
+    async def _call(self, *command: Argument, then: tuple[Command, ...] = ()) -> Any:
+        """Return the answer to a command. Once in a lease, ask along with it whether this is the primary.
+
+        The answers to what is asked `then` are kept.
+        """
+        ask = self._ask_for_copies if then else self._wire.ask
         asked_at = time.monotonic()
         if asked_at < self._primary_until:
-            [answer] = await self._wire.ask(command)
+            answer, *self._copies = await ask(command, *then)
         else:
-            written, answer = await self._wire.ask(("HDEL", self.keys.fence, ""), command)
+            written, answer, *self._copies = await ask(("HDEL", self.keys.fence, ""), command, *then)
             # If it takes no writes for another reason, the command's own answer says what that means for it.
             self._demoted = isinstance(written, ReadOnlyError)
             if not self._demoted:
@@ -236,62 +246,25 @@ class Lane:
             raise answer
         return answer
 
+    async def _ask_for_copies(self, *commands: Command) -> list[Any]:
+        """Return the answers to all commands; the error that lost the connection in place of that to WAIT."""
+        try:
+            return await self._wire.ask(*commands)
+        except (RedisError, OSError) as error:
+            if len(self._wire.heard) == len(commands) - 1:
+                return [*self._wire.heard, error]
+            raise
+
     def _lose(self, batch: list[Purchase], outcome: Outcome, error: Exception) -> None:
+        self._say_unreachable(error)
+        reply_all(batch, outcome)
+        # The purchases behind have waited as long: they are told at once that nothing is reserved,
+        # which bounds every wait by the time of one call.
+        behind, self.waiting = self.waiting, []
+        reply_all(behind, Outcome.GATE_UNAVAILABLE)
+
+    def _say_unreachable(self, error: Exception) -> None:
         if self._reachable:
             said = str(error) or type(error).__name__
             log.warning("gate shard %d does not answer: %s", self.keys.shard, said)
             self._reachable = False
-        _reply_all(batch, outcome)
-        # The purchases behind have waited as long: they are told at once that nothing is reserved,
-        # which bounds every wait by the time of one call.
-        behind, self.waiting = self.waiting, []
-        _reply_all(behind, Outcome.GATE_UNAVAILABLE)
-
-
-def _pack(groups: Groups) -> bytes:
-    """Return the purchases as the script reads them."""
-    lines = []
-    for product_id, purchases in groups.items():
-        user, _, key, _ = purchases[0]
-        if key is None and len(purchases) == 1:
-            lines.append(b"%b 1 %b" % (product_id, user))
-            continue
-        users = b",".join([user for user, _, _, _ in purchases])
-        lines.append(b"%b %d %b%b" % (product_id, len(purchases), users, _pack_keys(purchases)))
-    return b"\n".join(lines)
-
-
-def _pack_keys(purchases: Sequence[Purchase]) -> bytes:
-    keys = [key for _, _, key, _ in purchases]
-    if keys.count(None) == len(keys):
-        return b""
-    return "".join([" ." if key is None else f" ={key}" for key in keys]).encode("ascii")
-
-
-def _reply_all(purchases: Sequence[Purchase], outcome: Outcome) -> None:
-    for _, _, _, reply in purchases:
-        reply(outcome, None)
-    _COUNTERS[outcome].inc(len(purchases))
-
-
-def _give_replies(stem: str, purchases: Sequence[Purchase], codes: str) -> None:
-    """Tell each purchase its outcome; `codes` is the script's answer for them in this order."""
-    count = len(purchases)
-    first = codes[0]
-    if first not in "AR" and codes.count(first) == count:
-        # The most frequent answer to a crowd.
-        _reply_all(purchases, _OUTCOME_OF[first])
-        return
-    places = iter(PLACES)
-    repeated = codes[count:]
-    read = 0
-    for (_, _, _, reply), code in zip(purchases, codes, strict=False):
-        if code == "A":
-            reply(Outcome.ACCEPTED, stem + next(places))
-        elif code == "R":
-            reply(Outcome.ACCEPTED, repeated[read : read + _ORDER_ID_LENGTH])
-            read += _ORDER_ID_LENGTH
-        else:
-            reply(_OUTCOME_OF[code], None)
-    for code in set(codes[:count]):
-        _COUNTERS[_OUTCOME_OF[code]].inc(codes.count(code, 0, count))

@@ -14,7 +14,7 @@ from typing import Final, Generic, TypeVar
 import msgspec
 
 from engine.errors import GateUnavailable, InputError, LedgerUnavailable
-from engine.gate.reads import GateReads, Stock
+from engine.gate.looks.reads import GateReads, Stock
 from engine.http.answers import PRUNED, Answer, answer_input_error, answer_purchase, make_problem
 from engine.ledger.ledger import Ledger
 from engine.model.order import Order, OrderStatus

@@ -9,9 +9,9 @@ from typing import Any, Final
 
 from engine.bus.publisher import Publisher
 from engine.errors import BusUnavailable, GateUnavailable
-from engine.gate.backlog import Backlog, Illness
 from engine.gate.gate import Gate
 from engine.gate.keys import STAGES
+from engine.gate.looks.backlog import Backlog, Illness
 from engine.ledger.ledger import Ledger
 from engine.metrics import STAGE_WAITS
 from engine.tasks import cancel

@@ -197,9 +197,24 @@ class Ledger(AbstractAsyncContextManager["Ledger"]):
         """Return the gate's latest generation; 0 if it has never been open."""
         return (await self._fetch("read_generation"))[0]["generation"] or 0
 
-    async def next_generation(self, latest: int = 0) -> int:
-        """Return a new generation, greater than all before and than the latest one that the gate knows of."""
-        return int((await self._fetch("next_generation", latest))[0]["generation"])
+    async def next_generation(self, latest: int = 0, shards: int = 1) -> int:
+        """Return a new generation, greater than all before and than the latest one that the gate knows of.
+
+        Raises SettingsError if the gate has another number of shards.
+        """
+        rows = await self._fetch("next_generation", latest, shards)
+        if not rows:
+            raise SettingsError(f"{PREFIX}GATE_SHARDS is {shards}, and the gate has another number of shards")
+        return int(rows[0]["generation"])
+
+    async def claim_shards(self, shards: int | None) -> int | None:
+        """Return how many shards the gate has: as many as the first process said that told a number."""
+        row = (await self._fetch("claim_shards", shards))[0]
+        return row["shards"]  # type: ignore[no-any-return]
+
+    async def change_shards(self, shards: int) -> int:
+        """Give a closed gate, to which nothing is under way, so many shards; return its new generation."""
+        return int((await self._fetch("change_shards", shards))[0]["generation"])
 
     async def find_current_sales(self) -> list[Balance]:
         """Return the newest sale of every product that is on offer."""
@@ -231,9 +246,9 @@ class Ledger(AbstractAsyncContextManager["Ledger"]):
             yield page
             last = page[-1].order_id
 
-    async def find_newest(self) -> int:
-        """Return when the newest order was accepted, Unix milliseconds of the gate's clock; 0 without any."""
-        return (await self._fetch("find_newest"))[0]["accepted_ms"] or 0
+    async def find_newest(self) -> dict[int, int]:
+        """Return when each product's newest order was accepted, Unix milliseconds, if not long ago."""
+        return dict(map(tuple, await self._fetch("find_newest")))
 
     async def find_accepted(self, after_ms: int, before_ms: int) -> list[int]:
         """Return the products of orders accepted between the two, Unix milliseconds of the gate's clock."""

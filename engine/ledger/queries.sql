@@ -76,8 +76,19 @@ SELECT sale_id FROM sales WHERE sale_id = ANY ($1::bigint[]) AND sale_id NOT IN 
 SELECT max(generation) AS generation FROM gate WHERE in_charge();
 
 -- name: next_generation
-INSERT INTO gate (generation) VALUES (greatest($1::bigint + 1, extract(epoch FROM now())::bigint))
-ON CONFLICT (only_row) DO UPDATE SET generation = greatest(gate.generation + 1, excluded.generation)
+INSERT INTO gate (generation, shards) VALUES (greatest($1::bigint + 1, extract(epoch FROM now())::bigint), $2)
+ON CONFLICT (only_row) DO UPDATE
+SET generation = greatest(gate.generation + 1, excluded.generation), shards = excluded.shards
+WHERE coalesce(gate.shards, excluded.shards) = excluded.shards
+RETURNING generation;
+
+-- name: claim_shards
+INSERT INTO gate (generation, shards) VALUES (0, $1)
+ON CONFLICT (only_row) DO UPDATE SET shards = coalesce(gate.shards, excluded.shards)
+RETURNING shards;
+
+-- name: change_shards
+UPDATE gate SET generation = greatest(gate.generation + 1, extract(epoch FROM now())::bigint), shards = $1
 RETURNING generation;
 
 -- name: find_current_sales
@@ -146,8 +157,9 @@ JOIN gate ON asked.order_id < pruned_before
 WHERE in_charge();
 
 -- name: find_newest
-SELECT (extract(epoch FROM max(accepted_at)) * 1000)::bigint AS accepted_ms
-FROM (SELECT accepted_at FROM orders WHERE in_charge() ORDER BY order_id DESC LIMIT 1000) AS latest;
+SELECT product_id, (extract(epoch FROM max(accepted_at)) * 1000)::bigint AS accepted_ms
+FROM (SELECT product_id, accepted_at FROM orders WHERE in_charge() ORDER BY order_id DESC LIMIT 1000) AS latest
+GROUP BY product_id;
 
 -- name: find_accepted
 SELECT DISTINCT product_id

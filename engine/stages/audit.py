@@ -20,13 +20,12 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final, NamedTuple, cast
 
-from redis.asyncio import Redis
-
 from engine.errors import LedgerLocked
 from engine.gate.clearing import count_pending
-from engine.gate.client import Argument, Script
+from engine.gate.client import Script, Shard, ask_each
+from engine.gate.connection.wire import Argument
 from engine.gate.fence import forget_writers
-from engine.gate.keys import ShardKeys, shard_of
+from engine.gate.keys import shard_of
 from engine.ledger.ledger import Ledger, Offer
 
 log = logging.getLogger(__name__)
@@ -77,8 +76,7 @@ class Comparison(NamedTuple):
 class Audit:
     """Compares one gate with its ledger, again and again."""
 
-    def __init__(self, redis: Redis, ledger: Ledger, shards: Sequence[ShardKeys], keep_s: float) -> None:
-        self._redis = redis
+    def __init__(self, ledger: Ledger, shards: Sequence[Shard], keep_s: float) -> None:
         self._ledger = ledger
         self._shards = shards
         self._keep_s = keep_s
@@ -120,7 +118,7 @@ class Audit:
         await self._withdraw(generation, {(0, sale_id) for sale_id in buyers - on_offer})
         with suppress(LedgerLocked):  # it is tried again
             await self._retire(generation, offers, {c.offer.product_id: c for c in differing})
-        await forget_writers(self._redis, self._shards)
+        await forget_writers(self._shards)
         if not impossible:
             self._audited = before
         found = [c for c in impossible if (c.offer.product_id, c.sale_id) not in unknown]
@@ -145,7 +143,7 @@ class Audit:
         self, offers: Iterable[Offer]
     ) -> AsyncIterator[tuple[Sequence[Offer], list[int], list[int]]]:
         """Yield offers, and sale id and remaining units that the gate has of their products, 0 if none."""
-        by_shard: dict[ShardKeys, list[Offer]] = {shard: [] for shard in self._shards}
+        by_shard: dict[Shard, list[Offer]] = {shard: [] for shard in self._shards}
         for offer in offers:
             by_shard[shard_of(offer.product_id, self._shards)].append(offer)
         for shard, its in by_shard.items():
@@ -153,16 +151,16 @@ class Audit:
                 chunk = its[start : start + _CHUNK]
                 yield chunk, *await self._read_sales(shard, [offer.product_id for offer in chunk])
 
-    async def _read_sales(self, shard: ShardKeys, products: Sequence[int]) -> tuple[list[int], list[int]]:
+    async def _read_sales(self, shard: Shard, products: Sequence[int]) -> tuple[list[int], list[int]]:
         words = " ".join(map(str, products))
-        answer = await _COMPARE.run(self._redis.execute_command, [shard.fence], [shard.prefix, words])
+        answer = await _COMPARE.run(shard.redis.execute_command, [shard.fence], [shard.prefix, words])
         numbers = list(map(int, answer.split()))
         return numbers[::2], numbers[1::2]
 
     async def _find_impossible(self, differing: Iterable[Comparison]) -> list[Comparison]:
         """Return the sales whose differences the pending orders do not explain."""
         found: list[Comparison] = []
-        short: dict[ShardKeys, list[Comparison]] = {}
+        short: dict[Shard, list[Comparison]] = {}
         for comparison in differing:
             if comparison.is_possible:
                 shard = shard_of(comparison.offer.product_id, self._shards)
@@ -171,8 +169,8 @@ class Audit:
                 found.append(comparison)
         for shard, its in short.items():
             orders = sum(comparison.missing // comparison.offer.quantity for comparison in its)
-            if orders > await self._redis.hlen(shard.pending):  # each field holds at least one
-                batches: Any = await self._redis.hvals(shard.pending)
+            if orders > await shard.redis.hlen(shard.pending):  # each field holds at least one
+                batches: Any = await shard.redis.hvals(shard.pending)
                 if orders > count_pending(batches):
                     found += its
         return found
@@ -202,7 +200,7 @@ class Audit:
         """Return products and ids of some of the gate's sales, and ids of sales with buyers there."""
         sales, buyers = set[tuple[int, int]](), set[int]()
         for place, shard in enumerate(self._shards):
-            cursor, names = await self._redis.scan(
+            cursor, names = await shard.redis.scan(
                 self._cursors[place], match=f"{shard.prefix}[sb]*:*", count=_SCANNED
             )
             self._cursors[place] = int(cursor)
@@ -229,15 +227,17 @@ class Audit:
             ]
             for start in range(0, len(words), 2 * _CHUNK):
                 arguments: list[Argument] = [generation, shard.prefix, *words[start : start + 2 * _CHUNK]]
-                removed += await _WITHDRAW.run(self._redis.execute_command, [shard.fence], arguments)
+                removed += await _WITHDRAW.run(shard.redis.execute_command, [shard.fence], arguments)
         return removed
 
     async def _read_fences(self) -> list[dict[bytes, bytes]]:
         """Return every shard's fence, which changes with each write to the shard."""
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for shard in self._shards:
-                pipe.hgetall(shard.fence)
-            return await pipe.execute()
+
+        async def read(shard: Shard) -> dict[bytes, bytes]:
+            fence: Any = await shard.redis.hgetall(shard.fence)
+            return dict(fence)
+
+        return await ask_each(self._shards, read)
 
 
 def _drop_replaced(offers: Iterable[Offer]) -> Iterator[Offer]:

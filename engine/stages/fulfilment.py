@@ -18,11 +18,10 @@ from redis.exceptions import RedisError
 
 from engine.bus.consumer import Consumer
 from engine.errors import FlashgridError, LedgerLocked, LedgerUnavailable, PaymentUnavailable
-from engine.gate.backlog import Illness
 from engine.gate.clearing import Clearing
-from engine.gate.client import connect_redis
-from engine.gate.keys import ShardKeys
-from engine.gate.outbox import Outbox, name_consumer
+from engine.gate.client import connect_shards
+from engine.gate.looks.backlog import Illness
+from engine.gate.outbox import Outbox, Outboxes, make_outboxes
 from engine.ledger.ledger import Ledger
 from engine.ledger.settling import Settlement
 from engine.metrics import DEAD_LETTERS, FULFILMENT_DELAY, OUTBOX_LENGTH
@@ -45,8 +44,8 @@ _QUIET_S: Final = 0.5
 _MOST_LOCKED: Final = 20_000
 """Orders of sales that other sessions hold. Further ones hold up those behind them."""
 
-Source = Consumer | Outbox
-"""Where purchases come from: the bus, or the outbox itself. It repeats what is not acknowledged."""
+Source = Consumer | Outbox | Outboxes
+"""Where purchases come from: the bus, or the outboxes themselves. It repeats what is not acknowledged."""
 
 
 async def run_fulfilment(settings: Settings, stop: asyncio.Event) -> None:
@@ -55,30 +54,27 @@ async def run_fulfilment(settings: Settings, stop: asyncio.Event) -> None:
     The source is the bus, or the outbox itself if there is no amqp_url. The keeper runs beside it. Outages of
     every service are waited for. Raises SettingsError without the URLs of Redis and PostgreSQL.
     """
-    shards = [ShardKeys(shard) for shard in range(settings.gate_shards)]
     gateway = SimulatedGateway(
         settings.payment_latency_ms, settings.payment_decline_rate, settings.payment_seed
     )
     async with AsyncExitStack() as cleanup:
-        redis = await cleanup.enter_async_context(connect_redis(settings.redis_url))
+        shards = await cleanup.enter_async_context(connect_shards(settings))
         ledger = await cleanup.enter_async_context(
             await Ledger.connect(settings.postgres_url, connections=settings.fulfilment_in_flight)
         )
         if settings.amqp_url is None:
-            outbox = Outbox(
-                redis, shards, name_consumer("fulfilment"), settings.relay_claim_ms, settings.outbox_wait_ms
-            )
-            await cleanup.enter_async_context(running(sample(OUTBOX_LENGTH, outbox.count_entries)))
-            source: Source = outbox
+            outboxes = Outboxes(make_outboxes(shards, "fulfilment", settings))
+            await cleanup.enter_async_context(running(sample(OUTBOX_LENGTH, outboxes.count_entries)))
+            source: Source = outboxes
         else:
             messages = 2 * settings.fulfilment_in_flight * settings.fulfilment_batch // settings.relay_batch
             # Purchases that arrive in ones and twos must be able to fill batches, too.
             source = Consumer(settings.amqp_url, prefetch=max(256, messages))
         cleanup.push_async_callback(source.close)
-        clearing, pause = Clearing(redis, shards), Pause()
+        clearing, pause = Clearing(shards), Pause()
         fulfilment = Fulfilment(source, gateway, ledger, clearing, pause, settings)
         await cleanup.enter_async_context(
-            running(run_keeper(settings, clearing, pause), report(redis, fulfilment.find_illnesses))
+            running(run_keeper(settings, clearing, pause), report(shards[0], fulfilment.find_illnesses))
         )
         await drain(fulfilment.run(stop), stop, settings.drain_s)
 

@@ -9,11 +9,11 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from prometheus_client import Gauge
-from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from engine.errors import FlashgridError
-from engine.gate.backlog import Illness, say_ill
+from engine.gate.client import Shard
+from engine.gate.looks.backlog import Illness, say_ill
 from engine.tasks import cancel
 
 log = logging.getLogger(__name__)
@@ -130,9 +130,9 @@ async def sample(gauge: Gauge, read: Callable[[], Awaitable[int]]) -> None:
         await asyncio.sleep(1)
 
 
-async def report(redis: Redis, find_illnesses: Callable[[], dict[str, Illness]]) -> None:
+async def report(shard: Shard, find_illnesses: Callable[[], dict[str, Illness]]) -> None:
     """Tell the front doors once a second what does not work here, as far as Redis takes it."""
     while True:
         with suppress(RedisError):
-            await say_ill(redis, find_illnesses())
+            await say_ill(shard, find_illnesses())
         await asyncio.sleep(1)

@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import Final
 
 from engine.errors import PaymentUnavailable
-from engine.gate.backlog import Illness
+from engine.gate.looks.backlog import Illness
 from engine.model.dead_letter import DeadLetter
 from engine.model.lot import Lot, count_orders, encode_lots
 from engine.payment.gateway import PaymentGateway

@@ -22,22 +22,21 @@ what it sees stays so, whatever others have done before.
 """
 
 import logging
+import math
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
-from redis.asyncio import Redis
-from redis.exceptions import ResponseError
-
 from engine.bus.publisher import Publisher
 from engine.errors import LedgerLocked
 from engine.gate.clearing import Clearing, count_pending, scan_pending
-from engine.gate.client import connect_redis
+from engine.gate.client import Shard, ask_each, connect_shards
 from engine.gate.fence import Fence, close_shard, read_copies, read_generations, read_latest
 from engine.gate.gate import offer_sale
-from engine.gate.keys import ShardKeys, shard_of
+from engine.gate.keys import shard_of
+from engine.gate.outbox import read_newest
 from engine.gate.restoring import Restoring
 from engine.ledger.ledger import KeyedOrder, Ledger
 from engine.model.lot import Lot
@@ -79,19 +78,20 @@ class Reconciliation:
     Every method raises RedisError, BusUnavailable or LedgerUnavailable if one of them does not answer.
     """
 
-    def __init__(self, settings: Settings, redis: Redis, ledger: Ledger, bus: Publisher | None) -> None:
-        self._redis = redis
+    def __init__(
+        self, settings: Settings, shards: Sequence[Shard], ledger: Ledger, bus: Publisher | None
+    ) -> None:
+        self._shards = shards
         self._ledger = ledger
         self._bus = bus
-        self._shards = [ShardKeys(shard) for shard in range(settings.gate_shards)]
         self._fences = [(shard, Fence()) for shard in self._shards]
         self._remember_s = settings.idempotency_s
-        self.audit: Final = Audit(redis, ledger, self._shards, settings.sale_keep_s)
+        self.audit: Final = Audit(ledger, shards, settings.sale_keep_s)
 
     async def is_open(self) -> bool:
         """Return whether every shard is open in the latest generation; if not, close all of them."""
         latest = await self._ledger.read_generation()
-        generations = await read_generations(self._redis, self._shards)
+        generations = await read_generations(self._shards)
         if min(generations) >= max(latest, 1):
             return True
         if any(generations):
@@ -100,14 +100,16 @@ class Reconciliation:
 
     async def read_generation(self) -> int:
         """Return the gate's latest generation; 0 if every shard is closed."""
-        return max(await read_generations(self._redis, self._shards))
+        return max(await read_generations(self._shards))
 
     async def read_servers(self) -> list[list[bytes | None]]:
         """Return what tells each shard's server from the one before."""
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for shard in self._shards:
-                pipe.hmget(shard.fence, ["server", "since"])
-            return await pipe.execute()
+
+        async def read(shard: Shard) -> list[bytes | None]:
+            row: Any = await shard.redis.hmget(shard.fence, ["server", "since"])
+            return list(row)
+
+        return await ask_each(self._shards, read)
 
     async def close(self, generation: int, seen: int = 0) -> None:
         """Close the gate unless another process has rebuilt it since this generation.
@@ -115,28 +117,23 @@ class Reconciliation:
         Its next generation will be later than `seen`, too.
         """
         for shard in self._shards:
-            await close_shard(self._redis, shard, generation, max(generation, seen))
+            await close_shard(shard, generation, max(generation, seen))
 
     async def is_outdated(self) -> bool:
-        """Return whether the ledger has settled an order newer than all that the gate has ever accepted.
+        """Return whether the ledger has settled an order newer than all that its shard has ever accepted.
 
         Or newer than what a server had when it was new, and accepted before the server sold anything.
         """
         # The ledger first: an order accepted and settled in between must not make the gate look older.
-        settled_ms = await self._ledger.find_newest()
-        newest_ms = 0
+        settled_ms = [0] * len(self._shards)
+        for product_id, accepted_ms in (await self._ledger.find_newest()).items():
+            shard = shard_of(product_id, self._shards)
+            settled_ms[shard.shard] = max(settled_ms[shard.shard], accepted_ms)
         for shard in self._shards:
-            newest_ms = max(newest_ms, int(await self._redis.hget(shard.fence, "newest") or 0))
-            try:
-                stream: Any = await self._redis.xinfo_stream(shard.outbox)
-            except ResponseError as error:
-                if "no such key" not in str(error):
-                    raise
-                continue
-            newest_ms = max(newest_ms, int(stream["last-generated-id"].partition(b"-")[0]))
-        if newest_ms < settled_ms:
-            return True
-        for copy in await read_copies(self._redis, self._shards):
+            newest_ms = int(await shard.redis.hget(shard.fence, "newest") or 0)
+            if max(newest_ms, await read_newest(shard)) < settled_ms[shard.shard]:
+                return True
+        for copy in await read_copies(self._shards):
             for product_id in await self._ledger.find_accepted(copy.newest_ms, copy.sells_ms):
                 if shard_of(product_id, self._shards) in copy.shards:
                     return True
@@ -148,7 +145,7 @@ class Reconciliation:
         Only the process that cleared these orders could notice, and it may be gone.
         """
         for shard in self._shards:
-            async for pending in scan_pending(self._redis, shard):
+            async for pending in scan_pending(shard):
                 found = await self._ledger.find_orders(pending)
                 # Neighbours of a batch leave the pending set together.
                 settled = sorted(found, key=attrgetter("order_id"))
@@ -157,20 +154,25 @@ class Reconciliation:
 
     async def read_traffic(self) -> Traffic:
         """Return what is under way."""
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for shard in self._shards:
+
+        async def read(shard: Shard) -> tuple[int, int]:
+            async with shard.redis.pipeline(transaction=False) as pipe:
                 pipe.xlen(shard.outbox)
                 pipe.hvals(shard.pending)
-            answers = await pipe.execute()
+                entries, batches = await pipe.execute()
+            return entries, count_pending(batches)
+
+        answers = await ask_each(self._shards, read)
         messages, consumers = await self._bus.read_queue() if self._bus else (0, 0)
-        return Traffic(sum(answers[::2]), messages, consumers, sum(map(count_pending, answers[1::2])))
+        entries, pending = map(sum, zip(*answers, strict=True))
+        return Traffic(entries, messages, consumers, pending)
 
     async def offer_left(self) -> None:
         """Offer the sales that their front doors could not offer; no other sale is closed for them."""
         for sale, sold in await self._ledger.find_unoffered(_OPENING_S):
             if not sold:  # or else the gate has had it
                 shard, fence = shard_of(sale.terms.product_id, self._fences)
-                await offer_sale(self._redis, shard, fence, sale)
+                await offer_sale(shard, fence, sale)
                 log.info("sale %d opened: its front door could not offer it", sale.sale_id)
             with suppress(LedgerLocked):  # or else a sale would keep the keeper from all others
                 await self._ledger.note_offered(sale.sale_id)
@@ -180,22 +182,26 @@ class Reconciliation:
 
         Dead letters may be such orders, until somebody looks after them.
         """
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for shard in self._shards:
-                pipe.hget(shard.fence, "doubt")
-            pipe.time()
-            *doubts, (now_s, _) = await pipe.execute()
-        since_ms = max(int(doubt or 0) for doubt in doubts)
-        if since_ms and now_s - since_ms / 1000 > _LATE_S:
-            traffic = await self.read_traffic()
-            waiting = traffic.entries or traffic.messages or await self._count_dead_letters()
-            for shard in [] if waiting else self._shards:
-                await self._redis.hdel(shard.fence, "doubt")
 
-    async def _count_dead_letters(self) -> int:
+        async def read_age_s(shard: Shard) -> float:
+            async with shard.redis.pipeline(transaction=False) as pipe:
+                pipe.hget(shard.fence, "doubt")
+                pipe.time()
+                doubt, (now_s, _) = await pipe.execute()
+            return now_s - int(doubt) / 1000 if doubt else math.inf
+
+        ages_s = [age_s for age_s in await ask_each(self._shards, read_age_s) if age_s < math.inf]
+        if ages_s and min(ages_s) > _LATE_S:
+            traffic = await self.read_traffic()
+            waiting = traffic.entries or traffic.messages or await self.count_dead_letters()
+            for shard in [] if waiting else self._shards:
+                await shard.redis.hdel(shard.fence, "doubt")
+
+    async def count_dead_letters(self) -> int:
+        """Return the number of dead letters."""
         if self._bus:
             return await self._bus.count_dead_letters()
-        return await self._redis.xlen(self._shards[0].dead)
+        return int(await self._shards[0].redis.xlen(self._shards[0].dead))
 
     async def open_new(self) -> None:
         """Open a gate that has never had a sale: there is nothing to rebuild, and so nothing to wait for."""
@@ -211,26 +217,48 @@ class Reconciliation:
         async with self._ledger.try_lock() as mine:
             if not mine or await self.is_open():
                 return False
-            # PostgreSQL may have been restored, and forgotten generations that the gate has had.
-            generation = await self._ledger.next_generation(await read_latest(self._redis, self._shards))
-            restoring = Restoring(self._redis, self._shards, generation)
+            restoring = Restoring(self._shards, await self._next_generation())
             await restoring.begin()
-            balances = await self._ledger.find_current_sales()
-            if balances and not (await self.read_traffic()).drained:
+            if await self._ledger.find_current_sales() and not (await self.read_traffic()).drained:
                 return False
-            await restoring.forget_sales({balance.sale.terms.product_id for balance in balances})
-            # Read again: a sale may have been opened, at a gate that has forgotten it by now.
-            balances = await self._ledger.find_current_sales()
-            await restoring.restore_sales((sale, sale.terms.stock - sold) for sale, sold in balances)
-            await self._restore_buyers(restoring, [sale for sale, _ in balances if sale.terms.limit])
-            async for orders in self._ledger.find_keys(self._remember_s):
-                await self._restore_answers(restoring, orders)
-            await restoring.reopen(await self._ledger.find_newest(), doubtful=bool(balances))
-        units = sum(balance.sale.terms.stock - balance.sold for balance in balances)
-        log.info(
-            "the gate is open in generation %d: %d sales, %d units left", generation, len(balances), units
-        )
+            await self._restore(restoring)
         return True
+
+    async def change_shards(self, shards: Sequence[Shard]) -> bool:
+        """Rebuild a closed gate with other shards while nothing is under way, and open it; see rebuild."""
+        async with self._ledger.try_lock() as mine:
+            if not mine:
+                return False
+            old = Restoring(self._shards, await self._next_generation())
+            await old.begin()
+            if not (await self.read_traffic()).drained:
+                return False
+            restoring = Restoring(shards, await self._ledger.change_shards(len(shards)))
+            await restoring.forget_everything()  # of another time with so many shards
+            await restoring.begin()
+            await self._restore(restoring)
+        await old.forget_everything()
+        return True
+
+    async def _next_generation(self) -> int:
+        # PostgreSQL may have been restored, and forgotten generations that the gate has had.
+        return await self._ledger.next_generation(await read_latest(self._shards), len(self._shards))
+
+    async def _restore(self, restoring: Restoring) -> None:
+        """Give the gate, to which nothing is under way, what the ledger knows, and open it."""
+        balances = await self._ledger.find_current_sales()
+        await restoring.forget_sales({balance.sale.terms.product_id for balance in balances})
+        # Read again: a sale may have been opened, at a gate that has forgotten it by now.
+        balances = await self._ledger.find_current_sales()
+        await restoring.restore_sales((sale, sale.terms.stock - sold) for sale, sold in balances)
+        await self._restore_buyers(restoring, [sale for sale, _ in balances if sale.terms.limit])
+        async for orders in self._ledger.find_keys(self._remember_s):
+            await self._restore_answers(restoring, orders)
+        newest_ms = max((await self._ledger.find_newest()).values(), default=0)
+        await restoring.reopen(newest_ms, doubtful=bool(balances))
+        units = sum(balance.sale.terms.stock - balance.sold for balance in balances)
+        opened = restoring.generation, len(balances), units
+        log.info("the gate is open in generation %d: %d sales, %d units left", *opened)
 
     async def _restore_buyers(self, restoring: Restoring, sales: Iterable[Sale]) -> None:
         limited = {sale.sale_id: sale for sale in sales}
@@ -260,9 +288,9 @@ async def reconciling(settings: Settings) -> AsyncIterator[Reconciliation]:
     bus = Publisher(settings.amqp_url) if settings.amqp_url else None
     # A rebuild looks at every order of a sale.
     ledger = await Ledger.connect(settings.postgres_url, connections=KEEPER_CONNECTIONS, timeout_ms=60_000)
-    async with connect_redis(settings.redis_url) as redis, ledger:
+    async with connect_shards(settings) as shards, ledger:
         try:
-            yield Reconciliation(settings, redis, ledger, bus)
+            yield Reconciliation(settings, shards, ledger, bus)
         finally:
             if bus:
                 await bus.close()

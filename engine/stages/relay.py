@@ -5,16 +5,16 @@ entry is published again: fulfilment settles an order once, however often it arr
 """
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import partial
 
 from redis.exceptions import RedisError
 
 from engine.bus.publisher import Publisher
 from engine.errors import BusUnavailable, SettingsError
-from engine.gate.backlog import Illness
-from engine.gate.client import connect_redis
-from engine.gate.keys import ShardKeys
-from engine.gate.outbox import Outbox, name_consumer
+from engine.gate.client import connect_shards
+from engine.gate.looks.backlog import Illness
+from engine.gate.outbox import Outbox, Outboxes, make_outboxes
 from engine.metrics import OUTBOX_LENGTH, QUEUE_LENGTH, RELAYED
 from engine.model.message import Message
 from engine.settings import PREFIX, Settings
@@ -29,24 +29,36 @@ async def run_relay(settings: Settings, stop: asyncio.Event) -> None:
     """
     if settings.amqp_url is None:
         raise SettingsError(f"{PREFIX}AMQP_URL is not set")
-    async with connect_redis(settings.redis_url) as redis:
-        shards = [ShardKeys(shard) for shard in range(settings.gate_shards)]
-        outbox = Outbox(
-            redis, shards, name_consumer("relay"), settings.relay_claim_ms, settings.outbox_wait_ms
-        )
-        relay = Relay(outbox, Publisher(settings.amqp_url), settings.relay_batch)
+    async with connect_shards(settings) as shards:
+        outboxes = make_outboxes(shards, "relay", settings)
+        publisher = Publisher(settings.amqp_url)
+        # What one shard lacks holds up no other.
+        relays = [Relay(outbox, publisher, settings.relay_batch) for outbox in outboxes]
         # A bus that blocks publishers does not answer what they ask, either.
         observer = Publisher(settings.amqp_url)
         try:
             async with running(
-                sample(OUTBOX_LENGTH, outbox.count_entries),
+                sample(OUTBOX_LENGTH, Outboxes(outboxes).count_entries),
                 sample(QUEUE_LENGTH, observer.count_messages),
-                report(redis, relay.find_illnesses),
+                report(shards[0], partial(_find_illnesses, relays)),
             ):
-                await drain(relay.run(stop), stop, settings.drain_s)
+                await drain(_run_all(relays, stop), stop, settings.drain_s)
         finally:
             await observer.close()
-            await relay.close()
+            for relay in relays:
+                await relay.close()
+
+
+async def _run_all(relays: Sequence["Relay"], stop: asyncio.Event) -> None:
+    async with asyncio.TaskGroup() as group:
+        for relay in relays:
+            group.create_task(relay.run(stop))
+
+
+def _find_illnesses(relays: Sequence["Relay"]) -> dict[str, Illness]:
+    """Return what keeps relays from relaying: what has lasted longest."""
+    found = [illness for relay in relays for illness in relay.find_illnesses().values()]
+    return {"relay": max(found)} if found else {}
 
 
 class Relay:

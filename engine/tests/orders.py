@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 from engine.errors import GateUnavailable
 from engine.gate.gate import Gate
 from engine.gate.keys import ShardKeys
-from engine.gate.reads import Stock
+from engine.gate.looks.reads import Stock
 from engine.model.lot import Lot, count_orders, decode_lots, encode_lots, split_lots
 from engine.model.message import Message
 from engine.model.order_id import make_stem

@@ -24,7 +24,7 @@ hypothesis.settings.register_profile("flashgrid", deadline=None)
 hypothesis.settings.register_profile("quick", deadline=None, max_examples=15)
 hypothesis.settings.load_profile("flashgrid")
 
-_SHARDS = 4
+_MOST_SHARDS = 4
 """As many as any test uses."""
 _BUS_NAMES = ("flashgrid.purchases", "flashgrid.dead")
 
@@ -84,8 +84,9 @@ async def redis(redis_url: str) -> AsyncIterator[Redis]:
     async with connect_redis(redis_url, timeout_ms=10_000) as client:
         await client.flushall()
         await client.script_flush()
-        for shard in range(_SHARDS):
-            await client.hset(ShardKeys(shard).fence, "open", 1)
+        for count in range(1, _MOST_SHARDS + 1):
+            for shard in range(count):
+                await client.hset(ShardKeys(shard, count).fence, "open", 1)
         yield client
 
 

@@ -14,7 +14,7 @@ from redis.exceptions import ReadOnlyError
 
 from engine.errors import GateUnavailable, LedgerUnavailable
 from engine.gate.clearing import Clearing
-from engine.gate.client import connect_redis
+from engine.gate.client import Shard, connect_redis
 from engine.gate.gate import Gate
 from engine.ledger.ledger import Ledger
 from engine.local.stack import Stack
@@ -85,7 +85,7 @@ async def test_what_a_demoted_redis_remembers_is_not_believed(
         await redis.hset(SHARD.fence, "open", 1)
         settings = msgspec.structs.replace(settings_without_bus, redis_url=name.url)
         gate, clearing_redis = Gate(settings), connect_redis(name.url)
-        clearing = Clearing(clearing_redis, [SHARD])
+        clearing = Clearing([Shard(clearing_redis)])
         await gate.open_sale(old)
         assert (await gate.reserve(1, 1, None))[0] is Outcome.SOLD_OUT
         assert await read_stock(gate, 1) == (1, 0, 0)

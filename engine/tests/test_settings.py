@@ -34,6 +34,12 @@ def test_empty_is_unset_for_every_setting(name: str, empty: str) -> None:
     assert read(**{name: empty}) == Settings()
 
 
+def test_copies_are_awaited_for_less_than_the_answer() -> None:
+    assert read(GATE_COPIES_MS="2000").gate_copies == 1, "nothing is awaited"
+    assert "GATE_COPIES_MS: must be less" in refuse(GATE_COPIES="2", GATE_COPIES_MS="2000")
+    assert "GATE_COPIES_MS: must be less" in refuse(GATE_COPIES="2", LOOK_TIMEOUT_MS="500")
+
+
 def test_an_empty_override_is_unset_too() -> None:
     assert read_settings({"FLASHGRID_HOST": "::1"}, host="").host == "::1"
 
@@ -131,7 +137,19 @@ def test_a_typo_is_named_with_what_was_likely_meant(typo: str, meant: str) -> No
         ({"REDIS_URL": "redis://h?decode_responses=true"}, "option decode_responses would change"),
         ({"REDIS_URL": "redis://h?socket_timeout=1"}, "option socket_timeout would change"),
         ({"REDIS_URL": "redis://h?colour=red"}, "option colour is unknown"),
-        ({"REDIS_URL": "redis+sentinel://h"}, "redis://host:6379/0"),
+        ({"REDIS_URL": "redis+sentinel://h"}, "host h has no port"),
+        ({"REDIS_URL": "redis+sentinel://h:1,i:2"}, "lacks the name"),
+        ({"REDIS_URL": "redis+sentinel://h:1/a/b"}, "lacks the name"),
+        ({"REDIS_URL": "redis+sentinel://h:1/gate?db=x"}, "by a number"),
+        ({"REDIS_URL": "redis+cluster://h:1,i,j:3"}, "host i has no port"),
+        ({"REDIS_URL": "redis+cluster://h:1,,j:3"}, "redis+cluster://host:6379"),
+        ({"REDIS_URL": "redis+cluster://h:1,i:port"}, "redis+cluster://host:6379"),
+        ({"REDIS_URL": "redis+cluster://h:1/2"}, "leave /2 out"),
+        ({"REDIS_URL": "redis+cluster://h:1?db=2"}, "leave /2 out"),
+        ({"REDIS_URL": "redis+cluster://:se@cret@h:1"}, "percent-encoded"),
+        ({"REDIS_URL": "redis+cluster://h:1?colour=red"}, "option colour is unknown"),
+        ({"REDIS_URL": "redis+ring://h:1"}, "redis+cluster://"),
+        ({"REDIS_URL": "redis://h:1,i:2"}, "several hosts"),
         # https://github.com/ohcnetwork/care/pull/2964
         ({"REDIS_URL": "rediss://h?ssl_cert_reqs=CERT_NONE"}, "must be none, optional or required"),
         ({"REDIS_URL": "rediss://h?ssl_ca_certs=/nowhere/ca"}, "ssl_ca_certs names /nowhere/ca"),
@@ -179,6 +197,8 @@ def test_a_bad_value_is_one_line_that_shows_what_is_expected_and_no_secret(
     [
         "redis://h", "rediss://user:pass@h:6380/3?ssl_cert_reqs=none", "unix:///run/redis.sock?db=2",
         "redis://[::1]:6379/0", "redis://:p%40ss@h:1?client_name=till",
+        "redis+cluster://h:1,[::1]:2", "rediss+cluster://user:p%40ss@h:1,i:2?ssl_cert_reqs=none",
+        "redis+sentinel://h:1,i:2,j:3/gate", "rediss+sentinel://:word@h:1/gate-1?db=2",
     ],
 )  # fmt: skip
 def test_what_redis_urls_usually_look_like_is_taken(url: str) -> None:

@@ -11,7 +11,9 @@ fg:{<shard>}:dead            stream  dead letters of an engine without a bus
 fg:{<shard>}:mark            hash    `open` is the shard's generation; it is closed without one
 """
 
+from binascii import crc_hqx
 from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import Final
 
 import pandas as pd
@@ -22,15 +24,27 @@ PURCHASES: Final = "flashgrid.purchases"
 DEAD: Final = "flashgrid.dead"
 """Queues of the bus."""
 OPEN: Final = "open"
+_SLOTS: Final = 16_384
 _FIELDS: Final = ("sale_id", "stock", "remaining", "released", "limit", "quantity", "starts_ms", "ends_ms")
 _OPTIONAL: Final = ("user_limit", "starts_ms", "ends_ms")
 _HASH: Final = 11_400_714_819_323_198_485
 """2^64 over the golden ratio: Fibonacci hashing (Knuth, TAOCP 3, 6.4)."""
 
 
-def name_key(shard: int, what: str) -> str:
+def name_key(shard: int, what: str, shards: int = 1) -> str:
     """Return the name of a shard's key: `outbox`, `pending`, `dead`, `mark` or `sale:<product>`."""
-    return f"fg:{{{shard}}}:{what}"
+    return f"fg:{{{_name_shard(shard, shards)}}}:{what}"
+
+
+@cache
+def _name_shard(shard: int, shards: int) -> str:
+    """Return the tag of a shard; its slot in a Redis Cluster is the first one near its share's middle."""
+    if shards == 1:
+        return "0"
+    middle, most, number = (2 * shard + 1) * _SLOTS // (2 * shards), max(_SLOTS // (8 * shards), 4), 0
+    while abs(crc_hqx(f"{shard}.{number}".encode(), 0) % _SLOTS - middle) > most:
+        number += 1
+    return f"{shard}.{number}"
 
 
 def place_product(product_id: int, shards: int) -> int:

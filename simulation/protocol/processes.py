@@ -16,7 +16,7 @@ import engine.stages.fulfilment
 import engine.stages.reconciliation
 import engine.stages.relay
 from engine.gate.clearing import Clearing
-from engine.gate.client import connect_redis
+from engine.gate.client import Shard, connect_redis
 from engine.gate.gate import Gate
 from engine.gate.keys import ShardKeys
 from engine.gate.outbox import Outbox
@@ -95,8 +95,7 @@ class RelayProcess(Actor):
     def begin(self) -> None:
         async def run() -> None:
             self.outbox = Outbox(
-                connect_redis(SETTINGS.redis_url),
-                [SHARD],
+                Shard(connect_redis(SETTINGS.redis_url)),
                 self.name,
                 SETTINGS.relay_claim_ms,
                 SETTINGS.outbox_wait_ms,
@@ -118,7 +117,7 @@ class FulfilmentProcess(Actor):
     def begin(self) -> None:
         async def run() -> None:
             ledger = await Ledger.connect(SETTINGS.postgres_url)
-            self.clearing = Clearing(connect_redis(SETTINGS.redis_url), [SHARD])
+            self.clearing = Clearing([Shard(connect_redis(SETTINGS.redis_url))])
             self.pause = pause = Pause()
             self.source = StepConsumer("", 256)
             source: Any = self.source

@@ -108,16 +108,16 @@ async def _read_gate(url: str, shards: int) -> _Part:
     outbox = dead = 0
     async with connect_redis(url, TIMEOUT_MS) as redis:
         for shard in range(shards):
-            match = name_key(shard, "sale:*")
+            match = name_key(shard, "sale:*", shards)
             names = [name async for name in redis.scan_iter(match=match, count=1000)]
             pipe = redis.pipeline(transaction=False)
             for name in names:
                 pipe.hgetall(name)
             hashes |= dict(zip(names, await pipe.execute(), strict=True))
-            batches: Any = await redis.hgetall(name_key(shard, "pending"))
+            batches: Any = await redis.hgetall(name_key(shard, "pending", shards))
             pending |= decode_pending(batches)
-            outbox += await redis.xlen(name_key(shard, "outbox"))
-            dead += await redis.xlen(name_key(shard, "dead"))
+            outbox += await redis.xlen(name_key(shard, "outbox", shards))
+            dead += await redis.xlen(name_key(shard, "dead", shards))
     return {"gate": decode_sales(hashes), "pending": frozenset(pending), "outbox": outbox, "dead": dead}
 
 

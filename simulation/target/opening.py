@@ -143,7 +143,7 @@ async def _find_at_gate(services: Services, sales: Sequence[Sale], shards: int) 
     ):
         for sale in sales:
             product = sale.terms.product_id
-            pipe.hget(name_key(place_product(product, shards), f"sale:{product}"), "sale_id")
+            pipe.hget(name_key(place_product(product, shards), f"sale:{product}", shards), "sale_id")
         return {int(sale_id or 0) for sale_id in await pipe.execute()}
 
 

@@ -116,13 +116,13 @@ class GateStore:
         """Return what the gate holds."""
         async with self._redis.pipeline(transaction=False) as pipe:
             for shard in range(self._shards):
-                pipe.xlen(name_key(shard, "outbox"))
-                pipe.hvals(name_key(shard, "pending"))
-                pipe.hget(name_key(shard, "mark"), OPEN)
+                pipe.xlen(name_key(shard, "outbox", self._shards))
+                pipe.hvals(name_key(shard, "pending", self._shards))
+                pipe.hget(name_key(shard, "mark", self._shards), OPEN)
             sales = list(self._sales)
             for sale in sales:
                 product = sale.terms.product_id
-                key = name_key(place_product(product, self._shards), f"sale:{product}")
+                key = name_key(place_product(product, self._shards), f"sale:{product}", self._shards)
                 pipe.hmget(key, ["sale_id", "remaining", "released"])
             answers = await pipe.execute()
         cut = 3 * self._shards

@@ -8,6 +8,7 @@ from engine.bus.publisher import Publisher
 from engine.bus.topology import DEAD
 from engine.cli.stores import open_stores
 from engine.errors import BusUnavailable
+from engine.gate.client import Shard
 from engine.ledger.ledger import Ledger
 from engine.model.dead_letter import DeadLetter
 from engine.model.lot import Lot, encode_lots
@@ -115,7 +116,7 @@ async def test_a_replay_killed_before_it_deleted_the_dead_letter_loses_nothing_a
     async def die(*_: object) -> None:
         raise ConnectionResetError
 
-    async with open_stores(settings, redis) as [stored]:
+    async with open_stores(settings, [Shard(redis)]) as [stored]:
         with monkeypatch.context() as patch:
             patch.setattr(aio_pika.IncomingMessage, "ack", die)
             await stored.send()
@@ -139,7 +140,7 @@ async def test_a_replay_that_the_bus_does_not_confirm_keeps_the_dead_letter(
         raise BusUnavailable("no confirm")
 
     monkeypatch.setattr(Publisher, "publish", fail)
-    async with open_stores(settings, redis) as [stored]:
+    async with open_stores(settings, [Shard(redis)]) as [stored]:
         with pytest.raises(BusUnavailable):
             await stored.send()
     assert len(await ids_of(settings)) == 1

@@ -4,7 +4,8 @@ import msgspec
 from redis.asyncio import Redis
 
 from engine.gate.clearing import Clearing, read_pending
-from engine.gate.keys import ShardKeys, shard_of
+from engine.gate.client import Shard
+from engine.gate.keys import shard_of
 from engine.model.lot import Lot
 from engine.model.order import Order, OrderStatus
 from engine.model.sale import Sale
@@ -37,8 +38,8 @@ async def test_a_declined_order_gives_its_units_back_exactly_once(redis: Redis) 
     await open_at_gate(redis, sale, remaining=90)
     batch = reserve(sale, 3)
     await accept(redis, batch)
-    assert await Clearing(redis, [SHARD]).clear(batch, fail(batch[:2])) == 4
-    assert await Clearing(redis, [SHARD]).clear(batch, fail(batch[:2])) == 0
+    assert await Clearing([Shard(redis)]).clear(batch, fail(batch[:2])) == 4
+    assert await Clearing([Shard(redis)]).clear(batch, fail(batch[:2])) == 0
     assert await units(redis) == (94, 4)
     assert not await redis.exists(SHARD.pending)
 
@@ -48,9 +49,9 @@ async def test_confirmed_and_rejected_orders_only_stop_being_pending(redis: Redi
     await open_at_gate(redis, sale, remaining=90)
     batch = reserve(sale, 3)
     await accept(redis, batch)
-    await Clearing(redis, [SHARD]).clear(batch[:2])
+    await Clearing([Shard(redis)]).clear(batch[:2])
     assert await units(redis) == (90, 0)
-    assert await read_pending(redis, SHARD) == {*ids(batch[2:])}
+    assert await read_pending(Shard(redis)) == {*ids(batch[2:])}
 
 
 async def test_a_declined_order_of_an_old_sale_leaves_the_new_sale_alone(redis: Redis) -> None:
@@ -60,7 +61,7 @@ async def test_a_declined_order_of_an_old_sale_leaves_the_new_sale_alone(redis: 
     batch = reserve(old)
     await accept(redis, batch)
     await redis.hset(f"{SHARD.prefix}buyers:8", "1", "1")
-    assert await Clearing(redis, [SHARD]).clear(batch, fail(batch)) == 0
+    assert await Clearing([Shard(redis)]).clear(batch, fail(batch)) == 0
     assert await units(redis) == (50, 0)
     assert await redis.hget(f"{SHARD.prefix}buyers:8", "1") == b"1"
     assert not await redis.exists(SHARD.pending)
@@ -72,7 +73,7 @@ async def test_a_declined_user_may_buy_again_under_a_limit(redis: Redis) -> None
     batch = reserve(sale)
     await accept(redis, batch)
     await redis.hset(f"{SHARD.prefix}buyers:7", "1", "4")
-    await Clearing(redis, [SHARD]).clear(batch, fail(batch))
+    await Clearing([Shard(redis)]).clear(batch, fail(batch))
     assert await redis.hget(f"{SHARD.prefix}buyers:7", "1") == b"2"
 
 
@@ -81,7 +82,7 @@ async def test_a_sale_without_a_limit_counts_no_buyers(redis: Redis) -> None:
     await open_at_gate(redis, sale, remaining=90)
     batch = reserve(sale)
     await accept(redis, batch)
-    await Clearing(redis, [SHARD]).clear(batch, fail(batch))
+    await Clearing([Shard(redis)]).clear(batch, fail(batch))
     assert await redis.exists(f"{SHARD.prefix}buyers:7") == 0
 
 
@@ -89,7 +90,7 @@ async def test_orders_of_a_gate_that_forgot_them_release_nothing(redis: Redis) -
     sale = Sale(sale_id=7, terms=make_terms(stock=100))
     await open_at_gate(redis, sale)
     batch = reserve(sale, 2)
-    assert await Clearing(redis, [SHARD]).clear(batch, fail(batch)) == 0
+    assert await Clearing([Shard(redis)]).clear(batch, fail(batch)) == 0
     assert await units(redis) == (100, 0)
 
 
@@ -102,12 +103,12 @@ async def test_a_large_batch_of_many_products_is_cleared_in_one_call(redis: Redi
         await open_at_gate(redis, sale, remaining=500)
         await accept(redis, batch, entry_size=4_000)
     lots = [lot for batch in batches for lot in batch]
-    assert await Clearing(redis, [SHARD]).clear(lots, fail(batches[2])) == 4_500
+    assert await Clearing([Shard(redis)]).clear(lots, fail(batches[2])) == 4_500
     assert [await units(redis, product) for product in (1, 2, 3)] == [(500, 0), (500, 0), (5_000, 4_500)]
 
 
 async def test_every_order_is_cleared_in_the_shard_of_its_product(redis: Redis) -> None:
-    shards = [ShardKeys(number) for number in range(3)]
+    shards = [Shard(redis, number, 3) for number in range(3)]
     lots: list[Lot] = []
     for product in range(1, 30):
         sale = Sale(sale_id=product, terms=make_terms(stock=10, product_id=product))
@@ -115,7 +116,7 @@ async def test_every_order_is_cleared_in_the_shard_of_its_product(redis: Redis) 
         home = shard_of(product, shards)
         await redis.hset(home.sale(product), mapping={"sale_id": product, "remaining": 9, "released": 0})
         await mark_pending(redis, lots[-1:], home)
-    assert await Clearing(redis, shards).clear(lots, fail(lots)) == 29
+    assert await Clearing(shards).clear(lots, fail(lots)) == 29
 
 
 async def test_orders_between_failed_ones_are_cleared_and_release_nothing(redis: Redis) -> None:
@@ -124,6 +125,6 @@ async def test_orders_between_failed_ones_are_cleared_and_release_nothing(redis:
     batch = reserve(sale, 20, size=8)
     await accept(redis, batch)
     failed = fail(batch)[::3]
-    assert await Clearing(redis, [SHARD]).clear(batch, failed) == len(failed)
+    assert await Clearing([Shard(redis)]).clear(batch, failed) == len(failed)
     assert await units(redis) == (80 + len(failed), len(failed))
     assert not await redis.exists(SHARD.pending)

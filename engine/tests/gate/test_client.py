@@ -12,7 +12,8 @@ import uvloop
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError, RedisError
 
-from engine.gate.client import Wire, connect_redis
+from engine.gate.client import connect_redis
+from engine.gate.connection.wire import Wire
 from engine.local.process import free_port
 from engine.tests.services import skip_or_fail
 

@@ -9,6 +9,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from engine.gate.clearing import Clearing
+from engine.gate.client import Shard
 from engine.gate.fence import NOTICED_S, Fence, forget_writers, vouch
 from engine.gate.gate import Gate
 from engine.gate.restoring import Restoring
@@ -45,15 +46,15 @@ async def test_writers_that_are_gone_are_forgotten(redis: Redis) -> None:
     goes = {"d" * 16: now_ms - 25 * HOUR_MS, "0123456789abcdef": now_ms - 999 * HOUR_MS}
     mapping: dict[Any, Any] = stays | goes
     await redis.hset(SHARD.fence, mapping=mapping)
-    assert await forget_writers(redis, [SHARD]) == 2
+    assert await forget_writers([Shard(redis)]) == 2
     assert await read_fence(redis) == {name.encode(): str(number).encode() for name, number in stays.items()}
-    assert await forget_writers(redis, [SHARD]) == 0
+    assert await forget_writers([Shard(redis)]) == 0
 
 
 async def test_every_write_has_the_time_as_its_number_or_a_greater_one(
     redis: Redis, settings_without_bus: Settings
 ) -> None:
-    gate, clearing = Gate(settings_without_bus), Clearing(redis, [SHARD])
+    gate, clearing = Gate(settings_without_bus), Clearing([Shard(redis)])
     sale = Sale(sale_id=1, terms=make_terms(10))
     started_ms = await clock_ms(redis)
     numbers = list[list[int]]()
@@ -88,7 +89,7 @@ async def test_a_front_door_that_was_idle_for_a_day_does_not_close_the_gate(
 async def test_an_idle_fulfilment_stays_known_and_goes_on_to_notice_a_loss(
     redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clearing = Clearing(redis, [SHARD])
+    clearing = Clearing([Shard(redis)])
     await clearing.clear(reserve(Sale(sale_id=1, terms=make_terms(10))))
     before = await read_fence(redis)
     assert await clearing.is_remembered()
@@ -121,7 +122,7 @@ async def test_an_old_primary_that_comes_back_is_new_to_a_writer_that_asked_anot
 
 async def test_a_rebuild_that_began_at_another_server_opens_nothing(redis: Redis) -> None:
     await redis.hdel(SHARD.fence, "open")
-    restoring = Restoring(redis, [SHARD], generation=7)
+    restoring = Restoring([Shard(redis)], generation=7)
     await restoring.begin()
     await redis.hset(SHARD.fence, "rebuilding_on", "f" * 40)  # as a copy of that server has it
     with pytest.raises(ResponseError, match="CLOSED another server"):

@@ -16,6 +16,7 @@ from prometheus_client import REGISTRY
 from redis.asyncio import Redis
 
 from engine.gate.clearing import read_pending
+from engine.gate.client import Shard
 from engine.gate.gate import Gate
 from engine.gate.keys import ShardKeys, shard_of
 from engine.local.stack import Stack
@@ -74,7 +75,7 @@ async def test_a_crowd_gets_exactly_the_stock(gate: Gate, redis: Redis) -> None:
     orders = {order for outcome, order in answers if outcome is Outcome.ACCEPTED}
     assert len(orders) == 700
     assert {*ids(await read_outbox(redis))} == orders
-    assert await read_pending(redis, KEYS) == orders
+    assert await read_pending(Shard(redis)) == orders
     assert (await read_stock(gate, 1)) == (1, 700, 0)
 
 
@@ -107,7 +108,7 @@ async def test_a_batch_larger_than_lua_takes_arguments_is_written_whole(
     await open_sale(gate, stock=4096, limit=1)
     answers = await asyncio.gather(*(gate.reserve(user, 1, None) for user in range(1, 4097)))
     assert {outcome for outcome, _ in answers} == {Outcome.ACCEPTED}
-    assert len(await read_pending(redis, KEYS)) == 4096
+    assert len(await read_pending(Shard(redis))) == 4096
     assert await redis.hlen(f"{KEYS.prefix}buyers:1") == 4096
     await gate.close()
 
@@ -148,7 +149,7 @@ async def test_shards_keep_their_keys_apart_and_answer_together(
         await open_sale(gate, sale_id=product, product_id=product, stock=1)
     answers = await asyncio.gather(*(gate.reserve(1, product, None) for product in products))
     for shard in range(4):
-        lots = await read_outbox(redis, ShardKeys(shard))
+        lots = await read_outbox(redis, ShardKeys(shard, 4))
         assert {lot.product_id for lot in lots} == {p for p in products if shard_of(p, range(4)) == shard}
         assert lots, "each of four shards holds some of forty products"
     orders = [str(order) for _, order in answers]
@@ -183,7 +184,7 @@ async def test_each_answer_names_the_order_that_stands_in_the_outbox_for_this_bu
         )
     }
     assert in_outbox == bought
-    assert await read_pending(redis, KEYS) == set(bought)
+    assert await read_pending(Shard(redis)) == set(bought)
     assert Counter(product for _, product, _ in bought.values()) == {1: 40, 2: 60, 3: 25}
 
 

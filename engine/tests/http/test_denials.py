@@ -77,7 +77,8 @@ async def test_what_another_front_door_was_answered_is_not_denied_by_a_server_th
         copy = await take_copy(redis)
         _, accepted = await other.buy()
         for each in (client, other):
-            each.gate._watching.cancel()
+            for watching in each.gate._watching:
+                watching.cancel()
         await restore_copy(redis, copy)
         await redis.client_kill_filter(_type="normal", skipme=True)
         assert await look(client, accepted["orderId"]) == NOT_KNOWN_YET

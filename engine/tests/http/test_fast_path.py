@@ -19,8 +19,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 
-from engine.gate import reads
 from engine.gate.gate import Gate
+from engine.gate.looks import reads
 from engine.http import listener as listening
 from engine.http.app import LEAVING, FrontDoor
 from engine.http.fast_path import Door

@@ -15,6 +15,7 @@ from redis.asyncio import Redis
 
 from engine.gate import fence
 from engine.gate.clearing import Clearing
+from engine.gate.client import Shard
 from engine.gate.gate import Gate
 from engine.http.app import FrontDoor
 from engine.http.looking import Looking
@@ -23,7 +24,6 @@ from engine.local.stack import Stack
 from engine.model.lot import Lot
 from engine.model.order_id import split_order_id
 from engine.settings import Settings
-from engine.tests.orders import SHARD
 from engine.tests.test_server import eventually
 
 JSON = {"Content-Type": "application/json"}
@@ -143,7 +143,7 @@ async def test_an_order_is_pending_then_what_the_ledger_says_and_otherwise_unkno
     assert (await client.ask("GET", path))[:2] == (200, {"orderId": accepted["orderId"], "status": "PENDING"})
     lots = [Lot(*split_order_id(accepted["orderId"]), 1, sale["saleId"], 1, 1, [7])]
     await client.ledger.settle(lots, {})
-    await Clearing(redis, [SHARD]).clear(lots)
+    await Clearing([Shard(redis)]).clear(lots)
     assert (await client.ask("GET", path))[:2] == (
         200,
         {"orderId": accepted["orderId"], "status": "CONFIRMED", "productId": 1, "quantity": 1},

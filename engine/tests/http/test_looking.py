@@ -12,6 +12,7 @@ import pytest
 from redis.asyncio import Redis
 
 from engine.gate.clearing import Clearing
+from engine.gate.client import Shard
 from engine.gate.gate import Gate
 from engine.http import looking as module
 from engine.http.answers import Answer
@@ -23,7 +24,7 @@ from engine.model.order_id import PLACES, make_bound, make_stem, read_time_ms, s
 from engine.model.sale import Sale
 from engine.settings import Settings
 from engine.tests.http.test_looks import frozen
-from engine.tests.orders import SHARD, make_terms
+from engine.tests.orders import make_terms
 from engine.tests.services import execute
 from engine.tests.test_server import eventually
 
@@ -101,7 +102,7 @@ async def denies(looker: Looker) -> bool:
 async def test_a_crowd_shares_one_read_of_each_store(looker: Looker, redis: Redis) -> None:
     settled = await looker.buy(CROWD)
     await looker.settle(settled)
-    await Clearing(redis, [SHARD]).clear([Lot(*split_order_id(each), 1, 1, 1, 1, [101]) for each in settled])
+    await Clearing([Shard(redis)]).clear([Lot(*split_order_id(each), 1, 1, 1, 1, [101]) for each in settled])
     orders = [looker.order(order_id) for order_id in settled]
     answers = await asyncio.gather(*(looker.stock() for _ in range(CROWD)), *orders)
     assert Counter(status for status, _ in answers) == {200: 2 * CROWD}
@@ -114,7 +115,7 @@ async def test_each_look_gets_the_answer_to_its_own_question(looker: Looker, red
     bought = await looker.buy(1_400)
     pending, settled = bought[::2], bought[1::2]
     await looker.settle(settled)
-    await Clearing(redis, [SHARD]).clear([Lot(*split_order_id(each), 1, 1, 1, 1, [101]) for each in settled])
+    await Clearing([Shard(redis)]).clear([Lot(*split_order_id(each), 1, 1, 1, 1, [101]) for each in settled])
     unknown = [make_stem() + PLACES[7] for _ in range(20)]
     expected = dict.fromkeys(pending, "PENDING") | dict.fromkeys(settled, "CONFIRMED")
     expected |= dict.fromkeys(unknown, "UNKNOWN_ORDER")
@@ -172,7 +173,7 @@ async def test_a_look_that_can_not_wait_takes_nobody_along(looker: Looker) -> No
 async def test_settled_orders_are_remembered_and_no_others(looker: Looker, redis: Redis) -> None:
     settled, pending = await looker.buy(), await looker.buy()
     await looker.settle(settled)
-    await Clearing(redis, [SHARD]).clear([Lot(*split_order_id(settled[0]), 1, 1, 1, 1, [101])])
+    await Clearing([Shard(redis)]).clear([Lot(*split_order_id(settled[0]), 1, 1, 1, 1, [101])])
     for order_id in settled + pending:
         await looker.order(order_id)
     looker.reads.clear()
@@ -188,7 +189,7 @@ async def test_memory_is_bounded(looker: Looker, redis: Redis, monkeypatch: pyte
     monkeypatch.setattr(module, "_REMEMBERED", 20)
     settled = await looker.buy(100)
     await looker.settle(settled)
-    await Clearing(redis, [SHARD]).clear([Lot(*split_order_id(each), 1, 1, 1, 1, [101]) for each in settled])
+    await Clearing([Shard(redis)]).clear([Lot(*split_order_id(each), 1, 1, 1, 1, [101]) for each in settled])
     for order_id in settled:
         await looker.order(order_id)
     looker.reads.clear()

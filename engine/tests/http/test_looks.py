@@ -12,12 +12,12 @@ import pytest
 from redis.asyncio import Redis
 
 from engine.gate.clearing import Clearing
+from engine.gate.client import Shard
 from engine.ledger.ledger import Ledger
 from engine.local.stack import Stack
 from engine.model.lot import Lot
 from engine.model.order_id import make_stem, split_order_id
 from engine.settings import Settings
-from engine.tests.orders import SHARD
 from engine.tests.proxy import Proxy
 from engine.tests.test_server import buy, get, post, serving
 
@@ -54,7 +54,7 @@ async def test_a_frozen_ledger_is_waited_for_no_longer_than_the_bound(
         settled, pending = [(await buy(http, server))[1]["orderId"] for _ in range(2)]
         lots = [Lot(*split_order_id(settled), 1, sale["saleId"], 1, 1, [101])]
         await ledger.settle(lots, {})
-        await Clearing(redis, [SHARD]).clear(lots)
+        await Clearing([Shard(redis)]).clear(lots)
         with frozen(stack, "postgres"):
             looks = [asyncio.create_task(get(http, f"{orders}/{settled}")) for _ in range(CROWD)]
             assert await get(http, f"{orders}/{pending}") == (200, {"orderId": pending, "status": "PENDING"})

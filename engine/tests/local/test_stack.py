@@ -19,8 +19,10 @@ import pytest
 from redis.asyncio import Redis
 
 from engine.errors import StackError
+from engine.gate.client import connect_shards
 from engine.local.rabbitmq import RabbitMQ
 from engine.local.stack import SERVICES, Stack, stack_status, start_stack, stop_stack
+from engine.settings import Settings
 from engine.tests.services import skip_or_fail
 
 pytestmark = pytest.mark.slow
@@ -44,6 +46,25 @@ def data_dir() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="flashgrid-"))
     yield folder
     shutil.rmtree(folder)
+
+
+async def test_a_cluster_of_three_machines_is_started_found_again_and_stopped(data_dir: Path) -> None:
+    stack = await start_stack(data_dir, ["redis-cluster"])
+    url = stack.urls["redis-cluster"]
+    async with connect_shards(Settings(redis_url=url, gate_shards=3, gate_copies=3)) as shards:
+        for shard in shards:
+            await shard.write("SET", shard.probe, "kept")
+        again = await start_stack(data_dir, ["redis-cluster"])
+        assert (again.urls["redis-cluster"], again.started) == (url, set())
+    rows = {row.name: bool(row.pid) for row in stack_status(data_dir)}
+    assert rows == {"redis-cluster": True, "postgres-cluster": False, "rabbitmq-cluster": False}
+    assert await stop_stack(data_dir) == ["redis-cluster"]
+    await stack.start("redis-cluster")
+    async with connect_shards(Settings(redis_url=url, gate_shards=3, gate_copies=3)) as shards:
+        for shard in shards:
+            assert await shard.redis.get(shard.probe) == b"kept"
+            await shard.write("DEL", shard.probe)
+    await stop_stack(data_dir)
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import asyncpg
 import pytest
 from redis.asyncio import Redis
 
+from engine.gate.client import Shard
 from engine.gate.gate import Gate
 from engine.ledger.ledger import Ledger
 from engine.ledger.queries import QUERIES
@@ -28,7 +29,7 @@ A_DAY_S = 86_400
 
 @pytest.fixture
 async def audit(redis: Redis, ledger: Ledger) -> Audit:
-    return Audit(redis, ledger, [SHARD], A_DAY_S)
+    return Audit(ledger, [Shard(redis)], A_DAY_S)
 
 
 async def find(audit: Audit) -> list[int]:

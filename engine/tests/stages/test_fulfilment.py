@@ -14,6 +14,7 @@ from engine.bus.publisher import Publisher
 from engine.bus.topology import PURCHASES
 from engine.errors import SettingsError
 from engine.gate.clearing import Clearing, read_pending
+from engine.gate.client import Shard
 from engine.gate.outbox import Outbox
 from engine.ledger.ledger import Ledger
 from engine.local.stack import Stack
@@ -63,8 +64,8 @@ async def fulfil(redis: Redis, gateway: PaymentGateway, ledger: Ledger, settings
     """Fulfil what is in the outbox, as the reader "me"."""
     stop = asyncio.Event()
     stop.set()
-    outbox = Outbox(redis, [SHARD], "me", 3_600_000)
-    await Fulfilment(outbox, gateway, ledger, Clearing(redis, [SHARD]), Pause(), settings).run(stop)
+    outbox = Outbox(Shard(redis), "me", 3_600_000)
+    await Fulfilment(outbox, gateway, ledger, Clearing([Shard(redis)]), Pause(), settings).run(stop)
 
 
 async def test_every_accepted_purchase_is_settled_once(redis: Redis, any_settings: Settings) -> None:
@@ -123,7 +124,7 @@ async def test_orders_settled_before_a_crash_are_not_charged_again(
     assert settings_without_bus.postgres_url
     ledger = await Ledger.connect(settings_without_bus.postgres_url)
     # A fulfilment that died after its commit: it had read the entry, and settled half of it.
-    await Outbox(redis, [SHARD], "me", 3_600_000).read(1)
+    await Outbox(Shard(redis), "me", 3_600_000).read(1)
     await ledger.settle(batch[:2], {})
     charged: list[str] = []
 
@@ -233,7 +234,7 @@ async def test_what_is_not_settled_by_the_end_of_the_drain_time_is_kept(
     )
     await run_fulfilment(absent, stop)
     assert await redis.xlen(SHARD.outbox) == 1
-    assert len(await read_pending(redis, SHARD)) == 5
+    assert len(await read_pending(Shard(redis))) == 5
 
 
 @asynccontextmanager

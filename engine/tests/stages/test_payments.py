@@ -10,6 +10,7 @@ import pytest
 from redis.asyncio import Redis
 
 from engine.gate.clearing import Clearing
+from engine.gate.client import Shard
 from engine.gate.outbox import Outbox
 from engine.ledger.ledger import Ledger
 from engine.model.lot import Lot, encode_lots
@@ -44,9 +45,9 @@ class Line:
     """A fulfilment that reads the outbox, with a gateway of the test's."""
 
     def __init__(self, redis: Redis, gateway: Gateway, ledger: Ledger, settings: Settings) -> None:
-        outbox = Outbox(redis, [SHARD], "me", 3_600_000)
+        outbox = Outbox(Shard(redis), "me", 3_600_000)
         self.pause = Pause()
-        clearing = Clearing(redis, [SHARD])
+        clearing = Clearing([Shard(redis)])
         self.fulfilment = Fulfilment(outbox, gateway, ledger, clearing, self.pause, settings)
         self.stop = asyncio.Event()
 

@@ -19,6 +19,7 @@ from engine.bus.consumer import Consumer
 from engine.bus.publisher import Publisher
 from engine.errors import GateUnavailable
 from engine.gate.clearing import Clearing
+from engine.gate.client import Shard
 from engine.gate.fence import read_generations
 from engine.gate.gate import Gate
 from engine.gate.restoring import Restoring
@@ -267,7 +268,7 @@ async def test_a_new_server_is_compared_with_the_ledger_since_its_writers_may_be
     sale = await open_sale(ledger, gate, stock=10)
     await buy(gate, 1)
     async with asyncio.TaskGroup() as group:
-        keeper = group.create_task(run_keeper(settings_without_bus, Clearing(redis, [SHARD]), Pause()))
+        keeper = group.create_task(run_keeper(settings_without_bus, Clearing([Shard(redis)]), Pause()))
         await eventually(lambda: found)
         await stack.kill("redis")
         # Whoever sold and settled this is gone, and Redis comes back without it.
@@ -276,7 +277,7 @@ async def test_a_new_server_is_compared_with_the_ledger_since_its_writers_may_be
         await eventually(lambda: found[-1])
 
         async def is_closed() -> bool:
-            return await read_generations(redis, [SHARD]) == [0]
+            return await read_generations([Shard(redis)]) == [0]
 
         await eventually(is_closed)
         keeper.cancel()
@@ -328,7 +329,7 @@ async def test_a_ledger_that_forgot_generations_lets_the_gate_open(
     latest = await ledger.next_generation(round(time.time()) + 86_400)
 
     async def is_ahead() -> bool:
-        return await read_generations(redis, [SHARD]) >= [latest]
+        return await read_generations([Shard(redis)]) >= [latest]
 
     async with running(settings_without_bus, run_fulfilment):
         await eventually(is_ahead)
@@ -354,7 +355,7 @@ async def test_a_gate_that_accepts_while_it_is_compared_with_the_ledger_is_not_o
     await buy(gate, 1)
     find = Ledger.find_newest
 
-    async def settle_and_find(self: Ledger) -> int:
+    async def settle_and_find(self: Ledger) -> dict[int, int]:
         await asyncio.sleep(0.002)  # entry ids are milliseconds
         await buy(gate, 1)
         await until_settled(redis)

@@ -14,6 +14,7 @@ from engine.bus.consumer import Consumer
 from engine.bus.publisher import Publisher
 from engine.bus.topology import PURCHASES
 from engine.errors import SettingsError
+from engine.gate.client import Shard
 from engine.gate.keys import ShardKeys
 from engine.gate.outbox import Outbox
 from engine.model.lot import count_orders, decode_lots, encode_lots
@@ -81,7 +82,7 @@ async def test_a_relay_killed_between_publish_and_acknowledge_loses_nothing_and_
     batch = reserve(sale, 500)
     await accept(redis, batch, entry_size=50)
     # All that a relay does up to its death: it read, published, and got every confirm.
-    victim, publisher = Outbox(redis, [SHARD], "killed", 3_600_000), Publisher(bus_url)
+    victim, publisher = Outbox(Shard(redis), "killed", 3_600_000), Publisher(bus_url)
     for message in await victim.read(1):
         await publisher.publish(message.lines)
     await publisher.close()
@@ -128,7 +129,7 @@ class Careless(Outbox):
     failed = lost = False
 
     def __init__(self, redis: Redis) -> None:
-        super().__init__(redis, [SHARD], "careless", 3_600_000)
+        super().__init__(Shard(redis), "careless", 3_600_000)
         self.other_waits = asyncio.Event()
 
     async def read(self, wait_s: float) -> list[Message]:
@@ -191,7 +192,7 @@ async def test_a_stopped_relay_first_empties_the_outbox(
 
 async def test_a_stopped_relay_first_takes_over_from_the_dead(redis: Redis, settings: Settings) -> None:
     await accept(redis, reserve(SALE, 50))
-    await Outbox(redis, [SHARD], "killed", 3_600_000).read(1)
+    await Outbox(Shard(redis), "killed", 3_600_000).read(1)
     stop = asyncio.Event()
     stop.set()
     await run_relay(msgspec.structs.replace(settings, relay_claim_ms=500), stop)

@@ -19,7 +19,7 @@ from typing import Any, Final
 import click
 from redis.asyncio import Redis
 
-from engine.gate.client import connect_redis
+from engine.gate.client import Shard, connect_redis
 from engine.gate.gate import Gate
 from engine.gate.keys import ShardKeys
 from engine.ledger.ledger import Ledger
@@ -114,7 +114,7 @@ async def _measure_audit(redis: Redis, ledger: Ledger, beside: str) -> None:
     took_ms, busy_ms, differing = [], [], 0
     generation = int(await redis.hget(_SHARD.fence, "open") or 0)
     for _ in range(_ROUNDS):
-        audit = Audit(redis, ledger, [_SHARD], keep_s=86_400)
+        audit = Audit(ledger, [Shard(redis)], keep_s=86_400)
         started, started_busy = time.monotonic(), time.process_time()
         differing += len(await audit.run(generation))
         took_ms.append((time.monotonic() - started) * 1000)

@@ -131,10 +131,10 @@ async def test_no_wrong_decoder_of_the_engine_can_fool_it(
         "limit": 2,
         "quantity": 1,
     }
-    await redis.hset("fg:{1}:sale:7", mapping={**terms, "starts_ms": 0, "ends_ms": 1_000})
-    await redis.hset("fg:{1}:pending", stem, "0" * 11 + "1")
-    await redis.xadd("fg:{0}:outbox", {"purchases": "x"})
-    await redis.hdel("fg:{1}:mark", "open")
+    await redis.hset("fg:{1.1}:sale:7", mapping={**terms, "starts_ms": 0, "ends_ms": 1_000})
+    await redis.hset("fg:{1.1}:pending", stem, "0" * 11 + "1")
+    await redis.xadd("fg:{0.12}:outbox", {"purchases": "x"})
+    await redis.hdel("fg:{1.1}:mark", "open")
     state = await read(services_of(settings_without_bus), shards=2)
     assert state.gate is not None
     (row,) = state.gate.to_dict("records")

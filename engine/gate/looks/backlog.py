@@ -8,10 +8,9 @@ import time
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
-from redis.asyncio import Redis
-
-from engine.gate.keys import STAGES, ShardKeys, ill
-from engine.gate.reads import translate_errors
+from engine.gate.client import Shard, ask_each
+from engine.gate.keys import STAGES
+from engine.gate.looks.reads import translate_errors
 
 _SAMPLE: Final = 256
 """Pending batches of a shard that are watched: all of them, unless a crowd waits."""
@@ -41,8 +40,7 @@ class Illness(NamedTuple):
 class BacklogReads:
     """Looks at what waits, again and again, and remembers since when."""
 
-    def __init__(self, redis: Redis, shards: Sequence[ShardKeys]) -> None:
-        self._redis = redis
+    def __init__(self, shards: Sequence[Shard]) -> None:
         self._shards = shards
         self._seen: list[dict[bytes, float]] = [{} for _ in shards]
         """For each shard the pending batches that are watched, and when they were first seen.
@@ -53,24 +51,30 @@ class BacklogReads:
     async def look(self) -> Backlog:
         """Return what waits, in one round trip. Raises GateUnavailable."""
         with translate_errors():
-            async with self._redis.pipeline(transaction=False) as pipe:
-                pipe.time()
-                pipe.mget([ill(stage) for stage in STAGES])
-                pipe.xlen(self._shards[0].dead)
-                for shard, seen in zip(self._shards, self._seen, strict=True):
-                    pipe.xrange(shard.outbox, count=1)
-                    pipe.hrandfield(shard.pending, _SAMPLE)
-                    pipe.hmget(shard.pending, [*seen] or [""])
-                (seconds, microseconds), said, dead_letters, *rows = await pipe.execute()
-        now_ms, now = seconds * 1000 + microseconds // 1000, time.monotonic()
-        accepted_ms, seen_at = [now_ms], [now]
-        for number in range(len(self._shards)):
-            entries, sample, watched = rows[3 * number : 3 * number + 3]
-            accepted_ms += [int(entry_id.partition(b"-")[0]) for entry_id, _ in entries]
-            seen_at += self._watch(number, sample, watched, now)
+            looks = await ask_each(self._shards, self._look_at)
+        *_, dead_letters, said = looks[0]
         return Backlog(
-            (now_ms - min(accepted_ms)) / 1000, now - min(seen_at), dead_letters, _read_illnesses(said)
+            max(outbox_s for outbox_s, *_ in looks),
+            max(pending_s for _, pending_s, *_ in looks),
+            dead_letters,
+            _read_illnesses(said),
         )
+
+    async def _look_at(self, shard: Shard) -> tuple[float, float, int, Sequence[bytes | None]]:
+        """Return ages of a shard's oldest entry and pending order, dead letters, and what stages say."""
+        seen = self._seen[shard.shard]
+        async with shard.redis.pipeline(transaction=False) as pipe:
+            pipe.time()
+            pipe.xrange(shard.outbox, count=1)
+            pipe.hrandfield(shard.pending, _SAMPLE)
+            pipe.hmget(shard.pending, [*seen] or [""])
+            pipe.xlen(shard.dead)
+            pipe.mget([shard.ill(stage) for stage in STAGES])
+            (seconds, microseconds), entries, sample, watched, *rest = await pipe.execute()
+        now_ms, now = seconds * 1000 + microseconds // 1000, time.monotonic()
+        oldest_ms = min([now_ms, *(int(entry_id.partition(b"-")[0]) for entry_id, _ in entries)])
+        pending_s = now - min([now, *self._watch(shard.shard, sample, watched, now)])
+        return (now_ms - oldest_ms) / 1000, pending_s, *rest
 
     def _watch(self, number: int, sample: Any, watched: Sequence[bytes | None], now: float) -> list[float]:
         """Watch on those that are still pending, and others in place of the rest; return since when."""
@@ -92,7 +96,7 @@ def _read_illnesses(values: Sequence[bytes | None]) -> dict[str, Illness]:
     return found
 
 
-async def say_ill(redis: Redis, illnesses: dict[str, Illness]) -> None:
-    """Tell the front doors which stages don't work here. Raises RedisError."""
+async def say_ill(shard: Shard, illnesses: dict[str, Illness]) -> None:
+    """Tell the front doors in the first shard which stages don't work here. Raises RedisError."""
     for stage, illness in illnesses.items():
-        await redis.set(ill(stage), f"{illness.seconds:.0f} {illness.text}", px=_SAID_FOR_MS)
+        await shard.redis.set(shard.ill(stage), f"{illness.seconds:.0f} {illness.text}", px=_SAID_FOR_MS)

@@ -1,0 +1,140 @@
+"""The lookup: nodes of a Redis Cluster, or Sentinels, say which server is the primary.
+
+Each connect asks all nodes that the URL names at once and believes, once most of them have answered, the
+answer of the latest epoch: a node that is frozen holds nobody up, and one that is cut off, and goes on taking
+itself for the primary, does not lead anybody to it.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final, NamedTuple
+
+from redis.exceptions import AuthenticationError, ConnectionError, RedisError
+
+from engine.tasks import cancel
+from engine.urls import RedisUrl
+
+_ASK_S: Final = 1.0
+"""Longest wait for a node's answer."""
+_KEEP_S: Final = 0.1
+"""For so long an answer is taken for true: where the primary is gone, each batch looks it up."""
+
+Address = tuple[str, int]
+MakeConnection = Callable[..., Any]
+"""Makes a connection of the client library; given host, port and what differs from the client's options."""
+
+
+class View(NamedTuple):
+    """What one node says of the primary."""
+
+    epoch: int
+    host: str
+    port: int
+    is_down: bool
+    """Whether most nodes have found it to be gone."""
+
+
+class Lookup:
+    """Finds the primary of one slot, or of one name."""
+
+    def __init__(self, url: RedisUrl, slot: int, make_connection: MakeConnection) -> None:
+        self._url = url
+        self._slot = slot
+        self._make_connection = make_connection
+        self._known: list[Address] = []
+        """Nodes of the cluster that the last answer named."""
+        self._found = ("", 0)
+        self._found_until = 0.0
+        self._finding = asyncio.Lock()
+
+    async def find(self) -> Address:
+        """Return the primary's address. Raises RedisError if nobody knows it, or it is known to be down."""
+        async with self._finding:
+            if time.monotonic() >= self._found_until:
+                # Where none of the named nodes lives, others of the cluster may.
+                errors = list[RedisError]()
+                nodes = self._url.nodes
+                view = await self._ask_all(nodes, errors) or await self._ask_all(self._known, errors)
+                if view is None:
+                    said = "; ".join(map(str, errors))
+                    raise ConnectionError(f"no node says which Redis is the primary: {said}") from errors[0]
+                if view.is_down:
+                    raise ConnectionError(f"the primary at {view.host}:{view.port} is down")
+                self._found, self._found_until = (view.host, view.port), time.monotonic() + _KEEP_S
+            return self._found
+
+    async def find_silent(self) -> list[str]:
+        """Return the nodes that the URL names and that don't say which Redis is the primary, and why."""
+        asking = (self._ask(*node) for node in self._url.nodes)
+        answers = await asyncio.gather(*asking, return_exceptions=True)
+        return [str(answer) for answer in answers if isinstance(answer, BaseException)]
+
+    async def _ask_all(self, nodes: Sequence[Address], errors: list[RedisError]) -> View | None:
+        """Return what the node with the latest news says, once most have answered or nobody else will."""
+        views = list[View]()
+        asking = [asyncio.create_task(self._ask(*node)) for node in nodes]
+        try:
+            for answer in asyncio.as_completed(asking):
+                try:
+                    views.append(await answer)
+                except RedisError as error:
+                    errors.append(error)
+                if 2 * len(views) > len(nodes):
+                    break
+        finally:
+            await cancel(*asking)
+        return max(views, default=None)
+
+    async def _ask(self, host: str, port: int) -> View:
+        """Return what one node says. Raises RedisError, which names the node."""
+        try:
+            return await self._read(host, port)
+        except (RedisError, OSError) as error:
+            raise ConnectionError(f"{host}:{port}: {str(error) or 'no answer in time'}") from error
+
+    async def _read(self, host: str, port: int) -> View:
+        if self._url.kind == "cluster":
+            text = await self._execute(host, port, {}, "CLUSTER", "NODES")
+            self._known = [address for address, _ in _read_nodes(text.decode(), host)]
+            return _find_owner(text.decode(), host, self._slot)
+        command = "SENTINEL", "MASTER", self._url.name
+        try:
+            words = await self._execute(host, port, {"db": 0}, *command)
+        except AuthenticationError:
+            # User and password are those of Redis; Sentinels may have none.
+            words = await self._execute(host, port, {"db": 0, "username": None, "password": None}, *command)
+        row = {name.decode(): value.decode() for name, value in zip(words[::2], words[1::2], strict=True)}
+        is_down = "o_down" in row["flags"].split(",")
+        return View(int(row["config-epoch"]), row["ip"], int(row["port"]), is_down)
+
+    async def _execute(self, host: str, port: int, options: dict[str, Any], *command: str) -> Any:
+        connection = self._make_connection(host=host, port=port, **options)
+        try:
+            async with asyncio.timeout(_ASK_S):
+                await connection.connect()
+                await connection.send_command(*command)
+                return await connection.read_response()
+        finally:
+            await connection.disconnect(nowait=True)
+
+
+def _read_nodes(text: str, asked: str) -> Iterator[tuple[Address, list[str]]]:
+    """Yield address and line of each node that CLUSTER NODES lists, as it was asked of one of them."""
+    for line in text.splitlines():
+        words = line.split()
+        place, _, name = words[1].partition("@")[0], *words[1].partition(",")[1:]
+        host, _, port = place.rpartition(":")
+        # A node that was never met by its address does not know it.
+        yield (name.partition(",")[0] or host or asked, int(port)), words
+
+
+def _find_owner(text: str, asked: str, slot: int) -> View:
+    """Return the primary that holds a slot. Raises ConnectionError if none does."""
+    for (host, port), words in _read_nodes(text, asked):
+        flags = words[2].split(",")
+        for part in words[8:]:  # of a primary, the slots; in brackets, those that move
+            first, _, last = part.partition("-")
+            if first.isdigit() and int(first) <= slot <= int(last or first):
+                return View(int(words[6]), host, port, "fail" in flags)
+    raise ConnectionError(f"no node of the cluster holds slot {slot}")

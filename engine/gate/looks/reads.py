@@ -1,0 +1,154 @@
+"""What those who look ask the gate: stock, and whether orders are pending."""
+
+import math
+import time
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Final, NamedTuple, TypeVar
+
+from redis.exceptions import RedisError
+
+from engine.errors import GateUnavailable
+from engine.gate.client import Shard, ask_each, latest_connect, latest_reconnect
+from engine.gate.fence import NOTICED_S, Fence, ask_primary
+from engine.gate.keys import shard_of
+from engine.model.order_id import read_time_ms, split_order_id
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+_CLOCKS_MS: Final = 60_000
+"""Most that the clock of a front door, which dates its orders, is ahead of the gate's."""
+
+
+_LATE_S: Final = 60.0
+"""Longest time in which the gate hears, once it is back, of what was settled while it was away."""
+
+
+class Stock(NamedTuple):
+    """The gate's view of a product's current sale, in units."""
+
+    sale_id: int
+    initial: int
+    remaining: int
+
+
+@contextmanager
+def translate_errors() -> Iterator[None]:
+    """Raise GateUnavailable if Redis does not answer."""
+    try:
+        yield
+    except (RedisError, OSError) as error:
+        raise GateUnavailable(f"Redis: {error}") from error
+
+
+class GateReads:
+    """Reads of all shards. Methods raise GateUnavailable if none of those that are asked answers."""
+
+    def __init__(self, shards: Sequence[tuple[Shard, Fence]]) -> None:
+        self._shards = shards
+        self.away_at = -math.inf
+        """When orders could last not be asked for in time, on time.monotonic."""
+
+    async def read_stocks(self, product_ids: Iterable[int]) -> dict[int, Stock | None]:
+        """Return the stock of each product's current sale, None if it has none, in one round trip.
+
+        Products of a shard that does not answer, or waits to be rebuilt, are left out.
+        """
+        by_shard: defaultdict[Shard, list[int]] = defaultdict(list)
+        for product_id in product_ids:
+            by_shard[shard_of(product_id, self._shards)[0]].append(product_id)
+        found = await _ask_those_that_answer(by_shard.items(), _read_stocks)
+        return {product_id: stock for stocks in found if stocks for product_id, stock in stocks.items()}
+
+    async def find_pending(self, order_ids: Sequence[str]) -> dict[str, bool]:
+        """Return for each order whether it was accepted and is not settled yet, in one round trip.
+
+        Orders that the gate does not know and may have forgotten are left out.
+        """
+        places = {order_id: split_order_id(order_id) for order_id in order_ids}
+        stems = [*dict.fromkeys(stem for stem, _ in places.values())]
+        memories = await _ask_those_that_answer(self._shards, partial(_read_memory, stems=stems))
+        if None in memories:
+            self.away_at = time.monotonic()
+        forgotten_ms = max(math.inf if memory is None else memory.forgotten_ms for memory in memories)
+        known = [each for each in places if forgotten_ms < 0 or read_time_ms(each) > forgotten_ms]
+        found = dict.fromkeys(known, False)
+        for memory in memories:
+            if memory and memory.digits_of:
+                for order_id, (stem, place) in places.items():
+                    if memory.digits_of.get(stem, b"")[place : place + 1] == b"1":
+                        found[order_id] = True
+        return found
+
+    @property
+    def is_late(self) -> bool:
+        """Whether orders that are pending here may have been shown as settled while the gate was away."""
+        back_at = max(latest_reconnect(shard.redis) for shard, _ in self._shards)
+        return time.monotonic() - max(self.away_at, back_at) < _LATE_S
+
+
+class _Memory(NamedTuple):
+    """What a shard remembers of some orders."""
+
+    digits_of: dict[str, bytes]
+    """By the stems of their batches (clearing.py)."""
+    forgotten_ms: float
+    """Up to which time in their ids it may have forgotten orders; negative if none."""
+
+
+async def _ask_those_that_answer(shards: Iterable[U], ask: Callable[[U], Awaitable[T]]) -> list[T | None]:
+    """Return what each shard is asked, None where it does not answer. Raises GateUnavailable if none does."""
+    errors = list[GateUnavailable]()
+
+    async def try_to_ask(shard: U) -> T | None:
+        try:
+            with translate_errors():
+                return await ask(shard)
+        except GateUnavailable as error:
+            errors.append(error)
+            return None
+
+    answers = await ask_each([*shards], try_to_ask)
+    if len(errors) == len(answers) and errors:
+        raise errors[0]
+    return answers
+
+
+async def _read_stocks(asked: tuple[Shard, Sequence[int]]) -> dict[int, Stock | None]:
+    """Return the stocks of a shard's products, nothing if it waits to be rebuilt."""
+    shard, product_ids = asked
+    async with shard.redis.pipeline(transaction=False) as pipe:
+        for product_id in product_ids:
+            pipe.hmget(shard.sale(product_id), ["sale_id", "stock", "remaining"])
+        # After the fields: a gate that loses its memory in between is closed.
+        pipe.hget(shard.fence, "open")
+        *rows, is_open = await ask_primary(pipe, shard)
+    if not is_open:
+        return {}
+    return {
+        product_id: None if fields[0] is None else Stock(*map(int, fields))
+        for product_id, fields in zip(product_ids, rows, strict=True)
+    }
+
+
+async def _read_memory(asked: tuple[Shard, Fence], stems: Sequence[str]) -> _Memory:
+    shard, fence = asked
+    # Before it is asked: what this process hears meanwhile may be newer than the answer.
+    writer, *own = fence.seen
+    async with shard.redis.pipeline(transaction=False) as pipe:
+        pipe.hmget(shard.pending, stems)
+        pipe.hmget(shard.fence, ["open", writer, "doubt"])
+        batches, (generation, writes, doubt) = await ask_primary(pipe, shard)
+    if not generation:
+        return _Memory({}, math.inf)
+    # A new server may have an older copy of what the one before knew.
+    is_new = time.monotonic() - latest_connect(shard.redis) < NOTICED_S
+    forgotten_ms = math.inf if is_new or [int(generation), int(writes or 0)] < own else -1
+    if doubt:
+        forgotten_ms = max(forgotten_ms, int(doubt) + _CLOCKS_MS)
+    return _Memory(
+        {stem: digits for stem, digits in zip(stems, batches, strict=True) if digits}, forgotten_ms
+    )
