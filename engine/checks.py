@@ -56,6 +56,8 @@ _FINAL_TEXTS: Final = re.compile(
 _IN_CLUSTER: Final = (
     "this is one node of a Redis Cluster: write redis+cluster://host:port,host:port,host:port"
 )
+_NOTHING_THERE: Final = ("NOGROUP", "NOSCRIPT", "No matching script", "no such key", "The XGROUP")
+"""How Redis says that it would do what it is asked, if there were such a key or script."""
 _SLOW: Final = (socket.gaierror, redis_errors.ReadOnlyError, asyncpg.ReadOnlySQLTransactionError)
 
 
@@ -116,7 +118,7 @@ async def check_shard(shard: Shard, kind: str) -> str:
     """
     execute: Callable[..., Awaitable[object]] = shard.redis.execute_command
     await _check_mode(shard, kind)
-    for command in _list_commands(f"{shard.prefix}check"):
+    for command in list_commands(f"{shard.prefix}check"):
         try:
             await execute(*command)
         except (redis_errors.NoPermissionError, redis_errors.ReadOnlyError):
@@ -127,7 +129,7 @@ async def check_shard(shard: Shard, kind: str) -> str:
                 raise SettingsError(f"this Redis has no {command[0]}; Redis 6.2 or newer is needed") from None
             if isinstance(error, redis_errors.MovedError) and not kind:
                 raise SettingsError(_IN_CLUSTER) from None
-            if not text.startswith(("NOGROUP", "no such key")):
+            if not text.startswith(_NOTHING_THERE):
                 raise
     if shard.await_all:
         try:
@@ -164,21 +166,41 @@ async def _check_mode(shard: Shard, kind: str) -> None:
         )
 
 
-def _list_commands(key: str) -> Iterator[tuple[str, ...]]:
-    """Yield what the engine needs, with a key that does not exist, so that the commands change nothing."""
+def list_commands(key: str) -> Iterator[tuple[str, ...]]:
+    """Yield each command that the engine needs, with a key that does not exist: they leave nothing behind."""
     yield "EVAL", "return 1", "0"
+    yield "EVALSHA", "0" * 40, "0"
+    yield ("TIME",)
+    yield "XADD", key, "NOMKSTREAM", "*", "check", ""
+    yield "XGROUP", "CREATE", key, "check", "$"
     yield "XREADGROUP", "GROUP", "check", "check", "STREAMS", key, ">"
     yield "XAUTOCLAIM", key, "check", "check", "0", "0-0"
+    yield "XPENDING", key, "check"
     yield "XACK", key, "check", "0-1"
     yield "XDEL", key, "0-1"
     yield "XLEN", key
     yield "XRANGE", key, "-", "+", "COUNT", "1"
     yield "XINFO", "STREAM", key
+    yield "HDEL", key, "check"
+    yield "HEXISTS", key, "check"
     yield "HGET", key, "check"
+    yield "HGETALL", key
+    yield "HKEYS", key
+    yield "HLEN", key
+    yield "HMGET", key, "check"
     yield "HRANDFIELD", key, "1"
+    yield "HSCAN", key, "0"
+    yield "HVALS", key
+    yield "GET", key
     yield "MGET", key
     yield "SET", key, "", "XX"
-    yield ("TIME",)
+    yield "SCAN", "0", "MATCH", key, "COUNT", "1"
+    yield "DEL", key
+    # Another key: an engine that starts at the same time must not find the first one.
+    yield "UNLINK", f"{key}:hash"
+    yield "HSET", f"{key}:hash", "check", "0"
+    yield "HINCRBY", f"{key}:hash", "check", "1"
+    yield "UNLINK", f"{key}:hash"
 
 
 async def _check_configuration(redis: Redis) -> str:

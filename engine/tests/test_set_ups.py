@@ -2,12 +2,14 @@
 
 import asyncio
 import os
+import re
 import shutil
 import socket
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from importlib.resources import files
 from pathlib import Path
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -17,7 +19,10 @@ import asyncpg
 import msgspec
 import pytest
 from redis.asyncio import Redis
+from redis.exceptions import NoPermissionError
 
+from engine.checks import check_shard, list_commands
+from engine.gate.client import Shard, connect_redis
 from engine.settings import Settings
 from engine.tests.services import execute, skip_or_fail
 from engine.tests.test_server import buy, eventually, http, is_confirmed, open_sale, run_to_the_end, serving
@@ -227,6 +232,24 @@ async def test_a_redis_user_without_a_needed_right_is_refused_and_one_without_co
     async with redis_user(redis, redis_url, "~fg:*", "+@all", "-info") as url:
         log = await sells(change(settings_without_bus, redis_url=url), http)
         assert sum("can't read Redis' INFO" in line for line in log) == 1
+
+
+async def test_a_redis_user_without_any_one_command_of_the_engine_s_is_refused(
+    redis: Redis, redis_url: str
+) -> None:
+    scripts = "".join(
+        file.read_text() for file in files("engine.gate").iterdir() if file.name.endswith(".lua")
+    )
+    needed = {command for command, *_ in list_commands("")}
+    assert set(re.findall(r"redis\.call\('(\w+)'", "".join(scripts))) <= needed
+    for command in sorted(needed):
+        async with (
+            redis_user(redis, redis_url, "~fg:*", "+@all", f"-{command.lower()}") as url,
+            connect_redis(url) as app,
+        ):
+            with pytest.raises(NoPermissionError, match=f"(?i)'{command}"):
+                await check_shard(Shard(app), "")
+    assert not await redis.keys("fg:*check*")
 
 
 async def test_a_redis_that_shows_no_settings_serves_with_a_warning(
