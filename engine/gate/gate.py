@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
+from functools import partial
 from typing import Final
 
 from redis.exceptions import ResponseError
@@ -88,7 +89,9 @@ class Gate:
 
         Raises GateUnavailable if that is because none takes writes.
         """
-        asking = map(_find_obstacle, self._shards, self._lanes)
+        # One shard that says nothing must not speak for the others.
+        within_s = _ASK_S if len(self._lanes) > 1 else None
+        asking = map(partial(_find_obstacle, within_s=within_s), self._shards, self._lanes)
         answers = await asyncio.gather(*asking, return_exceptions=True)
         if "" in answers:
             return ""
@@ -117,11 +120,11 @@ class Gate:
             await asyncio.sleep(self._sold_out_s)
 
 
-async def _find_obstacle(shard: Shard, lane: Lane) -> str:
+async def _find_obstacle(shard: Shard, lane: Lane, within_s: float | None) -> str:
     """Return why a shard sells nothing, "" if it may. Raises GateUnavailable also if it takes no writes."""
     with translate_errors():
         try:
-            async with asyncio.timeout(_ASK_S):
+            async with asyncio.timeout(within_s):
                 return NEW if await vouch(shard.redis.execute_command, shard, lane.fence) else ""
         except ResponseError as error:
             if str(error).startswith("CLOSED"):
