@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from aio_pika.abc import AbstractConnection
@@ -14,6 +14,7 @@ from engine.bus.publisher import Publisher
 from engine.bus.topology import PURCHASES, declare_topology
 from engine.errors import BusUnavailable
 from engine.model.dead_letter import DeadLetter
+from engine.model.lot import Lot, encode_lots
 from engine.model.message import Message
 
 _CONNECT_S: Final = 30.0
@@ -31,8 +32,8 @@ class Consumer:
         self._prefetch = min(prefetch, 65_535)  # 16 bits in AMQP
         self._connection: AbstractConnection | None = None
         self._inbox: _Inbox | None = None
-        # Dead letters have a connection of their own: RabbitMQ blocks a connection that publishes when memory
-        # runs low, and the one that consumes is what frees memory again.
+        # It publishes on a connection of its own: RabbitMQ blocks one that publishes when memory runs low,
+        # and the one that consumes is what frees memory again.
         self._publisher = Publisher(url)
 
     async def read(self, wait_s: float) -> list[Message]:
@@ -62,6 +63,10 @@ class Consumer:
     async def put_aside(self, dead_letters: Iterable[DeadLetter]) -> None:
         """Keep dead letters in their queue. Raises BusUnavailable."""
         await self._publisher.put_aside(dead_letters)
+
+    async def put_back(self, lots: Sequence[Lot]) -> None:
+        """Publish lots of messages that are then acknowledged, behind all others. Raises BusUnavailable."""
+        await self._publisher.publish(encode_lots(lots))
 
     async def close(self) -> None:
         """Close the connections; messages that were not acknowledged go to another consumer."""

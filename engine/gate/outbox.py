@@ -15,12 +15,14 @@ from typing import Any, Final
 
 from redis.exceptions import RedisError, ResponseError
 
-from engine.gate.client import Shard
-from engine.gate.keys import ShardKeys
+from engine.gate.client import Script, Shard
+from engine.gate.keys import ShardKeys, shard_of
 from engine.model.dead_letter import DeadLetter
+from engine.model.lot import Lot, count_orders, encode_lots
 from engine.model.message import Message
 from engine.settings import Settings
 
+_PUT_BACK: Final = Script("put_back.lua")
 _COUNT: Final = 64
 """Most entries of one stream in one command, for which Redis keeps everybody else waiting."""
 _START: Final = b"0-0"
@@ -101,6 +103,10 @@ class Outbox:
             for dead_letter in dead_letters:
                 pipe.xadd(self._shard.dead, {"body": dead_letter.body, "reason": dead_letter.reason})
             await self._shard.confirm(pipe, wrote=True)
+
+    async def put_back(self, lots: Sequence[Lot]) -> None:
+        """Append lots of entries that are then acknowledged, behind all others."""
+        await _PUT_BACK.run(self._shard.write, [self._shard.outbox], [count_orders(lots), encode_lots(lots)])
 
     async def count_entries(self) -> int:
         """Return the number of entries that are not acknowledged."""
@@ -200,6 +206,12 @@ class Outboxes:
     async def put_aside(self, dead_letters: Iterable[DeadLetter]) -> None:
         """Keep dead letters in a stream of the first shard."""
         await self._outboxes[0].put_aside(dead_letters)
+
+    async def put_back(self, lots: Sequence[Lot]) -> None:
+        """Append lots of entries that are then acknowledged, behind all others of their shards."""
+        for outbox in self._outboxes:
+            if its_lots := [lot for lot in lots if shard_of(lot.product_id, self._outboxes) is outbox]:
+                await outbox.put_back(its_lots)
 
     async def count_entries(self) -> int:
         """Return the number of entries that are not acknowledged."""

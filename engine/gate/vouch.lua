@@ -47,7 +47,9 @@ if server and (server ~= memory[3] or is_back) then
         newest_ms = math.max(newest_ms, tonumber(string.match(stream[at + 1], '^%d+')))
       end
     end
-    local copies = string.format('%s %.0f %.0f,', server, newest_ms, since_ms + wait_ms) .. (memory[7] or '')
+    -- One that came back has sold meanwhile to those that knew it, which is no later than its newest order.
+    local sells_ms = server == memory[3] and now_ms or since_ms + wait_ms
+    local copies = string.format('%s %.0f %.0f,', server, newest_ms, sells_ms) .. (memory[7] or '')
     redis.call('HSET', fence, 'copies', string.match(copies, '^' .. string.rep('[^,]*,', 4)) or copies)
   end
 end

@@ -228,6 +228,8 @@ class Connection(asyncio.Protocol):
             start = end
         if self._rest is None:
             self._door.unfinished.setdefault(self, monotonic())
+        elif self._rest == 0 and not self._in_chunks:
+            self._door.unfinished.pop(self, None)
 
     def _feed(self, data: bytes) -> None:
         """Give bytes to the aiohttp handler, which is made when it is first needed."""

@@ -24,6 +24,7 @@ _ANSWER_S: Final = 1.0
 _PAUSE_S: Final = 0.5
 """Between two questions to a server."""
 _NAME: Final = "flashgrid hosts"
+_BOUND_LOCKS: Final = "SET lock_timeout = '1s'"
 _PATIENCE_S: Final = 5.0
 """Longest wait for a server to be in charge: one that is promoted meanwhile is used at once."""
 
@@ -44,6 +45,7 @@ class Hosts(AbstractAsyncContextManager["Hosts"]):
     """
 
     def __init__(self, url: str) -> None:
+        self._url = url
         self._urls = split_hosts(url)
         self._answers: dict[str, _Answer | Exception | None] = dict.fromkeys(self._urls)
         self._timeline = 0
@@ -81,6 +83,19 @@ class Hosts(AbstractAsyncContextManager["Hosts"]):
             raise asyncpg.TargetServerAttributeNotMatched(f"{host} is no longer in charge")
         self._connections.add(connection)
         return connection
+
+    async def make_pool(self, connections: int, timeout_s: float) -> "asyncpg.Pool[asyncpg.Record]":
+        """Return a pool of at most so many connections, whose statements wait a second for a lock at most."""
+        return await asyncpg.create_pool(
+            self._url,
+            connect=self.connect,
+            min_size=0,
+            max_size=connections,
+            timeout=timeout_s,
+            init=_bound_locks,
+            reset=_skip_reset,
+            target_session_attrs=SessionAttribute.read_write,
+        )
 
     def find_silent(self) -> dict[str, str]:
         """Return the hosts that do not answer, each with what is wrong."""
@@ -157,3 +172,14 @@ async def _ask(connection: Connection) -> _Answer:
     async with asyncio.timeout(_ANSWER_S):
         [row] = await connection.fetch(_QUESTION)
     return _Answer(*row)
+
+
+async def _bound_locks(connection: Any) -> None:
+    await connection.execute(_BOUND_LOCKS)
+
+
+async def _skip_reset(_: object) -> None:
+    """Leave a connection that returns to the pool as it is.
+
+    The ledger changes nothing of it, and a reset is one more round trip for each batch.
+    """

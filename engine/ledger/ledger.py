@@ -8,7 +8,6 @@ from typing import Any, Final, NamedTuple, Self
 
 import asyncpg
 import msgspec
-from asyncpg.connect_utils import SessionAttribute
 
 from engine.errors import LedgerUnavailable, OutcomeUnknown, SettingsError
 from engine.ledger.hosts import Hosts
@@ -21,10 +20,7 @@ from engine.model.order_id import make_bound
 from engine.model.sale import Sale, SaleTerms
 from engine.settings import PREFIX
 
-_BOUND_LOCKS: Final = "SET lock_timeout = '1s'"
-"""Another session may hold a sale for as long as it likes. Batches of the engine's own wait for less."""
-
-_RESET_S: Final = 5.0
+_UNLOCK_S: Final = 5.0
 """Longest wait for a lock to be freed; after that the connection is closed, which frees it as well."""
 
 _DAY_S: Final = 86_400
@@ -100,16 +96,7 @@ class Ledger(AbstractAsyncContextManager["Ledger"]):
             raise SettingsError(f"{PREFIX}POSTGRES_URL is not set")
         timeout_s = timeout_ms / 1000
         hosts = beside._hosts if beside else Hosts(url)
-        pool = await asyncpg.create_pool(
-            url,
-            connect=hosts.connect,
-            min_size=0,
-            max_size=connections,
-            timeout=timeout_s,
-            init=_bound_locks,
-            reset=_skip_reset,
-            target_session_attrs=SessionAttribute.read_write,
-        )
+        pool = await hosts.make_pool(connections, timeout_s)
         return cls(Connections(pool, timeout_s, beside._connections if beside else None), hosts, beside)
 
     async def __aexit__(self, *_: object) -> None:
@@ -282,7 +269,8 @@ class Ledger(AbstractAsyncContextManager["Ledger"]):
                 connection.terminate()
                 raise
             if mine:
-                await connection.reset(timeout=_RESET_S)
+                async with asyncio.timeout(_UNLOCK_S):
+                    await self._connections.fetch_on(connection, "unlock")
 
     async def _fetch(self, query: str, *arguments: Any) -> list[asyncpg.Record]:
         return await self._connections.fetch(query, *arguments)
@@ -298,14 +286,3 @@ def _read_sale(row: asyncpg.Record) -> Sale:
         ends_ms=row["ends_ms"],
     )
     return Sale(sale_id=row["sale_id"], terms=terms, offered=row["offered"])
-
-
-async def _bound_locks(connection: Any) -> None:
-    await connection.execute(_BOUND_LOCKS)
-
-
-async def _skip_reset(_: object) -> None:
-    """Leave a connection that returns to the pool as it is.
-
-    The ledger changes nothing of it, and a reset is one more round trip for each batch.
-    """

@@ -170,6 +170,9 @@ WHERE order_id > $1::uuid AND order_id < $2::uuid AND accepted_at > to_timestamp
 -- name: try_lock
 SELECT pg_try_advisory_lock(hashtext('flashgrid gate')) AS mine WHERE in_charge();
 
+-- name: unlock
+SELECT pg_advisory_unlock(hashtext('flashgrid gate'));
+
 -- name: read_migrations
 SELECT number, name FROM flashgrid_migrations ORDER BY number;
 

@@ -18,6 +18,8 @@ class Batch(msgspec.Struct, eq=False):
     """Lots that are settled together, from one or more messages."""
 
     lots: list[Lot] = []
+    held: list[Lot] = []
+    """Lots of sales that another session of PostgreSQL holds."""
     dead_letters: list[DeadLetter] = []
     messages: list[Message] = []
     repeated: bool = False
@@ -31,10 +33,10 @@ class Batch(msgspec.Struct, eq=False):
             message.parts -= 1
         return [message for message in self.messages if not message.parts]
 
-    def take_out(self, lots: Sequence[Lot], trials: "Trials | None", into: int = _PIECES) -> list["Batch"]:
+    def take_out(self, lots: Sequence[Lot], trials: "Trials") -> list["Batch"]:
         """Take these lots out, as smaller batches of their own."""
         self.lots = without_orders(self.lots, {order_id for lot in lots for order_id in lot.order_ids})
-        size, pieces = ceil(count_orders(lots) / into), list[Batch]()
+        size, pieces = ceil(count_orders(lots) / _PIECES), list[Batch]()
         while lots:
             piece, lots = split_lots(lots, size)
             pieces.append(Batch(lots=piece, messages=self.messages, repeated=True, trials=trials))

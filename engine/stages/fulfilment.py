@@ -1,16 +1,15 @@
 """Fulfilment: payment, the ledger, the gate, the acknowledgement - in this order, a batch at a time.
 
 A step that fails is tried again until it works. Every step may run twice: an order is charged under its id,
-settled once by the ledger, and released once by the gate. What can't be paid leaves the line (payments.py),
-and so do orders of a sale that another session of PostgreSQL holds: they hold up no other.
+settled once by the ledger, and released once by the gate. What can't be paid leaves the line (payments.py).
+Orders of a sale that another session of PostgreSQL holds go back to the line's end: they hold up no other.
 """
 
 import asyncio
 import logging
 import time
-from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
-from contextlib import AsyncExitStack, suppress
+from collections.abc import Sequence, Set
+from contextlib import AsyncExitStack
 from functools import partial
 from typing import Final
 
@@ -26,7 +25,7 @@ from engine.ledger.ledger import Ledger
 from engine.ledger.settling import Settlement
 from engine.metrics import DEAD_LETTERS, FULFILMENT_DELAY, OUTBOX_LENGTH
 from engine.model.dead_letter import DeadLetter
-from engine.model.lot import Lot, count_orders, without_orders
+from engine.model.lot import Lot, without_orders
 from engine.model.message import Message
 from engine.model.order import Order, OrderStatus
 from engine.payment.gateway import PaymentGateway
@@ -41,8 +40,10 @@ log = logging.getLogger(__name__)
 
 _QUIET_S: Final = 0.5
 """A source that gave nothing for so long is empty."""
-_MOST_LOCKED: Final = 20_000
-"""Orders of sales that other sessions hold. Further ones hold up those behind them."""
+_HELD_S: Final = 2.0
+"""For so long a sale is taken for held by another session; then the orders of one batch try again."""
+_HELD_PAUSE_S: Final = 0.25
+"""Shortest time between two looks at an order of a sale that is held."""
 
 Source = Consumer | Outbox | Outboxes
 """Where purchases come from: the bus, or the outboxes themselves. It repeats what is not acknowledged."""
@@ -101,10 +102,9 @@ class Fulfilment:
         self._packer = Packer(settings.fulfilment_batch)
         self._slots = asyncio.Semaphore(settings.fulfilment_in_flight)
         self._working = 0
-        self._locked: defaultdict[int, list[Batch]] = defaultdict(list)
-        """For each sale that another session of PostgreSQL holds the batches that wait for it."""
-        self._locked_orders = 0
-        self._locked_since = 0.0
+        self._held = dict[int, float]()
+        """Sales that another session of PostgreSQL holds, and until when they are taken for that."""
+        self._held_since = 0.0
         self._reading = Outage("fulfilment's source")
         self._settling = Outage("fulfilment")
 
@@ -112,8 +112,9 @@ class Fulfilment:
         """Fulfil until `stop` is set and the source has been empty for a moment."""
         leaves_at = 0.0
         quiet_since = time.monotonic()
+        self._stop = stop
         async with asyncio.TaskGroup() as group:
-            self._group, self._stop = group, stop
+            self._group = group
             while True:
                 wait_s = _QUIET_S / 2 if self._packer.empty else max(0.0, leaves_at - time.monotonic())
                 messages = await self._read(wait_s)
@@ -127,8 +128,7 @@ class Fulfilment:
                 if now >= leaves_at:
                     for batch in self._packer.flush():
                         await self._start(group, batch)
-                apart = self._payments.waiting or self._locked_orders
-                if messages or self._working or apart or not self._packer.empty:
+                if messages or self._working or self._payments.waiting or not self._packer.empty:
                     quiet_since = now
                 elif now - quiet_since >= _QUIET_S:
                     if stop.is_set():
@@ -148,10 +148,11 @@ class Fulfilment:
                 found["ledger"] = Illness(lasts_s, "the ledger does not take orders")
             elif not isinstance(self._settling.error, PaymentUnavailable):
                 found["fulfilment"] = Illness(lasts_s, "fulfilment does not work")
-        if self._locked_orders:
-            lasts_s = time.monotonic() - self._locked_since
-            text = f"another session of PostgreSQL holds sales that {self._locked_orders} orders wait for"
-            found.setdefault("ledger", Illness(lasts_s, text))
+        now = time.monotonic()
+        # One that nobody asked for since may be free, or was settled by another process.
+        if held := [sale_id for sale_id, until in self._held.items() if now < until + _HELD_S]:
+            text = f"another session of PostgreSQL holds {len(held)} sales, as sale {held[0]}"
+            found.setdefault("ledger", Illness(now - self._held_since, text))
         return found | self._payments.find_illnesses()
 
     async def _read(self, wait_s: float) -> list[Message]:
@@ -182,18 +183,58 @@ class Fulfilment:
             await self._settling.insist(partial(self._source.acknowledge, finished))
 
     async def _settle(self, batch: Batch) -> None:
-        dead_letters = list(batch.dead_letters)
         repeated, batch.repeated = batch.repeated, True
         if batch.lots:
-            dead_letters += await self._settle_lots(batch, batch.lots, repeated)
-        if dead_letters:
+            batch.dead_letters += await self._settle_unheld(batch, repeated)
+            batch.lots = []
+        if dead_letters := batch.dead_letters:
             await self._source.put_aside(dead_letters)
             DEAD_LETTERS.inc(len(dead_letters))
             log.warning("%d dead letters, the first one: %s", len(dead_letters), dead_letters[0].reason)
+            batch.dead_letters = []
+        if batch.held:
+            if self._stop.is_set():
+                # There is no later turn. What is still held when the time to drain is over stays where it is.
+                batch.lots, batch.held = batch.held, []
+                raise LedgerLocked("another session of PostgreSQL holds a sale")
+            await asyncio.sleep(_HELD_PAUSE_S)
+            await self._source.put_back(batch.held)
+            batch.held = []
 
-    async def _settle_lots(self, batch: Batch, lots: Sequence[Lot], repeated: bool) -> Iterable[DeadLetter]:
+    async def _settle_unheld(self, batch: Batch, repeated: bool) -> list[DeadLetter]:
+        """Settle the orders of all sales that no other session holds; return those that can't be."""
+        held = self._find_held({lot.sale_id for lot in batch.lots})
+        while True:
+            batch.held += [lot for lot in batch.lots if lot.sale_id in held]
+            batch.lots = [lot for lot in batch.lots if lot.sale_id not in held]
+            try:
+                return await self._settle_lots(batch, batch.lots, repeated) if batch.lots else []
+            except LedgerLocked:
+                held = await self._ledger.find_locked({lot.sale_id for lot in batch.lots})
+                if not held:
+                    raise
+                self._note_held(held)
+                repeated = True
+
+    def _find_held(self, sale_ids: Set[int]) -> set[int]:
+        """Return those of the sales that are to be left for now; others of the batch may be tried again."""
+        now = time.monotonic()
+        known = sale_ids & self._held.keys()
+        held = set[int]() if self._stop.is_set() else {each for each in known if now < self._held[each]}
+        # No other batch tries the same meanwhile.
+        self._held |= dict.fromkeys(known - held, now + _HELD_S)
+        return held
+
+    def _note_held(self, sale_ids: Set[int]) -> None:
+        now = time.monotonic()
+        if all(until + _HELD_S <= now for until in self._held.values()):
+            self._held, self._held_since = {}, now
+        for sale_id in sale_ids - self._held.keys():
+            log.warning("another session of PostgreSQL holds sale %d: its orders wait", sale_id)
+        self._held |= dict.fromkeys(sale_ids, now + _HELD_S)
+
+    async def _settle_lots(self, batch: Batch, lots: Sequence[Lot], repeated: bool) -> list[DeadLetter]:
         """Charge, settle and clear the orders; return those that can't be paid or written."""
-        lots = self._leave_locked(batch, lots, self._locked)
         new, known = lots, list[Order]()
         if repeated:
             # Orders that are in the ledger are not charged again.
@@ -208,55 +249,13 @@ class Fulfilment:
                 self._group.create_task(self._payments.retry(piece, self._fulfil, self._stop))
             lots = without_orders(lots, {order_id for lot in new for order_id in lot.order_ids})
             new, declines = [], {}
-        try:
-            settlement = await self._ledger.settle(new, declines, self._remember_s) if new else Settlement()
-        except LedgerLocked:
-            locked = await self._ledger.find_locked({lot.sale_id for lot in new})
-            if not locked:
-                raise
-            self._leave_locked(batch, new, locked)
-            return await self._settle_lots(batch, batch.lots, repeated=True)
+        settlement = await self._ledger.settle(new, declines, self._remember_s) if new else Settlement()
         failed = settlement.failed + [order for order in known if order.status is OrderStatus.FAILED]
         await self._clearing.clear(without_orders(lots, settlement.dead_letters.keys()), failed)
+        for sale_id in self._held.keys() & {lot.sale_id for lot in new}:
+            log.info("no other session holds sale %d any more", sale_id)
+            del self._held[sale_id]
         if settlement.settled.total():
             # They arrive in the order in which they were accepted, but for a few.
             FULFILMENT_DELAY.observe(max(0.0, time.time() - new[0].accepted_ms / 1000))
         return [*dead_letters, *settlement.dead_letters.values()]
-
-    def _leave_locked(self, batch: Batch, lots: Sequence[Lot], sales: Collection[int]) -> Sequence[Lot]:
-        """Let orders of these sales wait apart until nobody else holds them; return the other lots.
-
-        Raises LedgerLocked if too many orders wait already.
-        """
-        for sale_id in [sale_id for sale_id in {lot.sale_id for lot in lots} if sale_id in sales]:
-            its_lots = [lot for lot in lots if lot.sale_id == sale_id]
-            orders = count_orders(its_lots)
-            if self._locked_orders + orders > _MOST_LOCKED:
-                raise LedgerLocked(f"{self._locked_orders} orders wait for sales that others hold")
-            if not self._locked_orders:
-                self._locked_since = time.monotonic()
-            self._locked_orders += orders
-            if sale_id not in self._locked:
-                log.warning("another session of PostgreSQL holds sale %d: its orders wait apart", sale_id)
-                self._group.create_task(self._wait_for_sale(sale_id))
-            self._locked[sale_id] += batch.take_out(its_lots, batch.trials, into=1)
-            lots = [lot for lot in lots if lot.sale_id != sale_id]
-        return lots
-
-    async def _wait_for_sale(self, sale_id: int) -> None:
-        """Fulfil the batches that wait for a sale once nobody else holds it; leave them at a stop."""
-        is_locked, pause_s = True, 0.1
-        while is_locked and not self._stop.is_set():
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._stop.wait(), pause_s)
-            pause_s = min(2 * pause_s, 1.0)
-            with suppress(LedgerUnavailable):
-                is_locked = bool(await self._ledger.find_locked([sale_id]))
-        for batch in self._locked.pop(sale_id):
-            orders = count_orders(batch.lots)
-            try:
-                if not is_locked:
-                    async with self._slots:
-                        await self._fulfil(batch)
-            finally:
-                self._locked_orders -= orders

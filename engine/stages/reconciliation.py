@@ -173,9 +173,9 @@ class Reconciliation:
             if not sold:  # or else the gate has had it
                 shard, fence = shard_of(sale.terms.product_id, self._fences)
                 await offer_sale(shard, fence, sale)
-                log.info("sale %d opened: its front door could not offer it", sale.sale_id)
             with suppress(LedgerLocked):  # or else a sale would keep the keeper from all others
                 await self._ledger.note_offered(sale.sale_id)
+                log.info("sale %d opened: its front door could not offer it", sale.sale_id)
 
     async def end_doubt(self) -> None:
         """Let the gate deny orders from before its rebuild, once none that it forgot is under way.

@@ -477,6 +477,19 @@ async def test_a_request_that_its_client_left_unfinished_ends_at_once(doors: Doo
             writer.close()
 
 
+async def test_a_request_that_is_whole_leaves_the_next_one_all_its_time(doors: Doors) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", doors.fast)
+    request = chunked(purchase(PLAIN, b"TE: trailers"))
+    cut = request.index(b"\r\n\r\n") + 5
+    writer.write(request[:cut])  # a part of the line before the chunk
+    while not doors.door.unfinished:  # noqa: ASYNC110 (there is no event for it)
+        await asyncio.sleep(0)
+    writer.write(request[cut:])
+    await reader.readuntil(b"}")
+    assert not doors.door.unfinished
+    writer.close()
+
+
 async def test_many_ordinary_requests_in_one_piece_wait_outside_of_their_handler(doors: Doors) -> None:
     count = 200_000 // len(SLOW[0])
     reader, writer = await asyncio.open_connection("127.0.0.1", doors.fast, limit=2**24)

@@ -15,6 +15,7 @@ from engine.ledger.ledger import Ledger
 from engine.model.lot import Lot, encode_lots
 from engine.model.order import Order, OrderStatus
 from engine.model.order_id import PLACES, make_stem
+from engine.settings import Settings
 from engine.tests.orders import ids, make_terms, reserve
 from engine.tests.proxy import Proxy
 from engine.tests.test_server import eventually
@@ -172,6 +173,16 @@ async def test_a_batch_waits_for_the_one_that_holds_its_sale(
         while not await database.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"):
             pass
     assert (await settling).settled == {REJECTED: 1}
+
+
+async def test_the_connection_that_locked_the_gate_waits_for_no_row_for_long(settings: Settings) -> None:
+    async with await Ledger.connect(settings.postgres_url, connections=1) as ledger:
+        await ledger.migrate()
+        async with ledger.try_lock() as mine:
+            assert mine
+        assert await ledger._connections.pool.fetchval("SHOW lock_timeout") == "1s"
+        async with ledger.try_lock() as mine:
+            assert mine, "the lock is free again"
 
 
 async def test_a_batch_of_several_sales_is_judged_sale_by_sale(ledger: Ledger) -> None:

@@ -1,6 +1,6 @@
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from typing import Any
 
 import aio_pika
@@ -271,19 +271,59 @@ async def test_a_sale_that_is_held_holds_up_no_other(redis: Redis, any_settings:
     assert (await read_sold(settings, sale), await read_sold(settings, other)) == (120, 120)
 
 
+async def test_many_messages_of_a_sale_that_is_held_hold_up_no_other(
+    redis: Redis, any_settings: Settings
+) -> None:
+    """More than a consumer may hold without an acknowledgement."""
+    sale, other = await open_sale(any_settings, redis), await open_sale(any_settings, redis, product_id=2)
+    mine, theirs = reserve(sale, 600, size=1), reserve(other, 600, size=1)
+    mixed = [lot for pair in zip(mine, theirs, strict=True) for lot in pair]
+    settings = msgspec.structs.replace(any_settings, relay_batch=4, fulfilment_batch=50)
+    async with running(settings, *stages(settings)):
+        async with held(settings, sale):
+            await accept(redis, mixed, entry_size=2)
+            await eventually(lambda: has_orders(settings, theirs))
+            assert (await read_statuses(settings)).keys() == set(ids(theirs))
+        await until_settled(redis)
+    assert await count_statuses(settings) == {CONFIRMED: 1200}
+
+
 async def test_a_stop_leaves_orders_of_a_sale_that_is_held_to_the_next_start(
     redis: Redis, any_settings: Settings
 ) -> None:
     sale, other = await open_sale(any_settings, redis), await open_sale(any_settings, redis, product_id=2)
     mine, theirs = reserve(sale, 5), reserve(other, 5)
-    async with held(any_settings, sale):
-        async with running(any_settings, *stages(any_settings)):
+    hasty = msgspec.structs.replace(any_settings, drain_s=3)
+    async with held(hasty, sale):
+        async with running(hasty, *stages(hasty)):
             await accept(redis, [*mine, *theirs])
-            await eventually(lambda: has_orders(any_settings, theirs))
-        assert (await read_statuses(any_settings)).keys() == set(ids(theirs))
+            await eventually(lambda: has_orders(hasty, theirs))
+        assert (await read_statuses(hasty)).keys() == set(ids(theirs))
     async with running(any_settings, *stages(any_settings)):
         await until_settled(redis)
     assert await count_statuses(any_settings) == {CONFIRMED: 10}
+
+
+async def test_a_stop_waits_for_a_sale_that_another_session_lets_go(
+    redis: Redis, any_settings: Settings
+) -> None:
+    sale = await open_sale(any_settings, redis)
+    stop = asyncio.Event()
+    async with running(any_settings, run_relay) if any_settings.amqp_url else nullcontext():
+        async with held(any_settings, sale):
+            await accept(redis, reserve(sale, 50))
+            stopped = asyncio.create_task(run_fulfilment(any_settings, stop))
+            await eventually(lambda: has_waiting_sessions(any_settings))
+            stop.set()
+        await stopped
+    assert await count_statuses(any_settings) == {CONFIRMED: 50}
+
+
+async def has_waiting_sessions(settings: Settings) -> bool:
+    connection = await asyncpg.connect(settings.postgres_url)
+    waiting = await connection.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted")
+    await connection.close()
+    return bool(waiting)
 
 
 async def has_orders(settings: Settings, lots: Sequence[Lot]) -> bool:

@@ -20,7 +20,7 @@ from engine.bus.publisher import Publisher
 from engine.errors import GateUnavailable
 from engine.gate.clearing import Clearing
 from engine.gate.client import Shard
-from engine.gate.fence import read_generations
+from engine.gate.fence import Fence, read_generations, vouch
 from engine.gate.gate import Gate
 from engine.gate.restoring import Restoring
 from engine.ledger.ledger import Ledger
@@ -281,6 +281,26 @@ async def test_a_new_server_is_compared_with_the_ledger_since_its_writers_may_be
 
         await eventually(is_closed)
         keeper.cancel()
+
+
+async def test_a_front_door_that_comes_late_to_a_server_calls_nothing_lost(
+    settings_without_bus: Settings, redis: Redis, gate: Gate, ledger: Ledger
+) -> None:
+    await open_sale(ledger, gate, stock=10)
+    async with reconciling(settings_without_bus) as reconciliation:
+        await reconciliation.close(await reconciliation.read_generation())
+        await reconciliation.rebuild()
+        await eventually(partial(gate_sells, gate))
+        shard, late = Shard(redis), Fence()
+        await vouch(redis.execute_command, shard, late)
+        # It saw another server last, and the gate went on meanwhile.
+        late.server = late.server.split()[0] + b" " + b"a" * 40
+        assert await vouch(redis.execute_command, shard, late)
+        # A front door that has asked before goes on selling.
+        await buy(gate, 3)
+        async with running(settings_without_bus, run_fulfilment):
+            await until_settled(redis)
+        assert not await reconciliation.is_outdated()
 
 
 async def test_what_a_copy_has_sold_again_hides_nothing_that_it_lacks(
