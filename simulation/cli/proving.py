@@ -212,23 +212,24 @@ def interleave(
     Each 25 examples have a seed; the same seed gives the same examples. What is wrong is made as short as
     can be, and told. Exit codes: 0, 1 if something is wrong (with --bugs: if a bug does not show).
     """
-    from simulation.protocol.hunt import attempt, hunt, load_bugs, private_stack
-    from simulation.record.facts import write_json
+    from simulation.protocol.hunt import Hunts, attempt, hunt, load_bugs, private_stack, write_hunts
 
-    folder.mkdir(parents=True, exist_ok=True)
+    result = Hunts(command=repeat_command())
     if bugs or only:
-        tried = []
         with private_stack() as stack:
             for name in only or load_bugs():
-                tried.append(attempt(name, stack, examples, seed, shrink=bool(only)))
-                found = tried[-1].found
+                result.bugs.append(attempt(name, stack, examples, seed, shrink=bool(only)))
+                found = result.bugs[-1].found
                 say(
                     f"{name}: {f'shows after {found.examples} examples' if found.faults else 'does not show'}"
                 )
-                write_json(tried, folder / "bugs.json")
-        sys.exit(0 if all(each.found.faults for each in tried) else 1)
+                write_hunts(result, folder)
+        list_anew(folder)
+        sys.exit(0 if all(each.found.faults for each in result.bugs) else 1)
     total = hunt(minutes, seed, say)
-    write_json(total, folder / "interleave.json")
+    result.hunts.append(total)
+    write_hunts(result, folder)
+    list_anew(folder)
     if total.faults:
         click.echo("\n".join([*total.story, "", *total.program, "", *total.faults]))
         click.echo(f"again: flashsim interleave --minutes 0 --seed {total.seed}")

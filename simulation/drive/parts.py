@@ -78,7 +78,7 @@ def prepare_loop(kind: type[Loop], job: Job, plan_file: str | IO[bytes]) -> Loop
     """
     _allow_files(job.options.connections)
     with np.load(plan_file) as plan:
-        kinds, intended_ns, pause_ns, poll_ns, *what = (
+        kinds, intended_ns, pause_ns, poll_ns, users, products, keys, tokens = (
             plan[name].tolist()
             for name in (
                 "kind",
@@ -94,10 +94,14 @@ def prepare_loop(kind: type[Loop], job: Job, plan_file: str | IO[bytes]) -> Loop
     address = job.address
     requests = [
         address.encode_buy(user, product, key, token) if number == BUY else address.encode_stock(product)
-        for number, user, product, key, token in zip(kinds, *what, strict=True)
+        for number, user, product, key, token in zip(kinds, users, products, keys, tokens, strict=True)
     ]
-    polls = Polls(poll_ns, job.reads.most, address.encode_order) if job.reads else None
-    looks = {op: what[1][op] for op, number in enumerate(kinds) if number == STOCK}
+
+    def encode_look(order_id: str, first: int) -> bytes:
+        return address.encode_order(order_id, users[first], tokens[first])
+
+    polls = Polls(poll_ns, job.reads.most, encode_look) if job.reads else None
+    looks = {op: products[op] for op, number in enumerate(kinds) if number == STOCK}
     loop = kind(requests, intended_ns, address, job.options, job.patience, pause_ns, looks, polls)
     # A collection of garbage would stop the pacer for longer the larger the plan is.
     gc.collect()

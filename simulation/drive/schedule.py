@@ -35,8 +35,8 @@ class Polls(NamedTuple):
     """The pause of each client before a look; 0: it never looks."""
     most: int
     """Most looks of a client."""
-    encode: Callable[[str], bytes]
-    """Returns the request that reads the order of that id."""
+    encode: Callable[[str, int], bytes]
+    """Returns the request that reads the order of that id, for the buyer of that planned request."""
 
 
 class Schedule:
@@ -209,7 +209,7 @@ class Schedule:
             self.settled.add(first)
         self.order_ids[len(self.requests)] = order_id
         pause_ns = self.polls.pause_ns[first]
-        self._add(self.polls.encode(order_id), ORDER, first, looks + 1, now + pause_ns)
+        self._add(self.polls.encode(order_id, first), ORDER, first, looks + 1, now + pause_ns)
 
     def _add(self, request: bytes, kind: int, first: int, number: int, intended_ns: int) -> None:
         heappush(self.pausing, (intended_ns, len(self.requests)))

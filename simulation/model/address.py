@@ -40,9 +40,9 @@ class Address(msgspec.Struct, frozen=True, dict=True):
         """Return the request that reads the stock of a product, if the contract has one."""
         return self._stock.encode(product_id=product_id)
 
-    def encode_order(self, order_id: str) -> bytes:
-        """Return the request that reads an order, if the contract has one."""
-        return self._order.encode(order_id=quote(order_id, safe=""))
+    def encode_order(self, order_id: str, user_id: int, token: str = "") -> bytes:
+        """Return the request by which a buyer reads an order, if the contract has one."""
+        return self._order.encode(order_id=quote(order_id, safe=""), user_id=user_id, token=token)
 
     @cached_property
     def _keyed(self) -> Encoder:

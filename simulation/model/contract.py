@@ -57,7 +57,7 @@ class Rule(Part, frozen=True, kw_only=True):
 
 
 class Init(Request, frozen=True, kw_only=True):
-    """Opens a sale; it succeeds with 200 or 201. 503 is tried again."""
+    """Opens a sale; any status from 200 to 299 says that it is open. 503 is tried again."""
 
     method: Annotated[str, Meta(pattern="^[A-Z]+$")] = "POST"
     sale_id: str | None = None
@@ -74,9 +74,7 @@ class Buy(Request, frozen=True, kw_only=True):
     words: tuple[str, ...] = ("status", "code")
     """The places where an answer says its word."""
     order_id: str | None = None
-    """Where the order id stands; None: the engine names none."""
-    numbered: bool = False
-    """Whether order ids are numbers."""
+    """Where the order id stands, a text or a number; None: the engine names none."""
 
 
 class StockRead(Request, frozen=True, kw_only=True):
@@ -141,8 +139,8 @@ class Contract(Part, frozen=True, kw_only=True):
         if outcome != "ACCEPTED" or self.buy.order_id is None:
             return outcome, None
         found = _look(self.buy.order_id, body or b"", decode(body or b""))
-        named = found if isinstance(found, int if self.buy.numbered else str) else ""
-        return ("ACCEPTED", str(named)) if str(named) else ("UNKNOWN", None)
+        named = str(found) if type(found) in (int, str) else ""
+        return ("ACCEPTED", named) if named else ("UNKNOWN", None)
 
     def classify_stock(self, status: int, body: bytes, product_id: int) -> tuple[str, Stock | None]:
         """Return the outcome of a read of a product's stock, and what it showed."""
@@ -150,9 +148,14 @@ class Contract(Part, frozen=True, kw_only=True):
             return _outcome_of_read(status), None
         places = {name: getattr(self.stock, name) for name in ("initial", "remaining", "sold")}
         answer = decode(body)
-        found = {name: _look(place, body, answer) for name, place in places.items() if place is not None}
+        # A body that is a number is one in JSON, too.
+        found = {
+            name: answer if place == "." else _look(place, body, answer)
+            for name, place in places.items()
+            if place is not None
+        }
         named = None if self.stock.product_id is None else _look(self.stock.product_id, body, answer)
-        if named not in (None, product_id) or not all(map(_is_count, found.values())):
+        if named not in (None, product_id, str(product_id)) or not all(map(_is_count, found.values())):
             return "UNKNOWN", None
         return "SHOWN", Stock(**found)
 
@@ -163,7 +166,7 @@ class Contract(Part, frozen=True, kw_only=True):
         answer = decode(body)
         word = _look(self.order.status, body, answer)
         named = None if self.order.order_id is None else _look(self.order.order_id, body, answer)
-        if isinstance(word, str) and word and named in (None, order_id):
+        if isinstance(word, str) and word and (named is None or str(named) == order_id):
             return "SHOWN", self.order.words.get(word, word)
         return "UNKNOWN", None
 

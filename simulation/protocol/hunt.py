@@ -30,9 +30,11 @@ import simulation
 from engine.ledger.ledger import Ledger
 from engine.local.stack import Stack, start_stack
 from simulation.campaign.mutation import Mutation, copy_engine, load_mutation, mutate
+from simulation.campaign.suite import Suite
 from simulation.errors import RunError
 from simulation.protocol.machine import AIMS, Interleaving, Tally
 from simulation.protocol.processes import Stores
+from simulation.report.page import write_tables
 
 FOLDER: Final = Path(__file__).with_name("mutations")
 _BUGS: Final = Path(__file__).with_name("bugs.toml")
@@ -176,6 +178,19 @@ class Attempt(msgspec.Struct, kw_only=True):
     found: Found
     expected: bool
     """Whether what is wrong is one of what the bug should break."""
+
+
+class Hunts(Suite, kw_only=True):
+    """What a command did: a hunt, or one for each deliberate bug."""
+
+    hunts: list[Found] = msgspec.field(default_factory=list)
+    bugs: list[Attempt] = msgspec.field(default_factory=list)
+
+
+def write_hunts(result: Hunts, folder: Path) -> None:
+    """Write them as JSON, Markdown and HTML."""
+    right = [not found.faults for found in result.hunts] + [bool(each.found.faults) for each in result.bugs]
+    write_tables("interleave", result, folder, good=sum(right), total=len(right))
 
 
 def load_bugs() -> dict[str, Bug]:

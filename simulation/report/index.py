@@ -30,6 +30,7 @@ CAMPAIGNS: Final = {
     "soak": ("Soak", "runs", "verdict", "pass"),
     "worth": ("What the design is worth, Flashgrid", "cases", "flashgrid.verdict", "pass"),
     "model": ("Model of the protocol", None, "", ""),
+    "interleave": ("The engine's steps in any order", None, "", ""),
     "bench": ("Benchmark", None, "", ""),
 }
 """What each kind of campaign is called, where its JSON lists its rows, and which of a row's fields says, by

@@ -3,14 +3,16 @@
     counts      one number a line: requests in each step of `step_s` seconds, one second if not said
     times       one time a line: ISO 8601, seconds or milliseconds since 1970, or, under a header such as
                 `time`, seconds from any start
-    rows        time, user and product, separated by commas
+    rows        time, user and product, separated by commas or semicolons
     access log  lines in the common or the combined format of Apache and nginx
 
-Counts and rows may have a header. Of rows and logs only the time counts: who buys what is drawn as the
+Counts and rows may have a header, and a file may be compressed by gzip. Of rows and logs only the time counts: who buys what is drawn as the
 population says.
 """
 
+import gzip
 import re
+import zlib
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -28,7 +30,9 @@ FORMS: Final = (
     "a count (12), a time (2026-11-29T08:00:00Z, or seconds since 1970), a row of time, user and product,"
     " or a line of an access log"
 )
+GZIP: Final = b"\x1f\x8b"
 _LOG: Final = re.compile(r'\S+ \S+ .*?\[(\d\d/\w{3}/\d{4}:\d\d:\d\d:\d\d [+-]\d{4})\] "')
+_SEPARATORS: Final = re.compile("[,;]")
 _TIME_HEADERS: Final = {"time", "timestamp", "date", "datetime", "at", "t", "t_s", "seconds"}
 
 
@@ -48,8 +52,16 @@ class _Form(NamedTuple):
 
 
 def read_text(file: Path) -> str:
-    """Return the text of a file in UTF-8 or, as PowerShell writes it, UTF-16. Raises OSError, ValueError."""
+    """Return the text of a file in UTF-8 or, as PowerShell writes it, UTF-16, and perhaps in gzip.
+
+    Raises OSError, ValueError.
+    """
     raw = file.read_bytes()
+    if raw.startswith(GZIP):
+        try:
+            raw = gzip.decompress(raw)
+        except (EOFError, zlib.error) as error:
+            raise OSError(f"is no whole gzip file: {error}") from None
     return raw.decode("utf-16" if raw.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else "utf-8-sig")
 
 
@@ -63,10 +75,12 @@ def read_trace(file: Path, step_s: float = 1.0) -> Recorded:
     except OSError as error:
         raise ScenarioError(f"{file}: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
-        raise ScenarioError(f"{file}: is not CSV: {error}") from None
+        raise ScenarioError(f"{file}: is no text in UTF-8: {error.reason} at byte {error.start}") from None
     header, form = _find_form(lines, file)
     values: list[float] = []
     for number, line in enumerate(lines[header:], 1 + header):
+        if not line.strip() and form is not _COUNT:
+            continue
         try:
             values.append(form.parse(line))
         except ScenarioError as error:
@@ -87,9 +101,10 @@ def _find_form(lines: list[str], file: Path) -> tuple[int, _Form]:
         return 0, form
     header = first.strip('"').lower()
     form = _match(lines[1]) if len(lines) > 1 else None
-    if form is _ROW and "," in header:
+    is_row = _SEPARATORS.search(header) is not None
+    if form is _ROW and is_row:
         return 1, form
-    if "," not in header and form in (None, _COUNT, _TIME) and len(lines) > 1:
+    if not is_row and form in (None, _COUNT, _TIME) and len(lines) > 1:
         return 1, _ANY_TIME if header in _TIME_HEADERS else form or _COUNT
     raise ScenarioError(f"{file}: line 1: must be {FORMS}, got {first!r}")
 
@@ -146,8 +161,8 @@ def _parse_time(text: str) -> float:
 
 
 def _parse_row(text: str) -> float:
-    moment, user, product = text.split(",")
-    if int(user.strip('" ')) < 0 or int(product.strip('" ')) < 0:
+    moment, user, product = _SEPARATORS.split(text)
+    if not user.strip('" ') or not product.strip('" '):
         raise ValueError(text)
     return _parse_any_time(moment)
 

@@ -107,7 +107,7 @@ async def _open_sale(
         await asyncio.sleep(_AGAIN_S)
     if status in (401, 403):
         raise EngineError(f"{url} refuses to open a sale ({status}): give its --admin-token")
-    if status not in (200, 201):
+    if not 200 <= status < 300:
         raise EngineError(f"{url} answers {status} to the opening of a sale: {body[:200]!r}")
     if init.sale_id is None:
         return terms.product_id

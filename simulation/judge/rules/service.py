@@ -33,9 +33,15 @@ def no_server_errors(evidence: Evidence) -> Finding:
     late = (took_ns > asked.timeout_ns + GRACE_S * 1e9).fillna(True)
     silent = late & ~sent["excused"]
     refused = unsent[~unsent["excused"]]
-    found = find(
+    detail = (
         f"{len(sent) + len(unsent):,} requests; for a reason without an answer:"
-        f" {(late & sent['excused']).sum():,}",
+        f" {(late & sent['excused']).sum():,}"
+    )
+    named, bought = asked.contract.buy.order_id, unread & (sent["kind"] == "buy")
+    if bought.any() and named and evidence.accepted.empty:
+        detail += f"; no purchase names an order at {named}, as the contract says"
+    found = find(
+        detail,
         Breach(error.sum(), "server errors other than 503", "op", sent.loc[error, "op"]),
         Breach(unread.sum(), "answers that can't be read", "op", sent.loc[unread, "op"]),
         Breach(strange.sum(), "answers whose status says something else", "op", sent.loc[strange, "op"]),

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Final
 
 import pandas as pd
 
@@ -12,10 +12,12 @@ from simulation.judge.rules.evidence import BUYER, Breach
 from simulation.judge.thresholds import Metrics
 from simulation.judge.verdict import find_breaches, gather
 from simulation.model.events import Interval
-from simulation.model.outcome import REFUSALS
+from simulation.model.outcome import REFUSALS, TERMINAL
 from simulation.model.state import FinalState
 from simulation.report.story.story import Step
 from simulation.report.words import FAULTS, count, seconds
+
+UNTIMED: Final = "; nobody tells when"
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,10 +138,13 @@ def tell_order(record: Record, order_id: str, sent_s: float | None) -> list[Step
             what="reserved",
             at_s=reserved_s,
             after_s=sent_s,
-            words=f"{units} of sale {order['sale_id']}, for order {order_id} (gate's clock, whole ms)",
+            words=f"{units} of sale {order['sale_id']}, for order {order_id}"
+            + (UNTIMED if reserved_s is None else " (gate's clock, whole ms)"),
         )
     ]
     begun_s = steps[0].place_s
+    if settled_s is None and order["status"] in TERMINAL:
+        return [*steps, Step(what="settled", words=f"{order['status']}{UNTIMED}")]
     if settled_s is None:
         left = f"outbox {count(record.state.outbox)}, queue {count(record.state.queue)} at the end"
         return [*steps, Step(what="not settled", words=f"status {order['status']}; {left}")]
@@ -194,6 +199,8 @@ def _tell_released(record: Record, order: Any) -> str:
     orders = record.orders
     failed = orders[(orders["sale_id"] == order["sale_id"]) & (orders["status"] == "FAILED")]
     units = int(failed["quantity"].sum())
+    if "released" not in sale:
+        return said
     released = int(sale["released"].iloc[0])
     return f"{said}; at the end the gate counts {released:,} units released, the ledger {units:,} failed"
 

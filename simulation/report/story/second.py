@@ -100,7 +100,7 @@ def _tell_samples(record: Record, start_s: float, end_s: float) -> Iterator[Step
     within = samples[(samples["t_s"] >= start_s) & (samples["t_s"] < end_s)]
     for sample in within.iloc[[0, -1]].to_dict("records") if len(within) > 1 else []:
         held = [
-            f"{count(sample[name])} {word}" for name, word in _SAMPLED.items() if sample.get(name) is not None
+            f"{count(sample[name])} {word}" for name, word in _SAMPLED.items() if pd.notna(sample.get(name))
         ]
         yield Step(what="stores", at_s=float(sample["t_s"]), words=", ".join(held))
 

@@ -26,7 +26,7 @@ VALUES: Final = {
     "init": {"product_id", "stock", "limit", "quantity", "starts_ms", "ends_ms", "admin_token", "key"},
     "buy": {"user_id", "product_id", "key", "token"},
     "stock": {"product_id"},
-    "order": {"order_id"},
+    "order": {"order_id", "user_id", "token"},
 }
 """The values that each request may take."""
 TERMS: Final = {"limit": "limit", "starts_in_s": "starts_ms", "ends_in_s": "ends_ms", "quantity": "quantity"}
@@ -131,8 +131,9 @@ def _check(described: Description) -> None:
         request: Request | None = getattr(described, name)
         if request and (strange := sorted(request.names - known)):
             raise ValueError(f"{name}: there is no {{{strange[0]}}}; there are: {', '.join(sorted(known))}")
-    if ("token" in described.buy.names) != bool(described.tokens):
-        raise ValueError("tokens: a file of tokens and the {token} of a purchase need each other")
+    takers = [each for each in (described.buy, described.order) if each and "token" in each.names]
+    if bool(takers) != bool(described.tokens):
+        raise ValueError("tokens: a file of tokens and the {token} of a request need each other")
     if not any(rule.outcome == "ACCEPTED" for rule in described.buy.answers):
         raise ValueError("buy.answers: no status is ACCEPTED")
     remaining = described.sql and described.sql.remaining

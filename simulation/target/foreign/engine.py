@@ -74,7 +74,7 @@ class Engine:
         if self.witness == "flashgrid":
             return FlashgridWitness(services, shards) if services else NoWitness()
         if self.witness == "http":
-            return HttpWitness(self.contract, url, self.ca)
+            return HttpWitness(self.contract, url, self.ca, self.tokens)
         told = self.described.sql if self.described else None
         if told is None:
             raise EngineError("the witness sql needs the tables of an engine: give --engine FILE with [sql]")

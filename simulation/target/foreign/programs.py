@@ -2,11 +2,13 @@
 
 import asyncio
 import contextlib
+import os
 import shlex
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -149,22 +151,35 @@ async def reset_engine(command: str) -> None:
 
 
 async def try_command(command: str, within_s: float) -> str | None:
-    """Do a command of the user's own; return what went wrong, None if nothing did."""
-    try:
-        process = await asyncio.create_subprocess_exec(
-            *shlex.split(command), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
-        )
-    except (OSError, ValueError) as error:
-        return str(error)
-    try:
-        async with asyncio.timeout(within_s):
-            said, _ = await process.communicate()
-    except TimeoutError:
-        process.kill()
-        return f"has not ended after {within_s:g} s"
-    if process.returncode:
-        last = (said.decode(errors="replace").strip().splitlines() or ["it said nothing"])[-1]
-        return f"ended with code {process.returncode}: {last}"
+    """Do a command of the user's own; return what went wrong, None if nothing did.
+
+    What it leaves running in the background goes on; what has not ended in time, or when the run is cancelled,
+    is killed with all that it started.
+    """
+    with tempfile.TemporaryFile() as output:
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *(shlex.split(command) or [""]),
+                stdout=output,
+                stderr=output,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        except (OSError, ValueError) as error:
+            return str(error)
+        try:
+            async with asyncio.timeout(within_s):
+                await process.wait()
+        except TimeoutError:
+            return f"has not ended after {within_s:g} s"
+        finally:
+            if process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+        if process.returncode:
+            output.seek(0)
+            said = output.read().decode(errors="replace").strip().splitlines() or ["it said nothing"]
+            return f"ended with code {process.returncode}: {said[-1]}"
     return None
 
 

@@ -5,8 +5,8 @@ It can't know of orders that no client was told of.
 
 import asyncio
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import aiohttp
@@ -30,6 +30,8 @@ class HttpWitness:
     contract: Contract
     url: str
     ca: str | None
+    tokens: Mapping[int, str] = field(default_factory=dict)
+    """The token of each user, if orders are asked for with one."""
 
     async def check(self, sales: Sequence[Sale]) -> None:
         """Raise EngineError unless the engine shows the stock, if its contract says that it does."""
@@ -66,6 +68,8 @@ class HttpWitness:
                     )
                 else:
                     unread["gate"] = "the contract shows no stock"
+                    if "orders" in state:
+                        state["sales"] = _count_sales(state["orders"], sales)
             except EngineError as error:
                 unread["ledger"] = str(error)
         return FinalState(**state, bus=False, unread=unread, partial=True)
@@ -80,11 +84,14 @@ class HttpWitness:
         drain_s: float,
     ) -> tuple[pd.DataFrame, float | None]:
         """Return the orders that the engine shows, and the seconds until none of them was PENDING."""
-        status: dict[str, str | None] = dict.fromkeys(bought["order_id"], "PENDING")
+        buyers = dict(zip(bought["order_id"], bought["user_id"], strict=True))
+        status: dict[str, str | None] = dict.fromkeys(buyers, "PENDING")
         drained_s = None
         while True:
             waiting = [order_id for order_id, word in status.items() if word in ("PENDING", None)]
-            words = await asyncio.gather(*(self._ask(session, request, order_id) for order_id in waiting))
+            words = await asyncio.gather(
+                *(self._ask(session, request, order_id, int(buyers[order_id])) for order_id in waiting)
+            )
             status |= dict(zip(waiting, words, strict=True))
             now = time.monotonic()
             if not any(word in ("PENDING", None) for word in status.values()):
@@ -107,9 +114,12 @@ class HttpWitness:
         whole = {name: "Int64" for name, kind in ORDER_TYPES.items() if kind == pa.int64()}
         return frame.astype(whole), drained_s
 
-    async def _ask(self, session: aiohttp.ClientSession, request: OrderRead, order_id: str) -> str | None:
-        """Return the status of an order; None if the engine does not show it."""
-        status, body = await send(session, self.url.rstrip("/"), request, order_id=order_id)
+    async def _ask(
+        self, session: aiohttp.ClientSession, request: OrderRead, order_id: str, user_id: int
+    ) -> str | None:
+        """Return the status of an order, as its buyer asks for it; None if the engine does not show it."""
+        values = {"order_id": order_id, "user_id": user_id, "token": self.tokens.get(user_id)}
+        status, body = await send(session, self.url.rstrip("/"), request, **values)
         return self.contract.classify_order(status, body, order_id)[1]
 
     async def _read_stock(
@@ -146,6 +156,13 @@ class HttpWitness:
         if frame["stock"].notna().all():
             sales = sales.assign(stock=frame["stock"])
         return {"sales": sales, "gate": gate}
+
+
+def _count_sales(orders: pd.DataFrame, sales: Sequence[Sale]) -> pd.DataFrame:
+    """Return the sales with the units of their confirmed orders."""
+    rows = [(sale.sale_id, sale.terms.product_id) for sale in sales]
+    frame = pd.DataFrame(rows, columns=["sale_id", "product_id"])
+    return frame.assign(sold=frame["sale_id"].map(_sum_confirmed(orders)).fillna(0)).astype("Int64")
 
 
 def _sum_confirmed(orders: pd.DataFrame) -> "pd.Series[int]":

@@ -462,7 +462,7 @@ async def test_a_load_that_is_stopped_ends_with_the_requests_in_flight_and_nobod
         load = open_loop(
             server.port, [0, 0, 3_600_000, 3_600_000], *patient("NOT_STARTED", pause_ms=1), connections=4
         )
-        load.polls = Polls([MS] * 4, 5, load.address.encode_order)
+        load.polls = Polls([MS] * 4, 5, lambda order_id, first: load.address.encode_order(order_id, first))
         await load.run(time.monotonic_ns())
     assert sorted(load.ended) == [0, 1]
     assert load.withdrawn == 2

@@ -16,7 +16,7 @@ from simulation.model.contract import (
     Rule,
     StockRead,
 )
-from simulation.model.outcome import OUTCOMES
+from simulation.model.outcome import OUTCOMES, Stock
 from simulation.model.requests import Encoder, fill
 
 SHOP = Contract(
@@ -32,7 +32,6 @@ SHOP = Contract(
         ),
         words=("result.ok",),
         order_id="result.orders.0",
-        numbered=True,
     ),
     stock=StockRead(path="/stock", remaining="."),
     order=OrderRead(path="/order/{order_id}", status="state", words={"PAID": "CONFIRMED"}),
@@ -49,7 +48,8 @@ def test_every_outcome_can_be_said() -> None:
         (200, b'{"result":{"ok":true,"orders":[17]}}', ("ACCEPTED", "17")),
         (200, b'{"result":{"ok":false}}', ("SOLD_OUT", None)),
         (200, b'{"result":{"ok":1,"orders":[17]}}', ("UNKNOWN", None)),
-        (200, b'{"result":{"ok":true,"orders":["17"]}}', ("UNKNOWN", None)),
+        (200, b'{"result":{"ok":true,"orders":["17"]}}', ("ACCEPTED", "17")),
+        (200, b'{"result":{"ok":true,"orders":[true]}}', ("UNKNOWN", None)),
         (200, b'{"result":{"ok":true,"orders":[]}}', ("UNKNOWN", None)),
         (202, b"", ("UNKNOWN", None)),
         (429, b"<html>", ("SOLD_OUT", None)),
@@ -77,14 +77,17 @@ def test_a_status_with_several_outcomes_is_read_and_kept() -> None:
 
 
 def test_reads_are_understood_by_their_places() -> None:
-    outcome, stock = SHOP.classify_stock(200, b"12", 1)
-    assert outcome == "UNKNOWN", "a text is no number"
+    assert SHOP.classify_stock(200, b"twelve", 1) == ("UNKNOWN", None)
+    assert SHOP.classify_stock(200, b"12\n", 1) == ("SHOWN", Stock(remaining=12))
     plain = msgspec.structs.replace(SHOP, stock=StockRead(path="/stock", remaining="left"))
     outcome, stock = plain.classify_stock(200, b'{"left":12}', 1)
     assert outcome == "SHOWN"
     assert stock
     assert (stock.remaining, stock.initial, stock.sold) == (12, None, None)
     assert SHOP.classify_order(200, b'{"state":"PAID"}', "17") == ("SHOWN", "CONFIRMED")
+    named = msgspec.structs.replace(SHOP, order=OrderRead(path="/", status="state", order_id="no"))
+    assert named.classify_order(200, b'{"state":"PENDING","no":17}', "17") == ("SHOWN", "PENDING")
+    assert named.classify_order(200, b'{"state":"PENDING","no":18}', "17") == ("UNKNOWN", None)
 
 
 def test_a_status_that_the_contract_does_not_list_does_not_fit() -> None:

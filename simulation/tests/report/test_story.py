@@ -196,6 +196,29 @@ def test_a_ledger_that_keeps_less_still_tells_a_story(tmp_path: Path) -> None:
     assert "stock" not in words_of(explain(record, str(first(record, "SOLD_OUT")["op"])))
 
 
+def test_stores_that_tell_no_times_and_were_not_sampled_are_no_contradiction(record: Record) -> None:
+    state = record.metrics.state
+    assert state.orders is not None
+    assert state.gate is not None
+    timed = state.orders.copy()
+    timed["accepted_us"] = None
+    untimed = timed.assign(settled_us=None).astype(timed.dtypes.to_dict() | {"settled_us": "Int64"})
+    failed, paid = (
+        record.orders.index[record.orders["status"] == word][0] for word in ("FAILED", "CONFIRMED")
+    )
+    bare = replace(state, orders=untimed.astype({"accepted_us": "Int64"}))
+    timeline = record.metrics.timeline.assign(queue_messages=float("nan"), stock_remaining=7)
+    other = replace(record, metrics=replace(record.metrics, state=bare, timeline=timeline))
+    said = words_of(explain(other, paid))
+    assert said["reserved"] == f"1 unit of sale 1, for order {paid}; nobody tells when"
+    assert said["settled"] == "CONFIRMED; nobody tells when"
+    assert "not settled" not in said
+    assert not [step for step in explain(other, "0.5s").steps if "nan" in step.words]
+    plain = replace(state, gate=state.gate[["product_id", "sale_id", "remaining"]])
+    story = explain(replace(record, metrics=replace(record.metrics, state=plain)), failed)
+    assert words_of(story)["released"] == "1 unit back to the gate; no store keeps the moment"
+
+
 @pytest.mark.parametrize(
     ("what", "said"),
     [

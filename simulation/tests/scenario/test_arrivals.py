@@ -1,5 +1,6 @@
 """The arrival curve is the one that was asked for, and the same seed draws the same arrivals."""
 
+import gzip
 from pathlib import Path
 from typing import Literal
 
@@ -199,7 +200,9 @@ LOG = (
         ("time\n0.3\n0\n0.05\n", [2, 0, 0, 1], 0.1),
         ("time,user,product\n0.0,7,1\n0.2,8,1\n", [1, 0, 1], 0.1),
         ("2026-11-29 08:00:00,7,1\n2026-11-29 08:00:00.2,8,1\n", [1, 0, 1], 0.1),
+        ("time;user;product\n0.0;u-7;shoe\n\n0.2;u-8;shoe\n", [1, 0, 1], 0.1),
         (LOG, [2, 0, 0, 1], 1.0),
+        (LOG.replace("\n", "\n\n"), [2, 0, 0, 1], 1.0),
     ],
 )
 def test_times_rows_and_logs_are_counted(
@@ -208,6 +211,12 @@ def test_times_rows_and_logs_are_counted(
     file = tmp_path / "crowd.log"
     file.write_text(text)
     assert read_trace(file) == (counts, step_s)
+    packed = gzip.compress(text.encode())
+    file.write_bytes(packed)
+    assert read_trace(file) == (counts, step_s)
+    file.write_bytes(packed[:-9])
+    with pytest.raises(ScenarioError, match=r"crowd\.log: is no whole gzip file"):
+        read_trace(file)
 
 
 def test_times_of_years_are_counted_in_longer_steps(tmp_path: Path) -> None:
@@ -264,5 +273,5 @@ def test_a_trace_that_is_no_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ScenarioError, match=r"gone\.csv: No such file"):
         read_trace(tmp_path / "gone.csv")
     (tmp_path / "bytes.csv").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ScenarioError, match=r"bytes\.csv: is not CSV"):
+    with pytest.raises(ScenarioError, match=r"bytes\.csv: is no text"):
         read_trace(tmp_path / "bytes.csv")

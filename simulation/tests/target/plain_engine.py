@@ -2,7 +2,8 @@
 
 `python plain_engine.py PORT POSTGRES_URL [oversell] [tokens FILE] [https CERTIFICATE KEY]`
 
-The file has rows of user,token; a purchase then needs the token of its buyer.
+The file has rows of user,token; a purchase then needs the token of its buyer, and so does a look at the order, which
+the answer names.
 """
 
 import asyncio
@@ -29,14 +30,18 @@ async def init(request: web.Request) -> web.Response:
         await connection.execute(
             "INSERT INTO items VALUES ($1, $2) ON CONFLICT (item) DO UPDATE SET amount = $2", item, amount
         )
-    return web.Response()
+    return web.Response(status=204)
+
+
+def may(request: web.Request, buyer: Any) -> bool:
+    tokens = request.app[TOKENS]
+    mine = tokens.get(str(buyer), "nobody") if tokens else f"user-{buyer}"
+    return request.headers.get("Authorization") == f"Bearer {mine}"
 
 
 async def buy(request: web.Request) -> web.Response:
     wanted = await request.json()
-    tokens = request.app[TOKENS]
-    mine = tokens.get(str(wanted["buyer"]), "nobody") if tokens else f"user-{wanted['buyer']}"
-    if request.headers.get("Authorization") != f"Bearer {mine}":
+    if not may(request, wanted["buyer"]):
         return web.Response(status=401)
     item = int(wanted["item"])
     async with request.app[LOCK], request.app[POOL].acquire() as connection:
@@ -44,10 +49,18 @@ async def buy(request: web.Request) -> web.Response:
         amount = await connection.fetchval("SELECT amount FROM items WHERE item = $1", item)
         if sold >= amount + request.app[SPARE]:
             return web.Response(status=429)
-        await connection.execute(
-            "INSERT INTO units_sold (buyer, item) VALUES ($1, $2)", int(wanted["buyer"]), item
+        unit = await connection.fetchval(
+            "INSERT INTO units_sold (buyer, item) VALUES ($1, $2) RETURNING id", int(wanted["buyer"]), item
         )
-    return web.Response()
+    return web.json_response({"order": unit}, status=201) if request.app[TOKENS] else web.Response()
+
+
+async def show(request: web.Request) -> web.Response:
+    async with request.app[POOL].acquire() as connection:
+        buyer = await connection.fetchval(
+            "SELECT buyer FROM units_sold WHERE id = $1", int(request.match_info["id"])
+        )
+    return web.json_response({"state": "PAID"}) if may(request, buyer) else web.Response(status=401)
 
 
 async def connect(app: web.Application) -> AsyncIterator[None]:
@@ -58,7 +71,7 @@ async def connect(app: web.Application) -> AsyncIterator[None]:
 
 if __name__ == "__main__":
     app = web.Application()
-    app.add_routes([web.post("/init", init), web.post("/buy", buy)])
+    app.add_routes([web.post("/init", init), web.post("/buy", buy), web.get("/orders/{id}", show)])
     app.cleanup_ctx.append(connect)
     app[LOCK], app[SPARE] = asyncio.Lock(), 5 if "oversell" in sys.argv else 0
     app[TOKENS] = {}

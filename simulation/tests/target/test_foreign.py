@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from engine.settings import Settings
@@ -20,7 +21,7 @@ from simulation.scenario.schema import Scenario
 from simulation.target.engine_process import start_engine
 from simulation.target.foreign.description import load_description
 from simulation.target.foreign.engine import Engine, find_engine
-from simulation.target.foreign.programs import Programs
+from simulation.target.foreign.programs import Programs, try_command
 from simulation.target.foreign.tokens import read_tokens
 from simulation.target.services import Services
 from simulation.tests.cli.test_cli import flashsim
@@ -114,14 +115,32 @@ async def test_each_buyer_sends_the_token_of_its_own(settings: Settings, tmp_pat
     tokens = tmp_path / "tokens.csv"
     tokens.write_text("".join(f"{user},secret-{user * 7919}\n" for user in range(400, 0, -1)))
     text = (PLAIN.parents[2] / "target/foreign/library/plain.toml").read_text()
+    text = text.replace("user-{user_id}", "{token}").replace("{ status = 200", "{ status = 201")
+    text = text.replace('# order_id = "data.orderId" ', 'order_id = "order" #')
     own = tmp_path / "own.toml"
-    own.write_text('tokens = "tokens.csv"\n' + text.replace("user-{user_id}", "{token}"))
+    own.write_text(
+        f"""tokens = "tokens.csv"
+{text}
+[order]
+path = "/orders/{{order_id}}"
+headers = {{ Authorization = "Bearer {{token}}" }}
+status = "state"
+words = {{ PAID = "CONFIRMED" }}
+"""
+    )
     engine = find_engine(str(own), None, (None, None, settings.postgres_url))
-    scenario = small_spike(**{"population.users": 400})
+    reads = {"stock_share": 0.0, "order_share": 1.0}
+    scenario = small_spike(**{"population.users": 400, "population.reads": reads})
     async with plain_engine(str(settings.postgres_url), "tokens", str(tokens)) as port:
         summary = await judge(scenario, tmp_path / "run", engine, f"http://127.0.0.1:{port}")
+        asked = await judge(
+            scenario, tmp_path / "asked", find_engine(str(own), "http"), f"http://127.0.0.1:{port}"
+        )
     assert summary["verdict"] == "pass", summary["verdict_in_words"]
     assert (summary["outcomes"]["accepted"], summary["outcomes"]["rejected"]) == (60, 0)
+    assert summary["reads"]["order"]["final"] == 60
+    found = states(asked)
+    assert (found["accepted is settled"], found["no oversell"]) == ("held", "held")
     record = [file for file in (tmp_path / "run").rglob("*") if file.is_file()]
     assert not [file for file in record if b"secret-" in file.read_bytes()]
     with pytest.raises(EngineError, match=r"none for user 401 of 1,000; --set population.users=400 takes"):
@@ -134,6 +153,8 @@ async def test_each_buyer_sends_the_token_of_its_own(settings: Settings, tmp_pat
         ("first\nsecond\n", {1: "first", 2: "second"}),
         ("user,token\n7,seven\n3,three\n", {7: "seven", 3: "three"}),
         ('\ufeff"2","b=="\r\n"1","a.b"\r\n', {2: "b==", 1: "a.b"}),
+        ("user;token\n7;seven\n3;three\n", {7: "seven", 3: "three"}),
+        ("Token\nfirst\nsecond\n", {1: "first", 2: "second"}),
     ],
 )
 def test_tokens_are_read_as_people_write_them(text: str, tokens: dict[int, str], tmp_path: Path) -> None:
@@ -149,6 +170,7 @@ def test_tokens_are_read_as_people_write_them(text: str, tokens: dict[int, str],
         ("a\n\nb\n", "line 2: is no token; there must be a token on each line, or rows of user,token"),
         ("1,a\nb\n", "line 2: is no token"),
         ("1,a b\n", "line 1: is no token"),
+        ("1,a;b\n", "line 1: is no token"),
         ("1,a\n0,b\n", "line 2: is no token"),
         ("1,a\n1,b\n", "line 2: user 1 has a token already"),
         ("a\nb\na\n", "line 3: is the token of line 1"),
@@ -232,7 +254,7 @@ def describe(tmp_path: Path, changes: dict[str, str]) -> str:
         (
             "user-{user_id}",
             "{token}",
-            "tokens: a file of tokens and the {token} of a purchase need each other",
+            "tokens: a file of tokens and the {token} of a request need each other",
         ),
         (
             'outcome = "SOLD_OUT"',
@@ -241,7 +263,7 @@ def describe(tmp_path: Path, changes: dict[str, str]) -> str:
         ),
         ('witness = "sql"', 'witness = "psql"', "witness: must be one of flashgrid, sql, http, got 'psql'"),
         ("[sql.remaining]", "[sql.remaining]\nget = true", "sql.remaining: needs one of sql, redis and get"),
-        ('text = "A', "text = A", "is not TOML: Invalid value (at line 9"),
+        ('text = "A', "text = A", "is not TOML: Invalid value (at line 10, column 8)"),
         ("answers = [", "replies = [", "buy.replies: there is no such key"),
     ],
 )
@@ -276,6 +298,28 @@ async def test_a_reset_that_fails_is_told(settings: Settings, tmp_path: Path) ->
     engine = find_engine(file, None, (None, None, settings.postgres_url))
     with pytest.raises(EngineError, match="ended with code 3: no such database"):
         await judge(small_spike(), tmp_path / "run", engine, "http://127.0.0.1:9")
+
+
+async def test_a_command_that_hangs_is_killed_with_what_it_started_and_one_behind_it_is_not_waited_for(
+    tmp_path: Path,
+) -> None:
+    mark = tmp_path / "mark"
+    hanging = f"sh -c 'sleep 300 & echo $! > {mark}; wait'"
+    assert await try_command(hanging, 1) == "has not ended after 1 s"
+    child = int(mark.read_text())
+    async with asyncio.timeout(30):
+        while is_running(child):  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+    try:
+        assert await try_command(hanging.replace("; wait", ""), 30) is None
+        assert is_running(int(mark.read_text()))
+    finally:
+        os.kill(int(mark.read_text()), signal.SIGKILL)
+    assert await try_command("  ", 1) is not None
+
+
+def is_running(pid: int) -> bool:
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
 async def test_faults_of_one_s_own_are_commands(settings: Settings, tmp_path: Path) -> None:
