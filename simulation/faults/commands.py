@@ -57,10 +57,10 @@ async def alter_postgres(url: str, change: str) -> None:
             await connection.execute("SELECT pg_reload_conf()")
 
 
-async def do_command(command: str) -> None:
-    """Do a command of one's own; an empty one does nothing. Raises FaultError if it fails."""
+async def do_command(command: str, what: str) -> None:
+    """Do a command of one's own; an empty one does nothing. Raises FaultError, which says `what` failed."""
     if command and (failure := await try_command(command, START_S)):
-        raise FaultError(f"{command}: {failure}")
+        raise FaultError(f"{what}: {command}: {failure}")
 
 
 async def drop_connections(on: str, services: Services, stack: Stack) -> None:

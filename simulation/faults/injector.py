@@ -120,8 +120,8 @@ class Injector(Background):
             ending.push_async_callback(self._proxy.set_fault, on, None)
             await self._proxy.set_fault(on, fault)
         elif kind == COMMAND:
-            ending.push_async_callback(do_command, fault.end)
-            await do_command(fault.begin)
+            ending.push_async_callback(do_command, fault.end, f"{kind} {on}: end")
+            await do_command(fault.begin, f"{kind} {on}: begin")
         elif kind == "stop":
             await self._stop(on, ending)
         elif on in STAGES:

@@ -74,7 +74,9 @@ class Buy(Request, frozen=True, kw_only=True):
     words: tuple[str, ...] = ("status", "code")
     """The places where an answer says its word."""
     order_id: str | None = None
-    """Where the order id stands, a text or a number; None: the engine names none."""
+    """Where the order id stands; None: the engine names none."""
+    numbered: bool = False
+    """Whether order ids are numbers."""
 
 
 class StockRead(Request, frozen=True, kw_only=True):
@@ -139,7 +141,7 @@ class Contract(Part, frozen=True, kw_only=True):
         if outcome != "ACCEPTED" or self.buy.order_id is None:
             return outcome, None
         found = _look(self.buy.order_id, body or b"", decode(body or b""))
-        named = str(found) if type(found) in (int, str) else ""
+        named = str(found) if type(found) is (int if self.buy.numbered else str) else ""
         return ("ACCEPTED", named) if named else ("UNKNOWN", None)
 
     def classify_stock(self, status: int, body: bytes, product_id: int) -> tuple[str, Stock | None]:

@@ -6,8 +6,8 @@
     rows        time, user and product, separated by commas or semicolons
     access log  lines in the common or the combined format of Apache and nginx
 
-Counts and rows may have a header, and a file may be compressed by gzip. Of rows and logs only the time counts: who buys what is drawn as the
-population says.
+Counts and rows may have a header, and a file may be compressed by gzip. Of rows and logs only the time
+counts: who buys what is drawn as the population says.
 """
 
 import gzip

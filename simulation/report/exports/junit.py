@@ -1,14 +1,17 @@
 """JUnit's XML, as build servers read it: a test case for each rule and each threshold of a run."""
 
+import re
 from collections.abc import Mapping, Sequence
 from io import BytesIO
-from typing import Any
+from typing import Any, Final
 from xml.etree import ElementTree as Xml
 
 from simulation.judge.figures import Run
 
 _RESULTS = {"broken": "failure", "not judged": "error", "not exercised": "skipped"}
 """The element by which JUnit says that a test did not pass, by the state of a check."""
+_NO_XML: Final = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f]")
+"""What XML can't hold in any form; the order ids of another engine may have it."""
 
 
 def write_junit(runs: Sequence[Run]) -> bytes:
@@ -19,7 +22,7 @@ def write_junit(runs: Sequence[Run]) -> bytes:
     Xml.indent(root)
     output = BytesIO()
     Xml.ElementTree(root).write(output, encoding="utf-8", xml_declaration=True)
-    return output.getvalue() + b"\n"
+    return _NO_XML.sub(b"?", output.getvalue()) + b"\n"
 
 
 def _make_suite(run: Run) -> Xml.Element:

@@ -153,8 +153,8 @@ async def reset_engine(command: str) -> None:
 async def try_command(command: str, within_s: float) -> str | None:
     """Do a command of the user's own; return what went wrong, None if nothing did.
 
-    What it leaves running in the background goes on; what has not ended in time, or when the run is cancelled,
-    is killed with all that it started.
+    What it leaves running in the background goes on. A command that has not ended in time, or when the run is
+    cancelled, is killed with all that it started.
     """
     with tempfile.TemporaryFile() as output:
         try:

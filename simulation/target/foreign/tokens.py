@@ -17,8 +17,8 @@ def read_tokens(file: Path) -> dict[int, str]:
     """Return the token of each user.
 
     In a file with a token on each line the first one is that of user 1, and so on; rows of user,token, or
-    user;token, may stand in any order. Either may have a head. Raises EngineError, in one line that names the line at
-    fault and no token.
+    user;token, may stand in any order. Either may have a head. Raises EngineError, in one line that names the
+    line at fault and no token.
     """
     try:
         lines = read_text(file).rstrip().splitlines()

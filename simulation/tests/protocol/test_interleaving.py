@@ -1,5 +1,6 @@
 """The engine's real steps in any order: examples of any kind hold, and deliberate bugs show."""
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,10 +10,14 @@ from engine.model.purchase import Outcome
 from engine.model.sale import SaleTerms
 from simulation.campaign.mutation import copy_engine, mutate
 from simulation.protocol.hunt import (
+    Attempt,
+    Found,
+    Hunts,
     load_bugs,
     load_edits,
     play,
     private_stores,
+    write_hunts,
 )
 from simulation.protocol.processes import DECLINED, Stores
 from simulation.protocol.referee import find_faults
@@ -254,6 +259,20 @@ def test_the_same_seed_gives_the_same_examples(stores: Stores) -> None:
     assert once.steps == again.steps
     assert once.actions == again.actions
     assert once.steps != play(stores, 4, 3).steps
+
+
+def test_a_page_tells_what_hunts_found(tmp_path: Path) -> None:
+    found = Found(seed=7, examples=25, steps=Counter(a=1_000, b=200), faults=["a unit <too> many"])
+    bug = Attempt(name="unit-vanishes", text="A unit vanishes.", model=None, found=found, expected=True)
+    for result, words in (
+        (Hunts(command="c", hunts=[found]), "0 of 1"),
+        (Hunts(command="c", bugs=[bug]), "1 of 1"),
+    ):
+        write_hunts(result, tmp_path)
+        page = (tmp_path / "interleave.html").read_text()
+        assert words in page
+        assert "a unit &lt;too&gt; many" in page
+        assert "1,200" in page
 
 
 def test_examples_of_every_kind_hold(stores: Stores) -> None:

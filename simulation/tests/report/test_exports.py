@@ -14,6 +14,7 @@ from hdrh.histogram import HdrHistogram
 
 from simulation.cli.commands import main
 from simulation.record.summary import check_summary
+from simulation.report.exports.junit import write_junit
 from simulation.report.exports.schemas import FILES, write_schema
 from simulation.scenario.loading import list_scenarios, load_scenario
 from simulation.tests.run_folders import lose_orders, make_run
@@ -51,6 +52,11 @@ def test_junit_has_a_case_for_each_rule_and_threshold(folder: Path) -> None:
     for number, tag in (("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
         assert suite.get(number) == str(len(suite.findall(f"testcase/{tag}")))
     assert suite.get("tests") == str(len(checks))
+    run = load_run(folder)
+    run.summary["checks"][0]["detail"] = 'order "\x00\x1b<é🛒>&]]>"'
+    [suite] = Xml.fromstring(write_junit([run]))
+    said = suite.findtext("testcase/system-out")
+    assert said == 'order "??<é🛒>&]]>"'
 
 
 @pytest.mark.parametrize("times", ["accepted.response", "sold_out.service", "all.response"])

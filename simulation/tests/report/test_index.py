@@ -60,6 +60,7 @@ def test_it_lists_campaigns_and_the_trend_of_runs_of_the_same_load(tmp_path: Pat
         ("matrix", {"cells": [{"verdict": "pass"}, {"verdict": "fail"}]}),
         ("worth", {"cases": [{"flashgrid": {"verdict": "pass"}}]}),
         ("bench", {}),
+        ("interleave", {"hunts": []}),
     ):
         (tmp_path / kind).mkdir()
         result = {"started_at": "2026-01-01T00:00:00Z", **rows}
@@ -72,6 +73,7 @@ def test_it_lists_campaigns_and_the_trend_of_runs_of_the_same_load(tmp_path: Pat
     )
     assert '<a href="worth/worth.html">worth</a>, 2026-01-01: <span class="pass">1 of 1 passed</span>' in page
     assert '<a href="bench/bench.md">bench</a>, 2026-01-01.' in page
+    assert '<a href="interleave/interleave.html">interleave</a>, 2026-01-01.' in page
     assert "soak" not in page
     [trend] = find_trends([(entry.name, entry.summary) for entry in list_runs(tmp_path)])
     assert trend.runs == 4

@@ -2,8 +2,8 @@
 
 `python plain_engine.py PORT POSTGRES_URL [oversell] [tokens FILE] [https CERTIFICATE KEY]`
 
-The file has rows of user,token; a purchase then needs the token of its buyer, and so does a look at the order, which
-the answer names.
+The file has rows of user,token; a purchase then needs the token of its buyer, and so does a look at the
+order, which the answer names.
 """
 
 import asyncio

@@ -2,24 +2,27 @@
 
 import asyncio
 import os
+import re
 import signal
 import subprocess
 import sys
+import tomllib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import psutil
 import pytest
 
 from engine.settings import Settings
-from simulation.errors import EngineError
+from simulation.errors import EngineError, FaultError
 from simulation.run import find_target, run
 from simulation.scenario.loading import load_scenario
 from simulation.scenario.schema import Scenario
 from simulation.target.engine_process import start_engine
-from simulation.target.foreign.description import load_description
+from simulation.target.foreign.description import Description, load_description
 from simulation.target.foreign.engine import Engine, find_engine
 from simulation.target.foreign.programs import Programs, try_command
 from simulation.target.foreign.tokens import read_tokens
@@ -116,7 +119,7 @@ async def test_each_buyer_sends_the_token_of_its_own(settings: Settings, tmp_pat
     tokens.write_text("".join(f"{user},secret-{user * 7919}\n" for user in range(400, 0, -1)))
     text = (PLAIN.parents[2] / "target/foreign/library/plain.toml").read_text()
     text = text.replace("user-{user_id}", "{token}").replace("{ status = 200", "{ status = 201")
-    text = text.replace('# order_id = "data.orderId" ', 'order_id = "order" #')
+    text = text.replace('# order_id = "data.orderId" ', 'order_id = "order"\nnumbered = true ')
     own = tmp_path / "own.toml"
     own.write_text(
         f"""tokens = "tokens.csv"
@@ -275,6 +278,15 @@ def test_a_bad_description_is_told_in_one_line(tmp_path: Path, old: str, new: st
     assert f"{file}: {said}" in str(error.value)
 
 
+def test_each_line_of_the_example_may_be_taken_out_of_its_comment() -> None:
+    text = (PLAIN.parents[2] / "target/foreign/library/plain.toml").read_text()
+    whole, keys = re.subn(r"^# (?=\w+ = |\[(stock|order)\])", "", text, flags=re.M)
+    assert keys >= 15
+    described = msgspec.convert(tomllib.loads(whole), Description)
+    assert described.order
+    assert described.order.words == {"PAID": "CONFIRMED"}
+
+
 async def test_a_statement_without_a_column_is_told_before_the_load(
     settings: Settings, tmp_path: Path
 ) -> None:
@@ -333,6 +345,26 @@ async def test_faults_of_one_s_own_are_commands(settings: Settings, tmp_path: Pa
         )
     assert diary.read_text() == "begin\nend\n"
     assert [(each["kind"], each["on"]) for each in summary["faults"]] == [("command", "shop")]
+
+
+async def test_a_fault_whose_command_fails_is_named(settings: Settings, tmp_path: Path) -> None:
+    fault = {"kind": "command", "on": "shop", "at_s": 1, "seconds": 1, "begin": "true", "end": "false"}
+    engine = find_engine("plain", None, (None, None, settings.postgres_url))
+    async with plain_engine(str(settings.postgres_url)) as port:
+        with pytest.raises(FaultError, match="command shop: end: false: ended with code 1: it said nothing"):
+            await judge(small_spike(faults=[fault]), tmp_path / "run", engine, f"http://127.0.0.1:{port}")
+
+
+async def test_a_description_that_looks_for_order_ids_elsewhere_is_told(
+    settings: Settings, tmp_path: Path
+) -> None:
+    engine = find_engine(
+        describe(tmp_path, {"# order_id =": "order_id ="}), None, (None, None, settings.postgres_url)
+    )
+    async with plain_engine(str(settings.postgres_url)) as port:
+        summary = await judge(small_spike(), tmp_path / "run", engine, f"http://127.0.0.1:{port}")
+    said = {check["name"]: check["detail"] for check in summary["checks"]}["no server errors"]
+    assert "no answer names an order at data.orderId, a text, as the contract says" in said
 
 
 async def test_a_program_that_dies_is_started_again(services: Services, tmp_path: Path) -> None:
