@@ -499,7 +499,7 @@ async def test_the_record_says_why_each_request_ended() -> None:
             request.writer.close()
 
     async with http_server(behave) as server:
-        load = await run(server.port, [0] * 6, timeout_ms=100)
+        load = await run(server.port, [0] * 6, timeout_ms=2_000)
     words = [ENDS[end] for end in load.ends]
     assert words == ["answered", "reset", "timeout", "garbage", "garbage", "reset"]
 
