@@ -7,11 +7,12 @@ counts. A message whose confirm is lost may be in the queue, or get there later.
 """
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from engine.errors import BusUnavailable
 from engine.model.dead_letter import DeadLetter
+from engine.model.lot import Lot, encode_lots
 from engine.model.message import Message
 from simulation.protocol.steps import Broken, take_turn
 
@@ -137,6 +138,9 @@ class StepConsumer:
 
     async def put_aside(self, dead_letters: Iterable[DeadLetter]) -> None:
         await StepPublisher("").put_aside(dead_letters)
+
+    async def put_back(self, lots: Sequence[Lot]) -> None:
+        await StepPublisher("").publish(encode_lots(lots))
 
     async def close(self) -> None:
         channel, self.channel = self.channel, None
