@@ -114,11 +114,11 @@ async def _leads_to(redis: Redis, port: int) -> bool:
 
 
 async def test_each_node_that_does_not_answer_is_named(cluster: Cluster) -> None:
-    nobody = free_port()
+    nobody, none = free_port(), free_port()
     [silent] = await find_silent_nodes(f"{cluster.url},127.0.0.1:{nobody}")
     assert silent.startswith(f"127.0.0.1:{nobody}: ")
-    async with connect_redis(f"redis+cluster://127.0.0.1:{nobody},127.0.0.1:{nobody}") as redis:
-        with pytest.raises(RedisError, match=rf"127.0.0.1:{nobody}: .*; 127.0.0.1:{nobody}: "):
+    async with connect_redis(f"redis+cluster://127.0.0.1:{nobody},127.0.0.1:{none}") as redis:
+        with pytest.raises(RedisError, match=rf":({nobody}|{none}): .*; 127.0.0.1:({nobody}|{none}): "):
             await redis.ping()
 
 
