@@ -4,13 +4,13 @@ Sessions outlive examples, since to connect takes longer than a hundred steps: o
 back, and gives up its locks.
 """
 
+import asyncio
 import re
 from collections.abc import Callable, Coroutine
 from importlib.resources import files
 from typing import Any, Final, TypeVar
 
 import asyncpg
-import uvloop
 
 from engine.ledger.queries import QUERIES
 from simulation.protocol.steps import Broken, take_turn
@@ -34,7 +34,8 @@ class Database:
 
     def __init__(self, url: str) -> None:
         self._url = url
-        self._loop = uvloop.new_event_loop()
+        # Not uvloop's, whose close was seen to wait for ever for a connection's end.
+        self._loop = asyncio.new_event_loop()
         self._free: list[asyncpg.Connection[Any]] = []
         self._lost: list[asyncpg.Connection[Any]] = []
         self.is_late: Callable[[], bool] = lambda: True
@@ -82,7 +83,7 @@ class Database:
 
     def close(self) -> None:
         """Disconnect."""
-        for session in self._free:
+        for session in (*self._free, *self._lost):
             session.terminate()
         self._loop.run_until_complete(self._loop.shutdown_asyncgens())
         self._loop.close()
