@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple, Self
 import asyncpg
 import msgspec
 
-from engine.errors import LedgerUnavailable, OutcomeUnknown, SettingsError
+from engine.errors import LedgerLocked, LedgerUnavailable, OutcomeUnknown, SettingsError
 from engine.ledger.hosts import Hosts
 from engine.ledger.migrating import Schema, apply_migrations, read_schema
 from engine.ledger.queries import Connections
@@ -144,7 +144,9 @@ class Ledger(AbstractAsyncContextManager["Ledger"]):
                 committing = True
                 await transaction.commit()
         except (LedgerUnavailable, TimeoutError) as error:
-            lost = OutcomeUnknown if committing else LedgerUnavailable
+            # A lock that it waited for may be that of a sale which another process opens under this key.
+            may_be_written = committing or isinstance(error, LedgerLocked)
+            lost = OutcomeUnknown if may_be_written else LedgerUnavailable
             raise lost(str(error) or "no answer in time") from error
         return _read_sale(rows[0])
 

@@ -10,8 +10,9 @@ import asyncpg
 import msgspec
 import pytest
 
-from engine.errors import LedgerUnavailable
+from engine.errors import LedgerUnavailable, OutcomeUnknown
 from engine.ledger.ledger import Ledger
+from engine.ledger.queries import QUERIES
 from engine.model.lot import Lot, encode_lots
 from engine.model.order import Order, OrderStatus
 from engine.model.order_id import PLACES, make_stem
@@ -173,6 +174,17 @@ async def test_a_batch_waits_for_the_one_that_holds_its_sale(
         while not await database.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"):
             pass
     assert (await settling).settled == {REJECTED: 1}
+
+
+async def test_of_a_sale_that_another_process_opens_under_the_same_key_nobody_knows(
+    ledger: Ledger, database: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    terms = make_terms(stock=10)
+    async with database.transaction():
+        [row] = await database.fetch(QUERIES["open_sale"], terms.product_id, 10, None, 1, None, None, "key")
+        with pytest.raises(OutcomeUnknown):
+            await ledger.open_sale(terms, "key")
+    assert (await ledger.open_sale(terms, "key")).sale_id == row["sale_id"]
 
 
 async def test_the_connection_that_locked_the_gate_waits_for_no_row_for_long(settings: Settings) -> None:
