@@ -88,7 +88,7 @@ def find_faults(world: World) -> list[str]:
 def _check_openings(world: World, sales: list[Any]) -> Iterator[str]:
     by_key = {row["idempotency_key"]: row["sale_id"] for row in sales}
     for key, opening in world.openings.items():
-        if opening.refused and key in by_key:
+        if not opening.unsure and key in by_key:
             yield f"sale {key} was opened, and its operator was told that nothing happened"
         if opening.sale_id is not None and by_key.get(key) != opening.sale_id:
             yield f"sale {key} is {by_key.get(key)}, and its operator was told {opening.sale_id}"

@@ -34,8 +34,8 @@ class Opening(msgspec.Struct):
     asked: int
     opened: int | None = None
     sale_id: int | None = None
-    refused: bool = False
-    """Whether the operator was told each time that nothing was opened."""
+    unsure: int = 0
+    """Requests that are under way, or that were not told that they opened nothing."""
 
 
 class Requests:
@@ -78,18 +78,17 @@ class Requests:
         """Have a front door open a sale; again under the same key, it asks for the same."""
         front_door = self._door(number)
         self._opens_ms = self.clock.now_ms
-        opening = self.openings.setdefault(key, Opening(terms, key, next(self._events), refused=True))
+        opening = self.openings.setdefault(key, Opening(terms, key, next(self._events)))
         self._say(f"an operator asks {front_door.name} for sale {key}: {opening.terms}")
 
         async def work() -> None:
-            unsure, opening.refused = not opening.refused, False
+            opening.unsure += 1
             try:
                 sale = await front_door.open_sale(opening.terms, key)
             except OutcomeUnknown:
                 return
             except FlashgridError:
-                # Another request under the key may be under way.
-                opening.refused = not unsure
+                opening.unsure -= 1
                 return
             opening.sale_id = sale.sale_id
             opening.opened = opening.opened or next(self._events)
