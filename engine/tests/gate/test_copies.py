@@ -28,7 +28,7 @@ from engine.tests.test_server import eventually
 pytestmark = pytest.mark.slow
 
 NEVER_MS = 3_600_000
-SALE = Sale(sale_id=1, terms=make_terms(stock=1_000))
+SALE = Sale(sale_id=1, terms=make_terms(stock=1_000_000))
 
 
 @pytest.fixture(scope="module")
