@@ -59,6 +59,11 @@ def test_a_stage_that_hangs_ends_all_the_same_when_it_is_told_to_stop() -> None:
 def test_a_tls_connection_that_was_closed_leaves_nothing_in_the_log_and_any_other_error_does(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    def told() -> list[str]:
+        # Others may log beside it, such as what earlier tests left behind.
+        words = ("Fatal error on SSL", "another", "without an exception")
+        return [text for text in caplog.messages if text.startswith(words)]
+
     async def close_and_write() -> None:
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(ignore_closed_tls)
@@ -76,7 +81,7 @@ def test_a_tls_connection_that_was_closed_leaves_nothing_in_the_log_and_any_othe
                     error = caught
             what = "Fatal error on SSL protocol"
             loop.call_exception_handler({"message": what, "exception": error, "transport": closed})
-            assert not caplog.records
+            assert not told()
             for context in (
                 {"message": what, "exception": ssl.SSLError("broken"), "transport": closed},
                 {"message": "another", "exception": error, "transport": closed},
@@ -85,4 +90,4 @@ def test_a_tls_connection_that_was_closed_leaves_nothing_in_the_log_and_any_othe
                 loop.call_exception_handler(context)
 
     uvloop.run(close_and_write())
-    assert len(caplog.records) == 3
+    assert len(told()) == 3
