@@ -19,6 +19,8 @@ from engine.local.process import (
     ProcessId,
     find_processes,
     kill_processes,
+    note_ports,
+    read_ports,
     run,
     spawn,
     stop_process,
@@ -52,18 +54,18 @@ class PostgresCluster:
 
     def url(self, _port: int, folder: Path) -> str:
         """Return a URL with all hosts, of the superuser."""
-        return Servers(folder, [int(port) for port in (folder / "ports").read_text().split()]).url
+        return Servers(folder, read_ports(folder)).url
 
     async def launch(self, folder: Path, ports: list[int]) -> list[ProcessId]:
         """Start the promoter, which starts the servers."""
-        (folder / "ports").write_text(" ".join(map(str, ports)))
+        note_ports(folder, ports)
         package = {"PYTHONPATH": str(Path(engine.__file__).parents[1])}
         command: list[str | Path] = [sys.executable, "-m", "engine.local.promoter", folder, *map(str, ports)]
         return [spawn(command, folder, package)]
 
     async def probe(self, _port: int, folder: Path) -> str:
         """Return the version once a primary has two standbys. Raises OSError until then."""
-        servers = Servers(folder, [int(port) for port in (folder / "ports").read_text().split()])
+        servers = Servers(folder, read_ports(folder))
         for server in servers.all:
             with suppress(*LOST):
                 if await server.count_followers() == len(servers.all) - 1:
@@ -213,8 +215,7 @@ class Servers:
     @property
     def url(self) -> str:
         """A URL with all hosts."""
-        hosts = ",".join(f"127.0.0.1:{server.port}" for server in self.all)
-        return self.all[0].url.replace(f"127.0.0.1:{self.all[0].port}", hosts)
+        return name_hosts(self.all)
 
     async def start(self) -> None:
         """Start all of them as they were; a new one is made a copy of the first."""
@@ -226,6 +227,12 @@ class Servers:
             if not other.exists:
                 await other.copy(first)
             await other.start()
+
+
+def name_hosts(servers: Sequence[Server]) -> str:
+    """Return a URL with all of these hosts."""
+    hosts = ",".join(f"127.0.0.1:{server.port}" for server in servers)
+    return servers[0].url.replace(f"127.0.0.1:{servers[0].port}", hosts)
 
 
 async def promote(standbys: Sequence[Server]) -> Server:

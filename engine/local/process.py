@@ -214,6 +214,16 @@ def port_is_free(port: int) -> bool:
     return True
 
 
+def note_ports(folder: Path, ports: Sequence[int]) -> None:
+    """Write down the ports of a service that has several servers."""
+    (folder / "ports").write_text(" ".join(map(str, ports)))
+
+
+def read_ports(folder: Path) -> list[int]:
+    """Return the ports that were written down."""
+    return [int(port) for port in (folder / "ports").read_text().split()]
+
+
 def free_port() -> int:
     """Return a free loopback port, below the range that systems hand out to outgoing connections.
 

@@ -5,7 +5,7 @@ import signal
 from pathlib import Path
 from typing import Final
 
-from engine.local.process import ProcessId
+from engine.local.process import ProcessId, note_ports, read_ports
 from engine.local.rabbitmq import RabbitMQ
 
 _NAMES: Final = ("one", "two", "three")
@@ -34,7 +34,7 @@ class RabbitMQCluster:
 
     def url(self, _port: int, folder: Path) -> str:
         """Return a URL with all hosts."""
-        ports = _read_ports(folder)[: len(_NAMES)]
+        ports = read_ports(folder)[: len(_NAMES)]
         return (
             RabbitMQ().url(0, folder).replace("127.0.0.1:0", ",".join(f"127.0.0.1:{port}" for port in ports))
         )
@@ -45,13 +45,13 @@ class RabbitMQCluster:
 
     async def launch(self, folder: Path, ports: list[int]) -> list[ProcessId]:
         """Start epmd and the nodes, which find each other. Raises StackError if RabbitMQ is not installed."""
-        (folder / "ports").write_text(" ".join(map(str, ports)))
+        note_ports(folder, ports)
         nodes = list_nodes(folder, ports)
         return [*(node.launch() for node in nodes), RabbitMQ().launch_mapper(folder, ports[-1])]
 
     async def probe(self, _port: int, folder: Path) -> str:
         """Ask each node for its version, and return that of the last one."""
-        versions = [await node.probe() for node in list_nodes(folder, _read_ports(folder))]
+        versions = [await node.probe() for node in list_nodes(folder, read_ports(folder))]
         return versions[-1]
 
 
@@ -97,7 +97,3 @@ def list_nodes(folder: Path, ports: list[int]) -> list[Node]:
         Node(name, folder / name, [ports[number], ports[count + number], ports[-1]])
         for number, name in enumerate(_NAMES)
     ]
-
-
-def _read_ports(folder: Path) -> list[int]:
-    return [int(port) for port in (folder / "ports").read_text().split()]

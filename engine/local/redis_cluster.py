@@ -10,7 +10,7 @@ from typing import Any, Final
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError, ResponseError
 
-from engine.local.process import ProcessId
+from engine.local.process import ProcessId, note_ports, read_ports
 from engine.local.redis import launch_server
 
 MACHINES: Final = 3
@@ -28,12 +28,11 @@ class RedisCluster:
 
     def url(self, _port: int, folder: Path) -> str:
         """Return the URL of the cluster by the first node of each machine."""
-        ports = (folder / "ports").read_text().split()
-        return "redis+cluster://" + ",".join(f"127.0.0.1:{port}" for port in ports[::MACHINES])
+        return "redis+cluster://" + ",".join(f"127.0.0.1:{port}" for port in read_ports(folder)[::MACHINES])
 
     async def launch(self, folder: Path, ports: list[int]) -> list[ProcessId]:
         """Start all nodes. They find each other, and make their cluster, as they are probed."""
-        (folder / "ports").write_text(" ".join(map(str, ports)))
+        note_ports(folder, ports)
         return [launch_node(folder, port) for port in ports]
 
     async def probe(self, _port: int, folder: Path) -> str:
@@ -41,7 +40,7 @@ class RedisCluster:
 
         Raises RedisError until then.
         """
-        ports = [int(port) for port in (folder / "ports").read_text().split()]
+        ports = read_ports(folder)
         async with connect_nodes(ports) as nodes:
             if await _count_primaries(nodes[0]) < MACHINES:
                 await _make_cluster(nodes, ports)

@@ -208,7 +208,7 @@ class Fulfilment:
             batch.held += [lot for lot in batch.lots if lot.sale_id in held]
             batch.lots = [lot for lot in batch.lots if lot.sale_id not in held]
             try:
-                return await self._settle_lots(batch, batch.lots, repeated) if batch.lots else []
+                return await self._settle_lots(batch, repeated) if batch.lots else []
             except LedgerLocked:
                 held = await self._ledger.find_locked({lot.sale_id for lot in batch.lots})
                 if not held:
@@ -233,8 +233,9 @@ class Fulfilment:
             log.warning("another session of PostgreSQL holds sale %d: its orders wait", sale_id)
         self._held |= dict.fromkeys(sale_ids, now + _HELD_S)
 
-    async def _settle_lots(self, batch: Batch, lots: Sequence[Lot], repeated: bool) -> list[DeadLetter]:
+    async def _settle_lots(self, batch: Batch, repeated: bool) -> list[DeadLetter]:
         """Charge, settle and clear the orders; return those that can't be paid or written."""
+        lots: Sequence[Lot] = batch.lots
         new, known = lots, list[Order]()
         if repeated:
             # Orders that are in the ledger are not charged again.

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
-from engine.local.postgres_cluster import Server, Servers, promote
+from engine.local.postgres_cluster import Server, Servers, name_hosts, promote
 from engine.local.process import (
     ProcessId,
     family,
@@ -27,9 +27,7 @@ class PostgresCluster:
 
     def list_hosts(self, *servers: Server) -> str:
         """Return a URL with these servers, or with all of them."""
-        chosen = servers or (self.primary, *self.standbys)
-        hosts = ",".join(f"127.0.0.1:{server.port}" for server in chosen)
-        return chosen[0].url.replace(f"127.0.0.1:{chosen[0].port}", hosts)
+        return name_hosts(servers or (self.primary, *self.standbys))
 
     async def promote(self) -> None:
         """Promote a standby, as a promoter does that has lost the primary."""

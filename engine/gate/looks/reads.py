@@ -21,8 +21,6 @@ U = TypeVar("U")
 
 _CLOCKS_MS: Final = 60_000
 """Most that the clock of a front door, which dates its orders, is ahead of the gate's."""
-
-
 _LATE_S: Final = 60.0
 """Longest time in which the gate hears, once it is back, of what was settled while it was away."""
 
