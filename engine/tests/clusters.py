@@ -70,8 +70,11 @@ class Cluster:
 
     async def find_replicas(self, primary: Node) -> list[Node]:
         name = (await primary.execute("CLUSTER", "MYID")).decode()
-        lines = [line.decode() for line in await primary.execute("CLUSTER", "REPLICAS", name)]
-        return [self.nodes[int(line.split()[1].partition("@")[0].rpartition(":")[2])] for line in lines]
+        # One that has just taken over may not have heard of its replicas yet.
+        while not (lines := await primary.execute("CLUSTER", "REPLICAS", name)):  # noqa: ASYNC110 (no event)
+            await asyncio.sleep(0.02)
+        places = [line.decode().split()[1].partition("@")[0] for line in lines]
+        return [self.nodes[int(place.rpartition(":")[2])] for place in places]
 
     async def fail_over(self, primary: Node) -> Node:
         """Exchange a primary's role with that of a replica, without a loss; return the new primary."""
