@@ -1,4 +1,4 @@
-"""Requests go to several front doors in turn, and nowhere else: what one of them told a client is its answer."""
+"""Requests go to several front doors in turn, and nowhere else: what one told a client is its answer."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
