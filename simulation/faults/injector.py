@@ -42,6 +42,8 @@ def check_targets(
             raise FaultError(f"there is no {fault.on} to {fault.kind}: this engine has no bus")
         if fault.of_memory and services.amqp_url is None:
             raise FaultError(f"{fault.kind} would lose what the outbox holds: this engine has no bus")
+        if fault.on in services.clustered:
+            raise FaultError(f"{fault.on} has several nodes: there is no fault for all of them at once")
         if not fault.of_network and fault.on not in STAGES and services.stack is None:
             raise FaultError(f"{fault.on} is not the run's own: it can't {fault.kind} it")
 

@@ -145,7 +145,10 @@ async def check_ownership(services: Services, sales: Sequence[Sale], shards: int
         raise EngineError(f"the engine's services can't be read: {error}") from None
     for name, sale_ids in found.items():
         if sale_ids != {sale.sale_id for sale in sales}:
-            raise EngineError(f"the {name} given is not this engine's: it lacks a sale that was just opened")
+            or_else = f", or has not {shards} shards (topology.shards)" if name == "Redis" else ""
+            raise EngineError(
+                f"the {name} given is not this engine's{or_else}: it lacks a sale that was just opened"
+            )
 
 
 async def _find_at_gate(services: Services, sales: Sequence[Sale], shards: int) -> set[int]:

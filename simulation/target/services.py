@@ -46,6 +46,16 @@ class Services:
     stack: Stack | None = None
     """The private stack that they belong to, if the run may stop and start them."""
 
+    @property
+    def clustered(self) -> list[str]:
+        """The services that have several nodes."""
+        several = {
+            "redis": bool(read_redis_url(self.redis_url).kind),
+            "postgres": len(split_hosts(self.postgres_url)) > 1,
+            "rabbitmq": len(split_hosts(self.amqp_url or "")) > 1,
+        }
+        return [name for name, has_nodes in several.items() if has_nodes]
+
 
 def services_of(stack: Stack) -> Services:
     """Return the services of a private stack, of one machine or of three."""
