@@ -150,6 +150,11 @@ words = {{ PAID = "CONFIRMED" }}
         engine.fit(small_spike(**{"population.users": 1_000}), print)
 
 
+def test_a_topology_is_refused_for_another_engine() -> None:
+    with pytest.raises(EngineError, match="topology: is for Flashgrid"):
+        find_engine("textbook", "http").fit(small_spike(**{"topology.front_doors": 2}), print)
+
+
 @pytest.mark.parametrize(
     ("text", "tokens"),
     [
