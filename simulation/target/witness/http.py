@@ -119,8 +119,8 @@ class HttpWitness:
     ) -> str | None:
         """Return the status of an order, as its buyer asks for it; None if the engine does not show it."""
         values = {"order_id": order_id, "user_id": user_id, "token": self.tokens.get(user_id)}
-        status, body = await send(session, self.url.rstrip("/"), request, **values)
-        return self.contract.classify_order(status, body, order_id)[1]
+        status, body, head = await send(session, self.url.rstrip("/"), request, **values)
+        return self.contract.classify_order(status, body, order_id, head)[1]
 
     async def _read_stock(
         self, session: aiohttp.ClientSession, request: StockRead, sales: Sequence[Sale]
@@ -128,8 +128,8 @@ class HttpWitness:
         rows = []
         for sale in {sale.terms.product_id: sale for sale in sales}.values():
             product = sale.terms.product_id
-            status, body = await send(session, self.url.rstrip("/"), request, product_id=product)
-            _, stock = self.contract.classify_stock(status, body, product)
+            status, body, head = await send(session, self.url.rstrip("/"), request, product_id=product)
+            _, stock = self.contract.classify_stock(status, body, product, head)
             if stock is None:
                 raise EngineError(f"{self.url} does not show the stock of {product}: {status} {body[:100]!r}")
             rows.append(

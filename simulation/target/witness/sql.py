@@ -271,8 +271,8 @@ async def read_over_http(
         return {}
     async with connect(ca) as session:
         for product in products:
-            status, body = await send(session, url.rstrip("/"), contract.stock, product_id=product)
-            _, stock = contract.classify_stock(status, body, product)
+            status, body, head = await send(session, url.rstrip("/"), contract.stock, product_id=product)
+            _, stock = contract.classify_stock(status, body, product, head)
             if stock is None:
                 raise EngineError(
                     f"{url} does not show the stock of product {product}: {status} {body[:100]!r}"
