@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from simulation.faults.injector import Injector, check_targets
 from simulation.faults.proxy import Proxy, start_proxy
 from simulation.model.contract import FLASHGRID, Contract
 from simulation.model.events import Abort, Interval
-from simulation.model.history import take_buys
+from simulation.model.history import take_buys, take_reads
 from simulation.model.state import FinalState
 from simulation.record.facts import ENGINE_LOG, RunFacts, write_record
 from simulation.record.manifest import list_record, seal
@@ -268,13 +268,15 @@ class _Run:
 
     async def _read_state(self, sales: Sequence[Sale], driven: DriveResult) -> FinalState:
         history = take_buys(driven.history)
-        return await self._target.witness.read(
+        state = await self._target.witness.read(
             sales,
             history[history["outcome"] == "ACCEPTED"],
             self._scenario.drain_s,
             # Longer than the engine takes to notice that its gate has forgotten something.
             1.5 if any(fault.of_memory for fault in self._scenario.timeline()) else 0.0,
         )
+        found = await self._engine.doubt_reads(self._target.url, take_reads(driven.history))
+        return replace(state, misfits=state.misfits | found)
 
     def _end_abort(self, driven: DriveResult) -> Abort | None:
         """Return the abort, moved to a moment before which every request was meant to start."""

@@ -44,8 +44,8 @@ class Schedule:
 
     `sent_ns`, `done_ns` (NEVER: it was not), `status` and `ends` (places in ENDS) are filled as the run goes;
     `bodies` keeps those that tell more than their status (Contract.kept), `heads` the heads of the same
-    answers, where the contract reads them. `ended` lists the requests in the order in which they ended, with a
-    response or without. Retries and looks at orders are appended to all.
+    answers, where the contract reads them. `ended` lists the requests in the order in which they ended, with
+    a response or without. Retries and looks at orders are appended to all.
     """
 
     def __init__(

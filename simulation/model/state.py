@@ -59,6 +59,9 @@ class FinalState:
     drained_s: float | None = None
     """Seconds until everything had settled; None if that took longer than allowed."""
     unread: dict[str, str] = field(default_factory=dict)
+    misfits: dict[str, str] = field(default_factory=dict)
+    """Where the description of the engine was seen not to fit it, in words: "orders" that the witness should
+    show, "reads of order", "reads of stock"."""
     unseen: frozenset[str] = frozenset()
     """The columns of ORDER_TYPES that the witness does not show."""
     without: frozenset[str] = frozenset()

@@ -154,6 +154,8 @@ class Summary(Part, frozen=True):
     reads: dict[Literal["stock", "order"], Reads]
     unread: dict[str, str]
     """Parts of the final state that could not be read, and why."""
+    misfits: list[str] = []
+    """Where the description of the engine does not fit it."""
     thresholds: list[Check]
     checks: list[Check]
     command: str

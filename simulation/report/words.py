@@ -106,6 +106,7 @@ def describe(summary: Mapping[str, Any], folder: str = "RUN") -> str:
             )
         ),
         *(f"  the {part} could not be read: {why}" for part, why in summary["unread"].items()),
+        *(f"  the description may not fit this engine: {words}" for words in summary.get("misfits", ())),
         f"  load      {count(load['requests'])} requests in {summary['duration_s']:g} s,"
         f" {count(load['offered_rps'])}/s offered, {count(load['achieved_rps'])}/s achieved,"
         f" lag p99 {ms(load['late_p99_ms'])}",
