@@ -22,7 +22,6 @@ from engine.stages.lifecycle import running
 from simulation.drive.driver import Drive, DriveResult, LoadSpec, drive
 from simulation.drive.plan import Plan, build_plan, give_tokens
 from simulation.drive.progress import Progress, find_abort
-from simulation.errors import RunError
 from simulation.faults.injector import Injector, check_targets
 from simulation.faults.proxy import Proxy, start_proxy
 from simulation.model.contract import FLASHGRID, Contract
@@ -30,6 +29,7 @@ from simulation.model.events import Abort, Interval
 from simulation.model.history import take_buys, take_reads
 from simulation.model.state import FinalState
 from simulation.record.facts import ENGINE_LOG, RunFacts, write_record
+from simulation.record.folder import drop_empty, make_folder
 from simulation.record.manifest import list_record, seal
 from simulation.scenario.condition import parse_abort
 from simulation.scenario.schema import Scenario
@@ -137,16 +137,9 @@ async def run(
     except asyncio.CancelledError:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-
-
-def make_folder(folder: Path) -> None:
-    """Make the folder of a run. Raises RunError if something is in it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()):
-            raise RunError(f"{folder}: is not empty; a run needs a folder of its own")
-    except OSError as error:
-        raise RunError(f"{folder}: {error.strerror}") from None
+    except Exception:
+        drop_empty(folder)
+        raise
 
 
 async def _start_target(

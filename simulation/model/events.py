@@ -11,6 +11,8 @@ class Interval(msgspec.Struct, frozen=True, kw_only=True):
     start_s: float
     end_s: float
     """When it ended: the connection is open, or the service answers, again."""
+    failed: str | None = None
+    """Why a command of one's own failed: nobody knows then whether the fault began, or has ended."""
 
 
 class Recovery(Interval, frozen=True, kw_only=True):

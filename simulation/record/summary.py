@@ -66,7 +66,8 @@ class Fulfilment(Part, frozen=True):
     lag_p99_ms: float | None
     drained_s: float | None
     """null: not in the time that the scenario allows."""
-    bus: Literal["rabbitmq", "outbox"]
+    bus: Literal["rabbitmq", "outbox", "none"]
+    """outbox: fulfilment reads the outbox itself."""
 
 
 class Stock(Part, frozen=True):
@@ -131,6 +132,8 @@ class Summary(Part, frozen=True):
     verdict: Verdict
     verdict_in_words: str
     scenario: str
+    engine: str = "flashgrid"
+    """The engine under test, by the name of its description."""
     text: str
     seed: int
     started_at: datetime

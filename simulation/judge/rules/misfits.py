@@ -1,7 +1,7 @@
 """Where the description of an engine that is not ours never fits: what breaks a rule then may be its fault.
 
-A description is at fault only where nothing at all was seen to fit it. One answer or one order that does shows
-that the description reads what the engine says.
+A description is at fault only where nothing at all was seen to fit it. One answer or one order that does
+shows that the description reads what the engine says.
 """
 
 import pandas as pd

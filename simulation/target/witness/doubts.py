@@ -1,7 +1,7 @@
 """Whether an engine is at fault, or its description, where a witness finds none of the accepted orders.
 
-Both look the same at first. Asked here is what tells them apart: whether the order is shown elsewhere, a table
-took as many rows, a path exists, or another part of the answer is the id.
+Both look the same at first. Asked here is what tells them apart: whether the order is shown elsewhere, a
+table took as many rows, a path exists, or another part of the answer is the id.
 """
 
 import asyncio

@@ -75,7 +75,7 @@ class HttpWitness:
                         state["sales"] = _count_sales(state["orders"], sales)
             except EngineError as error:
                 unread["ledger"] = str(error)
-        return FinalState(**state, bus=False, unread=unread, partial=True)
+        return FinalState(**state, bus=False, unread=unread, without=frozenset(("outbox",)), partial=True)
 
     async def _read_orders(
         self,

@@ -109,7 +109,7 @@ class SqlReader:
             state["misfits"] = await self._doubt(state["orders"], accepted)
         except Unreadable as error:
             unread["ledger"] = str(error)
-        without = {"dead letters"}
+        without = {"dead letters", "outbox"}
         if self.told.remaining is None:
             without.add("gate")
         else:

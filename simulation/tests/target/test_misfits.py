@@ -1,4 +1,4 @@
-"""A description that does not fit ends as unknown and says what to look at; an engine that loses orders fails."""
+"""A wrong description ends as unknown and says what to look at; an engine that loses orders fails."""
 
 import asyncio
 import sys
