@@ -186,7 +186,8 @@ def tell_order(record: Record, order_id: str, sent_s: float | None) -> list[Step
             Step(
                 what="released",
                 after_s=settled_s,
-                words=f"{units} back on sale; {_tell_released(record, order)}",
+                words=f"{units} back {'to the gate' if record.has_stages else 'on sale'};"
+                f" {_tell_released(record, order)}",
             )
         )
     if order["status"] == "REJECTED":
