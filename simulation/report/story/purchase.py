@@ -218,6 +218,8 @@ def _find_empty_outbox(record: Record, since_s: float | None) -> float | None:
 def _tell_released(record: Record, order: Any) -> str:
     said = "no store keeps the moment"
     gate = record.state.gate
+    if not record.has_stages:
+        return said
     if gate is None:
         return f"{said}, and the gate could not be read"
     sale = gate[gate["sale_id"] == order["sale_id"]]
