@@ -132,8 +132,6 @@ class Summary(Part, frozen=True):
     verdict: Verdict
     verdict_in_words: str
     scenario: str
-    engine: str = "flashgrid"
-    """The engine under test, by the name of its description."""
     text: str
     seed: int
     started_at: datetime
@@ -157,8 +155,6 @@ class Summary(Part, frozen=True):
     reads: dict[Literal["stock", "order"], Reads]
     unread: dict[str, str]
     """Parts of the final state that could not be read, and why."""
-    misfits: list[str] = []
-    """Where the description of the engine does not fit it."""
     thresholds: list[Check]
     checks: list[Check]
     command: str
@@ -167,6 +163,10 @@ class Summary(Part, frozen=True):
     versions: dict[str, str]
     driver: str
     faults: list[Recovery]
+    engine: str = "flashgrid"
+    """The engine under test, by the name of its description."""
+    misfits: list[str] = []
+    """Where the description of the engine does not fit it."""
 
 
 def check_summary(summary: Any) -> Summary:

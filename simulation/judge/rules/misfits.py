@@ -34,7 +34,7 @@ def _doubt_answers(evidence: Evidence) -> str | None:
             " headers and body of [buy], and at buy.answers"
         )
     for status, answers in answered[listed].groupby("status"):
-        meant = {rule.outcome for rule in contract.buy.answers if rule.status == status}
+        meant: set[str] = {rule.outcome for rule in contract.buy.answers if rule.status == status}
         if len(answers) >= FEW and "UNKNOWN" not in meant and (answers["outcome"] == "UNKNOWN").all():
             return (
                 f"none of {len(answers):,} answers {status} to purchases says {_name_wanted(contract, meant)}"

@@ -148,7 +148,7 @@ class Doubts:
 
 async def doubt_reads(doubts: Doubts, reads: pd.DataFrame) -> dict[str, str]:
     """Return what speaks against the description of each kind of reads of which none was shown."""
-    found = {}
+    found: dict[str, str] = {}
     answered = reads[reads["done_ns"].notna()]
     for kind, mine in answered.groupby("kind", observed=True):
         if (mine["outcome"] != "SHOWN").all():

@@ -119,7 +119,7 @@ class HttpWitness:
 
     async def _doubt(self, bought: pd.DataFrame) -> dict[str, str]:
         """Return what speaks against the description of orders, where none of these is shown."""
-        told = [(each.order_id, int(each.user_id)) for each in bought.itertuples()]
+        told = list(zip(bought["order_id"].tolist(), bought["user_id"].tolist(), strict=True))
         words = await Doubts(self.contract, self.url.rstrip("/"), self.ca, self.tokens).doubt_orders(told)
         return {"orders": words} if words else {}
 

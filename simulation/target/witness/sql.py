@@ -141,7 +141,7 @@ class SqlReader:
             words = f"sql.orders shows {new:,} new orders, and none by an id that a buyer was told"
             return {"orders": f"{words} ({pair}): do sql.orders and buy.order_id name the same?"}
         doubts = Doubts(self.contract, self.url.rstrip("/"), self.ca, self.tokens)
-        pairs = [(order_id, int(user)) for order_id, user in told.itertuples(index=False)]
+        pairs = list(zip(told["order_id"].tolist(), told["user_id"].tolist(), strict=True))
         try:
             shown = await doubts.find_shown(pairs)
         except EngineError:
@@ -149,8 +149,8 @@ class SqlReader:
         if shown:
             words = f"sql.orders shows none of {purchases:,} accepted orders, but the engine shows {shown[0]}"
             return {"orders": f"{words} as {shown[1]}: does the statement read what it should?"}
-        words = await read_within(doubt_tables(self.postgres_url, self.before, purchases), READ_S)
-        return {"orders": words} if words else {}
+        found = await read_within(doubt_tables(self.postgres_url, self.before, purchases), READ_S)
+        return {"orders": found} if found else {}
 
     async def _await_drain(
         self, sales: Sequence[Sale], accepted: int, timeout_s: float, steady_s: float

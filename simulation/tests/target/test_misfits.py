@@ -11,16 +11,18 @@ import pytest
 
 from engine.settings import Settings
 from simulation.errors import EngineError
+from simulation.run import find_target, run
 from simulation.scenario.loading import load_scenario
 from simulation.scenario.schema import Scenario
-from simulation.target.foreign.engine import find_engine
+from simulation.target.foreign.engine import Engine, find_engine
 from simulation.target.witness import doubts
 from simulation.tests.drive.test_open_loop import free_port
-from simulation.tests.target.test_foreign import is_open, judge, states
+from simulation.tests.target.test_foreign import is_open, states
 from simulation.tests.test_run import PATIENT
+from simulation.verdict import judge_run
 
 TICKETS = Path(__file__).with_name("ticket_engine.py")
-READS = {"stock_share": 0.05, "order_share": 0.5}
+READS = {"stock_share": 0.1, "order_share": 0.3, "pause_ms": 100, "most": 5}
 DESCRIPTION = TICKETS.with_suffix(".toml").read_text()
 ORDER = DESCRIPTION[DESCRIPTION.index("[order]") : DESCRIPTION.index("[sql]")]
 ELSEWHERE = {"FROM tickets WHERE": "FROM tickets WHERE who < 0 AND"}
@@ -31,6 +33,12 @@ NO_PATH = {'path = "/tickets/': 'path = "/orders/'}
 def small_sale(**overrides: Any) -> Scenario:
     changes = PATIENT | {"thresholds": [], "drain_s": 2, "population.reads": READS} | overrides
     return load_scenario("spike", changes, rate_rps=200, duration_s=1, stock=30)
+
+
+async def judge(scenario: Scenario, folder: Path, engine: Engine, url: str) -> dict[str, Any]:
+    target = find_target(url, None, None, scenario, engine)
+    await run(scenario, folder, lambda _: None, target=target, engine=engine)
+    return judge_run(folder)
 
 
 @asynccontextmanager

@@ -21,8 +21,12 @@ NAMES = web.AppKey("names", dict[str, str])
 QUEUE: web.AppKey[Any] = web.AppKey("queue")
 
 
+async def read_form(request: web.Request) -> dict[str, str]:
+    return {name: str(value) for name, value in (await request.post()).items()}
+
+
 async def offer(request: web.Request) -> web.Response:
-    sku, units = int(request.match_info["sku"]), int((await request.post())["units"])
+    sku, units = int(request.match_info["sku"]), int((await read_form(request))["units"])
     async with request.app[POOL].acquire() as connection, connection.transaction():
         await connection.execute("DELETE FROM tickets WHERE sku = $1", sku)
         await connection.execute(
@@ -33,15 +37,16 @@ async def offer(request: web.Request) -> web.Response:
 
 
 async def buy(request: web.Request) -> web.Response:
-    wanted, app = await request.post(), request.app
-    sku, key = int(wanted["sku"]), request.headers.get("X-Request-Id", uuid4().hex)
-    ticket = app[NAMES].get(key)
+    wanted, app = await read_form(request), request.app
+    sku, key = int(wanted["sku"]), request.headers.get("X-Request-Id")
+    ticket = app[NAMES].get(key) if key else None
     if ticket is None and not app[LEFT][sku][0]:
         return web.Response(status=410, text="gone")
     if ticket is None:
         app[LEFT][sku][0] -= 1
         app[LEFT][sku][1] += 1
-        ticket = app[NAMES][key] = str(uuid4()).upper()
+        ticket = str(uuid4()).upper()
+        app[NAMES][key or ticket] = ticket
         if "lose" not in sys.argv:
             app[QUEUE].put_nowait((ticket, int(wanted["who"]), sku, key))
     headers = {"Location": f"/tickets/{ticket}", "X-Trace": uuid4().hex}
