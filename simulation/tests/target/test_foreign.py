@@ -268,6 +268,17 @@ def describe(tmp_path: Path, changes: dict[str, str]) -> str:
         ("[sql.remaining]", "[sql.remaining]\nget = true", "sql.remaining: needs one of sql, redis and get"),
         ('text = "A', "text = A", "is not TOML: Invalid value (at line 10, column 8)"),
         ("answers = [", "replies = [", "buy.replies: there is no such key"),
+        (
+            "answers = [",
+            'order_id = "header:X-Id"\nnumbered = true\nanswers = [',
+            "buy.numbered: a header field is a text",
+        ),
+        (
+            "answers = [",
+            'words = ["header:X-Why"]\nanswers = [',
+            "buy.words: header:X-Why: a word must stand",
+        ),
+        ('path = "/init"', 'path = "/init"\nmethod = "HEAD"', "init.method: the answer to HEAD has no body"),
     ],
 )
 def test_a_bad_description_is_told_in_one_line(tmp_path: Path, old: str, new: str, said: str) -> None:
