@@ -7,6 +7,6 @@ fi
 nodes=()
 for number in 1 2 3 4 5 6 7 8 9; do
     # Nodes meet by address, not by name.
-    nodes+=("$(getent hosts "redis-$number" | cut -d ' ' -f 1):6379")
+    nodes+=("$(getent ahostsv4 "redis-$number" | head -n 1 | cut -d ' ' -f 1):6379")
 done
 redis-cli --cluster create "${nodes[@]}" --cluster-replicas 2 --cluster-yes
