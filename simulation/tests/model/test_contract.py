@@ -99,6 +99,7 @@ def test_reads_are_understood_by_their_places() -> None:
         ("https://shop.example:8443/orders/17/?new=1#top", "17"),
         ("/orders/6F96-19FF%20a", "6F96-19FF a"),
         ("a:b", "a:b"),
+        ("https://shop.example/", None),
         ("/", None),
         ("", None),
     ],
