@@ -18,7 +18,7 @@ from simulation.judge.numbers.sales import (
 )
 from simulation.judge.rules.pairing import with_keys
 from simulation.judge.thresholds import Metrics
-from simulation.judge.verdict import Check, list_misfits, verdict, verdict_in_words
+from simulation.judge.verdict import Check, verdict, verdict_in_words
 from simulation.scenario.condition import Span
 from simulation.scenario.schema import Scenario
 
@@ -71,7 +71,7 @@ def summarise(
         "retries": measure_retries(history, with_keys(state, history)),
         "reads": {} if run.reads is None else measure_reads(run.reads, run.driver.timeout_ms),
         "unread": state.unread,
-        "misfits": list_misfits(history, state, run.asked, run.reads),
+        "misfits": run.misfits,
         "thresholds": thresholds,
         "checks": checks,
     }

@@ -102,6 +102,7 @@ def describe(summary: Mapping[str, Any], folder: str = "RUN") -> str:
     lines = [
         f"{summary['verdict'].upper()}: {summary['verdict_in_words']}",
         *([f"  engine    {summary['engine']}; {ROLES}"] if foreign else []),
+        *(f"  the description may not fit this engine: {words}" for words in summary.get("misfits", ())),
         *([f"  the load is not valid: {load['reason']}"] if not load["valid"] else []),
         *(
             line
@@ -113,7 +114,6 @@ def describe(summary: Mapping[str, Any], folder: str = "RUN") -> str:
             )
         ),
         *(f"  the {part} could not be read: {why}" for part, why in summary["unread"].items()),
-        *(f"  the description may not fit this engine: {words}" for words in summary.get("misfits", ())),
         f"  load      {count(load['requests'])} requests in {summary['duration_s']:g} s,"
         f" {count(load['offered_rps'])}/s offered, {count(load['achieved_rps'])}/s achieved,"
         f" lag p99 {ms(load['late_p99_ms'])}",

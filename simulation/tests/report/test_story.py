@@ -200,12 +200,17 @@ def test_a_ledger_that_keeps_less_still_tells_a_story(tmp_path: Path) -> None:
 def test_an_engine_without_an_outbox_is_not_said_to_have_relayed(record: Record, tmp_path: Path) -> None:
     orders = record.orders
     foreign = replace(record.metrics.state, without=frozenset({"outbox", "dead letters"}))
-    other = replace(record, metrics=replace(record.metrics, state=foreign))
+    timeline = record.metrics.timeline.assign(outbox_entries=float("nan"))
+    other = replace(record, metrics=replace(record.metrics, state=foreign, timeline=timeline))
     strange = re.compile(r"outbox|relay|gate|ledger")
     for status in ("CONFIRMED", "FAILED"):
         [*steps] = explain(other, orders.index[orders["status"] == status][0]).steps
         assert {"reserved", "settled"} <= {step.what for step in steps}
         assert [step for step in steps if strange.search(f"{step.what} {step.words}")] == []
+    assert [step for step in explain(other, "1s").steps if strange.search(step.words)] == []
+    untimed = replace(foreign, unseen=frozenset({"accepted_us", "settled_us"}))
+    silent = replace(record, metrics=replace(record.metrics, state=untimed))
+    assert not {"reserved", "settled"} & {step.what for step in explain(silent, "1s").steps}
     refused = explain(other, f"op {first(record, 'SOLD_OUT')['op']}")
     assert "(engine's clock)" in words_of(refused)["stock"]
     assert "in the witness" in explain(other, f"op {lost_op(record)}").title
