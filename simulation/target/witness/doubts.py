@@ -177,7 +177,7 @@ async def doubt_tables(postgres_url: str, before: Mapping[str, int], accepted: i
         most = max(grown, key=lambda name: grown[name], default=None)
         if most and grown[most] >= max(SHARE * accepted, 1):
             words = f"sql.orders shows none of {accepted:,} accepted orders, but the table {most} has"
-            return f"{words} {grown[most]:,} rows more: does the statement read what it should?"
+            return f"{words} at least {grown[most]:,} rows more: does the statement read what it should?"
         if time.monotonic() >= until_s:
             return None
         await asyncio.sleep(POLL_S)
