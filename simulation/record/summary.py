@@ -66,7 +66,8 @@ class Fulfilment(Part, frozen=True):
     lag_p99_ms: float | None
     drained_s: float | None
     """null: not in the time that the scenario allows."""
-    bus: Literal["rabbitmq", "outbox"]
+    bus: Literal["rabbitmq", "outbox", "none"]
+    """outbox: fulfilment reads the outbox itself."""
 
 
 class Stock(Part, frozen=True):
@@ -162,6 +163,10 @@ class Summary(Part, frozen=True):
     versions: dict[str, str]
     driver: str
     faults: list[Recovery]
+    engine: str = "flashgrid"
+    """The engine under test, by the name of its description."""
+    misfits: list[str] = []
+    """Where the description of the engine does not fit it."""
 
 
 def check_summary(summary: Any) -> Summary:
