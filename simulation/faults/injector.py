@@ -98,22 +98,33 @@ class Injector(Background):
 
     async def _do(self, fault: Fault) -> None:
         start_s = self._seconds()
-        ending = AsyncExitStack()
+        ending, failed = AsyncExitStack(), None
         try:
-            if fault.of_memory:
-                await self._take_memory(fault, ending)
-            else:
-                await self._begin_fault(fault, ending)
-                await asyncio.sleep(fault.seconds)
-        finally:
             try:
-                await _to_the_end(ending.aclose())
+                if fault.of_memory:
+                    await self._take_memory(fault, ending)
+                else:
+                    await self._begin_fault(fault, ending)
+                    await asyncio.sleep(fault.seconds)
             finally:
-                # The server starts a stage again by itself: such a fault ends as it begins.
-                end_s = self._seconds() if fault.seconds or fault.on not in STAGES else start_s
-                self.intervals.append(
-                    Interval(kind=fault.kind, on=fault.on, start_s=round(start_s, 3), end_s=round(end_s, 3))
+                await _to_the_end(ending.aclose())
+        except FaultError as error:
+            # What fails there is not the run's own: it goes on, and is judged.
+            if fault.kind != COMMAND:
+                raise
+            failed = str(error)
+        finally:
+            # The server starts a stage again by itself: such a fault ends as it begins.
+            end_s = self._seconds() if fault.seconds or fault.on not in STAGES else start_s
+            self.intervals.append(
+                Interval(
+                    kind=fault.kind,
+                    on=fault.on,
+                    start_s=round(start_s, 3),
+                    end_s=round(end_s, 3),
+                    failed=failed,
                 )
+            )
 
     async def _begin_fault(self, fault: Fault, ending: AsyncExitStack) -> None:
         """Begin a fault. `ending` learns first what ends it, so that it ends also if this is interrupted."""
