@@ -1,0 +1,93 @@
+"""How the rate grows with machines: front doors that accept and refuse, shards of the gate that do."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from functools import partial
+from typing import Final
+
+from simulation.bench.results import ScaledPoint, ScaledRound, Scaling
+from simulation.bench.rounds import Rounds
+from simulation.bench.samples import Spread
+from simulation.bench.scaling.sites import CONNECTIONS, SHARE, Site, serve_doors, serve_shards
+from simulation.bench.subjects import STATES
+
+MOST_CORES: Final = 1.5
+"""A round counts if all processes of the machine together used less: above, they wait for each other."""
+FULL: Final = 0.9
+"""A machine is the bound if it has used its share in so many of the periods."""
+TRIES: Final = 3
+"""How often a round is measured that does not count."""
+
+
+async def measure_scaling(doors: Sequence[int], shards: Sequence[int], rounds: Rounds) -> list[Scaling]:
+    """Measure front doors, then shards; both accept, and both refuse. Raises BenchError without root."""
+    rounds.say(f"starting {max(doors)} front doors")
+    async with serve_doors(max(doors), rounds.say) as site:
+        by_size = dict.fromkeys(doors, site)
+        found = [await _measure("front doors", state, by_size, rounds) for state in STATES]
+    async with AsyncExitStack() as sites:
+        by_size = {}
+        for size in shards:
+            rounds.say(f"starting a gate of {size} shards")
+            by_size[size] = await sites.enter_async_context(serve_shards(size, rounds.say))
+        return found + [await _measure("shards", state, by_size, rounds) for state in STATES]
+
+
+async def _measure(machines: str, state: str, sites: Mapping[int, Site], rounds: Rounds) -> Scaling:
+    are_doors = machines == "front doors"
+    loads = {size: (size, CONNECTIONS) if are_doors else (1, size * CONNECTIONS) for size in sites}
+    for size, site in sites.items():
+        await site.measure(state, *loads[size], 1)  # to warm it up
+    most = max(sites)
+    measures = {
+        f"{size} {machines}, {state}": partial(_try, site, state, *loads[size], rounds.seconds)
+        for size, site in sites.items()
+    } | {f"{machines}, idle": partial(sites[most].measure, state, 0, 0, rounds.seconds)}
+    *found, idle = await rounds.repeat(measures)
+    return Scaling(
+        machines=machines,
+        state=state,
+        share=SHARE,
+        running=most if are_doors else None,
+        points=make_points(list(sites), found),
+        idle=idle,
+    )
+
+
+async def _try(site: Site, state: str, doors: int, connections: int, seconds: float) -> ScaledRound:
+    """Measure until it counts, as often as is allowed."""
+    for _ in range(TRIES):
+        found = await site.measure(state, doors, connections, seconds)
+        if not find_doubt(found):
+            break
+    return found
+
+
+def find_doubt(found: ScaledRound) -> str:
+    """Return why a round does not tell how much the machines can do; nothing if it does."""
+    if found.fault:
+        return found.fault
+    if found.cores >= MOST_CORES:
+        return f"all processes together used {found.cores:.2f} cores"
+    return f"used its share in {found.throttled:.0%} of the time" if found.throttled < FULL else ""
+
+
+def make_points(sizes: Sequence[int], found: Sequence[Sequence[ScaledRound]]) -> list[ScaledPoint]:
+    """Return a point for each size, of what each of its rounds found; the smallest size first."""
+    rates = [Spread.of(each.rps for each in rounds) for rounds in found]
+    points = []
+    for size, rps, rounds in zip(sizes, rates, found, strict=True):
+        doubts = [doubt for each in rounds if (doubt := find_doubt(each))]
+        linear = Spread.of(each * size / sizes[0] for each in rates[0].values)
+        points.append(
+            ScaledPoint(
+                size=size,
+                rps=rps,
+                efficiency=rps.over(linear),
+                cores=Spread.of(each.cores for each in rounds),
+                throttled=Spread.of(each.throttled for each in rounds),
+                doubt=f"{len(doubts)} of {len(rounds)} rounds: {doubts[0]}" if doubts else "",
+                rounds=list(rounds),
+            )
+        )
+    return points

@@ -1,0 +1,242 @@
+"""What is measured: throttled machines of one kind, with services and stages that are not throttled."""
+
+import asyncio
+import tempfile
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from statistics import mean
+from typing import Any, Final, NamedTuple
+
+import psutil
+from redis.exceptions import RedisError
+
+from engine.gate.clearing import count_pending
+from engine.gate.client import Shards, connect_shards
+from engine.gate.keys import shard_of
+from engine.local.process import ProcessId, free_port, kill_processes
+from engine.local.redis_cluster import connect_nodes, launch_node
+from engine.settings import Settings
+from simulation.bench.programs import run_wrk
+from simulation.bench.results import ScaledRound
+from simulation.bench.rounds import Say
+from simulation.bench.samples import Sample
+from simulation.bench.scaling.control_groups import ControlGroup, Periods, throttle
+from simulation.bench.spellings import HOST, JSON, LENGTH, write_buy
+from simulation.bench.subjects import DRAIN_S, STATES
+from simulation.errors import BenchError
+from simulation.scenario.schema import SaleOffer
+from simulation.target.engine_process import EngineProcess, private_services, start_engine
+from simulation.target.opening import open_sales
+from simulation.target.process_meter import ProcessMeter
+
+SHARE: Final = 0.05
+"""Of a core, for each machine."""
+CONNECTIONS: Final = 256
+"""For each machine: what waits while it has used its share keeps it busy in the next period."""
+SLOTS: Final = 16_384
+"""Of a Redis Cluster."""
+MEET_S: Final = 30.0
+"""Longest time until the nodes of a cluster know each other."""
+
+
+class _Reading(NamedTuple):
+    """Counters at one moment."""
+
+    at_s: float
+    cpu_s: dict[str, float]
+    machine_s: float
+    periods: list[Periods]
+
+
+class Site:
+    """Engines on the same services, and the groups that throttle some of the processes."""
+
+    def __init__(
+        self,
+        engines: Sequence[EngineProcess],
+        shards: Shards,
+        meter: ProcessMeter,
+        groups: list[ControlGroup],
+    ) -> None:
+        self._engines = engines
+        self._shards = shards
+        self._meter = meter
+        self._groups = groups
+        # A product for each shard, so that each gets the same share of the purchases.
+        products = {shard_of(number, shards).shard: number for number in range(1_000, 0, -1)}
+        self._products = [products[shard.shard] for shard in shards]
+
+    async def measure(self, state: str, doors: int, connections: int, seconds: float) -> ScaledRound:
+        """Load so many front doors, each from so many connections, and wait until the ledger has everything.
+
+        Without a front door, let the engines rest for as long.
+        """
+        await self._open_sales(STATES[state])
+        before = self._read()
+        if doors:
+            bodies = (f'{{"userId":101,"productId":{product}}}' for product in self._products)
+            requests = [write_buy(HOST, JSON, LENGTH, body=body) for body in bodies]
+            loads = [run_wrk(engine.url, connections, seconds, requests) for engine in self._engines[:doors]]
+            samples = await asyncio.gather(*loads)
+        else:
+            await asyncio.sleep(seconds)
+            samples = []
+        loaded = self._read()
+        await self._drain()
+        end = self._read()
+        loaded_groups = doors if len(self._engines) > 1 else len(self._groups)
+        waits = [
+            (now.throttled - then.throttled) / max(1, now.all - then.all)
+            for then, now in zip(before.periods, loaded.periods, strict=True)
+        ][:loaded_groups]
+        took_s = loaded.at_s - before.at_s
+        return _add_up(
+            samples,
+            STATES[state] > 0,
+            cores=round((loaded.machine_s - before.machine_s) / took_s, 3),
+            throttled=round(mean(waits), 3) if waits else 0.0,
+            seconds=round(end.at_s - before.at_s, 3),
+            cpu_s={name: round(end.cpu_s[name] - before.cpu_s.get(name, 0.0), 6) for name in end.cpu_s},
+        )
+
+    async def _open_sales(self, stock: int) -> None:
+        offers = [SaleOffer(product_id=product, stock=stock) for product in self._products]
+        await open_sales(self._engines[0].url, offers, self._engines[0].admin_token)
+
+    async def _drain(self) -> None:
+        deadline = time.monotonic() + DRAIN_S
+        while behind := [shard.shard for shard in self._shards if not await _is_drained(shard)]:
+            if time.monotonic() > deadline:
+                raise BenchError(f"shards {behind} are not settled after {DRAIN_S} s")
+            await asyncio.sleep(0.02)
+
+    def _read(self) -> _Reading:
+        times = psutil.cpu_times()
+        # What a hypervisor gave to others was not there either.
+        machine_s = sum(times[:3]) + sum(getattr(times, name, 0.0) for name in ("irq", "softirq", "steal"))
+        periods = [group.read_periods() for group in self._groups]
+        return _Reading(time.monotonic(), self._meter.read_cpu_s(), machine_s, periods)
+
+
+async def _is_drained(shard: Any) -> bool:
+    values: Any = await shard.redis.hvals(shard.pending)
+    return not count_pending(values) and not await shard.redis.xlen(shard.outbox)
+
+
+def _add_up(samples: Sequence[Sample], accepting: bool, **found: Any) -> ScaledRound:
+    """Return one measurement of all front doors together; times are those of the slowest."""
+    requests, refused = (sum(getattr(each, name) for each in samples) for name in ("requests", "refused"))
+    faults = [each.fault for each in samples if each.fault]
+    if refused != (0 if accepting else requests):
+        faults.append(f"{refused} of {requests} were refused")
+    load_s = sum(each.cpu_s.get("wrk", 0.0) for each in samples)
+    return ScaledRound(
+        requests=requests,
+        rps=round(sum(each.rps for each in samples), 1),
+        refused=refused,
+        socket_errors=sum(each.socket_errors for each in samples),
+        p50_ms=max((each.p50_ms for each in samples), default=0.0),
+        p99_ms=max((each.p99_ms for each in samples), default=0.0),
+        accepted=requests - refused,
+        fault="; ".join(dict.fromkeys(faults)),
+        **found | {"cpu_s": found["cpu_s"] | {"wrk": round(load_s, 6)}},
+    )
+
+
+@asynccontextmanager
+async def serve_doors(count: int, say: Say) -> AsyncIterator[Site]:
+    """Serve by `count` front doors, each with an address of its own, on one Redis that is not throttled."""
+    async with AsyncExitStack() as cleanup:
+        folder = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="flashsim-doors-")))
+        services = await cleanup.enter_async_context(private_services(say))
+        engines = [
+            await cleanup.enter_async_context(
+                start_engine(services, {}, folder / f"{number}.log", roles=["front-door"] * (number > 1))
+            )
+            for number in range(1, count + 1)
+        ]
+        pids = {f"front-door {number}": engine.pid for number, engine in enumerate(engines, 1)}
+        first, *_ = pids
+        meter = ProcessMeter(
+            services.pids | {name: pids[name] for name in pids if name != first}, pids[first]
+        )
+        doors = {
+            name: [process.pid for process in engine.find_stage("front-door")]
+            for name, engine in zip(pids, engines, strict=True)
+        }
+        groups = cleanup.enter_context(throttle(SHARE, doors))
+        shards = await cleanup.enter_async_context(connect_shards(Settings(redis_url=services.redis_url)))
+        yield Site(engines, shards, meter, list(groups.values()))
+
+
+@asynccontextmanager
+async def serve_shards(count: int, say: Say) -> AsyncIterator[Site]:
+    """Serve by one front door on a gate of `count` shards, each of which has a throttled primary.
+
+    The front door asks the gate for every refusal.
+    """
+    async with AsyncExitStack() as cleanup:
+        folder = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="flashsim-shards-")))
+        services = await cleanup.enter_async_context(private_services(say))
+        url, pids = await cleanup.enter_async_context(_run_primaries(folder, count))
+        pids = {name: pid for name, pid in services.pids.items() if name != "redis"} | pids
+        services = replace(services, redis_url=url, pids=pids)
+        options = {"gate_shards": count, "sold_out_ms": 0}
+        engine = await cleanup.enter_async_context(start_engine(services, options, folder / "engine.log"))
+        primaries = {name: [pid] for name, pid in pids.items() if name.startswith("redis")}
+        groups = cleanup.enter_context(throttle(SHARE, primaries))
+        settings = Settings(redis_url=url, gate_shards=count)
+        shards = await cleanup.enter_async_context(connect_shards(settings))
+        yield Site([engine], shards, ProcessMeter(services.pids, engine.pid), list(groups.values()))
+
+
+@asynccontextmanager
+async def _run_primaries(folder: Path, count: int) -> AsyncIterator[tuple[str, dict[str, int]]]:
+    """Run a Redis Cluster of `count` primaries without replicas; yield its URL and their processes."""
+    ports, nodes = [], list[ProcessId]()
+    try:
+        for _ in range(count):
+            ports.append(free_port())
+            nodes.append(launch_node(folder, ports[-1]))
+        await _join(ports)
+        names = {f"redis {number}": node.pid for number, node in enumerate(nodes, 1)}
+        yield "redis+cluster://" + ",".join(f"127.0.0.1:{port}" for port in ports), names
+    finally:
+        await kill_processes(nodes)
+
+
+async def _join(ports: Sequence[int]) -> None:
+    """Make a cluster of the nodes: each gets the slots of one shard."""
+    deadline, count = time.monotonic() + MEET_S, len(ports)
+    async with connect_nodes(ports) as nodes:
+        while not await _answer(nodes):
+            if time.monotonic() > deadline:
+                raise BenchError("the nodes of a Redis Cluster do not start")
+            await asyncio.sleep(0.02)
+        for number, node in enumerate(nodes):
+            await node.execute_command("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
+            slots = range(number * SLOTS // count, (number + 1) * SLOTS // count)
+            await node.execute_command("CLUSTER", "ADDSLOTS", *slots)
+        for port in ports[1:]:
+            await nodes[0].execute_command("CLUSTER", "MEET", "127.0.0.1", port)
+        while not all([await _knows_all(node, count) for node in nodes]):
+            if time.monotonic() > deadline:
+                raise BenchError("the nodes of a Redis Cluster do not find each other")
+            await asyncio.sleep(0.02)
+
+
+async def _answer(nodes: Sequence[Any]) -> bool:
+    try:
+        for node in nodes:
+            await node.ping()
+    except (RedisError, OSError):
+        return False
+    return True
+
+
+async def _knows_all(node: Any, count: int) -> bool:
+    lines = (await node.execute_command("CLUSTER", "INFO")).split()
+    return {"cluster_state:ok", f"cluster_size:{count}"} <= set(lines)
