@@ -1,6 +1,7 @@
 """What the benchmark found: the fields of bench.json. Rates are per second; names tell the unit of times."""
 
 from datetime import datetime
+from typing import Final
 
 import msgspec
 
@@ -196,6 +197,10 @@ class Curve(Result, frozen=True):
     costs: list[Cost] = []
 
 
+DOORS: Final = "front doors"
+SHARDS: Final = "shards"
+
+
 class ScaledRound(Sample, frozen=True, kw_only=True):
     """A measurement of machines that are throttled, beside processes that are not."""
 
@@ -225,7 +230,7 @@ class Scaling(Result, frozen=True):
     """How the rate grows with machines of one kind, each of which has a share of a core."""
 
     machines: str
-    """"front doors" or "shards"."""
+    """DOORS or SHARDS."""
     state: str
     share: float
     """Of a core, for each machine."""

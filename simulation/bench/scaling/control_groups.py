@@ -1,5 +1,4 @@
-"""Control groups of Linux, of version 1 (cpu.cfs_quota_us) and 2 (cpu.max), which hold processes to a share of
-a core.
+"""Control groups of Linux, version 1 (cpu.cfs_quota_us) and 2 (cpu.max): they hold processes to a share.
 
 They need root. Each carries the number of the process that made it, so that what a killed one left is found.
 """

@@ -5,7 +5,7 @@ from contextlib import AsyncExitStack
 from functools import partial
 from typing import Final
 
-from simulation.bench.results import ScaledPoint, ScaledRound, Scaling
+from simulation.bench.results import DOORS, SHARDS, ScaledPoint, ScaledRound, Scaling
 from simulation.bench.rounds import Rounds
 from simulation.bench.samples import Spread
 from simulation.bench.scaling.sites import CONNECTIONS, SHARE, Site, serve_doors, serve_shards
@@ -24,17 +24,17 @@ async def measure_scaling(doors: Sequence[int], shards: Sequence[int], rounds: R
     rounds.say(f"starting {max(doors)} front doors")
     async with serve_doors(max(doors), rounds.say) as site:
         by_size = dict.fromkeys(doors, site)
-        found = [await _measure("front doors", state, by_size, rounds) for state in STATES]
+        found = [await _measure(DOORS, state, by_size, rounds) for state in STATES]
     async with AsyncExitStack() as sites:
         by_size = {}
         for size in shards:
             rounds.say(f"starting a gate of {size} shards")
             by_size[size] = await sites.enter_async_context(serve_shards(size, rounds.say))
-        return found + [await _measure("shards", state, by_size, rounds) for state in STATES]
+        return found + [await _measure(SHARDS, state, by_size, rounds) for state in STATES]
 
 
 async def _measure(machines: str, state: str, sites: Mapping[int, Site], rounds: Rounds) -> Scaling:
-    are_doors = machines == "front doors"
+    are_doors = machines == DOORS
     loads = {size: (size, CONNECTIONS) if are_doors else (1, size * CONNECTIONS) for size in sites}
     for size, site in sites.items():
         await site.measure(state, *loads[size], 1)  # to warm it up
