@@ -10,6 +10,7 @@ from simulation.bench.rounds import Rounds
 from simulation.bench.samples import Spread
 from simulation.bench.scaling.sites import CONNECTIONS, SHARE, Site, serve_doors, serve_shards
 from simulation.bench.subjects import STATES
+from simulation.target.engine_process import private_services
 
 MOST_CORES: Final = 1.5
 """A round counts if all processes of the machine together used less: above, they wait for each other."""
@@ -22,14 +23,15 @@ TRIES: Final = 3
 async def measure_scaling(doors: Sequence[int], shards: Sequence[int], rounds: Rounds) -> list[Scaling]:
     """Measure front doors, then shards; both accept, and both refuse. Raises BenchError without root."""
     rounds.say(f"starting {max(doors)} front doors")
-    async with serve_doors(max(doors), rounds.say) as site:
+    async with private_services(rounds.say) as services, serve_doors(services, max(doors)) as site:
         by_size = dict.fromkeys(doors, site)
         found = [await _measure(DOORS, state, by_size, rounds) for state in STATES]
     async with AsyncExitStack() as sites:
         by_size = {}
         for size in shards:
             rounds.say(f"starting a gate of {size} shards")
-            by_size[size] = await sites.enter_async_context(serve_shards(size, rounds.say))
+            services = await sites.enter_async_context(private_services(rounds.say))
+            by_size[size] = await sites.enter_async_context(serve_shards(services, size))
         return found + [await _measure(SHARDS, state, by_size, rounds) for state in STATES]
 
 

@@ -21,16 +21,16 @@ from engine.local.redis_cluster import connect_nodes, launch_node
 from engine.settings import Settings
 from simulation.bench.programs import run_wrk
 from simulation.bench.results import ScaledRound
-from simulation.bench.rounds import Say
 from simulation.bench.samples import Sample
 from simulation.bench.scaling.control_groups import ControlGroup, Periods, throttle
 from simulation.bench.spellings import HOST, JSON, LENGTH, write_buy
 from simulation.bench.subjects import DRAIN_S, STATES
 from simulation.errors import BenchError
 from simulation.scenario.schema import SaleOffer
-from simulation.target.engine_process import EngineProcess, private_services, start_engine
+from simulation.target.engine_process import EngineProcess, start_engine
 from simulation.target.opening import open_sales
 from simulation.target.process_meter import ProcessMeter
+from simulation.target.services import Services
 
 SHARE: Final = 0.05
 """Of a core, for each machine."""
@@ -147,11 +147,10 @@ def _add_up(samples: Sequence[Sample], accepting: bool, **found: Any) -> ScaledR
 
 
 @asynccontextmanager
-async def serve_doors(count: int, say: Say) -> AsyncIterator[Site]:
+async def serve_doors(services: Services, count: int) -> AsyncIterator[Site]:
     """Serve by `count` front doors, each with an address of its own, on one Redis that is not throttled."""
     async with AsyncExitStack() as cleanup:
         folder = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="flashsim-doors-")))
-        services = await cleanup.enter_async_context(private_services(say))
         engines = [
             await cleanup.enter_async_context(
                 start_engine(services, {}, folder / f"{number}.log", roles=["front-door"] * (number > 1))
@@ -173,14 +172,13 @@ async def serve_doors(count: int, say: Say) -> AsyncIterator[Site]:
 
 
 @asynccontextmanager
-async def serve_shards(count: int, say: Say) -> AsyncIterator[Site]:
+async def serve_shards(services: Services, count: int) -> AsyncIterator[Site]:
     """Serve by one front door on a gate of `count` shards, each of which has a throttled primary.
 
-    The front door asks the gate for every refusal.
+    Of the services Redis is not used. The front door asks the gate for every refusal.
     """
     async with AsyncExitStack() as cleanup:
         folder = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="flashsim-shards-")))
-        services = await cleanup.enter_async_context(private_services(say))
         url, pids = await cleanup.enter_async_context(_run_primaries(folder, count))
         pids = {name: pid for name, pid in services.pids.items() if name != "redis"} | pids
         services = replace(services, redis_url=url, pids=pids)
