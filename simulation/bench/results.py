@@ -234,8 +234,6 @@ class Scaling(Result, frozen=True):
     state: str
     share: float
     """Of a core, for each machine."""
-    running: int | None
-    """So many of them run, of which some are loaded; None: as many as are loaded."""
     points: list[ScaledPoint]
     idle: list[ScaledRound]
     """The same without load."""

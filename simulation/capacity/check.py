@@ -6,8 +6,8 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from simulation.bench.results import DOORS, SHARDS, Bench
-from simulation.capacity.fit import IDLE, fit_costs, interval
-from simulation.capacity.observations import Observation, name_point
+from simulation.capacity.fit import IDLE, fit_role, interval
+from simulation.capacity.observations import Observation, name_curve
 
 CAUSES: Final = {
     (DOORS, "accepting"): ("front-door", "accepted"),
@@ -22,6 +22,8 @@ class Prediction(NamedTuple):
     """The rate of so many throttled machines."""
 
     machines: str
+    share: float
+    """Of a core, for each."""
     state: str
     size: int
     measured_rps: float
@@ -38,17 +40,20 @@ class Prediction(NamedTuple):
 
 
 def check_model(observations: Sequence[Observation], bench: Bench, folder: str) -> list[Prediction]:
-    """Predict each throttled point of a benchmark by the observations, without those of as many machines."""
+    """Predict each throttled point of a benchmark by the observations, without those of machines like these:
+    those that have the same share of a core.
+    """
     found = []
     for curve in bench.scaling:
+        seen = name_curve(folder, curve)
+        role, cause = CAUSES[curve.machines, curve.state]
+        cost = fit_role([each for each in observations if not each.point.startswith(seen)], role)
         for point in curve.points:
-            name = name_point(folder, curve.machines, point.size)
-            role, cause = CAUSES[curve.machines, curve.state]
-            cost = fit_costs([each for each in observations if each.point != name])[role]
             rates = point.size * (curve.share - cost[IDLE]) / np.maximum(cost[cause], 1e-12)
             found.append(
                 Prediction(
                     curve.machines,
+                    curve.share,
                     curve.state,
                     point.size,
                     point.rps.median,

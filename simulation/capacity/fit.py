@@ -42,10 +42,11 @@ Costs = Mapping[str, Mapping[str, Draws]]
 
 def fit_costs(observations: Sequence[Observation], draws: int = DRAWS) -> Costs:
     """Return what each role needs. Raises RunError for a role of which nothing is known."""
-    return {role: _fit_role(observations, role, draws) for role in ROLES}
+    return {role: fit_role(observations, role, draws) for role in ROLES}
 
 
-def _fit_role(observations: Iterable[Observation], role: str, draws: int) -> dict[str, Draws]:
+def fit_role(observations: Iterable[Observation], role: str, draws: int = DRAWS) -> dict[str, Draws]:
+    """Return what one role needs, by cause. Raises RunError if nothing is known of it."""
     known = [each for each in observations if role in each.cpu_s]
     if not known:
         raise RunError(f"no processor time was recorded of {role}")

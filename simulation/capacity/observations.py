@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from simulation.bench.page import read_bench
-from simulation.bench.results import SHARDS, Bench, ScaledRound
+from simulation.bench.results import DOORS, SHARDS, Bench, ScaledRound, Scaling
 from simulation.bench.samples import Sample
 from simulation.errors import RunError
 from simulation.record.facts import read_timeline
@@ -20,6 +20,8 @@ ROLES: Final = ("front-door", "redis", "relay", "rabbitmq", "fulfilment", "postg
 """The processes that a purchase takes time of."""
 _USED: Final = "cpu_percent "
 _ENGINE: Final = "engine, "
+_NOT_FULL: Final = {DOORS: "redis", SHARDS: "front-door"}
+"""The role that waits for throttled machines: what it does little at a time costs more than it has to."""
 
 
 class Observation(NamedTuple):
@@ -37,7 +39,7 @@ class Observation(NamedTuple):
     """Reads of stock and orders."""
     settled: float
     cpu_s: dict[str, float]
-    """By role; all processes of the role together. Without those of which nothing is known."""
+    """By role; all processes of the role together. Without roles that say nothing of their costs here."""
     processes: dict[str, int]
     """Their number."""
 
@@ -95,22 +97,31 @@ def observe_bench(bench: Bench, folder: str) -> list[Observation]:
     ]
     for curve in bench.scaling:
         for point in curve.points:
-            name = name_point(folder, curve.machines, point.size)
+            name = f"{name_curve(folder, curve)}, {point.size}"
             asked = curve.machines == SHARDS
-            found += [_observe(each, name, each.seconds, asked) for each in point.rounds if not each.fault]
-        found += [_observe(each, f"{folder}: {curve.machines}, idle", each.seconds) for each in curve.idle]
+            found += [
+                _leave_out(_NOT_FULL[curve.machines], _observe(each, name, each.seconds, asked))
+                for each in point.rounds
+                if not each.fault
+            ]
+        name = f"{name_curve(folder, curve)}, idle"
+        found += [_observe(each, name, each.seconds) for each in curve.idle]
     return found
 
 
-def name_point(folder: str, machines: str, size: int) -> str:
-    """Return the name of the rounds of so many machines of a benchmark."""
-    return f"{folder}: {size} {machines}"
+def name_curve(folder: str, curve: Scaling) -> str:
+    """Return what the names of a benchmark's points with these machines begin with."""
+    return f"{folder}: {curve.machines} of {curve.share:g} cores"
 
 
 def _observe(found: Sample | ScaledRound, point: str, seconds: float, asked: bool = False) -> Observation:
     accepted, refused = float(found.accepted), float(found.refused)
     refusals = (0.0, refused) if asked else (refused, 0.0)
     return Observation(point, seconds, accepted, *refusals, 0.0, accepted, *_by_role(found.cpu_s))
+
+
+def _leave_out(role: str, found: Observation) -> Observation:
+    return found._replace(cpu_s={name: spent for name, spent in found.cpu_s.items() if name != role})
 
 
 def _by_role(cpu_s: Mapping[str, float]) -> tuple[dict[str, float], dict[str, int]]:

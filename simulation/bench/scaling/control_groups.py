@@ -43,6 +43,15 @@ class ControlGroup:
         found = dict(zip(words[::2], map(int, words[1::2]), strict=True))
         return Periods(found["nr_periods"], found["nr_throttled"])
 
+    def hold_to(self, cores: float) -> None:
+        """Let its processes use so many cores together."""
+        quota_us = round(cores * PERIOD_US)
+        if (self.folder.parent / "cgroup.controllers").exists():
+            (self.folder / "cpu.max").write_text(f"{quota_us} {PERIOD_US}")
+        else:
+            (self.folder / "cpu.cfs_period_us").write_text(str(PERIOD_US))
+            (self.folder / "cpu.cfs_quota_us").write_text(str(quota_us))
+
     def take(self, pid: int) -> None:
         """Put a process into the group, with all its threads."""
         (self.folder / "cgroup.procs").write_text(str(pid))
@@ -108,22 +117,16 @@ def _list_controllers(folder: Path) -> list[str]:
 
 
 def _make(above: Path, cores: float) -> ControlGroup:
-    folder = above / f"{PREFIX}{os.getpid()}-{next(_numbers)}"
-    is_second_version = (above / "cgroup.controllers").exists()
-    if is_second_version:
+    if (above / "cgroup.controllers").exists():
         (above / "cgroup.subtree_control").write_text("+cpu")
-    folder.mkdir()
-    quota_us = round(cores * PERIOD_US)
+    group = ControlGroup(above / f"{PREFIX}{os.getpid()}-{next(_numbers)}")
+    group.folder.mkdir()
     try:
-        if is_second_version:
-            (folder / "cpu.max").write_text(f"{quota_us} {PERIOD_US}")
-        else:
-            (folder / "cpu.cfs_period_us").write_text(str(PERIOD_US))
-            (folder / "cpu.cfs_quota_us").write_text(str(quota_us))
+        group.hold_to(cores)
     except OSError:
-        folder.rmdir()
+        group.folder.rmdir()
         raise
-    return ControlGroup(folder)
+    return group
 
 
 def remove_left(above: Path) -> None:

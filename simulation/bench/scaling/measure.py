@@ -8,7 +8,7 @@ from typing import Final
 from simulation.bench.results import DOORS, SHARDS, ScaledPoint, ScaledRound, Scaling
 from simulation.bench.rounds import Rounds
 from simulation.bench.samples import Spread
-from simulation.bench.scaling.sites import CONNECTIONS, SHARE, Site, serve_doors, serve_shards
+from simulation.bench.scaling.sites import CONNECTIONS, SHARES, Site, serve_doors, serve_shards
 from simulation.bench.subjects import STATES
 from simulation.target.engine_process import private_services
 
@@ -25,32 +25,47 @@ async def measure_scaling(doors: Sequence[int], shards: Sequence[int], rounds: R
     rounds.say(f"starting {max(doors)} front doors")
     async with private_services(rounds.say) as services, serve_doors(services, max(doors)) as site:
         by_size = dict.fromkeys(doors, site)
-        found = [await _measure(DOORS, state, by_size, rounds) for state in STATES]
+        found = await _measure_all(DOORS, by_size, rounds)
     async with AsyncExitStack() as sites:
         by_size = {}
         for size in shards:
             rounds.say(f"starting a gate of {size} shards")
             services = await sites.enter_async_context(private_services(rounds.say))
             by_size[size] = await sites.enter_async_context(serve_shards(services, size))
-        return found + [await _measure(SHARDS, state, by_size, rounds) for state in STATES]
+        return found + await _measure_all(SHARDS, by_size, rounds)
 
 
-async def _measure(machines: str, state: str, sites: Mapping[int, Site], rounds: Rounds) -> Scaling:
+async def _measure_all(machines: str, sites: Mapping[int, Site], rounds: Rounds) -> list[Scaling]:
+    """Measure both states by each share of a core; all machines together have the same at most."""
+    found = []
+    for share in SHARES:
+        most = max(sites) * SHARES[0] / share
+        for state in STATES:
+            some = {size: site for size, site in sites.items() if size <= max(most, 1)}
+            found.append(await _measure(machines, state, share, some, rounds))
+    return found
+
+
+async def _measure(
+    machines: str, state: str, share: float, sites: Mapping[int, Site], rounds: Rounds
+) -> Scaling:
     are_doors = machines == DOORS
     loads = {size: (size, CONNECTIONS) if are_doors else (1, size * CONNECTIONS) for size in sites}
     for size, site in sites.items():
+        site.hold_to(share)
         await site.measure(state, *loads[size], 1)  # to warm it up
     most = max(sites)
     measures = {
-        f"{size} {machines}, {state}": partial(_try, site, state, *loads[size], rounds.seconds)
+        f"{size} {machines} of {share:g} cores, {state}": partial(
+            _try, site, state, *loads[size], rounds.seconds
+        )
         for size, site in sites.items()
-    } | {f"{machines}, idle": partial(sites[most].measure, state, 0, 0, rounds.seconds)}
+    } | {f"{machines} of {share:g} cores, idle": partial(sites[most].measure, state, 0, 0, rounds.seconds)}
     *found, idle = await rounds.repeat(measures)
     return Scaling(
         machines=machines,
         state=state,
-        share=SHARE,
-        running=most if are_doors else None,
+        share=share,
         points=make_points(list(sites), found),
         idle=idle,
     )

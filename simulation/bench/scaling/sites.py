@@ -32,8 +32,8 @@ from simulation.target.opening import open_sales
 from simulation.target.process_meter import ProcessMeter
 from simulation.target.services import Services
 
-SHARE: Final = 0.05
-"""Of a core, for each machine."""
+SHARES: Final = (0.05, 0.1)
+"""Of a core, for each machine; with a larger one there are fewer of them."""
 CONNECTIONS: Final = 256
 """For each machine: what waits while it has used its share keeps it busy in the next period."""
 SLOTS: Final = 16_384
@@ -68,6 +68,11 @@ class Site:
         # A product for each shard, so that each gets the same share of the purchases.
         products = {shard_of(number, shards).shard: number for number in range(1_000, 0, -1)}
         self._products = [products[shard.shard] for shard in shards]
+
+    def hold_to(self, cores: float) -> None:
+        """Let each machine have such a share of a core."""
+        for group in self._groups:
+            group.hold_to(cores)
 
     async def measure(self, state: str, doors: int, connections: int, seconds: float) -> ScaledRound:
         """Load so many front doors, each from so many connections, and wait until the ledger has everything.
@@ -166,7 +171,7 @@ async def serve_doors(services: Services, count: int) -> AsyncIterator[Site]:
             name: [process.pid for process in engine.find_stage("front-door")]
             for name, engine in zip(pids, engines, strict=True)
         }
-        groups = cleanup.enter_context(throttle(SHARE, doors))
+        groups = cleanup.enter_context(throttle(SHARES[0], doors))
         shards = await cleanup.enter_async_context(connect_shards(Settings(redis_url=services.redis_url)))
         yield Site(engines, shards, meter, list(groups.values()))
 
@@ -185,7 +190,7 @@ async def serve_shards(services: Services, count: int) -> AsyncIterator[Site]:
         options = {"gate_shards": count, "sold_out_ms": 0}
         engine = await cleanup.enter_async_context(start_engine(services, options, folder / "engine.log"))
         primaries = {name: [pid] for name, pid in pids.items() if name.startswith("redis")}
-        groups = cleanup.enter_context(throttle(SHARE, primaries))
+        groups = cleanup.enter_context(throttle(SHARES[0], primaries))
         settings = Settings(redis_url=url, gate_shards=count)
         shards = await cleanup.enter_async_context(connect_shards(settings))
         yield Site([engine], shards, ProcessMeter(services.pids, engine.pid), list(groups.values()))

@@ -214,7 +214,7 @@ def make_bench(rates: Mapping[tuple[str, str], Mapping[int, float]]) -> Bench:
     one = Spread.of([1])
     curves = [
         Scaling(
-            machines=machines, state=state, share=0.05, running=4,
+            machines=machines, state=state, share=0.05,
             points=make_points(
                 list(by_size), [[scaled(machines, size, state, rps)] * 3 for size, rps in by_size.items()]
             ),
