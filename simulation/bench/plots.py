@@ -1,6 +1,7 @@
 """The benchmark's plots: each a function from results to a drawing, or None without results."""
 
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 from matplotlib.ticker import LogLocator, NullLocator
@@ -9,6 +10,9 @@ from simulation.bench.results import Curve, FrontDoor, Responses, Scaling
 from simulation.report.page import LIGHT, SERIES
 from simulation.report.plots.canvas import Canvas, note
 from simulation.report.words import count, short
+
+ENDS: Final = ("low", "high")
+"""Of a spread."""
 
 
 def draw_front_door(rows: Sequence[FrontDoor]) -> Canvas | None:
@@ -100,16 +104,15 @@ def draw_scaling(curves: Sequence[Scaling]) -> Canvas | None:
     canvas = Canvas({f"Rate × that of the fewest {kind}": 150 for kind in kinds})
     for panel, kind in zip(canvas.panels, kinds, strict=True):
         shown = [curve for curve in curves if curve.machines == kind]
-        sizes = [point.size for point in shown[0].points]
+        sizes = sorted({point.size for curve in shown for point in curve.points})
         panel.plot(sizes, [size / sizes[0] for size in sizes], color=LIGHT["muted"], lw=0.8, label="linear")
         for number, (curve, colour) in enumerate(zip(shown, SERIES, strict=False)):
-            look = LIGHT[colour]
-            places = [size * (1 + 0.01 * number) for size in sizes]
+            look, label = LIGHT[colour], f"{curve.state}, {curve.share:g} cores each"
+            places = [point.size * (1 + 0.01 * number) for point in curve.points]
             times = [(point.efficiency, point.size / sizes[0]) for point in curve.points]
-            panel.plot(
-                places, [each.median * of for each, of in times], "o-", color=look, ms=4, label=curve.state
+            panel.plot(places, [each.median * of for each, of in times], "o-", color=look, ms=4, label=label)
+            panel.vlines(
+                places, *([getattr(each, end) * of for each, of in times] for end in ENDS), look, lw=1.2
             )
-            ends = [[getattr(each, end) * of for each, of in times] for end in ("low", "high")]
-            panel.vlines(places, *ends, look, lw=1.2)
         panel.set_xticks(sizes, [str(size) for size in sizes])
     return canvas

@@ -89,9 +89,9 @@ def write_table(crowds: Sequence[Crowd], plans: Sequence[Mapping[str, Need]], me
 def describe_check(predictions: Sequence[Prediction]) -> list[str]:
     """Return a line for each throttled point, and the largest error of those that count."""
     lines = [
-        f"{each.size} {each.machines} of {each.share:g} cores, {each.state}: {each.measured_rps:,.0f} measured,"
-        f" {each.predicted_rps:,.0f} predicted ({each.low_rps:,.0f}–{each.high_rps:,.0f}), {each.error:+.1%}"
-        + (f", does not count: {each.doubt}" if each.doubt else "")
+        f"{each.size} {each.machines} of {each.share:g} cores, {each.state}: {each.measured_rps:,.0f}"
+        f" measured, {each.predicted_rps:,.0f} predicted ({each.low_rps:,.0f}–{each.high_rps:,.0f}),"
+        f" {each.error:+.1%}" + (f", does not count: {each.doubt}" if each.doubt else "")
         for each in predictions
     ]
     errors = [abs(each.error) for each in predictions if not each.doubt]

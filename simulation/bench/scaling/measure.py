@@ -8,13 +8,22 @@ from typing import Final
 from simulation.bench.results import DOORS, SHARDS, ScaledPoint, ScaledRound, Scaling
 from simulation.bench.rounds import Rounds
 from simulation.bench.samples import Spread
-from simulation.bench.scaling.sites import CONNECTIONS, SHARES, Site, serve_doors, serve_shards
+from simulation.bench.scaling.sites import Site, serve_doors, serve_shards
 from simulation.bench.subjects import STATES
 from simulation.target.engine_process import private_services
 
+SHARES: Final = {
+    (DOORS, "sold out"): 0.05,
+    (DOORS, "accepting"): 0.05,
+    (SHARDS, "sold out"): 0.01,
+    (SHARDS, "accepting"): 0.02,
+}
+"""Of a core, for each machine. A shard takes so little time that the front door would be full before it."""
+CONNECTIONS: Final = {DOORS: 256, SHARDS: 1_024}
+"""For each machine: what waits while it has used its share keeps it busy in the next period."""
 MOST_CORES: Final = 1.5
 """A round counts if all processes of the machine together used less: above, they wait for each other."""
-FULL: Final = 0.9
+FULL: Final = 0.85
 """A machine is the bound if it has used its share in so many of the periods."""
 TRIES: Final = 3
 """How often a round is measured that does not count."""
@@ -36,12 +45,12 @@ async def measure_scaling(doors: Sequence[int], shards: Sequence[int], rounds: R
 
 
 async def _measure_all(machines: str, sites: Mapping[int, Site], rounds: Rounds) -> list[Scaling]:
-    """Measure both states by each share of a core; all machines together have the same at most."""
+    """Measure both states; then with twice the share of a core for each machine, and half of the machines."""
     found = []
-    for share in SHARES:
-        most = max(sites) * SHARES[0] / share
+    for times in (1, 2):
+        some = {size: site for size, site in sites.items() if size * times <= max(*sites, times)}
         for state in STATES:
-            some = {size: site for size, site in sites.items() if size <= max(most, 1)}
+            share = times * SHARES[machines, state]
             found.append(await _measure(machines, state, share, some, rounds))
     return found
 
@@ -49,8 +58,8 @@ async def _measure_all(machines: str, sites: Mapping[int, Site], rounds: Rounds)
 async def _measure(
     machines: str, state: str, share: float, sites: Mapping[int, Site], rounds: Rounds
 ) -> Scaling:
-    are_doors = machines == DOORS
-    loads = {size: (size, CONNECTIONS) if are_doors else (1, size * CONNECTIONS) for size in sites}
+    connections = CONNECTIONS[machines]
+    loads = {size: (size, connections) if machines == DOORS else (1, size * connections) for size in sites}
     for size, site in sites.items():
         site.hold_to(share)
         await site.measure(state, *loads[size], 1)  # to warm it up

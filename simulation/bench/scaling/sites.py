@@ -32,10 +32,8 @@ from simulation.target.opening import open_sales
 from simulation.target.process_meter import ProcessMeter
 from simulation.target.services import Services
 
-SHARES: Final = (0.05, 0.1)
-"""Of a core, for each machine; with a larger one there are fewer of them."""
-CONNECTIONS: Final = 256
-"""For each machine: what waits while it has used its share keeps it busy in the next period."""
+START_SHARE: Final = 0.05
+"""Of a core, for each machine until it is measured."""
 SLOTS: Final = 16_384
 """Of a Redis Cluster."""
 MEET_S: Final = 30.0
@@ -171,7 +169,7 @@ async def serve_doors(services: Services, count: int) -> AsyncIterator[Site]:
             name: [process.pid for process in engine.find_stage("front-door")]
             for name, engine in zip(pids, engines, strict=True)
         }
-        groups = cleanup.enter_context(throttle(SHARES[0], doors))
+        groups = cleanup.enter_context(throttle(START_SHARE, doors))
         shards = await cleanup.enter_async_context(connect_shards(Settings(redis_url=services.redis_url)))
         yield Site(engines, shards, meter, list(groups.values()))
 
@@ -190,7 +188,7 @@ async def serve_shards(services: Services, count: int) -> AsyncIterator[Site]:
         options = {"gate_shards": count, "sold_out_ms": 0}
         engine = await cleanup.enter_async_context(start_engine(services, options, folder / "engine.log"))
         primaries = {name: [pid] for name, pid in pids.items() if name.startswith("redis")}
-        groups = cleanup.enter_context(throttle(SHARES[0], primaries))
+        groups = cleanup.enter_context(throttle(START_SHARE, primaries))
         settings = Settings(redis_url=url, gate_shards=count)
         shards = await cleanup.enter_async_context(connect_shards(settings))
         yield Site([engine], shards, ProcessMeter(services.pids, engine.pid), list(groups.values()))

@@ -189,6 +189,7 @@ async def test_front_doors_are_loaded_and_throttled_one_by_one(groups: Path, ser
 async def test_shards_share_the_purchases_and_are_throttled(groups: Path, services: Services) -> None:
     async with serve_shards(services, 2) as site:
         assert len(list_groups(groups)) == 2
+        site.hold_to(0.01)
         accepted = await site.measure("accepting", 1, 512, 1)
         refused = await site.measure("sold out", 1, 512, 1)
     assert list_groups(groups) == []

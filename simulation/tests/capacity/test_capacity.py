@@ -7,19 +7,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from simulation.bench.results import DOORS, SHARDS, Bench, FrontDoor, ScaledRound, Scaling
 from simulation.bench.samples import Sample, Spread
 from simulation.bench.scaling.measure import make_points
 from simulation.capacity.check import check_model
-from simulation.capacity.fit import CAUSES, DRAWS, IDLE, Costs, fit_costs, interval
+from simulation.capacity.fit import CAUSES, DRAWS, IDLE, Costs, fit_costs, fit_role, interval
 from simulation.capacity.observations import ROLES, Observation, observe_bench, observe_run
 from simulation.capacity.plan import BUSY, Crowd, find_bound, plan, share_out
 from simulation.cli.commands import main
@@ -54,6 +53,7 @@ COSTS = st.fixed_dictionaries(
 )
 
 
+@settings(max_examples=25)
 @given(COSTS, st.integers(0, 2**32 - 1))
 def test_costs_without_noise_are_found_as_they_are(costs: dict[str, float], seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -69,7 +69,7 @@ def test_the_interval_holds_the_truth_about_as_often_as_it_claims() -> None:
     rng, held = np.random.default_rng(3), 0
     for _ in range(100):
         observations = [observe(costs | {IDLE: 0.01}, 1, rng, noise=0.1) for _ in range(60)]
-        low, high = interval(fit_costs(observations, draws=100)["front-door"]["accepted"])
+        low, high = interval(fit_role(observations, "front-door", draws=100)["accepted"])
         held += low <= costs["accepted"] <= high
     assert 85 <= held <= 100
 
@@ -84,7 +84,7 @@ def test_runs_that_differ_widen_the_interval() -> None:
     spans = [observe(run, 1, rng, point=str(number)) for number, run in enumerate(runs) for _ in range(100)]
 
     def width(observations: Sequence[Observation]) -> float:
-        low, high = interval(fit_costs(observations, draws=200)["front-door"]["accepted"])
+        low, high = interval(fit_role(observations, "front-door", draws=200)["accepted"])
         return high - low
 
     assert width(spans) > 2 * width([span._replace(point="one run") for span in spans])
@@ -196,40 +196,36 @@ def test_a_run_is_observed_between_two_readings() -> None:
     assert second.processes == {"front-door": 1, "redis": 1}, "one of them has ended"
 
 
-def scaled(machines: str, size: int, state: str, rps: float, **spent_s: float) -> ScaledRound:
-    """A second of four machines: so many of them have used 0.05 s, the others 0.001 s."""
+def scaled(machines: str, size: int, state: str, share: float, rps: float) -> ScaledRound:
+    """A second of four machines: so many of them have used their share, the others 0.001 s."""
     name = "front-door" if machines == DOORS else "redis"
-    cpu_s = {f"{name} {number}": 0.05 if number <= size else 0.001 for number in range(1, 5)}
-    cpu_s = dict.fromkeys(ROLES, 0.01) | cpu_s
-    del cpu_s[name]
-    requests = round(rps)
+    others = {role: 0.01 for role in ROLES if role != name}
+    cpu_s = others | {f"{name} {number}": share if number <= size else 0.001 for number in range(1, 5)}
+    requests, refused = round(rps), round(rps) if state == "sold out" else 0
     return ScaledRound(
-        requests=requests, rps=rps, refused=requests if state == "sold out" else 0, socket_errors=0, p50_ms=1,
-        p99_ms=2, cores=1, throttled=1, seconds=1, accepted=0 if state == "sold out" else requests,
-        cpu_s=cpu_s | spent_s,
+        requests=requests, rps=rps, refused=refused, socket_errors=0, p50_ms=1, p99_ms=2, cores=1,
+        throttled=1, seconds=1, accepted=requests - refused, cpu_s=cpu_s,
     )  # fmt: skip
 
 
-def make_bench(rates: Mapping[tuple[str, str], Mapping[int, float]]) -> Bench:
+def make_bench(rates: Mapping[tuple[str, str, float], Mapping[int, float]]) -> Bench:
     one = Spread.of([1])
     curves = [
         Scaling(
-            machines=machines, state=state, share=0.05,
+            machines=machines, state=state, share=share,
             points=make_points(
-                list(by_size), [[scaled(machines, size, state, rps)] * 3 for size, rps in by_size.items()]
+                list(by_size), [[scaled(machines, size, state, share, by_size[size])] * 3 for size in by_size]
             ),
-            idle=[msgspec.structs.replace(scaled(machines, 0, state, 0), requests=0)] * 3,
+            idle=[scaled(machines, 0, state, share, 0)] * 3,
         )
-        for (machines, state), by_size in rates.items()
+        for (machines, state, share), by_size in rates.items()
     ]  # fmt: skip
     sample = Sample(
         requests=30_000, rps=10_000, refused=30_000, socket_errors=0, p50_ms=1, p99_ms=2,
         cpu_s={"front-door 1": 0.45, "redis": 0.01, "wrk": 0.3},
     )  # fmt: skip
-    rows = [
-        FrontDoor(subject=name, connections=64, rps=one, samples=[sample])
-        for name in ("engine, sold out", "nginx")
-    ]
+    names = ("engine, sold out", "nginx")
+    rows = [FrontDoor(subject=name, connections=64, rps=one, samples=[sample]) for name in names]
     return Bench(
         started_at=datetime(2026, 1, 1, tzinfo=UTC), command="", commit="", machine={}, versions={},
         load_before=0, rounds=3, seconds=1, growth_seconds=1, front_door=rows, scaling=curves,
@@ -237,10 +233,12 @@ def make_bench(rates: Mapping[tuple[str, str], Mapping[int, float]]) -> Bench:
 
 
 RATES = {
-    (DOORS, "accepting"): {1: 2_000.0, 2: 4_000.0, 4: 6_000.0},
-    (DOORS, "sold out"): {1: 5_000.0, 2: 10_000.0, 4: 20_000.0},
-    (SHARDS, "accepting"): {1: 4_000.0, 2: 8_000.0, 4: 16_000.0},
-    (SHARDS, "sold out"): {1: 9_000.0, 2: 18_000.0, 4: 36_000.0},
+    (DOORS, "accepting", 0.05): {1: 2_450.0, 2: 4_900.0, 4: 7_350.0},
+    (DOORS, "sold out", 0.05): {1: 4_900.0, 2: 9_800.0, 4: 19_600.0},
+    (DOORS, "accepting", 0.1): {1: 4_950.0, 2: 9_900.0},
+    (SHARDS, "accepting", 0.05): {1: 4_900.0, 2: 9_800.0, 4: 19_600.0},
+    (SHARDS, "sold out", 0.05): {1: 9_800.0, 2: 19_600.0, 4: 39_200.0},
+    (SHARDS, "accepting", 0.1): {1: 9_900.0, 2: 19_800.0},
 }
 
 
@@ -248,28 +246,34 @@ def test_a_benchmark_is_observed_round_by_round() -> None:
     whole, *observations = observe_bench(make_bench(RATES), "bench")
     assert whole[:6] == ("bench: engine, sold out", 3, 0, 30_000, 0, 0)
     assert whole.cpu_s == {"front-door": 0.45, "redis": 0.01}
-    assert len(observations) == 4 * (3 * 3 + 3)
-    [loaded] = {each[:6] for each in observations if each.point == "bench: 2 front doors" and each.accepted}
-    assert loaded == ("bench: 2 front doors", 1, 4_000, 0, 0, 0)
-    [asked] = {each[:6] for each in observations if each.point == "bench: 4 shards" and not each.accepted}
-    assert asked == ("bench: 4 shards", 1, 0, 0, 36_000, 0)
-    assert observations[0].processes["front-door"] == 4
-    assert observations[0].cpu_s["front-door"] == pytest.approx(0.053)
+    assert len(observations) == 3 * (sum(map(len, RATES.values())) + len(RATES))
+    doors, shards = "bench: front doors of 0.05 cores, 2", "bench: shards of 0.05 cores, 4"
+    [loaded] = {each[:6] for each in observations if each.point == doors and each.accepted}
+    assert loaded == (doors, 1, 4_000, 0, 0, 0)
+    [asked] = {each[:6] for each in observations if each.point == shards and not each.accepted}
+    assert asked == (shards, 1, 0, 0, 36_000, 0)
+    first, last = observations[0], observations[-4]
+    assert first.processes["front-door"] == 4
+    assert first.cpu_s["front-door"] == pytest.approx(0.053)
+    assert ("redis" in first.cpu_s, "front-door" in last.cpu_s) == (False, False), "they were not full"
+    assert last.cpu_s["redis"] == pytest.approx(0.2)
 
 
-def test_a_point_is_predicted_by_all_others_and_never_by_itself() -> None:
+def test_machines_are_predicted_by_those_with_another_share_and_never_by_their_own() -> None:
     bench = make_bench(RATES)
-    observations = observe_bench(bench, "bench")
-    predictions = {
-        (each.machines, each.state, each.size): each for each in check_model(observations, bench, "bench")
-    }
-    assert len(predictions) == 12
-    assert predictions[SHARDS, "accepting", 4].error == pytest.approx(0, abs=0.01)
-    assert predictions[SHARDS, "sold out", 1].error == pytest.approx(0, abs=0.01)
-    odd = predictions[DOORS, "accepting", 4]
-    assert odd.predicted_rps == pytest.approx(8_000, rel=0.01), "its own 6,000 say nothing"
+    found = check_model(observe_bench(bench, "bench"), bench, "bench")
+    predictions = {(each.machines, each.state, each.share, each.size): each for each in found}
+    assert len(predictions) == sum(map(len, RATES.values()))
+    for size in (1, 2):
+        assert predictions[DOORS, "accepting", 0.05, size].error == pytest.approx(0, abs=0.01)
+    odd = predictions[DOORS, "accepting", 0.05, 4]
+    assert odd.predicted_rps == pytest.approx(9_800, rel=0.01), "its own 7,350 say nothing"
     assert odd.error == pytest.approx(1 / 3, abs=0.02)
-    assert abs(predictions[DOORS, "accepting", 1].error) > 0.05, "the odd one is one of the others here"
+    assert odd.low_rps <= odd.predicted_rps <= odd.high_rps
+    assert predictions[DOORS, "accepting", 0.1, 1].error < -0.05, "the odd one is one of the others here"
+    assert predictions[SHARDS, "accepting", 0.1, 2].error == pytest.approx(0, abs=0.01)
+    other = check_model(observe_bench(bench, "another"), bench, "bench")
+    assert other[2].error < odd.error, "another benchmark with the same share counts"
 
 
 def test_the_command_says_what_is_needed_what_is_full_first_and_what_is_extrapolated() -> None:
