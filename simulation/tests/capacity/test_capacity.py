@@ -249,14 +249,14 @@ def test_a_benchmark_is_observed_round_by_round() -> None:
     assert len(observations) == 3 * (sum(map(len, RATES.values())) + len(RATES))
     doors, shards = "bench: front doors of 0.05 cores, 2", "bench: shards of 0.05 cores, 4"
     [loaded] = {each[:6] for each in observations if each.point == doors and each.accepted}
-    assert loaded == (doors, 1, 4_000, 0, 0, 0)
+    assert loaded == (doors, 1, 4_900, 0, 0, 0)
     [asked] = {each[:6] for each in observations if each.point == shards and not each.accepted}
-    assert asked == (shards, 1, 0, 0, 36_000, 0)
+    assert asked == (shards, 1, 0, 0, 39_200, 0)
     first, last = observations[0], observations[-4]
     assert first.processes["front-door"] == 4
     assert first.cpu_s["front-door"] == pytest.approx(0.053)
     assert ("redis" in first.cpu_s, "front-door" in last.cpu_s) == (False, False), "they were not full"
-    assert last.cpu_s["redis"] == pytest.approx(0.2)
+    assert last.cpu_s["redis"] == pytest.approx(0.202), "two idle ones among them"
 
 
 def test_machines_are_predicted_by_those_with_another_share_and_never_by_their_own() -> None:
@@ -271,7 +271,7 @@ def test_machines_are_predicted_by_those_with_another_share_and_never_by_their_o
     assert odd.error == pytest.approx(1 / 3, abs=0.02)
     assert odd.low_rps <= odd.predicted_rps <= odd.high_rps
     assert predictions[DOORS, "accepting", 0.1, 1].error < -0.05, "the odd one is one of the others here"
-    assert predictions[SHARDS, "accepting", 0.1, 2].error == pytest.approx(0, abs=0.01)
+    assert predictions[SHARDS, "accepting", 0.1, 2].error == pytest.approx(0, abs=0.03)
     other = check_model(observe_bench(bench, "another"), bench, "bench")
     assert other[2].error < odd.error, "another benchmark with the same share counts"
 
