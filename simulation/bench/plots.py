@@ -1,7 +1,6 @@
 """The benchmark's plots: each a function from results to a drawing, or None without results."""
 
 from collections.abc import Sequence
-from typing import Final
 
 import numpy as np
 from matplotlib.ticker import LogLocator, NullLocator
@@ -10,9 +9,6 @@ from simulation.bench.results import Curve, FrontDoor, Responses, Scaling
 from simulation.report.page import LIGHT, SERIES
 from simulation.report.plots.canvas import Canvas, note
 from simulation.report.words import count, short
-
-ENDS: Final = ("low", "high")
-"""Of a spread."""
 
 
 def draw_front_door(rows: Sequence[FrontDoor]) -> Canvas | None:
@@ -111,8 +107,7 @@ def draw_scaling(curves: Sequence[Scaling]) -> Canvas | None:
             places = [point.size * (1 + 0.01 * number) for point in curve.points]
             times = [(point.efficiency, point.size / sizes[0]) for point in curve.points]
             panel.plot(places, [each.median * of for each, of in times], "o-", color=look, ms=4, label=label)
-            panel.vlines(
-                places, *([getattr(each, end) * of for each, of in times] for end in ENDS), look, lw=1.2
-            )
+            lows, highs = ([getattr(each, end) * of for each, of in times] for end in ("low", "high"))
+            panel.vlines(places, lows, highs, look, lw=1.2)
         panel.set_xticks(sizes, [str(size) for size in sizes])
     return canvas

@@ -72,19 +72,16 @@ def observe_run(history: pd.DataFrame, timeline: pd.DataFrame, point: str) -> li
     counts = {name: np.histogram(done_s[which], at_s)[0] for name, which in causes.items()}
     # What happens behind the gate happens a little later: it goes with what was settled.
     settled = np.diff(timeline["ledger_confirmed"].to_numpy("float64", na_value=np.nan))
-    used = {name.removeprefix(_USED): timeline[name].to_numpy()[1:] for name in timeline if _USED in name}
-    return [
-        Observation(
-            point,
-            seconds,
-            *(float(counts[name][row]) for name in causes),
-            float(settled[row]) if np.isfinite(settled[row]) else 0.0,
-            *_by_role(
-                {name: each[row] / 100 * seconds for name, each in used.items() if np.isfinite(each[row])}
-            ),
-        )
-        for row, seconds in enumerate(spans.tolist())
-    ]
+    counts["settled"] = np.nan_to_num(settled)
+    names = [name for name in map(str, timeline) if name.startswith(_USED)]
+    used = {name.removeprefix(_USED): timeline[name].to_numpy("float64")[1:] for name in names}
+    found = []
+    for row, seconds in enumerate(spans.tolist()):
+        spent = {name: each[row] / 100 * seconds for name, each in used.items() if np.isfinite(each[row])}
+        cpu_s, processes = _by_role(spent)
+        numbers = {name: float(each[row]) for name, each in counts.items()}
+        found.append(Observation(point=point, seconds=seconds, cpu_s=cpu_s, processes=processes, **numbers))
+    return found
 
 
 def observe_bench(bench: Bench, folder: str) -> list[Observation]:

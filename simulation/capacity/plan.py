@@ -41,10 +41,10 @@ class Need(NamedTuple):
     """What a crowd needs of one role."""
 
     role: str
-    count: int
+    needed: int
     low: int
     high: int
-    """The interval of the count."""
+    """The interval of what is needed."""
     most_people: float
     """The largest crowd, in as many seconds and for as many units, for which one is enough; inf: any."""
 

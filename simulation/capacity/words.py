@@ -40,7 +40,7 @@ def describe_plan(crowd: Crowd, needs: Mapping[str, Need], measured_rps: float) 
 
 
 def _count(need: Need) -> str:
-    return f"{need.count:,}" + ("" if need.low == need.high else f" ({need.low:,}–{need.high:,})")
+    return f"{need.needed:,}" + ("" if need.low == need.high else f" ({need.low:,}–{need.high:,})")
 
 
 def _people(people: float) -> str:

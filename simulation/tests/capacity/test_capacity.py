@@ -125,8 +125,8 @@ def test_one_is_enough_for_as_many_as_it_says_and_for_no_more(costs: dict[str, f
     assert find_bound(needs).most_people == min(need.most_people for need in needs.values())
     for role, need in needs.items():
         cost = exact(costs)[role]
-        assert need.low <= need.count <= need.high
-        assert (need.count == 1) == (crowd.people <= need.most_people) or math.isclose(
+        assert need.low <= need.needed <= need.high
+        assert (need.needed == 1) == (crowd.people <= need.most_people) or math.isclose(
             crowd.people, need.most_people, rel_tol=1e-4
         )
         if 1 < need.most_people < math.inf:
@@ -158,7 +158,7 @@ EASY = {
 )
 def test_what_is_needed_is_the_work_over_the_time(crowd: Crowd, count: dict[str, int]) -> None:
     needs = plan(exact(EASY), crowd)
-    assert {role: needs[role].count for role in count} == count
+    assert {role: needs[role].needed for role in count} == count
     assert BUSY == 0.7, "as in these sums"
 
 
@@ -242,16 +242,21 @@ RATES = {
 }
 
 
+def count(each: Observation) -> list[float]:
+    return [each.accepted, each.refused, each.asked, each.looked]
+
+
 def test_a_benchmark_is_observed_round_by_round() -> None:
     whole, *observations = observe_bench(make_bench(RATES), "bench")
-    assert whole[:6] == ("bench: engine, sold out", 3, 0, 30_000, 0, 0)
+    assert (whole.point, whole.seconds, count(whole)) == ("bench: engine, sold out", 3, [0, 30_000, 0, 0])
     assert whole.cpu_s == {"front-door": 0.45, "redis": 0.01}
     assert len(observations) == 3 * (sum(map(len, RATES.values())) + len(RATES))
-    doors, shards = "bench: front doors of 0.05 cores, 2", "bench: shards of 0.05 cores, 4"
-    [loaded] = {each[:6] for each in observations if each.point == doors and each.accepted}
-    assert loaded == (doors, 1, 4_900, 0, 0, 0)
-    [asked] = {each[:6] for each in observations if each.point == shards and not each.accepted}
-    assert asked == (shards, 1, 0, 0, 39_200, 0)
+    doors, shards = (
+        [count(each) for each in observations if each.point == f"bench: {name}"]
+        for name in ("front doors of 0.05 cores, 2", "shards of 0.05 cores, 4")
+    )
+    assert doors == [[4_900, 0, 0, 0]] * 3 + [[0, 9_800, 0, 0]] * 3
+    assert shards == [[19_600, 0, 0, 0]] * 3 + [[0, 0, 39_200, 0]] * 3
     first, last = observations[0], observations[-4]
     assert first.processes["front-door"] == 4
     assert first.cpu_s["front-door"] == pytest.approx(0.053)
@@ -287,8 +292,8 @@ def test_the_command_says_what_is_needed_what_is_full_first_and_what_is_extrapol
     assert "extrapolated: " in said.output
     found = json.loads(CliRunner().invoke(main, [*options, "--json"]).stdout)
     small, large = found["plans"]
-    assert {need["count"] for need in small["needs"].values()} == {1}
-    assert large["needs"]["front-door"]["count"] > 5
+    assert {need["needed"] for need in small["needs"].values()} == {1}
+    assert large["needs"]["front-door"]["needed"] > 5
     value, low, high = found["costs_s"]["front-door"]["refused"]
     assert low <= value <= high
     assert DRAWS >= 1_000, "as many as an interval of 95 % needs"
