@@ -217,6 +217,8 @@ def test_efficiency_is_taken_round_by_round_against_linear_growth() -> None:
     assert two.efficiency.values == [1, 0.75]
     assert eight.efficiency.values == [0.5, 1]
     assert [point.doubt for point in (one, two, eight)] == ["", "", ""]
+    two, four = make_points([2, 4], [[scaled(100)], [scaled(150)]])
+    assert (two.efficiency.median, four.efficiency.median) == (1, 0.75)
 
 
 @pytest.mark.parametrize(

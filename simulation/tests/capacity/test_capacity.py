@@ -154,6 +154,8 @@ EASY = {
         # 35 s of settling in 11 s
         (Crowd(1e6, 10, 1e6, settle_s=1), {"front-door": 7, "redis": 7, "postgres": 5, "relay": 5}),
         (Crowd(1, 10, 0), dict.fromkeys(ROLES, 1)),
+        # Units that nobody comes for
+        (Crowd(1_000, 10, 1e9), dict.fromkeys(ROLES, 1)),
     ],
 )
 def test_what_is_needed_is_the_work_over_the_time(crowd: Crowd, count: dict[str, int]) -> None:
