@@ -12,8 +12,8 @@ from simulation.capacity.observations import Observation, name_curve
 CAUSES: Final = {
     (DOORS, "accepting"): ("front-door", "accepted"),
     (DOORS, "sold out"): ("front-door", "refused"),
-    (SHARDS, "accepting"): ("redis", "accepted"),
-    (SHARDS, "sold out"): ("redis", "asked"),
+    (SHARDS, "accepting within a limit"): ("redis", "accepted"),
+    (SHARDS, "limit reached"): ("redis", "asked"),
 }
 """Who is full, and of what, by machines and state."""
 

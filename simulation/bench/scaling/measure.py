@@ -9,17 +9,18 @@ from simulation.bench.results import DOORS, SHARDS, ScaledPoint, ScaledRound, Sc
 from simulation.bench.rounds import Rounds
 from simulation.bench.samples import Spread
 from simulation.bench.scaling.sites import Site, serve_doors, serve_shards
-from simulation.bench.subjects import STATES
 from simulation.target.engine_process import private_services
 
 SHARES: Final = {
-    (DOORS, "sold out"): 0.05,
-    (DOORS, "accepting"): 0.05,
-    (SHARDS, "sold out"): 0.01,
-    (SHARDS, "accepting"): 0.02,
+    DOORS: {"sold out": 0.05, "accepting": 0.05},
+    SHARDS: {"limit reached": 0.01, "accepting within a limit": 0.01},
 }
-"""Of a core, for each machine. A shard takes so little time that the front door would be full before it."""
-CONNECTIONS: Final = {DOORS: 256, SHARDS: 1_024}
+"""Of a core, for each machine, by the states that are measured.
+
+Shards are loaded with what takes them the most time: what each shopper has bought is counted, and each is
+refused alone. With a larger share of a core the front door would be full before them.
+"""
+CONNECTIONS: Final = {DOORS: 256, SHARDS: 512}
 """For each machine: what waits while it has used its share keeps it busy in the next period."""
 MOST_CORES: Final = 1.5
 """A round counts if all processes of the machine together used less: above, they wait for each other."""
@@ -49,9 +50,8 @@ async def _measure_all(machines: str, sites: Mapping[int, Site], rounds: Rounds)
     found = []
     for times in (1, 2):
         some = {size: site for size, site in sites.items() if size * times <= max(*sites, times)}
-        for state in STATES:
-            share = times * SHARES[machines, state]
-            found.append(await _measure(machines, state, share, some, rounds))
+        for state, share in SHARES[machines].items():
+            found.append(await _measure(machines, state, times * share, some, rounds))
     return found
 
 
@@ -62,14 +62,12 @@ async def _measure(
     loads = {size: (size, connections) if machines == DOORS else (1, size * connections) for size in sites}
     for size, site in sites.items():
         site.hold_to(share)
-        await site.measure(state, *loads[size], 1)  # to warm it up
+        await site.prepare(state, *loads[size])
     most = max(sites)
     measures = {
-        f"{size} {machines} of {share:g} cores, {state}": partial(
-            _try, site, state, *loads[size], rounds.seconds
-        )
+        f"{size} {machines} of {share:g} cores, {state}": partial(_try, site, *loads[size], rounds.seconds)
         for size, site in sites.items()
-    } | {f"{machines} of {share:g} cores, idle": partial(sites[most].measure, state, 0, 0, rounds.seconds)}
+    } | {f"{machines} of {share:g} cores, idle": partial(sites[most].measure, 0, 0, rounds.seconds)}
     *found, idle = await rounds.repeat(measures)
     return Scaling(
         machines=machines,
@@ -80,10 +78,10 @@ async def _measure(
     )
 
 
-async def _try(site: Site, state: str, doors: int, connections: int, seconds: float) -> ScaledRound:
+async def _try(site: Site, doors: int, connections: int, seconds: float) -> ScaledRound:
     """Measure until it counts, as often as is allowed."""
     for _ in range(TRIES):
-        found = await site.measure(state, doors, connections, seconds)
+        found = await site.measure(doors, connections, seconds)
         if not find_doubt(found):
             break
     return found

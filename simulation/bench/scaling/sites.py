@@ -3,7 +3,7 @@
 import asyncio
 import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +24,7 @@ from simulation.bench.results import ScaledRound
 from simulation.bench.samples import Sample
 from simulation.bench.scaling.control_groups import ControlGroup, Periods, throttle
 from simulation.bench.spellings import HOST, JSON, LENGTH, write_buy
-from simulation.bench.subjects import DRAIN_S, STATES
+from simulation.bench.subjects import DRAIN_S, PLENTY
 from simulation.errors import BenchError
 from simulation.scenario.schema import SaleOffer
 from simulation.target.engine_process import EngineProcess, start_engine
@@ -32,6 +32,19 @@ from simulation.target.opening import open_sales
 from simulation.target.process_meter import ProcessMeter
 from simulation.target.services import Services
 
+USERS: Final = 2_000
+OFFERS: Final[Mapping[str, Mapping[str, int]]] = {
+    "sold out": {"stock": 0},
+    "accepting": {"stock": PLENTY},
+    "limit reached": {"stock": PLENTY, "limit": 1},
+    "accepting within a limit": {"stock": PLENTY, "limit": 1_000_000},
+}
+"""Sales by the state that they are in, or come to by being loaded."""
+ACCEPTING: Final = ("accepting", "accepting within a limit")
+USERS_OF: Final = {"limit reached": USERS, "accepting within a limit": USERS}
+"""How many shoppers buy; in other states one is enough, as the gate looks up nothing for each of them."""
+WARM_UPS: Final = 20
+"""Most loads of a second until a sale is in its state."""
 START_SHARE: Final = 0.05
 """Of a core, for each machine until it is measured."""
 SLOTS: Final = 16_384
@@ -63,6 +76,7 @@ class Site:
         self._shards = shards
         self._meter = meter
         self._groups = groups
+        self._state = ""
         # A product for each shard, so that each gets the same share of the purchases.
         products = {shard_of(number, shards).shard: number for number in range(1_000, 0, -1)}
         self._products = [products[shard.shard] for shard in shards]
@@ -72,16 +86,26 @@ class Site:
         for group in self._groups:
             group.hold_to(cores)
 
-    async def measure(self, state: str, doors: int, connections: int, seconds: float) -> ScaledRound:
+    async def prepare(self, state: str, doors: int, connections: int) -> None:
+        """Open sales in one of OFFERS, and load them until they are in that state. Raises BenchError."""
+        self._state = state
+        offers = [SaleOffer(product_id=product, **OFFERS[state]) for product in self._products]
+        await open_sales(self._engines[0].url, offers, self._engines[0].admin_token)
+        for _ in range(WARM_UPS):
+            if not (found := await self.measure(doors, connections, 1)).fault:
+                return
+        raise BenchError(f"{state} is not reached: {found.fault}")
+
+    async def measure(self, doors: int, connections: int, seconds: float) -> ScaledRound:
         """Load so many front doors, each from so many connections, and wait until the ledger has everything.
 
         Without a front door, let the engines rest for as long.
         """
-        await self._open_sales(STATES[state])
+        users = range(1, 1 + USERS_OF.get(self._state, 1))
+        bodies = [f'{{"userId":{user},"productId":{each}}}' for user in users for each in self._products]
+        requests = [write_buy(HOST, JSON, LENGTH, body=body) for body in bodies]
         before = self._read()
         if doors:
-            bodies = (f'{{"userId":101,"productId":{product}}}' for product in self._products)
-            requests = [write_buy(HOST, JSON, LENGTH, body=body) for body in bodies]
             loads = [run_wrk(engine.url, connections, seconds, requests) for engine in self._engines[:doors]]
             samples = await asyncio.gather(*loads)
         else:
@@ -98,16 +122,12 @@ class Site:
         took_s = loaded.at_s - before.at_s
         return _add_up(
             samples,
-            STATES[state] > 0,
+            self._state in ACCEPTING,
             cores=round((loaded.machine_s - before.machine_s) / took_s, 3),
             throttled=round(mean(waits), 3) if waits else 0.0,
             seconds=round(end.at_s - before.at_s, 3),
             cpu_s={name: round(end.cpu_s[name] - before.cpu_s.get(name, 0.0), 6) for name in end.cpu_s},
         )
-
-    async def _open_sales(self, stock: int) -> None:
-        offers = [SaleOffer(product_id=product, stock=stock) for product in self._products]
-        await open_sales(self._engines[0].url, offers, self._engines[0].admin_token)
 
     async def _drain(self) -> None:
         deadline = time.monotonic() + DRAIN_S
@@ -178,14 +198,14 @@ async def serve_doors(services: Services, count: int) -> AsyncIterator[Site]:
 async def serve_shards(services: Services, count: int) -> AsyncIterator[Site]:
     """Serve by one front door on a gate of `count` shards, each of which has a throttled primary.
 
-    Of the services Redis is not used. The front door asks the gate for every refusal.
+    Of the services Redis is not used.
     """
     async with AsyncExitStack() as cleanup:
         folder = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="flashsim-shards-")))
         url, pids = await cleanup.enter_async_context(_run_primaries(folder, count))
         pids = {name: pid for name, pid in services.pids.items() if name != "redis"} | pids
         services = replace(services, redis_url=url, pids=pids)
-        options = {"gate_shards": count, "sold_out_ms": 0}
+        options = {"gate_shards": count}
         engine = await cleanup.enter_async_context(start_engine(services, options, folder / "engine.log"))
         primaries = {name: [pid] for name, pid in pids.items() if name.startswith("redis")}
         groups = cleanup.enter_context(throttle(START_SHARE, primaries))

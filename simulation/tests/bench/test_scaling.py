@@ -171,9 +171,10 @@ async def test_without_root_growth_is_skipped_and_said(
 async def test_front_doors_are_loaded_and_throttled_one_by_one(groups: Path, services: Services) -> None:
     async with serve_doors(services, 2) as site:
         assert len(list_groups(groups)) == 2
-        accepted = await site.measure("accepting", 1, 32, 1)
-        refused = await site.measure("sold out", 2, 32, 1)
-        idle = await site.measure("sold out", 0, 0, 1)
+        await site.prepare("accepting", 1, 32)
+        accepted = await site.measure(1, 32, 1)
+        await site.prepare("sold out", 2, 32)
+        refused, idle = [await site.measure(doors, 32, 1) for doors in (2, 0)]
     assert list_groups(groups) == []
     for found in (accepted, refused, idle):
         assert found.fault == ""
@@ -190,8 +191,10 @@ async def test_shards_share_the_purchases_and_are_throttled(groups: Path, servic
     async with serve_shards(services, 2) as site:
         assert len(list_groups(groups)) == 2
         site.hold_to(0.01)
-        accepted = await site.measure("accepting", 1, 512, 1)
-        refused = await site.measure("sold out", 1, 512, 1)
+        await site.prepare("accepting within a limit", 1, 512)
+        accepted = await site.measure(1, 512, 1)
+        await site.prepare("limit reached", 1, 512)
+        refused = await site.measure(1, 512, 1)
     assert list_groups(groups) == []
     for found in (accepted, refused):
         assert found.fault == ""
