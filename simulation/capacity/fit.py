@@ -48,8 +48,8 @@ def fit_costs(observations: Sequence[Observation], draws: int = DRAWS) -> Costs:
 def fit_role(observations: Iterable[Observation], role: str, draws: int = DRAWS) -> dict[str, Draws]:
     """Return what one role needs, by cause. Raises RunError if nothing is known of it."""
     known = [each for each in observations if role in each.cpu_s]
-    if not known:
-        raise RunError(f"no processor time was recorded of {role}")
+    if not any(getattr(each, CAUSES[role][0]) for each in known):
+        raise RunError(f"these runs don't tell what a purchase takes of {role}: give others, too")
     names = (*CAUSES[role], IDLE)
     causes = np.array(
         [

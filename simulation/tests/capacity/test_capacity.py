@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+import shlex
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +24,7 @@ from simulation.capacity.fit import CAUSES, DRAWS, IDLE, Costs, fit_costs, fit_r
 from simulation.capacity.observations import ROLES, Observation, observe_bench, observe_run
 from simulation.capacity.plan import BUSY, Crowd, find_bound, plan, share_out
 from simulation.cli.commands import main
+from simulation.errors import RunError
 from simulation.model.history import make_history
 
 ROOT = Path(__file__).parents[3]
@@ -62,6 +65,13 @@ def test_costs_without_noise_are_found_as_they_are(costs: dict[str, float], seed
         assert list(found) == [*CAUSES[role], IDLE]
         for cause, draws in found.items():
             assert draws[0] == pytest.approx(costs[cause], rel=1e-4, abs=1e-9), (role, cause)
+
+
+def test_of_a_role_that_was_only_seen_idle_nothing_is_claimed() -> None:
+    observations = observe_bench(make_bench({key: RATES[key] for key in [*RATES][:3]}), "bench")
+    assert any("redis" in each.cpu_s for each in observations)
+    with pytest.raises(RunError, match="takes of redis"):
+        fit_costs(observations, draws=1)
 
 
 def test_the_interval_holds_the_truth_about_as_often_as_it_claims() -> None:
@@ -299,6 +309,16 @@ def test_the_command_says_what_is_needed_what_is_full_first_and_what_is_extrapol
     value, low, high = found["costs_s"]["front-door"]["refused"]
     assert low <= value <= high
     assert DRAWS >= 1_000, "as many as an interval of 95 % needs"
+
+
+def test_the_table_of_the_readme_is_what_its_command_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    readme = (ROOT / "README.md").read_text()
+    [command] = re.findall(r"^    flashsim (capacity .*--markdown)$", readme, re.MULTILINE)
+    monkeypatch.chdir(ROOT)
+    said = CliRunner().invoke(main, shlex.split(command))
+    assert said.exit_code == 0, said.output
+    assert "| 10,000,000 |" in said.output
+    assert said.output in readme, f"the README's table differs from what flashsim {command} writes"
 
 
 def test_a_folder_without_processor_time_says_nothing_of_costs(tmp_path: Path) -> None:
