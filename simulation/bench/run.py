@@ -28,7 +28,7 @@ from simulation.bench.programs import Program, find_program, serve_baseline, ser
 from simulation.bench.results import Against, Bench, Scaling
 from simulation.bench.rounds import Rounds, Say
 from simulation.bench.samples import Cost
-from simulation.bench.scaling.control_groups import find_folder
+from simulation.bench.scaling.control_groups import throttle
 from simulation.bench.scaling.measure import measure_scaling
 from simulation.bench.subjects import STATES, Engine, measure_refusals, measure_textbook, serve_engine
 from simulation.errors import BenchError
@@ -226,7 +226,8 @@ class _Run:
         if Subject.GROWTH not in self._subjects:
             return []
         try:
-            find_folder()
+            with throttle(1, {"trial": []}):
+                pass
         except BenchError as missing:
             self._note(f"{missing}; skipped: {Subject.GROWTH}")
             return []

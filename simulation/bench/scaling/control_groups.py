@@ -105,7 +105,7 @@ def find_folder(mounts: Path = _MOUNTS) -> Path:
         )
         if is_of_processor:
             if os.geteuid() or not os.access(folder, os.W_OK):
-                raise BenchError("machines are throttled by control groups, which need root")
+                raise BenchError(f"machines are throttled by control groups, which need root and {folder}")
             return folder
     raise BenchError("machines are throttled by control groups of the processor, which are not mounted here")
 

@@ -163,7 +163,8 @@ async def test_without_root_growth_is_skipped_and_said(
     told: list[str] = []
     options = Options(subjects=frozenset({Subject.GROWTH}))
     await run_bench(options, tmp_path / "run", told.append, "flashsim bench --only growth")
-    assert "need root; skipped: growth" in (tmp_path / "run" / "bench.md").read_text()
+    assert "which need root and /sys/fs/cgroup" in (tmp_path / "run" / "bench.md").read_text()
+    assert "; skipped: growth" in (tmp_path / "run" / "bench.md").read_text()
     assert len(told) == 1
 
 
