@@ -26,6 +26,8 @@ DRAWS: Final = 1_000
 TICK_S: Final = 0.01
 """Of the kernel's clock of processor time."""
 VARIES: Final = 0.05
+RESTED: Final = 0.2
+"""Of its core: a process that was always busier does not show what it needs idle."""
 FEW: Final = 6
 """So few points say too little of how runs differ."""
 GATE_CAUSES: Final = ("accepted", "refused", "asked", "looked")
@@ -50,6 +52,8 @@ def fit_role(observations: Iterable[Observation], role: str, draws: int = DRAWS)
     known = [each for each in observations if role in each.cpu_s]
     if not any(getattr(each, CAUSES[role][0]) for each in known):
         raise RunError(f"these runs don't tell what a purchase takes of {role}: give others, too")
+    if min(each.cpu_s[role] / (each.seconds * each.processes[role]) for each in known) > RESTED:
+        raise RunError(f"these runs don't tell what {role} needs at rest: give one with a quiet time, too")
     names = (*CAUSES[role], IDLE)
     causes = np.array(
         [

@@ -50,6 +50,15 @@ def observe(
     return Observation(point=point, seconds=seconds, cpu_s=cpu_s, processes=processes, **counts)
 
 
+def rest(costs: Mapping[str, float]) -> Observation:
+    """What a second without load would show."""
+    counts = dict.fromkeys(("accepted", "refused", "asked", "looked", "settled"), 0.0)
+    return Observation(
+        point="run", seconds=1, cpu_s=dict.fromkeys(ROLES, costs[IDLE]), processes=dict.fromkeys(ROLES, 1),
+        **counts,
+    )  # fmt: skip
+
+
 COSTS = st.fixed_dictionaries(
     {name: st.floats(1 * US, 200 * US) for name in ("accepted", "refused", "asked", "looked", "settled")}
     | {IDLE: st.floats(0, 0.05)}
@@ -60,7 +69,7 @@ COSTS = st.fixed_dictionaries(
 @given(COSTS, st.integers(0, 2**32 - 1))
 def test_costs_without_noise_are_found_as_they_are(costs: dict[str, float], seed: int) -> None:
     rng = np.random.default_rng(seed)
-    observations = [observe(costs, doors, rng) for doors in [1, 1, 2, 8] * 5]
+    observations = [rest(costs), *(observe(costs, doors, rng) for doors in [1, 1, 2, 8] * 5)]
     for role, found in fit_costs(observations, draws=2).items():
         assert list(found) == [*CAUSES[role], IDLE]
         for cause, draws in found.items():
@@ -74,11 +83,20 @@ def test_of_a_role_that_was_only_seen_idle_nothing_is_claimed() -> None:
         fit_costs(observations, draws=1)
 
 
+def test_of_a_process_that_never_rested_nothing_is_claimed() -> None:
+    whole = [each for each in observe_bench(make_bench(RATES), "bench") if "engine" in each.point]
+    assert [each.cpu_s["front-door"] / each.seconds for each in whole] == [0.15]
+    busier = [each._replace(accepted=9.0, seconds=1.5) for each in whole]
+    with pytest.raises(RunError, match="front-door needs at rest"):
+        fit_role(busier, "front-door", draws=1)
+
+
 def test_the_interval_holds_the_truth_about_as_often_as_it_claims() -> None:
     costs = {"accepted": 50 * US, "refused": 15 * US, "asked": 9 * US, "looked": 30 * US, "settled": 20 * US}
+    costs[IDLE] = 0.01
     rng, held = np.random.default_rng(3), 0
     for _ in range(100):
-        observations = [observe(costs | {IDLE: 0.01}, 1, rng, noise=0.1) for _ in range(60)]
+        observations = [observe(costs, 1, rng, noise=0.1) for _ in range(60)] + [rest(costs)]
         low, high = interval(fit_role(observations, "front-door", draws=100)["accepted"])
         held += low <= costs["accepted"] <= high
     assert 85 <= held <= 100
@@ -92,6 +110,7 @@ def test_runs_that_differ_widen_the_interval() -> None:
         for factor in (0.8, 0.85, 0.95, 1.0, 1.1, 1.2, 1.3)
     ]
     spans = [observe(run, 1, rng, point=str(number)) for number, run in enumerate(runs) for _ in range(100)]
+    spans.append(rest(runs[0])._replace(point="0"))
 
     def width(observations: Sequence[Observation]) -> float:
         low, high = interval(fit_role(observations, "front-door", draws=200)["accepted"])
