@@ -1,4 +1,4 @@
 """Scaling: what more machines give, each of which is a process that is held to a share of a core.
 
-Only the benchmark imports this room.
+Imported by the benchmark alone.
 """
