@@ -32,7 +32,8 @@ from simulation.target.opening import open_sales
 from simulation.target.process_meter import ProcessMeter
 from simulation.target.services import Services
 
-USERS: Final = 2_000
+USERS: Final = 500
+"""About as many as there are purchases in a batch of a shard."""
 OFFERS: Final[Mapping[str, Mapping[str, int]]] = {
     "sold out": {"stock": 0},
     "accepting": {"stock": PLENTY},
@@ -70,20 +71,21 @@ class Site:
         engines: Sequence[EngineProcess],
         shards: Shards,
         meter: ProcessMeter,
-        groups: list[ControlGroup],
+        groups: Mapping[str, ControlGroup],
     ) -> None:
         self._engines = engines
         self._shards = shards
         self._meter = meter
         self._groups = groups
         self._state = ""
+        self._requests: list[bytes] = []
         # A product for each shard, so that each gets the same share of the purchases.
         products = {shard_of(number, shards).shard: number for number in range(1_000, 0, -1)}
         self._products = [products[shard.shard] for shard in shards]
 
     def hold_to(self, cores: float) -> None:
         """Let each machine have such a share of a core."""
-        for group in self._groups:
+        for group in self._groups.values():
             group.hold_to(cores)
 
     async def prepare(self, state: str, doors: int, connections: int) -> None:
@@ -91,22 +93,26 @@ class Site:
         self._state = state
         offers = [SaleOffer(product_id=product, **OFFERS[state]) for product in self._products]
         await open_sales(self._engines[0].url, offers, self._engines[0].admin_token)
+        users = range(1, 1 + USERS_OF.get(state, 1))
+        bodies = [f'{{"userId":{user},"productId":{each}}}' for user in users for each in self._products]
+        self._requests = [write_buy(HOST, JSON, LENGTH, body=body) for body in bodies]
         for _ in range(WARM_UPS):
-            if not (found := await self.measure(doors, connections, 1)).fault:
+            found = await self.measure(doors, connections, 1)
+            # Each front door is sent all of them in turn.
+            if not found.fault and found.requests >= doors * len(bodies):
                 return
-        raise BenchError(f"{state} is not reached: {found.fault}")
+        raise BenchError(f"{state} is not reached by {found.requests} requests a second: {found.fault}")
 
     async def measure(self, doors: int, connections: int, seconds: float) -> ScaledRound:
         """Load so many front doors, each from so many connections, and wait until the ledger has everything.
 
         Without a front door, let the engines rest for as long.
         """
-        users = range(1, 1 + USERS_OF.get(self._state, 1))
-        bodies = [f'{{"userId":{user},"productId":{each}}}' for user in users for each in self._products]
-        requests = [write_buy(HOST, JSON, LENGTH, body=body) for body in bodies]
         before = self._read()
         if doors:
-            loads = [run_wrk(engine.url, connections, seconds, requests) for engine in self._engines[:doors]]
+            loads = [
+                run_wrk(engine.url, connections, seconds, self._requests) for engine in self._engines[:doors]
+            ]
             samples = await asyncio.gather(*loads)
         else:
             await asyncio.sleep(seconds)
@@ -140,8 +146,9 @@ class Site:
         times = psutil.cpu_times()
         # What a hypervisor gave to others was not there either.
         machine_s = sum(times[:3]) + sum(getattr(times, name, 0.0) for name in ("irq", "softirq", "steal"))
-        periods = [group.read_periods() for group in self._groups]
-        return _Reading(time.monotonic(), self._meter.read_cpu_s(), machine_s, periods)
+        periods = [group.read_periods() for group in self._groups.values()]
+        cpu_s = self._meter.read_cpu_s() | {name: group.read_cpu_s() for name, group in self._groups.items()}
+        return _Reading(time.monotonic(), cpu_s, machine_s, periods)
 
 
 async def _is_drained(shard: Any) -> bool:
@@ -191,7 +198,7 @@ async def serve_doors(services: Services, count: int) -> AsyncIterator[Site]:
         }
         groups = cleanup.enter_context(throttle(START_SHARE, doors))
         shards = await cleanup.enter_async_context(connect_shards(Settings(redis_url=services.redis_url)))
-        yield Site(engines, shards, meter, list(groups.values()))
+        yield Site(engines, shards, meter, groups)
 
 
 @asynccontextmanager
@@ -211,7 +218,7 @@ async def serve_shards(services: Services, count: int) -> AsyncIterator[Site]:
         groups = cleanup.enter_context(throttle(START_SHARE, primaries))
         settings = Settings(redis_url=url, gate_shards=count)
         shards = await cleanup.enter_async_context(connect_shards(settings))
-        yield Site([engine], shards, ProcessMeter(services.pids, engine.pid), list(groups.values()))
+        yield Site([engine], shards, ProcessMeter(services.pids, engine.pid), groups)
 
 
 @asynccontextmanager
