@@ -23,8 +23,6 @@ from simulation.capacity.observations import ROLES, Observation
 from simulation.errors import RunError
 
 DRAWS: Final = 1_000
-TICK_S: Final = 0.01
-"""Of the kernel's clock of processor time."""
 VARIES: Final = 0.05
 RESTED: Final = 0.2
 """Of its core: a process that was always busier does not show what it needs idle."""
@@ -62,7 +60,7 @@ def fit_role(observations: Iterable[Observation], role: str, draws: int = DRAWS)
         ]
     )
     used = np.array([each.cpu_s[role] for each in known])
-    weights = 1 / (TICK_S + VARIES * used)
+    weights = 1 / (np.array([each.tick_s for each in known]) + VARIES * used)
     # Causes of like size: a purchase takes microseconds, a second of idling milliseconds.
     scale = np.maximum(np.linalg.norm(causes * weights[:, None], axis=0), 1e-12)
     rows, wanted = causes * weights[:, None] / scale, used * weights

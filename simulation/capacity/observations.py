@@ -19,6 +19,10 @@ from simulation.record.history import read_history
 ROLES: Final = ("front-door", "redis", "relay", "rabbitmq", "fulfilment", "postgres")
 """The processes that a purchase takes time of."""
 _USED: Final = "cpu_percent "
+TICK_S: Final = 0.01
+"""Of the kernel's clock of processor time."""
+PRECISE_S: Final = 0.001
+"""Throttled processes are timed by the scheduler."""
 _ENGINE: Final = "engine, "
 _NOT_FULL: Final = {DOORS: "redis", SHARDS: "front-door"}
 """The role that waits for throttled machines: what it does little at a time costs more than it has to."""
@@ -42,6 +46,8 @@ class Observation(NamedTuple):
     """By role; all processes of the role together. Without roles that say nothing of their costs here."""
     processes: dict[str, int]
     """Their number."""
+    tick_s: float = TICK_S
+    """By how much its processor time may be off."""
 
 
 def read_observations(folder: Path) -> list[Observation]:
@@ -102,7 +108,9 @@ def observe_bench(bench: Bench, folder: str) -> list[Observation]:
                 if not each.fault
             ]
         name = f"{name_curve(folder, curve)}, idle"
-        found += [_observe(each, name, each.seconds) for each in curve.idle]
+        found += [
+            _leave_out(_NOT_FULL[curve.machines], _observe(each, name, each.seconds)) for each in curve.idle
+        ]
     return found
 
 
@@ -118,7 +126,8 @@ def _observe(found: Sample | ScaledRound, point: str, seconds: float, asked: boo
 
 
 def _leave_out(role: str, found: Observation) -> Observation:
-    return found._replace(cpu_s={name: spent for name, spent in found.cpu_s.items() if name != role})
+    cpu_s = {name: spent for name, spent in found.cpu_s.items() if name != role}
+    return found._replace(cpu_s=cpu_s, tick_s=PRECISE_S)
 
 
 def _by_role(cpu_s: Mapping[str, float]) -> tuple[dict[str, float], dict[str, int]]:
