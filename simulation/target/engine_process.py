@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -174,12 +174,17 @@ async def start_engines(
 
 @asynccontextmanager
 async def start_engine(
-    services: Services, settings: Mapping[str, Any], log: Path, code: Path | None = None
+    services: Services,
+    settings: Mapping[str, Any],
+    log: Path,
+    code: Path | None = None,
+    roles: Iterable[str] = (),
 ) -> AsyncIterator[EngineProcess]:
     """Start an engine on a free loopback port and wait until it is ready; it is stopped with the block.
 
     `settings` are the engine's, by name. Its output goes to `log`. `code` is the folder of another copy of
-    the package, which then runs instead. Raises EngineError.
+    the package, which then runs instead. `roles` are the stages that it serves; none: all. Raises
+    EngineError.
     """
     wanted = {
         "port": 0,
@@ -196,6 +201,7 @@ async def start_engine(
     with log.open("wb") as output:
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-c", "from engine.cli import main; main()", "serve",
+            *(f"--role={role}" for role in roles),
             stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output,
             # In its own session Ctrl-C does not reach it: the run does, and stops the engine in order.
             env=environment, start_new_session=True,
