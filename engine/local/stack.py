@@ -18,8 +18,10 @@ from asyncpg import InterfaceError, PostgresError
 from redis.exceptions import RedisError
 
 from engine.errors import StackError
+from engine.local.cluster.postgres import PostgresCluster
+from engine.local.cluster.rabbitmq import RabbitMQCluster
+from engine.local.cluster.redis import RedisCluster
 from engine.local.postgres import Postgres
-from engine.local.postgres_cluster import PostgresCluster
 from engine.local.process import (
     family,
     free_port,
@@ -31,9 +33,7 @@ from engine.local.process import (
     wait_until,
 )
 from engine.local.rabbitmq import RabbitMQ
-from engine.local.rabbitmq_cluster import RabbitMQCluster
 from engine.local.redis import Redis
-from engine.local.redis_cluster import RedisCluster
 from engine.local.state import Entry, lock_folder, read_state, write_entry
 
 Program = Redis | RedisCluster | Postgres | RabbitMQ | PostgresCluster | RabbitMQCluster

@@ -6,7 +6,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
-from engine.local.postgres_cluster import Server, Servers, name_hosts, promote
+from engine.local.cluster.postgres import Server, Servers, name_hosts, promote
+from engine.local.cluster.rabbitmq import Node, RabbitMQCluster, list_nodes
 from engine.local.process import (
     ProcessId,
     family,
@@ -15,7 +16,6 @@ from engine.local.process import (
     send_signal,
 )
 from engine.local.rabbitmq import RabbitMQ
-from engine.local.rabbitmq_cluster import Node, RabbitMQCluster, list_nodes
 from engine.tests.test_server import eventually
 
 

@@ -12,9 +12,9 @@ import pytest
 from engine.bus.checks import check_bus
 from engine.errors import LedgerUnavailable
 from engine.ledger.ledger import Ledger
-from engine.local.postgres_cluster import LOST, PostgresCluster, Server, Servers
+from engine.local.cluster.postgres import LOST, PostgresCluster, Server, Servers
+from engine.local.cluster.rabbitmq import RabbitMQCluster
 from engine.local.process import survivors
-from engine.local.rabbitmq_cluster import RabbitMQCluster
 from engine.local.stack import Stack, start_stack, stop_stack
 from engine.model.lot import Lot
 from engine.tests.orders import ids, make_terms, reserve

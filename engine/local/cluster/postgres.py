@@ -60,7 +60,13 @@ class PostgresCluster:
         """Start the promoter, which starts the servers."""
         note_ports(folder, ports)
         package = {"PYTHONPATH": str(Path(engine.__file__).parents[1])}
-        command: list[str | Path] = [sys.executable, "-m", "engine.local.promoter", folder, *map(str, ports)]
+        command: list[str | Path] = [
+            sys.executable,
+            "-m",
+            "engine.local.cluster.promoter",
+            folder,
+            *map(str, ports),
+        ]
         return [spawn(command, folder, package)]
 
     async def probe(self, _port: int, folder: Path) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from engine.errors import StackError
-from engine.local.postgres_cluster import LOST, Server, Servers, promote
+from engine.local.cluster.postgres import LOST, Server, Servers, promote
 
 _PAUSE_S: Final = 0.5
 _PATIENCE_S: Final = 2.0
