@@ -1,4 +1,4 @@
-"""Services of three machines: one module for each service, the promoter of PostgreSQL, and the nodes one by one.
+"""Services of three machines: a module for each service, PostgreSQL's promoter, and the nodes one by one.
 
-The stack above starts and stops them; it imports the rest of `local`.
+The stack starts and stops them. They import the rest of `local`, but not the stack.
 """
