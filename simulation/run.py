@@ -22,7 +22,7 @@ from engine.stages.lifecycle import running
 from simulation.drive.driver import Drive, DriveResult, LoadSpec, drive
 from simulation.drive.plan import Plan, build_plan, give_tokens
 from simulation.drive.progress import Progress, find_abort
-from simulation.errors import RunError
+from simulation.errors import EngineError, RunError
 from simulation.faults.injector import Injector, check_targets
 from simulation.faults.proxy import Proxy, start_proxy
 from simulation.model.contract import FLASHGRID, Contract
@@ -32,8 +32,8 @@ from simulation.model.state import FinalState
 from simulation.record.facts import ENGINE_LOG, RunFacts, write_record
 from simulation.record.manifest import list_record, seal
 from simulation.scenario.condition import parse_abort
-from simulation.scenario.schema import Scenario
-from simulation.target.engine_process import EngineProcess, private_services, start_engine
+from simulation.scenario.schema import Scenario, Topology
+from simulation.target.engine_process import Engines, private_services, start_engines
 from simulation.target.foreign.engine import FLASHGRID_ENGINE, Engine
 from simulation.target.foreign.programs import Programs, reset_engine, start_programs
 from simulation.target.machine import describe_machine, read_commit, read_versions
@@ -57,7 +57,8 @@ TICK_S: Final = 0.25
 class Target:
     """The engine under test."""
 
-    url: str
+    urls: tuple[str, ...]
+    """Its front doors; the first one opens the sales."""
     admin_token: str | None = None
     services: Services | None = None
     """Its own services, as far as they are known."""
@@ -66,33 +67,33 @@ class Target:
     contract: Contract = FLASHGRID
     ca: str | None = None
     """For https: a file with the certificate of an authority; None: the system's authorities."""
-    process: EngineProcess | Programs | None = None
+    process: Engines | Programs | None = None
     """None for an engine that the run did not start."""
     proxy: Proxy | None = None
     """Between the engine and the services that have a network fault."""
 
 
 def find_target(
-    url: str,
+    urls: tuple[str, ...],
     admin_token: str | None,
     services: Services | None,
     scenario: Scenario,
     engine: Engine = FLASHGRID_ENGINE,
 ) -> Target:
-    """Return the running engine at `url`, with the given services or else, for Flashgrid, those of the
-    environment.
+    """Return the running engine that has these front doors, with the given services or else, for Flashgrid,
+    those of the environment.
 
     Raises SettingsError or EngineError if the environment is bad.
     """
     settings = read_settings()
-    shards = int(scenario.engine.get("gate_shards", settings.gate_shards))
+    shards = scenario.topology.shards if scenario.topology.shards > 1 else settings.gate_shards
     if engine.witness == "flashgrid":
-        services = services or find_services(url, settings)
+        services = services or find_services(urls[0], settings)
     return Target(
-        url=url,
+        urls=urls,
         admin_token=admin_token or settings.admin_token,
         services=services,
-        witness=engine.make_witness(url, services, shards),
+        witness=engine.make_witness(urls[0], services, shards),
         contract=engine.contract,
         ca=engine.ca,
     )
@@ -161,24 +162,28 @@ async def _start_target(
     """Start an engine, and private services if none are given; `cleanup` stops all of them."""
     if services is None:
         say("starting private services")
-        services = await cleanup.enter_async_context(private_services(say))
+        machines = scenario.topology.machines
+        services = await cleanup.enter_async_context(private_services(say, machines))
     check_targets(scenario.timeline(), services, engine.stages)
     proxy, seen = None, services
     if behind := {fault.on for fault in scenario.timeline() if fault.of_network}:
         proxy, seen = await cleanup.enter_async_context(start_proxy(services, behind, scenario.seed))
     say("starting the engine")
     log = folder / ENGINE_LOG
-    process: EngineProcess | Programs
+    process: Engines | Programs
     if engine.programs:
+        if scenario.topology != Topology():
+            raise EngineError("topology: is for Flashgrid, not for an engine that a description starts")
         process = await cleanup.enter_async_context(start_programs(engine.programs, seen, log))
     else:
-        process = await cleanup.enter_async_context(start_engine(seen, scenario.engine, log, code))
-    shards = int(scenario.engine.get("gate_shards", 1))
+        process = await cleanup.enter_async_context(
+            start_engines(seen, scenario.topology, scenario.engine, log, code)
+        )
     return Target(
-        url=process.url,
+        urls=process.urls,
         admin_token=process.admin_token,
         services=services,
-        witness=engine.make_witness(process.url, services, shards),
+        witness=engine.make_witness(process.urls[0], services, scenario.topology.shards),
         contract=engine.contract,
         process=process,
         proxy=proxy,
@@ -201,14 +206,14 @@ class _Run:
         scenario, target, services = self._scenario, self._target, self._target.services
         t0_ns = _choose_start(scenario, len(plan))
         open_offers = partial(
-            open_sales, target.url, admin_token=target.admin_token, contract=target.contract, ca=target.ca
+            open_sales, target.urls[0], admin_token=target.admin_token, contract=target.contract, ca=target.ca
         )
         sales = await open_offers(scenario.sales, t0_ns=t0_ns)
         await target.witness.check(sales)
         versions = await read_versions(services)
         skew_s = await measure_skew(services.redis_url, services.postgres_url) if services else 0.0
         meter = ProcessMeter(
-            services.pids if services else {}, target.process.pid if target.process else None
+            services.pids if services else {}, *(target.process.pids if target.process else ())
         )
         self._injector = Injector(scenario.timeline(), target.process, services, target.proxy)
         self._restocker = Restocker(scenario.restocks, sales, open_offers)
@@ -218,7 +223,7 @@ class _Run:
                 driven = await driver(
                     LoadSpec(
                         plan,
-                        target.url,
+                        target.urls,
                         scenario.driver,
                         t0_ns,
                         self._hear,
@@ -236,7 +241,7 @@ class _Run:
             scenario=scenario,
             command=command,
             started_at=driven.started_at,
-            target=None if target.process else target.url,
+            target=None if target.process else ", ".join(target.urls),
             engine=self._engine.name,
             contract=None if target.contract is FLASHGRID else target.contract,
             engine_death=target.process.death if target.process else None,

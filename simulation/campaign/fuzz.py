@@ -47,7 +47,7 @@ class HostileDrive:
         settings = read_settings({}, **scenario.engine)
         self._scenario, self._folder, self._services, self._say = scenario, folder, services, say
         self._requests, self._seed = requests, seed
-        self._shards = settings.gate_shards
+        self._shards = scenario.topology.shards
         # A head, a body, the rest of a body that was refused, and once more a head; a busy machine adds 10 s.
         self._bound_s = 2 * settings.keepalive_s + settings.client_timeout_ms / 1000 + 1 + 10
 
@@ -61,8 +61,8 @@ class HostileDrive:
             SaleOffer(product_id=DECOY, stock=1_000_000_000),
             SaleOffer(product_id=SMUGGLED, stock=1_000),
         ]
-        decoy, smuggled = await open_sales(load.url, offers, None)
-        port = urlsplit(load.url).port or 80
+        decoy, smuggled = await open_sales(load.urls[0], offers, None)
+        port = urlsplit(load.urls[0]).port or 80
         before = find_processes()
         driven: DriveResult
         (driven, driven_s), seen = await run_together(self._drive_load(load), self._play_clients(port))

@@ -34,7 +34,11 @@ _SCENARIO_OPTIONS: Final = [
     ),
 ]
 _RUN_OPTIONS: Final = [
-    click.Option(["--target"], metavar="URL", help="Engine that runs already [default: the run starts one]."),
+    click.Option(
+        ["--target", "targets"], metavar="URL", multiple=True,
+        help="Engine that runs already [default: the run starts one]; several front doors with commas"
+        " between, or each by an option of its own.",
+    ),
     click.Option(
         ["--engine"], metavar="NAME|FILE",
         help="Another engine than Flashgrid, as a TOML file describes it: HTTP contract, tables, processes;"
@@ -113,7 +117,7 @@ def run(scenario: str, workers: int | None, repeat: int | None, keep_records: bo
     of the worst run.
     """
     changes = {} if workers is None else {"engine.workers": workers}
-    if changes and options["target"]:
+    if changes and options["targets"]:
         raise click.UsageError("--workers is for the run's own engine, not for one at --target")
     if keep_records and repeat is None:
         raise click.UsageError("--keep-records is for a series: give --repeat")
@@ -242,9 +246,10 @@ def _prepare(
         options["witness"] or scenario.target.witness,
         urls,
     )
-    url = options["target"] or scenario.target.url or engine.url
-    services = check_services(*urls) if engine.witness == "flashgrid" or not url else None
-    target = find_target(url, options["admin_token"], services, scenario, engine) if url else None
+    doors = ",".join(options["targets"]) or scenario.target.url or engine.url or ""
+    addresses = tuple(each for door in doors.split(",") if (each := door.strip()))
+    services = check_services(*urls) if engine.witness == "flashgrid" or not addresses else None
+    target = find_target(addresses, options["admin_token"], services, scenario, engine) if addresses else None
     if target and isinstance(target.witness, NoWitness):
         say("the target's services are not known, so the verdict will be unknown: give --redis-url and so on")
     live_port = 0 if options["live"] and options["live_port"] is None else options["live_port"]

@@ -38,8 +38,8 @@ class LoadSpec:
     """What a driver is to send, where to, how, and who watches it."""
 
     plan: Plan
-    url: str
-    """The engine, as http://host:port or https://host:port."""
+    urls: tuple[str, ...]
+    """The engine's front doors, each as http://host:port or https://host:port."""
     options: DriverOptions
     t0_ns: int | None = None
     """The run's start on time.monotonic_ns(); None: as soon as all processes are ready."""
@@ -80,7 +80,7 @@ async def drive(load: LoadSpec) -> DriveResult:
     """
     async with AsyncExitStack() as cleanup:
         folder = cleanup.enter_context(tempfile.TemporaryDirectory(prefix="flashsim-"))
-        jobs = deal(load.plan, await resolve(load), load.options, Path(folder), load.exact)
+        jobs = deal(load.plan, await find_doors(load), load.options, Path(folder), load.exact)
         children = [
             await cleanup.enter_async_context(
                 start_child("simulation.drive.process", f"driver process {number}", job)
@@ -135,9 +135,12 @@ async def carry_out(
     return DriveResult(history, start, started_at, OPEN_LOOP)
 
 
-async def resolve(load: LoadSpec) -> Address:
+async def find_doors(load: LoadSpec) -> list[Address]:
     """Look up where the requests of a load go. Raises DriverError."""
-    url = load.url
+    return [await _resolve(url, load) for url in load.urls]
+
+
+async def _resolve(url: str, load: LoadSpec) -> Address:
     try:
         parts = urlsplit(url)
         port = parts.port or (443 if parts.scheme == "https" else 80)

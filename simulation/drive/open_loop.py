@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import ssl
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, cast
 
@@ -46,32 +46,45 @@ WARM = 256
 request does, and a load that starts at its full rate would begin with nothing else."""
 
 
-class OpenLoop(Schedule):
-    """Sends the requests of a schedule to one address, each over an idle connection or a new one."""
+class Door:
+    """A front door, and the connections to it."""
 
-    def __init__(
-        self,
-        requests: Sequence[bytes],
-        intended_ns: Sequence[int],
-        address: Address,
-        options: DriverOptions,
-        patience: Patience | None = None,
-        pause_ns: Sequence[int] = (),
-        looks: Mapping[int, int] = MappingProxyType({}),
-        polls: Polls | None = None,
-    ) -> None:
-        super().__init__(requests, intended_ns, patience, pause_ns, looks, polls, address.contract)
+    def __init__(self, number: int, address: Address) -> None:
+        self.number = number
         self.address = address
         self.tls = make_context(address.tls) if address.tls else None
         self.tls_name = address.tls.name if address.tls else None
-        self.connections = options.connections
-        self.connection_per_request = options.connection_per_request
-        self.timeout_ns = options.timeout_ms * 1_000_000
         self.free: list[Connection] = []
         """Idle connections; the last one used is used first, so that few stay warm. May hold closed ones."""
         self.all: set[Connection] = set()
         self.connecting: set[Any] = set()
         """Attempts to connect that are under way."""
+
+
+class OpenLoop(Schedule):
+    """Sends the requests of a schedule to front doors, each over an idle connection or a new one."""
+
+    def __init__(
+        self,
+        requests: Sequence[bytes],
+        intended_ns: Sequence[int],
+        addresses: Sequence[Address],
+        options: DriverOptions,
+        patience: Patience | None = None,
+        pause_ns: Sequence[int] = (),
+        looks: Mapping[int, int] = MappingProxyType({}),
+        polls: Polls | None = None,
+        encode_again: Callable[[int, int], bytes] | None = None,
+    ) -> None:
+        contract, count = addresses[0].contract, len(addresses)
+        super().__init__(
+            requests, intended_ns, patience, pause_ns, looks, polls, contract, count, encode_again
+        )
+        self.doors = [Door(number, address) for number, address in enumerate(addresses)]
+        self.connections = max(options.connections // count, 1)
+        """Most connections to one front door."""
+        self.connection_per_request = options.connection_per_request
+        self.timeout_ns = options.timeout_ms * 1_000_000
         self._swept_ns = 0
 
     async def run(self, t0_ns: int, exact: bool = IS_EXACT) -> None:
@@ -83,10 +96,11 @@ class OpenLoop(Schedule):
         try:
             await pace(self.beat, exact)
         finally:
-            for task in self.connecting:
+            connecting = [task for door in self.doors for task in door.connecting]
+            for task in connecting:
                 task.cancel()
-            await asyncio.gather(*self.connecting, return_exceptions=True)
-            for connection in list(self.all):
+            await asyncio.gather(*connecting, return_exceptions=True)
+            for connection in [each for door in self.doors for each in door.all]:
                 connection.transport.abort()
             await asyncio.sleep(0)  # an aborted connection is closed in the next turn of the event loop
 
@@ -94,7 +108,8 @@ class OpenLoop(Schedule):
         """Set the run's start and open the first connections."""
         self.t0_ns = t0_ns
         if not self.connection_per_request:
-            self._open(min(WARM, self.connections))
+            for door in self.doors:
+                self._open(door, min(WARM // len(self.doors), self.connections))
 
     def beat(self) -> int | None:
         """Send what is due and end what has waited too long; return when the next beat is due, on
@@ -111,25 +126,29 @@ class OpenLoop(Schedule):
     def send_due(self, now: int) -> int:
         """Send what is due by `now` on the connections there are, and open some for what remains; return how
         many requests wait."""
-        end, free = self.find_due(now), self.free
-        while free and (self.next < end or self.due):
-            connection = free.pop()
-            if connection.is_open:
-                connection.send(self.take(now))
-        waiting, connecting = end - self.next + len(self.due), len(self.connecting)
-        self._open(min(waiting - connecting, self.connections - len(self.all) - connecting))
+        self.find_due(now)
+        waiting = 0
+        for door, due in zip(self.doors, self.due, strict=True):
+            free = door.free
+            while free and due:
+                connection = free.pop()
+                if connection.is_open:
+                    connection.send(due.popleft())
+            connecting = len(door.connecting)
+            self._open(door, min(len(due) - connecting, self.connections - len(door.all) - connecting))
+            waiting += len(due)
         return waiting
 
     def release(self, connection: "Connection", now: int) -> None:
         """Let an idle connection carry the next request at once if one is due."""
-        op = self.take(now)
+        op = self.take(connection.door.number, now)
         if op == IDLE:
-            self.free.append(connection)
+            connection.door.free.append(connection)
         else:
             connection.send(op)
 
-    def refuse(self, error: OSError) -> None:
-        """End the oldest request that waits, since a connection could not be opened.
+    def refuse(self, door: Door, error: OSError) -> None:
+        """End the oldest request that waits for a front door, since a connection could not be opened.
 
         An attempt to connect so costs a request, as it does when every request is a client of its own, and
         a server that is down is not asked without end. After a timeout, the sweep ends those that waited.
@@ -137,52 +156,54 @@ class OpenLoop(Schedule):
         if isinstance(error, TimeoutError):
             return
         now = time.monotonic_ns() - self.t0_ns
-        if (op := self.take(now)) != IDLE:
+        if (op := self.take(door.number, now)) != IDLE:
             refused = isinstance(error, ConnectionError)
             if refused:
                 self.done_ns[op] = now
             self.lose(op, REFUSED if refused else NEVER_SENT)
 
-    def _open(self, count: int) -> None:
+    def _open(self, door: Door, count: int) -> None:
         for _ in range(count):
-            task = asyncio.get_running_loop().create_task(self._connect())
-            self.connecting.add(task)
-            task.add_done_callback(self.connecting.discard)
+            task = asyncio.get_running_loop().create_task(self._connect(door))
+            door.connecting.add(task)
+            task.add_done_callback(door.connecting.discard)
 
-    async def _connect(self) -> None:
+    async def _connect(self, door: Door) -> None:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self.timeout_ns / 1e9):
                 await loop.create_connection(
-                    lambda: Connection(self),
-                    self.address.host,
-                    self.address.port,
-                    ssl=self.tls,
-                    server_hostname=self.tls_name,
+                    lambda: Connection(self, door),
+                    door.address.host,
+                    door.address.port,
+                    ssl=door.tls,
+                    server_hostname=door.tls_name,
                 )
         except OSError as error:
-            self.refuse(error)
+            self.refuse(door, error)
 
     def _sweep(self, now: int) -> None:
         """End what has waited longer than the timeout, for its response or for a connection."""
         self._swept_ns = now
         oldest = now - self.timeout_ns
-        for connection in list(self.all):
-            if connection.op != IDLE and self.sent_ns[connection.op] < oldest:
-                connection.drop(TIMEOUT)
-        while (op := self.take(oldest - 1)) != IDLE:
-            self.lose(op, NEVER_SENT)
+        for door in self.doors:
+            for connection in list(door.all):
+                if connection.op != IDLE and self.sent_ns[connection.op] < oldest:
+                    connection.drop(TIMEOUT)
+            while (op := self.take(door.number, oldest - 1)) != IDLE:
+                self.lose(op, NEVER_SENT)
 
 
 class Connection(asyncio.Protocol):
     """A connection that carries one request at a time."""
 
-    __slots__ = ("_rest", "is_open", "loop", "op", "transport")
+    __slots__ = ("_rest", "door", "is_open", "loop", "op", "transport")
 
     transport: asyncio.Transport
 
-    def __init__(self, loop: OpenLoop) -> None:
+    def __init__(self, loop: OpenLoop, door: Door) -> None:
         self.loop = loop
+        self.door = door
         self.op = IDLE
         self.is_open = False
         self._rest = b""
@@ -191,7 +212,7 @@ class Connection(asyncio.Protocol):
         """Carry the request that waits for a connection."""
         self.transport = cast(asyncio.Transport, transport)  # uvloop's own is no subclass of it
         self.is_open = True
-        self.loop.all.add(self)
+        self.door.all.add(self)
         self.loop.release(self, time.monotonic_ns() - self.loop.t0_ns)
 
     def send(self, op: int) -> None:
@@ -239,7 +260,7 @@ class Connection(asyncio.Protocol):
                     self.loop.end(self.op, response, time.monotonic_ns() - self.loop.t0_ns)
                     self.op = IDLE
         self._forget(GARBAGE if self._rest and not self._rest.startswith(b"HTTP/") else RESET)
-        self.loop.all.discard(self)
+        self.door.all.discard(self)
 
     def drop(self, end: int) -> None:
         """Close at once; the request that it carries, if any, is lost; `end` is why, a place in ENDS."""

@@ -37,7 +37,8 @@ class Job(msgspec.Struct, frozen=True):
 
     plan: str
     result: str
-    address: Address
+    addresses: list[Address]
+    """Of each front door."""
     options: DriverOptions
     patience: Patience | None = None
     reads: Reads | None = None
@@ -48,7 +49,7 @@ class Job(msgspec.Struct, frozen=True):
 
 
 def deal(
-    plan: Plan, address: Address, options: DriverOptions, folder: Path, exact: bool = IS_EXACT
+    plan: Plan, addresses: list[Address], options: DriverOptions, folder: Path, exact: bool = IS_EXACT
 ) -> list[Job]:
     """Deal the plan to processes, in turn, so that each gets the whole curve at a share of its rate."""
     count = min(options.processes, max(len(plan), 1))
@@ -67,7 +68,7 @@ def deal(
             pause_ns=np.empty(0) if plan.pause_ns is None else plan.pause_ns[ops],
             poll_ns=np.empty(0) if plan.poll_ns is None else plan.poll_ns[ops],
         )
-        jobs.append(Job(plan_file, result_file, address, options, plan.patience, plan.reads, exact))
+        jobs.append(Job(plan_file, result_file, addresses, options, plan.patience, plan.reads, exact))
     return jobs
 
 
@@ -91,18 +92,22 @@ def prepare_loop(kind: type[Loop], job: Job, plan_file: str | IO[bytes]) -> Loop
                 "token",
             )
         )
-    address = job.address
-    requests = [
-        address.encode_buy(user, product, key, token) if number == BUY else address.encode_stock(product)
-        for number, user, product, key, token in zip(kinds, users, products, keys, tokens, strict=True)
-    ]
+    addresses = job.addresses
 
-    def encode_look(order_id: str, first: int) -> bytes:
-        return address.encode_order(order_id, users[first], tokens[first])
+    def encode(op: int, door: int) -> bytes:
+        address = addresses[door]
+        if kinds[op] == STOCK:
+            return address.encode_stock(products[op])
+        return address.encode_buy(users[op], products[op], keys[op], tokens[op])
 
+    def encode_look(order_id: str, first: int, door: int) -> bytes:
+        return addresses[door].encode_order(order_id, users[first], tokens[first])
+
+    requests = [encode(op, op % len(addresses)) for op in range(len(kinds))]
     polls = Polls(poll_ns, job.reads.most, encode_look) if job.reads else None
     looks = {op: products[op] for op, number in enumerate(kinds) if number == STOCK}
-    loop = kind(requests, intended_ns, address, job.options, job.patience, pause_ns, looks, polls)
+    again = encode if len(addresses) > 1 else None
+    loop = kind(requests, intended_ns, addresses, job.options, job.patience, pause_ns, looks, polls, again)
     # A collection of garbage would stop the pacer for longer the larger the plan is.
     gc.collect()
     gc.freeze()
@@ -172,6 +177,7 @@ def save_result(loop: OpenLoop, file: str | IO[bytes], unsure_ns: int = 0) -> No
         outcome=outcome,
         end=np.frombuffer(loop.ends, np.int8)[ops],
         unsure_ns=np.full(len(ops), unsure_ns),
+        door=(first + attempt) % len(loop.doors),
         **columns,
     )
 

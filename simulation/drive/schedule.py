@@ -6,10 +6,11 @@ at an order, is a new request, numbered after the planned ones.
 
 import time
 from array import array
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from heapq import heappop, heappush
+from itertools import chain
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -35,8 +36,9 @@ class Polls(NamedTuple):
     """The pause of each client before a look; 0: it never looks."""
     most: int
     """Most looks of a client."""
-    encode: Callable[[str, int], bytes]
-    """Returns the request that reads the order of that id, for the buyer of that planned request."""
+    encode: Callable[[str, int, int], bytes]
+    """Returns the request that reads the order of that id, for the buyer of that planned request, at a front
+    door."""
 
 
 class Schedule:
@@ -45,6 +47,8 @@ class Schedule:
     `sent_ns`, `done_ns` (NEVER: it was not), `status` and `ends` (places in ENDS) are filled as the run goes;
     `bodies` keeps those that tell more than their status (Contract.kept). `ended` lists the requests in the
     order in which they ended, with a response or without. Retries and looks at orders are appended to all.
+
+    Planned requests go to the front doors in turn. So do those that follow one, from its front door on.
     """
 
     def __init__(
@@ -56,7 +60,11 @@ class Schedule:
         looks: Mapping[int, int] = MappingProxyType({}),
         polls: Polls | None = None,
         contract: Contract = FLASHGRID,
+        doors: int = 1,
+        encode_again: Callable[[int, int], bytes] | None = None,
     ) -> None:
+        """`encode_again` returns the planned request of that number as it goes to another front door; without
+        it, it is the same everywhere."""
         self.contract = contract
         self.kept = contract.kept
         self.judge_refusal = contract.judge_refusal
@@ -87,15 +95,16 @@ class Schedule:
         self.unread: set[int] = set()
         """Purchases that were refused in words which do not fit the status."""
         self.ended: list[int] = []
+        self.encode_again = encode_again
         self.next = 0
-        """The first planned request that has not started: those before it are in flight or ended."""
+        """The first planned request that is not due: those before it wait, are in flight or ended."""
         self.added: list[tuple[int, int]] = []
         """Of each retry or look at an order: the planned request that it follows, and the number of the try,
         or of the look, from 1."""
         self.pausing: list[tuple[int, int]] = []
         """A heap of those that are not due yet: intended start and number."""
-        self.due: deque[int] = deque()
-        """Those that are due, in order."""
+        self.due: list[deque[int]] = [deque() for _ in range(doors)]
+        """The requests that are due and wait for a connection to each front door, in order."""
         self.withdrawn = 0
         """Requests that are never made because the load was stopped, and of them the purchases."""
         self.withdrawn_buys = 0
@@ -110,11 +119,13 @@ class Schedule:
     def stop(self) -> None:
         """Start no further request; those in flight go on."""
         self.patience = self.polls = None
-        unmade = [*range(self.next, self.planned), *self.due, *(op for _, op in self.pausing)]
+        waiting = chain.from_iterable(self.due)
+        unmade = [*range(self.next, self.planned), *waiting, *(op for _, op in self.pausing)]
         self.withdrawn += len(unmade)
         self.withdrawn_buys += sum(self.kind[op] == BUY for op in unmade)
         self.next = self.planned
-        self.due.clear()
+        for due in self.due:
+            due.clear()
         self.pausing.clear()
 
     @property
@@ -127,15 +138,24 @@ class Schedule:
         kind = self.kind
         added = kind.count(BUY, self.planned) - sum(kind[op] == BUY for _, op in self.pausing)
         passed = bisect_right(self.intended_ns, now, 0, self.planned)
-        taken = kind.count(BUY, 0, self.next) - sum(kind[op] == BUY for op in self.due) - self.withdrawn_buys
+        waiting = sum(kind[op] == BUY for op in chain.from_iterable(self.due))
+        taken = kind.count(BUY, 0, self.next) - waiting - self.withdrawn_buys
         return kind.count(BUY, 0, passed) + added, taken + added
 
-    def find_due(self, now: int) -> int:
-        """Move the requests that were added and are due to `due`; return the first planned request that is
-        not due."""
+    def find_due(self, now: int) -> None:
+        """Let the requests that are due by `now` wait for their front doors, in the order of their starts."""
         while self.pausing and self.pausing[0][0] <= now:
-            self.due.append(heappop(self.pausing)[1])
-        return bisect_right(self.intended_ns, now, self.next, self.planned)
+            at_ns, op = heappop(self.pausing)
+            self._line_up(bisect_left(self.intended_ns, at_ns, self.next, self.planned))
+            self.due[sum(self.added[op - self.planned]) % len(self.due)].append(op)
+        self._line_up(bisect_right(self.intended_ns, now, self.next, self.planned))
+
+    def _line_up(self, end: int) -> None:
+        """Let the planned requests before `end` wait."""
+        doors = len(self.due)
+        for op in range(self.next, min(self.next + doors, end)):
+            self.due[op % doors].extend(range(op, end, doors))
+        self.next = max(self.next, end)
 
     def next_start(self, now: int) -> int:
         """Return the earliest intended start after `now` that is known; FAR if there is none."""
@@ -143,16 +163,13 @@ class Schedule:
         planned_ns = self.intended_ns[first] if first < self.planned else FAR
         return min(planned_ns, self.pausing[0][0]) if self.pausing else planned_ns
 
-    def take(self, by: int) -> int:
-        """Take the earliest request whose intended start is not after `by`; IDLE if there is none."""
-        op, due = self.next, self.due
-        planned_ns = self.intended_ns[op] if op < self.planned else FAR
-        if due and self.intended_ns[due[0]] <= min(by, planned_ns):
-            return due.popleft()
-        if planned_ns > by:
-            return IDLE
-        self.next = op + 1
-        return op
+    def take(self, door: int, by: int) -> int:
+        """Take the earliest request to a front door whose intended start is not after `by`; IDLE if there is
+        none."""
+        due = self.due[door]
+        if not due:
+            self.find_due(by)
+        return due.popleft() if due and self.intended_ns[due[0]] <= by else IDLE
 
     def end(self, op: int, response: Response, now: int) -> None:
         """End a request with its response."""
@@ -199,7 +216,7 @@ class Schedule:
         elif self.kind[op] == BUY and self.patience:
             pause_ns = self.pause_ns[first]
             if number < self.patience.most and pause_ns and self.outcome_of(op) in self.patience.after:
-                self._add(self.requests[first], BUY, first, number + 1, now + pause_ns)
+                self._add(self._encode_again(first, number + 1), BUY, first, number + 1, now + pause_ns)
 
     def _look(self, first: int, looks: int, order_id: str, op: int, now: int) -> None:
         """Plan the next look at an order after so many, unless its final status was seen before `op`."""
@@ -209,7 +226,14 @@ class Schedule:
             self.settled.add(first)
         self.order_ids[len(self.requests)] = order_id
         pause_ns = self.polls.pause_ns[first]
-        self._add(self.polls.encode(order_id, first), ORDER, first, looks + 1, now + pause_ns)
+        request = self.polls.encode(order_id, first, (first + looks + 1) % len(self.due))
+        self._add(request, ORDER, first, looks + 1, now + pause_ns)
+
+    def _encode_again(self, first: int, number: int) -> bytes:
+        doors = len(self.due)
+        if self.encode_again is None or number % doors == 0:
+            return self.requests[first]
+        return self.encode_again(first, (first + number) % doors)
 
     def _add(self, request: bytes, kind: int, first: int, number: int, intended_ns: int) -> None:
         heappush(self.pausing, (intended_ns, len(self.requests)))

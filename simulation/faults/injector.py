@@ -19,7 +19,7 @@ from simulation.faults.refusals import make_refusal
 from simulation.model.events import Interval
 from simulation.scenario.fault import COMMAND, REFUSALS, STAGES, Fault
 from simulation.target.background import Background
-from simulation.target.engine_process import EngineProcess
+from simulation.target.engine_process import Engines
 from simulation.target.foreign.programs import Programs
 from simulation.target.services import Services
 
@@ -52,7 +52,7 @@ class Injector(Background):
     def __init__(
         self,
         faults: Sequence[Fault],
-        engine: EngineProcess | Programs | None,
+        engine: Engines | Programs | None,
         services: Services | None,
         proxy: Proxy | None,
     ) -> None:
@@ -63,7 +63,7 @@ class Injector(Background):
         self._free = defaultdict[str, asyncio.Lock](asyncio.Lock)
         """What faults hit: a fault that takes longer than planned makes the next one wait."""
         # `check_targets` has made sure of what these faults need.
-        self._engine = cast(EngineProcess | Programs, engine)
+        self._engine = cast(Engines | Programs, engine)
         self._services = cast(Services, services)
         self._stack = cast(Stack, services and services.stack)
         self._proxy = cast(Proxy, proxy)

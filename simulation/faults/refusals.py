@@ -22,6 +22,7 @@ from simulation.faults.commands import (
     insist,
     postgres_faults,
 )
+from simulation.target.cluster.postgres import connect_postgres
 from simulation.target.services import Services
 
 SEIZE_S: Final = 0.05
@@ -140,11 +141,7 @@ class NoConnections:
     async def _take_free(self) -> None:
         with contextlib.suppress(asyncpg.TooManyConnectionsError):
             while True:
-                self._held.append(
-                    await asyncpg.connect(
-                        self._url, timeout=TIMEOUT_S, server_settings={"application_name": _HOLDER}
-                    )
-                )
+                self._held.append(await connect_postgres(self._url, TIMEOUT_S, application_name=_HOLDER))
 
 
 def make_refusal(kind: str, on: str, services: Services, stack: Stack) -> Setting | FullDisk | NoConnections:

@@ -47,6 +47,11 @@ def _name_shard(shard: int, shards: int) -> str:
     return f"{shard}.{number}"
 
 
+def find_slot(shard: int, shards: int) -> int:
+    """Return the slot of a Redis Cluster in which a shard's keys lie."""
+    return crc_hqx(_name_shard(shard, shards).encode(), 0) % _SLOTS
+
+
 def place_product(product_id: int, shards: int) -> int:
     """Return the number of the shard that holds a product."""
     return (product_id * _HASH % 2**64) * shards >> 64

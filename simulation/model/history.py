@@ -35,6 +35,7 @@ DTYPES: Final[dict[str, Any]] = {
     "sold": "Int64",
     "end": pd.CategoricalDtype(list(ENDS)),
     "unsure_ns": "int64",
+    "door": "int16",
 }
 """The columns in their order, as pandas holds them."""
 
@@ -59,7 +60,7 @@ def fill_in(columns: Mapping[str, Any] | pd.DataFrame) -> dict[str, Any]:
     of a purchase. Without `end` it is what `derive_end` finds."""
     nothing_read = dict.fromkeys(("order_status", "initial", "remaining", "sold"))
     first_try = {"attempt": 0, "first_op": columns["op"], "kind": "buy"}
-    return {**first_try, **nothing_read, "end": None, "unsure_ns": 0}
+    return {**first_try, **nothing_read, "end": None, "unsure_ns": 0, "door": 0}
 
 
 def derive_end(history: pd.DataFrame) -> pd.Categorical:

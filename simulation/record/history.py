@@ -25,6 +25,8 @@ initial, remaining, sold       what a read showed of the stock
 end           one of ENDS      why it ended; null: sent and not answered, in a record of before
 unsure_ns     int64            how wrong sent_ns and done_ns may be beside other drivers' times: clocks of two
                                machines can't be compared exactly; 0 on the machine of the run
+door          int16            the front door that it was meant for, from 0: planned requests and those that
+                               follow them go to the front doors in turn
 """
 
 from pathlib import Path

@@ -6,11 +6,14 @@ from engine.errors import SettingsError
 from engine.settings import read_settings
 from simulation.scenario.arrivals import expected_requests
 from simulation.scenario.condition import parse_abort, parse_condition
-from simulation.scenario.fault import COMMAND, INSTANT, STRENGTH_OF, TARGETS, Fault, overlap
+from simulation.scenario.fault import COMMAND, INSTANT, SERVICES, STRENGTH_OF, TARGETS, Fault, overlap
 from simulation.scenario.schema import MAX_ID, Scenario
 
 MAX_REQUESTS = 50_000_000
 """Most requests of a scenario: its plan and history are held in memory."""
+
+_OF_TOPOLOGY = {"gate_shards": "topology.shards", "gate_copies": "topology.copies"}
+"""Settings of the engine that the topology decides."""
 
 
 def check_scenario(scenario: Scenario) -> None:
@@ -26,7 +29,15 @@ def check_scenario(scenario: Scenario) -> None:
         raise ValueError(f"population.bots.users: there are not so many ids, got {population.bots.users}")
     if scenario.chaos and scenario.faults:
         raise ValueError("chaos: draws all faults; leave either it or faults out")
-    check_faults(scenario.timeline(), duration_s)
+    check_faults(scenario.timeline(), duration_s, scenario.topology.machines)
+    if scenario.topology.copies > scenario.topology.machines:
+        raise ValueError(
+            f"topology.copies: {scenario.topology.copies} need as many machines, got"
+            f" {scenario.topology.machines} (topology.machines)"
+        )
+    for name, key in _OF_TOPOLOGY.items():
+        if name in scenario.engine:
+            raise ValueError(f"engine.{name}: is {key}")
     wrong = []
     for key, parse in (("abort_when", parse_abort), ("thresholds", parse_condition)):
         for number, text in enumerate(getattr(scenario, key)):
@@ -44,7 +55,7 @@ def check_scenario(scenario: Scenario) -> None:
             raise ValueError(f"engine.{name}: {str(error).partition(': ')[2]}") from None
 
 
-def check_faults(faults: Sequence[Fault], duration_s: float) -> None:
+def check_faults(faults: Sequence[Fault], duration_s: float, machines: int = 1) -> None:
     """Raise ValueError, in one line that names the key at fault, for a timeline that can't be done."""
     for number, fault in enumerate(faults):
         key = f"faults.{number}"
@@ -59,6 +70,10 @@ def check_faults(faults: Sequence[Fault], duration_s: float) -> None:
         elif fault.on not in (targets := TARGETS[fault.kind]):
             way = "the way to " if fault.of_network else ""
             raise ValueError(f"{key}.on: {fault.kind} is for {way}{', '.join(targets)}, got {fault.on!r}")
+        elif machines > 1 and fault.on in SERVICES:
+            raise ValueError(
+                f"{key}.on: {fault.on} is several nodes on {machines} machines: name one of them"
+            )
         for name, kind in STRENGTH_OF.items():
             if getattr(fault, name) is not None and fault.kind != kind:
                 raise ValueError(f"{key}.{name}: is for {kind}, not for {fault.kind}")

@@ -98,6 +98,22 @@ class DriverOptions(Part, frozen=True):
     """Whether a run stays valid if requests were never sent, because they waited for the whole timeout."""
 
 
+class Topology(Part, frozen=True):
+    """The machines that the run's own engine and its services take, all of them on this one.
+
+    Three machines have a Redis Cluster of three primaries with two replicas each, three nodes of RabbitMQ,
+    and PostgreSQL with two synchronous standbys.
+    """
+
+    machines: Literal[1, 3] = 1
+    front_doors: Annotated[int, Meta(ge=1, le=64)] = 1
+    """Engines beside each other, each with all stages and an address of its own."""
+    shards: Annotated[int, Meta(ge=1, le=1_024)] = 1
+    """Parts of the gate, over which the products are spread; of an engine at --target as well."""
+    copies: Annotated[int, Meta(ge=1, le=3)] = 1
+    """Machines that hold an accepted purchase before it is answered."""
+
+
 class TargetChoice(Part, frozen=True):
     """The engine under test, where it is not a private Flashgrid; options of the command line go before."""
 
@@ -120,6 +136,7 @@ class Scenario(Part, frozen=True):
     restocks: list[Restock] = []
     driver: DriverOptions = DriverOptions()
     target: TargetChoice = TargetChoice()
+    topology: Topology = Topology()
     engine: dict[str, str | int | float | bool] = {}
     """The engine's settings, if the run starts a private engine."""
     faults: list[Fault] = []

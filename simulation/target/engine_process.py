@@ -10,8 +10,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,10 +19,11 @@ import aiohttp
 import psutil
 
 from engine.local.process import ProcessId, family, identify, kill_processes, survivors, wait_until
-from engine.local.stack import read_tail, start_stack
+from engine.local.stack import CLUSTER, SERVICES, read_tail, start_stack
 from engine.settings import PREFIX
 from simulation.errors import EngineError
 from simulation.scenario.fault import STAGES
+from simulation.scenario.schema import Topology
 from simulation.target.process_meter import stage_of
 from simulation.target.services import Services, services_of
 
@@ -35,13 +36,13 @@ _LISTENING: Final = re.compile(r"^flashgrid: listening on (http://\S+)", re.MULT
 
 
 @asynccontextmanager
-async def private_services(say: Callable[[str], None]) -> AsyncIterator[Services]:
-    """Start services in a temporary folder; both end with the block.
+async def private_services(say: Callable[[str], None], machines: int = 1) -> AsyncIterator[Services]:
+    """Start services of so many machines in a temporary folder; both end with the block.
 
     `say` is told what is missing. Raises StackError.
     """
     with tempfile.TemporaryDirectory(prefix="flashsim-", ignore_cleanup_errors=True) as folder:
-        stack = await start_stack(Path(folder))
+        stack = await start_stack(Path(folder), CLUSTER if machines > 1 else SERVICES)
         try:
             for note in stack.notes:
                 say(note)
@@ -116,6 +117,59 @@ class EngineProcess:
         if self.death is None:
             with contextlib.suppress(psutil.NoSuchProcess):
                 self._stages.update(family(identify(self.pid))[1:])
+
+
+class Engines:
+    """Engines beside each other; to faults and probes they are one."""
+
+    def __init__(self, engines: Sequence[EngineProcess]) -> None:
+        self.each = engines
+        self.urls = tuple(engine.url for engine in engines)
+        self.pids = tuple(engine.pid for engine in engines)
+        self.admin_token = engines[0].admin_token
+        self.sizes = sum((engine.sizes for engine in engines), Counter[str]())
+
+    @property
+    def death(self) -> str | None:
+        """How the first of those that ended did so; None while all run."""
+        return next((engine.death for engine in self.each if engine.death), None)
+
+    def find_stage(self, role: str) -> list[ProcessId]:
+        """Return the running processes of a stage."""
+        return [process for engine in self.each for process in engine.find_stage(role)]
+
+
+@asynccontextmanager
+async def start_engines(
+    services: Services,
+    topology: Topology,
+    settings: Mapping[str, Any],
+    log: Path,
+    code: Path | None = None,
+) -> AsyncIterator[Engines]:
+    """Start the engines of a topology, all at once, as `start_engine` does; they are stopped with the block.
+
+    The output of the second one goes beside `log`, to engine-2.log and so on. Raises EngineError.
+    """
+    settings = {
+        "admin_token": None if settings.get("dev") else secrets.token_hex(16),
+        "gate_shards": topology.shards,
+        "gate_copies": topology.copies,
+        **settings,
+    }
+    logs = [log, *(log.with_stem(f"{log.stem}-{number}") for number in range(2, topology.front_doors + 1))]
+    async with AsyncExitStack() as running:
+        try:
+            async with asyncio.TaskGroup() as group:
+                starting = [
+                    group.create_task(
+                        running.enter_async_context(start_engine(services, settings, each, code))
+                    )
+                    for each in logs
+                ]
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        yield Engines([task.result() for task in starting])
 
 
 @asynccontextmanager

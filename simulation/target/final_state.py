@@ -15,18 +15,17 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 
-from engine.gate.client import connect_redis
 from simulation.errors import Unreadable
 from simulation.model.formats import DEAD, PURCHASES, decode_pending, decode_sales, name_key
 from simulation.model.state import ORDER_TYPES, SALE_TYPES, FinalState
 from simulation.target.services import Services
 from simulation.target.stores import (
-    TIMEOUT_MS,
     BusStore,
     GateStore,
     Store,
     close_stores,
     connect_ledger,
+    open_gate,
     read_stores,
     read_within,
 )
@@ -106,8 +105,8 @@ async def _read_gate(url: str, shards: int) -> _Part:
     hashes: dict[bytes, dict[bytes, bytes]] = {}
     pending: set[str] = set()
     outbox = dead = 0
-    async with connect_redis(url, TIMEOUT_MS) as redis:
-        for shard in range(shards):
+    async with open_gate(url, shards) as gate:
+        for shard, redis in enumerate(gate):
             match = name_key(shard, "sale:*", shards)
             names = [name async for name in redis.scan_iter(match=match, count=1000)]
             pipe = redis.pipeline(transaction=False)

@@ -13,7 +13,6 @@ from uuid import uuid4
 import aiohttp
 from yarl import URL
 
-from engine.gate.client import connect_redis
 from engine.model.sale import Sale, SaleTerms
 from simulation.errors import EngineError, Unreadable
 from simulation.model.contract import FLASHGRID, Contract, Init, Request, find_in
@@ -21,7 +20,7 @@ from simulation.model.formats import name_key, place_product
 from simulation.model.requests import fill
 from simulation.scenario.schema import SaleOffer
 from simulation.target.services import Services
-from simulation.target.stores import TIMEOUT_MS, connect_ledger, read_within
+from simulation.target.stores import connect_ledger, open_gate, read_within
 
 TIMEOUT_S: Final = 30.0
 AT_ONCE: Final = 50
@@ -137,14 +136,15 @@ async def check_ownership(services: Services, sales: Sequence[Sale], shards: int
 
 
 async def _find_at_gate(services: Services, sales: Sequence[Sale], shards: int) -> set[int]:
-    async with (
-        connect_redis(services.redis_url, TIMEOUT_MS) as redis,
-        redis.pipeline(transaction=False) as pipe,
-    ):
-        for sale in sales:
-            product = sale.terms.product_id
-            pipe.hget(name_key(place_product(product, shards), f"sale:{product}", shards), "sale_id")
-        return {int(sale_id or 0) for sale_id in await pipe.execute()}
+    found: set[int] = set()
+    async with open_gate(services.redis_url, shards) as gate:
+        for shard, redis in enumerate(gate):
+            products = [sale.terms.product_id for sale in sales]
+            pipe = redis.pipeline(transaction=False)
+            for product in [each for each in products if place_product(each, shards) == shard]:
+                pipe.hget(name_key(shard, f"sale:{product}", shards), "sale_id")
+            found |= {int(sale_id or 0) for sale_id in await pipe.execute()}
+    return found
 
 
 async def _find_in_ledger(services: Services, sales: Sequence[Sale]) -> set[int]:

@@ -1,7 +1,8 @@
 """CPU and memory of the processes of a run, by name.
 
 The names are front-door N, relay, fulfilment, server, redis, postgres, rabbitmq, driver N and flashsim. The
-processes of Locust, its master among them, are drivers, too.
+processes of Locust, its master among them, are drivers, too. Of several engines, each name has the engine's
+number; of several nodes, the node's.
 """
 
 import contextlib
@@ -33,13 +34,13 @@ class Usage(NamedTuple):
 class ProcessMeter:
     """Reads what the processes of a run use.
 
-    `services` names the serving process of each backing service; its descendants count with it. `engine` is
-    the server's process, or None for an engine that runs elsewhere.
+    `services` names the serving process of each backing service; its descendants count with it. `engines` are
+    the servers' processes; an engine that runs elsewhere has none.
     """
 
-    def __init__(self, services: Mapping[str, int], engine: int | None = None) -> None:
+    def __init__(self, services: Mapping[str, int], *engines: int) -> None:
         self._services = services
-        self._engine = engine
+        self._engines = engines
         self._names: dict[int, str] = {}
         self._groups: dict[str, list[psutil.Process]] = {}
         self._scanned_s = -SCAN_S
@@ -89,27 +90,33 @@ class ProcessMeter:
     def _scan(self) -> dict[str, list[psutil.Process]]:
         """Find the processes of each name that run now."""
         groups = {name: _family(pid, recursive=True) for name, pid in self._services.items()}
-        workers: list[psutil.Process] = []
-        for name, pid in {"server": self._engine, "flashsim": os.getpid()}.items():
+        workers: list[tuple[psutil.Process, str]] = []
+        several = len(self._engines) > 1
+        parents = {pid: f" {number}" if several else "" for number, pid in enumerate(self._engines, 1)}
+        for pid, number in {**parents, os.getpid(): ""}.items():
             family = _family(pid)
-            groups[name] = family[:1]
-            workers += family[1:]
+            groups[f"server{number}" if pid in parents else "flashsim"] = family[:1]
+            workers += [(worker, number) for worker in sorted(family[1:], key=attrgetter("pid"))]
         # A process keeps its name. One that is started again takes the name of the one that died.
-        names = {worker.pid: self._names[worker.pid] for worker in workers if worker.pid in self._names}
-        for worker in sorted(workers, key=attrgetter("pid")):
-            if title := names.get(worker.pid) or _name(worker, set(names.values())):
+        names = {worker.pid: self._names[worker.pid] for worker, _ in workers if worker.pid in self._names}
+        for worker, number in workers:
+            if title := names.get(worker.pid) or _name(worker, number, set(names.values())):
                 names[worker.pid] = title
                 groups[title] = [worker]
         self._names = names
         return groups
 
 
-def _name(process: psutil.Process, taken: set[str]) -> str | None:
-    """Return the name of a stage of the engine or of a driver; None for another process."""
+def _name(process: psutil.Process, engine: str, taken: set[str]) -> str | None:
+    """Return the name of a driver, or of a stage of the engine of that number; None for another process."""
     kind = "driver" if _DRIVERS.intersection(_command(process)) else stage_of(process)
-    if kind is None or (kind not in _NUMBERED and kind not in taken):
+    if kind is None:
+        return None
+    kind += engine
+    if kind not in taken and (engine or kind not in _NUMBERED):
         return kind
-    return next(name for number in range(1, 10_000) if (name := f"{kind} {number}") not in taken)
+    sign = "." if engine else " "
+    return next(name for number in range(1, 10_000) if (name := f"{kind}{sign}{number}") not in taken)
 
 
 def stage_of(process: psutil.Process) -> str | None:

@@ -6,6 +6,7 @@ A store may be down, stopped or cut off while it is read. It is then unreadable,
 import asyncio
 import contextlib
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -13,13 +14,15 @@ from typing import Any, Final, Protocol, TypeVar
 
 import aio_pika
 import asyncpg
+from redis.asyncio import Redis
 
 from engine.bus.connection import close_connection, connect_bus
 from engine.gate.client import connect_redis
 from engine.model.sale import Sale
 from engine.tasks import cancel
 from simulation.errors import Unreadable
-from simulation.model.formats import OPEN, PURCHASES, count_pending, name_key, place_product
+from simulation.model.formats import OPEN, PURCHASES, count_pending, find_slot, name_key, place_product
+from simulation.target.cluster.postgres import connect_postgres
 
 TIMEOUT_S: Final = 30.0
 """Longest wait for a store; `read_within` allows less."""
@@ -56,7 +59,7 @@ async def read_within(reading: Coroutine[Any, Any, T], timeout_s: float) -> T:
 @asynccontextmanager
 async def connect_ledger(url: str, **settings: str) -> AsyncIterator[asyncpg.Connection]:
     """Connect to PostgreSQL until the end of the block; `settings` are the session's."""
-    connection = await asyncpg.connect(url, timeout=TIMEOUT_S, server_settings=settings)
+    connection = await connect_postgres(url, TIMEOUT_S, **settings)
     try:
         yield connection
     finally:
@@ -92,6 +95,23 @@ def _skew(before: float, said: float) -> float:
     return max(before - said, said - time.time(), 0.0)
 
 
+def connect_gate(url: str, shards: int) -> list[Redis]:
+    """Return a client for each shard, which follows its primary; where no cluster is, all share one."""
+    if not url.partition("://")[0].endswith("+cluster"):
+        return [connect_redis(url, TIMEOUT_MS)] * shards
+    return [connect_redis(url, TIMEOUT_MS, find_slot(shard, shards)) for shard in range(shards)]
+
+
+@asynccontextmanager
+async def open_gate(url: str, shards: int) -> AsyncIterator[list[Redis]]:
+    """Yield a client for each shard until the end of the block."""
+    async with AsyncExitStack() as closing:
+        gate = connect_gate(url, shards)
+        for redis in set(gate):
+            closing.push_async_callback(redis.aclose)
+        yield gate
+
+
 class Store(Protocol):
     """Something that is read several times a second."""
 
@@ -106,26 +126,38 @@ class GateStore:
     """The gate, and of its products those that `sales` names. `sales` may grow."""
 
     def __init__(self, url: str, sales: Sequence[Sale], shards: int) -> None:
-        self._redis = connect_redis(url, TIMEOUT_MS)
-        self._shards = shards
+        self._gate = connect_gate(url, shards)
         self._sales = sales
         self._failed: dict[int, int] = {}
         """Failed orders by sale id; for a sale that was replaced, the last number that the gate knew."""
 
     async def read(self) -> Counts:
         """Return what the gate holds."""
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for shard in range(self._shards):
-                pipe.xlen(name_key(shard, "outbox", self._shards))
-                pipe.hvals(name_key(shard, "pending", self._shards))
-                pipe.hget(name_key(shard, "mark", self._shards), OPEN)
-            sales = list(self._sales)
+        sales = list(self._sales)
+        # A group has no reading left once it is cancelled.
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(self._read_from(redis, sales)) for redis in set(self._gate)]
+        counts = Counter[str]()
+        for task in tasks:
+            counts.update(task.result())
+        return dict(counts) | {"ledger_failed": sum(self._failed.values())}
+
+    async def _read_from(self, redis: Redis, sales: Sequence[Sale]) -> Counts:
+        """Return what the shards of one client hold."""
+        of, here = len(self._gate), [shard for shard, each in enumerate(self._gate) if each is redis]
+        places = [place_product(sale.terms.product_id, of) for sale in sales]
+        sales = [sale for sale, place in zip(sales, places, strict=True) if place in here]
+        async with redis.pipeline(transaction=False) as pipe:
+            for shard in here:
+                pipe.xlen(name_key(shard, "outbox", of))
+                pipe.hvals(name_key(shard, "pending", of))
+                pipe.hget(name_key(shard, "mark", of), OPEN)
             for sale in sales:
                 product = sale.terms.product_id
-                key = name_key(place_product(product, self._shards), f"sale:{product}", self._shards)
+                key = name_key(place_product(product, of), f"sale:{product}", of)
                 pipe.hmget(key, ["sale_id", "remaining", "released"])
             answers = await pipe.execute()
-        cut = 3 * self._shards
+        cut = 3 * len(here)
         remaining = 0
         for sale, fields in zip(sales, answers[cut:], strict=True):
             sale_id, left, released = (int(field or 0) for field in fields)
@@ -136,13 +168,13 @@ class GateStore:
             "outbox_entries": sum(answers[0:cut:3]),
             "pending_orders": sum(map(count_pending, answers[1:cut:3])),
             "stock_remaining": remaining,
-            "ledger_failed": sum(self._failed.values()),
             "closed_shards": sum(not int(generation or 0) for generation in answers[2:cut:3]),
         }
 
     async def close(self) -> None:
         """Disconnect; the next reading connects again."""
-        await self._redis.aclose()
+        for redis in set(self._gate):
+            await redis.aclose()
 
 
 class LedgerStore:
@@ -156,7 +188,7 @@ class LedgerStore:
     async def read(self) -> Counts:
         """Return the number of confirmed orders."""
         if self._connection is None:
-            self._connection = await asyncpg.connect(self._url)
+            self._connection = await connect_postgres(self._url, TIMEOUT_S)
         quantities = {sale.sale_id: sale.terms.quantity for sale in self._sales}
         rows = await self._connection.fetch(_SOLD, list(quantities))
         return {"ledger_confirmed": sum(sold // quantities[sale_id] for sale_id, sold in rows)}

@@ -105,7 +105,7 @@ async def _load(engine: Engine, rates: Rates, seconds: float, state: str, priori
     watch = _Watch(seconds, priority == REAL_TIME)
     async with engine.count_cpu() as cpu_s:
         with _at_once(engine.gate_pids() if priority == REAL_TIME else {}):
-            load = LoadSpec(plan, engine.url, OPTIONS, on_progress=watch.look)
+            load = LoadSpec(plan, (engine.url,), OPTIONS, on_progress=watch.look)
             history = (await drive(load)).history
         await engine.drain()
     cpu_s["driver"] = watch.driver_cores * seconds

@@ -69,7 +69,7 @@ class Server(NamedTuple):
             product_id=np.ones(size, np.int64),
             key=[None] * size,
         )
-        history = (await drive(LoadSpec(plan, self.url, self.options, exact=self.exact))).history
+        history = (await drive(LoadSpec(plan, (self.url,), self.options, exact=self.exact))).history
         if self.engine:
             await self.engine.drain()
         if not (history["status"] > 0).any():

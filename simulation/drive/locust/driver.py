@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 
 from simulation.drive.child import Child, run_together, start_child
-from simulation.drive.driver import READY_S, DriveResult, LoadSpec, carry_out, resolve
+from simulation.drive.driver import READY_S, DriveResult, LoadSpec, carry_out, find_doors
 from simulation.drive.locust.job import LOOPBACK, Follow, Lead, Listening
 from simulation.drive.parts import deal
 
@@ -39,10 +39,10 @@ async def drive_locust(
     """
     async with AsyncExitStack() as cleanup:
         folder = cleanup.enter_context(tempfile.TemporaryDirectory(prefix="flashsim-"))
-        jobs = deal(load.plan, await resolve(load), load.options, Path(folder))
+        jobs = deal(load.plan, await find_doors(load), load.options, Path(folder))
         jobs = [msgspec.structs.replace(job, client=client) for job in jobs]
         count = f"{len(jobs)} worker{'s' * (len(jobs) != 1)}"
-        job = Lead(parts=jobs, url=load.url, bind=bind, port=port, web=web, wait_s=wait_s)
+        job = Lead(parts=jobs, url=", ".join(load.urls), bind=bind, port=port, web=web, wait_s=wait_s)
         master = await cleanup.enter_async_context(start_child(MODULE, "Locust's master", job))
         listening = msgspec.json.decode(await master.expect(), type=Listening)
         if listening.web_port is not None:

@@ -14,7 +14,7 @@ from gevent.queue import Queue
 from locust.contrib.fasthttp import FastHttpSession
 
 from simulation.drive.locust.green_loop import GreenLoop
-from simulation.drive.open_loop import Connection
+from simulation.drive.open_loop import Connection, Door
 from simulation.drive.response import Response
 from simulation.drive.schedule import IDLE, NEVER, REFUSED, RESET, TIMEOUT
 from simulation.model.history import KINDS
@@ -46,30 +46,30 @@ class FastHttpLoop(GreenLoop):
     fire: Any
     """Locust's event of requests: the client reports to it."""
 
-    def _live(self) -> None:
+    def _live(self, door: Door) -> None:
         """Send what the loop gives, one request after the other, until the connection is dropped."""
         greenlet = gevent.getcurrent()
-        self.connecting.discard(greenlet)
-        scheme = "https" if self.tls else "http"
+        door.connecting.discard(greenlet)
+        scheme = "https" if door.tls else "http"
         timeout_s = self.timeout_ns / 1e9
         session = FastHttpSession(
-            f"{scheme}://{self.address.authority}",
+            f"{scheme}://{door.address.authority}",
             self.fire,
             None,
             insecure=False,
-            ssl_context_factory=lambda: self.tls,
+            ssl_context_factory=lambda: door.tls,
             max_retries=0,
             concurrency=1,
             connection_timeout=timeout_s,
             network_timeout=timeout_s,
         )
-        connection, transport = Connection(self), FastTransport(greenlet)
+        connection, transport = Connection(self, door), FastTransport(greenlet)
         try:
             connection.connection_made(transport)
             while connection.is_open:
                 self._carry_one(session, connection, transport.waiting.get())
         finally:
-            self.all.discard(connection)
+            door.all.discard(connection)
 
     def _carry_one(self, session: Any, connection: Connection, request: bytes) -> None:
         op = connection.op

@@ -12,7 +12,7 @@ from typing import Final
 
 import gevent
 
-from simulation.drive.open_loop import Connection, OpenLoop
+from simulation.drive.open_loop import Connection, Door, OpenLoop
 
 TICK_S: Final = 0.001
 """Shortest sleep between two beats."""
@@ -47,31 +47,31 @@ class GreenLoop(OpenLoop):
                 gevent.sleep(max((at_ns - time.monotonic_ns()) / 1e9, TICK_S))
             after_beat()
         finally:
-            gevent.killall([*self.connecting])
-            for connection in [*self.all]:
+            gevent.killall([each for door in self.doors for each in door.connecting])
+            for connection in [each for door in self.doors for each in door.all]:
                 connection.transport.abort()
 
-    def _open(self, count: int) -> None:
+    def _open(self, door: Door, count: int) -> None:
         for _ in range(count):
-            self.connecting.add(gevent.spawn(self._live))
+            door.connecting.add(gevent.spawn(self._live, door))
 
-    def _live(self) -> None:
+    def _live(self, door: Door) -> None:
         """Open a connection and read from it until it ends."""
         try:
             connected = socket.create_connection(
-                (self.address.host, self.address.port), self.timeout_ns / 1e9
+                (door.address.host, door.address.port), self.timeout_ns / 1e9
             )
-            if self.tls:
-                connected = self.tls.wrap_socket(connected, server_hostname=self.tls_name)
+            if door.tls:
+                connected = door.tls.wrap_socket(connected, server_hostname=door.tls_name)
         except OSError as error:
-            self.refuse(error)
+            self.refuse(door, error)
             return
         finally:
-            self.connecting.discard(gevent.getcurrent())
+            door.connecting.discard(gevent.getcurrent())
         with connected:
             connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             connected.settimeout(None)
-            connection = Connection(self)
+            connection = Connection(self, door)
             connection.connection_made(GreenTransport(connected))
             try:
                 while data := connected.recv(65_536):

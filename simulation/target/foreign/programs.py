@@ -40,12 +40,12 @@ class Programs:
     """The running processes of an engine; to faults and probes they look like the stages of ours."""
 
     admin_token: str | None = None
-    pid: int | None = None
+    pids: tuple[int, ...] = ()
     """It has no server above its processes."""
 
     def __init__(self, programs: Sequence[Program], services: Services, log: Path) -> None:
         port = free_port()
-        self.url = f"http://127.0.0.1:{port}"
+        self.urls = (f"http://127.0.0.1:{port}",)
         self.log = log
         self.sizes = Counter(program.name for program in programs)
         self._port = port

@@ -16,6 +16,7 @@ from simulation.errors import EngineError, Unreadable
 from simulation.model.contract import Contract
 from simulation.model.outcome import TERMINAL
 from simulation.model.state import ORDER_TYPES, SALE_TYPES, FinalState
+from simulation.target.cluster.postgres import connect_postgres
 from simulation.target.opening import connect, send
 from simulation.target.stores import (
     TIMEOUT_MS,
@@ -234,7 +235,7 @@ class SqlStore:
     async def read(self) -> Counts:
         """Return what is confirmed and what remains, as far as both are told."""
         if self._connection is None:
-            self._connection = await asyncpg.connect(self._reader.postgres_url)
+            self._connection = await connect_postgres(self._reader.postgres_url, TIMEOUT_S)
         quantities = {sale.terms.product_id: sale.terms.quantity for sale in self._sales}
         _, rows = await fetch(self._connection, self._reader.told.sales, self._sales)
         counts: Counts = {}

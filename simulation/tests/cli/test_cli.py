@@ -140,7 +140,7 @@ async def test_a_run_against_a_target(settings: Settings, tmp_path: Path) -> Non
         for name in ("first", "second"):
             known = (
                 token,
-                "--set=engine.gate_shards=3",
+                "--set=topology.shards=3",
                 "--set=population.keyed_share=0.5",
                 *urls_of(settings),
             )

@@ -68,7 +68,9 @@ async def test_the_history_tells_what_became_of_every_request() -> None:
     seen: list[Progress] = []
     before = datetime.now(UTC)
     async with http_server(first_fifty) as server:
-        result = await drive(LoadSpec(plan, server.url, DriverOptions(processes=2), on_progress=seen.append))
+        result = await drive(
+            LoadSpec(plan, (server.url,), DriverOptions(processes=2), on_progress=seen.append)
+        )
     history = result.history
     assert list(history.columns) == list(DTYPES)
     assert history["op"].tolist() == list(range(len(plan)))
@@ -115,7 +117,7 @@ async def test_the_history_tells_the_retries_and_what_they_repeat() -> None:
 
     async with http_server(accept_the_third_try) as server:
         options = DriverOptions(processes=2)
-        history = (await drive(LoadSpec(plan, server.url, options, on_progress=seen.append))).history
+        history = (await drive(LoadSpec(plan, (server.url,), options, on_progress=seen.append))).history
     assert history["op"].tolist() == list(range(3 * len(plan)))
     assert history["attempt"].value_counts().to_dict() == dict.fromkeys(range(3), len(plan))
     assert history["intended_ns"].iloc[: len(plan)].tolist() == plan.intended_ns.tolist()
@@ -140,7 +142,7 @@ async def test_the_history_tells_the_retries_and_what_they_repeat() -> None:
 async def test_the_server_gets_the_requests_that_were_planned() -> None:
     plan = small_plan()
     async with http_server(first_fifty) as server:
-        await drive(LoadSpec(plan, f"{server.url}/", DriverOptions()))
+        await drive(LoadSpec(plan, (f"{server.url}/",), DriverOptions()))
     got = {
         (request.user, request.headers.get("idempotency-key"), request.body) for request in server.requests
     }
@@ -161,7 +163,7 @@ async def test_a_process_that_dies_ends_the_run_with_an_error() -> None:
 
     async with http_server(kill_one) as server:
         with pytest.raises(DriverError, match=r"driver process \d ended with code -9"):
-            await drive(LoadSpec(small_plan(seconds=60), server.url, DriverOptions(processes=2)))
+            await drive(LoadSpec(small_plan(seconds=60), (server.url,), DriverOptions(processes=2)))
     assert driver_processes() == []
 
 
@@ -174,7 +176,7 @@ async def test_a_run_that_is_cancelled_leaves_no_process_behind() -> None:
 
     async with http_server(notice) as server:
         driving = asyncio.create_task(
-            drive(LoadSpec(small_plan(seconds=60), server.url, DriverOptions(processes=2)))
+            drive(LoadSpec(small_plan(seconds=60), (server.url,), DriverOptions(processes=2)))
         )
         await begun.wait()
         driving.cancel()
@@ -185,7 +187,7 @@ async def test_a_run_that_is_cancelled_leaves_no_process_behind() -> None:
 
 async def test_a_process_ends_with_its_parent(tmp_path: Path) -> None:
     plan = small_plan()
-    (job,) = deal(plan, Address("127.0.0.1", 9, "localhost", "/"), DriverOptions(), tmp_path)
+    (job,) = deal(plan, [Address("127.0.0.1", 9, "localhost", "/")], DriverOptions(), tmp_path)
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -211,19 +213,21 @@ async def test_a_view_that_fails_ends_the_run() -> None:
 
     async with http_server(first_fifty) as server:
         with pytest.raises(RuntimeError, match="no such screen"):
-            await drive(LoadSpec(small_plan(seconds=60), server.url, DriverOptions(), on_progress=fail))
+            await drive(LoadSpec(small_plan(seconds=60), (server.url,), DriverOptions(), on_progress=fail))
     assert driver_processes() == []
 
 
 async def test_a_start_that_comes_too_soon_is_an_error() -> None:
     with pytest.raises(DriverError, match="before the driver was ready"):
-        await drive(LoadSpec(small_plan(), "http://127.0.0.1:9", DriverOptions(), t0_ns=time.monotonic_ns()))
+        await drive(
+            LoadSpec(small_plan(), ("http://127.0.0.1:9",), DriverOptions(), t0_ns=time.monotonic_ns())
+        )
 
 
 async def test_a_start_may_be_given() -> None:
     t0_ns = time.monotonic_ns() + 4 * 10**9
     async with http_server(first_fifty) as server:
-        result = await drive(LoadSpec(small_plan(0.1), server.url, DriverOptions(), t0_ns=t0_ns))
+        result = await drive(LoadSpec(small_plan(0.1), (server.url,), DriverOptions(), t0_ns=t0_ns))
     assert result.t0_ns == t0_ns
 
 
@@ -232,7 +236,7 @@ async def test_more_connections_than_the_machine_allows_are_an_error() -> None:
     if not 0 < hard < 50_000:
         pytest.skip(f"this machine allows {hard} open files")
     with pytest.raises(DriverError, match="ulimit"):
-        await drive(LoadSpec(small_plan(), "http://127.0.0.1:9", DriverOptions(connections=50_000)))
+        await drive(LoadSpec(small_plan(), ("http://127.0.0.1:9",), DriverOptions(connections=50_000)))
 
 
 @pytest.mark.parametrize(
@@ -240,13 +244,13 @@ async def test_more_connections_than_the_machine_allows_are_an_error() -> None:
 )
 async def test_a_url_of_no_use_is_an_error(url: str) -> None:
     with pytest.raises(DriverError):
-        await drive(LoadSpec(small_plan(), url, DriverOptions()))
+        await drive(LoadSpec(small_plan(), (url,), DriverOptions()))
 
 
 async def test_a_plan_smaller_than_the_number_of_processes_is_driven() -> None:
     plan = small_plan(seconds=0.01, rate_rps=200)
     async with http_server(first_fifty) as server:
-        result = await drive(LoadSpec(plan, server.url, DriverOptions(processes=8)))
+        result = await drive(LoadSpec(plan, (server.url,), DriverOptions(processes=8)))
     assert len(result.history) == len(plan)
 
 
@@ -256,7 +260,9 @@ async def test_a_name_stands_for_the_address_that_is_listened_on(monkeypatch: py
 
     async with http_server(first_fifty) as server:
         monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", two_addresses)
-        result = await drive(LoadSpec(small_plan(0.1), f"http://engine.test:{server.port}", DriverOptions()))
+        result = await drive(
+            LoadSpec(small_plan(0.1), (f"http://engine.test:{server.port}",), DriverOptions())
+        )
     assert result.history["done_ns"].notna().all()
     assert server.requests[0].headers["host"] == f"engine.test:{server.port}"
 
@@ -264,7 +270,7 @@ async def test_a_name_stands_for_the_address_that_is_listened_on(monkeypatch: py
 async def test_shoppers_open_connections_of_their_own_where_the_options_say_so() -> None:
     plan = small_plan(0.5)
     async with http_server(first_fifty) as server:
-        await drive(LoadSpec(plan, server.url, DriverOptions(processes=2, connection_per_request=True)))
+        await drive(LoadSpec(plan, (server.url,), DriverOptions(processes=2, connection_per_request=True)))
     assert len({request.connection for request in server.requests}) == len(server.requests) == len(plan)
 
 
@@ -280,7 +286,7 @@ async def test_a_load_that_is_stopped_ends_with_the_last_request_that_was_made()
 
     async with http_server(first_fifty) as server:
         options = DriverOptions(processes=2)
-        history = (await drive(LoadSpec(plan, server.url, options, on_progress=watch, stop=stop))).history
+        history = (await drive(LoadSpec(plan, (server.url,), options, on_progress=watch, stop=stop))).history
         assert len(history) == len(server.requests)
     assert 20 < len(history) < len(plan) // 2
     assert history["sent_ns"].notna().all()
@@ -290,7 +296,7 @@ async def test_a_load_that_is_stopped_ends_with_the_last_request_that_was_made()
 
 def test_what_a_clock_cannot_know_is_recorded_beside_the_times(tmp_path: Path) -> None:
     plan = small_plan(rate_rps=2)
-    jobs = deal(plan, Address("127.0.0.1", 1, "", ""), DriverOptions(processes=2), tmp_path)
+    jobs = deal(plan, [Address("127.0.0.1", 1, "", "")], DriverOptions(processes=2), tmp_path)
     for job, unsure_ns in zip(jobs, (0, 7), strict=True):
         loop = prepare_loop(OpenLoop, job, job.plan)
         for op in range(loop.planned):

@@ -79,7 +79,7 @@ async def test_locust_sends_the_plan_and_records_what_became_of_it(client: str, 
     seen: list[Progress] = []
     async with http_server(answers_and_failures) as server:
         options = DriverOptions(timeout_ms=600)
-        load = LoadSpec(plan, server.url, options, on_progress=seen.append)
+        load = LoadSpec(plan, (server.url,), options, on_progress=seen.append)
         result = await drive_locust(load, say=silent, client=client)
         got = {(each.user, each.headers.get("idempotency-key"), each.body) for each in server.requests}
     rows = zip(plan.user_id.tolist(), plan.product_id.tolist(), plan.key, strict=True)
@@ -108,7 +108,7 @@ async def test_refused_requests_were_never_sent_and_may_be_retried(client: str) 
     )
     plan = build_plan(read_scenario(raw))
     result = await drive_locust(
-        LoadSpec(plan, f"http://127.0.0.1:{free_port()}", DriverOptions()), say=silent, client=client
+        LoadSpec(plan, (f"http://127.0.0.1:{free_port()}",), DriverOptions()), say=silent, client=client
     )
     history = result.history
     assert (set(history["outcome"]), set(history["result"])) == ({"UNAVAILABLE"}, {"fail"})
@@ -126,7 +126,7 @@ async def test_workers_that_are_started_apart_share_the_plan() -> None:
             where.set_result(int(found[1]))
 
     async with http_server(first_fifty) as server:
-        load = LoadSpec(plan, server.url, DriverOptions(processes=2))
+        load = LoadSpec(plan, (server.url,), DriverOptions(processes=2))
         driving = asyncio.create_task(drive_locust(load, say=hear, awaits_workers=True))
         port = await where
         await asyncio.gather(*(work("127.0.0.1", port, 60) for _ in range(2)))
@@ -145,7 +145,9 @@ async def test_a_worker_that_dies_ends_the_run_with_an_error() -> None:
 
     async with http_server(kill_one) as server:
         with pytest.raises(DriverError, match="a worker ended with code -9"):
-            await drive_locust(LoadSpec(small_plan(60), server.url, DriverOptions(processes=2)), say=silent)
+            await drive_locust(
+                LoadSpec(small_plan(60), (server.url,), DriverOptions(processes=2)), say=silent
+            )
     assert locust_processes() == []
 
 
@@ -164,7 +166,7 @@ async def test_a_page_of_locusts_shows_the_load_and_can_stop_it() -> None:
 
     async with http_server(notice) as server, aiohttp.ClientSession() as client:
         driving = asyncio.create_task(
-            drive_locust(LoadSpec(plan, server.url, DriverOptions()), say=hear, web=True)
+            drive_locust(LoadSpec(plan, (server.url,), DriverOptions()), say=hear, web=True)
         )
         url = await page
         await begun.wait()
@@ -220,7 +222,7 @@ async def test_a_missing_master_and_a_busy_port_are_named() -> None:
         await work("127.0.0.1", port, 1)
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        load = LoadSpec(small_plan(), "http://127.0.0.1:9", DriverOptions())
+        load = LoadSpec(small_plan(), ("http://127.0.0.1:9",), DriverOptions())
         with pytest.raises(DriverError, match=rf"Address already in use.*127\.0\.0\.1:{port}"):
             await drive_locust(load, say=silent, awaits_workers=True, port=port)
 

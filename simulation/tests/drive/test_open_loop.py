@@ -46,7 +46,7 @@ def open_loop(
     return OpenLoop(
         [purchase(user) for user in range(len(intended_ms))],
         [round(each * MS) for each in intended_ms],
-        Address("127.0.0.1", port, "", ""),
+        [Address("127.0.0.1", port, "", "")],
         DriverOptions(**{"connections": 100, "timeout_ms": 20_000} | options),
         patience,
         pause_ns,
@@ -435,7 +435,7 @@ async def test_retries_that_are_due_wait_for_a_connection_in_the_order_of_their_
             connections=1,
         )
         driving = asyncio.create_task(load.run(time.monotonic_ns()))
-        while len(load.due) < 10:  # noqa: ASYNC110 - no event tells of a single request
+        while sum(op >= load.planned for op in load.due[0]) < 10:  # noqa: ASYNC110 - no event tells of a single request
             await asyncio.sleep(0.001)
         open_doors.set()
         await driving
@@ -462,7 +462,8 @@ async def test_a_load_that_is_stopped_ends_with_the_requests_in_flight_and_nobod
         load = open_loop(
             server.port, [0, 0, 3_600_000, 3_600_000], *patient("NOT_STARTED", pause_ms=1), connections=4
         )
-        load.polls = Polls([MS] * 4, 5, lambda order_id, first: load.address.encode_order(order_id, first))
+        address = load.doors[0].address
+        load.polls = Polls([MS] * 4, 5, lambda order_id, first, _: address.encode_order(order_id, first))
         await load.run(time.monotonic_ns())
     assert sorted(load.ended) == [0, 1]
     assert load.withdrawn == 2

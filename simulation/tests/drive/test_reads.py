@@ -162,7 +162,7 @@ async def test_a_load_with_reads_is_sent_and_recorded(driver: Drive) -> None:
     asked = scenario(reads=READS)
     sent, shop, seen = build_plan(asked), Shop(), list[Progress]()
     async with http_server(shop.react) as server:
-        load = LoadSpec(sent, f"{server.url}/shop", DriverOptions(processes=2), on_progress=seen.append)
+        load = LoadSpec(sent, (f"{server.url}/shop",), DriverOptions(processes=2), on_progress=seen.append)
         history = (await driver(load)).history
     assert history["op"].tolist() == list(range(len(history)))
     buys, reads = take_buys(history), take_reads(history)
@@ -211,7 +211,7 @@ async def test_looks_are_bounded_and_end_with_a_load_that_is_stopped() -> None:
 
     sent = build_plan(scenario(reads={"order_share": 1, "pause_ms": 5, "most": 3}))
     async with http_server(never_settle) as server:
-        history = (await drive(LoadSpec(sent, server.url, DriverOptions()))).history
+        history = (await drive(LoadSpec(sent, (server.url,), DriverOptions()))).history
     assert history["first_op"].value_counts().unique().tolist() == [4], "a purchase and three looks"
 
     sent = build_plan(scenario(reads={"order_share": 1, "pause_ms": 600_000, "jitter": 0}))
@@ -223,7 +223,7 @@ async def test_looks_are_bounded_and_end_with_a_load_that_is_stopped() -> None:
             stop.set()
 
     async with http_server(never_settle) as server:
-        load = LoadSpec(sent, server.url, DriverOptions(), on_progress=stop_at_the_end, stop=stop)
+        load = LoadSpec(sent, (server.url,), DriverOptions(), on_progress=stop_at_the_end, stop=stop)
         history = (await drive(load)).history
     assert len(history) == len(sent)
     assert seen[-1].sent == len(sent)

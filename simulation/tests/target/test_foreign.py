@@ -65,7 +65,7 @@ async def plain_engine(postgres_url: str, *words: str) -> AsyncIterator[int]:
 
 
 async def judge(scenario: Scenario, folder: Path, engine: Engine, url: str) -> dict[str, Any]:
-    target = find_target(url, None, None, scenario, engine)
+    target = find_target((url,), None, None, scenario, engine)
     await run(scenario, folder, lambda _: None, target=target, engine=engine)
     return finish_run(folder)
 
