@@ -11,6 +11,8 @@ class Interval(msgspec.Struct, frozen=True, kw_only=True):
     start_s: float
     end_s: float
     """When it ended: the connection is open, or the service answers, again."""
+    hit: list[str] = []
+    """The nodes, or the machine, that it was done to, where `on` is a role or a machine."""
 
 
 class Recovery(Interval, frozen=True, kw_only=True):

@@ -21,6 +21,10 @@ FAULTS: Final = {
     "wipe": "killed and started again without its files",
     "rollback": "killed and started again with older files",
     "failover": "killed and replaced by a stale replica",
+    "partition": "cut off from the others, both ways, in silence",
+    "partition_in": "cut off from what the others send",
+    "partition_out": "cut off from the others' ears",
+    "switchover": "primary handed over in order",
     "command": "a command of one's own",
 }
 """What each kind of fault (simulation.scenario.fault) does to its component."""

@@ -5,7 +5,7 @@ import signal
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError, RedisError, ResponseError
@@ -102,6 +102,28 @@ async def connect_nodes(places: Sequence[tuple[str, int]]) -> AsyncIterator[list
             )
             for address, port in places
         ]
+
+
+class Role(NamedTuple):
+    """What a node is to its shard."""
+
+    primary: int | None
+    """The place of its primary among the nodes; None of a primary."""
+    commands_per_s: int
+    """How many commands it takes."""
+
+
+async def read_roles(folder: Path) -> dict[int, Role]:
+    """Return the role of each node that answers, by its place among the nodes."""
+    places, found = list_places(folder), dict[int, Role]()
+    async with connect_nodes(places) as nodes:
+        for number, node in enumerate(nodes):
+            with suppress(RedisError, OSError):
+                info = await node.info()
+                followed = (info.get("master_host"), info.get("master_port"))
+                primary = places.index(followed) if followed in places else None
+                found[number] = Role(primary, info["instantaneous_ops_per_sec"])
+    return found
 
 
 async def take_over(folder: Path, number: int) -> None:
