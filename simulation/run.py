@@ -33,6 +33,7 @@ from simulation.record.facts import ENGINE_LOG, RunFacts, write_record
 from simulation.record.manifest import list_record, seal
 from simulation.scenario.condition import parse_abort
 from simulation.scenario.schema import Scenario, Topology
+from simulation.target.cluster.roles import Roles
 from simulation.target.engine_process import Engines, private_services, start_engines
 from simulation.target.foreign.engine import FLASHGRID_ENGINE, Engine
 from simulation.target.foreign.programs import Programs, reset_engine, start_programs
@@ -219,7 +220,8 @@ class _Run:
         self._restocker = Restocker(scenario.restocks, sales, open_offers)
         async with self._injector, self._restocker:
             stores = target.witness.open_stores(sales)
-            async with Probe(stores, meter) as probe, running(self._show(probe)):
+            roles = Roles(services, scenario.topology.shards)
+            async with Probe(stores, meter, roles) as probe, running(self._show(probe)):
                 driven = await driver(
                     LoadSpec(
                         plan,

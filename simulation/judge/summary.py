@@ -5,6 +5,7 @@ from datetime import UTC
 from typing import Any, Final
 
 import msgspec
+import pandas as pd
 
 from simulation.judge.numbers.fairness import measure_fairness
 from simulation.judge.numbers.latency import PERCENTILES, measure_latency
@@ -19,11 +20,14 @@ from simulation.judge.numbers.sales import (
 from simulation.judge.rules.pairing import with_keys
 from simulation.judge.thresholds import Metrics
 from simulation.judge.verdict import Check, verdict, verdict_in_words
+from simulation.model.events import InCharge
 from simulation.scenario.condition import Span
 from simulation.scenario.schema import Scenario
 
 TIMED: Final = ("accepted", "sold_out")
 """The outcomes whose response and service times a summary tells."""
+IN_CHARGE: Final = "node "
+"""Begins the columns of a timeline that name the nodes in charge."""
 
 
 def summarise(
@@ -62,6 +66,7 @@ def summarise(
         "time_to_sell_out_s": time_to_sell_out(history, restocks),
         "restocks": [measure_restock(history, state, each, restocks) for each in restocks],
         "knee": run.knee,
+        "in_charge": find_in_charge(run.timeline),
         "phases": [
             measure_phase(run, name, start, min(end, end_s))
             for name, start, end in scenario.phases()
@@ -76,6 +81,18 @@ def summarise(
     }
     # JSON has no infinity and no NaN: msgspec writes null for them.
     return msgspec.json.decode(msgspec.json.encode(summary), type=dict[str, Any])
+
+
+def find_in_charge(timeline: pd.DataFrame) -> list[InCharge]:
+    """Return which node was in charge of what, and when, by the samples of a run."""
+    found = []
+    for column in [name for name in timeline if str(name).startswith(IN_CHARGE)]:
+        seen = timeline[["t_s", column]].dropna()
+        for _, same in seen.groupby((seen[column] != seen[column].shift()).cumsum()):
+            node, start_s, end_s = same[column].iloc[0], same["t_s"].iloc[0], same["t_s"].iloc[-1]
+            role = str(column).removeprefix(IN_CHARGE)
+            found.append(InCharge(role=role, node=node, start_s=start_s, end_s=end_s))
+    return found
 
 
 def find_marks(run: Metrics, times: Sequence[str], span: Span | None = None) -> dict[str, str]:

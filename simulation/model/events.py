@@ -22,6 +22,16 @@ class Recovery(Interval, frozen=True, kw_only=True):
     """Seconds from the fault's end until the engine works as before; None if it never does."""
 
 
+class InCharge(msgspec.Struct, frozen=True, kw_only=True):
+    """A node in charge of a shard, of the queue or of the ledger, from when it was first seen to be."""
+
+    role: str
+    node: str
+    start_s: float
+    end_s: float
+    """When it was last seen to be, before another one was; else the last time that anything was seen."""
+
+
 class Restocked(msgspec.Struct, frozen=True, kw_only=True):
     """A restock as it was done."""
 

@@ -8,7 +8,7 @@ import msgspec
 from simulation.judge.numbers.knee import Knee
 from simulation.judge.numbers.load import Load
 from simulation.judge.verdict import Check, Verdict
-from simulation.model.events import Recovery, Restocked
+from simulation.model.events import InCharge, Recovery, Restocked
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -162,6 +162,8 @@ class Summary(Part, frozen=True):
     versions: dict[str, str]
     driver: str
     faults: list[Recovery]
+    in_charge: list[InCharge] = []
+    """Of services with several nodes."""
 
 
 def check_summary(summary: Any) -> Summary:

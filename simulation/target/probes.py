@@ -11,6 +11,8 @@ ledger_confirmed        orders confirmed, by the ledger's own count of sold unit
 ledger_failed           orders whose payment failed, by the units that were released to the gate
 cpu_percent NAME        CPU of the processes of that name; 100 is one core
 rss_mib NAME            their resident memory
+node NAME               the node in charge of NAME where there are several: shard N, queue, ledger; empty
+                        where there is nobody, or nobody could tell
 stolen_percent, cpu_pressure_percent, io_pressure_percent    what the machine did since the sample before
                         (simulation.target.machine)
 """
@@ -24,6 +26,7 @@ import msgspec
 import pandas as pd
 
 from engine.tasks import cancel
+from simulation.target.cluster.roles import Roles
 from simulation.target.machine import MachineMeter
 from simulation.target.process_meter import ProcessMeter, Usage
 from simulation.target.stores import Store, close_stores, read_stores
@@ -47,6 +50,8 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     ledger_failed: int | None = None
     closed_shards: int | None = None
     """Shards of the gate that sell nothing now, because their memory is in doubt."""
+    in_charge: dict[str, str] = {}
+    """The node in charge of each shard, of the queue and of the ledger, where there are several."""
     processes: dict[str, Usage] = {}
     machine: dict[str, float] = {}
     """What the machine did since the sample before, in percent; without what could not be read."""
@@ -55,7 +60,7 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
 _COUNTS: Final = [
     name
     for name in Sample.__struct_fields__
-    if name not in ("at_ns", "closed_shards", "processes", "machine")
+    if name not in ("at_ns", "closed_shards", "in_charge", "processes", "machine")
 ]
 """The counts that are columns of the timeline."""
 
@@ -66,10 +71,11 @@ class Probe:
     Without stores it reads processes alone.
     """
 
-    def __init__(self, stores: Sequence[Store], meter: ProcessMeter) -> None:
+    def __init__(self, stores: Sequence[Store], meter: ProcessMeter, roles: Roles | None = None) -> None:
         self.samples: list[Sample] = []
         self._stores = stores
         self._meter = meter
+        self._roles = roles or Roles(None, 1)
         self._machine = MachineMeter()
 
     @property
@@ -90,6 +96,7 @@ class Probe:
                 await self._sample(LAST_S)
         finally:
             await close_stores(self._stores)
+            await self._roles.close()
 
     def timeline(self, t0_ns: int) -> pd.DataFrame:
         """Return the samples since the run's start, `t0_ns` on time.monotonic_ns()."""
@@ -100,7 +107,7 @@ class Probe:
             for name, usage in sample.processes.items():
                 row[f"cpu_percent {name}"] = usage.cpu_percent
                 row[f"rss_mib {name}"] = usage.rss_mib
-            row |= sample.machine
+            row |= sample.machine | {f"node {role}": node for role, node in sample.in_charge.items()}
             rows.append(row)
         columns = ["t_s", *_COUNTS, *sorted({name for row in rows for name in row} - {"t_s", *_COUNTS})]
         frame = pd.DataFrame(rows, columns=columns)
@@ -115,5 +122,15 @@ class Probe:
     async def _sample(self, timeout_s: float) -> None:
         at_ns = time.monotonic_ns()
         processes, machine = self._meter.read(), self._machine.read()
-        counts = await read_stores(self._stores, timeout_s)
-        self.samples.append(Sample(at_ns=at_ns, processes=processes, machine=machine, **counts))
+        async with asyncio.TaskGroup() as group:
+            reading = group.create_task(read_stores(self._stores, timeout_s))
+            asking = group.create_task(self._roles.read())
+        self.samples.append(
+            Sample(
+                at_ns=at_ns,
+                in_charge=asking.result(),
+                processes=processes,
+                machine=machine,
+                **reading.result(),
+            )
+        )

@@ -1,1 +1,1 @@
-"""Services of several nodes: which of them is in charge. Imports nothing of the rest of `target`."""
+"""Services of several nodes: which of them is in charge. The rest of `target` may import it."""

@@ -11,7 +11,7 @@ from engine.urls import split_hosts
 
 ASK_S: Final = 1.0
 """Longest wait for the answer of one of several hosts."""
-_QUESTION: Final = Path(__file__).with_name("server.sql").read_text()
+QUESTION: Final = Path(__file__).with_name("server.sql").read_text()
 
 
 class View(NamedTuple):
@@ -40,7 +40,7 @@ async def connect_postgres(url: str, timeout_s: float, **settings: str) -> async
             connection = await asyncpg.connect(hosts[host], timeout=ASK_S, server_settings=settings)
             connections[host] = connection
             async with asyncio.timeout(ASK_S):
-                is_primary, timeline = await connection.fetchrow(_QUESTION)
+                [(is_primary, timeline)] = await connection.fetch(QUESTION)
             views[host] = View(timeline, is_primary)
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             errors.append(f"{host}: {error or 'no answer in time'}")
