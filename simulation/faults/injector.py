@@ -101,7 +101,7 @@ class Injector(Background):
     async def _do(self, fault: Fault) -> None:
         start_s = self._seconds()
         ending = AsyncExitStack()
-        nodes = NodeFault(fault, self._stack) if fault.of_nodes else None
+        nodes = NodeFault(fault, self._services, self._stack) if fault.of_nodes else None
         try:
             if fault.of_memory:
                 await self._take_memory(fault, ending)

@@ -11,24 +11,27 @@ from engine.local.process import identify, send_signal
 from engine.local.stack import Stack
 from simulation.errors import FaultError
 from simulation.faults.commands import POLL_S, insist
-from simulation.faults.roles import find_nodes, find_postgres_primary, find_redis_replica
+from simulation.faults.roles import find_busiest, find_in_charge, find_nodes
 from simulation.scenario.fault import MACHINES, PARTITIONS, Fault
+from simulation.target.cluster.roles import LEDGER
+from simulation.target.services import Services
 
 
 class NodeFault:
     """A fault on a node or a machine. Its methods raise FaultError or StackError."""
 
-    def __init__(self, fault: Fault, stack: Stack) -> None:
+    def __init__(self, fault: Fault, services: Services, stack: Stack) -> None:
         self.hit: list[str] = []
         """The names of what it is done to, once that is known."""
         self._kind, self._on = fault.kind, fault.on
+        self._services = services
         self._stack = stack
         self._data_dir = stack.data_dir
         self._nodes: list[Node] = []
 
     async def find(self) -> None:
         """Learn what it is done to: that may take a second."""
-        self._nodes = await insist(lambda: find_nodes(self._on, self._data_dir))
+        self._nodes = await insist(lambda: find_nodes(self._on, self._services, self._stack))
         self.hit = [node.name for node in self._nodes]
 
     async def begin(self, ending: AsyncExitStack) -> None:
@@ -62,12 +65,12 @@ class NodeFault:
         )
 
     async def _switch_over(self, primary: Node) -> None:
-        folder = self._data_dir / primary.service
         if primary.service == RedisCluster.name:
-            if (replica := await find_redis_replica(folder)) is None:
-                raise FaultError(f"{primary.name} has no replica to switch over to")
-            await take_over(folder, replica)
+            _, replicas = await find_busiest(self._stack)
+            if not replicas:
+                raise FaultError(f"{primary.name} has no replica to hand over to")
+            await take_over(self._data_dir / primary.service, replicas[0].number)
             return
         send_signal([identify(self._stack.pid(primary.service))], signal.SIGUSR1)
-        while await find_postgres_primary(folder) in (None, primary.number):  # noqa: ASYNC110 (no event)
+        while await find_in_charge(LEDGER, self._services) in ("", primary.name):  # noqa: ASYNC110 (no event)
             await asyncio.sleep(POLL_S)

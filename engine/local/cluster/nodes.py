@@ -1,6 +1,6 @@
 """The nodes of a cluster one by one: each may be killed, stopped, frozen, and started again.
 
-A node has the name of its service and a number: redis-1 to redis-9, rabbitmq-1 to -3, postgres-1 to -3.
+A node has the name of its service and a number, from 1 on.
 """
 
 import asyncio
@@ -42,7 +42,7 @@ class Node:
         self.service = program.name
         self.number = number
         """Its place among the nodes of its service, from 0 on."""
-        self.name = f"{program.name.removesuffix('-cluster')}-{number + 1}"
+        self.name = f"{program.name.removesuffix('-cluster')} {number + 1}"
         self.machine = program.machines[number]
         """The number of its machine."""
         self._data_dir = data_dir

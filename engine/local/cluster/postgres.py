@@ -264,16 +264,6 @@ async def start_servers(servers: Sequence[Server]) -> None:
         await other.start()
 
 
-async def find_primary(servers: Sequence[Server]) -> Server | None:
-    """Return the primary on the newest timeline, None if none answers."""
-    timelines = dict[Server, str]()
-    for server in servers:
-        with suppress(*LOST):
-            if timeline := await server.find_timeline():
-                timelines[server] = timeline
-    return max(timelines, key=timelines.__getitem__, default=None)
-
-
 def name_hosts(servers: Sequence[Server]) -> str:
     """Return a URL with all of these hosts."""
     return servers[0].url.replace(servers[0].place, ",".join(server.place for server in servers))

@@ -107,12 +107,6 @@ class Node:
         )
         return list(status["running_nodes"])
 
-    async def find_leader(self, queue: str) -> str:
-        """Return the name of the node that leads a queue; nothing if there is none. Raises StackError."""
-        answer = await self.control("rabbitmqctl", "list_queues", "name", "leader", "--formatter", "json")
-        leaders = {row["name"]: row["leader"] for row in msgspec.json.decode(answer)}
-        return str(leaders.get(queue, ""))
-
 
 def list_nodes(folder: Path) -> list[Node]:
     """Return the nodes of a service whose ports are written down."""
