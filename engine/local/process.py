@@ -60,7 +60,7 @@ def spawn(
     One that `yields` steps back for the front door, as relay and fulfilment do. Its output goes to the end of
     the folder's log. Raises StackError if the program can't be started.
     """
-    arguments = [str(part) for part in (*_enter(machine, user), *command)]
+    arguments = [str(part) for part in (*enter(machine, user), *command)]
     user = None if machine.namespace else user
     try:
         with log_of(folder).open("ab") as output:
@@ -98,7 +98,7 @@ async def run(
 
     Kills it if the caller is cancelled meanwhile. Raises StackError with its output if it fails.
     """
-    arguments = [*_enter(machine, user), *command]
+    arguments = [*enter(machine, user), *command]
     user = None if machine.namespace else user
     process = await asyncio.create_subprocess_exec(
         *arguments,
@@ -123,7 +123,7 @@ async def run(
     return output.decode(errors="replace")
 
 
-def _enter(machine: Machine, user: str | None) -> list[str]:
+def enter(machine: Machine, user: str | None = None) -> list[str]:
     """Return the words before a command that let it run on a machine that is a namespace, as this user."""
     if machine.namespace is None:
         return []

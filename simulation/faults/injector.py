@@ -101,7 +101,8 @@ class Injector(Background):
     async def _do(self, fault: Fault) -> None:
         start_s = self._seconds()
         ending = AsyncExitStack()
-        nodes = NodeFault(fault, self._services, self._stack) if fault.of_nodes else None
+        engines = self._engine.each if isinstance(self._engine, Engines) else ()
+        nodes = NodeFault(fault, self._services, self._stack, engines) if fault.of_nodes else None
         try:
             if fault.of_memory:
                 await self._take_memory(fault, ending)

@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
 from engine.local.cluster.nodes import Node, list_cluster, make_whole
@@ -14,62 +15,66 @@ from simulation.faults.commands import POLL_S, insist
 from simulation.faults.roles import find_busiest, find_in_charge, find_nodes
 from simulation.scenario.fault import MACHINES, PARTITIONS, Fault
 from simulation.target.cluster.roles import LEDGER
+from simulation.target.engine_process import EngineProcess
 from simulation.target.services import Services
 
 
 class NodeFault:
-    """A fault on a node or a machine. Its methods raise FaultError or StackError."""
+    """A fault on a node, an engine or a machine. Its methods raise FaultError or StackError."""
 
-    def __init__(self, fault: Fault, services: Services, stack: Stack) -> None:
+    def __init__(
+        self, fault: Fault, services: Services, stack: Stack, engines: Sequence[EngineProcess]
+    ) -> None:
         self.hit: list[str] = []
         """The names of what it is done to, once that is known."""
         self._kind, self._on = fault.kind, fault.on
         self._services = services
         self._stack = stack
-        self._data_dir = stack.data_dir
-        self._nodes: list[Node] = []
+        self._engines = engines
+        self._targets: Sequence[Node | EngineProcess] = []
 
     async def find(self) -> None:
-        """Learn what it is done to: that may take a second."""
-        self._nodes = await insist(lambda: find_nodes(self._on, self._services, self._stack))
-        self.hit = [node.name for node in self._nodes]
+        """Learn what it is done to."""
+        self._targets = await insist(lambda: find_nodes(self._on, self._services, self._stack, self._engines))
+        self.hit = [target.name for target in self._targets]
 
     async def begin(self, ending: AsyncExitStack) -> None:
-        """Begin it. `ending` learns first what ends it."""
-        nodes = self._nodes
+        """Begin it. `ending` learns first what ends it; what ends last has begun first."""
         if self._kind in PARTITIONS:
-            await self._cut_off(nodes[0].machine, ending)
+            await self._cut_off(self._targets[0].machine, ending)
         elif self._kind == "switchover":
-            await self._switch_over(nodes[0])
+            await self._switch_over(self._targets[0])
         elif self._kind == "stop":
-            for node in nodes:
-                ending.callback(node.thaw)
-            for node in nodes:
-                node.freeze()
+            for target in self._targets:
+                ending.callback(target.thaw)
+            for target in self._targets:
+                target.freeze()
         else:
-            for node in nodes:
-                ending.push_async_callback(node.start)
-            await asyncio.gather(*(node.kill() if self._kind == "kill" else node.stop() for node in nodes))
+            for target in self._targets:
+                ending.push_async_callback(target.start)
+            kill = self._kind == "kill"
+            await asyncio.gather(*(target.kill() if kill else target.stop() for target in self._targets))
 
     async def make_whole(self) -> None:
         """Wait after its end until each node is back in its cluster, and each shard's primary at home."""
-        await make_whole(self._data_dir, self._nodes)
+        nodes = [target for target in self._targets if isinstance(target, Node)]
+        await make_whole(self._stack.data_dir, nodes)
 
     async def _cut_off(self, machine: int, ending: AsyncExitStack) -> None:
-        self._nodes = [node for node in list_cluster(self._data_dir) if node.machine == machine]
+        cluster = list_cluster(self._stack.data_dir)
+        self._targets = [node for node in cluster if node.machine == machine]
         self.hit = [MACHINES[machine - 1]]
-        network = Network(self._data_dir)
+        network = Network(self._stack.data_dir)
         ending.push_async_callback(network.mend)
-        await network.cut(
-            machine, incoming=self._kind != "partition_out", outgoing=self._kind != "partition_in"
-        )
+        incoming, outgoing = self._kind != "partition_out", self._kind != "partition_in"
+        await network.cut(machine, incoming=incoming, outgoing=outgoing)
 
-    async def _switch_over(self, primary: Node) -> None:
+    async def _switch_over(self, primary: Node | EngineProcess) -> None:
         if primary.service == RedisCluster.name:
             _, replicas = await find_busiest(self._stack)
             if not replicas:
                 raise FaultError(f"{primary.name} has no replica to hand over to")
-            await take_over(self._data_dir / primary.service, replicas[0].number)
+            await take_over(self._stack.data_dir / primary.service, replicas[0].number)
             return
         send_signal([identify(self._stack.pid(primary.service))], signal.SIGUSR1)
         while await find_in_charge(LEDGER, self._services) in ("", primary.name):  # noqa: ASYNC110 (no event)

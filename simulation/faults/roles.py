@@ -1,5 +1,6 @@
 """Which node of a cluster is the target of a fault now."""
 
+from collections.abc import Sequence
 from typing import Final
 
 from engine.local.cluster.nodes import Node, list_cluster
@@ -8,6 +9,7 @@ from engine.local.stack import Stack
 from simulation.errors import FaultError
 from simulation.scenario.fault import MACHINES
 from simulation.target.cluster.roles import LEDGER, QUEUE, Roles
+from simulation.target.engine_process import EngineProcess
 from simulation.target.services import Services
 
 _ROLES: Final = {
@@ -19,11 +21,18 @@ _ROLES: Final = {
 """What they concern, and how many places after the node in charge they are among the nodes."""
 
 
-async def find_nodes(on: str, services: Services, stack: Stack) -> list[Node]:
-    """Return the nodes that the target of a fault names now. Raises FaultError if there is none."""
+async def find_nodes(
+    on: str, services: Services, stack: Stack, engines: Sequence[EngineProcess]
+) -> Sequence[Node | EngineProcess]:
+    """Return the nodes, and the engines, that the target of a fault names now.
+
+    Raises FaultError if there is none.
+    """
     nodes = list_cluster(stack.data_dir)
+    everything: list[Node | EngineProcess] = [*engines, *nodes]
+    found: Sequence[Node | EngineProcess]
     if on in MACHINES:
-        return [node for node in nodes if MACHINES[node.machine - 1] == on]
+        return [each for each in everything if MACHINES[each.machine - 1] == on]
     if on in ("redis-primary", "redis-replica"):
         primary, replicas = await find_busiest(stack)
         found = [primary] if on == "redis-primary" else replicas[:1]
@@ -33,7 +42,7 @@ async def find_nodes(on: str, services: Services, stack: Stack) -> list[Node]:
         service = [node for node in nodes if node.name.split()[:1] == name.split()[:1]]
         found = [service[(node.number + after) % len(service)] for node in service if node.name == name]
     else:
-        found = [node for node in nodes if node.name == on.replace("-", " ")]
+        found = [each for each in everything if each.name == on.replace("-", " ")]
     if not found:
         raise FaultError(f"there is no {on} now, as far as anybody knows")
     return found

@@ -40,8 +40,8 @@ failover      Redis is killed, and a replica takes its place that was cut off wh
 On three machines (topology) a fault hits a node, or all that runs on one machine at once: machine-1 to
 machine-3. A node is named by its role when the fault begins: redis-primary is the primary of the busiest
 shard, redis-replica a replica of that one, queue-leader the node of RabbitMQ that leads the queue. It may be
-named by its number as well: redis-1 to redis-9, rabbitmq-1 to -3, postgres-1 to -3. The record says what was
-hit.
+named by its number as well: redis-1 to redis-9, rabbitmq-1 to -3, postgres-1 to -3. So may an engine with all
+of its stages: engine-1 to -3, each on the machine of its number. The record says what was hit.
 After such a fault the next one waits until every cluster is whole and each shard's primary at home.
 
 kill           SIGKILL. Started again at the fault's end; it follows a node that has taken its place.
@@ -88,7 +88,7 @@ ROLES: Final = (
 )  # fmt: skip
 NODES: Final = (
     *(f"redis-{number}" for number in range(1, 10)),
-    *(f"{service}-{number}" for service in ("rabbitmq", "postgres") for number in range(1, 4)),
+    *(f"{name}-{number}" for name in ("rabbitmq", "postgres", "engine") for number in range(1, 4)),
 )
 PARTITIONS: Final = ("partition", "partition_in", "partition_out")
 CLUSTER_TARGETS: Final[dict[str, tuple[str, ...]]] = {
