@@ -1,8 +1,8 @@
 """The backing services of the engine under test: where they are, and which processes they are."""
 
 import contextlib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
@@ -17,7 +17,7 @@ from engine.urls import read_redis_url, split_hosts
 from simulation.errors import EngineError
 
 CLUSTERED: Final = "-cluster"
-"""The end of the name of a private service of several nodes."""
+"""The end of the private name of a service of several nodes."""
 _NODES: Final = {"redis-cluster": 9, "rabbitmq-cluster": 3}
 """Nodes that are processes of the stack's; PostgreSQL's promoter starts its own."""
 _SERVERS: Final = ("one", "two", "three")
@@ -46,28 +46,34 @@ class Services:
 
 def services_of(stack: Stack) -> Services:
     """Return the services of a private stack, of one machine or of three."""
-    urls = {name.removesuffix(CLUSTERED): url for name, url in stack.urls.items()}
+    return replace(_describe(stack.data_dir, stack.urls), stack=stack)
+
+
+def _describe(data_dir: Path, private: Mapping[str, str]) -> Services:
+    """Return the services of a data folder, whose URLs are given by their private names."""
+    urls = {name.removesuffix(CLUSTERED): url for name, url in private.items()}
+    logs = data_dir / f"rabbitmq{CLUSTERED}"
+    has_logs = logs.name in private
     return Services(
         redis_url=urls["redis"],
         postgres_url=urls["postgres"],
         amqp_url=urls.get("rabbitmq"),
-        pids=find_pids(stack),
-        nodes=_name_nodes(stack),
-        queue_logs=_list_queue_logs(stack),
-        stack=stack,
+        pids=find_pids(data_dir, private),
+        nodes=_name_nodes(data_dir, private),
+        queue_logs={f"rabbitmq {n}": log_of(logs / name) for n, name in enumerate(_SERVERS, 1) if has_logs},
     )
 
 
-def find_pids(stack: Stack) -> dict[str, int]:
-    """Return the serving process of each service, or of each of its nodes that runs."""
-    state = read_state(stack.data_dir)
+def find_pids(data_dir: Path, names: Collection[str]) -> dict[str, int]:
+    """Return the serving process of each private service, or of each of its nodes that runs."""
+    state = read_state(data_dir)
     found: dict[str, int] = {}
-    for service in stack.urls:
-        name, processes = service.removesuffix(CLUSTERED), state[service].processes
-        if service == "postgres-cluster":
-            found |= _find_servers(processes[0].pid)
-        elif nodes := _NODES.get(service):
+    for private in names:
+        name, processes = private.removesuffix(CLUSTERED), state[private].processes
+        if nodes := _NODES.get(private):
             found |= {f"{name} {number}": process.pid for number, process in enumerate(processes[:nodes], 1)}
+        elif private.endswith(CLUSTERED):
+            found |= _find_servers(processes[0].pid)
         else:
             found[name] = processes[0].pid
     return found
@@ -76,34 +82,31 @@ def find_pids(stack: Stack) -> dict[str, int]:
 def _find_servers(promoter: int) -> dict[str, int]:
     """Return PostgreSQL's promoter, and the servers that it started."""
     found = {"promoter": promoter}
-    for child in psutil.Process(promoter).children():
-        with contextlib.suppress(psutil.Error):
+    with contextlib.suppress(psutil.Error):
+        for child in psutil.Process(promoter).children():
+            command = child.cmdline()
             for number, name in enumerate(_SERVERS, 1):
-                if f"cluster_name={name}" in child.cmdline():
+                if f"cluster_name={name}" in command:
                     found[f"postgres {number}"] = child.pid
     return found
 
 
-def _name_nodes(stack: Stack) -> dict[str, str]:
-    """Return the names of a cluster's nodes by their places. Each machine has as many of them."""
-    urls, names = stack.urls, dict[str, str]()
-    if entry := read_state(stack.data_dir).get("redis-cluster"):
-        hosts = [host for host, _ in read_redis_url(urls["redis-cluster"]).nodes]
-        each = len(entry.ports) // len(hosts)
-        for number, port in enumerate(entry.ports):
-            names[f"{hosts[number // each]}:{port}"] = f"redis {number + 1}"
-    for service in {"postgres-cluster", "rabbitmq-cluster"} & set(urls):
-        for number, place in enumerate(split_hosts(urls[service]), 1):
-            names[place] = f"{service.removesuffix(CLUSTERED)} {number}"
+def _name_nodes(data_dir: Path, urls: Mapping[str, str]) -> dict[str, str]:
+    """Return the names of nodes by their places. Each machine has as many of a service as any other."""
+    names: dict[str, str] = {}
+    for private in [each for each in urls if each.endswith(CLUSTERED)]:
+        name, url = private.removesuffix(CLUSTERED), urls[private]
+        places = list(split_hosts(url))
+        if name == "redis":
+            # Its URL names the first node of each machine.
+            hosts, ports = (
+                [host for host, _ in read_redis_url(url).nodes],
+                read_state(data_dir)[private].ports,
+            )
+            each = len(ports) // len(hosts)
+            places = [f"{hosts[number // each]}:{port}" for number, port in enumerate(ports)]
+        names |= {place: f"{name} {number}" for number, place in enumerate(places, 1)}
     return names
-
-
-def _list_queue_logs(stack: Stack) -> dict[str, Path]:
-    """Return the logs of RabbitMQ's nodes by the nodes' names."""
-    if "rabbitmq-cluster" not in stack.urls:
-        return {}
-    folder = stack.data_dir / "rabbitmq-cluster"
-    return {f"rabbitmq {number}": log_of(folder / name) for number, name in enumerate(_SERVERS, 1)}
 
 
 def find_services(target: str, settings: Settings) -> Services | None:
@@ -137,11 +140,7 @@ def check_services(redis_url: str | None, amqp_url: str | None, postgres_url: st
 
 
 def _read_stack(settings: Settings) -> Services | None:
-    rows = stack_status(Path(settings.data_dir))
-    urls = {row.name.removesuffix(CLUSTERED): row.url for row in rows}
-    pids = {row.name.removesuffix(CLUSTERED): row.pid for row in rows if row.pid}
-    if not urls["redis"] or not urls["postgres"]:
-        return None
-    return Services(
-        redis_url=urls["redis"], postgres_url=urls["postgres"], amqp_url=urls["rabbitmq"], pids=pids
-    )
+    data_dir = Path(settings.data_dir)
+    urls = {row.name: row.url for row in stack_status(data_dir) if row.url}
+    has_stores = all({name, name + CLUSTERED} & set(urls) for name in ("redis", "postgres"))
+    return _describe(data_dir, urls) if has_stores else None

@@ -14,9 +14,10 @@ from simulation.judge.numbers.latency import is_trusted, measure_latency, respon
 from simulation.judge.numbers.load import measure_load
 from simulation.judge.numbers.requests import count_outcomes, select_waits
 from simulation.judge.numbers.sales import measure_fulfilment, measure_stock, time_to_sell_out
-from simulation.judge.summary import measure_phase, summarise
+from simulation.judge.summary import find_in_charge, measure_phase, summarise
 from simulation.judge.thresholds import Metrics
 from simulation.judge.verdict import judge
+from simulation.model.events import InCharge
 from simulation.model.state import FinalState
 from simulation.scenario.loading import load_scenario
 from simulation.scenario.schema import DriverOptions
@@ -173,3 +174,24 @@ def test_an_empty_run_and_an_unread_state_have_no_numbers_rather_than_wrong_ones
 def test_the_start_is_given_in_utc() -> None:
     summary = summary_of(*play([Ask(1)], [Terms()]))
     assert summary["started_at"] == "2026-01-02T11:30:00.000Z"
+
+
+def test_a_node_is_in_charge_until_another_one_is_seen_to_be() -> None:
+    timeline = pd.DataFrame(
+        {
+            "t_s": [0.0, 0.2, 0.4, 0.6, 0.8, 1.0],
+            "node shard 0": ["redis 1", None, "redis 1", None, "redis 5", "redis 1"],
+            "node ledger": [None, "postgres 2", "postgres 2", None, None, None],
+            "stock_remaining": [5, 4, 3, 2, 1, 0],
+        }
+    )
+    seen = [
+        ("shard 0", "redis 1", 0.0, 0.4),
+        ("shard 0", "redis 5", 0.8, 0.8),
+        ("shard 0", "redis 1", 1.0, 1.0),
+        ("ledger", "postgres 2", 0.2, 0.4),
+    ]
+    assert find_in_charge(timeline) == [
+        InCharge(role=role, node=node, start_s=start_s, end_s=end_s) for role, node, start_s, end_s in seen
+    ]
+    assert find_in_charge(pd.DataFrame()) == []

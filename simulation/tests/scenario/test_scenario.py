@@ -1,5 +1,6 @@
 """A scenario says what is wrong with it in one line that names the key, and can be changed from outside."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from simulation.drive.plan import build_plan
 from simulation.errors import ScenarioError
 from simulation.scenario.arrivals import expected_requests, peak_rps
 from simulation.scenario.loading import FOLDER, list_scenarios, load_scenario, parse_override, read_scenario
+from simulation.scenario.schema import Topology
 
 
 def minimal(**changes: Any) -> dict[str, Any]:
@@ -284,3 +286,33 @@ def test_a_misspelt_metric_or_scenario_is_guessed() -> None:
         load_scenario("spik")
     with pytest.raises(ScenarioError, match=r"thresholds\.0: .*\(did you mean 'accepted\.response\.p99'\?\)"):
         load_scenario("spike", {"thresholds": ["accepted.respons.p99 < 5"]})
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"topology": {"machines": 2}}, "topology.machines: invalid enum value 2"),
+        ({"topology": {"machines": 1, "copies": 2}}, "topology.copies: 2 need as many machines, got 1"),
+        ({"topology": {"copies": 4}}, "topology.copies: expected `int` <= 3, got 4"),
+        ({"topology": {"front_doors": 0}}, "topology.front_doors: expected `int` >= 1, got 0"),
+        ({"topology": {"doors": 2}}, "topology.doors: there is no such key"),
+        ({"engine": {"gate_shards": 3}}, "engine.gate_shards: is topology.shards"),
+        ({"engine": {"gate_copies": 2}}, "engine.gate_copies: is topology.copies"),
+        (
+            {
+                "topology": {"machines": 3},
+                "faults": [{"kind": "kill", "on": "redis", "at_s": 0.5, "seconds": 1}],
+            },
+            "faults.0.on: redis is several nodes on 3 machines",
+        ),
+    ],
+)
+def test_a_topology_that_cannot_be_is_refused(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ScenarioError, match=re.escape(said)):
+        read_scenario(minimal(**changes))
+
+
+def test_a_scenario_without_a_topology_has_one_machine() -> None:
+    assert read_scenario(minimal()).topology == Topology(machines=1, front_doors=1, shards=1, copies=1)
+    wide = read_scenario(minimal(topology={"machines": 3, "front_doors": 2, "shards": 3, "copies": 3}))
+    assert build_plan(wide).intended_ns.tolist() == build_plan(read_scenario(minimal())).intended_ns.tolist()

@@ -164,6 +164,31 @@ def test_a_process_that_is_started_again_goes_on_under_its_name(monkeypatch: pyt
                 assert set(meter.read()) == {"flashsim", "driver 1", "driver 2"}
 
 
+@contextmanager
+def engine_lookalike(folder: Path, *stages: str) -> Iterator["subprocess.Popen[str]"]:
+    """A process whose children look like these stages of an engine."""
+    module = folder / "engine" / "stages" / "process.py"
+    module.parent.mkdir(parents=True, exist_ok=True)
+    module.write_text("import sys; sys.stdin.read()")
+    commands = [[sys.executable, "-m", "engine.stages.process", stage] for stage in stages]
+    start = f"import subprocess, sys; [subprocess.Popen(command) for command in {commands!r}]"
+    server = f"{start}; print(flush=True); sys.stdin.read()"
+    command, pipe = [sys.executable, "-c", server], subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, cwd=folder, text=True) as process:
+        assert process.stdout
+        process.stdout.readline()
+        yield process
+
+
+def test_the_processes_of_each_engine_have_its_number(tmp_path: Path) -> None:
+    with engine_lookalike(tmp_path, "front-door", "front-door", "relay") as second:
+        with engine_lookalike(tmp_path, "front-door", "relay") as first:
+            meter = ProcessMeter({}, first.pid, second.pid)
+            of_second = {"server 2", "front-door 2", "front-door 2.1", "relay 2"}
+            assert set(meter.read()) == {"flashsim", "server 1", "front-door 1", "relay 1"} | of_second
+        assert set(meter.read_cpu_s()) - {"server 1"} == {"flashsim"} | of_second
+
+
 def test_the_timeline_begins_with_the_load(settings_without_bus: Settings) -> None:
     probe = Probe(open_stores(services_of(settings_without_bus), []), ProcessMeter({}))
     usage = {"relay": Usage(cpu_percent=12.5, rss_mib=40.0)}
