@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 from uuid import uuid4
 
-import asyncpg
 from msgspec import Struct, field
 
 from engine.bus.connection import connect_bus
@@ -28,6 +27,7 @@ from simulation.scenario.loading import load_scenario
 from simulation.scenario.schema import Scenario
 from simulation.target.machine import describe_machine, read_commit
 from simulation.target.services import Services
+from simulation.target.stores import connect_ledger
 from simulation.verdict import judge_run, write_products
 
 TIMEOUT_MS: Final = 30_000
@@ -164,16 +164,16 @@ class Soak(Suite, kw_only=True):
 
 
 async def soak(
-    minutes: float, first_seed: int, folder: Path, services: Services, say: Say, command: str
+    scenario: str, minutes: float, first_seed: int, folder: Path, services: Services, say: Say, command: str
 ) -> Judged:
-    """Run the chaos scenario, seed after seed, for so many minutes, until one does not pass; return the last.
+    """Run a scenario of chaos, seed after seed, for so many minutes, until one does not pass. Return the last.
 
     Writes soak.json, soak.md and soak.html into the folder, beside what is kept of each run.
     """
     deadline, result = time.monotonic() + 60 * minutes, Soak(command=command)
     for seed in count(first_seed):
-        place, repeat = folder / f"seed-{seed}", f"flashsim run chaos --seed {seed}"
-        summary = await judge_one(load_scenario("chaos", seed=seed), place, services, repeat)
+        place, repeat = folder / f"seed-{seed}", f"flashsim run {scenario} --seed {seed}"
+        summary = await judge_one(load_scenario(scenario, seed=seed), place, services, repeat)
         say(f"{repeat}: {explain(summary)}")
         healed = [fault["healed_s"] for fault in summary["faults"]]
         result.runs.append(
@@ -193,5 +193,5 @@ async def soak(
 
 
 async def _execute(postgres_url: str, statement: str) -> None:
-    async with asyncpg.create_pool(postgres_url, min_size=0, max_size=1, timeout=TIMEOUT_MS / 1000) as pool:
-        await pool.execute(statement)
+    async with connect_ledger(postgres_url) as connection:
+        await connection.execute(statement)

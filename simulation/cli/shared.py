@@ -138,13 +138,13 @@ async def carry_out(
     return summary
 
 
-def run_on_services(work: Callable[[Services], Coroutine[Any, Any, T]]) -> T:
-    """Return the result of `work` on private services, which go with it."""
+def run_on_services(work: Callable[[Services], Coroutine[Any, Any, T]], machines: int = 1) -> T:
+    """Return the result of `work` on private services of so many machines, which go with it."""
     from simulation.target.engine_process import private_services
 
     async def work_on_services() -> T:
         say("starting private services")
-        async with private_services(say) as services:
+        async with private_services(say, machines) as services:
             return await work(services)
 
     return run_until_signal(work_on_services())

@@ -92,6 +92,7 @@ class EngineProcess:
         self._machine = machines[self.machine - 1]
         self._settings = {"host": self._machine.address, **settings}
         self._code = code
+        log.unlink(missing_ok=True)
         self._process: asyncio.subprocess.Process
         self._stages: set[ProcessId] = set()
         """All processes that the server was seen to start: they outlive a killed server for a while."""
@@ -273,7 +274,6 @@ async def start_engine(
     }
     machines = Network(services.stack.data_dir).machines if services.stack else [HERE]
     engine = EngineProcess(wanted, log, code, number, machines)
-    log.unlink(missing_ok=True)
     await engine.launch()
     try:
         await engine.await_ready()
