@@ -166,7 +166,7 @@ class Soak(Suite, kw_only=True):
 async def soak(
     scenario: str, minutes: float, first_seed: int, folder: Path, services: Services, say: Say, command: str
 ) -> Judged:
-    """Run a scenario of chaos, seed after seed, for so many minutes, until one does not pass. Return the last.
+    """Run a scenario, seed after seed, for so many minutes, until one does not pass. Return the last.
 
     Writes soak.json, soak.md and soak.html into the folder, beside what is kept of each run.
     """
