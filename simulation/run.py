@@ -22,7 +22,7 @@ from engine.stages.lifecycle import running
 from simulation.drive.driver import Drive, DriveResult, LoadSpec, drive
 from simulation.drive.plan import Plan, build_plan, give_tokens
 from simulation.drive.progress import Progress, find_abort
-from simulation.errors import EngineError, RunError
+from simulation.errors import RunError
 from simulation.faults.injector import Injector, check_targets
 from simulation.faults.proxy import Proxy, start_proxy
 from simulation.model.contract import FLASHGRID, Contract
@@ -32,7 +32,7 @@ from simulation.model.state import FinalState
 from simulation.record.facts import ENGINE_LOG, RunFacts, write_record
 from simulation.record.manifest import list_record, seal
 from simulation.scenario.condition import parse_abort
-from simulation.scenario.schema import Scenario, Topology
+from simulation.scenario.schema import Scenario
 from simulation.target.cluster.roles import Roles
 from simulation.target.engine_process import Engines, private_services, start_engines
 from simulation.target.foreign.engine import FLASHGRID_ENGINE, Engine
@@ -59,7 +59,7 @@ class Target:
     """The engine under test."""
 
     urls: tuple[str, ...]
-    """Its front doors; the first one opens the sales."""
+    """Its front doors."""
     admin_token: str | None = None
     services: Services | None = None
     """Its own services, as far as they are known."""
@@ -173,8 +173,6 @@ async def _start_target(
     log = folder / ENGINE_LOG
     process: Engines | Programs
     if engine.programs:
-        if scenario.topology != Topology():
-            raise EngineError("topology: is for Flashgrid, not for an engine that a description starts")
         process = await cleanup.enter_async_context(start_programs(engine.programs, seen, log))
     else:
         process = await cleanup.enter_async_context(
@@ -207,14 +205,16 @@ class _Run:
         scenario, target, services = self._scenario, self._target, self._target.services
         t0_ns = _choose_start(scenario, len(plan))
         open_offers = partial(
-            open_sales, target.urls[0], admin_token=target.admin_token, contract=target.contract, ca=target.ca
+            open_sales, target.urls, admin_token=target.admin_token, contract=target.contract, ca=target.ca
         )
         sales = await open_offers(scenario.sales, t0_ns=t0_ns)
         await target.witness.check(sales)
         versions = await read_versions(services)
         skew_s = await measure_skew(services.redis_url, services.postgres_url) if services else 0.0
         meter = ProcessMeter(
-            services.pids if services else {}, *(target.process.pids if target.process else ())
+            services.pids if services else {},
+            *(target.process.pids if target.process else ()),
+            find=services.find_pids if services else dict,
         )
         self._injector = Injector(scenario.timeline(), target.process, services, target.proxy)
         self._restocker = Restocker(scenario.restocks, sales, open_offers)

@@ -128,7 +128,9 @@ class Engine:
     async def open_sales(self, offers: Sequence[SaleOffer]) -> list[Sale]:
         """Put many sales on offer, several at once; return them in any order."""
         groups = [offers[start::OPENED_AT_ONCE] for start in range(min(OPENED_AT_ONCE, len(offers)))]
-        opened = await asyncio.gather(*(open_sales(self.url, group, self._admin_token) for group in groups))
+        opened = await asyncio.gather(
+            *(open_sales((self.url,), group, self._admin_token) for group in groups)
+        )
         return [sale for group in opened for sale in group]
 
     async def count_answers(self) -> Counter[Outcome]:

@@ -61,7 +61,7 @@ class HostileDrive:
             SaleOffer(product_id=DECOY, stock=1_000_000_000),
             SaleOffer(product_id=SMUGGLED, stock=1_000),
         ]
-        decoy, smuggled = await open_sales(load.urls[0], offers, None)
+        decoy, smuggled = await open_sales(load.urls, offers, None)
         port = urlsplit(load.urls[0]).port or 80
         before = find_processes()
         driven: DriveResult

@@ -44,6 +44,8 @@ def check_targets(
             raise FaultError(f"there is no {fault.on} to {fault.kind}: this engine has no bus")
         if fault.of_memory and services.amqp_url is None:
             raise FaultError(f"{fault.kind} would lose what the outbox holds: this engine has no bus")
+        if fault.on in services.clustered:
+            raise FaultError(f"{fault.on} has several nodes: there is no fault for all of them at once")
         if not fault.of_network and fault.on not in STAGES and services.stack is None:
             raise FaultError(f"{fault.on} is not the run's own: it can't {fault.kind} it")
         if fault.kind in PARTITIONS and services.stack and not Network(services.stack.data_dir).can_be_cut:

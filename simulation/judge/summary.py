@@ -66,6 +66,11 @@ def summarise(
         "time_to_sell_out_s": time_to_sell_out(history, restocks),
         "restocks": [measure_restock(history, state, each, restocks) for each in restocks],
         "knee": run.knee,
+        "front_doors": [
+            {"requests": len(rows), **count_outcomes(rows)}
+            for _, rows in history.groupby("door")
+            if len(rows) < len(history)
+        ],
         "in_charge": find_in_charge(run.timeline),
         "phases": [
             measure_phase(run, name, start, min(end, end_s))

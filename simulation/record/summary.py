@@ -98,6 +98,12 @@ class Phase(Outcomes, frozen=True):
     marks: dict[str, str]
 
 
+class FrontDoor(Outcomes, frozen=True):
+    """A front door, and what became of the purchases that went to it."""
+
+    requests: int
+
+
 class Retries(Part, frozen=True):
     """Clients that tried again (simulation.judge.numbers.requests)."""
 
@@ -162,6 +168,8 @@ class Summary(Part, frozen=True):
     versions: dict[str, str]
     driver: str
     faults: list[Recovery]
+    front_doors: list[FrontDoor] = []
+    """In their order; none of a single one."""
     in_charge: list[InCharge] = []
     """Of services with several nodes."""
 

@@ -6,7 +6,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from simulation.report.words import count, seconds
-from simulation.scenario.schema import DriverOptions, Population, SaleOffer, Scenario
+from simulation.scenario.schema import DriverOptions, Population, SaleOffer, Scenario, Topology
 
 MOST_SALES: Final = 6
 """Most sales that are listed one by one."""
@@ -77,6 +77,7 @@ def list_facts(scenario: Scenario) -> dict[str, list[Fact]]:
     return {
         "Population": _list(scenario.population, Population(users=scenario.population.users)),
         "Driver": _list(scenario.driver, DriverOptions()),
+        "Topology": _list(scenario.topology, Topology()),
         "Engine": [Fact(name, _write(value), False) for name, value in scenario.engine.items()],
         "Run": [
             Fact("seed", str(scenario.seed), False),

@@ -5,6 +5,7 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from itertools import cycle
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -31,22 +32,25 @@ _NEW_SALES: Final = Path(__file__).with_name("new_sales.sql").read_text()
 
 
 async def open_sales(
-    url: str,
+    urls: tuple[str, ...],
     offers: Sequence[SaleOffer],
     admin_token: str | None,
     t0_ns: int | None = None,
     contract: Contract = FLASHGRID,
     ca: str | None = None,
 ) -> list[Sale]:
-    """Open the sales over HTTP, in their order. Raises EngineError, in one line that says what to do.
+    """Open the sales over HTTP, in their order, at any of these front doors.
+
+    Raises EngineError, in one line that says what to do.
 
     `starts_in_s` and `ends_in_s` count from the run's start `t0_ns`, on time.monotonic_ns(), or else
     from now. The engine is told the hours by this machine's clock, and keeps them by the gate's clock. `ca`
     is a file of certificates for https; None: the system's.
     """
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise EngineError(f"{url}: must look like http://host:port or https://host:port")
+    for url in urls:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise EngineError(f"{url}: must look like http://host:port or https://host:port")
     ahead_ns = 0 if t0_ns is None else t0_ns - time.monotonic_ns()
     start_ms = (time.time_ns() + ahead_ns) / 1e6
     sales = []
@@ -60,7 +64,7 @@ async def open_sales(
                 starts_ms=None if offer.starts_in_s is None else round(start_ms + offer.starts_in_s * 1e3),
                 ends_ms=None if offer.ends_in_s is None else round(start_ms + offer.ends_in_s * 1e3),
             )
-            sale_id = await _open_sale(session, url.rstrip("/"), terms, admin_token, contract.init)
+            sale_id = await _open_sale(session, urls, terms, admin_token, contract.init)
             sales.append(Sale(sale_id=sale_id, terms=terms))
     return sales
 
@@ -93,16 +97,25 @@ async def send(
 
 
 async def _open_sale(
-    session: aiohttp.ClientSession, url: str, terms: SaleTerms, admin_token: str | None, init: Init
+    session: aiohttp.ClientSession,
+    urls: tuple[str, ...],
+    terms: SaleTerms,
+    admin_token: str | None,
+    init: Init,
 ) -> int:
     values = {name: getattr(terms, name) for name in terms.__struct_fields__}
     # One sale, however often it is asked for.
     values |= {"admin_token": admin_token, "key": uuid4().hex}
     until_s = time.monotonic() + TIMEOUT_S
-    while True:
-        status, body = await send(session, url, init, **values)
-        if status != 503 or time.monotonic() >= until_s:
-            break
+    for each in cycle(urls):
+        url, is_late = each.rstrip("/"), time.monotonic() >= until_s
+        try:
+            status, body = await send(session, url, init, **values)
+            if status != 503 or is_late:
+                break
+        except EngineError:
+            if len(urls) == 1 or is_late:
+                raise
         await asyncio.sleep(_AGAIN_S)
     if status in (401, 403):
         raise EngineError(f"{url} refuses to open a sale ({status}): give its --admin-token")
@@ -132,7 +145,10 @@ async def check_ownership(services: Services, sales: Sequence[Sale], shards: int
         raise EngineError(f"the engine's services can't be read: {error}") from None
     for name, sale_ids in found.items():
         if sale_ids != {sale.sale_id for sale in sales}:
-            raise EngineError(f"the {name} given is not this engine's: it lacks a sale that was just opened")
+            or_else = f", or has not {shards} shards (topology.shards)" if name == "Redis" else ""
+            raise EngineError(
+                f"the {name} given is not this engine's{or_else}: it lacks a sale that was just opened"
+            )
 
 
 async def _find_at_gate(services: Services, sales: Sequence[Sale], shards: int) -> set[int]:

@@ -8,7 +8,7 @@ number; of several nodes, the node's.
 import contextlib
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from operator import attrgetter
 from typing import Final, NamedTuple
 
@@ -34,12 +34,15 @@ class Usage(NamedTuple):
 class ProcessMeter:
     """Reads what the processes of a run use.
 
-    `services` names the serving process of each backing service; its descendants count with it. `engines` are
-    the servers' processes; an engine that runs elsewhere has none.
+    `services` names the serving process of each backing service; its descendants count with it. `find` does
+    so anew at each scan. `engines` are the servers' processes; an engine that runs elsewhere has none.
     """
 
-    def __init__(self, services: Mapping[str, int], *engines: int) -> None:
+    def __init__(
+        self, services: Mapping[str, int], *engines: int, find: Callable[[], Mapping[str, int]] = dict
+    ) -> None:
         self._services = services
+        self._find = find
         self._engines = engines
         self._names: dict[int, str] = {}
         self._groups: dict[str, list[psutil.Process]] = {}
@@ -89,7 +92,9 @@ class ProcessMeter:
 
     def _scan(self) -> dict[str, list[psutil.Process]]:
         """Find the processes of each name that run now."""
-        groups = {name: _family(pid, recursive=True) for name, pid in self._services.items()}
+        groups = {
+            name: _family(pid, recursive=True) for name, pid in {**self._services, **self._find()}.items()
+        }
         workers: list[tuple[psutil.Process, str]] = []
         several = len(self._engines) > 1
         parents = {pid: f" {number}" if several else "" for number, pid in enumerate(self._engines, 1)}

@@ -1,8 +1,9 @@
 """The backing services of the engine under test: where they are, and which processes they are."""
 
 import contextlib
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
@@ -40,8 +41,20 @@ class Services:
     """The names of known nodes by their places (host:port)."""
     queue_logs: Mapping[str, Path] = field(default_factory=dict)
     """The logs of RabbitMQ's nodes by the nodes' names, where it has several."""
+    find_pids: Callable[[], dict[str, int]] = dict
+    """Finds the processes of a cluster's nodes anew, of which some may have been started again."""
     stack: Stack | None = None
     """The private stack that they belong to, if the run may stop and start them."""
+
+    @property
+    def clustered(self) -> list[str]:
+        """The services that have several nodes."""
+        several = {
+            "redis": bool(read_redis_url(self.redis_url).kind),
+            "postgres": len(split_hosts(self.postgres_url)) > 1,
+            "rabbitmq": len(split_hosts(self.amqp_url or "")) > 1,
+        }
+        return [name for name, has_nodes in several.items() if has_nodes]
 
 
 def services_of(stack: Stack) -> Services:
@@ -54,11 +67,13 @@ def _describe(data_dir: Path, private: Mapping[str, str]) -> Services:
     urls = {name.removesuffix(CLUSTERED): url for name, url in private.items()}
     logs = data_dir / f"rabbitmq{CLUSTERED}"
     has_logs = logs.name in private
+    find = partial(find_pids, data_dir, tuple(private))
     return Services(
         redis_url=urls["redis"],
         postgres_url=urls["postgres"],
         amqp_url=urls.get("rabbitmq"),
-        pids=find_pids(data_dir, private),
+        pids=find(),
+        find_pids=find if any(name.endswith(CLUSTERED) for name in private) else dict,
         nodes=_name_nodes(data_dir, private),
         queue_logs={f"rabbitmq {n}": log_of(logs / name) for n, name in enumerate(_SERVERS, 1) if has_logs},
     )

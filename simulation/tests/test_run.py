@@ -148,7 +148,7 @@ async def test_an_engine_that_cannot_start_says_why(services: Services, tmp_path
 
 async def test_the_services_of_another_engine_are_refused(services: Services, tmp_path: Path) -> None:
     async with start_engine(services, {}, tmp_path / "engine.log") as engine:
-        sales = await open_sales(engine.url, [SaleOffer(product_id=1, stock=5)], engine.admin_token)
+        sales = await open_sales((engine.url,), [SaleOffer(product_id=1, stock=5)], engine.admin_token)
         await check_ownership(services, sales, shards=1)
         other_redis = replace(services, redis_url=services.redis_url.replace("/0", "/1"))
         with pytest.raises(EngineError, match="Redis given is not this engine's"):

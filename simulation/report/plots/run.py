@@ -98,7 +98,8 @@ def draw_rates(axes: Axes, history: pd.DataFrame, edges: Floats) -> None:
 def draw_stock(timeline: pd.DataFrame, course: Course) -> Canvas | None:
     """Draw over time the units left at the gate, orders in the ledger, and what is under way between them."""
     # A line along zero says nothing. Of many samples the highest of each stretch is drawn: no peak is lost.
-    shown = timeline.loc[:, timeline.gt(0).any()]
+    numbers = timeline.select_dtypes("number")
+    shown = numbers.loc[:, numbers.gt(0).any()]
     shown = shown.groupby(np.arange(len(shown)) // np.ceil(len(shown) / 400)).max()
     panels = {
         title: {name: look for name, look in lines.items() if name in shown}

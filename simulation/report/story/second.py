@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pandas as pd
 
 from simulation.judge.numbers.latency import lag_ms, response_ms, take_stat
+from simulation.judge.summary import find_in_charge
 from simulation.model.history import take_buys
 from simulation.report.plots.load import end_ns
 from simulation.report.story.purchase import Record
@@ -109,6 +110,9 @@ def _tell_moments(record: Record, start_s: float, end_s: float) -> Iterator[Step
     for name, start, _ in record.run.scenario.phases():
         if start_s <= start < end_s:
             yield Step(what="phase", at_s=start, words=f'"{name}" begins')
+    for each in find_in_charge(record.metrics.timeline):
+        if start_s <= each.start_s < end_s:
+            yield Step(what="in charge", at_s=each.start_s, words=f"{each.node} of {each.role}")
     refused = record.history[record.history["outcome"] == "SOLD_OUT"].sort_values("done_ns").head(1)
     for op, done_ns in zip(refused["op"], refused["done_ns"], strict=True):
         if start_s <= done_ns / 1e9 < end_s:

@@ -51,9 +51,9 @@ class Roles:
     def __init__(self, services: Services | None, shards: int) -> None:
         self._readers: list[Reader] = []
         self._names = services.nodes if services else {}
-        if services and read_redis_url(services.redis_url).kind:
+        if services and "redis" in services.clustered:
             self._readers.append(ShardRoles(services.redis_url, shards))
-        if services and len(split_hosts(services.postgres_url)) > 1:
+        if services and "postgres" in services.clustered:
             self._readers.append(LedgerRole(services.postgres_url))
         if services and services.queue_logs:
             self._readers.append(QueueRole(services.queue_logs))

@@ -14,7 +14,7 @@ from msgspec import Meta
 from simulation.errors import EngineError, suggest
 from simulation.model.contract import Buy, Contract, Init, OrderRead, Outcome, Part, Request, StockRead
 from simulation.scenario.fault import STAGES
-from simulation.scenario.schema import Scenario
+from simulation.scenario.schema import Scenario, Topology
 from simulation.scenario.traces import read_text
 from simulation.target.witness.tables import Tables
 
@@ -156,3 +156,5 @@ def check_terms(described: Description, scenario: Scenario) -> None:
                 raise EngineError(f"sales.{number}.{term}: this engine's init takes no {{{value}}}")
     if scenario.restocks and described.init.sale_id is None:
         raise EngineError("restocks: this engine names no sales (init.sale_id), so they can't be told apart")
+    if scenario.topology != Topology():
+        raise EngineError("topology: is for Flashgrid, and this engine is another one")

@@ -114,3 +114,16 @@ def test_a_fault_on_what_is_not_the_runs_own_is_refused(
     with pytest.raises(FaultError, match=said):
         check_targets([the_fault], services if own_engine else None)
     check_targets([fault(kind="cut"), fault(on="fulfilment")], services)
+
+
+@pytest.mark.parametrize("on", ["redis", "postgres", "rabbitmq"])
+def test_a_fault_of_a_single_server_is_refused_where_there_are_several(on: str) -> None:
+    services = Services(
+        redis_url="redis+cluster://127.0.0.1:7,127.0.0.1:8",
+        postgres_url="postgresql://127.0.0.1:7,127.0.0.1:8/x",
+        amqp_url="amqp://127.0.0.1:7,127.0.0.1:8/",
+    )
+    for kind in ("freeze", "drop_connections"):
+        with pytest.raises(FaultError, match=f"{on} has several nodes"):
+            check_targets([fault(kind=kind, on=on)], services)
+    check_targets([fault(kind="kill", on="front-door")], services)

@@ -98,6 +98,30 @@ def test_faults_are_listed_with_what_they_did_and_how_long_the_engine_took(tmp_p
     assert len(re.findall(r'<text class="narrow"[^>]*>1</text>', page)) == plots
 
 
+def test_front_doors_and_nodes_in_charge_are_listed(tmp_path: Path) -> None:
+    def fail_over(timeline: pd.DataFrame) -> pd.DataFrame:
+        half = len(timeline) // 2
+        return timeline.assign(**{"node shard 0": ["redis 1"] * half + ["redis 5"] * (len(timeline) - half)})
+
+    assert 'id="nodes"' not in render_page(make_run(tmp_path / "single"), {})
+    summary = make_run(tmp_path / "several", machine=fail_over)
+    page = write_report(tmp_path / "several").read_text()
+    rows = [(each["node"], each["start_s"], each["end_s"]) for each in summary["in_charge"]]
+    assert rows == [("redis 1", 0.0, 6.2), ("redis 5", 6.4, 12.6)]
+    assert "<tr><th>shard 0</th><td>redis 5</td><td>6.4 s</td><td>12.6 s</td></tr>" in page
+    assert 'id="doors"' not in page
+    counts = {
+        "requests": 7_001,
+        "accepted": 4_001,
+        "sold_out": 3_000,
+        "rejected": 0,
+        "error": 0,
+        "unknown": 0,
+    }
+    page = render_page(summary | {"front_doors": [counts, counts]}, {})
+    assert "<tr><th>2</th><td>7,001</td><td>4,001</td><td>3,000</td><td>0</td>" in page
+
+
 def test_every_kind_of_fault_has_words() -> None:
     assert FAULTS.keys() == TARGETS.keys() | CLUSTER_TARGETS.keys() | {COMMAND}
 

@@ -17,6 +17,7 @@ def test_defaults_are_told_from_what_was_asked() -> None:
     facts = list_facts(load_scenario("declines", {"driver.processes": 2}))
     assert Fact("processes", "2", False) in facts["Driver"]
     assert Fact("timeout_ms", "5,000", True) in facts["Driver"]
+    assert Fact("machines", "1", True) in facts["Topology"]
     assert Fact("payment_decline_rate", "0.1", False) in facts["Engine"]
     assert Fact("reads.order_share", "0.2", False) in facts["Population"]
 

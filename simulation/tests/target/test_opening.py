@@ -36,7 +36,7 @@ async def test_a_sale_is_asked_for_until_it_is_open_and_is_one(
     monkeypatch.setattr(opening, "_AGAIN_S", 0.0)
     async for client in serve(settings_without_bus):
         url = str(client.session._base_url)
-        [sale] = await open_sales(url, [SaleOffer(product_id=1, stock=3)], None)
+        [sale] = await open_sales((url,), [SaleOffer(product_id=1, stock=3)], None)
         assert not failures
         assert (await client.stock())["saleId"] == sale.sale_id
     assert await count_sales(settings_without_bus) == 1
