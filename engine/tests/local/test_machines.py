@@ -80,6 +80,10 @@ async def hears(machine: Machine, network: Network, word: str) -> bool:
     return await run(command, Path("/"), machine=machine) == word
 
 
+def read_words(log: Path) -> set[str]:
+    return set(log.read_text().split())
+
+
 def exists(machines: list[Machine]) -> bool:
     listed = subprocess.run(["ip", "netns", "list"], capture_output=True, check=True, text=True).stdout
     known = {line.split()[0] for line in listed.splitlines()}
@@ -100,8 +104,7 @@ async def test_what_a_machine_is_sent_or_sends_vanishes_until_it_is_mended(
     await network.mend()
     await eventually(partial(hears, HERE, network, "again"))
     await eventually(partial(hears, second, network, "again"))
-    words = set(log.read_text().split())
-    assert words == {"hello", "again"} | (set() if incoming else {"from-here", "from-the-second"})
+    assert read_words(log) == {"hello", "again"} | (set() if incoming else {"from-here", "from-the-second"})
 
 
 async def test_what_a_crash_left_is_removed_unless_it_is_in_use(folder: Path, tmp_path: Path) -> None:
