@@ -27,8 +27,10 @@ _POSTGRES: Final = PostgresCluster()
 _STOP_S: Final = 30.0
 _WHOLE_S: Final = 90.0
 """Longest time until a cluster is whole again."""
+_BOOT_S: Final = 30.0
+"""How long a node of RabbitMQ may say nothing before it is started again."""
 _APART_S: Final = 4.0
-"""How long a node of RabbitMQ that was frozen or cut off may stay apart before it is started again."""
+"""The same, if it answers, but stays apart from the others."""
 
 
 class Node:
@@ -158,14 +160,18 @@ async def _probe(program: RedisCluster | RabbitMQCluster | PostgresCluster, data
 
 
 async def _let_join(data_dir: Path, node: Node) -> None:
-    """Wait until the other nodes of RabbitMQ see this one."""
-    await _probe(_RABBITMQ, data_dir)
-    folder, since_s = data_dir / _RABBITMQ.name, time.monotonic()
-    nodes = list_nodes(folder)
-    asked, name = nodes[node.number - 1], nodes[node.number].name
-    while name not in await asked.list_running():
-        if time.monotonic() - since_s > _APART_S:
+    """Wait until the other nodes of RabbitMQ see this one, and start it again if they don't."""
+    nodes = list_nodes(data_dir / _RABBITMQ.name)
+    own, other = nodes[node.number], nodes[node.number - 1]
+    latest_s = time.monotonic() + _BOOT_S
+    while True:
+        with suppress(OSError, EOFError, StackError):
+            await own.probe()
+            latest_s = min(latest_s, time.monotonic() + _APART_S)
+            if own.name in await other.list_running():
+                return
+        if time.monotonic() > latest_s:
             await node.kill()
             await node.start()
-            await _probe(_RABBITMQ, data_dir)
-            since_s = time.monotonic()
+            latest_s = time.monotonic() + _BOOT_S
+        await asyncio.sleep(0.1)
