@@ -172,5 +172,6 @@ def describe(summary: Mapping[str, Any], folder: str = "RUN") -> str:
     for fault in summary["faults"]:
         back = "never recovered" if fault["healed_s"] is None else f"recovered in {fault['healed_s']:.1f} s"
         span = f"{fault['start_s']:.2f} to {fault['end_s']:.2f} s"
-        lines.append(f"  fault     {fault['kind']} {fault['on']}, {span}: {back}")
+        hit = f" ({', '.join(fault['hit'])})" if fault.get("hit") else ""
+        lines.append(f"  fault     {fault['kind']} {fault['on']}{hit}, {span}: {back}")
     return "\n".join(lines)
