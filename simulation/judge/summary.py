@@ -94,8 +94,8 @@ def find_in_charge(timeline: pd.DataFrame) -> list[InCharge]:
     for column in [name for name in timeline if str(name).startswith(IN_CHARGE)]:
         seen = timeline[["t_s", column]].dropna()
         for _, same in seen.groupby((seen[column] != seen[column].shift()).cumsum()):
-            node, start_s, end_s = same[column].iloc[0], same["t_s"].iloc[0], same["t_s"].iloc[-1]
-            role = str(column).removeprefix(IN_CHARGE)
+            role, node = str(column).removeprefix(IN_CHARGE), same[column].iloc[0]
+            start_s, end_s = float(same["t_s"].iloc[0]), float(same["t_s"].iloc[-1])
             found.append(InCharge(role=role, node=node, start_s=start_s, end_s=end_s))
     return found
 
