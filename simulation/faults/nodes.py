@@ -12,7 +12,7 @@ from engine.local.process import identify, send_signal
 from engine.local.stack import Stack
 from simulation.errors import FaultError
 from simulation.faults.commands import POLL_S, insist
-from simulation.faults.roles import find_busiest, find_in_charge, find_nodes
+from simulation.faults.roles import find_in_charge, find_nodes, find_replicas
 from simulation.scenario.fault import MACHINES, PARTITIONS, Fault
 from simulation.target.cluster.roles import LEDGER
 from simulation.target.engine_process import EngineProcess
@@ -70,11 +70,11 @@ class NodeFault:
         await network.cut(machine, incoming=incoming, outgoing=outgoing)
 
     async def _switch_over(self, primary: Node | EngineProcess) -> None:
-        if primary.service == RedisCluster.name:
-            _, replicas = await find_busiest(self._stack)
+        if isinstance(primary, Node) and primary.service == RedisCluster.name:
+            replicas = await find_replicas(primary.number, self._stack)
             if not replicas:
                 raise FaultError(f"{primary.name} has no replica to hand over to")
-            await take_over(self._stack.data_dir / primary.service, replicas[0].number)
+            await take_over(self._stack.data_dir / primary.service, replicas[0])
             return
         send_signal([identify(self._stack.pid(primary.service))], signal.SIGUSR1)
         while await find_in_charge(LEDGER, self._services) in ("", primary.name):  # noqa: ASYNC110 (no event)

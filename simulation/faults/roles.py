@@ -34,8 +34,9 @@ async def find_nodes(
     if on in MACHINES:
         return [each for each in everything if MACHINES[each.machine - 1] == on]
     if on in ("redis-primary", "redis-replica"):
-        primary, replicas = await find_busiest(stack)
-        found = [primary] if on == "redis-primary" else replicas[:1]
+        primary = await _find_busiest(stack)
+        numbers = [primary] if on == "redis-primary" else (await find_replicas(primary, stack))[:1]
+        found = [node for node in nodes if node.service == RedisCluster.name and node.number in numbers]
     elif on in _ROLES:
         role, after = _ROLES[on]
         name = await find_in_charge(role, services)
@@ -57,13 +58,16 @@ async def find_in_charge(role: str, services: Services) -> str:
         await roles.close()
 
 
-async def find_busiest(stack: Stack) -> tuple[Node, list[Node]]:
-    """Return the primary of the busiest shard, and its replicas. Raises FaultError if none answers."""
-    nodes = [node for node in list_cluster(stack.data_dir) if node.service == RedisCluster.name]
+async def find_replicas(primary: int, stack: Stack) -> list[int]:
+    """Return the places of a primary's replicas among the nodes of Redis."""
+    roles = await read_roles(stack.data_dir / RedisCluster.name)
+    return [number for number, role in roles.items() if role.primary == primary]
+
+
+async def _find_busiest(stack: Stack) -> int:
+    """Return the place of the busiest shard's primary among the nodes of Redis. Raises FaultError."""
     roles = await read_roles(stack.data_dir / RedisCluster.name)
     primaries = [number for number, role in roles.items() if role.primary is None]
     if not primaries:
         raise FaultError("no primary of redis answers")
-    busiest = max(primaries, key=lambda number: roles[number].commands_per_s)
-    replicas = [nodes[number] for number, role in roles.items() if role.primary == busiest]
-    return nodes[busiest], replicas
+    return max(primaries, key=lambda number: roles[number].commands_per_s)
