@@ -94,9 +94,9 @@ def find_in_charge(timeline: pd.DataFrame) -> list[InCharge]:
     for column in [name for name in timeline if str(name).startswith(IN_CHARGE)]:
         seen = timeline[["t_s", column]].dropna()
         for _, same in seen.groupby((seen[column] != seen[column].shift()).cumsum()):
-            role, node = str(column).removeprefix(IN_CHARGE), same[column].iloc[0]
-            start_s, end_s = float(same["t_s"].iloc[0]), float(same["t_s"].iloc[-1])
-            found.append(InCharge(role=role, node=node, start_s=start_s, end_s=end_s))
+            role, times_s = str(column).removeprefix(IN_CHARGE), same["t_s"].tolist()
+            node = str(same[column].iloc[0])
+            found.append(InCharge(role=role, node=node, start_s=times_s[0], end_s=times_s[-1]))
     return found
 
 

@@ -15,6 +15,8 @@ from engine.ledger.ledger import Ledger
 from engine.model.purchase import Outcome
 from engine.model.sale import Sale, SaleTerms
 from engine.settings import Settings
+from engine.stages.process import Role
+from engine.startup import prepare_stores
 from engine.tests.clusters import Cluster, Node, run_cluster, run_sentinels
 from engine.tests.machines import PostgresCluster, freeze, run_postgres_cluster, thaw
 from simulation.errors import EngineError
@@ -45,9 +47,9 @@ async def servers(stack_dir: Path) -> AsyncIterator[PostgresCluster]:
 
 async def sell(settings: Settings) -> list[Sale]:
     """A sale of ten units of each product; of product N, N are sold."""
+    await prepare_stores(settings, [Role.FRONT_DOOR])
     ledger, gate = await Ledger.connect(settings.postgres_url), Gate(settings)
     try:
-        await ledger.migrate()
         sales = [await ledger.open_sale(SaleTerms(product_id=product, stock=10)) for product in PRODUCTS]
         for sale in sales:
             await gate.open_sale(sale)
