@@ -10,10 +10,11 @@ from typing import Final
 
 import msgspec
 
+from engine.local.machines import Network
 from simulation.campaign.suite import Suite, judge_planned, read_counts, tell_duration
 from simulation.report.page import write_tables
 from simulation.run import Say
-from simulation.scenario.fault import Fault, is_over_at_once, list_targets
+from simulation.scenario.fault import PARTITIONS, Fault, is_over_at_once, list_targets
 from simulation.scenario.loading import load_scenario
 from simulation.scenario.schema import Scenario
 from simulation.target.services import Services
@@ -74,6 +75,9 @@ async def run_matrix(
     """Run each of the faults alone and write the tables. Raises what `run` raises."""
     scenario = load_scenario("single-fault" if machines == 1 else "cluster-fault")
     matrix = Matrix(command=command)
+    if machines > 1 and services.stack and not Network(services.stack.data_dir).can_be_cut:
+        say("the machines share loopback: no fault that cuts one off is tried")
+        faults = [fault for fault in faults if fault.kind not in PARTITIONS]
     tell_duration(len(faults), RUN_S if machines == 1 else CLUSTER_RUN_S, say)
     for number, fault in enumerate(faults, 1):
         cell = await _run_cell(scenario, fault, folder, services, machines)

@@ -131,8 +131,9 @@ class Injector(Background):
                         hit=nodes.hit if nodes else [],
                     )
                 )
-                if nodes:
-                    await _to_the_end(nodes.make_whole())
+
+        if nodes:
+            await nodes.make_whole()
 
     async def _begin_fault(self, fault: Fault, ending: AsyncExitStack) -> None:
         """Begin a fault. `ending` learns first what ends it, so that it ends also if this is interrupted."""

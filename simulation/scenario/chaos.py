@@ -10,6 +10,8 @@ from simulation.scenario.fault import Fault, list_targets, overlap
 
 APART_S: Final = 0.5
 """Time between two faults of the same target, so that it is up again before the next one."""
+MACHINES_APART_S: Final = 8.0
+"""Time between two faults of machines, so that each cluster is whole again before the next one."""
 
 
 class Chaos(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -57,4 +59,5 @@ def _exclude(one: Fault, other: Fault) -> bool:
     """Return whether one of two faults can't be in the other's timeline."""
     lossy = one.of_memory != other.of_memory and one.on == other.on
     at_once = one.at_s <= other.end_s + APART_S and other.at_s <= one.end_s + APART_S
-    return overlap(one, other, APART_S) or (lossy and at_once)
+    apart_s = MACHINES_APART_S if one.of_nodes and other.of_nodes else APART_S
+    return overlap(one, other, apart_s) or (lossy and at_once)

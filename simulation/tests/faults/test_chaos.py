@@ -13,7 +13,7 @@ from simulation.campaign.matrix import list_faults
 from simulation.campaign.suite import judge_one
 from simulation.errors import ScenarioError
 from simulation.scenario.arrivals import Constant
-from simulation.scenario.chaos import APART_S, Chaos, draw_faults
+from simulation.scenario.chaos import APART_S, MACHINES_APART_S, Chaos, draw_faults
 from simulation.scenario.checks import check_faults
 from simulation.scenario.fault import overlap
 from simulation.scenario.loading import load_scenario
@@ -66,7 +66,7 @@ def test_on_three_machines_every_fault_of_nodes_is_drawn_and_one_machine_fails_a
     assert drawn == {(fault.kind, fault.on) for fault in list_faults(machines=3)}
     for timeline in timelines:
         of_nodes = [fault for fault in timeline if fault.of_nodes]
-        assert all(one.end_s + APART_S < other.at_s for one, other in pairwise(of_nodes))
+        assert all(one.end_s + MACHINES_APART_S < other.at_s for one, other in pairwise(of_nodes))
 
 
 def test_losses_of_memory_have_company_of_every_kind_that_they_can_have() -> None:
