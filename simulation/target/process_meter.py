@@ -8,8 +8,8 @@ number; of several nodes, the node's.
 import contextlib
 import os
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping
-from operator import attrgetter
 from typing import Final, NamedTuple
 
 import psutil
@@ -92,16 +92,16 @@ class ProcessMeter:
 
     def _scan(self) -> dict[str, list[psutil.Process]]:
         """Find the processes of each name that run now."""
-        groups = {
-            name: _family(pid, recursive=True) for name, pid in {**self._services, **self._find()}.items()
-        }
+        children = _read_children()
+        services = {**self._services, **self._find()}
+        groups = {name: _list_family(pid, children, recursive=True) for name, pid in services.items()}
         workers: list[tuple[psutil.Process, str]] = []
         several = len(self._engines) > 1
         parents = {pid: f" {number}" if several else "" for number, pid in enumerate(self._engines, 1)}
         for pid, number in {**parents, os.getpid(): ""}.items():
-            family = _family(pid)
+            family = _list_family(pid, children)
             groups[f"server{number}" if pid in parents else "flashsim"] = family[:1]
-            workers += [(worker, number) for worker in sorted(family[1:], key=attrgetter("pid"))]
+            workers += [(worker, number) for worker in family[1:]]
         # A process keeps its name. One that is started again takes the name of the one that died.
         names = {worker.pid: self._names[worker.pid] for worker, _ in workers if worker.pid in self._names}
         for worker, number in workers:
@@ -140,10 +140,24 @@ def _command(process: psutil.Process) -> list[str]:
     return []
 
 
-def _family(pid: int | None, recursive: bool = False) -> list[psutil.Process]:
-    """Return the process and its children, or all that descend from it; nothing if it does not run."""
-    if pid is not None:
+def _read_children() -> dict[int, list[psutil.Process]]:
+    """Return the children of each process of this machine, in the order of their numbers."""
+    children = defaultdict[int, list[psutil.Process]](list)
+    for process in psutil.process_iter():
         with contextlib.suppress(psutil.NoSuchProcess):
-            process = psutil.Process(pid)
-            return [process, *process.children(recursive)]
-    return []
+            children[process.ppid()].append(process)
+    return children
+
+
+def _list_family(
+    pid: int, children: Mapping[int, list[psutil.Process]], recursive: bool = False
+) -> list[psutil.Process]:
+    """Return the process and its children, or all that descend from it; nothing if it does not run."""
+    try:
+        found = [psutil.Process(pid)]
+    except psutil.NoSuchProcess:
+        return []
+    for process in found:
+        # The list grows while it is read.
+        found += children.get(process.pid, []) if recursive or process.pid == pid else []
+    return found

@@ -112,6 +112,22 @@ async def test_a_run_records_judges_and_reports_what_it_promises(services: Servi
         assert {f"cpu_percent {name}", f"rss_mib {name}"} <= set(columns)
 
 
+async def test_a_run_has_several_front_doors_and_shards(services: Services, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    scenario = small_spike(topology__front_doors=2, topology__shards=2, sales__0__products=4)
+    await run(scenario, folder, print, services=services)
+    assert not children_of(os.getpid(), "engine.stages.process")
+    summary = finish_run(folder)
+    assert [check for check in summary["checks"] if not check["holds"]] == []
+    assert (summary["verdict"], summary["stock"]["sold"]) == ("pass", 800)
+    assert len(summary["front_doors"]) == 2
+    assert min(door["accepted"] for door in summary["front_doors"]) > 100
+    columns = (folder / "timeline.csv").read_text().splitlines()[0].split(",")
+    stages = ("server", "front-door", "relay", "fulfilment")
+    assert {f"cpu_percent {stage} {number}" for stage in stages for number in (1, 2)} <= set(columns)
+    assert "listening on" in (folder / "engine-2.log").read_text()
+
+
 async def test_an_engine_that_is_killed_is_no_pass_and_leaves_nothing(
     services: Services, tmp_path: Path
 ) -> None:
