@@ -155,9 +155,9 @@ class Ledger(AbstractAsyncContextManager["Ledger"]):
         rows = await self._fetch("find_unoffered", age_s)
         return [Balance(_read_sale(row), row["sold"]) for row in rows]
 
-    async def note_offered(self, sale_id: int) -> None:
-        """Note that the gate has taken a sale."""
-        await self._fetch("note_offered", sale_id)
+    async def note_offered(self, sale_id: int) -> bool:
+        """Note that the gate has taken a sale; return False if another session holds it, or has noted it."""
+        return bool(await self._fetch("note_offered", sale_id))
 
     async def settle(
         self, lots: Sequence[Lot], declines: Mapping[str, str], remember_s: int = _DAY_S

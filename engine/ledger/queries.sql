@@ -15,7 +15,10 @@ WHERE NOT offered AND opened_at < now() - make_interval(secs => $1::float8) AND 
 ORDER BY sale_id;
 
 -- name: note_offered
-UPDATE sales SET offered = true WHERE sale_id = $1 AND NOT offered;
+-- A sale that another session holds is left as it is: the keeper notes it later.
+UPDATE sales SET offered = true
+WHERE sale_id = (SELECT sale_id FROM sales WHERE sale_id = $1 AND NOT offered FOR NO KEY UPDATE SKIP LOCKED)
+RETURNING sale_id;
 
 -- name: find_orders
 SELECT order_id::text, user_id, product_id, sale_id, quantity, status, reason

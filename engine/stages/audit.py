@@ -84,13 +84,14 @@ class Audit:
         self._last: Any = None
         self._audited: Any = None
         self._due_s = 0.0
-        self._suspects = set[int]()
+        self._suspects = dict[int, int]()
+        """Sales that differed once, and their products."""
 
     async def run(self, generation: int) -> list[Comparison]:
         """Return the sales in which gate and ledger disagree twice; withdraw what only the gate knows.
 
-        It compares nothing while the gate is busy or idle, but for once in a while. If somebody writes to the
-        gate meanwhile, the comparison is worth nothing, and it returns none.
+        It compares nothing while the gate is busy or idle, but for once in a while. If somebody writes to a
+        shard meanwhile, the comparison of its sales is worth nothing, and it returns none of them.
         """
         before = await self._read_fences()
         is_quiet, self._last = before == self._last, before
@@ -102,9 +103,18 @@ class Audit:
         offers = await self._ledger.find_offers(self._keep_s)
         differing = await self._find_differing(offers)
         impossible = await self._find_impossible(differing)
-        if await self._read_fences() != before:
+        after = await self._read_fences()
+        written = {shard for shard, was, now in zip(self._shards, before, after, strict=True) if was != now}
+        if len(written) == len(self._shards):
             return []
+
+        def is_valid(product_id: int) -> bool:
+            return shard_of(product_id, self._shards) not in written
+
         on_offer = {offer.sale_id for offer in offers}
+        offers = [offer for offer in offers if is_valid(offer.product_id)]
+        differing = [c for c in differing if is_valid(c.offer.product_id)]
+        impossible = [c for c in impossible if is_valid(c.offer.product_id)]
         unknown = {sale for sale in sales if sale[1] not in on_offer}
         unknown |= {(c.offer.product_id, c.sale_id) for c in differing if c.sale_id > c.offer.sale_id}
         if unknown:
@@ -119,11 +129,12 @@ class Audit:
         with suppress(LedgerLocked):  # it is tried again
             await self._retire(generation, offers, {c.offer.product_id: c for c in differing})
         await forget_writers(self._shards)
-        if not impossible:
+        if not impossible and not written:
             self._audited = before
         found = [c for c in impossible if (c.offer.product_id, c.sale_id) not in unknown]
         again = [c for c in found if c.offer.sale_id in self._suspects]
-        self._suspects = set() if again else {c.offer.sale_id for c in found}
+        unseen = {sale_id: product for sale_id, product in self._suspects.items() if not is_valid(product)}
+        self._suspects = {} if again else unseen | {c.offer.sale_id: c.offer.product_id for c in found}
         return again
 
     async def compare(self) -> list[Comparison]:

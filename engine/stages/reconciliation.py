@@ -25,12 +25,11 @@ import logging
 import math
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager
 from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
 from engine.bus.publisher import Publisher
-from engine.errors import LedgerLocked
 from engine.gate.clearing import Clearing, count_pending, scan_pending
 from engine.gate.client import Shard, ask_each, connect_shards
 from engine.gate.fence import Fence, close_shard, read_copies, read_generations, read_latest
@@ -173,8 +172,7 @@ class Reconciliation:
             if not sold:  # or else the gate has had it
                 shard, fence = shard_of(sale.terms.product_id, self._fences)
                 await offer_sale(shard, fence, sale)
-            with suppress(LedgerLocked):  # or else a sale would keep the keeper from all others
-                await self._ledger.note_offered(sale.sale_id)
+            if await self._ledger.note_offered(sale.sale_id):
                 log.info("sale %d opened: its front door could not offer it", sale.sale_id)
 
     async def end_doubt(self) -> None:

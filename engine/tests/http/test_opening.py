@@ -14,9 +14,11 @@ from redis.asyncio import Redis
 from engine.gate.gate import Gate
 from engine.ledger.ledger import Ledger
 from engine.local.stack import Stack
+from engine.model.sale import SaleTerms
 from engine.settings import Settings
 from engine.stages import reconciliation
 from engine.stages.fulfilment import run_fulfilment
+from engine.stages.reconciliation import reconciling
 from engine.tests.backend import running
 from engine.tests.http.test_front_door import Client, serve
 from engine.tests.http.test_looks import frozen
@@ -197,6 +199,26 @@ async def test_a_commit_without_an_answer_may_open_the_sale_and_a_repeat_finds_i
             await eventually(lambda: is_on_sale(client))
     assert await count_sales(settings_without_bus) == 1
     assert await is_on_sale(client)
+
+
+@pytest.mark.usefixtures("waits")
+async def test_sales_that_somebody_holds_in_the_ledger_are_offered_and_hold_up_no_other(
+    client: Client, settings_without_bus: Settings
+) -> None:
+    ledger, products = client.ledger, range(1, 21)
+    for product_id in products:
+        await ledger.open_sale(SaleTerms(product_id=product_id, stock=5))
+    somebody = await asyncpg.connect(settings_without_bus.postgres_url)
+    async with reconciling(settings_without_bus) as reconciliation:
+        async with somebody.transaction():
+            await somebody.execute("SELECT FROM sales WHERE product_id < 20 FOR UPDATE")
+            async with asyncio.timeout(10):  # A lock is waited for one second.
+                await reconciliation.offer_left()
+            assert [(await client.stock(product_id))["remaining"] for product_id in products] == [5] * 20
+            assert len(await ledger.find_unoffered(0)) == 19
+        await reconciliation.offer_left()
+    assert await ledger.find_unoffered(0) == []
+    await somebody.close()
 
 
 async def test_a_sale_that_was_not_committed_is_not_there(
