@@ -85,24 +85,18 @@ class Network:
             await _remove(self._bridge)
 
     async def cut(self, number: int, *, incoming: bool = True, outgoing: bool = True) -> None:
-        """Let what is sent to a machine, and what it sends, vanish. Neither side is told."""
+        """Let what the others send to a machine, and what it sends to them, vanish. Neither side is told."""
         machine = self.machines[number - 1]
-        host = Machine(f"{self._subnet}.{_HOST}")
-        others = [host, *(other for other in self.machines if other != machine)]
-        for other in others:
-            if incoming:
-                await self._change_neighbours(other, f"replace {machine.address} lladdr {_NOBODY}")
-            if outgoing:
-                await self._change_neighbours(machine, f"replace {other.address} lladdr {_NOBODY}")
+        for other in self.machines:
+            if incoming and other != machine:
+                await _change_neighbours(other, f"replace {machine.address} lladdr {_NOBODY}")
+            if outgoing and other != machine:
+                await _change_neighbours(machine, f"replace {other.address} lladdr {_NOBODY}")
 
     async def mend(self) -> None:
         """End every cut."""
-        for side in (HERE, *self.machines):
-            await self._change_neighbours(side, "flush")
-
-    async def _change_neighbours(self, side: Machine, change: str) -> None:
-        device = "eth0" if side.namespace else self._bridge
-        await _ip(f"neigh {change} dev {device} nud permanent", namespace=side.namespace)
+        for machine in self.machines:
+            await _change_neighbours(machine, "flush")
 
     async def _make_namespaces(self) -> None:
         await _remove(self._bridge)
@@ -155,6 +149,11 @@ async def _remove(bridge: str) -> None:
                 await _ip(what)
     with suppress(StackError):
         await _ip(f"link del {bridge}")
+
+
+async def _change_neighbours(machine: Machine, change: str) -> None:
+    """Change what a machine thinks the hardware addresses of others are."""
+    await _ip(f"neigh {change} dev eth0 nud permanent", namespace=machine.namespace)
 
 
 async def _ip(*lines: str, namespace: str | None = None) -> None:

@@ -21,9 +21,9 @@ FAULTS: Final = {
     "wipe": "killed and started again without its files",
     "rollback": "killed and started again with older files",
     "failover": "killed and replaced by a stale replica",
-    "partition": "cut off from the others, both ways, in silence",
-    "partition_in": "cut off from what the others send",
-    "partition_out": "cut off from the others' ears",
+    "partition": "cut off from the other machines",
+    "partition_in": "cut off from what other machines send",
+    "partition_out": "not heard by the other machines",
     "switchover": "primary handed over in order",
     "command": "a command of one's own",
 }

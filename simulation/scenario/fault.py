@@ -48,10 +48,10 @@ kill           SIGKILL. Started again at the fault's end; it follows a node that
 stop           SIGSTOP, and SIGCONT at the fault's end. A node of RabbitMQ that stays apart from the others
                then is started again, because it does not join them by itself.
 restart        An ordinary stop. Started again as after kill.
-partition      What is sent to the node's machine, and what that machine sends, vanishes until the fault's
-               end. Neither side is told. This needs network namespaces, so root.
-partition_in   Only what is sent to the machine vanishes.
-partition_out  Only what the machine sends vanishes.
+partition      What the node's machine and the other machines send each other vanishes until the fault's end.
+               Neither side is told, and shoppers reach all of them. This needs network namespaces, so root.
+partition_in   Only what the others send to the machine vanishes.
+partition_out  Only what the machine sends to the others vanishes.
 switchover     The primary hands over to another node, in order and without a loss: CLUSTER FAILOVER;
                PostgreSQL is stopped, and a standby promoted.
 """

@@ -34,6 +34,8 @@ _NAMES: Final = ("one", "two", "three")
 _ON_EACH: Final = {
     "synchronous_standby_names": f"ANY 1 ({', '.join(_NAMES)})",
     "wal_keep_size": "1GB",
+    # So a primary that is cut off from its standbys soon knows that none follows it.
+    "wal_sender_timeout": "2s",
     "wal_retrieve_retry_interval": "100ms",
 }
 """A standby that became the primary waits for a standby, too."""
@@ -188,6 +190,14 @@ class Server:
                 return
             await asyncio.sleep(0.05)
         raise StackError(f"PostgreSQL {self.name} ends while it starts")
+
+    async def can_reach(self, other: "Server") -> bool:
+        """Return whether another server answers from its own machine."""
+        try:
+            await self._run("pg_isready", "-d", other.url, "-t", "1")
+        except StackError:
+            return False
+        return True
 
     async def rewind(self, primary: "Server") -> None:
         """Discard what it has and the primary has not, and let it follow that one. It is down afterwards."""

@@ -52,7 +52,8 @@ async def _keep(servers: list[Server], exchange: asyncio.Event) -> None:
         standbys = [server for server, timeline in answers.items() if timeline == ""]
         may_promote = len(standbys) == len(servers) - 1
         with suppress(*LOST, StackError):
-            if primary is not None:
+            # A primary that no standby follows confirms nothing: it may be cut off from them.
+            if primary is not None and (not may_promote or await primary.count_followers()):
                 seen_s = time.monotonic()
                 if may_promote and exchange.is_set():
                     exchange.clear()
@@ -80,7 +81,7 @@ async def _ask(server: Server) -> str | None:
 
 async def _take_back(server: Server, timeline: str | None, primary: Server) -> None:
     """Let a server follow the primary again if it is down, was the primary, or follows another one."""
-    if server.is_held:
+    if server.is_held or not await server.can_reach(primary):
         return
     if timeline or (not server.runs and server.was_primary):
         await server.rewind(primary)
