@@ -228,7 +228,9 @@ class Server:
 
     async def count_followers(self) -> int:
         """Return how many standbys follow it."""
-        return int(await self.fetch("SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'"))
+        # While another standby is made, pg_basebackup streams as well.
+        question = "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'"
+        return int(await self.fetch(f"{question} AND application_name <> 'pg_basebackup'"))
 
     async def fetch(self, statement: str, *arguments: Any) -> Any:
         """Return the one value that a statement yields, on a connection of its own. Raises LOST."""

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError, RedisError, ResponseError
 
 from engine.local.machines import Network
@@ -98,7 +100,13 @@ async def connect_nodes(places: Sequence[tuple[str, int]]) -> AsyncIterator[list
     async with AsyncExitStack() as closing:
         yield [
             await closing.enter_async_context(
-                Redis(host=address, port=port, socket_timeout=2, decode_responses=True)
+                Redis(
+                    host=address,
+                    port=port,
+                    socket_timeout=2,
+                    decode_responses=True,
+                    retry=Retry(NoBackoff(), 0),
+                )
             )
             for address, port in places
         ]

@@ -20,7 +20,7 @@ from engine.tests.test_server import eventually
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 async def stack() -> AsyncIterator[Stack]:
     folder = Path(tempfile.mkdtemp(prefix="flashgrid-"))
     yield await start_stack(folder, [RedisCluster.name, PostgresCluster.name])
