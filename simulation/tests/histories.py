@@ -231,6 +231,7 @@ def operation(op: int, ask: Ask, outcome: str, order_id: str | None = None) -> d
         "sold": None,
         "end": "answered" if STATUS[outcome] else "timeout",
         "unsure_ns": 0,
+        "door": 0,
     }
 
 
@@ -256,7 +257,7 @@ def history_of(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
     """Return the rows as a history, in its types."""
     frame = pd.DataFrame(rows, columns=list(operation(0, Ask(1), "ACCEPTED")))
     whole = dict.fromkeys(
-        ["op", "user_id", "product_id", "intended_ns", "attempt", "first_op", "unsure_ns"], "int64"
+        ["op", "user_id", "product_id", "intended_ns", "attempt", "first_op", "unsure_ns", "door"], "int64"
     )
     maybe = dict.fromkeys(["sent_ns", "done_ns", "initial", "remaining", "sold"], "Int64")
     text = dict.fromkeys(["key", "order_id", "order_status"], "str")
