@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
@@ -18,6 +19,8 @@ from engine.local.redis import launch_server
 
 MACHINES: Final = 3
 _SLOTS: Final = 16_384
+_FAILOVER_S: Final = 6.0
+"""After 5 s Redis gives a failover up that was asked for."""
 _WORDS: Final = 8
 """Of a node in CLUSTER NODES, before its slots."""
 
@@ -136,12 +139,15 @@ async def read_roles(folder: Path) -> dict[int, Role]:
 
 async def take_over(folder: Path, number: int) -> None:
     """Make a node the primary of its shard, without a loss, unless it is."""
+    asked_s = -_FAILOVER_S
     async with connect_nodes([list_places(folder)[number]]) as [node]:
         while (await node.info("replication"))["role"] != "master":
-            # It may be refused, and is no more than begun.
-            with suppress(RedisError):
-                await node.execute_command("CLUSTER", "FAILOVER")
-            await asyncio.sleep(0.2)
+            # It may be refused. It is no more than begun, and begins anew if it is asked for again.
+            if time.monotonic() - asked_s >= _FAILOVER_S:
+                with suppress(RedisError):
+                    await node.execute_command("CLUSTER", "FAILOVER")
+                    asked_s = time.monotonic()
+            await asyncio.sleep(0.05)
 
 
 async def _count_primaries(node: Any) -> int:
