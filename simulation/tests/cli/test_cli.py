@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import psutil
 import pytest
 from click.testing import CliRunner, Result
@@ -144,7 +145,8 @@ async def test_a_run_against_a_target(settings: Settings, tmp_path: Path) -> Non
                 "--set=population.keyed_share=0.5",
                 *urls_of(settings),
             )
-            result = await run_flashsim(*target, *known, f"--out={name}", cwd=tmp_path)
+            other = f"--target={engine.url}/"  # another front door, as far as a run can tell
+            result = await run_flashsim(*target, other, *known, f"--out={name}", cwd=tmp_path)
             assert (result.returncode, "PASS: " in result.stdout) == (0, True), result.stdout + result.stderr
             assert f"{name}/report.html" in result.stdout
 
@@ -152,6 +154,8 @@ async def test_a_run_against_a_target(settings: Settings, tmp_path: Path) -> Non
         assert (blind.returncode, "UNKNOWN: " in blind.stdout) == (2, True)
         assert "services are not known" in blind.stdout
 
+    summary = msgspec.json.decode((tmp_path / "first" / "summary.json").read_bytes())
+    assert len(summary["front_doors"]) == 2
     recorded = (tmp_path / "first" / "run.json").read_text()
     assert "open-sesame-please" not in recorded
     assert "postgresql://" not in recorded

@@ -115,11 +115,13 @@ async def _find_other(cluster: Cluster, dead: Node) -> Node:
 
 async def test_sentinels_tell_the_primary_of_all_shards(stack_dir: Path) -> None:
     async with run_sentinels(stack_dir) as (url, servers):
-        roles = ShardRoles(url, 2)
+        roles, store = ShardRoles(url, 2), GateStore(url, [], 2)
         try:
             place = f"127.0.0.1:{servers[0].port}"
             await told(roles.read, {"shard 0": place, "shard 1": place})
+            assert (await store.read())["outbox_entries"] == 0
         finally:
+            await close_stores([store])
             await roles.close()
 
 
