@@ -40,7 +40,7 @@ def check_targets(
             raise FaultError("faults need an engine of the run's own, not one at --target")
         if fault.on in STAGES and fault.on not in stages:
             raise FaultError(f"there is no {fault.on} to {fault.kind}: this engine has {', '.join(stages)}")
-        if fault.on in ("relay", "rabbitmq") and services.amqp_url is None:
+        if fault.on.startswith(("relay", "rabbitmq", "queue")) and services.amqp_url is None:
             raise FaultError(f"there is no {fault.on} to {fault.kind}: this engine has no bus")
         if fault.of_memory and services.amqp_url is None:
             raise FaultError(f"{fault.kind} would lose what the outbox holds: this engine has no bus")

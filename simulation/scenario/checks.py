@@ -45,6 +45,10 @@ def check_scenario(scenario: Scenario) -> None:
             f"topology.copies: {scenario.topology.copies} need as many machines, got"
             f" {scenario.topology.machines} (topology.machines)"
         )
+    engines = {f"engine-{number}" for number in range(1, scenario.topology.front_doors + 1)}
+    for number, fault in enumerate(scenario.timeline()):
+        if fault.of_nodes and fault.on.startswith("engine") and fault.on not in engines:
+            raise ValueError(f"faults.{number}.on: there is no {fault.on}: see topology.front_doors")
     for name, key in _OF_TOPOLOGY.items():
         if name in scenario.engine:
             raise ValueError(f"engine.{name}: is {key}")

@@ -54,12 +54,13 @@ def test_a_fault_that_cannot_be_done_is_refused(fields: dict[str, Any], said: st
             r"faults\.0\.on: switchover is for redis-primary, post",
         ),
         ({"kind": "partition", "on": "machine-1", "seconds": 0}, r"faults\.0\.seconds: partition needs"),
+        ({"on": "engine-3"}, r"faults\.0\.on: there is no engine-3: see topology\.front_doors"),
     ],
 )
 def test_a_fault_that_three_machines_cannot_have_is_refused(fields: dict[str, Any], said: str) -> None:
     raw = {"at_s": 1, "seconds": 1, "kind": "kill"} | fields
     with pytest.raises(ScenarioError, match=said):
-        load_scenario("cluster", {"faults": [raw]})
+        load_scenario("cluster", {"faults": [raw], "topology.front_doors": 2})
 
 
 @pytest.mark.parametrize("on", ["redis-primary", "redis-4", "machine-2", "engine-1"])
@@ -105,6 +106,8 @@ def test_faults_keep_their_place_on_a_curve_of_another_length() -> None:
         (fault(kind="stop", on="redis"), True, "redis is not the run's own"),
         (fault(kind="out_of_memory", on="redis"), True, "redis is not the run's own"),
         (fault(kind="flush", on="redis"), True, "flush would lose what the outbox holds"),
+        (fault(kind="kill", on="queue-leader"), True, "this engine has no bus"),
+        (fault(kind="kill", on="machine-1"), True, "machine-1 is not the run's own"),
     ],
 )
 def test_a_fault_on_what_is_not_the_runs_own_is_refused(
