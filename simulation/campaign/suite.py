@@ -12,14 +12,13 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 from msgspec import Struct, field
 
 from engine.bus.connection import connect_bus
 from engine.bus.topology import DEAD, PURCHASES
-from engine.gate.client import connect_redis
 from simulation.record.series import drop_record
 from simulation.report.page import write_tables
 from simulation.run import Say, run
@@ -27,10 +26,8 @@ from simulation.scenario.loading import load_scenario
 from simulation.scenario.schema import Scenario
 from simulation.target.machine import describe_machine, read_commit
 from simulation.target.services import Services
-from simulation.target.stores import connect_ledger
+from simulation.target.stores import connect_ledger, open_gate
 from simulation.verdict import judge_run, write_products
-
-TIMEOUT_MS: Final = 30_000
 
 
 class Suite(Struct, kw_only=True):
@@ -87,7 +84,7 @@ async def judge_one(
     `code` is the folder of another copy of the engine's package. Where the summary is as expected, the record
     is dropped, and the report is brief. Raises what `run` raises.
     """
-    async with empty_services(services) as fresh:
+    async with empty_services(services, scenario.topology.shards) as fresh:
         await run(scenario, folder, lambda _: None, services=fresh, command=command, code=code)
     summary = await asyncio.to_thread(judge_run, folder)
     expected = is_expected(summary)
@@ -98,10 +95,11 @@ async def judge_one(
 
 
 @asynccontextmanager
-async def empty_services(services: Services) -> AsyncIterator[Services]:
+async def empty_services(services: Services, shards: int = 1) -> AsyncIterator[Services]:
     """Empty Redis, delete the queues, and give the services a ledger of their own until the end."""
-    async with connect_redis(services.redis_url, TIMEOUT_MS) as redis:
-        await redis.flushall()
+    async with open_gate(services.redis_url, shards) as gate:
+        for redis in set(gate):
+            await redis.flushall()
     if services.amqp_url is not None:
         async with await connect_bus(services.amqp_url, "suite") as bus, bus.channel() as channel:
             for name in (PURCHASES, DEAD):
