@@ -12,7 +12,7 @@ import pytest
 
 from engine.errors import StackError
 from engine.local.machines import Network
-from engine.local.process import HERE, Machine, kill_processes, log_of, run, spawn
+from engine.local.process import HERE, Machine, ProcessId, kill_processes, log_of, run, spawn
 from engine.local.state import Entry, write_entry
 from engine.tests.services import skip_or_fail
 from engine.tests.test_server import eventually
@@ -54,9 +54,21 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-async def network(folder: Path) -> AsyncIterator[Network]:
+async def process(tmp_path: Path) -> AsyncIterator[ProcessId]:
+    place = tmp_path / "sleeper"
+    place.mkdir()
+    process = spawn(["sleep", "600"], place)
+    yield process
+    await kill_processes([process])
+
+
+@pytest.fixture
+async def network(folder: Path, process: ProcessId) -> AsyncIterator[Network]:
+    # Other tests remove what is not in use.
+    write_entry(folder, "redis", Entry([1], [process]))
     network = Network(folder)
-    assert await network.make() == ""
+    if note := await network.make():
+        pytest.skip(note)  # a container may keep them from its root
     yield network
     await network.remove()
     assert not exists(network.machines)
@@ -109,8 +121,9 @@ async def test_what_machines_send_each_other_vanishes_until_they_are_mended(
     assert read_words(log) == {"hello", "here", "again"} | (set() if incoming else {"lost"})
 
 
-async def test_what_a_crash_left_is_removed_unless_it_is_in_use(folder: Path, tmp_path: Path) -> None:
-    process = spawn(["sleep", "600"], folder)
+async def test_what_a_crash_left_is_removed_unless_it_is_in_use(
+    network: Network, process: ProcessId, tmp_path: Path
+) -> None:
     machines = dict[str, list[Machine]]()
     try:
         for name in ("used", "left", "gone"):
@@ -122,12 +135,11 @@ async def test_what_a_crash_left_is_removed_unless_it_is_in_use(folder: Path, tm
         assert all(map(exists, machines.values()))
         write_entry(tmp_path / "left", "redis", Entry([1], []))
         shutil.rmtree(tmp_path / "gone")
-        await Network(folder).make()
+        await network.make()
         assert {name for name in machines if exists(machines[name])} == {"used"}
     finally:
-        await kill_processes([process])
-        for place in (folder, tmp_path / "used"):
-            await Network(place).remove()
+        for place in ("used", "left"):
+            await Network(tmp_path / place).remove()
 
 
 async def test_without_root_all_machines_are_this_one(
