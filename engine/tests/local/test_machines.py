@@ -138,8 +138,8 @@ async def test_what_a_crash_left_is_removed_unless_it_is_in_use(
         await network.make()
         assert {name for name in machines if exists(machines[name])} == {"used"}
     finally:
-        for place in ("used", "left"):
-            await Network(tmp_path / place).remove()
+        for name in ("used", "left"):
+            await Network(tmp_path / name).remove()
 
 
 async def test_without_root_all_machines_are_this_one(
