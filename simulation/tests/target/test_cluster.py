@@ -2,16 +2,20 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import asyncpg
 import pytest
 from msgspec.structs import replace
+from redis.exceptions import RedisError
 
 from engine.gate.gate import Gate
 from engine.gate.keys import ShardKeys
 from engine.ledger.ledger import Ledger
+from engine.local.process import free_port
+from engine.local.redis import launch_server
 from engine.model.purchase import Outcome
 from engine.model.sale import Sale, SaleTerms
 from engine.settings import Settings
@@ -106,6 +110,28 @@ async def test_a_primary_that_is_replaced_is_told_and_read_no_more(cluster: Clus
         await roles.close()
 
 
+async def test_a_node_that_knows_nothing_of_the_others_is_not_believed(
+    cluster: Cluster, stack_dir: Path
+) -> None:
+    port = free_port()
+    folder = stack_dir / f"alone-{port}"
+    folder.mkdir()
+    alone = Node(port, launch_server(folder, port, {"cluster-enabled": "yes"}))
+    roles = ShardRoles(cluster.url.replace("://", f"://127.0.0.1:{port},", 1), 1)
+    try:
+        async with asyncio.timeout(30):
+            while True:
+                with suppress(RedisError):
+                    await alone.execute("CLUSTER", "ADDSLOTS", *range(16_384))
+                    break
+                await asyncio.sleep(0.05)
+        primary = await cluster.find_primary(ShardKeys())
+        await told(roles.read, {"shard 0": f"127.0.0.1:{primary.port}"})
+    finally:
+        await roles.close()
+        await alone.kill()
+
+
 async def _find_other(cluster: Cluster, dead: Node) -> Node:
     async with asyncio.timeout(30):
         while (node := await cluster.find_primary(ShardKeys(1, SHARDS))) is dead:  # noqa: ASYNC110
@@ -180,10 +206,11 @@ async def test_the_newest_election_of_the_queues_leader_counts(tmp_path: Path) -
     write(1, 11, "follower -> candidate in term: 2 machine version: 2")
     write(1, 12, queue="flashgrid.dead")
     assert await role.read() == {"queue": "rabbitmq 2"}
-    write(1, 13)
+    write(1, 14)
+    write(2, 13)
     assert await role.read() == {"queue": "rabbitmq 1"}
     with logs["rabbitmq 2"].open("a") as log:
-        log.write(line.format(at=14, queue="flashgrid.purchases", what=elected)[:-20])
+        log.write(line.format(at=15, queue="flashgrid.purchases", what=elected)[:-20])
     assert await role.read() == {"queue": "rabbitmq 1"}, "half a line tells nothing"
 
 
