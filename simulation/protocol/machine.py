@@ -33,7 +33,7 @@ AIMS: Final = (
 )  # fmt: skip
 """Steps before which much may go wrong."""
 _ends = st.sampled_from(
-    ["stall", "stall", "crash", "go back", "wipe", "lose lock", Fate.LOST, Fate.CUT, Fate.LATE]
+    ["stall", "stall", "crash", "copy", "go back", "wipe", "lose lock", Fate.LOST, Fate.CUT, Fate.LATE]
 )
 _terms = st.builds(
     # All sales of a product have the same quantity, as the judge takes it.
@@ -147,9 +147,13 @@ class Interleaving(RuleBasedStateMachine):
             world.crash(world.processes.index(process))
         elif end == "lose lock":
             world.lose_lock()
+        elif end == "copy":
+            world.take_copy()
+            world.run(process, step, 8)
         elif end in ("go back", "wipe"):
             if world.losses.count < 2:
-                world.lose_memory(0 if end == "go back" else None)
+                # The newest copy is that of a step that matters, if there is one.
+                world.lose_memory(-1 if end == "go back" else None)
         else:
             world.run(process, step, 1, Fate(end))
 
@@ -167,7 +171,7 @@ class Interleaving(RuleBasedStateMachine):
         self._act("copy", self.world.take_copy)
 
     @precondition(lambda self: self.world.losses.count < 2)
-    @rule(moves=_moves, which=st.sampled_from([0, 1, None]))
+    @rule(moves=_moves, which=st.sampled_from([0, -1, None]))
     def lose_memory(self, moves: Moves, which: int | None) -> None:
         """A server takes over that has an older copy, or nothing."""
         self._go_on(moves)

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -19,9 +20,9 @@ from simulation.protocol.hunt import (
     private_stores,
     write_hunts,
 )
-from simulation.protocol.processes import DECLINED, Stores
+from simulation.protocol.processes import DECLINED, FulfilmentProcess, Stores
 from simulation.protocol.referee import find_faults
-from simulation.protocol.steps import Fate
+from simulation.protocol.steps import Fate, Step
 from simulation.protocol.world import World
 
 # On a busy machine each step waits for its turn at the processor.
@@ -49,17 +50,21 @@ def world(stores: Stores) -> Iterator[World]:
     world.end()
 
 
-def step(world: World, number: int, what: str, fate: Fate = Fate.DONE) -> None:
-    """Let a process go on until it has taken this step."""
+def approach(world: World, number: int, what: str) -> Step:
+    """Let a process go on until it is about to take this step."""
     process = world.processes[number]
     for _ in range(100):
         for waiting in list(process.waiting):
             if waiting.what == what:
-                world.run(process, waiting, 1, fate)
-                return
+                return waiting
             if waiting in process.waiting:
                 world.run(process, waiting, 1)
     raise AssertionError(f"{process.name} does not come to {what}")
+
+
+def step(world: World, number: int, what: str, fate: Fate = Fate.DONE) -> None:
+    """Let a process go on until it has taken this step."""
+    world.run(world.processes[number], approach(world, number, what), 1, fate)
 
 
 def rebuild_up_to(world: World, number: int, what: str) -> None:
@@ -78,10 +83,32 @@ def rebuild_up_to(world: World, number: int, what: str) -> None:
     raise AssertionError(f"{keeper.name} does not come to {what}")
 
 
-def buy(world: World, *users: int, door: int = DOOR, key: str | None = None) -> list[Outcome | None]:
+def let_alone(world: World, number: int) -> None:
+    """Let one process go on for long, while all others stand still."""
+    process = world.processes[number]
+    for _ in range(60):
+        for waiting in list(process.waiting):
+            if waiting in process.waiting:
+                world.run(process, waiting, 1)
+        world.pass_time(100)
+
+
+def is_open(world: World) -> bool:
+    return bool(world.memory.call("HEXISTS", "fg:{0}:mark", "open"))
+
+
+def read_sale(world: World) -> list[bytes | None]:
+    """Return id and remaining units of the sale at the gate."""
+    found: list[bytes | None] = world.memory.call("HMGET", "fg:{0}:sale:1", "sale_id", "remaining")
+    return found
+
+
+def buy(
+    world: World, *users: int, door: int = DOOR, key: str | None = None, product_id: int = 1
+) -> list[Outcome | None]:
     """Have users buy, and the front door ask the gate."""
     first = len(world.purchases)
-    world.buy(door, 1, [(user, key) for user in users])
+    world.buy(door, product_id, [(user, key) for user in users])
     while any(purchase.done is None for purchase in world.purchases[first:]):
         step(world, door, world.processes[door].waiting[-1].what)
     return [purchase.outcome for purchase in world.purchases[first:]]
@@ -175,6 +202,21 @@ def test_what_only_the_dead_knew_is_a_surprise_that_the_ledger_guards_against(wo
     assert (statuses(world), find_faults(world)) == (["CONFIRMED"], [])
 
 
+def test_a_gate_that_lacks_what_the_ledger_has_is_closed_as_soon_as_a_keeper_looks(world: World) -> None:
+    world.take_copy()
+    assert buy(world, 1) == [Outcome.ACCEPTED]
+    step(world, RELAY, "bus publish")
+    world.crash(DOOR)
+    world.lose_memory(0)
+    step(world, FULFILMENT, "PostgreSQL settle_plain")
+    keeper = world.processes[OTHER_FULFILMENT]
+    # Its first look takes fewer steps than two audits.
+    for _ in range(10):
+        for waiting in [each for each in keeper.waiting if each.what != "bus deliver"]:
+            world.run(keeper, waiting, 1)
+    assert not is_open(world)
+
+
 @pytest.mark.parametrize("user", [1, DECLINED])
 def test_an_order_that_comes_back_with_a_copy_after_it_was_settled_is_cleared_again(
     world: World, user: int
@@ -251,6 +293,137 @@ def test_a_keeper_that_lost_its_lock_writes_nothing_over_the_next_rebuild(world:
     assert buy(world, 1, 2, 2)[:2] == [Outcome.ACCEPTED] * 2
     world.settle_down()
     assert (statuses(world), find_faults(world)) == (["CONFIRMED", "CONFIRMED"], [])
+
+
+def test_a_gate_without_memory_stays_closed_while_the_queue_holds_purchases(world: World) -> None:
+    buy(world, 1, 2)
+    step(world, RELAY, "bus publish")
+    world.lose_memory(None)
+    for process in (OTHER_FULFILMENT, FULFILMENT):
+        approach(world, process, "PostgreSQL read_generation")
+    keeper = cast(FulfilmentProcess, world.processes[FULFILMENT])
+    for _ in range(60):
+        for waiting in [each for each in keeper.waiting if each.task is keeper.keeper]:
+            world.run(keeper, waiting, 1)
+    assert not is_open(world)
+    world.settle_down()
+    assert buy(world, 1) == [Outcome.SOLD_OUT]
+    assert find_faults(world) == []
+
+
+def test_a_gate_without_memory_stays_closed_while_a_consumer_holds_purchases(world: World) -> None:
+    buy(world, 1, 2)
+    step(world, RELAY, "bus publish")
+    step(world, OTHER_FULFILMENT, "bus deliver")
+    world.lose_memory(None)
+    let_alone(world, FULFILMENT)
+    assert not is_open(world)
+    world.settle_down()
+    assert buy(world, 1) == [Outcome.SOLD_OUT]
+    assert find_faults(world) == []
+
+
+def test_a_gate_that_is_closed_stays_so_while_its_outbox_holds_purchases(world: World) -> None:
+    buy(world, 1)
+    world.take_copy()
+    buy(world, 2)
+    world.lose_memory(0)
+    assert buy(world, 1) == [Outcome.GATE_UNAVAILABLE]
+    let_alone(world, FULFILMENT)
+    assert not is_open(world)
+    world.settle_down()
+    assert (statuses(world), find_faults(world)) == (["CONFIRMED"], [])
+
+
+def test_one_keeper_rebuilds_at_a_time(world: World) -> None:
+    world.lose_memory(None)
+    rebuild_up_to(world, FULFILMENT, "Redis begin")
+    let_alone(world, OTHER_FULFILMENT)
+    assert sum("Redis begin" in line for line in world.trace) == 1
+    world.settle_down()
+    assert find_faults(world) == []
+
+
+def test_a_rebuild_that_redis_forgot_does_not_open_the_gate(world: World) -> None:
+    world.lose_memory(None)
+    rebuild_up_to(world, FULFILMENT, "Redis restore")
+    approach(world, FULFILMENT, "Redis reopen")
+    world.lose_memory(None)
+    step(world, FULFILMENT, "Redis reopen")
+    assert not is_open(world)
+    world.settle_down()
+    assert (read_sale(world)[1], find_faults(world)) == (b"2", [])
+
+
+def test_a_rebuild_that_was_overtaken_writes_nothing_over_what_was_sold_since(world: World) -> None:
+    world.lose_memory(None)
+    rebuild_up_to(world, FULFILMENT, "Redis begin")
+    page = approach(world, FULFILMENT, "Redis restore")
+    world.lose_lock()
+    let_alone(world, OTHER_FULFILMENT)
+    assert is_open(world)
+    assert buy(world, 1) == [Outcome.ACCEPTED]
+    world.run(world.processes[FULFILMENT], page, 1)
+    assert read_sale(world)[1] == b"1"
+    world.settle_down()
+    assert (statuses(world), find_faults(world)) == (["CONFIRMED"], [])
+
+
+def test_a_rebuilt_gate_knows_what_each_buyer_has_bought(world: World) -> None:
+    world.open_sale(DOOR, SaleTerms(product_id=2, stock=4, limit=1), "second", at_once=True)
+    assert buy(world, 1, product_id=2) == [Outcome.ACCEPTED]
+    world.settle_down()
+    world.lose_memory(None)
+    world.settle_down()
+    assert buy(world, 1, 2, product_id=2) == [Outcome.LIMIT_REACHED, Outcome.ACCEPTED]
+    world.settle_down()
+    assert find_faults(world) == []
+
+
+def test_a_front_door_that_is_late_puts_no_older_sale_in_place_of_a_newer_one(world: World) -> None:
+    world.open_sale(OTHER_DOOR, SALE, "second")
+    late = approach(world, OTHER_DOOR, "Redis open_sale")
+    world.open_sale(DOOR, SALE, "third", at_once=True)
+    world.run(world.processes[OTHER_DOOR], late, 1)
+    assert read_sale(world)[0] == b"%d" % (world.openings["third"].sale_id or 0)
+    world.settle_down()
+    assert find_faults(world) == []
+
+
+def test_an_operator_whose_sale_may_be_written_is_not_told_that_it_is_not(world: World) -> None:
+    world.open_sale(DOOR, SALE, "second")
+    step(world, DOOR, "PostgreSQL commit", Fate.LOST)
+    assert world.openings["second"].unsure == 1
+    world.settle_down()
+    assert find_faults(world) == []
+
+
+def test_a_copy_of_an_earlier_generation_closes_the_gate(world: World) -> None:
+    world.take_copy()
+    assert buy(world, 1) == [Outcome.ACCEPTED]
+    world.settle_down()
+    world.lose_memory(None)
+    world.settle_down()
+    world.lose_memory(0)
+    for ms in (1, 1_100):
+        world.pass_time(ms)
+        for door in (DOOR, OTHER_DOOR):
+            step(world, door, "Redis vouch")
+    assert buy(world, 1, 2) == [Outcome.GATE_UNAVAILABLE] * 2
+    world.settle_down()
+    assert buy(world, 1, 2) == [Outcome.ACCEPTED, Outcome.SOLD_OUT]
+
+
+def test_a_relay_publishes_after_an_outage_of_the_bus_what_it_held(world: World) -> None:
+    buy(world, 1)
+    step(world, RELAY, "bus publish", Fate.CUT)
+    process = world.processes[RELAY]
+    for _ in range(60):
+        for waiting in list(process.waiting):
+            world.run(process, waiting, 1)
+    assert world.bus.list_bodies()
+    world.settle_down()
+    assert (statuses(world), find_faults(world)) == (["CONFIRMED"], [])
 
 
 def test_the_same_seed_gives_the_same_examples(stores: Stores) -> None:
