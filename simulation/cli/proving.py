@@ -12,6 +12,7 @@ from simulation.cli.shared import (
     carry_out,
     end_by,
     list_anew,
+    machines_option,
     out_option,
     repeat_command,
     run_on_services,
@@ -22,11 +23,6 @@ from simulation.scenario.loading import load_scenario
 
 BUG_EXAMPLES = 200
 """Most examples in which a deliberate bug should show."""
-machines_option = click.option(
-    "--machines", type=click.Choice(["1", "3"]), callback=lambda *given: int(given[-1]),
-    default="1", show_default=True,
-    help="With 3, services are clusters, and faults hit their nodes and machines.",
-)  # fmt: skip
 
 
 @click.command(short_help="Abuse the front door while a sale runs.")
@@ -75,9 +71,8 @@ def fuzz(scenario: str, requests: int, seed: int, duration: float | None, folder
 def matrix(pairs: bool, only: tuple[str, ...], seed: int | None, machines: int, folder: Path) -> None:
     """Do every fault to every component, one to a run, and write a table of how the engine recovered.
 
-    Takes about ten minutes, with --pairs about an hour; on three machines, where nodes and machines are lost,
-    half an hour. Leaves nothing behind but its folder. Exit codes: 0 if every run passes, 1, or 2 where a
-    verdict is unknown.
+    Takes ten minutes, with --pairs an hour, on three machines half an hour. Leaves nothing but its folder.
+    Exit codes: 0 if every run passes, 1, or 2 where a verdict is unknown.
     """
     from simulation.campaign.matrix import list_faults, run_matrix
     from simulation.campaign.pairs import list_pairs, run_pairs
@@ -167,10 +162,7 @@ def worth(only: tuple[str, ...], rate: float, folder: Path) -> None:
 @machines_option
 @out_option("soak")
 def soak(minutes: float, seed: int, machines: int, folder: Path) -> None:
-    """Run the scenario chaos seed after seed, until one does not pass, and write a table of all.
-
-    On three machines it is the scenario cluster-chaos.
-    """
+    """Run chaos, or cluster-chaos, seed after seed, until one does not pass, and write a table of all."""
     from simulation.campaign.suite import soak as run_soak
 
     command = repeat_command()

@@ -28,6 +28,13 @@ _NOT_REPEATED: Final = (
 T = TypeVar("T")
 
 
+machines_option = click.option(
+    "--machines", type=click.Choice(["1", "3"]), callback=lambda *given: int(given[-1]),
+    default="1", show_default=True,
+    help="With 3, services are clusters, and faults hit their nodes and machines.",
+)  # fmt: skip
+
+
 def out_option(what: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Return the option --out of a command that writes into a folder of reports/ by default."""
     return click.option(
