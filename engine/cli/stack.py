@@ -31,7 +31,7 @@ def stack() -> None:
     default="1",
     show_default=True,
     help="With 3, Redis has three primaries with two replicas each, PostgreSQL two standbys,"
-    " and RabbitMQ three nodes, all on this machine.",
+    " and RabbitMQ three nodes: for root in network namespaces of this machine, else all on loopback.",
 )
 @settings_option
 def up(machines: str, settings: Settings) -> None:

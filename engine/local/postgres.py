@@ -15,6 +15,7 @@ import asyncpg
 
 from engine.errors import StackError
 from engine.local.process import (
+    HERE,
     ProcessId,
     find_processes,
     kill_processes,
@@ -36,11 +37,11 @@ class Postgres:
     """How many ports it needs; the first is for clients."""
     stop_signal = signal.SIGINT  # "fast shutdown": ends the sessions, writes a checkpoint
 
-    def url(self, port: int, folder: Path) -> str:
+    def url(self, port: int, folder: Path, address: str = HERE.address) -> str:
         """Return the URL of the superuser."""
         password = folder / "password"
         secret = f":{password.read_text()}" if password.exists() else ""
-        return f"postgresql://postgres{secret}@127.0.0.1:{port}/{_DATABASE}"
+        return f"postgresql://postgres{secret}@{address}:{port}/{_DATABASE}"
 
     async def launch(self, folder: Path, ports: list[int]) -> list[ProcessId]:
         """Start the server; create its data directory first if there is none."""

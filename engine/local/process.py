@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -26,6 +26,17 @@ except ImportError as error:
 
 _NICENESS: Final = 10
 """By how much a process steps back."""
+
+
+class Machine(NamedTuple):
+    """Where a process runs and listens."""
+
+    address: str = "127.0.0.1"
+    namespace: str | None = None
+    """The network namespace; None is that of this process."""
+
+
+HERE: Final = Machine()
 
 
 class ProcessId(msgspec.Struct, frozen=True):
@@ -42,13 +53,15 @@ def spawn(
     env: Mapping[str, str] = {},
     user: str | None = None,
     yields: bool = False,
+    machine: Machine = HERE,
 ) -> ProcessId:
     """Start a process in a folder and in a session of its own, so that Ctrl-C here does not reach it.
 
     One that `yields` steps back for the front door, as relay and fulfilment do. Its output goes to the end of
     the folder's log. Raises StackError if the program can't be started.
     """
-    arguments = [str(part) for part in command]
+    arguments = [str(part) for part in (*enter(machine, user), *command)]
+    user = None if machine.namespace else user
     try:
         with log_of(folder).open("ab") as output:
             process = subprocess.Popen(
@@ -79,13 +92,16 @@ async def run(
     env: Mapping[str, str] = {},
     user: str | None = None,
     text: str = "",
-) -> None:
-    """Run a program to its end with `text` as its input, and kill it if the caller is cancelled meanwhile.
+    machine: Machine = HERE,
+) -> str:
+    """Run a program to its end with `text` as its input, and return its output.
 
-    Raises StackError with its output if it fails.
+    Kills it if the caller is cancelled meanwhile. Raises StackError with its output if it fails.
     """
+    arguments = [*enter(machine, user), *command]
+    user = None if machine.namespace else user
     process = await asyncio.create_subprocess_exec(
-        *command,
+        *arguments,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -104,6 +120,18 @@ async def run(
         raise
     if process.returncode:
         raise StackError(f"{Path(command[0]).name} fails: {output.decode(errors='replace').strip()}")
+    return output.decode(errors="replace")
+
+
+def enter(machine: Machine, user: str | None = None) -> list[str]:
+    """Return the words before a command that let it run on a machine that is a namespace, as this user."""
+    if machine.namespace is None:
+        return []
+    entry = ["nsenter", f"--net=/run/netns/{machine.namespace}"]
+    if user:
+        known = pwd.getpwnam(user)
+        entry += [f"--setuid={known.pw_uid}", f"--setgid={known.pw_gid}"]
+    return [*entry, "--"]
 
 
 def _plain() -> dict[str, str]:

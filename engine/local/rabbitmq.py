@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from engine.errors import StackError
-from engine.local.process import ProcessId, run, spawn
+from engine.local.process import HERE, Machine, ProcessId, run, spawn
 
 _NAME: Final = "flashgrid@localhost"
 """It is part of the data: it stays, whatever the ports and wherever the folder. The private epmd keeps it
@@ -24,9 +24,9 @@ class RabbitMQ:
     ports = 3  # AMQP, Erlang distribution, epmd
     stop_signal = signal.SIGTERM
 
-    def url(self, port: int, _folder: Path) -> str:
+    def url(self, port: int, _folder: Path, address: str = HERE.address) -> str:
         """Return the URL of the broker's default user, whom it lets in from loopback only."""
-        return f"amqp://guest:guest@127.0.0.1:{port}/"
+        return f"amqp://guest:guest@{address}:{port}/"
 
     def find(self) -> Path:
         """Return the broker's start script. Raises StackError if it or Erlang is not installed."""
@@ -43,14 +43,19 @@ class RabbitMQ:
         # It is up long before the broker, which first starts a virtual machine, asks for it.
         return [broker, self.launch_mapper(folder, ports[2])]
 
-    def launch_mapper(self, folder: Path, port: int) -> ProcessId:
+    def launch_mapper(self, folder: Path, port: int, machine: Machine = HERE) -> ProcessId:
         """Start epmd."""
-        return spawn(
-            ["epmd", "-port", str(port), "-address", "127.0.0.1"], folder, _environment(folder, port)
-        )
+        command = ["epmd", "-port", str(port), "-address", machine.address]
+        return spawn(command, folder, _environment(folder, port), machine=machine)
 
     def launch_node(
-        self, folder: Path, ports: list[int], name: str = _NAME, settings: str = "", plugin: str = ""
+        self,
+        folder: Path,
+        ports: list[int],
+        name: str = _NAME,
+        settings: str = "",
+        plugin: str = "",
+        machine: Machine = HERE,
     ) -> ProcessId:
         """Start a broker with lines of settings of its own, and with a plugin."""
         server = self.find()
@@ -62,7 +67,7 @@ class RabbitMQ:
             cookie.touch(mode=0o600)
             cookie.write_text(secrets.token_hex(20))
         (folder / "enabled_plugins").write_text(f"[{plugin}].\n")
-        (folder / "rabbitmq.conf").write_text(f"listeners.tcp.local = 127.0.0.1:{port}\n{settings}")
+        (folder / "rabbitmq.conf").write_text(f"listeners.tcp.local = {machine.address}:{port}\n{settings}")
         env = _environment(folder, epmd_port, name) | {
             "RABBITMQ_DIST_PORT": str(distribution_port),
             "RABBITMQ_CONFIG_FILE": str(folder / "rabbitmq.conf"),
@@ -74,11 +79,11 @@ class RabbitMQ:
             "RABBITMQ_PID_FILE": str(folder / "pid"),
             # Idle schedulers spin by default, which costs the rest of a small machine its processor.
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+S 2:2 +sbwt none +sbwtdcpu none +sbwtdio none"
-            " -kernel inet_dist_use_interface {127,0,0,1}",
+            f" -kernel inet_dist_use_interface {{{machine.address.replace('.', ',')}}}",
             # Makes the script become the broker, in place of waiting for it as its parent.
             "RUNNING_UNDER_SYSTEMD": "true",
         }
-        return spawn([server], folder, env, yields=True)
+        return spawn([server], folder, env, yields=True, machine=machine)
 
     async def control(
         self,
@@ -87,14 +92,15 @@ class RabbitMQ:
         arguments: Sequence[str],
         name: str = _NAME,
         tool: str = "rabbitmqctl",
-    ) -> None:
-        """Run a tool for the broker in `folder`. Raises StackError with its output if it fails."""
+        machine: Machine = HERE,
+    ) -> str:
+        """Run a tool for the broker in `folder`, and return its output. Raises StackError if it fails."""
         program = str(self.find().with_name(tool))
-        await run([program, *arguments], folder, _environment(folder, ports[2], name))
+        return await run([program, *arguments], folder, _environment(folder, ports[2], name), machine=machine)
 
-    async def probe(self, port: int, _folder: Path) -> str:
+    async def probe(self, port: int, _folder: Path, address: str = HERE.address) -> str:
         """Open a connection and read its first frame, which holds the version."""
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        reader, writer = await asyncio.open_connection(address, port)
         try:
             # AMQP 0-9-1, section 4.2.2: the server answers the protocol header with a Connection.Start frame.
             writer.write(b"AMQP\x00\x00\x09\x01")
@@ -108,10 +114,14 @@ class RabbitMQ:
 
 def _environment(folder: Path, epmd_port: int, name: str = _NAME) -> dict[str, str]:
     """Return what the broker and its tools need to find each other."""
+    host = name.partition("@")[2]
+    has_address = "." in host
     return {
         "HOME": str(folder / "home"),
         "ERL_EPMD_PORT": str(epmd_port),
-        "ERL_EPMD_ADDRESS": "127.0.0.1",
+        "ERL_EPMD_ADDRESS": host if has_address else HERE.address,
         "RABBITMQ_NODENAME": name,
+        # Erlang calls an address a long name.
+        "RABBITMQ_USE_LONGNAME": str(has_address).lower(),
         "RABBITMQ_CONF_ENV_FILE": str(folder / "rabbitmq-env.conf"),
     }

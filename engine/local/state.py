@@ -1,7 +1,7 @@
 """What a data folder remembers of its services, <data_dir>/stack.json, and the lock that guards it."""
 
 import fcntl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -54,6 +54,22 @@ async def lock_folder(data_dir: Path) -> AsyncIterator[None]:
         if not await wait_until(partial(_try_lock, lock.fileno()), timeout_s=120):
             raise StackError(f"another program holds {lock.name} for too long")
         yield
+
+
+def runs(state: Mapping[str, Entry]) -> bool:
+    """Return whether a process of any service runs."""
+    return any(survivors(entry.processes) for entry in state.values())
+
+
+def is_in_use(data_dir: Path) -> bool:
+    """Return whether a service of a folder runs, or a program is about to start or to stop one."""
+    try:
+        if runs(read_state(data_dir)):
+            return True
+        with (data_dir / "stack.lock").open() as lock:
+            return not _try_lock(lock.fileno())
+    except FileNotFoundError:
+        return False
 
 
 def _try_lock(descriptor: int) -> bool:

@@ -14,9 +14,9 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from engine.gate.keys import ShardKeys
+from engine.local.cluster.redis import RedisCluster, launch_node
 from engine.local.process import ProcessId, free_port, kill_processes, package_folder, spawn, stop_process
 from engine.local.redis import launch_server
-from engine.local.redis_cluster import RedisCluster, launch_node
 from engine.tests.replicas import answers, has_role, is_linked
 from engine.tests.test_server import eventually
 

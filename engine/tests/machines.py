@@ -6,24 +6,25 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
-from engine.local.postgres_cluster import Server, Servers, name_hosts, promote
+from engine.local.cluster.postgres import Server, list_servers, name_hosts, promote, start_servers
+from engine.local.cluster.rabbitmq import Node, RabbitMQCluster, list_nodes
 from engine.local.process import (
     ProcessId,
     family,
     free_port,
     kill_processes,
+    note_ports,
     send_signal,
 )
 from engine.local.rabbitmq import RabbitMQ
-from engine.local.rabbitmq_cluster import Node, RabbitMQCluster, list_nodes
 from engine.tests.test_server import eventually
 
 
 class PostgresCluster:
     """A primary with two standbys, one of which confirms each commit, and no promoter."""
 
-    def __init__(self, servers: Servers) -> None:
-        self.primary, *self.standbys = servers.all
+    def __init__(self, servers: list[Server]) -> None:
+        self.primary, *self.standbys = servers
 
     def list_hosts(self, *servers: Server) -> str:
         """Return a URL with these servers, or with all of them."""
@@ -59,14 +60,15 @@ async def run_postgres_cluster(folder: Path) -> AsyncIterator[PostgresCluster]:
     """Run a primary with two standbys that follow it."""
     place = folder / "postgres-cluster"
     place.mkdir()
-    servers = Servers(place, [free_port() for _ in range(3)])
+    note_ports(place, [free_port() for _ in range(3)])
+    servers = list_servers(place)
     try:
-        await servers.start()
+        await start_servers(servers)
         cluster = PostgresCluster(servers)
         await eventually(cluster.is_whole)
         yield cluster
     finally:
-        for server in servers.all:
+        for server in servers:
             await server.kill()
         shutil.rmtree(place)
 
@@ -129,7 +131,8 @@ async def run_rabbit_cluster(folder: Path) -> AsyncIterator[RabbitCluster]:
     place = folder / "rabbitmq-cluster"
     place.mkdir()
     *ports, management = [free_port() for _ in range(RabbitMQCluster.ports + 1)]
-    first, *others = list_nodes(place, ports)
+    note_ports(place, ports)
+    first, *others = list_nodes(place)
     nodes = [RabbitNode(first, management), *(RabbitNode(node, None) for node in others)]
     mapper = RabbitMQ().launch_mapper(place, ports[-1])
     try:

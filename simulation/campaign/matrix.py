@@ -10,15 +10,21 @@ from typing import Final
 
 import msgspec
 
+from engine.local.machines import Network
 from simulation.campaign.suite import Suite, judge_planned, read_counts, tell_duration
 from simulation.report.page import write_tables
 from simulation.run import Say
-from simulation.scenario.fault import TARGETS, Fault, is_over_at_once
+from simulation.scenario.fault import PARTITIONS, Fault, is_over_at_once, list_targets
 from simulation.scenario.loading import load_scenario
 from simulation.scenario.schema import Scenario
 from simulation.target.services import Services
 
+LENGTH_S: Final = 1.5
+"""Length of a fault that lasts."""
+CLUSTER_LENGTH_S: Final = 8.0
+"""The same where others take over from what is lost: the nodes of RabbitMQ notice that last, after 6 s."""
 RUN_S: Final = 15
+CLUSTER_RUN_S: Final = 45
 """What a run takes, with its start and its end, where the fault passes."""
 
 
@@ -53,23 +59,28 @@ class Matrix(Suite, kw_only=True):
     cells: list[Cell] = msgspec.field(default_factory=list)
 
 
-def list_faults() -> list[Fault]:
-    """List every kind of fault on every component it can be done to."""
+def list_faults(machines: int = 1) -> list[Fault]:
+    """List every kind of fault on every component that it can be done to on so many machines."""
+    seconds = LENGTH_S if machines == 1 else CLUSTER_LENGTH_S
     return [
-        Fault(at_s=1.5, seconds=0 if is_over_at_once(kind, on) else 1.5, kind=kind, on=on)
-        for kind, targets in TARGETS.items()
+        Fault(at_s=1.5, seconds=0 if is_over_at_once(kind, on) else seconds, kind=kind, on=on)
+        for kind, targets in list_targets(machines).items()
         for on in targets
     ]
 
 
 async def run_matrix(
-    faults: Sequence[Fault], folder: Path, services: Services, say: Say, command: str
+    faults: Sequence[Fault], folder: Path, services: Services, say: Say, command: str, machines: int = 1
 ) -> Matrix:
     """Run each of the faults alone and write the tables. Raises what `run` raises."""
-    scenario, matrix = load_scenario("single-fault"), Matrix(command=command)
-    tell_duration(len(faults), RUN_S, say)
+    scenario = load_scenario("single-fault" if machines == 1 else "cluster-fault")
+    matrix = Matrix(command=command)
+    if machines > 1 and services.stack and not Network(services.stack.data_dir).can_be_cut:
+        say("the machines share loopback: no fault that cuts one off is tried")
+        faults = [fault for fault in faults if fault.kind not in PARTITIONS]
+    tell_duration(len(faults), RUN_S if machines == 1 else CLUSTER_RUN_S, say)
     for number, fault in enumerate(faults, 1):
-        cell = await _run_cell(scenario, fault, folder, services)
+        cell = await _run_cell(scenario, fault, folder, services, machines)
         matrix.cells.append(cell)
         say(f"{number} of {len(faults)}: {fault.kind} {fault.on}, {cell.verdict}: {cell.verdict_in_words}")
         # Written after each: what was measured stays if the matrix is interrupted.
@@ -77,13 +88,15 @@ async def run_matrix(
     return matrix
 
 
-async def _run_cell(scenario: Scenario, fault: Fault, folder: Path, services: Services) -> Cell:
+async def _run_cell(
+    scenario: Scenario, fault: Fault, folder: Path, services: Services, machines: int
+) -> Cell:
     scenario = msgspec.structs.replace(scenario, faults=[fault])
     judged = await judge_planned(
         scenario,
         folder / f"{fault.kind}-{fault.on}",
         services,
-        f"flashsim matrix --only {fault.kind}:{fault.on}",
+        f"flashsim matrix {'' if machines == 1 else f'--machines {machines} '}--only {fault.kind}:{fault.on}",
     )
     summary = judged.summary
     [done] = summary["faults"]

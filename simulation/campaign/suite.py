@@ -12,15 +12,13 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 from uuid import uuid4
 
-import asyncpg
 from msgspec import Struct, field
 
 from engine.bus.connection import connect_bus
 from engine.bus.topology import DEAD, PURCHASES
-from engine.gate.client import connect_redis
 from simulation.record.series import drop_record
 from simulation.report.page import write_tables
 from simulation.run import Say, run
@@ -28,9 +26,8 @@ from simulation.scenario.loading import load_scenario
 from simulation.scenario.schema import Scenario
 from simulation.target.machine import describe_machine, read_commit
 from simulation.target.services import Services
+from simulation.target.stores import connect_ledger, open_gate
 from simulation.verdict import judge_run, write_products
-
-TIMEOUT_MS: Final = 30_000
 
 
 class Suite(Struct, kw_only=True):
@@ -87,7 +84,7 @@ async def judge_one(
     `code` is the folder of another copy of the engine's package. Where the summary is as expected, the record
     is dropped, and the report is brief. Raises what `run` raises.
     """
-    async with empty_services(services) as fresh:
+    async with empty_services(services, scenario.topology.shards) as fresh:
         await run(scenario, folder, lambda _: None, services=fresh, command=command, code=code)
     summary = await asyncio.to_thread(judge_run, folder)
     expected = is_expected(summary)
@@ -98,10 +95,11 @@ async def judge_one(
 
 
 @asynccontextmanager
-async def empty_services(services: Services) -> AsyncIterator[Services]:
+async def empty_services(services: Services, shards: int = 1) -> AsyncIterator[Services]:
     """Empty Redis, delete the queues, and give the services a ledger of their own until the end."""
-    async with connect_redis(services.redis_url, TIMEOUT_MS) as redis:
-        await redis.flushall()
+    async with open_gate(services.redis_url, shards) as gate:
+        for redis in set(gate):
+            await redis.flushall()
     if services.amqp_url is not None:
         async with await connect_bus(services.amqp_url, "suite") as bus, bus.channel() as channel:
             for name in (PURCHASES, DEAD):
@@ -164,16 +162,16 @@ class Soak(Suite, kw_only=True):
 
 
 async def soak(
-    minutes: float, first_seed: int, folder: Path, services: Services, say: Say, command: str
+    scenario: str, minutes: float, first_seed: int, folder: Path, services: Services, say: Say, command: str
 ) -> Judged:
-    """Run the chaos scenario, seed after seed, for so many minutes, until one does not pass; return the last.
+    """Run a scenario, seed after seed, for so many minutes, until one does not pass. Return the last.
 
     Writes soak.json, soak.md and soak.html into the folder, beside what is kept of each run.
     """
     deadline, result = time.monotonic() + 60 * minutes, Soak(command=command)
     for seed in count(first_seed):
-        place, repeat = folder / f"seed-{seed}", f"flashsim run chaos --seed {seed}"
-        summary = await judge_one(load_scenario("chaos", seed=seed), place, services, repeat)
+        place, repeat = folder / f"seed-{seed}", f"flashsim run {scenario} --seed {seed}"
+        summary = await judge_one(load_scenario(scenario, seed=seed), place, services, repeat)
         say(f"{repeat}: {explain(summary)}")
         healed = [fault["healed_s"] for fault in summary["faults"]]
         result.runs.append(
@@ -193,5 +191,5 @@ async def soak(
 
 
 async def _execute(postgres_url: str, statement: str) -> None:
-    async with asyncpg.create_pool(postgres_url, min_size=0, max_size=1, timeout=TIMEOUT_MS / 1000) as pool:
-        await pool.execute(statement)
+    async with connect_ledger(postgres_url) as connection:
+        await connection.execute(statement)

@@ -12,6 +12,7 @@ from simulation.cli.shared import (
     carry_out,
     end_by,
     list_anew,
+    machines_option,
     out_option,
     repeat_command,
     run_on_services,
@@ -65,16 +66,19 @@ def fuzz(scenario: str, requests: int, seed: int, duration: float | None, folder
     "--seed", type=click.IntRange(0),
     help="With --pairs: seed of the order, the components and the time between two faults. [default: 1]",
 )  # fmt: skip
+@machines_option
 @out_option("matrix")
-def matrix(pairs: bool, only: tuple[str, ...], seed: int | None, folder: Path) -> None:
+def matrix(pairs: bool, only: tuple[str, ...], seed: int | None, machines: int, folder: Path) -> None:
     """Do every fault to every component, one to a run, and write a table of how the engine recovered.
 
-    Takes about ten minutes, with --pairs about an hour; leaves nothing behind but its folder. Exit codes: 0
-    if every run passes, 1, or 2 where a verdict is unknown.
+    Takes ten minutes, with --pairs an hour, on three machines half an hour. Leaves nothing but its folder.
+    Exit codes: 0 if every run passes, 1, or 2 where a verdict is unknown.
     """
     from simulation.campaign.matrix import list_faults, run_matrix
     from simulation.campaign.pairs import list_pairs, run_pairs
 
+    if pairs and machines > 1:
+        raise click.UsageError("--pairs is for one machine")
     if pairs:
         kinds = _choose(list_pairs(), only)
         paired = run_on_services(
@@ -87,9 +91,11 @@ def matrix(pairs: bool, only: tuple[str, ...], seed: int | None, folder: Path) -
         sys.exit(max(EXIT_CODES[pair.verdict] for pair in paired.pairs))
     if seed is not None:
         raise click.UsageError("--seed is for --pairs")
-    faults = {f"{fault.kind}:{fault.on}": fault for fault in list_faults()}
+    faults = {f"{fault.kind}:{fault.on}": fault for fault in list_faults(machines)}
     chosen = [faults[name] for name in _choose(list(faults), only)]
-    result = run_on_services(lambda services: run_matrix(chosen, folder, services, say, repeat_command()))
+    result = run_on_services(
+        lambda services: run_matrix(chosen, folder, services, say, repeat_command(), machines), machines
+    )
     click.echo((folder / "matrix.md").read_text())
     list_anew(folder)
     sys.exit(max(EXIT_CODES[cell.verdict] for cell in result.cells))
@@ -153,13 +159,17 @@ def worth(only: tuple[str, ...], rate: float, folder: Path) -> None:
 @click.command(short_help="Random faults, seed after seed.")
 @click.option("--minutes", type=click.FloatRange(0), default=10.0, show_default=True, help="How long.")
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="The first seed.")
+@machines_option
 @out_option("soak")
-def soak(minutes: float, seed: int, folder: Path) -> None:
-    """Run the chaos scenario seed after seed, until one does not pass, and write a table of all."""
+def soak(minutes: float, seed: int, machines: int, folder: Path) -> None:
+    """Run chaos, or cluster-chaos, seed after seed, until one does not pass, and write a table of all."""
     from simulation.campaign.suite import soak as run_soak
 
     command = repeat_command()
-    judged = run_on_services(lambda services: run_soak(minutes, seed, folder, services, say, command))
+    scenario = "chaos" if machines == 1 else "cluster-chaos"
+    judged = run_on_services(
+        lambda services: run_soak(scenario, minutes, seed, folder, services, say, command), machines
+    )
     list_anew(folder)
     click.echo(f"table: {folder / 'soak.html'}")
     if judged.summary["verdict"] != "pass":

@@ -28,6 +28,13 @@ _NOT_REPEATED: Final = (
 T = TypeVar("T")
 
 
+machines_option = click.option(
+    "--machines", type=click.Choice(["1", "3"]), callback=lambda *given: int(given[-1]),
+    default="1", show_default=True,
+    help="With 3, services are clusters, and faults hit their nodes and machines.",
+)  # fmt: skip
+
+
 def out_option(what: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Return the option --out of a command that writes into a folder of reports/ by default."""
     return click.option(
@@ -138,13 +145,13 @@ async def carry_out(
     return summary
 
 
-def run_on_services(work: Callable[[Services], Coroutine[Any, Any, T]]) -> T:
-    """Return the result of `work` on private services, which go with it."""
+def run_on_services(work: Callable[[Services], Coroutine[Any, Any, T]], machines: int = 1) -> T:
+    """Return the result of `work` on private services of so many machines, which go with it."""
     from simulation.target.engine_process import private_services
 
     async def work_on_services() -> T:
         say("starting private services")
-        async with private_services(say) as services:
+        async with private_services(say, machines) as services:
             return await work(services)
 
     return run_until_signal(work_on_services())

@@ -8,16 +8,18 @@ from collections.abc import Collection, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, cast
 
+from engine.local.machines import Network
 from engine.local.process import ProcessId, family, identify, send_signal
 from engine.local.stack import Stack
 from engine.tasks import cancel
 from simulation.errors import FaultError
 from simulation.faults.commands import do_command, drop_connections, insist
 from simulation.faults.memory_loss import MemoryLoss
+from simulation.faults.nodes import NodeFault
 from simulation.faults.proxy import Proxy
 from simulation.faults.refusals import make_refusal
 from simulation.model.events import Interval
-from simulation.scenario.fault import COMMAND, REFUSALS, STAGES, Fault
+from simulation.scenario.fault import COMMAND, PARTITIONS, REFUSALS, STAGES, Fault
 from simulation.target.background import Background
 from simulation.target.engine_process import Engines
 from simulation.target.foreign.programs import Programs
@@ -38,7 +40,7 @@ def check_targets(
             raise FaultError("faults need an engine of the run's own, not one at --target")
         if fault.on in STAGES and fault.on not in stages:
             raise FaultError(f"there is no {fault.on} to {fault.kind}: this engine has {', '.join(stages)}")
-        if fault.on in ("relay", "rabbitmq") and services.amqp_url is None:
+        if fault.on.startswith(("relay", "rabbitmq", "queue")) and services.amqp_url is None:
             raise FaultError(f"there is no {fault.on} to {fault.kind}: this engine has no bus")
         if fault.of_memory and services.amqp_url is None:
             raise FaultError(f"{fault.kind} would lose what the outbox holds: this engine has no bus")
@@ -46,6 +48,8 @@ def check_targets(
             raise FaultError(f"{fault.on} has several nodes: there is no fault for all of them at once")
         if not fault.of_network and fault.on not in STAGES and services.stack is None:
             raise FaultError(f"{fault.on} is not the run's own: it can't {fault.kind} it")
+        if fault.kind in PARTITIONS and services.stack and not Network(services.stack.data_dir).can_be_cut:
+            raise FaultError(f"{fault.kind} {fault.on}: the machines share loopback; cut off, they need root")
 
 
 class Injector(Background):
@@ -99,10 +103,17 @@ class Injector(Background):
     async def _do(self, fault: Fault) -> None:
         start_s = self._seconds()
         ending, failed = AsyncExitStack(), None
+        engines = self._engine.each if isinstance(self._engine, Engines) else ()
+        nodes = NodeFault(fault, self._services, self._stack, engines) if fault.of_nodes else None
         try:
             try:
                 if fault.of_memory:
                     await self._take_memory(fault, ending)
+                elif nodes:
+                    await nodes.find()
+                    start_s = self._seconds()
+                    await nodes.begin(ending)
+                    await asyncio.sleep(fault.seconds)
                 else:
                     await self._begin_fault(fault, ending)
                     await asyncio.sleep(fault.seconds)
@@ -123,8 +134,12 @@ class Injector(Background):
                     start_s=round(start_s, 3),
                     end_s=round(end_s, 3),
                     failed=failed,
+                    hit=nodes.hit if nodes else [],
                 )
             )
+
+        if nodes:
+            await nodes.make_whole()
 
     async def _begin_fault(self, fault: Fault, ending: AsyncExitStack) -> None:
         """Begin a fault. `ending` learns first what ends it, so that it ends also if this is interrupted."""

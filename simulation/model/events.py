@@ -13,6 +13,8 @@ class Interval(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """When it ended: the connection is open, or the service answers, again."""
     failed: str | None = None
     """Why a command of one's own failed: nobody knows then whether the fault began, or has ended."""
+    hit: list[str] = []
+    """The nodes, or the machine, that it was done to, where `on` is a role or a machine."""
 
 
 class Recovery(Interval, frozen=True, kw_only=True, omit_defaults=False):

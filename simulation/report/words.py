@@ -21,6 +21,10 @@ FAULTS: Final = {
     "wipe": "killed and started again without its files",
     "rollback": "killed and started again with older files",
     "failover": "killed and replaced by a stale replica",
+    "partition": "cut off from the other machines",
+    "partition_in": "cut off from what other machines send",
+    "partition_out": "not heard by the other machines",
+    "switchover": "primary handed over in order",
     "command": "a command of one's own",
 }
 """What each kind of fault (simulation.scenario.fault) does to its component."""
@@ -177,5 +181,6 @@ def describe(summary: Mapping[str, Any], folder: str = "RUN") -> str:
         back = "never recovered" if fault["healed_s"] is None else f"recovered in {fault['healed_s']:.1f} s"
         span = f"{fault['start_s']:.2f} to {fault['end_s']:.2f} s"
         failed = f"; its command failed: {fault['failed']}" if fault.get("failed") else ""
-        lines.append(f"  fault     {fault['kind']} {fault['on']}, {span}: {back}{failed}")
+        hit = f" ({', '.join(fault['hit'])})" if fault.get("hit") else ""
+        lines.append(f"  fault     {fault['kind']} {fault['on']}{hit}, {span}: {back}{failed}")
     return "\n".join(lines)

@@ -6,7 +6,17 @@ from engine.errors import SettingsError
 from engine.settings import read_settings
 from simulation.scenario.arrivals import expected_requests
 from simulation.scenario.condition import parse_abort, parse_condition
-from simulation.scenario.fault import COMMAND, INSTANT, SERVICES, STRENGTH_OF, TARGETS, Fault, overlap
+from simulation.scenario.fault import (
+    COMMAND,
+    INSTANT,
+    MACHINES,
+    NODES,
+    SERVICES,
+    STRENGTH_OF,
+    Fault,
+    list_targets,
+    overlap,
+)
 from simulation.scenario.schema import MAX_ID, Scenario
 
 MAX_REQUESTS = 50_000_000
@@ -35,6 +45,10 @@ def check_scenario(scenario: Scenario) -> None:
             f"topology.copies: {scenario.topology.copies} need as many machines, got"
             f" {scenario.topology.machines} (topology.machines)"
         )
+    engines = {f"engine-{number}" for number in range(1, scenario.topology.front_doors + 1)}
+    for number, fault in enumerate(scenario.timeline()):
+        if fault.of_nodes and fault.on.startswith("engine") and fault.on not in engines:
+            raise ValueError(f"faults.{number}.on: there is no {fault.on}: see topology.front_doors")
     for name, key in _OF_TOPOLOGY.items():
         if name in scenario.engine:
             raise ValueError(f"engine.{name}: is {key}")
@@ -67,13 +81,8 @@ def check_faults(faults: Sequence[Fault], duration_s: float, machines: int = 1) 
                 raise ValueError(f"{key}.begin: a command needs a begin or an end")
         elif fault.begin or fault.end:
             raise ValueError(f"{key}.begin: is for {COMMAND}, not for {fault.kind}")
-        elif fault.on not in (targets := TARGETS[fault.kind]):
-            way = "the way to " if fault.of_network else ""
-            raise ValueError(f"{key}.on: {fault.kind} is for {way}{', '.join(targets)}, got {fault.on!r}")
-        elif machines > 1 and fault.on in SERVICES:
-            raise ValueError(
-                f"{key}.on: {fault.on} is several nodes on {machines} machines: name one of them"
-            )
+        elif problem := _find_problem(fault, machines):
+            raise ValueError(f"{key}.on: {problem}")
         for name, kind in STRENGTH_OF.items():
             if getattr(fault, name) is not None and fault.kind != kind:
                 raise ValueError(f"{key}.{name}: is for {kind}, not for {fault.kind}")
@@ -81,6 +90,21 @@ def check_faults(faults: Sequence[Fault], duration_s: float, machines: int = 1) 
             if overlap(earlier, fault):
                 same = ", ".join(name for name in fault.hits if name in earlier.hits)
                 raise ValueError(f"{key}.at_s: {same} has another fault until {earlier.end_s:g} s")
+
+
+def _find_problem(fault: Fault, machines: int) -> str:
+    """Return what is wrong with the fault's target; nothing if it can be done to that one."""
+    if fault.of_nodes and machines == 1:
+        return f"there is no {fault.on}: the topology has one machine (topology.machines)"
+    if machines > 1 and fault.on in SERVICES:
+        return f"{fault.on} is several nodes on {machines} machines: name one of them"
+    if fault.kind not in (targets := list_targets(machines)):
+        return f"{fault.kind} is not for {machines} machine{'s' * (machines > 1)}"
+    named = (*NODES, *MACHINES) if machines > 1 and fault.kind != "switchover" else ()
+    if fault.on in (*targets[fault.kind], *named):
+        return ""
+    way = "the way to " if fault.of_network else ""
+    return f"{fault.kind} is for {way}{', '.join((*targets[fault.kind], *named))}, got {fault.on!r}"
 
 
 def _check_sales(scenario: Scenario, duration_s: float) -> None:

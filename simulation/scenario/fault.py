@@ -36,6 +36,24 @@ flush         Redis holds nothing (FLUSHALL).
 wipe          Redis is killed, and starts without any files.
 rollback      Redis is killed, and starts with the files that it had when the fault began.
 failover      Redis is killed, and a replica takes its place that was cut off when the fault began.
+
+On three machines (topology) a fault hits a node, or all that runs on one machine at once: machine-1 to
+machine-3. A node is named by its role when the fault begins: redis-primary is the primary of the busiest
+shard, redis-replica a replica of that one, queue-leader the node of RabbitMQ that leads the queue. It may be
+named by its number as well: redis-1 to redis-9, rabbitmq-1 to -3, postgres-1 to -3. So may an engine with all
+of its stages: engine-1 to -3, each on the machine of its number. The record says what was hit.
+After such a fault the next one waits until every cluster is whole and each shard's primary at home.
+
+kill           SIGKILL. Started again at the fault's end; it follows a node that has taken its place.
+stop           SIGSTOP, and SIGCONT at the fault's end. A node of RabbitMQ that stays apart from the others
+               then is started again, because it does not join them by itself.
+restart        An ordinary stop. Started again as after kill.
+partition      What the node's machine and the other machines send each other vanishes until the fault's end.
+               Neither side is told, and shoppers reach all of them. This needs network namespaces, so root.
+partition_in   Only what the others send to the machine vanishes.
+partition_out  Only what the machine sends to the others vanishes.
+switchover     The primary hands over to another node, in order and without a loss: CLUSTER FAILOVER;
+               PostgreSQL is stopped, and a standby promoted.
 """
 
 from typing import Annotated, Final
@@ -62,9 +80,26 @@ TARGETS: Final[dict[str, tuple[str, ...]]] = {
     **dict.fromkeys(LOSSES, ("redis",)),
 }
 """What each kind of fault can be done to."""
+MACHINES: Final = ("machine-1", "machine-2", "machine-3")
+ROLES: Final = (
+    "redis-primary", "redis-replica",
+    "queue-leader", "queue-follower",
+    "postgres-primary", "postgres-standby",
+)  # fmt: skip
+NODES: Final = (
+    *(f"redis-{number}" for number in range(1, 10)),
+    *(f"{name}-{number}" for name in ("rabbitmq", "postgres", "engine") for number in range(1, 4)),
+)
+PARTITIONS: Final = ("partition", "partition_in", "partition_out")
+CLUSTER_TARGETS: Final[dict[str, tuple[str, ...]]] = {
+    **dict.fromkeys(PROCESS_KINDS, (*ROLES, *MACHINES, *STAGES)),
+    **dict.fromkeys(PARTITIONS, ("redis-primary", "queue-leader", "postgres-primary")),
+    "switchover": ("redis-primary", "postgres-primary"),
+}
+"""What each kind of fault can be done to on three machines. All but a switchover can be done to any node."""
 COMMAND: Final = "command"
 """A fault of one's own: a command begins it, another one ends it. It may be done to any engine."""
-INSTANT: Final = ("kill", "restart", "cut", "drop_connections", COMMAND)
+INSTANT: Final = ("kill", "restart", "cut", "drop_connections", "switchover", COMMAND)
 """Kinds that do something even if they last no time."""
 STRENGTH_OF: Final = {"latency_ms": "latency", "share": "drop_replies", "bytes_per_s": "bandwidth"}
 
@@ -78,10 +113,10 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     at_s: Annotated[float, Meta(ge=0)]
     """When it begins, from the run's start."""
-    kind: Annotated[str, _words(*TARGETS, COMMAND)]
+    kind: Annotated[str, _words(*TARGETS, *PARTITIONS, "switchover", COMMAND)]
     on: Annotated[str, Meta(pattern="^[a-z][a-z0-9-]{0,63}$")]
     """A service, or all processes of a stage; for a network fault, the way from the engine to the service.
-    For a command it is any name."""
+    On three machines a node, by role or name, or a machine. For a command it is any name."""
     seconds: Annotated[float, Meta(ge=0, le=3_600)] = 0.0
     latency_ms: Annotated[float, Meta(gt=0, le=60_000)] | None = None
     """For latency, one way; default 100."""
@@ -110,19 +145,32 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         return self.kind in LOSSES
 
     @property
+    def of_nodes(self) -> bool:
+        """Whether it is done to a node of a cluster, or to a machine."""
+        return self.kind != COMMAND and self.on in (*ROLES, *MACHINES, *NODES)
+
+    @property
     def hits(self) -> tuple[str, ...]:
         """What it needs for itself while it lasts: the processes, or the way, that it is done to.
 
-        The names are in one order for all faults. A loss of memory stops and continues two stages.
+        The names are in one order for all faults. A loss of memory stops and continues two stages. Of three
+        machines one may fail, and which one shows when the fault begins.
         """
+        if self.of_nodes:
+            return ("a machine",)
         if self.of_memory:
             return ("front-door", "fulfilment", "redis")
         return (f"the way to {self.on}" if self.of_network else self.on,)
 
 
+def list_targets(machines: int) -> dict[str, tuple[str, ...]]:
+    """Return what each kind of fault can be done to on so many machines."""
+    return CLUSTER_TARGETS if machines > 1 else TARGETS
+
+
 def is_over_at_once(kind: str, on: str) -> bool:
     """Return whether such a fault is over as soon as it is done: the server starts a stage again at once."""
-    return kind == "drop_connections" or (on in STAGES and kind != "stop")
+    return kind in ("drop_connections", "switchover") or (on in STAGES and kind != "stop")
 
 
 def overlap(one: Fault, other: Fault, apart_s: float = 0.0) -> bool:

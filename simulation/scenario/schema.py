@@ -158,7 +158,9 @@ class Scenario(Part, frozen=True):
 
     def timeline(self) -> list[Fault]:
         """Return the given faults, or those that chaos draws from the seed. Raises ValueError."""
-        return draw_faults(self.chaos, self.seed, self.duration_s()) if self.chaos else self.faults
+        if self.chaos is None:
+            return self.faults
+        return draw_faults(self.chaos, self.seed, self.duration_s(), self.topology.machines)
 
     def phases(self) -> list[tuple[str, float, float]]:
         """Return name, start and end of each segment, in seconds from the run's start."""

@@ -10,15 +10,28 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import aiohttp
 import psutil
 
-from engine.local.process import ProcessId, family, identify, kill_processes, survivors, wait_until
+from engine.local.machines import Network
+from engine.local.process import (
+    HERE,
+    Machine,
+    ProcessId,
+    enter,
+    family,
+    identify,
+    kill_processes,
+    send_signal,
+    survivors,
+    wait_until,
+)
 from engine.local.stack import CLUSTER, SERVICES, read_tail, start_stack
 from engine.settings import PREFIX
 from simulation.errors import EngineError
@@ -52,19 +65,44 @@ async def private_services(say: Callable[[str], None], machines: int = 1) -> Asy
 
 
 class EngineProcess:
-    """A running engine."""
+    """An engine of a run's own.
 
-    def __init__(self, process: asyncio.subprocess.Process, log: Path, admin_token: str | None) -> None:
+    `settings` are all of its settings, by name. `number` tells it from engines beside it, on machines of a
+    topology. `code` is the folder of another copy of the package, which then runs instead.
+    """
+
+    service = "engine"
+
+    def __init__(
+        self,
+        settings: Mapping[str, Any],
+        log: Path,
+        code: Path | None,
+        number: int,
+        machines: Sequence[Machine],
+        roles: Sequence[str] = (),
+    ) -> None:
         self.url = ""
-        self.admin_token = admin_token
+        self.admin_token: str | None = settings["admin_token"]
         self.log = log
-        self.pid = process.pid
-        """The server's process."""
+        self.name = f"engine {number}"
+        self.machine = (number - 1) % len(machines) + 1
+        """The number of its machine."""
         self.sizes: Counter[str] = Counter()
         """Number of processes of each stage, once the engine is ready."""
-        self._process = process
+        self._machine = machines[self.machine - 1]
+        self._settings = {"host": self._machine.address, **settings}
+        self._code = code
+        self._roles = roles
+        log.unlink(missing_ok=True)
+        self._process: asyncio.subprocess.Process
         self._stages: set[ProcessId] = set()
         """All processes that the server was seen to start: they outlive a killed server for a while."""
+
+    @property
+    def pid(self) -> int:
+        """The server's process."""
+        return self._process.pid
 
     @property
     def death(self) -> str | None:
@@ -79,11 +117,52 @@ class EngineProcess:
         children = psutil.Process(self.pid).children() if self.death is None else []
         return [ProcessId(child.pid, child.create_time()) for child in children if stage_of(child) == role]
 
-    async def stop(self, finish_s: float) -> None:
+    async def start(self) -> None:
+        """Start it again, at the same address, and wait until it is ready. Raises EngineError."""
+        await self.launch()
+        await self.await_ready()
+
+    async def launch(self) -> None:
+        """Start its server."""
+        # The shell may hold settings of another engine; they are not for this one.
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+        given = {name: value for name, value in self._settings.items() if value is not None}
+        environment |= {PREFIX + name.upper(): str(value) for name, value in given.items()}
+        with self.log.open("ab") as output:
+            self._process = await asyncio.create_subprocess_exec(
+                *enter(self._machine),
+                sys.executable, "-c", "from engine.cli import main; main()", "serve",
+                *(f"--role={role}" for role in self._roles),
+                stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output,
+                # In its own session Ctrl-C does not reach it: the run does, and stops the engine in order.
+                env=environment, start_new_session=True,
+                # Python finds a package first in the folder where it starts; the stages start there, too.
+                cwd=self._code,
+            )  # fmt: skip
+
+    async def kill(self) -> None:
+        """Send SIGKILL to all of its processes."""
+        self._remember()
+        await kill_processes([*self._find_server(), *self._stages])
+        await self._process.wait()
+
+    def freeze(self) -> None:
+        """Send SIGSTOP to all of its processes."""
+        self._remember()
+        send_signal([*self._find_server(), *self._stages], signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let all of its processes go on."""
+        send_signal([*self._find_server(), *self._stages], signal.SIGCONT)
+
+    def _find_server(self) -> list[ProcessId]:
+        return [identify(self.pid)] if self.death is None else []
+
+    async def stop(self) -> None:
         """Stop it in order, and kill what is left after its time to finish."""
         self._remember()
         # Three kinds of stage stop one after the other; the server grants each some time more.
-        allowed_s = 3 * (finish_s + 5) + 5
+        allowed_s = 3 * (float(self._settings["drain_s"]) + 5) + 5
         if self.death is None:
             self._process.terminate()
         await wait_until(lambda: self.death is not None and not survivors(self._stages), allowed_s)
@@ -102,7 +181,8 @@ class EngineProcess:
                 if time.monotonic() > deadline:
                     raise EngineError(f"the engine is not ready after {START_S:.0f} s{read_tail(self.log)}")
                 await asyncio.sleep(POLL_S)
-        self.sizes.update({role: len(self.find_stage(role)) for role in STAGES})
+        self._settings["port"] = urlsplit(self.url).port
+        self.sizes = Counter({role: len(self.find_stage(role)) for role in STAGES})
         self._remember()
 
     async def _is_ready(self, session: aiohttp.ClientSession) -> bool:
@@ -125,9 +205,13 @@ class Engines:
     def __init__(self, engines: Sequence[EngineProcess]) -> None:
         self.each = engines
         self.urls = tuple(engine.url for engine in engines)
-        self.pids = tuple(engine.pid for engine in engines)
         self.admin_token = engines[0].admin_token
         self.sizes = sum((engine.sizes for engine in engines), Counter[str]())
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """The servers' processes."""
+        return tuple(engine.pid for engine in self.each)
 
     @property
     def death(self) -> str | None:
@@ -163,9 +247,9 @@ async def start_engines(
             async with asyncio.TaskGroup() as group:
                 starting = [
                     group.create_task(
-                        running.enter_async_context(start_engine(services, settings, each, code))
+                        running.enter_async_context(start_engine(services, settings, each, code, number))
                     )
-                    for each in logs
+                    for number, each in enumerate(logs, start=1)
                 ]
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
@@ -178,13 +262,14 @@ async def start_engine(
     settings: Mapping[str, Any],
     log: Path,
     code: Path | None = None,
-    roles: Iterable[str] = (),
+    number: int = 1,
+    roles: Sequence[str] = (),
 ) -> AsyncIterator[EngineProcess]:
-    """Start an engine on a free loopback port and wait until it is ready; it is stopped with the block.
+    """Start an engine on a free port and wait until it is ready; it is stopped with the block.
 
     `settings` are the engine's, by name. Its output goes to `log`. `code` is the folder of another copy of
-    the package, which then runs instead. `roles` are the stages that it serves; none: all. Raises
-    EngineError.
+    the package, which then runs instead. `number` decides on which of several machines it runs. `roles` are
+    the stages that it serves; none: all. Raises EngineError.
     """
     wanted = {
         "port": 0,
@@ -195,22 +280,11 @@ async def start_engine(
         "postgres_url": services.postgres_url,
         "amqp_url": services.amqp_url,
     }
-    # The shell may hold settings of another engine; they are not for this one.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
-    environment |= {PREFIX + name.upper(): str(value) for name, value in wanted.items() if value is not None}
-    with log.open("wb") as output:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", "from engine.cli import main; main()", "serve",
-            *(f"--role={role}" for role in roles),
-            stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output,
-            # In its own session Ctrl-C does not reach it: the run does, and stops the engine in order.
-            env=environment, start_new_session=True,
-            # Python finds a package first in the folder where it starts; the stages start there, too.
-            cwd=code,
-        )  # fmt: skip
-    engine = EngineProcess(process, log, wanted["admin_token"])
+    machines = Network(services.stack.data_dir).machines if services.stack else [HERE]
+    engine = EngineProcess(wanted, log, code, number, machines, roles)
+    await engine.launch()
     try:
         await engine.await_ready()
         yield engine
     finally:
-        await engine.stop(float(wanted["drain_s"]))
+        await engine.stop()

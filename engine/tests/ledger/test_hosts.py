@@ -14,7 +14,7 @@ from engine.errors import LedgerUnavailable
 from engine.ledger import hosts as ledger_hosts
 from engine.ledger.checks import check_postgres
 from engine.ledger.ledger import Ledger
-from engine.local.postgres_cluster import Server
+from engine.local.cluster.postgres import Server
 from engine.model.sale import Sale
 from engine.tests.machines import PostgresCluster, freeze, run_postgres_cluster, thaw
 from engine.tests.orders import ids, make_terms, reserve

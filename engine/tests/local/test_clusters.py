@@ -12,9 +12,9 @@ import pytest
 from engine.bus.checks import check_bus
 from engine.errors import LedgerUnavailable
 from engine.ledger.ledger import Ledger
-from engine.local.postgres_cluster import LOST, PostgresCluster, Server, Servers
+from engine.local.cluster.postgres import LOST, PostgresCluster, Server, list_servers
+from engine.local.cluster.rabbitmq import RabbitMQCluster
 from engine.local.process import survivors
-from engine.local.rabbitmq_cluster import RabbitMQCluster
 from engine.local.stack import Stack, start_stack, stop_stack
 from engine.model.lot import Lot
 from engine.tests.orders import ids, make_terms, reserve
@@ -37,8 +37,8 @@ async def test_a_lost_primary_is_replaced_and_comes_back_as_a_standby(
     await check_bus(stack.urls[RabbitMQCluster.name])
     assert [line for line in caplog.messages if "does not answer (" in line] == []
     folder = stack.data_dir / PostgresCluster.name
-    servers = Servers(folder, [int(port) for port in (folder / "ports").read_text().split()])
-    [lost] = [server for server in servers.all if await leads(server)]
+    servers = list_servers(folder)
+    [lost] = [server for server in servers if await leads(server)]
     async with await Ledger.connect(stack.urls[PostgresCluster.name]) as ledger:
         await ledger.migrate()
         sale = await ledger.open_sale(make_terms(stock=10))
@@ -48,7 +48,7 @@ async def test_a_lost_primary_is_replaced_and_comes_back_as_a_standby(
         await eventually(partial(is_settled, ledger, second))
         assert len(await ledger.find_orders(ids([first, second]))) == 2
     await eventually(partial(follows, lost, servers))
-    processes = [process for server in servers.all for process in server.list_processes()]
+    processes = [process for server in servers for process in server.list_processes()]
     assert processes
     await stop_stack(stack.data_dir)
     assert survivors(processes) == []
@@ -61,9 +61,9 @@ async def leads(server: Server) -> bool:
     return False
 
 
-async def follows(server: Server, servers: Servers) -> bool:
+async def follows(server: Server, servers: list[Server]) -> bool:
     """Whether a server is a standby, and another one the primary of both others."""
-    return any([await leads(other) for other in servers.all if other is not server])
+    return any([await leads(other) for other in servers if other is not server])
 
 
 async def is_settled(ledger: Ledger, lot: Lot) -> bool:

@@ -11,6 +11,8 @@ from engine.urls import split_hosts
 
 ASK_S: Final = 1.0
 """Longest wait for the answer of one of several hosts."""
+SILENT: Final = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+"""Errors of a host that does not answer; the last one, of a connection whose question was given up."""
 QUESTION: Final = Path(__file__).with_name("server.sql").read_text()
 
 
@@ -42,7 +44,7 @@ async def connect_postgres(url: str, timeout_s: float, **settings: str) -> async
             async with asyncio.timeout(ASK_S):
                 [(is_primary, timeline)] = await connection.fetch(QUESTION)
             views[host] = View(timeline, is_primary)
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        except SILENT as error:
             errors.append(f"{host}: {error or 'no answer in time'}")
 
     asking = [asyncio.create_task(ask(host)) for host in hosts]

@@ -17,14 +17,14 @@ from redis.exceptions import RedisError
 from engine.gate.client import connect_redis
 from engine.urls import read_redis_url, split_hosts
 from simulation.model.formats import PURCHASES, find_slot
-from simulation.target.cluster.postgres import QUESTION, View
+from simulation.target.cluster.postgres import QUESTION, SILENT, View
 from simulation.target.services import Services
 
 ANSWER_S: Final = 0.3
 """Longest wait for the answer of a node."""
 QUEUE: Final = "queue"
 LEDGER: Final = "ledger"
-_SILENT: Final = (OSError, RedisError, asyncpg.PostgresError, asyncpg.InterfaceError)
+_SILENT: Final = (*SILENT, RedisError)
 """Errors of a node that does not answer."""
 _ELECTED: Final = re.compile(
     rf"^(\S+ \S+) .* queue '{re.escape(PURCHASES)}' in vhost '[^']*': \w+ -> leader ", re.MULTILINE

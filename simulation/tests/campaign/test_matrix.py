@@ -8,6 +8,7 @@ import msgspec
 from simulation.campaign.matrix import Cell, Matrix, list_faults, write_matrix
 from simulation.scenario.arrivals import expected_requests
 from simulation.scenario.checks import check_faults
+from simulation.scenario.fault import MACHINES, ROLES, STAGES
 from simulation.scenario.loading import load_scenario
 
 CELL = Cell(
@@ -26,6 +27,16 @@ def test_it_has_at_least_thirty_faults_of_twenty_thousand_requests_each() -> Non
     assert expected_requests(scenario.arrivals) >= 20_000
     for fault in faults:
         check_faults([fault], scenario.duration_s())
+
+
+def test_on_three_machines_it_has_every_role_and_each_machine() -> None:
+    faults, scenario = list_faults(machines=3), load_scenario("cluster-fault")
+    done = {(fault.kind, fault.on) for fault in faults}
+    assert len(done) == len(faults)
+    for kind in ("kill", "stop", "restart"):
+        assert {on for found, on in done if found == kind} == {*ROLES, *MACHINES, *STAGES}
+    for fault in faults:
+        check_faults([fault], scenario.duration_s(), scenario.topology.machines)
 
 
 def test_its_tables_say_what_the_runs_gave(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """A timeline of chaos is a function of its table and seed, can be done, and ends before the load; a
 sale survives some of them."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import msgspec
@@ -12,7 +13,7 @@ from simulation.campaign.matrix import list_faults
 from simulation.campaign.suite import judge_one
 from simulation.errors import ScenarioError
 from simulation.scenario.arrivals import Constant
-from simulation.scenario.chaos import APART_S, Chaos, draw_faults
+from simulation.scenario.chaos import APART_S, MACHINES_APART_S, Chaos, draw_faults
 from simulation.scenario.checks import check_faults
 from simulation.scenario.fault import overlap
 from simulation.scenario.loading import load_scenario
@@ -57,6 +58,15 @@ def test_other_seeds_give_other_timelines_and_in_the_end_every_fault() -> None:
     assert len({tuple(timeline) for timeline in timelines}) == len(timelines)
     drawn = {(fault.kind, fault.on) for timeline in timelines for fault in timeline}
     assert drawn == {(fault.kind, fault.on) for fault in list_faults()}
+
+
+def test_on_three_machines_every_fault_of_nodes_is_drawn_and_one_machine_fails_at_a_time() -> None:
+    timelines = [load_scenario("cluster-chaos", seed=seed).timeline() for seed in range(1, 601)]
+    drawn = {(fault.kind, fault.on) for timeline in timelines for fault in timeline}
+    assert drawn == {(fault.kind, fault.on) for fault in list_faults(machines=3)}
+    for timeline in timelines:
+        of_nodes = [fault for fault in timeline if fault.of_nodes]
+        assert all(one.end_s + MACHINES_APART_S < other.at_s for one, other in pairwise(of_nodes))
 
 
 def test_losses_of_memory_have_company_of_every_kind_that_they_can_have() -> None:

@@ -43,6 +43,41 @@ def test_a_fault_that_cannot_be_done_is_refused(fields: dict[str, Any], said: st
         load_scenario("spike", {"faults": [raw]})
 
 
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"on": "redis"}, r"faults\.0\.on: redis is several nodes on 3 machines: name one of them"),
+        ({"kind": "latency", "on": "redis-primary"}, r"faults\.0\.on: latency is not for 3 machines"),
+        ({"on": "redis-10"}, r"faults\.0\.on: kill is for redis-primary, .*machine-3, got 'redis-10'"),
+        (
+            {"kind": "switchover", "on": "queue-leader"},
+            r"faults\.0\.on: switchover is for redis-primary, post",
+        ),
+        ({"kind": "partition", "on": "machine-1", "seconds": 0}, r"faults\.0\.seconds: partition needs"),
+        ({"on": "engine-3"}, r"faults\.0\.on: there is no engine-3: see topology\.front_doors"),
+    ],
+)
+def test_a_fault_that_three_machines_cannot_have_is_refused(fields: dict[str, Any], said: str) -> None:
+    raw = {"at_s": 1, "seconds": 1, "kind": "kill"} | fields
+    with pytest.raises(ScenarioError, match=said):
+        load_scenario("cluster", {"faults": [raw], "topology.front_doors": 2})
+
+
+@pytest.mark.parametrize("on", ["redis-primary", "redis-4", "machine-2", "engine-1"])
+def test_a_fault_on_a_node_needs_several_machines(on: str) -> None:
+    raw = {"at_s": 1, "seconds": 1, "kind": "kill", "on": on}
+    assert load_scenario("cluster", {"faults": [raw]}).faults[0].of_nodes
+    with pytest.raises(
+        ScenarioError, match=rf"faults\.0\.on: there is no {on}: the topology has one machine"
+    ):
+        load_scenario("spike", {"faults": [raw]})
+
+
+def test_one_machine_of_three_fails_at_a_time() -> None:
+    with pytest.raises(ValueError, match=r"faults\.1\.at_s: a machine has another fault until 2 s"):
+        check_faults([fault(on="redis-1"), fault(at_s=1.5, on="queue-leader")], 10, machines=3)
+
+
 def test_two_faults_of_one_sort_on_one_target_may_not_overlap() -> None:
     with pytest.raises(ValueError, match=r"faults\.1\.at_s: redis has another fault until 2 s"):
         check_faults([fault(), fault(at_s=1.5, kind="stop")], 10)
@@ -71,6 +106,8 @@ def test_faults_keep_their_place_on_a_curve_of_another_length() -> None:
         (fault(kind="stop", on="redis"), True, "redis is not the run's own"),
         (fault(kind="out_of_memory", on="redis"), True, "redis is not the run's own"),
         (fault(kind="flush", on="redis"), True, "flush would lose what the outbox holds"),
+        (fault(kind="kill", on="queue-leader"), True, "this engine has no bus"),
+        (fault(kind="kill", on="machine-1"), True, "machine-1 is not the run's own"),
     ],
 )
 def test_a_fault_on_what_is_not_the_runs_own_is_refused(

@@ -20,7 +20,7 @@ from simulation.report.plots.latency import draw_knee
 from simulation.report.plots.responsive import Plot
 from simulation.report.report import render_page, tabulate_hostile, write_report
 from simulation.report.words import FAULTS, count, describe, ms
-from simulation.scenario.fault import COMMAND, TARGETS
+from simulation.scenario.fault import CLUSTER_TARGETS, COMMAND, TARGETS
 from simulation.scenario.schema import DriverOptions
 from simulation.tests.browser import open_page
 from simulation.tests.histories import history_of, read_order, read_stock
@@ -123,7 +123,7 @@ def test_front_doors_and_nodes_in_charge_are_listed(tmp_path: Path) -> None:
 
 
 def test_every_kind_of_fault_has_words() -> None:
-    assert FAULTS.keys() == TARGETS.keys() | {COMMAND}
+    assert FAULTS.keys() == TARGETS.keys() | CLUSTER_TARGETS.keys() | {COMMAND}
 
 
 def test_what_service_time_hides_is_told_in_a_sentence(tmp_path: Path) -> None:

@@ -2,19 +2,25 @@
 
 import asyncio
 import signal
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from redis.asyncio import Redis
-from redis.exceptions import ConnectionError, ResponseError
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError, RedisError, ResponseError
 
-from engine.local.process import ProcessId, note_ports, read_ports
+from engine.local.machines import Network
+from engine.local.process import HERE, Machine, ProcessId, note_ports, read_ports
 from engine.local.redis import launch_server
 
 MACHINES: Final = 3
 _SLOTS: Final = 16_384
+_FAILOVER_S: Final = 6.0
+"""After 5 s Redis gives a failover up that was asked for."""
 _WORDS: Final = 8
 """Of a node in CLUSTER NODES, before its slots."""
 
@@ -25,25 +31,33 @@ class RedisCluster:
     name = "redis-cluster"
     ports = MACHINES * MACHINES
     stop_signal = signal.SIGTERM
+    machines = tuple(machine for machine in range(1, MACHINES + 1) for _ in range(MACHINES))
+    """The machine of each node."""
 
     def url(self, _port: int, folder: Path) -> str:
         """Return the URL of the cluster by the first node of each machine."""
-        return "redis+cluster://" + ",".join(f"127.0.0.1:{port}" for port in read_ports(folder)[::MACHINES])
+        places = list_places(folder)[::MACHINES]
+        return "redis+cluster://" + ",".join(f"{address}:{port}" for address, port in places)
 
     async def launch(self, folder: Path, ports: list[int]) -> list[ProcessId]:
         """Start all nodes. They find each other, and make their cluster, as they are probed."""
         note_ports(folder, ports)
-        return [launch_node(folder, port) for port in ports]
+        return [self.launch_node(folder, number) for number in range(len(ports))]
+
+    def launch_node(self, folder: Path, number: int) -> ProcessId:
+        """Start a node, also again with what it knows of the others."""
+        machine = Network(folder.parent).machines[number // MACHINES]
+        return launch_node(folder, read_ports(folder)[number], machine)
 
     async def probe(self, _port: int, folder: Path) -> str:
         """Make the cluster if there is none; return the version once each primary has its replicas in sync.
 
         Raises RedisError until then.
         """
-        ports = read_ports(folder)
-        async with connect_nodes(ports) as nodes:
+        places = list_places(folder)
+        async with connect_nodes(places) as nodes:
             if await _count_primaries(nodes[0]) < MACHINES:
-                await _make_cluster(nodes, ports)
+                await _make_cluster(nodes, places)
             primaries = 0
             for node in nodes:
                 state = await node.execute_command("CLUSTER", "INFO")
@@ -60,8 +74,15 @@ class RedisCluster:
             return str((await nodes[0].info("server"))["redis_version"])
 
 
-def launch_node(folder: Path, port: int) -> ProcessId:
-    """Start a node, also again with what it knows of the others."""
+def list_places(folder: Path) -> list[tuple[str, int]]:
+    """Return address and port of each node."""
+    machines = Network(folder.parent).machines
+    ports = read_ports(folder)
+    return [(machines[number // MACHINES].address, port) for number, port in enumerate(ports)]
+
+
+def launch_node(folder: Path, port: int, machine: Machine = HERE) -> ProcessId:
+    """Start a node that has this port."""
     place = folder / f"node-{port}"
     place.mkdir(exist_ok=True)
     options = {
@@ -70,18 +91,63 @@ def launch_node(folder: Path, port: int) -> ProcessId:
         # A shard without a primary keeps the others from nothing.
         "cluster-require-full-coverage": "no",
         "repl-diskless-sync-delay": "0",
+        # Replicas stay with their shard, so that each machine has a copy of every shard.
+        "cluster-migration-barrier": "9",
     }
-    return launch_server(place, port, options)
+    return launch_server(place, port, options, machine)
 
 
 @asynccontextmanager
-async def connect_nodes(ports: Sequence[int]) -> AsyncIterator[list[Any]]:
+async def connect_nodes(places: Sequence[tuple[str, int]]) -> AsyncIterator[list[Any]]:
     """Yield a client of each node by itself."""
     async with AsyncExitStack() as closing:
         yield [
-            await closing.enter_async_context(Redis(port=port, socket_timeout=2, decode_responses=True))
-            for port in ports
+            await closing.enter_async_context(
+                Redis(
+                    host=address,
+                    port=port,
+                    socket_timeout=2,
+                    decode_responses=True,
+                    retry=Retry(NoBackoff(), 0),
+                )
+            )
+            for address, port in places
         ]
+
+
+class Role(NamedTuple):
+    """What a node is to its shard."""
+
+    primary: int | None
+    """The place of its primary among the nodes; None of a primary."""
+    commands_per_s: int
+    """How many commands it takes."""
+
+
+async def read_roles(folder: Path) -> dict[int, Role]:
+    """Return the role of each node that answers, by its place among the nodes."""
+    places, found = list_places(folder), dict[int, Role]()
+    async with connect_nodes(places) as nodes:
+        for number, node in enumerate(nodes):
+            with suppress(RedisError, OSError):
+                info = await node.info()
+                followed = (info.get("master_host"), info.get("master_port"))
+                primary = places.index(followed) if followed in places else None
+                found[number] = Role(primary, info["instantaneous_ops_per_sec"])
+    return found
+
+
+async def take_over(folder: Path, number: int) -> None:
+    """Make a node the primary of its shard, without a loss, unless it is."""
+    asked_s = -_FAILOVER_S
+    async with connect_nodes([list_places(folder)[number]]) as [node]:
+        while (await node.info("replication"))["role"] != "master":
+            # It may be refused. It is no more than begun, and begins anew if it is asked for again.
+            if time.monotonic() - asked_s >= _FAILOVER_S:
+                with suppress(RedisError):
+                    await node.execute_command("CLUSTER", "FAILOVER")
+                    asked_s = time.monotonic()
+            await asyncio.sleep(0.05)
 
 
 async def _count_primaries(node: Any) -> int:
@@ -90,13 +156,13 @@ async def _count_primaries(node: Any) -> int:
     return sum(len(line.split()) > _WORDS for line in text.splitlines())
 
 
-async def _make_cluster(nodes: Sequence[Any], ports: Sequence[int]) -> None:
+async def _make_cluster(nodes: Sequence[Any], places: Sequence[tuple[str, int]]) -> None:
     """Let nodes meet, give each its role and the primaries their slots; what is done already stays."""
     for number, node in enumerate(nodes, start=1):
         with suppress(ResponseError):
             await node.execute_command("CLUSTER", "SET-CONFIG-EPOCH", number)
-    for port in ports[1:]:
-        await nodes[0].execute_command("CLUSTER", "MEET", "127.0.0.1", port)
+    for place in places[1:]:
+        await nodes[0].execute_command("CLUSTER", "MEET", *place)
     for node in nodes:
         while f"cluster_known_nodes:{len(nodes)}" not in await node.execute_command("CLUSTER", "INFO"):  # noqa: ASYNC110
             await asyncio.sleep(0.02)

@@ -14,8 +14,11 @@ import asyncpg
 
 import engine
 from engine.errors import StackError
+from engine.local.machines import Network
 from engine.local.postgres import Postgres, find_place, find_programs
 from engine.local.process import (
+    HERE,
+    Machine,
     ProcessId,
     find_processes,
     kill_processes,
@@ -31,9 +34,13 @@ _NAMES: Final = ("one", "two", "three")
 _ON_EACH: Final = {
     "synchronous_standby_names": f"ANY 1 ({', '.join(_NAMES)})",
     "wal_keep_size": "1GB",
+    # So a primary that is cut off from its standbys soon knows that none follows it.
+    "wal_sender_timeout": "2s",
     "wal_retrieve_retry_interval": "100ms",
 }
 """A standby that became the primary waits for a standby, too."""
+_ACCESS: Final = "".join(f"host {what} all samenet scram-sha-256\n" for what in ("all", "replication"))
+"""Who is let in from other machines."""
 _WAIT_S: Final = 1.0
 LOST: Final = (
     OSError,
@@ -51,24 +58,33 @@ class PostgresCluster:
     name = "postgres-cluster"
     ports = len(_NAMES)
     stop_signal = signal.SIGTERM
+    machines = (1, 2, 3)
+    """The machine of each server."""
 
     def url(self, _port: int, folder: Path) -> str:
         """Return a URL with all hosts, of the superuser."""
-        return Servers(folder, read_ports(folder)).url
+        return name_hosts(list_servers(folder))
 
     async def launch(self, folder: Path, ports: list[int]) -> list[ProcessId]:
         """Start the promoter, which starts the servers."""
         note_ports(folder, ports)
+        for server in list_servers(folder):
+            server.release()
         package = {"PYTHONPATH": str(Path(engine.__file__).parents[1])}
-        command: list[str | Path] = [sys.executable, "-m", "engine.local.promoter", folder, *map(str, ports)]
+        command: list[str | Path] = [
+            sys.executable,
+            "-m",
+            "engine.local.cluster.promoter",
+            folder,
+        ]
         return [spawn(command, folder, package)]
 
     async def probe(self, _port: int, folder: Path) -> str:
         """Return the version once a primary has two standbys. Raises OSError until then."""
-        servers = Servers(folder, read_ports(folder))
-        for server in servers.all:
+        servers = list_servers(folder)
+        for server in servers:
             with suppress(*LOST):
-                if await server.count_followers() == len(servers.all) - 1:
+                if await server.count_followers() == len(servers) - 1:
                     return str(await server.fetch("SHOW server_version")).split()[0]
         raise ConnectionError("no primary has two standbys yet")
 
@@ -76,9 +92,11 @@ class PostgresCluster:
 class Server:
     """One of the servers."""
 
-    def __init__(self, name: str, folder: Path, port: int) -> None:
+    def __init__(self, name: str, folder: Path, port: int, machine: Machine = HERE) -> None:
         self.name = name
         self.port = port
+        self.place = f"{machine.address}:{port}"
+        self._machine = machine
         self._folder = folder
         self._user = "nobody" if os.geteuid() == 0 else None
         self._process: ProcessId | None = None
@@ -86,7 +104,24 @@ class Server:
     @property
     def url(self) -> str:
         """The URL of the superuser."""
-        return Postgres().url(self.port, self._folder)
+        return Postgres().url(self.port, self._folder, self._machine.address)
+
+    @property
+    def is_held(self) -> bool:
+        """Whether the promoter leaves it down."""
+        return self._hold.exists()
+
+    @property
+    def _hold(self) -> Path:
+        return self._folder / "held"
+
+    def hold(self) -> None:
+        """Keep it from being started again, once it is down."""
+        self._hold.touch()
+
+    def release(self) -> None:
+        """Let it be started again."""
+        self._hold.unlink(missing_ok=True)
 
     @property
     def exists(self) -> bool:
@@ -113,9 +148,17 @@ class Server:
         self._folder.mkdir(parents=True, exist_ok=True)
         [process] = await Postgres().launch(self._folder, [self.port])
         try:
-            await self._await_answer()
+            # The probe makes the database.
+            while survivors([process]):
+                with suppress(*LOST):
+                    await Postgres().probe(self.port, self._folder)
+                    break
+                await asyncio.sleep(0.05)
         finally:
             await stop_process(process, signal.SIGINT, 30)
+        if self._machine != HERE:
+            with (self._place / "pg_hba.conf").open("a") as access:
+                access.write(_ACCESS)
         with (self._place / "postgresql.auto.conf").open("a") as settings:
             settings.writelines(f"{name} = '{value}'\n" for name, value in _ON_EACH.items())
 
@@ -135,13 +178,26 @@ class Server:
         program = find_programs(self._user) / "bin" / "postgres"
         await self.kill()
         options = {
-            "port": self.port, "cluster_name": self.name, "listen_addresses": "127.0.0.1",
+            "port": self.port, "cluster_name": self.name, "listen_addresses": self._machine.address,
             "unix_socket_directories": "",
         }  # fmt: skip
         command: list[str | Path] = [program, "-D", self._place]
         command += [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
-        self._process = spawn(command, self._folder, user=self._user, yields=True)
-        await self._await_answer()
+        self._process = spawn(command, self._folder, user=self._user, yields=True, machine=self._machine)
+        while self.runs:
+            with suppress(*LOST):
+                await self.fetch("SELECT 1")
+                return
+            await asyncio.sleep(0.05)
+        raise StackError(f"PostgreSQL {self.name} ends while it starts")
+
+    async def can_reach(self, other: "Server") -> bool:
+        """Return whether another server answers from its own machine."""
+        try:
+            await self._run("pg_isready", "-d", other.url, "-t", "1")
+        except StackError:
+            return False
+        return True
 
     async def rewind(self, primary: "Server") -> None:
         """Discard what it has and the primary has not, and let it follow that one. It is down afterwards."""
@@ -158,7 +214,7 @@ class Server:
 
     async def follows(self, primary: "Server") -> bool:
         """Return whether a standby is set to follow that server."""
-        return f":{primary.port}/" in str(await self.fetch("SHOW primary_conninfo"))
+        return f"@{primary.place}/" in str(await self.fetch("SHOW primary_conninfo"))
 
     async def find_timeline(self) -> str | None:
         """Return the timeline of a primary, as text that sorts; None of a standby."""
@@ -172,7 +228,9 @@ class Server:
 
     async def count_followers(self) -> int:
         """Return how many standbys follow it."""
-        return int(await self.fetch("SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'"))
+        # While another standby is made, pg_basebackup streams as well.
+        question = "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'"
+        return int(await self.fetch(f"{question} AND application_name <> 'pg_basebackup'"))
 
     async def fetch(self, statement: str, *arguments: Any) -> Any:
         """Return the one value that a statement yields, on a connection of its own. Raises LOST."""
@@ -195,44 +253,32 @@ class Server:
         """Return all of its processes, whoever started them."""
         return find_processes(find_programs(self._user) / "bin" / "postgres", self._place)
 
-    async def _await_answer(self) -> None:
-        while True:
-            with suppress(*LOST):
-                await Postgres().probe(self.port, self._folder)
-                return
-            await asyncio.sleep(0.05)
-
     async def _run(self, program: str, *arguments: str | Path) -> None:
-        await run([find_programs(self._user) / "bin" / program, *arguments], self._folder, user=self._user)
+        command = [find_programs(self._user) / "bin" / program, *arguments]
+        await run(command, self._folder, user=self._user, machine=self._machine)
 
 
-class Servers:
-    """The servers together."""
+def list_servers(folder: Path) -> list[Server]:
+    """Return the servers of a service whose ports are written down."""
+    places = zip(_NAMES, read_ports(folder), Network(folder.parent).machines, strict=True)
+    return [Server(name, folder / name, port, machine) for name, port, machine in places]
 
-    def __init__(self, folder: Path, ports: Sequence[int]) -> None:
-        self.all = [Server(name, folder / name, port) for name, port in zip(_NAMES, ports, strict=True)]
 
-    @property
-    def url(self) -> str:
-        """A URL with all hosts."""
-        return name_hosts(self.all)
-
-    async def start(self) -> None:
-        """Start all of them as they were; a new one is made a copy of the first."""
-        first, *others = self.all
-        if not first.exists:
-            await first.create()
-        await first.start()
-        for other in others:
-            if not other.exists:
-                await other.copy(first)
-            await other.start()
+async def start_servers(servers: Sequence[Server]) -> None:
+    """Start all servers as they were; a new one is made a copy of the first."""
+    first, *others = servers
+    if not first.exists:
+        await first.create()
+    await first.start()
+    for other in others:
+        if not other.exists:
+            await other.copy(first)
+        await other.start()
 
 
 def name_hosts(servers: Sequence[Server]) -> str:
     """Return a URL with all of these hosts."""
-    hosts = ",".join(f"127.0.0.1:{server.port}" for server in servers)
-    return servers[0].url.replace(f"127.0.0.1:{servers[0].port}", hosts)
+    return servers[0].url.replace(servers[0].place, ",".join(server.place for server in servers))
 
 
 async def promote(standbys: Sequence[Server]) -> Server:
