@@ -17,8 +17,7 @@ from engine.gate.clearing import count_pending
 from engine.gate.client import Shards, connect_shards
 from engine.gate.keys import shard_of
 from engine.local.cluster.redis import connect_nodes, launch_node
-from engine.local.machines import HERE
-from engine.local.process import ProcessId, free_port, kill_processes
+from engine.local.process import HERE, ProcessId, free_port, kill_processes
 from engine.settings import Settings
 from simulation.bench.programs import run_wrk
 from simulation.bench.results import ScaledRound
