@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -22,14 +22,14 @@ from engine.stages.lifecycle import running
 from simulation.drive.driver import Drive, DriveResult, LoadSpec, drive
 from simulation.drive.plan import Plan, build_plan, give_tokens
 from simulation.drive.progress import Progress, find_abort
-from simulation.errors import RunError
 from simulation.faults.injector import Injector, check_targets
 from simulation.faults.proxy import Proxy, start_proxy
 from simulation.model.contract import FLASHGRID, Contract
 from simulation.model.events import Abort, Interval
-from simulation.model.history import take_buys
+from simulation.model.history import take_buys, take_reads
 from simulation.model.state import FinalState
 from simulation.record.facts import ENGINE_LOG, RunFacts, write_record
+from simulation.record.folder import drop_empty, make_folder
 from simulation.record.manifest import list_record, seal
 from simulation.scenario.condition import parse_abort
 from simulation.scenario.schema import Scenario
@@ -139,16 +139,9 @@ async def run(
     except asyncio.CancelledError:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-
-
-def make_folder(folder: Path) -> None:
-    """Make the folder of a run. Raises RunError if something is in it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()):
-            raise RunError(f"{folder}: is not empty; a run needs a folder of its own")
-    except OSError as error:
-        raise RunError(f"{folder}: {error.strerror}") from None
+    except Exception:
+        drop_empty(folder)
+        raise
 
 
 async def _start_target(
@@ -275,13 +268,15 @@ class _Run:
 
     async def _read_state(self, sales: Sequence[Sale], driven: DriveResult) -> FinalState:
         history = take_buys(driven.history)
-        return await self._target.witness.read(
+        state = await self._target.witness.read(
             sales,
             history[history["outcome"] == "ACCEPTED"],
             self._scenario.drain_s,
             # Longer than the engine takes to notice that its gate has forgotten something.
             1.5 if any(fault.of_memory for fault in self._scenario.timeline()) else 0.0,
         )
+        found = await self._engine.doubt_reads(self._target.urls[0], take_reads(driven.history))
+        return replace(state, misfits=state.misfits | found)
 
     def _end_abort(self, driven: DriveResult) -> Abort | None:
         """Return the abort, moved to a moment before which every request was meant to start."""

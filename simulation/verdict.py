@@ -83,6 +83,7 @@ def load_run(folder: Path) -> Run:
     checks += judge_record(folder)
     thresholds = judge_abort(facts.aborted, metrics.load) + judge_thresholds(scenario, metrics)
     summary = summarise(metrics, scenario, checks, thresholds, facts.ended_s) | {
+        "engine": facts.engine,
         "command": facts.command,
         "commit": facts.commit,
         "machine": facts.machine,

@@ -2,8 +2,6 @@
 
 import asyncio
 import hashlib
-import math
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from importlib.resources import files
@@ -70,16 +68,6 @@ async def find_silent_nodes(url: str) -> list[str]:
     return await _make_lookup(parts, _FIRST_SLOT, pool).find_silent()
 
 
-def connect_beside(redis: Redis) -> Redis:
-    """Return a client with connections of its own to the same server: both leave it once it refuses one."""
-    pool = redis.connection_pool
-
-    class Connection(pool.connection_class):  # type: ignore[misc, name-defined]
-        latest_connect, latest_reconnect = time.monotonic(), -math.inf
-
-    return _Client.from_pool(ConnectionPool(connection_class=Connection, **pool.connection_kwargs))
-
-
 class _Client(Redis):
     """A client that has no open connection once it is closed, even if a cancellation interrupts that.
 
@@ -99,21 +87,6 @@ class _Client(Redis):
             for connection in (*pool._available_connections, *pool._in_use_connections):
                 # This waits for nothing, and so nothing interrupts it.
                 await connection.disconnect(nowait=True)
-
-
-def latest_connect(redis: Redis) -> float:
-    """Return when a connection of the client was made last, on time.monotonic.
-
-    The server has been in charge since then at least, unless it says otherwise.
-    """
-    connection_class: Any = redis.connection_pool.connection_class
-    return float(connection_class.latest_connect)
-
-
-def latest_reconnect(redis: Redis) -> float:
-    """Return when a connection of the client took the place of a lost one last, on time.monotonic."""
-    connection_class: Any = redis.connection_pool.connection_class
-    return float(connection_class.latest_reconnect)
 
 
 class Script:
@@ -207,8 +180,8 @@ class Shards(list[Shard]):
                 closing.push_async_callback(redis.aclose)
 
 
-def connect_shards(settings: Settings, timeout_ms: int = 5_000, beside: Shards | None = None) -> Shards:
-    """Return all shards, each with a client that follows its primary (connect_redis, connect_beside).
+def connect_shards(settings: Settings, timeout_ms: int = 5_000) -> Shards:
+    """Return all shards, each with a client that follows its primary (connect_redis).
 
     Raises SettingsError without a URL.
     """
@@ -218,8 +191,6 @@ def connect_shards(settings: Settings, timeout_ms: int = 5_000, beside: Shards |
     for number in range(count):
         if shards and not is_cluster:
             redis = shards[0].redis
-        elif beside:
-            redis = connect_beside(beside[number].redis)
         else:
             redis = connect_redis(url, timeout_ms, ShardKeys(number, count).slot)
         shards.append(Shard(redis, number, count, settings.gate_copies, settings.gate_copies_ms))

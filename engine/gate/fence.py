@@ -114,7 +114,12 @@ async def ask_primary(pipe: Pipeline, shard: ShardKeys) -> list[Any]:
     A write that changes nothing follows them: a demoted primary, whose memory is out of date, refuses it.
     """
     pipe.hdel(shard.fence, "")
-    *answers, written = await pipe.execute(raise_on_error=False)
+    return check_primary(await pipe.execute(raise_on_error=False))
+
+
+def check_primary(answers: Iterable[Any]) -> list[Any]:
+    """Return all answers but the last one, that to a write which changes nothing. Raises RedisError."""
+    *answers, written = answers
     for answer in answers:
         if isinstance(answer, RedisError):
             raise answer

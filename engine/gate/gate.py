@@ -40,16 +40,14 @@ class Gate:
         self._sold_out_s = settings.sold_out_ms / 1000
         watched = connect_shards(settings, _WATCH_TIMEOUT_MS)
         self._lanes = [Lane(shard, settings) for shard in connect_shards(settings, settings.gate_timeout_ms)]
-        # However many sales are opened at once, there is a connection to look.
-        self._looked_at = connect_shards(settings, beside=self._shards)
         fences = [lane.fence for lane in self._lanes]
-        self.reads = GateReads([*zip(self._looked_at, fences, strict=True)])
+        self.reads = GateReads([*zip(self._shards, fences, strict=True)])
         self.backlog = BacklogReads(self._shards)
         self._watching = [
             asyncio.create_task(_watch(shard, lane), name=f"gate watch {shard.shard}")
             for shard, lane in zip(watched, self._lanes, strict=True)
         ]
-        self._connected = [watched, self._looked_at, self._shards]
+        self._connected = [watched, self._shards]
         only = self._lanes[0] if len(self._lanes) == 1 else None
         self.submit: Callable[[Purchase], None] = only.submit if only else self._submit
         """Put a purchase into the next batch of its shard; its reply is called later, exactly once."""
@@ -61,6 +59,7 @@ class Gate:
         async with AsyncExitStack() as closing:
             for shards in self._connected:
                 closing.push_async_callback(shards.aclose)
+            closing.callback(self.reads.close)
             closing.push_async_callback(cancel, *self._watching)
             for lane in self._lanes:
                 lane.refuse_more()

@@ -28,15 +28,21 @@ def _field(name: bytes, value: bytes, group: int) -> bytes:
     return b"(?i:%b):(?(%d)(?!))%b(%b)%b" % (name, group, _BLANKS, value, _BLANKS)
 
 
-_HEAD: Final = re.compile(
-    rb"(?:POST /purchase/buy|GET /purchase/(?:stock\?productId=([1-9][0-9]{0,17}+)|orders/((?i:"
-    + PATTERN.encode()
-    + rb")))) HTTP/1\.([01])\r\n(?:(?:"
-    # Most headers say nothing that matters here. Those that change how a message is framed, decoded or
-    # answered, or that may not be repeated, are aiohttp's, but for the ones that are named below.
+# Most headers say nothing that matters here. Those that change how a message is framed, decoded or answered,
+# or that may not be repeated, are aiohttp's, but for the ones that _HEAD names.
+_HARMLESS: Final = (
     rb"(?![ceimpstuhCEIMPSTUH])" + _NAME + _VALUE
     + rb"|(?=[empstEMPST])(?!(?i:expect:|etag:|max-forwards:|proxy-connection:|server:|sec-websocket"
     rb"|te:|trailer:|transfer-encoding:))" + _NAME + _VALUE
+)  # fmt: skip
+_HARMLESS_TOO: Final = (
+    rb"(?=[chiuCHIU])(?!(?i:connection:|content-|host:|http2-settings:|idempotency-key:|upgrade:"
+    rb"|user-agent:))" + _NAME + _VALUE
+)
+_HEAD: Final = re.compile(
+    rb"(?:POST /purchase/buy|GET /purchase/(?:stock\?productId=([1-9][0-9]{0,17}+)|orders/((?i:"
+    + PATTERN.encode()
+    + rb")))) HTTP/1\.([01])\r\n(?:(?:" + _HARMLESS
     + b"|" + _field(b"content-length", rb"[1-9][0-9]{0,2}+", 4)
     + b"|" + _field(b"content-type", _TYPE, 5)
     + b"|" + _field(b"host", _VALUE, 6)
@@ -44,10 +50,12 @@ _HEAD: Final = re.compile(
     + b"|" + _field(b"connection", rb"(?i:keep-alive|close)", 8)
     + b"|" + _field(b"idempotency-key", rb"[!-~]{1,128}+", 9)
     + b"|" + _field(b"transfer-encoding", rb"(?i:chunked)", 10)
-    + rb"|(?=[chiuCHIU])(?!(?i:connection:|content-|host:|http2-settings:|idempotency-key:|upgrade:"
-    rb"|user-agent:))" + _NAME + _VALUE
-    + rb")\r\n){0,%d}\r\n" % _LINES
+    + b"|" + _HARMLESS_TOO + rb")\r\n){0,%d}\r\n" % (_LINES // 2)
 )  # fmt: skip
+_REST: Final = re.compile(
+    rb"(?:(?:" + _HARMLESS + b"|" + _HARMLESS_TOO + rb")\r\n){0,%d}\r\n" % (_LINES // 2)
+)
+"""What follows the last line of a head that matters. Together they have no more lines than aiohttp takes."""
 _FRAMED: Final = re.compile(
     rb"(?!CONNECT )[A-Z]{1,20}+ [!-~]{1,4000}+ HTTP/1\.([01])\r\n(?:(?:"
     rb"(?![cthuCTHU])" + _NAME + _VALUE
@@ -80,9 +88,21 @@ class Head(msgspec.Struct, frozen=True, gc=False):
     whole: int
     """Where it ends; 0 if it comes in chunks."""
     framing: int
+    stem: int
+    """Where its last line ends that matters: heads with the same beginning say the same."""
     key: str | None = None
     look: int | str | None = None
     """The product whose stock, or the order that is to be shown."""
+
+
+def read_rest(data: bytes, head: Head) -> Head | None:
+    """Return a head that begins as another one does, up to its stem; None if more of it matters."""
+    match = _REST.match(data, head.stem)
+    if match is None:
+        return None
+    end = match.end()
+    whole = end + head.whole - head.end if head.whole else 0
+    return Head(end, whole, head.framing, head.stem, head.key, head.look)
 
 
 def read_head(data: bytes) -> Head | None:
@@ -101,13 +121,13 @@ def read_head(data: bytes) -> Head | None:
         framing = CLOSE if connection is not None and connection.lower() == b"close" else KEEP
     else:
         framing = KEEP_10 if connection is not None and connection.lower() == b"keep-alive" else CLOSE_10
-    end = match.end()
+    end, stem = match.end(), data.index(b"\n", match.end(match.lastindex or 0)) + 1
     if product_id is not None:
-        return Head(end, end, framing, look=int(product_id))
+        return Head(end, end, framing, stem, look=int(product_id))
     if order_id is not None:
-        return Head(end, end, framing, look=order_id.decode("ascii").lower())
+        return Head(end, end, framing, stem, look=order_id.decode("ascii").lower())
     whole = 0 if length is None else end + int(length)
-    return Head(end, whole, framing, None if key is None else key.decode("ascii"))
+    return Head(end, whole, framing, stem, None if key is None else key.decode("ascii"))
 
 
 def join_chunks(data: bytes, start: int) -> tuple[bytes, int]:

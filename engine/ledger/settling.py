@@ -178,7 +178,8 @@ def _write_order_ids(lots: Iterable[Lot]) -> str:
 
 
 def _write_user_ids(lots: Iterable[Lot]) -> str:
-    return "{" + ",".join(map(str, chain.from_iterable([lot.user_ids for lot in lots]))) + "}"
+    user_ids = [user_id for lot in lots for user_id in lot.user_ids]
+    return "{" + msgspec.json.encode(user_ids)[1:-1].decode("ascii") + "}"
 
 
 def _write_column(lots: Sequence[Lot], name: str) -> str:

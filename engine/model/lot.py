@@ -107,13 +107,13 @@ def count_orders(lots: Iterable[Lot]) -> int:
 def split_lots(lots: Sequence[Lot], size: int) -> tuple[list[Lot], list[Lot]]:
     """Return the first `size` orders, and the rest; the lot in between is cut in two."""
     for number, lot in enumerate(lots):
-        if size < len(lot):
+        if size < len(lot.user_ids):
             first, rest = list(lots[:number]), list(lots[number:])
             if size:
                 first.append(lot.cut(0, size))
                 rest[0] = lot.cut(size, len(lot))
             return first, rest
-        size -= len(lot)
+        size -= len(lot.user_ids)
     return list(lots), []
 
 

@@ -25,6 +25,8 @@ class Outage:
     def __init__(self, what: str) -> None:
         self._what = what
         self._failures = 0
+        self._failing = 0
+        """Steps that are repeated until they work."""
         self._since = 0.0
         self.error: BaseException | None = None
         """The latest failure; None while it works."""
@@ -34,15 +36,18 @@ class Outage:
         """How long it has not worked; 0 while it does."""
         return time.monotonic() - self._since if self._failures else 0.0
 
-    async def wait(self, error: BaseException) -> None:
-        """Wait after a failure: twice as long as the last time up to 2 s, less up to a half at random."""
+    async def wait(self, error: BaseException, failures: int | None = None) -> None:
+        """Wait after a failure: twice as long as the last time up to 2 s, less up to a half at random.
+
+        `failures` are those before, unless what works ends an outage.
+        """
         self.error = error
         if not isinstance(error, (FlashgridError, RedisError, OSError)):
             log.error("%s failed", self._what, exc_info=error)
         elif not self._failures:
             said = str(error) or type(error).__name__
             log.warning("%s does not work and is tried again: %s", self._what, said)
-        delay_s = min(0.05 * 2 ** min(self._failures, 10), 2)
+        delay_s = min(0.05 * 2 ** min(self._failures if failures is None else failures, 10), 2)
         if not self._failures:
             self._since = time.monotonic()
         self._failures += 1
@@ -51,15 +56,21 @@ class Outage:
     async def insist(
         self, step: Callable[[], Awaitable[Any]], errors: tuple[type[Exception], ...] = (Exception,)
     ) -> None:
-        """Repeat a step until it raises none of these errors."""
-        while True:
-            try:
-                await step()
-            except errors as error:
-                await self.wait(error)
-            else:
-                self.end()
-                return
+        """Repeat a step until it raises none of these errors; the outage lasts while any step is repeated."""
+        failures = 0
+        try:
+            while True:
+                try:
+                    await step()
+                    break
+                except errors as error:
+                    self._failing += not failures
+                    failures += 1
+                    await self.wait(error, failures - 1)
+        finally:
+            self._failing -= failures > 0
+        if not self._failing:
+            self.end()
 
     def end(self) -> None:
         """Note that it works."""

@@ -31,7 +31,7 @@ from simulation.bench.samples import Cost
 from simulation.bench.subjects import STATES, Engine, measure_refusals, measure_textbook, serve_engine
 from simulation.errors import BenchError
 from simulation.record.facts import write_json
-from simulation.run import make_folder
+from simulation.record.folder import make_folder
 from simulation.target.engine_process import private_services
 from simulation.target.machine import ROOT, describe_machine, read_commit, read_versions
 from simulation.target.services import Services

@@ -12,8 +12,9 @@ from typing import Any
 import msgspec
 
 from simulation.record.facts import write_json
+from simulation.record.folder import make_folder
 from simulation.record.series import SERIES, SeriesRecord, SeriesRun, drop_record
-from simulation.run import Say, make_folder
+from simulation.run import Say
 from simulation.scenario.schema import Scenario
 from simulation.target.machine import describe_machine, read_commit
 from simulation.verdict import finish_series

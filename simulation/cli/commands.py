@@ -54,7 +54,9 @@ class SimulationCommands(Commands):
 @click.group(cls=SimulationCommands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="flashgrid")
 def main() -> None:
-    """Flashsim drives simulated crowds at a Flashgrid engine and judges every purchase.
+    """Flashsim drives simulated crowds at a flash-sale engine and judges every purchase.
+
+    The engine is Flashgrid, or one that a TOML file describes (run --engine).
 
     Exit codes: 0 pass, 1 fail, 2 unknown or an error of use.
     """

@@ -25,7 +25,7 @@ BUG_EXAMPLES = 200
 """Most examples in which a deliberate bug should show."""
 
 
-@click.command(short_help="Abuse the front door while a sale runs.")
+@click.command(short_help="Hostile requests while a sale runs that must not notice.")
 @click.argument("scenario", default="hostile")
 @click.option(
     "--requests", type=click.IntRange(1, 10_000_000), default=200_000, show_default=True, metavar="N",

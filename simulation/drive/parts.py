@@ -145,18 +145,18 @@ def save_result(loop: OpenLoop, file: str | IO[bytes], unsure_ns: int = 0) -> No
     told = np.isin(status, [*contract.accepting])
     for place in np.flatnonzero(told | (kind != BUY)).tolist():
         op = int(ops[place])
-        answer = int(status[place]), loop.bodies.get(op, b"")
+        answer, head = (int(status[place]), loop.bodies.get(op, b"")), loop.heads.get(op, b"")
         if kind[place] == BUY:
-            name, order_id = contract.classify(*answer)
+            name, order_id = contract.classify(*answer, head)
             if order_id is not None:
                 parts["order_id"][place] = order_id
         elif kind[place] == ORDER:
             order_id = parts["order_id"][place] = loop.order_ids[op]
-            name, word = contract.classify_order(*answer, order_id)
+            name, word = contract.classify_order(*answer, order_id, head)
             if word is not None:
                 parts["order_status"][place] = word
         else:
-            name, stock = contract.classify_stock(*answer, loop.looks[op])
+            name, stock = contract.classify_stock(*answer, loop.looks[op], head)
             if stock is not None:
                 shown = msgspec.structs.asdict(stock)
                 for each in [each for each, count in shown.items() if count is not None]:

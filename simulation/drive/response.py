@@ -23,6 +23,8 @@ class Response(NamedTuple):
     """Bytes of the response, with its head."""
     keep_alive: bool
     """Whether the connection may carry another request."""
+    head: bytes = b""
+    """Its status line and header fields."""
 
 
 class _Head(NamedTuple):
@@ -37,22 +39,24 @@ def parse_response(data: bytes, closed: bool = False) -> Response | None:
     `closed` says that no more bytes will come. Interim responses (1xx) are skipped. Raises BadResponse.
     """
     start = end = status = 0
+    head = b""
     while status < 200:
         start, end = end, data.find(b"\r\n\r\n", end) + 4
         if end == 3:
             if len(data) > MAX_BYTES or closed:
                 raise BadResponse("the head does not end")
             return None
-        status, length, keep_alive = _read_head(data[start:end])
+        head = data[start:end]
+        status, length, keep_alive = _read_head(head)
     if length >= 0:
         if len(data) >= end + length:
-            return Response(status, data[end : end + length], end + length, keep_alive)
+            return Response(status, data[end : end + length], end + length, keep_alive, head)
     elif length == _CHUNKED:
         found = _join_chunks(data, end)
         if found:
-            return Response(status, found[0], found[1], keep_alive)
+            return Response(status, found[0], found[1], keep_alive, head)
     elif closed:
-        return Response(status, data[end:], len(data), False)
+        return Response(status, data[end:], len(data), False, head)
     if closed or len(data) > MAX_BYTES:
         raise BadResponse("the body is incomplete")
     return None

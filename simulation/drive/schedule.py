@@ -45,8 +45,9 @@ class Schedule:
     """Requests with their intended starts, in ns from the run's start, sorted.
 
     `sent_ns`, `done_ns` (NEVER: it was not), `status` and `ends` (places in ENDS) are filled as the run goes;
-    `bodies` keeps those that tell more than their status (Contract.kept). `ended` lists the requests in the
-    order in which they ended, with a response or without. Retries and looks at orders are appended to all.
+    `bodies` keeps those that tell more than their status (Contract.kept), `heads` the heads of the same
+    answers, where the contract reads them. `ended` lists the requests in the order in which they ended, with
+    a response or without. Retries and looks at orders are appended to all.
 
     Planned requests go to the front doors in turn. So do those that follow one, from its front door on.
     """
@@ -67,6 +68,7 @@ class Schedule:
         it, it is the same everywhere."""
         self.contract = contract
         self.kept = contract.kept
+        self.keeps_heads = contract.reads_heads
         self.judge_refusal = contract.judge_refusal
         self.requests = [*requests]
         self.intended_ns = [*intended_ns]
@@ -92,6 +94,7 @@ class Schedule:
         self.status = array("h", [0]) * self.planned
         self.ends = array("b", [NEVER_SENT]) * self.planned
         self.bodies: dict[int, bytes] = {}
+        self.heads: dict[int, bytes] = {}
         self.unread: set[int] = set()
         """Purchases that were refused in words which do not fit the status."""
         self.ended: list[int] = []
@@ -179,6 +182,8 @@ class Schedule:
         self.status[op] = status
         if status in self.kept:
             self.bodies[op] = response.body
+            if self.keeps_heads:
+                self.heads[op] = response.head
         elif self.kind[op] == BUY and self.judge_refusal(status, response.body) == "UNKNOWN":
             self.unread.add(op)
         self.ended.append(op)
@@ -211,7 +216,8 @@ class Schedule:
         elif self.kind[op] == BUY and self.outcome_of(op) == "ACCEPTED":
             if not self.polls or not self.polls.pause_ns[first]:
                 return
-            if order_id := self.contract.classify(self.status[op], self.bodies[op])[1]:
+            answer = self.status[op], self.bodies[op], self.heads.get(op, b"")
+            if order_id := self.contract.classify(*answer)[1]:
                 self._look(first, 0, order_id, op, now)
         elif self.kind[op] == BUY and self.patience:
             pause_ns = self.pause_ns[first]
@@ -222,7 +228,8 @@ class Schedule:
         """Plan the next look at an order after so many, unless its final status was seen before `op`."""
         if self.polls is None or looks >= self.polls.most or first in self.settled:
             return
-        if self.contract.classify_order(self.status[op], self.bodies.get(op, b""), order_id)[1] in TERMINAL:
+        answer = self.status[op], self.bodies.get(op, b""), order_id, self.heads.get(op, b"")
+        if self.contract.classify_order(*answer)[1] in TERMINAL:
             self.settled.add(first)
         self.order_ids[len(self.requests)] = order_id
         pause_ns = self.polls.pause_ns[first]

@@ -102,36 +102,41 @@ class Injector(Background):
 
     async def _do(self, fault: Fault) -> None:
         start_s = self._seconds()
-        ending = AsyncExitStack()
+        ending, failed = AsyncExitStack(), None
         engines = self._engine.each if isinstance(self._engine, Engines) else ()
         nodes = NodeFault(fault, self._services, self._stack, engines) if fault.of_nodes else None
         try:
-            if fault.of_memory:
-                await self._take_memory(fault, ending)
-            elif nodes:
-                await nodes.find()
-                start_s = self._seconds()
-                await nodes.begin(ending)
-                await asyncio.sleep(fault.seconds)
-            else:
-                await self._begin_fault(fault, ending)
-                await asyncio.sleep(fault.seconds)
-        finally:
             try:
-                await _to_the_end(ending.aclose())
+                if fault.of_memory:
+                    await self._take_memory(fault, ending)
+                elif nodes:
+                    await nodes.find()
+                    start_s = self._seconds()
+                    await nodes.begin(ending)
+                    await asyncio.sleep(fault.seconds)
+                else:
+                    await self._begin_fault(fault, ending)
+                    await asyncio.sleep(fault.seconds)
             finally:
-                # The server starts a stage again by itself: such a fault ends as it begins.
-                end_s = self._seconds() if fault.seconds or fault.on not in STAGES else start_s
-                self.intervals.append(
-                    Interval(
-                        kind=fault.kind,
-                        on=fault.on,
-                        start_s=round(start_s, 3),
-                        end_s=round(end_s, 3),
-                        hit=nodes.hit if nodes else [],
-                    )
+                await _to_the_end(ending.aclose())
+        except FaultError as error:
+            # What fails there is not the run's own: it goes on, and is judged.
+            if fault.kind != COMMAND:
+                raise
+            failed = str(error)
+        finally:
+            # The server starts a stage again by itself: such a fault ends as it begins.
+            end_s = self._seconds() if fault.seconds or fault.on not in STAGES else start_s
+            self.intervals.append(
+                Interval(
+                    kind=fault.kind,
+                    on=fault.on,
+                    start_s=round(start_s, 3),
+                    end_s=round(end_s, 3),
+                    hit=nodes.hit if nodes else [],
+                    failed=failed,
                 )
-
+            )
         if nodes:
             await nodes.make_whole()
 

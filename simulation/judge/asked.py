@@ -123,6 +123,8 @@ class Asked:
         for fault in self.faults:
             back_s = self.recover_s if fault.recovered_after_s is None else fault.recovered_after_s
             until_s = fault.end_s + min(back_s, self.recover_s) + GRACE_S
+            if fault.failed:  # it may never have ended
+                until_s = NEVER / 1e9
             meets |= (end >= fault.start_s * 1e9) & (start <= until_s * 1e9)
         return meets
 

@@ -20,7 +20,7 @@ from simulation.judge.numbers.sales import (
     settled_orders,
     time_to_sell_out,
 )
-from simulation.judge.verdict import Check, make_check
+from simulation.judge.verdict import MISFIT, Check, list_misfits, make_check
 from simulation.model.events import Abort, Restocked
 from simulation.model.state import FinalState
 from simulation.scenario.condition import Condition, Span, parse_condition, unit_of
@@ -83,6 +83,17 @@ class Metrics:
             chosen = within if outcome == "knee" else select_waits(within, outcome)
             lag = take_stat(self._own_lag.reindex(chosen.index).dropna().to_numpy(), "p99")
         return find_mark(self.measure(metric, span), lag, self.machine)
+
+    def find_lack(self, metric: str) -> str:
+        """Return why there is nothing to measure."""
+        if ".lag_" in metric and self.state.unseen & {"accepted_us", "settled_us"}:
+            return "the witness does not show when orders were accepted and settled"
+        return "there was nothing to measure"
+
+    @cached_property
+    def misfits(self) -> list[str]:
+        """Where the description of the engine does not fit it, in words."""
+        return list_misfits(self.history, self.state, self.asked, self.reads)
 
     def _select(self, span: Span | None) -> pd.DataFrame:
         return select_span(self.history, *span) if span else self.history
@@ -156,7 +167,7 @@ def _judge(condition: Condition, scenario: Scenario, run: Metrics) -> Check:
     span = condition.window.find(scenario.spans(), np.inf) if condition.window else None
     value = run.measure(condition.metric, span)
     if value is None:
-        return make_check(str(condition), None, "there was nothing to measure")
+        return make_check(str(condition), None, run.find_lack(condition.metric))
     holds = condition.holds(value)
     mark = run.find_mark(condition.metric, span)
     unsure = mark is not None and holds != condition.holds(max(value - mark.excess_ms, 0.0))
@@ -170,6 +181,8 @@ def _judge(condition: Condition, scenario: Scenario, run: Metrics) -> Check:
         return make_check(str(condition), 0, measured)
     if not run.load.valid:
         return make_check(str(condition), None, f"{measured}, but the load was not as planned")
+    if run.misfits:
+        return make_check(str(condition), None, f"{measured}, but {MISFIT}")
     return make_check(str(condition), 1, measured)
 
 

@@ -2,7 +2,7 @@
 
 import inspect
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Final, Literal
 
@@ -12,6 +12,7 @@ import pandas as pd
 from simulation.judge.asked import Asked
 from simulation.judge.rules import orders, refusals, service, stock, terms
 from simulation.judge.rules.evidence import PLACES, Breach, Evidence, Finding, Unknown
+from simulation.judge.rules.misfits import BUY, ORDERS, READS, find_misfits
 from simulation.judge.rules.reads import reads_are_true
 from simulation.model.events import Recovery
 from simulation.model.state import FinalState
@@ -21,6 +22,7 @@ State = Literal["held", "broken", "not exercised", "not judged"]
 Rule = Callable[[Evidence], Finding]
 UNSEEN: Final = "orders of unknown outcomes can't be seen"
 """Why a rule is not judged by a witness that only knows what clients were told of."""
+MISFIT: Final = "the description may not fit this engine"
 RULES: Final[tuple[Rule, ...]] = (
     terms.terms_are_as_asked,
     stock.no_oversell,
@@ -59,6 +61,8 @@ OF_ALL: Final[frozenset[Rule]] = frozenset(
     )
 )
 """Rules that hold only if they hold of every order; a breach is certain by the orders that can be seen."""
+OF_ANSWERS: Final[frozenset[Rule]] = frozenset((service.no_server_errors, orders.order_ids_are_unique))
+"""Rules that need no orders but those that clients were told of."""
 BY_SUMS: Final[frozenset[Rule]] = frozenset(
     (stock.units_are_conserved, stock.demand_empties_the_stock, service.the_sale_happened)
 )
@@ -116,14 +120,25 @@ def judge(
     if there were any reads.
     """
     evidence = gather(history, state, asked, reads)
-    return [_apply(rule, evidence) for rule in RULES]
+    misfits = find_misfits(evidence)
+    return [_apply(rule, evidence, misfits) for rule in RULES]
+
+
+def list_misfits(
+    history: pd.DataFrame, state: FinalState, asked: Asked, reads: pd.DataFrame | None = None
+) -> list[str]:
+    """Return where the description of the engine does not fit it, in words."""
+    return [*find_misfits(gather(history, state, asked, reads)).values()]
 
 
 def gather(
     history: pd.DataFrame, state: FinalState, asked: Asked, reads: pd.DataFrame | None = None
 ) -> Evidence:
-    """Return the evidence that the rules read."""
-    return Evidence(asked, _widen(history), state, None if reads is None else _widen(reads))
+    """Return the evidence that the rules read, without reads of a kind whose description does not fit."""
+    if reads is not None:
+        fitting = ~reads["kind"].astype("str").radd(READS).isin(list(state.misfits))
+        reads = _widen(reads[fitting])
+    return Evidence(asked, _widen(history), state, reads)
 
 
 def find_breaches(evidence: Evidence) -> dict[str, tuple[Breach, ...]]:
@@ -154,13 +169,22 @@ def _widen(history: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def _apply(rule: Rule, evidence: Evidence) -> Check:
+def _may_misfit(rule: Rule, misfits: Mapping[str, str]) -> bool:
+    """Return whether it may be the engine's description that breaks the rule."""
+    return BUY in misfits or (ORDERS in misfits and rule not in OF_ANSWERS)
+
+
+def _apply(rule: Rule, evidence: Evidence, misfits: Mapping[str, str]) -> Check:
     name = name_rule(rule)
     meaning = " ".join((inspect.getdoc(rule) or "").split())
     try:
         violations, detail, chances, breaches = rule(evidence)
     except Unknown as missing:
         return make_check(name, None, str(missing), meaning)
+    if violations and _may_misfit(rule, misfits):
+        return make_check(name, None, f"{detail}; but {MISFIT}", meaning)
+    if rule is reads_are_true and not violations and any(part.startswith(READS) for part in misfits):
+        return make_check(name, None, f"{detail}; but {MISFIT}", meaning)
     if evidence.is_blind and (rule in BY_SUMS or (rule in OF_ALL and not violations)):
         return make_check(name, None, f"{detail}; but {UNSEEN}", meaning)
     named = [f"{each.kind} {one}" for each in breaches for one in each.name(PLACES)]
@@ -176,19 +200,23 @@ def judge_recovery(
     nothing, or leaves the rule not judged if the load went on for a quarter of the time that is allowed.
     Nor is it judged if a recovery was only late, and the load not as planned.
     """
+    failed = [each.failed for each in recoveries if each.failed]
+    recoveries = [each for each in recoveries if not each.failed]
     times_s = [each.recovered_after_s for each in recoveries if each.recovered_after_s is not None]
     late = sum(time_s > within_s for time_s in times_s)
-    violations = len(recoveries) - len(times_s) + late
+    # One fault that was not ended may keep the engine from recovering from every other.
+    violations = 0 if failed else len(recoveries) - len(times_s) + late
     unseen = [each for each in recoveries if each.end_s + (each.recovered_after_s or 0) > last_s]
     long = any(last_s - each.end_s > within_s / 4 for each in unseen)
     slow = late == violations > 0 and not load_valid
     longest = f", the longest recovery {max(times_s):.2f} s" if times_s else ""
     return make_check(
         "recovers from faults",
-        None if slow or (long and not violations) else violations,
+        None if failed or slow or (long and not violations) else violations,
         f"{len(recoveries):,} faults{longest} of at most {within_s:g} s"
         + (f"; the load ended before {len(unseen):,} of them were seen to be over" if unseen else "")
-        + ("; but the load was not as planned" if slow else ""),
+        + ("; but the load was not as planned" if slow else "")
+        + "".join(f"; {words}, so nobody knows whether that fault is over" for words in failed),
         "After every fault, without anybody's help and within the time that the scenario allows (recover_s),"
         " requests are answered as before, and what waited for the ledger drains.",
         chances=len(recoveries) - len(unseen),

@@ -56,8 +56,9 @@ def format_line(figures: Figures) -> str:
         f"{figures.t_s:6.1f} s  {figures.phase:13}  intended {figures.intended_rps:7,.0f}/s"
         f"  done {figures.done_rps:7,.0f}/s  p50 {ms(figures.p50_ms):>8}  p99 {ms(figures.p99_ms):>8}"
         f"  accepted {figures.accepted:,}  sold out {figures.sold_out:,}  errors {figures.errors:,}"
-        f"  stock {count(figures.stock)}  pending {count(figures.pending)}  outbox {count(figures.outbox)}"
-        f"  queue {count(figures.queue)}  confirmed {count(figures.confirmed)}"
+        f"  stock {count(figures.stock)}  pending {count(figures.pending)}"
+        + ("" if figures.outbox is None else f"  outbox {count(figures.outbox)}")
+        + f"  queue {count(figures.queue)}  confirmed {count(figures.confirmed)}"
         + (f"  reads {figures.reads:,}" if figures.reads else "")
     )
 

@@ -1,8 +1,8 @@
 """The HTTP contract of an engine, as data: the requests that it takes, and what its answers mean.
 
 A request is a template: `{user_id}`, `{product_id}`, `{order_id}`, `{key}` and so on stand for values. A
-header or query parameter whose value is missing is left out; in a body it is null. A place in an answer is a
-path of names in its JSON, such as `data.orderId`; `.` is the whole body as text.
+header or query parameter whose value is missing is left out; in a body it is null. Places in an answer are
+those of simulation.model.places.
 """
 
 import re
@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from simulation.model.outcome import Stock
+from simulation.model.places import HEADER, count_at, decode, look
 
 Outcome = Literal[
     "ACCEPTED", "SOLD_OUT", "LIMIT_REACHED", "NOT_STARTED", "SALE_ENDED", "UNKNOWN_PRODUCT", "INVALID",
@@ -94,6 +95,8 @@ class OrderRead(Request, frozen=True, kw_only=True):
     status: str
     """The place of its status."""
     order_id: str | None = None
+    statuses: tuple[Annotated[int, Meta(ge=200, le=299)], ...] = (200,)
+    """The statuses of answers that show it."""
     words: dict[str, str] = {}
     """PENDING, CONFIRMED, FAILED or REJECTED for each word of the engine that says so in another way."""
 
@@ -115,7 +118,17 @@ class Contract(Part, frozen=True, kw_only=True):
     def kept(self) -> frozenset[int]:
         """The statuses whose bodies tell more than whether they fit: an order id, one of several outcomes, or
         what was read."""
-        return self.ambiguous | self.accepting | {200}
+        return self.ambiguous | self.accepting | {200, *(self.order.statuses if self.order else ())}
+
+    @cached_property
+    def reads_heads(self) -> bool:
+        """Whether something stands in a header field of an answer."""
+        asked = [self.buy.order_id]
+        if self.stock:
+            asked += [self.stock.remaining, self.stock.initial, self.stock.sold, self.stock.product_id]
+        if self.order:
+            asked += [self.order.status, self.order.order_id]
+        return any(place is not None and place.startswith(HEADER) for place in asked)
 
     @cached_property
     def ambiguous(self) -> frozenset[int]:
@@ -132,7 +145,7 @@ class Contract(Part, frozen=True, kw_only=True):
         """Return the outcome of an answer; without a body its status counts alone."""
         return lru_cache(MOST_RULES)(self._judge)
 
-    def classify(self, status: int, body: bytes | None = None) -> tuple[str, str | None]:
+    def classify(self, status: int, body: bytes | None = None, head: bytes = b"") -> tuple[str, str | None]:
         """Return outcome and order id of the answer to a purchase. An answer that accepts and names no order
         is UNKNOWN, if the engine names them; without a body, the status counts alone."""
         if status not in self.accepting:
@@ -140,34 +153,35 @@ class Contract(Part, frozen=True, kw_only=True):
         outcome = self._judge(status, body or b"")
         if outcome != "ACCEPTED" or self.buy.order_id is None:
             return outcome, None
-        found = _look(self.buy.order_id, body or b"", decode(body or b""))
+        found = look(self.buy.order_id, body or b"", decode(body or b""), head)
         named = str(found) if type(found) is (int if self.buy.numbered else str) else ""
         return ("ACCEPTED", named) if named else ("UNKNOWN", None)
 
-    def classify_stock(self, status: int, body: bytes, product_id: int) -> tuple[str, Stock | None]:
+    def classify_stock(
+        self, status: int, body: bytes, product_id: int, head: bytes = b""
+    ) -> tuple[str, Stock | None]:
         """Return the outcome of a read of a product's stock, and what it showed."""
         if status != 200 or self.stock is None:
             return _outcome_of_read(status), None
         places = {name: getattr(self.stock, name) for name in ("initial", "remaining", "sold")}
         answer = decode(body)
-        # A body that is a number is one in JSON, too.
         found = {
-            name: answer if place == "." else _look(place, body, answer)
-            for name, place in places.items()
-            if place is not None
+            name: count_at(place, body, answer, head) for name, place in places.items() if place is not None
         }
-        named = None if self.stock.product_id is None else _look(self.stock.product_id, body, answer)
+        named = None if self.stock.product_id is None else look(self.stock.product_id, body, answer, head)
         if named not in (None, product_id, str(product_id)) or not all(map(_is_count, found.values())):
             return "UNKNOWN", None
         return "SHOWN", Stock(**found)
 
-    def classify_order(self, status: int, body: bytes, order_id: str) -> tuple[str, str | None]:
+    def classify_order(
+        self, status: int, body: bytes, order_id: str, head: bytes = b""
+    ) -> tuple[str, str | None]:
         """Return the outcome of a read of an order, and the status that it showed."""
-        if status != 200 or self.order is None:
+        if self.order is None or status not in self.order.statuses:
             return _outcome_of_read(status), None
         answer = decode(body)
-        word = _look(self.order.status, body, answer)
-        named = None if self.order.order_id is None else _look(self.order.order_id, body, answer)
+        word = look(self.order.status, body, answer, head)
+        named = None if self.order.order_id is None else look(self.order.order_id, body, answer, head)
         if isinstance(word, str) and word and (named is None or str(named) == order_id):
             return "SHOWN", self.order.words.get(word, word)
         return "UNKNOWN", None
@@ -177,7 +191,8 @@ class Contract(Part, frozen=True, kw_only=True):
         if status == 503:
             return outcome in ("UNAVAILABLE", "UNKNOWN", *self._outcomes.get(503, ()))
         if kind != "buy":
-            return outcome in ("SHOWN", "UNKNOWN") if status == 200 else outcome == _outcome_of_read(status)
+            shown = self.order.statuses if kind == "order" and self.order else (200,)
+            return outcome in ("SHOWN", "UNKNOWN") if status in shown else outcome == _outcome_of_read(status)
         known = self._outcomes.get(status)
         if known is None:
             return outcome == _outcome_of_unlisted(status)
@@ -206,34 +221,10 @@ class Contract(Part, frozen=True, kw_only=True):
             if rule.word is None:
                 return rule.outcome
             answer = decode(body) if answer is None else answer
-            said = [_look(place, body, answer) for place in self.buy.words]
+            said = [look(place, body, answer) for place in self.buy.words]
             if any(type(word) is type(rule.word) and word == rule.word for word in said):
                 return rule.outcome
         return "UNKNOWN"
-
-
-def decode(body: bytes) -> Any:
-    """Return what a body says in JSON; nothing if it is none."""
-    try:
-        return msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return {}
-
-
-def find_in(place: str, body: bytes) -> Any:
-    """Return what stands at a place of an answer; None if there is nothing."""
-    return _look(place, body, decode(body))
-
-
-def _look(place: str, body: bytes, answer: Any) -> Any:
-    if place == ".":
-        return body.decode(errors="replace").strip()
-    for name in place.split("."):
-        if isinstance(answer, list) and name.isdigit() and int(name) < len(answer):
-            answer = answer[int(name)]
-        else:
-            answer = answer.get(name) if isinstance(answer, dict) else None
-    return answer
 
 
 def _is_count(value: Any) -> bool:

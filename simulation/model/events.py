@@ -3,7 +3,7 @@
 import msgspec
 
 
-class Interval(msgspec.Struct, frozen=True, kw_only=True):
+class Interval(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A fault as it was done."""
 
     kind: str
@@ -13,9 +13,11 @@ class Interval(msgspec.Struct, frozen=True, kw_only=True):
     """When it ended: the connection is open, or the service answers, again."""
     hit: list[str] = []
     """The nodes, or the machine, that it was done to, where `on` is a role or a machine."""
+    failed: str | None = None
+    """Why a command of one's own failed: nobody knows then whether the fault began, or has ended."""
 
 
-class Recovery(Interval, frozen=True, kw_only=True):
+class Recovery(Interval, frozen=True, kw_only=True, omit_defaults=False):
     """A fault, and how the engine came back from it."""
 
     recovered_after_s: float | None = msgspec.field(name="healed_s")

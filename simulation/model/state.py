@@ -59,10 +59,13 @@ class FinalState:
     drained_s: float | None = None
     """Seconds until everything had settled; None if that took longer than allowed."""
     unread: dict[str, str] = field(default_factory=dict)
+    misfits: dict[str, str] = field(default_factory=dict)
+    """Where the description of the engine was seen not to fit it, in words: "orders" that the witness should
+    show, "reads of order", "reads of stock"."""
     unseen: frozenset[str] = frozenset()
     """The columns of ORDER_TYPES that the witness does not show."""
     without: frozenset[str] = frozenset()
-    """What the engine has none of, as its description says: "dead letters", "gate" (nobody says what is for
-    sale), "waiting" (a place where accepted purchases wait)."""
+    """What the engine has none of, or nobody can see: "dead letters", "gate" (nobody says what is for sale),
+    "outbox" (and so no stages as Flashgrid has them), "waiting" (a place where accepted purchases wait)."""
     partial: bool = False
     """Whether orders that no client was told of can't be seen."""

@@ -18,6 +18,7 @@ _NUMBERS: Final = (
     "bus",
     "drained_s",
     "unread",
+    "misfits",
     "unseen",
     "without",
     "partial",

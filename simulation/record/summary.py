@@ -66,7 +66,8 @@ class Fulfilment(Part, frozen=True):
     lag_p99_ms: float | None
     drained_s: float | None
     """null: not in the time that the scenario allows."""
-    bus: Literal["rabbitmq", "outbox"]
+    bus: Literal["rabbitmq", "outbox", "none"]
+    """outbox: fulfilment reads the outbox itself."""
 
 
 class Stock(Part, frozen=True):
@@ -172,6 +173,10 @@ class Summary(Part, frozen=True):
     """In their order; none of a single one."""
     in_charge: list[InCharge] = []
     """Of services with several nodes."""
+    engine: str = "flashgrid"
+    """The engine under test, by the name of its description."""
+    misfits: list[str] = []
+    """Where the description of the engine does not fit it."""
 
 
 def check_summary(summary: Any) -> Summary:

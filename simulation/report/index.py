@@ -93,11 +93,13 @@ def list_campaigns(folder: Path) -> list[Campaign]:
     found = []
     for kind, (title, rows, field, word) in CAMPAIGNS.items():
         for file in folder.glob(f"*/{kind}.json"):
-            page = file.with_suffix(".md" if kind == "bench" else ".html")
+            pages = [file.with_suffix(suffix) for suffix in (".html", ".md")]
+            page = next((each for each in pages if each.exists()), file)
             try:
                 result = json.loads(file.read_text(encoding="utf-8"))
                 states = [reduce(getitem, field.split("."), row) for row in result[rows]] if rows else []
-                started_at = result["started_at"]
+                # A record of several runs has a day.
+                started_at = result.get("started_at") or result["date"]
             except (OSError, ValueError, KeyError, TypeError):
                 continue
             good = states.count(word)

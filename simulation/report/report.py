@@ -26,7 +26,7 @@ from simulation.report.plots.load import Cause, list_causes
 from simulation.report.plots.moment import draw_moment
 from simulation.report.plots.responsive import Plot, make_plot, to_svg
 from simulation.report.scenario import list_facts, tabulate_arrivals, tabulate_sales
-from simulation.report.words import FAULTS, OUTCOMES, count, ms, seconds
+from simulation.report.words import FAULTS, OUTCOMES, ROLES, count, ms, seconds
 from simulation.scenario.schema import DriverOptions
 
 THUMBNAIL: Final = "picture.svg"
@@ -199,6 +199,7 @@ def render_page(
         ],
         effects=list(zip(summary.get("faults", []), effects, strict=False)),
         faults=FAULTS,
+        roles=ROLES,
         omission=omission,
         processes=processes,
         hostile=hostile,

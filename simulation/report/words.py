@@ -28,6 +28,11 @@ FAULTS: Final = {
     "command": "a command of one's own",
 }
 """What each kind of fault (simulation.scenario.fault) does to its component."""
+FLASHGRID: Final = "flashgrid"
+ROLES: Final = (
+    "its gate is whatever says what is still for sale, its ledger the orders that its witness shows"
+)
+"""What two words mean of an engine that is not ours."""
 OUTCOMES: Final = {
     "accepted": "accepted",
     "sold_out": "sold out",
@@ -97,8 +102,11 @@ def describe_reads(kind: str, reads: Mapping[str, Any]) -> str:
 def describe(summary: Mapping[str, Any], folder: str = "RUN") -> str:
     """Return the verdict of a run, in that folder, and its main numbers, in a few lines for a terminal."""
     load, stock, ledger = (summary[part] for part in ("load", "stock", "fulfilment"))
+    foreign = summary.get("engine", FLASHGRID) != FLASHGRID
     lines = [
         f"{summary['verdict'].upper()}: {summary['verdict_in_words']}",
+        *([f"  engine    {summary['engine']}; {ROLES}"] if foreign else []),
+        *(f"  the description may not fit this engine: {words}" for words in summary.get("misfits", ())),
         *([f"  the load is not valid: {load['reason']}"] if not load["valid"] else []),
         *(
             line
@@ -154,7 +162,7 @@ def describe(summary: Mapping[str, Any], folder: str = "RUN") -> str:
     lines.append(
         f"  ledger    {count(ledger['confirmed'])} confirmed, {count(ledger['failed'])} failed,"
         f" {count(ledger['rejected'])} rejected, delay p99 {ms(ledger['lag_p99_ms'])}, {drained},"
-        f" bus: {ledger['bus']}"
+        + (f" bus: {ledger['bus']}" if ledger["bus"] != "none" else " no bus")
     )
     for restock in summary["restocks"]:
         took_s = restock["sold_out_after_s"]
@@ -173,5 +181,6 @@ def describe(summary: Mapping[str, Any], folder: str = "RUN") -> str:
         back = "never recovered" if fault["healed_s"] is None else f"recovered in {fault['healed_s']:.1f} s"
         span = f"{fault['start_s']:.2f} to {fault['end_s']:.2f} s"
         hit = f" ({', '.join(fault['hit'])})" if fault.get("hit") else ""
-        lines.append(f"  fault     {fault['kind']} {fault['on']}{hit}, {span}: {back}")
+        failed = f"; its command failed: {fault['failed']}" if fault.get("failed") else ""
+        lines.append(f"  fault     {fault['kind']} {fault['on']}{hit}, {span}: {back}{failed}")
     return "\n".join(lines)

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from itertools import cycle
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 from uuid import uuid4
 
@@ -16,8 +16,9 @@ from yarl import URL
 
 from engine.model.sale import Sale, SaleTerms
 from simulation.errors import EngineError, Unreadable
-from simulation.model.contract import FLASHGRID, Contract, Init, Request, find_in
+from simulation.model.contract import FLASHGRID, Contract, Init, Request
 from simulation.model.formats import name_key, place_product
+from simulation.model.places import find_in
 from simulation.model.requests import fill
 from simulation.scenario.schema import SaleOffer
 from simulation.target.services import Services
@@ -29,6 +30,14 @@ AT_ONCE: Final = 50
 _AGAIN_S: Final = 0.5
 """How soon a sale is asked for again while the engine can't open it."""
 _NEW_SALES: Final = Path(__file__).with_name("new_sales.sql").read_text()
+
+
+class Answer(NamedTuple):
+    """An engine's answer."""
+
+    status: int
+    body: bytes
+    head: bytes
 
 
 async def open_sales(
@@ -82,16 +91,15 @@ async def connect(ca: str | None = None) -> AsyncIterator[aiohttp.ClientSession]
         yield session
 
 
-async def send(
-    session: aiohttp.ClientSession, url: str, request: Request, **values: Any
-) -> tuple[int, bytes]:
-    """Send a request of the contract to the engine at `url`; return status and body. Raises EngineError."""
+async def send(session: aiohttp.ClientSession, url: str, request: Request, **values: Any) -> Answer:
+    """Send a request of the contract to the engine at `url`. Raises EngineError."""
     path, headers, body = fill(request, **values)
     try:
         async with session.request(
             request.method, URL(url + path, encoded=True), headers=headers, data=body
         ) as answer:
-            return answer.status, await answer.read()
+            head = b"\r\n".join(name + b": " + value for name, value in answer.raw_headers)
+            return Answer(answer.status, await answer.read(), head)
     except (aiohttp.ClientError, TimeoutError) as error:
         raise EngineError(f"{url} can't be reached: {error or 'no answer in time'}") from None
 
@@ -110,7 +118,7 @@ async def _open_sale(
     for each in cycle(urls):
         url, is_late = each.rstrip("/"), time.monotonic() >= until_s
         try:
-            status, body = await send(session, url, init, **values)
+            status, body, head = await send(session, url, init, **values)
             if status != 503 or is_late:
                 break
         except EngineError:
@@ -124,7 +132,7 @@ async def _open_sale(
     if init.sale_id is None:
         return terms.product_id
     try:
-        return int(find_in(init.sale_id, body))
+        return int(find_in(init.sale_id, body, head))
     except (TypeError, ValueError):
         raise EngineError(
             f"{url}{init.path} names no sale at {init.sale_id} in its answer: {body[:200]!r}"

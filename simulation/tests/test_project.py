@@ -123,14 +123,18 @@ def tracked_files() -> list[str]:
     return [name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
 
 
-def run_compose(**environment: str) -> subprocess.CompletedProcess[str]:
+COMPOSE_FILES = ("docker-compose.yml", "engine/ops/cluster/docker-compose.yml")
+OPS_FILES = (*COMPOSE_FILES, "engine/ops/kubernetes/engine.yaml", "engine/ops/README.md")
+
+
+def run_compose(file: str, **environment: str) -> subprocess.CompletedProcess[str]:
     if shutil.which("docker-compose") is None:
         if os.environ.get("CI"):
             pytest.fail("docker-compose is missing")
         pytest.skip("docker-compose is missing")
     clean = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
     return subprocess.run(
-        ["docker-compose", "config", "--quiet"],
+        ["docker-compose", "--file", file, "config", "--quiet"],
         cwd=ROOT,
         env=clean | environment,
         capture_output=True,
@@ -272,22 +276,25 @@ def test_a_clone_as_git_makes_it_on_windows_has_the_same_bytes(tmp_path: Path) -
         assert (tmp_path / "clone" / name).read_bytes() == show.stdout, name
 
 
-def test_the_compose_file_is_accepted() -> None:
-    accepted = run_compose(FLASHGRID_ADMIN_TOKEN="a-token-of-sixteen")
+@pytest.mark.parametrize("file", COMPOSE_FILES)
+def test_the_compose_file_is_accepted(file: str) -> None:
+    accepted = run_compose(file, FLASHGRID_ADMIN_TOKEN="a-token-of-sixteen")
     assert accepted.returncode == 0, accepted.stderr
 
 
-def test_the_compose_file_asks_for_an_admin_token() -> None:
-    refused = run_compose()
+@pytest.mark.parametrize("file", COMPOSE_FILES)
+def test_the_compose_file_asks_for_an_admin_token(file: str) -> None:
+    refused = run_compose(file)
     assert refused.returncode != 0
     assert "FLASHGRID_ADMIN_TOKEN" in refused.stderr
 
 
-def test_the_compose_file_names_settings_that_exist() -> None:
+@pytest.mark.parametrize("file", OPS_FILES)
+def test_files_for_operators_name_settings_that_exist(file: str) -> None:
     known = {PREFIX + field.name.upper() for field in msgspec.structs.fields(Settings)}
-    named = set(re.findall(rf"{PREFIX}\w+", (ROOT / "docker-compose.yml").read_text()))
+    named = set(re.findall(rf"{PREFIX}\w+", (ROOT / file).read_text()))
     assert named
-    assert named <= known
+    assert {name.removesuffix("_FILE") for name in named} <= known
 
 
 def test_the_top_level_holds_no_strays() -> None:

@@ -1,7 +1,5 @@
 """Connections that follow the server in charge: one that refuses is left, and its name is looked up anew."""
 
-import math
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
@@ -32,42 +30,47 @@ def leave_when_refused(connection_class: Any, lookup: Lookup | None = None) -> A
     refusals = 0
 
     class Connection(connection_class):  # type: ignore[misc]
-        latest_connect, latest_reconnect = time.monotonic(), -math.inf
-        has_connected = False
         connected_after: int | None = None
         """Refusals before it connected; None while it connects, when the client library tries what it may."""
 
+        @property
+        def is_left(self) -> bool:
+            """Whether it ends at its next use."""
+            return bool(self.connected_after != refusals)
+
+        def note(self, answer: object) -> None:
+            """Let all connections leave the server if it refused what another might not refuse."""
+            nonlocal refusals
+            if isinstance(answer, REFUSALS) and _is_of_server(answer):
+                refusals += 1
+
         async def connect(self) -> None:
-            if self.connected_after == refusals and self.is_connected:
+            if not self.is_left and self.is_connected:
                 return
             await self.disconnect()
             self.connected_after, before = None, refusals
             if lookup is not None:
                 self.host, self.port = await lookup.find()
             await super().connect()
-            self.connected_after, type(self).latest_connect = before, time.monotonic()
-            if self.has_connected:
-                type(self).latest_reconnect = type(self).latest_connect
-            self.has_connected = True
+            self.connected_after = before
 
         async def send_packed_command(self, *arguments: Any, **options: Any) -> None:
             with lose_closed():
                 await super().send_packed_command(*arguments, **options)
 
         async def read_response(self, *arguments: Any, **options: Any) -> Any:
-            nonlocal refusals
             try:
                 with lose_closed():
                     return await super().read_response(*arguments, **options)
             except REFUSALS as error:
-                if self.connected_after is not None and is_of_server(error):
-                    refusals += 1
+                if self.connected_after is not None:
+                    self.note(error)
                 raise
 
     return Connection
 
 
-def is_of_server(refusal: object) -> bool:
+def _is_of_server(refusal: object) -> bool:
     """Return whether another server might not refuse."""
     return not (
         isinstance(refusal, (NoScriptError, OutOfMemoryError)) or str(refusal).startswith(_ELSEWHERE_TOO)

@@ -8,7 +8,7 @@ from redis.asyncio import Redis
 from redis.asyncio.connection import DefaultParser
 from redis.exceptions import ConnectionError
 
-from engine.gate.connection.following import REFUSALS, is_of_server, lose_closed
+from engine.gate.connection.following import lose_closed
 
 Argument = str | bytes | int
 
@@ -27,7 +27,6 @@ class Wire(asyncio.Protocol):
         self._answers: list[Any] = []
         self._asked = 0
         self._answered: asyncio.Future[None] | None = None
-        self._refused = False
 
     async def connect(self) -> None:
         """Look the server's name up and connect, once. Raises RedisError."""
@@ -46,8 +45,8 @@ class Wire(asyncio.Protocol):
 
     @property
     def is_open(self) -> bool:
-        """Whether it is neither lost nor was refused a command by a server that may be the wrong one."""
-        return self._transport is not None and not self._refused
+        """Whether it is neither lost nor, as all connections of its client, left after a refusal."""
+        return self._transport is not None and not self._connection.is_left
 
     async def ask(self, *commands: tuple[Argument, ...]) -> list[Any]:
         """Return the answers to all commands; an error that Redis answers stands in its place.
@@ -82,8 +81,7 @@ class Wire(asyncio.Protocol):
         """Read the answers that are complete."""
         self._reader.feed(data)
         while (answer := self._reader.gets()) is not False:
-            if isinstance(answer, REFUSALS) and is_of_server(answer):
-                self._refused = True
+            self._connection.note(answer)
             self._answers.append(answer)
         if len(self._answers) == self._asked and self._answered is not None and not self._answered.done():
             self._answered.set_result(None)

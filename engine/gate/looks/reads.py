@@ -6,13 +6,14 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from redis.exceptions import RedisError
 
 from engine.errors import GateUnavailable
-from engine.gate.client import Shard, ask_each, latest_connect, latest_reconnect
-from engine.gate.fence import NOTICED_S, Fence, ask_primary
+from engine.gate.client import Command, Shard, ask_each
+from engine.gate.connection.wire import Wire
+from engine.gate.fence import NOTICED_S, Fence, check_primary
 from engine.gate.keys import shard_of
 from engine.model.order_id import read_time_ms, split_order_id
 
@@ -43,10 +44,14 @@ def translate_errors() -> Iterator[None]:
 
 
 class GateReads:
-    """Reads of all shards. Methods raise GateUnavailable if none of those that are asked answers."""
+    """Reads of all shards, each kind on connections of its own: one caller at a time, who bounds the wait.
+
+    Methods raise GateUnavailable if no shard of those that are asked answers.
+    """
 
     def __init__(self, shards: Sequence[tuple[Shard, Fence]]) -> None:
-        self._shards = shards
+        self._stocks = [_Line(shard) for shard, _ in shards]
+        self._pending = [(_Line(shard), fence) for shard, fence in shards]
         self.away_at = -math.inf
         """When orders could last not be asked for in time, on time.monotonic."""
 
@@ -55,9 +60,9 @@ class GateReads:
 
         Products of a shard that does not answer, or waits to be rebuilt, are left out.
         """
-        by_shard: defaultdict[Shard, list[int]] = defaultdict(list)
+        by_shard: defaultdict[_Line, list[int]] = defaultdict(list)
         for product_id in product_ids:
-            by_shard[shard_of(product_id, self._shards)[0]].append(product_id)
+            by_shard[shard_of(product_id, self._stocks)].append(product_id)
         found = await _ask_those_that_answer(by_shard.items(), _read_stocks)
         return {product_id: stock for stocks in found if stocks for product_id, stock in stocks.items()}
 
@@ -68,7 +73,7 @@ class GateReads:
         """
         places = {order_id: split_order_id(order_id) for order_id in order_ids}
         stems = [*dict.fromkeys(stem for stem, _ in places.values())]
-        memories = await _ask_those_that_answer(self._shards, partial(_read_memory, stems=stems))
+        memories = await _ask_those_that_answer(self._pending, partial(_read_memory, stems=stems))
         if None in memories:
             self.away_at = time.monotonic()
         forgotten_ms = max(math.inf if memory is None else memory.forgotten_ms for memory in memories)
@@ -84,8 +89,41 @@ class GateReads:
     @property
     def is_late(self) -> bool:
         """Whether orders that are pending here may have been shown as settled while the gate was away."""
-        back_at = max(latest_reconnect(shard.redis) for shard, _ in self._shards)
+        back_at = max(line.reconnected_at for line, _ in self._pending)
         return time.monotonic() - max(self.away_at, back_at) < _LATE_S
+
+    def close(self) -> None:
+        """Disconnect."""
+        for line in (*self._stocks, *(line for line, _ in self._pending)):
+            line.close()
+
+
+class _Line:
+    """A shard, and a connection to its primary."""
+
+    def __init__(self, shard: Shard) -> None:
+        self.keys = shard
+        self._wire = Wire(shard.redis)
+        self.connected_at = self.reconnected_at = -math.inf
+        """When it connected last, and when that took the place of a lost connection, on time.monotonic.
+
+        The server has been in charge since then at least, unless it says otherwise.
+        """
+
+    async def ask(self, *commands: Command) -> list[Any]:
+        """Return the answers of the primary. Raises RedisError."""
+        if not self._wire.is_open:
+            self._wire.close()
+            self._wire = Wire(self.keys.redis)
+            await self._wire.connect()
+            if self.connected_at > -math.inf:
+                self.reconnected_at = time.monotonic()
+            self.connected_at = time.monotonic()
+        return check_primary(await self._wire.ask(*commands, ("HDEL", self.keys.fence, "")))
+
+    def close(self) -> None:
+        """Disconnect."""
+        self._wire.close()
 
 
 class _Memory(NamedTuple):
@@ -115,15 +153,14 @@ async def _ask_those_that_answer(shards: Iterable[U], ask: Callable[[U], Awaitab
     return answers
 
 
-async def _read_stocks(asked: tuple[Shard, Sequence[int]]) -> dict[int, Stock | None]:
+async def _read_stocks(asked: tuple[_Line, Sequence[int]]) -> dict[int, Stock | None]:
     """Return the stocks of a shard's products, nothing if it waits to be rebuilt."""
-    shard, product_ids = asked
-    async with shard.redis.pipeline(transaction=False) as pipe:
-        for product_id in product_ids:
-            pipe.hmget(shard.sale(product_id), ["sale_id", "stock", "remaining"])
+    line, product_ids = asked
+    *rows, is_open = await line.ask(
+        *[("HMGET", line.keys.sale(each), "sale_id", "stock", "remaining") for each in product_ids],
         # After the fields: a gate that loses its memory in between is closed.
-        pipe.hget(shard.fence, "open")
-        *rows, is_open = await ask_primary(pipe, shard)
+        ("HGET", line.keys.fence, "open"),
+    )
     if not is_open:
         return {}
     return {
@@ -132,18 +169,17 @@ async def _read_stocks(asked: tuple[Shard, Sequence[int]]) -> dict[int, Stock | 
     }
 
 
-async def _read_memory(asked: tuple[Shard, Fence], stems: Sequence[str]) -> _Memory:
-    shard, fence = asked
+async def _read_memory(asked: tuple[_Line, Fence], stems: Sequence[str]) -> _Memory:
+    line, fence = asked
     # Before it is asked: what this process hears meanwhile may be newer than the answer.
     writer, *own = fence.seen
-    async with shard.redis.pipeline(transaction=False) as pipe:
-        pipe.hmget(shard.pending, stems)
-        pipe.hmget(shard.fence, ["open", writer, "doubt"])
-        batches, (generation, writes, doubt) = await ask_primary(pipe, shard)
+    batches, (generation, writes, doubt) = await line.ask(
+        ("HMGET", line.keys.pending, *stems), ("HMGET", line.keys.fence, "open", writer, "doubt")
+    )
     if not generation:
         return _Memory({}, math.inf)
     # A new server may have an older copy of what the one before knew.
-    is_new = time.monotonic() - latest_connect(shard.redis) < NOTICED_S
+    is_new = time.monotonic() - line.connected_at < NOTICED_S
     forgotten_ms = math.inf if is_new or [int(generation), int(writes or 0)] < own else -1
     if doubt:
         forgotten_ms = max(forgotten_ms, int(doubt) + _CLOCKS_MS)

@@ -4,6 +4,7 @@ import random
 import socket
 from collections import Counter
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from urllib.parse import urlsplit
 
 import asyncpg
@@ -22,6 +23,7 @@ from engine.tests.proxy import Proxy
 from engine.tests.test_server import eventually
 
 CONFIRMED, FAILED, REJECTED = OrderStatus.CONFIRMED, OrderStatus.FAILED, OrderStatus.REJECTED
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @pytest.fixture
@@ -83,7 +85,7 @@ async def test_orders_are_kept_as_they_were_reserved(
     assert [str(row["order_id"])] == lot.order_ids
     assert (row["sale_id"], row["product_id"], row["user_id"], row["quantity"]) == (sale.sale_id, 1, 1, 2)
     assert (row["status"], row["reason"], row["idempotency_key"]) == ("CONFIRMED", None, "abc")
-    assert round(row["accepted_at"].timestamp() * 1000) == lot.accepted_ms
+    assert row["accepted_at"] == EPOCH + timedelta(milliseconds=lot.accepted_ms)
     assert await database.fetchval("SELECT sold FROM sales") == 2
 
 
@@ -223,7 +225,7 @@ async def test_a_batch_of_many_sales_is_written_as_it_was_accepted(
     }
     for row, lot in ((row, lot) for row in rows for lot in lots if str(row["order_id"]) in lot.order_ids):
         assert (row["quantity"], row["status"], row["reason"]) == (3, "CONFIRMED", None)
-        assert round(row["accepted_at"].timestamp() * 1000) == lot.accepted_ms
+        assert row["accepted_at"] == EPOCH + timedelta(milliseconds=lot.accepted_ms)
     assert {row["sale_id"]: row["sold"] for row in await database.fetch("SELECT * FROM sales")} == {
         sales[0].sale_id: 3,
         sales[1].sale_id: 9,

@@ -91,7 +91,10 @@ class FastHttpLoop(GreenLoop):
         if response.status_code:
             content = bytes(response.content or b"")
             connection.op = IDLE
-            self.end(op, Response(response.status_code, content, len(content), True), now)
+            head = b""
+            if self.keeps_heads:
+                head = "".join(f"{name}: {value}\r\n" for name, value in response.headers.items()).encode()
+            self.end(op, Response(response.status_code, content, len(content), True, head), now)
             if self.connection_per_request:
                 connection.drop(RESET)
             else:

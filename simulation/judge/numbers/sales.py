@@ -32,7 +32,7 @@ def measure_fulfilment(state: FinalState) -> dict[str, Any]:
         "lag_p50_ms": delay["p50"],
         "lag_p99_ms": delay["p99"],
         "drained_s": state.drained_s,
-        "bus": "rabbitmq" if state.bus else "outbox",
+        "bus": "rabbitmq" if state.bus else "none" if "outbox" in state.without else "outbox",
     }
 
 

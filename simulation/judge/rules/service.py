@@ -37,10 +37,6 @@ def no_server_errors(evidence: Evidence) -> Finding:
         f"{len(sent) + len(unsent):,} requests; for a reason without an answer:"
         f" {(late & sent['excused']).sum():,}"
     )
-    buy, bought = asked.contract.buy, unread & (sent["kind"] == "buy")
-    if bought.any() and buy.order_id and evidence.accepted.empty:
-        kind = "a number" if buy.numbered else "a text"
-        detail += f"; no answer names an order at {buy.order_id}, {kind}, as the contract says"
     found = find(
         detail,
         Breach(error.sum(), "server errors other than 503", "op", sent.loc[error, "op"]),

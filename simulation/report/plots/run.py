@@ -22,7 +22,7 @@ _LEAST_SHADE: Final = 0.006
 """A fault is shaded over at least this share of the run, so that one without duration is seen."""
 _TIMELINE: Final = {
     "Stock and ledger": {
-        "stock_remaining": ("left at the gate", "blue"),
+        "stock_remaining": ("left in stock", "blue"),
         "ledger_confirmed": ("confirmed", "green"),
         "ledger_failed": ("failed", "pink"),
     },

@@ -127,9 +127,11 @@ def _tell_nothing(record: Record, buys: pd.DataFrame, orders: list[str]) -> list
     moment_ns = last["done_ns"] if pd.notna(last["done_ns"]) else last["sent_ns"]
     after_s = None if pd.isna(moment_ns) else moment_ns / 1e9
     if (buys["result"] == "unknown").any():
-        words = "nothing that settled: the ledger has no untold order of this buyer, product and key"
+        words = (
+            f"nothing that settled: the {record.ledger} has no untold order of this buyer, product and key"
+        )
         if record.state.orders is None:
-            words = "the ledger could not be read, so nobody can say"
+            words = f"the {record.ledger} could not be read, so nobody can say"
         return [Step(what="reserved", after_s=after_s, words=words)]
     reason = "it was never sent" if buys["sent_ns"].isna().all() else "a refusal reserves nothing"
     steps = [Step(what="reserved", after_s=after_s, words=f"nothing: {reason}")]
@@ -138,8 +140,9 @@ def _tell_nothing(record: Record, buys: pd.DataFrame, orders: list[str]) -> list
     if last["outcome"] == "SOLD_OUT" and len(sold):
         last_s = (int(sold["accepted_us"].max()) - record.zero_us) / 1e6
         by_then = int((sold["accepted_us"] <= record.zero_us + last["done_ns"] / 1e3).sum())
-        words = f"until the answer the gate had reserved {by_then:,} of all {len(sold):,} orders of product"
-        words += f" {last['product_id']}, the last of all at {last_s:.4f} s (gate's clock)"
+        gate = "gate" if record.has_stages else "engine"
+        words = f"until the answer the {gate} had reserved {by_then:,} of all {len(sold):,} orders of product"
+        words += f" {last['product_id']}, the last of all at {last_s:.4f} s ({gate}'s clock)"
         steps.append(Step(what="stock", after_s=after_s, words=words))
     return steps
 
@@ -148,6 +151,7 @@ def _describe(record: Record, buys: pd.DataFrame, orders: list[str]) -> str:
     """Return how it ended, in a few words."""
     outcomes = Counter(buys.sort_values("intended_ns")["outcome"])
     ended: Any = record.orders["status"].to_dict() if len(record.orders) else {}
-    statuses = Counter(f"order {ended.get(order_id, 'not in the ledger')}" for order_id in orders)
+    nowhere = f"not in the {record.ledger}"
+    statuses = Counter(f"order {ended.get(order_id, nowhere)}" for order_id in orders)
     said = [f"{number} × {word}" if number > 1 else word for word, number in (outcomes + statuses).items()]
     return ", ".join(said) or "no purchase"

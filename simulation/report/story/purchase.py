@@ -56,6 +56,16 @@ class Record:
         run = self.metrics
         return find_breaches(gather(run.history, run.state, run.asked, run.reads))
 
+    @property
+    def has_stages(self) -> bool:
+        """Whether the engine has an outbox, a gate and a ledger as Flashgrid has them."""
+        return "outbox" not in self.state.without
+
+    @property
+    def ledger(self) -> str:
+        """What the orders are read from, in words."""
+        return "ledger" if self.has_stages else "witness"
+
     def since_start(self, moment_us: Any) -> float | None:
         """Return a store's time in seconds from the run's start."""
         return None if pd.isna(moment_us) else (int(moment_us) - self.zero_us) / 1e6
@@ -65,7 +75,8 @@ class Record:
         for fault in self.faults:
             if fault.start_s <= end_s and fault.end_s >= start_s:
                 words = f"{fault.kind.replace('_', ' ')} {fault.on}, until {fault.end_s:.4f} s"
-                yield Step(what="fault", at_s=fault.start_s, words=f"{words}: {FAULTS.get(fault.kind, '')}")
+                said = fault.failed or FAULTS.get(fault.kind, "")
+                yield Step(what="fault", at_s=fault.start_s, words=f"{words}: {said}")
 
 
 def tell_request(record: Record, row: Any) -> list[Step]:
@@ -120,16 +131,18 @@ def tell_request(record: Record, row: Any) -> list[Step]:
 
 
 def tell_order(record: Record, order_id: str, sent_s: float | None) -> list[Step]:
-    """Return the steps of an order at the stores: reserved, relayed, settled, released.
+    """Return the steps of an order at the stores: reserved, relayed (at Flashgrid), settled, released.
 
     `sent_s` is when its purchase was first sent, None if nobody knows.
     """
     if order_id not in record.orders.index:
         if order_id in (record.state.pending or ()):
             words = "the gate holds its unit; the ledger has not settled it"
+            if not record.has_stages:
+                words = "the witness shows it as PENDING"
             return [Step(what="reserved", words=words, after_s=sent_s)]
         unread = "could not be read" if record.state.orders is None else "has no such order"
-        return [Step(what="not settled", words=f"the ledger {unread}")]
+        return [Step(what="not settled", words=f"the {record.ledger} {unread}")]
     order = record.orders.loc[order_id]
     reserved_s, settled_s = (record.since_start(order[name]) for name in ("accepted_us", "settled_us"))
     units = f"{order['quantity']} unit{'s' if order['quantity'] != 1 else ''}"
@@ -139,21 +152,25 @@ def tell_order(record: Record, order_id: str, sent_s: float | None) -> list[Step
             at_s=reserved_s,
             after_s=sent_s,
             words=f"{units} of sale {order['sale_id']}, for order {order_id}"
-            + (UNTIMED if reserved_s is None else " (gate's clock, whole ms)"),
+            + (
+                UNTIMED
+                if reserved_s is None
+                else " (gate's clock, whole ms)"
+                if record.has_stages
+                else " (engine's clock)"
+            ),
         )
     ]
     begun_s = steps[0].place_s
     if settled_s is None and order["status"] in TERMINAL:
         return [*steps, Step(what="settled", words=f"{order['status']}{UNTIMED}")]
     if settled_s is None:
-        left = f"outbox {count(record.state.outbox)}, queue {count(record.state.queue)} at the end"
+        left = f"queue {count(record.state.queue)} at the end"
+        if record.has_stages:
+            left = f"outbox {count(record.state.outbox)}, {left}"
         return [*steps, Step(what="not settled", words=f"status {order['status']}; {left}")]
-    empty_s = _find_empty_outbox(record, reserved_s)
-    relayed_s = settled_s if empty_s is None else min(empty_s, settled_s)
-    seen = ", when the outbox was seen empty" if empty_s is not None and empty_s < settled_s else ""
-    way = "RabbitMQ" if record.state.bus else "fulfilment, without a bus"
-    words = f"from the outbox to {way}, until {relayed_s:.4f} s{seen}; no store keeps the moment"
-    steps.append(Step(what="relayed", after_s=begun_s, words=words))
+    if record.has_stages:
+        steps.append(_tell_relayed(record, reserved_s, settled_s, begun_s))
     reason = f" ({order['reason']})" if isinstance(order.get("reason"), str) else ""
     took = "" if reserved_s is None else f", {seconds(settled_s - reserved_s)} after it was reserved"
     steps.append(
@@ -161,7 +178,7 @@ def tell_order(record: Record, order_id: str, sent_s: float | None) -> list[Step
             what="settled",
             at_s=settled_s,
             after_s=begun_s,
-            words=f"{order['status']}{reason} (ledger's clock){took}",
+            words=f"{order['status']}{reason} ({'ledger' if record.has_stages else 'engine'}'s clock){took}",
         )
     )
     if order["status"] == "FAILED":
@@ -169,13 +186,23 @@ def tell_order(record: Record, order_id: str, sent_s: float | None) -> list[Step
             Step(
                 what="released",
                 after_s=settled_s,
-                words=f"{units} back to the gate; {_tell_released(record, order)}",
+                words=f"{units} back {'to the gate' if record.has_stages else 'on sale'};"
+                f" {_tell_released(record, order)}",
             )
         )
     if order["status"] == "REJECTED":
-        words = "nothing: the ledger's guard found no unit, so none goes back"
+        words = "nothing: the ledger found no unit for it, so none goes back"
         steps.append(Step(what="released", after_s=settled_s, words=words))
     return steps
+
+
+def _tell_relayed(record: Record, reserved_s: float | None, settled_s: float, begun_s: float) -> Step:
+    empty_s = _find_empty_outbox(record, reserved_s)
+    relayed_s = settled_s if empty_s is None else min(empty_s, settled_s)
+    seen = ", when the outbox was seen empty" if empty_s is not None and empty_s < settled_s else ""
+    way = "RabbitMQ" if record.state.bus else "fulfilment, without a bus"
+    words = f"from the outbox to {way}, until {relayed_s:.4f} s{seen}; no store keeps the moment"
+    return Step(what="relayed", after_s=begun_s, words=words)
 
 
 def _find_empty_outbox(record: Record, since_s: float | None) -> float | None:
@@ -191,6 +218,8 @@ def _find_empty_outbox(record: Record, since_s: float | None) -> float | None:
 def _tell_released(record: Record, order: Any) -> str:
     said = "no store keeps the moment"
     gate = record.state.gate
+    if not record.has_stages:
+        return said
     if gate is None:
         return f"{said}, and the gate could not be read"
     sale = gate[gate["sale_id"] == order["sale_id"]]

@@ -14,11 +14,11 @@ from simulation.report.story.story import Step, Story, sort_steps
 from simulation.report.words import count, ms
 
 _SAMPLED = {
-    "stock_remaining": "units left at the gate",
+    "stock_remaining": "units left in stock",
     "pending_orders": "orders not settled",
     "outbox_entries": "outbox entries",
     "queue_messages": "queue messages",
-    "ledger_confirmed": "confirmed in the ledger",
+    "ledger_confirmed": "confirmed",
 }
 _FIRST = {"accepted": "ACCEPTED", "refused as sold out": "SOLD_OUT", "of unknown outcome": "UNKNOWN"}
 
@@ -85,7 +85,7 @@ def _tell_answers(record: Record, meant: pd.DataFrame, done: pd.DataFrame, end_s
 
 def _tell_orders(record: Record, start_s: float, end_s: float) -> Iterator[Step]:
     for column, what in (("accepted_us", "reserved"), ("settled_us", "settled")):
-        if column in record.orders:
+        if column in record.orders and column not in record.state.unseen:
             at_s = (record.orders[column] - record.zero_us) / 1e6
             within = record.orders[((at_s >= start_s) & (at_s < end_s)).fillna(False)]
             statuses = Counter(within["status"] if what == "settled" else [])

@@ -13,6 +13,7 @@ from msgspec import Meta
 
 from simulation.errors import EngineError, suggest
 from simulation.model.contract import Buy, Contract, Init, OrderRead, Outcome, Part, Request, StockRead
+from simulation.model.places import HEADER
 from simulation.scenario.fault import STAGES
 from simulation.scenario.schema import Scenario, Topology
 from simulation.scenario.traces import read_text
@@ -136,6 +137,13 @@ def _check(described: Description) -> None:
         raise ValueError("tokens: a file of tokens and the {token} of a request need each other")
     if not any(rule.outcome == "ACCEPTED" for rule in described.buy.answers):
         raise ValueError("buy.answers: no status is ACCEPTED")
+    if described.buy.numbered and (described.buy.order_id or "").startswith(HEADER):
+        raise ValueError("buy.numbered: a header field is a text, also where it holds a number")
+    if strange := [place for place in described.buy.words if place.startswith(HEADER)]:
+        raise ValueError(f"buy.words: {strange[0]}: a word must stand in the body")
+    for name in VALUES:
+        if (request := getattr(described, name)) and request.method == "HEAD":
+            raise ValueError(f"{name}.method: the answer to HEAD has no body to wait for: take GET")
     remaining = described.sql and described.sql.remaining
     if remaining and remaining.get and not described.stock:
         raise ValueError("sql.remaining.get: needs the request [stock]")

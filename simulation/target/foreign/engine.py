@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
+import pandas as pd
 
 from simulation.errors import EngineError
 from simulation.model.contract import FLASHGRID, Contract
@@ -20,6 +21,7 @@ from simulation.target.foreign.description import (
 )
 from simulation.target.foreign.tokens import read_tokens
 from simulation.target.services import Services
+from simulation.target.witness.doubts import Doubts, doubt_reads
 from simulation.target.witness.flashgrid import FlashgridWitness
 from simulation.target.witness.http import HttpWitness
 from simulation.target.witness.sql import SqlReader
@@ -86,7 +88,16 @@ class Engine:
         if told.queue and not amqp_url:
             raise EngineError(f"sql.queue: {told.queue}: needs sql.amqp_url, or --amqp-url")
         redis_url = redis_url or told.redis_url or getattr(services, "redis_url", None)
-        return SqlReader(told, self.contract, url, self.ca, postgres_url, redis_url, amqp_url)
+        return SqlReader(told, self.contract, url, self.ca, postgres_url, redis_url, amqp_url, self.tokens)
+
+    async def doubt_reads(self, url: str, reads: pd.DataFrame) -> dict[str, str]:
+        """Return what speaks against the description of reads of which none was shown."""
+        if self.described is None:
+            return {}
+        try:
+            return await doubt_reads(Doubts(self.contract, url.rstrip("/"), self.ca, self.tokens), reads)
+        except EngineError:
+            return {}
 
     def fit(self, scenario: Scenario, say: Callable[[str], None]) -> Scenario:
         """Return the scenario without what the contract can't say; `say` is told.

@@ -19,6 +19,7 @@ from simulation.model.contract import Contract, OrderRead, StockRead
 from simulation.model.state import ORDER_TYPES, FinalState
 from simulation.target.opening import connect, send
 from simulation.target.stores import Store
+from simulation.target.witness.doubts import Doubts
 
 POLL_S: Final = 0.2
 
@@ -59,6 +60,8 @@ class HttpWitness:
                     )
                     waiting = state["orders"]["status"] == "PENDING"
                     state["pending"] = frozenset(state["orders"].loc[waiting, "order_id"])
+                    if state["orders"].empty:
+                        state["misfits"] = await self._doubt(bought)
                     state["unseen"] = frozenset(("accepted_us", "settled_us", "idempotency_key", "reason"))
                 else:
                     unread["ledger"] = "the contract names no orders that can be asked for"
@@ -72,7 +75,7 @@ class HttpWitness:
                         state["sales"] = _count_sales(state["orders"], sales)
             except EngineError as error:
                 unread["ledger"] = str(error)
-        return FinalState(**state, bus=False, unread=unread, partial=True)
+        return FinalState(**state, bus=False, unread=unread, without=frozenset(("outbox",)), partial=True)
 
     async def _read_orders(
         self,
@@ -114,13 +117,19 @@ class HttpWitness:
         whole = {name: "Int64" for name, kind in ORDER_TYPES.items() if kind == pa.int64()}
         return frame.astype(whole), drained_s
 
+    async def _doubt(self, bought: pd.DataFrame) -> dict[str, str]:
+        """Return what speaks against the description of orders, where none of these is shown."""
+        told = list(zip(bought["order_id"].tolist(), bought["user_id"].tolist(), strict=True))
+        words = await Doubts(self.contract, self.url.rstrip("/"), self.ca, self.tokens).doubt_orders(told)
+        return {"orders": words} if words else {}
+
     async def _ask(
         self, session: aiohttp.ClientSession, request: OrderRead, order_id: str, user_id: int
     ) -> str | None:
         """Return the status of an order, as its buyer asks for it; None if the engine does not show it."""
         values = {"order_id": order_id, "user_id": user_id, "token": self.tokens.get(user_id)}
-        status, body = await send(session, self.url.rstrip("/"), request, **values)
-        return self.contract.classify_order(status, body, order_id)[1]
+        status, body, head = await send(session, self.url.rstrip("/"), request, **values)
+        return self.contract.classify_order(status, body, order_id, head)[1]
 
     async def _read_stock(
         self, session: aiohttp.ClientSession, request: StockRead, sales: Sequence[Sale]
@@ -128,8 +137,8 @@ class HttpWitness:
         rows = []
         for sale in {sale.terms.product_id: sale for sale in sales}.values():
             product = sale.terms.product_id
-            status, body = await send(session, self.url.rstrip("/"), request, product_id=product)
-            _, stock = self.contract.classify_stock(status, body, product)
+            status, body, head = await send(session, self.url.rstrip("/"), request, product_id=product)
+            _, stock = self.contract.classify_stock(status, body, product, head)
             if stock is None:
                 raise EngineError(f"{self.url} does not show the stock of {product}: {status} {body[:100]!r}")
             rows.append(
@@ -167,3 +176,22 @@ def _count_sales(orders: pd.DataFrame, sales: Sequence[Sale]) -> pd.DataFrame:
 
 def _sum_confirmed(orders: pd.DataFrame) -> "pd.Series[int]":
     return orders[orders["status"] == "CONFIRMED"].groupby("sale_id")["quantity"].sum()
+
+
+async def read_over_http(
+    contract: Contract, url: str, ca: str | None, products: Sequence[int]
+) -> dict[int, int]:
+    """Return what is still for sale of each product, as the engine shows it. Raises EngineError."""
+    found = {}
+    if contract.stock is None:
+        return {}
+    async with connect(ca) as session:
+        for product in products:
+            status, body, head = await send(session, url.rstrip("/"), contract.stock, product_id=product)
+            _, stock = contract.classify_stock(status, body, product, head)
+            if stock is None:
+                raise EngineError(
+                    f"{url} does not show the stock of product {product}: {status} {body[:100]!r}"
+                )
+            found[product] = stock.remaining
+    return found

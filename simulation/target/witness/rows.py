@@ -36,3 +36,18 @@ def make_frame(given: list[str], rows: list[asyncpg.Record], types: dict[str, pa
         elif name == "order_id":
             frame[name] = frame[name].astype(str)
     return frame[list(types)]
+
+
+def count_purchases(accepted: pd.DataFrame) -> int:
+    """Return the number of purchases in accepted answers, of which some may be of the same purchase."""
+    if accepted["order_id"].notna().any():
+        return int(accepted["order_id"].nunique())
+    keyed = accepted["key"].notna() & (accepted["key"] != "")
+    return int((~keyed).sum()) + len(accepted[keyed].drop_duplicates(["user_id", "product_id", "key"]))
+
+
+def make_gate(sales: Sequence[Sale], left: dict[int, int]) -> pd.DataFrame:
+    """Return what is for sale as the gate's rows: of each product that of its newest sale."""
+    newest = {sale.terms.product_id: sale.sale_id for sale in sales}
+    rows = [[product, newest[product], units] for product, units in left.items() if product in newest]
+    return pd.DataFrame(rows, columns=["product_id", "sale_id", "remaining"], dtype="int64")

@@ -2,8 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import asyncpg
@@ -17,7 +17,6 @@ from simulation.model.contract import Contract
 from simulation.model.outcome import TERMINAL
 from simulation.model.state import ORDER_TYPES, SALE_TYPES, FinalState
 from simulation.target.cluster.postgres import connect_postgres
-from simulation.target.opening import connect, send
 from simulation.target.stores import (
     TIMEOUT_MS,
     TIMEOUT_S,
@@ -29,9 +28,12 @@ from simulation.target.stores import (
     read_stores,
     read_within,
 )
-from simulation.target.witness.rows import KNOWN, NEEDED, fetch, make_frame
+from simulation.target.witness.doubts import Doubts, count_rows, doubt_tables
+from simulation.target.witness.http import read_over_http
+from simulation.target.witness.rows import KNOWN, NEEDED, count_purchases, fetch, make_frame, make_gate
 from simulation.target.witness.tables import Tables
 
+ORDERS: Final = "sql.orders"
 POLL_S: Final = 0.1
 LOOK_S: Final = 5.0
 """Longest time of one look whether everything has settled."""
@@ -50,6 +52,9 @@ class SqlReader:
     postgres_url: str
     redis_url: str | None
     amqp_url: str | None
+    tokens: Mapping[int, str] = field(default_factory=dict)
+    before: dict[str, int] = field(default_factory=dict)
+    """The rows of every table before the load, and those of the statement ORDERS."""
 
     async def check(self, sales: Sequence[Sale]) -> None:
         """Raise EngineError unless the statements give what they must, and show these sales."""
@@ -79,7 +84,9 @@ class SqlReader:
                     raise EngineError(
                         f"sql.{name}: there is no column {strange[0]}; there are {', '.join(KNOWN[name])}"
                     )
+            _, orders = await fetch(connection, self.told.orders, sales)
             _, rows = await fetch(connection, self.told.sales, sales)
+        self.before.update(await count_rows(self.postgres_url), **{ORDERS: len(orders)})
         return {int(row["product_id"]) for row in rows}
 
     def open_stores(self, sales: Sequence[Sale]) -> list[Store]:
@@ -100,15 +107,16 @@ class SqlReader:
         state: dict[str, Any] = {"outbox": 0, "queue": 0, "bus": self.told.queue is not None}
         try:
             state |= await read_within(self._read_tables(sales), READ_S)
+            state["misfits"] = await self._doubt(state["orders"], accepted)
         except Unreadable as error:
             unread["ledger"] = str(error)
-        without = {"dead letters"}
+        without = {"dead letters", "outbox"}
         if self.told.remaining is None:
             without.add("gate")
         else:
             try:
                 left = await read_within(self.read_remaining(sales), READ_S)
-                state["gate"] = _make_gate(sales, left)
+                state["gate"] = make_gate(sales, left)
             except (Unreadable, EngineError) as error:
                 unread["gate"] = str(error)
         if self.told.queue and self.amqp_url:
@@ -122,6 +130,28 @@ class SqlReader:
         elif "status" in state.get("unseen", ()):
             without.add("waiting")
         return FinalState(**state, dead=0, drained_s=drained_s, unread=unread, without=frozenset(without))
+
+    async def _doubt(self, orders: pd.DataFrame, accepted: pd.DataFrame) -> dict[str, str]:
+        """Return what speaks against `orders`, the statement, where it shows none of the accepted ones."""
+        purchases, new = count_purchases(accepted), len(orders) - self.before.get(ORDERS, 0)
+        told = accepted[["order_id", "user_id"]].dropna().drop_duplicates("order_id")
+        if not purchases or (orders["order_id"].isin(told["order_id"]).any() if len(told) else new > 0):
+            return {}
+        if len(told) and new > 0:
+            pair = f"one was told {told['order_id'].iloc[0]!r}, it shows {orders['order_id'].iloc[-1]!r}"
+            words = f"sql.orders shows {new:,} new orders, and none by an id that a buyer was told"
+            return {"orders": f"{words} ({pair}): do sql.orders and buy.order_id name the same?"}
+        doubts = Doubts(self.contract, self.url.rstrip("/"), self.ca, self.tokens)
+        pairs = list(zip(told["order_id"].tolist(), told["user_id"].tolist(), strict=True))
+        try:
+            shown = await doubts.find_shown(pairs)
+        except EngineError:
+            shown = None
+        if shown:
+            words = f"sql.orders shows none of {purchases:,} accepted orders, but the engine shows {shown[0]}"
+            return {"orders": f"{words} as {shown[1]}: does the statement read what it should?"}
+        found = await read_within(doubt_tables(self.postgres_url, self.before, purchases), READ_S)
+        return {"orders": found} if found else {}
 
     async def _await_drain(
         self, sales: Sequence[Sale], accepted: int, timeout_s: float, steady_s: float
@@ -253,37 +283,3 @@ class SqlStore:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.terminate()
-
-
-def count_purchases(accepted: pd.DataFrame) -> int:
-    """Return the number of purchases in accepted answers, of which some may be of the same purchase."""
-    if accepted["order_id"].notna().any():
-        return int(accepted["order_id"].nunique())
-    keyed = accepted["key"].notna() & (accepted["key"] != "")
-    return int((~keyed).sum()) + len(accepted[keyed].drop_duplicates(["user_id", "product_id", "key"]))
-
-
-async def read_over_http(
-    contract: Contract, url: str, ca: str | None, products: Sequence[int]
-) -> dict[int, int]:
-    """Return what is still for sale of each product, as the engine shows it. Raises EngineError."""
-    found = {}
-    if contract.stock is None:
-        return {}
-    async with connect(ca) as session:
-        for product in products:
-            status, body = await send(session, url.rstrip("/"), contract.stock, product_id=product)
-            _, stock = contract.classify_stock(status, body, product)
-            if stock is None:
-                raise EngineError(
-                    f"{url} does not show the stock of product {product}: {status} {body[:100]!r}"
-                )
-            found[product] = stock.remaining
-    return found
-
-
-def _make_gate(sales: Sequence[Sale], left: dict[int, int]) -> pd.DataFrame:
-    """Return what is for sale as the gate's rows: of each product that of its newest sale."""
-    newest = {sale.terms.product_id: sale.sale_id for sale in sales}
-    rows = [[product, newest[product], units] for product, units in left.items() if product in newest]
-    return pd.DataFrame(rows, columns=["product_id", "sale_id", "remaining"], dtype="int64")

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulation.drive.response import Response, parse_response
+from simulation.drive.response import parse_response
 from simulation.errors import BadResponse
 
 PLAIN = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
@@ -45,7 +45,11 @@ WHOLE = {
 @pytest.mark.parametrize("name", WHOLE)
 def test_a_response_is_complete_at_its_last_byte_and_not_before(name: str) -> None:
     data, status, body, keep_alive = WHOLE[name]
-    assert parse_response(data) == Response(status, body, len(data), keep_alive)
+    response = parse_response(data)
+    assert response
+    assert response[:4] == (status, body, len(data), keep_alive)
+    assert response.head.endswith(b"\r\n\r\n")
+    assert response.head in data
     for cut in range(len(data)):
         assert parse_response(data[:cut]) is None
 
@@ -68,7 +72,9 @@ def test_a_response_that_is_cut_off_is_refused(name: str) -> None:
 def test_a_body_without_a_length_ends_with_the_connection() -> None:
     data = b"HTTP/1.1 200 OK\r\n\r\nhel"
     assert parse_response(data) is None
-    assert parse_response(data + b"lo", closed=True) == Response(200, b"hello", len(data) + 2, False)
+    response = parse_response(data + b"lo", closed=True)
+    assert response
+    assert response[:4] == (200, b"hello", len(data) + 2, False)
 
 
 @pytest.mark.parametrize(
@@ -109,4 +115,6 @@ def test_no_bytes_bring_the_parser_down(data: bytes, closed: bool) -> None:
 def test_chunks_join_to_the_body(chunks: list[bytes]) -> None:
     coded = b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in chunks) + b"0\r\n\r\n"
     data = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + coded
-    assert parse_response(data) == Response(200, b"".join(chunks), len(data), True)
+    response = parse_response(data)
+    assert response
+    assert response[:4] == (200, b"".join(chunks), len(data), True)

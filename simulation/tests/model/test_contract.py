@@ -91,6 +91,45 @@ def test_reads_are_understood_by_their_places() -> None:
     assert named.classify_order(200, b'{"state":"PENDING","no":18}', "17") == ("UNKNOWN", None)
 
 
+@pytest.mark.parametrize(
+    ("value", "order_id"),
+    [
+        ("17", "17"),
+        ("/orders/17", "17"),
+        ("https://shop.example:8443/orders/17/?new=1#top", "17"),
+        ("/orders/6F96-19FF%20a", "6F96-19FF a"),
+        ("a:b", "a:b"),
+        ("https://shop.example/", None),
+        ("/", None),
+        ("", None),
+    ],
+)
+def test_an_order_id_may_stand_in_a_header_field(value: str, order_id: str | None) -> None:
+    shop = msgspec.structs.replace(
+        SHOP, buy=msgspec.structs.replace(SHOP.buy, order_id="header:Location", numbered=False)
+    )
+    head = f"HTTP/1.1 202 Accepted\r\nX-Location: 9\r\nlocation:  {value} \r\n\r\n".encode()
+    assert shop.reads_heads
+    assert not SHOP.reads_heads
+    assert shop.classify(202, b"", head) == (("ACCEPTED", order_id) if order_id else ("UNKNOWN", None))
+    assert shop.classify(202, b'{"header:Location":"1"}') == ("UNKNOWN", None)
+
+
+def test_stock_and_status_may_stand_in_header_fields() -> None:
+    shop = msgspec.structs.replace(
+        SHOP,
+        stock=StockRead(path="/stock", remaining="header:X-Left", sold="header:X-Sold"),
+        order=OrderRead(path="/", status="header:X-State", statuses=(200, 202), words={"paid": "CONFIRMED"}),
+    )
+    head = b"HTTP/1.1 200 OK\r\nX-Left: 12\r\nX-Sold: 3\r\nX-State: paid\r\n\r\n"
+    assert shop.classify_stock(200, b"", 1, head) == ("SHOWN", Stock(remaining=12, sold=3, initial=None))
+    assert shop.classify_stock(200, b"", 1, head.replace(b"12", b"few"))[0] == "UNKNOWN"
+    assert shop.classify_order(202, b"", "17", head) == ("SHOWN", "CONFIRMED")
+    assert shop.fits("order", 202, "SHOWN")
+    assert not SHOP.fits("order", 202, "SHOWN")
+    assert SHOP.classify_order(202, b'{"state":"PAID"}', "17") == ("UNKNOWN", None)
+
+
 def test_a_status_that_the_contract_does_not_list_does_not_fit() -> None:
     assert SHOP.fits("buy", 500, "UNKNOWN")
     assert not SHOP.fits("buy", 429, "ACCEPTED")

@@ -65,6 +65,9 @@ def test_it_lists_campaigns_and_the_trend_of_runs_of_the_same_load(tmp_path: Pat
         (tmp_path / kind).mkdir()
         result = {"started_at": "2026-01-01T00:00:00Z", **rows}
         (tmp_path / kind / f"{kind}.json").write_text(json.dumps(result))
+        (tmp_path / kind / f"{kind}.{'md' if kind == 'bench' else 'html'}").write_text("")
+    (tmp_path / "days").mkdir()
+    (tmp_path / "days" / "interleave.json").write_text('{"date": "2026-01-02", "runs": []}')
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "soak.json").write_text("{}")
     page = write_index(tmp_path).read_text()
@@ -74,6 +77,7 @@ def test_it_lists_campaigns_and_the_trend_of_runs_of_the_same_load(tmp_path: Pat
     assert '<a href="worth/worth.html">worth</a>, 2026-01-01: <span class="pass">1 of 1 passed</span>' in page
     assert '<a href="bench/bench.md">bench</a>, 2026-01-01.' in page
     assert '<a href="interleave/interleave.html">interleave</a>, 2026-01-01.' in page
+    assert '<a href="days/interleave.json">days</a>, 2026-01-02.' in page, "a record of runs without a page"
     assert "soak" not in page
     [trend] = find_trends([(entry.name, entry.summary) for entry in list_runs(tmp_path)])
     assert trend.runs == 4

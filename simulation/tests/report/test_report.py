@@ -105,7 +105,7 @@ def test_front_doors_and_nodes_in_charge_are_listed(tmp_path: Path) -> None:
 
     assert 'id="nodes"' not in render_page(make_run(tmp_path / "single"), {})
     summary = make_run(tmp_path / "several", machine=fail_over)
-    page = write_report(tmp_path / "several").read_text()
+    page = write_report(tmp_path / "several", brief=True).read_text()
     rows = [(each["node"], each["start_s"], round(each["end_s"], 1)) for each in summary["in_charge"]]
     assert rows == [("redis 1", 0.0, 6.2), ("redis 5", 6.4, 12.6)]
     assert "<tr><th>shard 0</th><td>redis 5</td><td>6.4 s</td><td>12.6 s</td></tr>" in page

@@ -1,5 +1,6 @@
 """A story tells what the record holds of one purchase, and what the rules found about it."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -194,6 +195,31 @@ def test_a_ledger_that_keeps_less_still_tells_a_story(tmp_path: Path) -> None:
     assert said["reserved"].startswith("1 unit of sale 1")
     assert said["settled"] == "CONFIRMED (ledger's clock)"
     assert "stock" not in words_of(explain(record, str(first(record, "SOLD_OUT")["op"])))
+
+
+def test_an_engine_without_an_outbox_is_not_said_to_have_relayed(record: Record, tmp_path: Path) -> None:
+    orders = record.orders
+    foreign = replace(record.metrics.state, without=frozenset({"outbox", "dead letters"}))
+    timeline = record.metrics.timeline.assign(outbox_entries=float("nan"))
+    other = replace(record, metrics=replace(record.metrics, state=foreign, timeline=timeline))
+    strange = re.compile(r"outbox|relay|gate|ledger")
+    for status in ("CONFIRMED", "FAILED"):
+        [*steps] = explain(other, orders.index[orders["status"] == status][0]).steps
+        assert {"reserved", "settled"} <= {step.what for step in steps}
+        assert [step for step in steps if strange.search(f"{step.what} {step.words}")] == []
+    assert [step for step in explain(other, "1s").steps if strange.search(step.words)] == []
+    untimed = replace(foreign, unseen=frozenset({"accepted_us", "settled_us"}))
+    silent = replace(record, metrics=replace(record.metrics, state=untimed))
+    assert not {"reserved", "settled"} & {step.what for step in explain(silent, "1s").steps}
+    refused = explain(other, f"op {first(record, 'SOLD_OUT')['op']}")
+    assert "(engine's clock)" in words_of(refused)["stock"]
+    assert "in the witness" in explain(other, f"op {lost_op(record)}").title
+
+
+def lost_op(record: Record) -> int:
+    """The request of the order that is lost."""
+    accepted = record.history[record.history["outcome"] == "ACCEPTED"]
+    return int(accepted.loc[~accepted["order_id"].isin(record.orders.index), "op"].iloc[0])
 
 
 def test_stores_that_tell_no_times_and_were_not_sampled_are_no_contradiction(record: Record) -> None:

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from engine.settings import Settings
-from simulation.errors import EngineError, FaultError
+from simulation.errors import EngineError
 from simulation.run import find_target, run
 from simulation.scenario.loading import load_scenario
 from simulation.scenario.schema import Scenario
@@ -150,6 +150,11 @@ words = {{ PAID = "CONFIRMED" }}
         engine.fit(small_spike(**{"population.users": 1_000}), print)
 
 
+def test_a_topology_is_refused_for_another_engine() -> None:
+    with pytest.raises(EngineError, match="topology: is for Flashgrid"):
+        find_engine("textbook", "http").fit(small_spike(**{"topology.front_doors": 2}), print)
+
+
 @pytest.mark.parametrize(
     ("text", "tokens"),
     [
@@ -268,6 +273,17 @@ def describe(tmp_path: Path, changes: dict[str, str]) -> str:
         ("[sql.remaining]", "[sql.remaining]\nget = true", "sql.remaining: needs one of sql, redis and get"),
         ('text = "A', "text = A", "is not TOML: Invalid value (at line 10, column 8)"),
         ("answers = [", "replies = [", "buy.replies: there is no such key"),
+        (
+            "answers = [",
+            'order_id = "header:X-Id"\nnumbered = true\nanswers = [',
+            "buy.numbered: a header field is a text",
+        ),
+        (
+            "answers = [",
+            'words = ["header:X-Why"]\nanswers = [',
+            "buy.words: header:X-Why: a word must stand",
+        ),
+        ('path = "/init"', 'path = "/init"\nmethod = "HEAD"', "init.method: the answer to HEAD has no body"),
     ],
 )
 def test_a_bad_description_is_told_in_one_line(tmp_path: Path, old: str, new: str, said: str) -> None:
@@ -347,12 +363,29 @@ async def test_faults_of_one_s_own_are_commands(settings: Settings, tmp_path: Pa
     assert [(each["kind"], each["on"]) for each in summary["faults"]] == [("command", "shop")]
 
 
-async def test_a_fault_whose_command_fails_is_named(settings: Settings, tmp_path: Path) -> None:
-    fault = {"kind": "command", "on": "shop", "at_s": 1, "seconds": 1, "begin": "true", "end": "false"}
+@pytest.mark.parametrize("failing", ["begin", "end"])
+async def test_a_fault_whose_command_fails_is_named_and_the_run_judged(
+    settings: Settings, tmp_path: Path, failing: str
+) -> None:
+    fault = {"kind": "command", "on": "shop", "at_s": 1, "seconds": 1, "begin": "true", "end": "true"}
     engine = find_engine("plain", None, (None, None, settings.postgres_url))
     async with plain_engine(str(settings.postgres_url)) as port:
-        with pytest.raises(FaultError, match="command shop: end: false: ended with code 1: it said nothing"):
-            await judge(small_spike(faults=[fault]), tmp_path / "run", engine, f"http://127.0.0.1:{port}")
+        scenario = small_spike(faults=[fault | {failing: "false"}])
+        summary = await judge(scenario, tmp_path / "run", engine, f"http://127.0.0.1:{port}")
+    said = f"command shop: {failing}: false: ended with code 1: it said nothing"
+    assert [each["failed"] for each in summary["faults"]] == [said]
+    assert said in (tmp_path / "run/report.html").read_text()
+    assert summary["verdict"] == "unknown"
+    assert [check["name"] for check in summary["checks"] if check["state"] == "not judged"] == [
+        "recovers from faults"
+    ]
+
+
+async def test_a_run_that_comes_to_nothing_leaves_no_folder(settings: Settings, tmp_path: Path) -> None:
+    engine = find_engine("plain", None, (None, None, settings.postgres_url))
+    with pytest.raises(EngineError, match="can't be reached"):
+        await judge(small_spike(), tmp_path / "run", engine, "http://127.0.0.1:9")
+    assert not (tmp_path / "run").exists()
 
 
 async def test_a_description_that_looks_for_order_ids_elsewhere_is_told(
@@ -363,8 +396,9 @@ async def test_a_description_that_looks_for_order_ids_elsewhere_is_told(
     )
     async with plain_engine(str(settings.postgres_url)) as port:
         summary = await judge(small_spike(), tmp_path / "run", engine, f"http://127.0.0.1:{port}")
-    said = {check["name"]: check["detail"] for check in summary["checks"]}["no server errors"]
-    assert "no answer names an order at data.orderId, a text, as the contract says" in said
+    [said] = summary["misfits"]
+    assert "what an order is called at data.orderId, a text, as the contract says" in said
+    assert summary["verdict"] == "unknown"
 
 
 async def test_a_program_that_dies_is_started_again(services: Services, tmp_path: Path) -> None:

@@ -7,9 +7,11 @@ from asyncpg.transaction import Transaction
 
 from engine.errors import GateUnavailable
 from engine.gate.gate import Gate
+from engine.local.process import free_port
 from engine.settings import Settings
 from engine.tests.http.test_front_door import serve
 from engine.tests.http.test_opening import count_sales
+from simulation.errors import EngineError
 from simulation.scenario.schema import SaleOffer
 from simulation.target import opening
 from simulation.target.opening import open_sales
@@ -40,3 +42,15 @@ async def test_a_sale_is_asked_for_until_it_is_open_and_is_one(
         assert not failures
         assert (await client.stock())["saleId"] == sale.sale_id
     assert await count_sales(settings_without_bus) == 1
+
+
+async def test_a_sale_is_opened_at_another_front_door_where_one_is_gone(
+    settings_without_bus: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(opening, "_AGAIN_S", 0.0)
+    async for client in serve(settings_without_bus):
+        urls = (f"http://127.0.0.1:{free_port()}", str(client.session._base_url))
+        [sale] = await open_sales(urls, [SaleOffer(product_id=1, stock=3)], None)
+        assert (await client.stock())["saleId"] == sale.sale_id
+    with pytest.raises(EngineError, match="can't be reached"):
+        await open_sales(urls[:1], [SaleOffer(product_id=1, stock=3)], None)

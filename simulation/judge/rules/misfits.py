@@ -1,0 +1,72 @@
+"""Where the description of an engine that is not ours never fits: what breaks a rule then may be its fault.
+
+A description is at fault only where nothing at all was seen to fit it. One answer or one order that does
+shows that the description reads what the engine says.
+"""
+
+import pandas as pd
+
+from simulation.judge.rules.evidence import FEW, Evidence
+from simulation.model.contract import FLASHGRID, Contract
+
+BUY, ORDERS, READS = "buy", "orders", "reads of "
+"""What a misfit hangs on: answers to purchases, the orders that the witness shows, the reads of a kind."""
+
+
+def find_misfits(evidence: Evidence) -> dict[str, str]:
+    """Return where the description does not fit, in words, by what hangs on it."""
+    if evidence.asked.contract == FLASHGRID:
+        return evidence.state.misfits
+    found = _doubt_answers(evidence)
+    return ({BUY: found} if found else {}) | evidence.state.misfits
+
+
+def _doubt_answers(evidence: Evidence) -> str | None:
+    """Return what speaks against the contract's answers to purchases; None where nothing does."""
+    contract, sent = evidence.asked.contract, evidence.sent
+    answered = sent[sent["done_ns"].notna() & (sent["status"] < 500)]
+    listed = answered["status"].map(contract.knows).astype("bool")
+    counts = answered["status"].value_counts().sort_index()
+    if len(answered) and not listed.any():
+        told = ", ".join(f"{count:,} × {status}" for status, count in counts.items())
+        return (
+            f"no answer to a purchase has a status that buy.answers lists ({told}): look at path, method,"
+            " headers and body of [buy], and at buy.answers"
+        )
+    for status, answers in answered[listed].groupby("status"):
+        meant: set[str] = {rule.outcome for rule in contract.buy.answers if rule.status == status}
+        if len(answers) >= FEW and "UNKNOWN" not in meant and (answers["outcome"] == "UNKNOWN").all():
+            return (
+                f"none of {len(answers):,} answers {status} to purchases says {_name_wanted(contract, meant)}"
+            )
+    for status, answers in answered[~listed].groupby("status"):
+        if _is_another_sold_out(answers, evidence):
+            words = f"{len(answers):,} purchases were answered {status}, all of them after the stock was sold"
+            return f"{words}, and none SOLD_OUT: does buy.answers lack it?"
+    return None
+
+
+def _name_wanted(contract: Contract, meant: set[str]) -> str:
+    """Return what answers with one of these outcomes should say."""
+    buy = contract.buy
+    if "ACCEPTED" in meant and buy.order_id:
+        kind = "a number" if buy.numbered else "a text"
+        words = f"what an order is called at {buy.order_id}, {kind}, as the contract says"
+        return words + (
+            f", with its word at {' or '.join(buy.words)}" if any(rule.word for rule in buy.answers) else ""
+        )
+    return f"a word of buy.answers at {' or '.join(buy.words)}"
+
+
+def _is_another_sold_out(answers: pd.DataFrame, evidence: Evidence) -> bool:
+    """Return whether answers of a status that the contract does not list came only when all was sold, and no
+    answer said SOLD_OUT."""
+    if len(answers) < FEW or not evidence.answered("SOLD_OUT").empty:
+        return False
+    sales = evidence.asked.frame.drop_duplicates("product_id").set_index("product_id")
+    accepted = evidence.accepted
+    sold = accepted["product_id"].value_counts() * sales["quantity"]
+    gone = sales.index[(sold + sales["quantity"] > sales["stock"]).reindex(sales.index, fill_value=False)]
+    last_ns = accepted.groupby("product_id")["sent_ns"].max()
+    late = answers["done_ns"] >= answers["product_id"].map(last_ns)
+    return bool((answers["product_id"].isin(gone) & late).all())

@@ -1,0 +1,66 @@
+"""Where something stands in an answer: a path of names in its JSON, such as `data.orderId`; `.`, the whole
+body as text; or `header:Location`, a field of its head.
+
+Of a field that holds a path or a URL, its last part counts: 17 in `/orders/17` and in `https://shop/orders/17?new`.
+"""
+
+import re
+from typing import Any, Final
+
+import msgspec
+
+HEADER: Final = "header:"
+# The judge reads a contract too, and may import nothing that could open a URL.
+_SERVER: Final = re.compile(rb"^[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*")
+_BEHIND_PATH: Final = re.compile(rb"[?#]")
+_ESCAPED: Final = re.compile(rb"%([0-9A-Fa-f]{2})")
+
+
+def decode(body: bytes) -> Any:
+    """Return what a body says in JSON; nothing if it is none."""
+    try:
+        return msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return {}
+
+
+def find_in(place: str, body: bytes, head: bytes = b"") -> Any:
+    """Return what stands at a place of an answer; None if there is nothing."""
+    return look(place, body, decode(body), head)
+
+
+def look(place: str, body: bytes, answer: Any, head: bytes = b"") -> Any:
+    """Return what stands at a place of an answer whose body says `answer` in JSON."""
+    if place == ".":
+        return body.decode(errors="replace").strip()
+    if place.startswith(HEADER):
+        return find_field(place.removeprefix(HEADER), head)
+    for name in place.split("."):
+        if isinstance(answer, list) and name.isdigit() and int(name) < len(answer):
+            answer = answer[int(name)]
+        else:
+            answer = answer.get(name) if isinstance(answer, dict) else None
+    return answer
+
+
+def count_at(place: str, body: bytes, answer: Any, head: bytes = b"") -> Any:
+    """Return the number at a place: a body, or a field of the head, that is one is a number as in JSON."""
+    if place == ".":
+        return answer
+    found = look(place, body, answer, head)
+    return decode(found.encode()) if place.startswith(HEADER) and found is not None else found
+
+
+def find_field(name: str, head: bytes) -> str | None:
+    """Return the value of a header field; of a path or a URL its last part. None without the field."""
+    for line in head.split(b"\r\n"):
+        field, colon, value = line.partition(b":")
+        if colon and field.strip().lower() == name.lower().encode():
+            value = value.strip()
+            return (_find_last_part(value) if b"/" in value else value).decode("utf-8", "replace")
+    return None
+
+
+def _find_last_part(url: bytes) -> bytes:
+    path = _BEHIND_PATH.split(_SERVER.sub(b"", url))[0].rstrip(b"/")
+    return _ESCAPED.sub(lambda found: bytes.fromhex(found[1].decode()), path.rpartition(b"/")[2])
