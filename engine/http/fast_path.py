@@ -19,7 +19,7 @@ from typing import Any, Final
 from engine.errors import InputError
 from engine.gate.gate import Gate
 from engine.http.answers import RESPONSES, Answer, answer_input_error
-from engine.http.heads import CLOSE, KEEP, MORE, Head, join_chunks, measure, read_head, read_rest
+from engine.http.heads import CLOSE, KEEP, MORE, Head, join_chunks, measure, read_head
 from engine.http.looking import Looking
 from engine.http.ordinary import Ordinary
 from engine.http.requests import parse_buy
@@ -118,10 +118,12 @@ class Connection(asyncio.Protocol):
     def _take(self, data: bytes) -> None:
         head = self._head
         if head is None or not data.startswith(self._head_bytes):
-            head = self._read_head(data)
+            head = read_head(data, head, self._head_bytes) if self._door.for_buyers else None
             if head is None:
                 self._pass_on(data)
                 return
+            if head.end <= _MAX_KEPT_BYTES:
+                self._head, self._head_bytes = head, data[: head.end]
         whole = head.whole
         if whole == 0:
             data, whole = join_chunks(data, head.end)
@@ -150,17 +152,6 @@ class Connection(asyncio.Protocol):
         else:
             self.is_under_way = True
             self._door.gate.submit((user_id, product_id, head.key, self._answer_purchase))
-
-    def _read_head(self, data: bytes) -> Head | None:
-        """Return the plain head at the start of the data, and keep it unless it is long."""
-        head, last = None, self._head
-        if last is not None and data.startswith(self._head_bytes[: last.stem]):
-            head = read_rest(data, last)
-        if head is None and self._door.for_buyers:
-            head = read_head(data)
-        if head is not None and head.end <= _MAX_KEPT_BYTES:
-            self._head, self._head_bytes = head, data[: head.end]
-        return head
 
     def _answer_purchase(self, outcome: Outcome, order_id: str | None) -> None:
         """Write the answer to the gate's outcome."""

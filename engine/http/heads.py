@@ -95,18 +95,17 @@ class Head(msgspec.Struct, frozen=True, gc=False):
     """The product whose stock, or the order that is to be shown."""
 
 
-def read_rest(data: bytes, head: Head) -> Head | None:
-    """Return a head that begins as another one does, up to its stem; None if more of it matters."""
-    match = _REST.match(data, head.stem)
-    if match is None:
-        return None
-    end = match.end()
-    whole = end + head.whole - head.end if head.whole else 0
-    return Head(end, whole, head.framing, head.stem, head.key, head.look)
+def read_head(data: bytes, last: Head | None = None, last_bytes: bytes = b"") -> Head | None:
+    """Return what the head at the start of the data says, None if it is not plain.
 
-
-def read_head(data: bytes) -> Head | None:
-    """Return what the head at the start of the data says, None if it is not plain."""
+    Much of it need not be read again if the last one of its connection, with these bytes, begins alike.
+    """
+    if last is not None and data.startswith(last_bytes[: last.stem]):
+        rest = _REST.match(data, last.stem)
+        if rest is not None:
+            end = rest.end()
+            whole = end + last.whole - last.end if last.whole else 0
+            return Head(end, whole, last.framing, last.stem, last.key, last.look)
     match = _HEAD.match(data)
     if match is None:
         return None

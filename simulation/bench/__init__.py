@@ -1,4 +1,4 @@
 """The benchmark: measures engine, baselines and driver against each other in one run.
 
-Only the command line imports this room.
+Imported by the command line and by the room that plans capacity.
 """

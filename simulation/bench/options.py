@@ -28,9 +28,13 @@ class Subject(StrEnum):
     STOCK = "stock"
     ORDERS = "orders"
     MEMORY = "memory"
+    GROWTH = "growth"
 
 
-SERVED_WITHOUT_ENGINE: Final = frozenset({Subject.NGINX, Subject.AIOHTTP, Subject.DRIVER, Subject.DISK})
+SERVED_WITHOUT_ENGINE: Final = frozenset(
+    {Subject.NGINX, Subject.AIOHTTP, Subject.DRIVER, Subject.DISK, Subject.GROWTH}
+)
+"""The subjects that need no engine of the benchmark's, or start their own."""
 
 
 class Sizes(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,6 +53,8 @@ class Sizes(msgspec.Struct, frozen=True, kw_only=True):
     """Orders that are looked at in turn: more than a front door should remember."""
     lookers: int = 2_000
     """Connections of a crowd that looks at the stock."""
+    doors: tuple[int, ...] = (1, 2, 4, 8)
+    shards: tuple[int, ...] = (1, 2, 4)
     mix_rps: tuple[int, int] = (4_000, 20_000)
     """Purchases and looks."""
 

@@ -7,7 +7,7 @@ from typing import Any, Final
 import jinja2
 import msgspec
 
-from simulation.bench.plots import draw_front_door, draw_growth, draw_responses
+from simulation.bench.plots import draw_front_door, draw_growth, draw_responses, draw_scaling
 from simulation.bench.results import Bench, FrontDoor
 from simulation.bench.samples import Spread
 from simulation.bench.spellings import PROXIED
@@ -45,6 +45,7 @@ def write_page(bench: Bench, folder: Path) -> None:
         "front_door": draw_front_door(bench.front_door),
         "responses": draw_responses(bench.responses),
         "growth": draw_growth(bench.growth),
+        "scaling": draw_scaling(bench.scaling),
     }
     drawn = {name: canvas for name, canvas in drawings.items() if canvas is not None}
     for name, canvas in drawn.items():

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.ticker import LogLocator, NullLocator
 
-from simulation.bench.results import Curve, FrontDoor, Responses
+from simulation.bench.results import Curve, FrontDoor, Responses, Scaling
 from simulation.report.page import LIGHT, SERIES
 from simulation.report.plots.canvas import Canvas, note
 from simulation.report.words import count, short
@@ -89,4 +89,25 @@ def draw_growth(curves: Sequence[Curve]) -> Canvas | None:
                 textcoords="offset points", ha="center", va="top", color=LIGHT["muted"], size=10,
                 annotation_clip=False,
             )  # fmt: skip
+    return canvas
+
+
+def draw_scaling(curves: Sequence[Scaling]) -> Canvas | None:
+    """Draw the rate over that of one machine, a panel for each kind of machine, beside linear growth."""
+    if not curves:
+        return None
+    kinds = list(dict.fromkeys(curve.machines for curve in curves))
+    canvas = Canvas({f"Rate × that of the fewest {kind}": 150 for kind in kinds})
+    for panel, kind in zip(canvas.panels, kinds, strict=True):
+        shown = [curve for curve in curves if curve.machines == kind]
+        sizes = sorted({point.size for curve in shown for point in curve.points})
+        panel.plot(sizes, [size / sizes[0] for size in sizes], color=LIGHT["muted"], lw=0.8, label="linear")
+        for number, (curve, colour) in enumerate(zip(shown, SERIES, strict=False)):
+            look, label = LIGHT[colour], f"{curve.state}, {curve.share:g} cores each"
+            places = [point.size * (1 + 0.01 * number) for point in curve.points]
+            times = [(point.efficiency, point.size / sizes[0]) for point in curve.points]
+            panel.plot(places, [each.median * of for each, of in times], "o-", color=look, ms=4, label=label)
+            lows, highs = ([getattr(each, end) * of for each, of in times] for end in ("low", "high"))
+            panel.vlines(places, lows, highs, look, lw=1.2)
+        panel.set_xticks(sizes, [str(size) for size in sizes])
     return canvas

@@ -1,6 +1,7 @@
 """What the benchmark found: the fields of bench.json. Rates are per second; names tell the unit of times."""
 
 from datetime import datetime
+from typing import Final
 
 import msgspec
 
@@ -196,6 +197,48 @@ class Curve(Result, frozen=True):
     costs: list[Cost] = []
 
 
+DOORS: Final = "front doors"
+SHARDS: Final = "shards"
+
+
+class ScaledRound(Sample, frozen=True, kw_only=True):
+    """A measurement of machines that are throttled, beside processes that are not."""
+
+    cores: float
+    """Processor time of all processes of the machine per second of the load, whoever they belong to."""
+    throttled: float
+    """Share of the periods in which a loaded machine had used its share and waited, on average."""
+    seconds: float
+    """From the load's start until the ledger had everything: the time of `cpu_s`."""
+
+
+class ScaledPoint(Result, frozen=True):
+    """What so many machines give."""
+
+    size: int
+    rps: Spread
+    efficiency: Spread
+    """Rate over that of linear growth from the fewest machines, round by round."""
+    cores: Spread
+    throttled: Spread
+    doubt: str
+    """Why it does not count; empty if it does."""
+    rounds: list[ScaledRound]
+
+
+class Scaling(Result, frozen=True):
+    """How the rate grows with machines of one kind, each of which has a share of a core."""
+
+    machines: str
+    """DOORS or SHARDS."""
+    state: str
+    share: float
+    """Of a core, for each machine."""
+    points: list[ScaledPoint]
+    idle: list[ScaledRound]
+    """The same without load."""
+
+
 class Memory(Result, frozen=True):
     """Resident memory of the front door, MiB."""
 
@@ -242,5 +285,6 @@ class Bench(msgspec.Struct, kw_only=True):
     capacities: list[Capacity] = []
     responses: list[Responses] = []
     growth: list[Curve] = []
+    scaling: list[Scaling] = []
     memory: Memory | None = None
     idle: list[IdleConnections] = []

@@ -25,9 +25,11 @@ from simulation.bench.measures import (
 from simulation.bench.options import SERVED_WITHOUT_ENGINE, Options, Subject
 from simulation.bench.page import write_page
 from simulation.bench.programs import Program, find_program, serve_baseline, serve_nginx
-from simulation.bench.results import Against, Bench
+from simulation.bench.results import Against, Bench, Scaling
 from simulation.bench.rounds import Rounds, Say
 from simulation.bench.samples import Cost
+from simulation.bench.scaling.control_groups import throttle
+from simulation.bench.scaling.measure import measure_scaling
 from simulation.bench.subjects import STATES, Engine, measure_refusals, measure_textbook, serve_engine
 from simulation.errors import BenchError
 from simulation.record.facts import write_json
@@ -40,6 +42,7 @@ _NEEDS: Final = {
     "wrk": {
         Subject.NGINX, Subject.AIOHTTP, Subject.TEXTBOOK, Subject.SOLD_OUT, Subject.ACCEPTING,
         Subject.CONNECTIONS, Subject.PRODUCTS, Subject.ORDERS, Subject.MEMORY, Subject.CLIENTS, Subject.LOOKS,
+        Subject.GROWTH,
     },
     "nginx": {Subject.NGINX, Subject.DRIVER, Subject.CONNECTIONS, Subject.CLIENTS, Subject.LOOKS},
 }  # fmt: skip
@@ -106,6 +109,7 @@ class _Run:
             await self._measure_memory(bench, services)
         else:
             await self._measure_servers(bench, nginx, None)
+        bench.scaling = await self._measure_scaling(bench.growth_seconds)
         bench.costs += [cost for curve in bench.growth for cost in curve.costs]
         bench.took_s = round(time.monotonic() - started, 1)
         return bench
@@ -217,6 +221,18 @@ class _Run:
         async with serve_engine(services, self._log) as engine:
             window_s = max(1.0, min(10.0, sizes.memory_requests / 500_000))
             bench.memory = await memory.watch_memory(engine, sizes.memory_requests, window_s, self._say)
+
+    async def _measure_scaling(self, seconds: float) -> list[Scaling]:
+        if Subject.GROWTH not in self._subjects:
+            return []
+        try:
+            with throttle(1, {"trial": []}):
+                pass
+        except BenchError as missing:
+            self._note(f"{missing}; skipped: {Subject.GROWTH}")
+            return []
+        sizes = self._options.sizes
+        return await measure_scaling(sizes.doors, sizes.shards, replace(self._rounds, seconds=seconds))
 
     def _note(self, line: str) -> None:
         self._notes.append(line)

@@ -7,7 +7,7 @@ from typing import Final
 import click
 
 from engine.cli.commands import Commands
-from simulation.cli import exporting, judging, proving, running
+from simulation.cli import exporting, judging, planning, proving, running
 from simulation.cli.shared import EXIT_CODES
 from simulation.errors import SimulationError, suggest
 
@@ -20,7 +20,7 @@ GROUPS: Final = {
         judging.verify, proving.matrix, proving.mutants, proving.fuzz, proving.soak,
         proving.model, proving.interleave,
     ),
-    "Measure": (judging.compare, proving.bench, proving.worth),
+    "Measure": (judging.compare, proving.bench, planning.capacity, proving.worth),
 }  # fmt: skip
 """The commands, as the help lists them."""
 

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -68,7 +68,8 @@ class EngineProcess:
     """An engine of a run's own.
 
     `settings` are all of its settings, by name. `number` tells it from engines beside it, on machines of a
-    topology. `code` is the folder of another copy of the package, which then runs instead.
+    topology. `code` is the folder of another copy of the package, which then runs instead. `roles` are the
+    stages that it serves; none: all.
     """
 
     service = "engine"
@@ -80,6 +81,7 @@ class EngineProcess:
         code: Path | None,
         number: int,
         machines: Sequence[Machine],
+        roles: Iterable[str] = (),
     ) -> None:
         self.url = ""
         self.admin_token: str | None = settings["admin_token"]
@@ -92,6 +94,7 @@ class EngineProcess:
         self._machine = machines[self.machine - 1]
         self._settings = {"host": self._machine.address, **settings}
         self._code = code
+        self._roles = [f"--role={role}" for role in roles]
         log.unlink(missing_ok=True)
         self._process: asyncio.subprocess.Process
         self._stages: set[ProcessId] = set()
@@ -129,7 +132,7 @@ class EngineProcess:
         with self.log.open("ab") as output:
             self._process = await asyncio.create_subprocess_exec(
                 *enter(self._machine),
-                sys.executable, "-c", "from engine.cli import main; main()", "serve",
+                sys.executable, "-c", "from engine.cli import main; main()", "serve", *self._roles,
                 stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output,
                 # In its own session Ctrl-C does not reach it: the run does, and stops the engine in order.
                 env=environment, start_new_session=True,
@@ -255,13 +258,18 @@ async def start_engines(
 
 @asynccontextmanager
 async def start_engine(
-    services: Services, settings: Mapping[str, Any], log: Path, code: Path | None = None, number: int = 1
+    services: Services,
+    settings: Mapping[str, Any],
+    log: Path,
+    code: Path | None = None,
+    number: int = 1,
+    roles: Iterable[str] = (),
 ) -> AsyncIterator[EngineProcess]:
     """Start an engine on a free port and wait until it is ready; it is stopped with the block.
 
     `settings` are the engine's, by name. Its output goes to `log`. `code` is the folder of another copy of
-    the package, which then runs instead. `number` decides on which of several machines it runs. Raises
-    EngineError.
+    the package, which then runs instead. `number` decides on which of several machines it runs. `roles` are
+    the stages that it serves; none: all. Raises EngineError.
     """
     wanted = {
         "port": 0,
@@ -273,7 +281,7 @@ async def start_engine(
         "amqp_url": services.amqp_url,
     }
     machines = Network(services.stack.data_dir).machines if services.stack else [HERE]
-    engine = EngineProcess(wanted, log, code, number, machines)
+    engine = EngineProcess(wanted, log, code, number, machines, roles)
     await engine.launch()
     try:
         await engine.await_ready()

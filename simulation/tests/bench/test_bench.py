@@ -226,7 +226,9 @@ async def test_a_run_measures_every_subject_and_leaves_nothing_running(tmp_path:
     before = children()
     told: list[str] = []
     folder = tmp_path / "run"
-    await run_bench(Options(rounds=1, seconds=1, sizes=TINY), folder, told.append, "flashsim bench")
+    # Growth has services of its own (test_scaling.py).
+    options = Options(rounds=1, seconds=1, sizes=TINY, subjects=frozenset(Subject) - {Subject.GROWTH})
+    await run_bench(options, folder, told.append, "flashsim bench")
     assert started_since(before) == []
     bench = msgspec.json.decode((folder / "bench.json").read_bytes(), type=Bench)
     assert {row.subject for row in bench.front_door} >= {

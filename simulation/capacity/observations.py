@@ -1,0 +1,142 @@
+"""What was answered in a span of time, and the processor time that each kind of process used meanwhile."""
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from simulation.bench.page import read_bench
+from simulation.bench.results import DOORS, SHARDS, Bench, ScaledRound, Scaling
+from simulation.bench.samples import Sample
+from simulation.errors import RunError
+from simulation.record.facts import read_timeline
+from simulation.record.history import read_history
+
+ROLES: Final = ("front-door", "redis", "relay", "rabbitmq", "fulfilment", "postgres")
+"""The processes that a purchase takes time of."""
+_USED: Final = "cpu_percent "
+TICK_S: Final = 0.01
+"""Of the kernel's clock of processor time."""
+PRECISE_S: Final = 0.001
+"""Throttled processes are timed by the scheduler."""
+_ENGINE: Final = "engine, "
+_NOT_FULL: Final = {DOORS: "redis", SHARDS: "front-door"}
+"""The role that waits for throttled machines: what it does little at a time costs more than it has to."""
+
+
+class Observation(NamedTuple):
+    """A span of a run, or a round of a benchmark."""
+
+    point: str
+    """What it is one of: a run, or the rounds of one measurement."""
+    seconds: float
+    accepted: float
+    refused: float
+    """By front doors that repeat for a while what the gate has told them."""
+    asked: float
+    """Refused by the gate itself, which was asked for each of them."""
+    looked: float
+    """Reads of stock and orders."""
+    settled: float
+    cpu_s: dict[str, float]
+    """By role; all processes of the role together. Without roles that say nothing of their costs here."""
+    processes: dict[str, int]
+    """Their number."""
+    tick_s: float = TICK_S
+    """By how much its processor time may be off."""
+
+
+def read_observations(folder: Path) -> list[Observation]:
+    """Return what a run or a benchmark observed, by its folder. Raises RunError or BenchError."""
+    if (folder / "bench.json").exists():
+        found = observe_bench(read_bench(folder), str(folder))
+    else:
+        history = read_history(folder / "history.parquet")
+        found = observe_run(history, read_timeline(folder), str(folder))
+    if not any(each.cpu_s for each in found):
+        raise RunError(f"{folder}: no processor time was recorded of the engine's processes")
+    return found
+
+
+def observe_run(history: pd.DataFrame, timeline: pd.DataFrame, point: str) -> list[Observation]:
+    """Return an observation for each span between two readings of the probes."""
+    at_s = timeline["t_s"].to_numpy()
+    spans = np.diff(at_s)
+    done_s = history["done_ns"].to_numpy("float64", na_value=np.nan) / 1e9
+    bought = (history["kind"] == "buy").to_numpy()
+    refused = bought & history["status"].between(400, 499).to_numpy()
+    causes = {
+        "accepted": bought & (history["outcome"] == "ACCEPTED").to_numpy(),
+        "refused": refused,
+        "asked": np.zeros_like(bought),
+        "looked": ~bought,
+    }
+    counts = {name: np.histogram(done_s[which], at_s)[0] for name, which in causes.items()}
+    # What happens behind the gate happens a little later: it goes with what was settled.
+    settled = np.diff(timeline["ledger_confirmed"].to_numpy("float64", na_value=np.nan))
+    counts["settled"] = np.nan_to_num(settled)
+    names = [name for name in map(str, timeline) if name.startswith(_USED)]
+    used = {name.removeprefix(_USED): timeline[name].to_numpy("float64")[1:] for name in names}
+    found = []
+    for row, seconds in enumerate(spans.tolist()):
+        spent = {name: each[row] / 100 * seconds for name, each in used.items() if np.isfinite(each[row])}
+        cpu_s, processes = _by_role(spent)
+        numbers = {name: float(each[row]) for name, each in counts.items()}
+        found.append(Observation(point=point, seconds=seconds, cpu_s=cpu_s, processes=processes, **numbers))
+    return found
+
+
+def observe_bench(bench: Bench, folder: str) -> list[Observation]:
+    """Return an observation for each round at the engine: at saturation, and of throttled machines."""
+    found = [
+        _observe(sample, f"{folder}: {row.subject}", sample.requests / sample.rps + (sample.drain_s or 0.0))
+        for row in bench.front_door
+        if row.subject.startswith(_ENGINE)
+        for sample in row.samples
+    ]
+    for curve in bench.scaling:
+        for point in curve.points:
+            name = f"{name_curve(folder, curve)}, {point.size}"
+            asked = curve.machines == SHARDS
+            found += [
+                _leave_out(_NOT_FULL[curve.machines], _observe(each, name, each.seconds, asked))
+                for each in point.rounds
+                if not each.fault
+            ]
+        name = f"{name_curve(folder, curve)}, idle"
+        found += [
+            _leave_out(_NOT_FULL[curve.machines], _observe(each, name, each.seconds)) for each in curve.idle
+        ]
+    return found
+
+
+def name_curve(folder: str, curve: Scaling) -> str:
+    """Return what the names of a benchmark's points with these machines begin with."""
+    return f"{folder}: {curve.machines} of {curve.share:g} cores"
+
+
+def _observe(found: Sample | ScaledRound, point: str, seconds: float, asked: bool = False) -> Observation:
+    accepted, refused = float(found.accepted), float(found.refused)
+    refusals = (0.0, refused) if asked else (refused, 0.0)
+    return Observation(point, seconds, accepted, *refusals, 0.0, accepted, *_by_role(found.cpu_s))
+
+
+def _leave_out(role: str, found: Observation) -> Observation:
+    cpu_s = {name: spent for name, spent in found.cpu_s.items() if name != role}
+    return found._replace(cpu_s=cpu_s, tick_s=PRECISE_S)
+
+
+def _by_role(cpu_s: Mapping[str, float]) -> tuple[dict[str, float], dict[str, int]]:
+    """Return the processor time and the number of the processes of each role; names may end in a number."""
+    spent: dict[str, float] = {}
+    processes = Counter[str]()
+    for name, each_s in cpu_s.items():
+        role = re.sub(r" \d+$", "", name)
+        if role in ROLES:
+            spent[role] = spent.get(role, 0.0) + float(each_s)
+            processes[role] += 1
+    return spent, dict(processes)
