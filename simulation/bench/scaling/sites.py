@@ -16,8 +16,8 @@ from redis.exceptions import RedisError
 from engine.gate.clearing import count_pending
 from engine.gate.client import Shards, connect_shards
 from engine.gate.keys import shard_of
+from engine.local.cluster.redis import connect_nodes, launch_node
 from engine.local.process import ProcessId, free_port, kill_processes
-from engine.local.redis_cluster import connect_nodes, launch_node
 from engine.settings import Settings
 from simulation.bench.programs import run_wrk
 from simulation.bench.results import ScaledRound
@@ -239,7 +239,7 @@ async def _run_primaries(folder: Path, count: int) -> AsyncIterator[tuple[str, d
 async def _join(ports: Sequence[int]) -> None:
     """Make a cluster of the nodes: each gets the slots of one shard."""
     deadline, count = time.monotonic() + MEET_S, len(ports)
-    async with connect_nodes(ports) as nodes:
+    async with connect_nodes([(HOST, port) for port in ports]) as nodes:
         while not await _answer(nodes):
             if time.monotonic() > deadline:
                 raise BenchError("the nodes of a Redis Cluster do not start")
