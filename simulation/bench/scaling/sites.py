@@ -239,7 +239,7 @@ async def _run_primaries(folder: Path, count: int) -> AsyncIterator[tuple[str, d
 async def _join(ports: Sequence[int]) -> None:
     """Make a cluster of the nodes: each gets the slots of one shard."""
     deadline, count = time.monotonic() + MEET_S, len(ports)
-    async with connect_nodes([(HOST, port) for port in ports]) as nodes:
+    async with connect_nodes([("127.0.0.1", port) for port in ports]) as nodes:
         while not await _answer(nodes):
             if time.monotonic() > deadline:
                 raise BenchError("the nodes of a Redis Cluster do not start")
