@@ -52,8 +52,13 @@ class NodeFault:
         else:
             for target in self._targets:
                 ending.push_async_callback(target.start)
-            kill = self._kind == "kill"
-            await asyncio.gather(*(target.kill() if kill else target.stop() for target in self._targets))
+            if self._kind == "kill":
+                await asyncio.gather(*(target.kill() for target in self._targets))
+                return
+            for target in self._targets:
+                if await self._find_replicas(target):
+                    await self._switch_over(target)
+            await asyncio.gather(*(target.stop() for target in self._targets))
 
     async def make_whole(self) -> None:
         """Wait after its end until each node is back in its cluster, and each shard's primary at home."""
@@ -71,7 +76,7 @@ class NodeFault:
 
     async def _switch_over(self, primary: Node | EngineProcess) -> None:
         if isinstance(primary, Node) and primary.service == RedisCluster.name:
-            replicas = await find_replicas(primary.number, self._stack)
+            replicas = await self._find_replicas(primary)
             if not replicas:
                 raise FaultError(f"{primary.name} has no replica to hand over to")
             await take_over(self._stack.data_dir / primary.service, replicas[0])
@@ -79,3 +84,9 @@ class NodeFault:
         send_signal([identify(self._stack.pid(primary.service))], signal.SIGUSR1)
         while await find_in_charge(LEDGER, self._services) in ("", primary.name):  # noqa: ASYNC110 (no event)
             await asyncio.sleep(POLL_S)
+
+    async def _find_replicas(self, target: Node | EngineProcess) -> list[int]:
+        """Return the replicas of a primary of Redis; nothing else has any."""
+        if not isinstance(target, Node) or target.service != RedisCluster.name:
+            return []
+        return await find_replicas(target.number, self._stack)

@@ -47,7 +47,7 @@ After such a fault the next one waits until every cluster is whole and each shar
 kill           SIGKILL. Started again at the fault's end; it follows a node that has taken its place.
 stop           SIGSTOP, and SIGCONT at the fault's end. A node of RabbitMQ that stays apart from the others
                then is started again, because it does not join them by itself.
-restart        An ordinary stop. Started again as after kill.
+restart        An ordinary stop, before which a primary of Redis hands over. Started again as after kill.
 partition      What the node's machine and the other machines send each other vanishes until the fault's end.
                Neither side is told, and shoppers reach all of them. This needs network namespaces, so root.
 partition_in   Only what the others send to the machine vanishes.
