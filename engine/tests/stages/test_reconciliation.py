@@ -34,6 +34,7 @@ from engine.stages.keeper import run_keeper
 from engine.stages.lifecycle import Pause
 from engine.stages.reconciliation import Reconciliation, reconciling
 from engine.stages.relay import run_relay
+from engine.tasks import cancel
 from engine.tests.backend import CONFIRMED, FAILED, read_statuses, running, until_relayed, until_settled
 from engine.tests.gate.test_watch import gate_sells, restart
 from engine.tests.orders import SHARD, make_terms, mark_pending, read_stock, reserve
@@ -267,8 +268,8 @@ async def test_a_new_server_is_compared_with_the_ledger_since_its_writers_may_be
     monkeypatch.setattr(Reconciliation, "is_outdated", note)
     sale = await open_sale(ledger, gate, stock=10)
     await buy(gate, 1)
-    async with asyncio.TaskGroup() as group:
-        keeper = group.create_task(run_keeper(settings_without_bus, Clearing([Shard(redis)]), Pause()))
+    keeper = asyncio.create_task(run_keeper(settings_without_bus, Clearing([Shard(redis)]), Pause()))
+    try:
         await eventually(lambda: found)
         await stack.kill("redis")
         # Whoever sold and settled this is gone, and Redis comes back without it.
@@ -280,7 +281,8 @@ async def test_a_new_server_is_compared_with_the_ledger_since_its_writers_may_be
             return await read_generations([Shard(redis)]) == [0]
 
         await eventually(is_closed)
-        keeper.cancel()
+    finally:
+        await cancel(keeper)
 
 
 async def test_a_front_door_that_comes_late_to_a_server_calls_nothing_lost(
