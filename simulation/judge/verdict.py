@@ -12,7 +12,7 @@ import pandas as pd
 from simulation.judge.asked import Asked
 from simulation.judge.rules import orders, refusals, service, stock, terms
 from simulation.judge.rules.evidence import PLACES, Breach, Evidence, Finding, Unknown
-from simulation.judge.rules.misfits import BUY, ORDERS, READS, find_misfits
+from simulation.judge.rules.misfits import BUY, ORDERS, READS, REFUSALS, find_misfits
 from simulation.judge.rules.reads import reads_are_true
 from simulation.model.events import Recovery
 from simulation.model.state import FinalState
@@ -63,6 +63,16 @@ OF_ALL: Final[frozenset[Rule]] = frozenset(
 """Rules that hold only if they hold of every order; a breach is certain by the orders that can be seen."""
 OF_ANSWERS: Final[frozenset[Rule]] = frozenset((service.no_server_errors, orders.order_ids_are_unique))
 """Rules that need no orders but those that clients were told of."""
+OF_REFUSALS: Final[frozenset[Rule]] = frozenset(
+    (
+        service.no_server_errors,
+        service.the_sale_happened,
+        refusals.sold_out_means_sold_out,
+        refusals.refusals_are_true,
+        stock.demand_empties_the_stock,
+    )
+)
+"""Rules that look at how purchases were refused."""
 BY_SUMS: Final[frozenset[Rule]] = frozenset(
     (stock.units_are_conserved, stock.demand_empties_the_stock, service.the_sale_happened)
 )
@@ -171,7 +181,11 @@ def _widen(history: pd.DataFrame) -> pd.DataFrame:
 
 def _may_misfit(rule: Rule, misfits: Mapping[str, str]) -> bool:
     """Return whether it may be the engine's description that breaks the rule."""
-    return BUY in misfits or (ORDERS in misfits and rule not in OF_ANSWERS)
+    return (
+        BUY in misfits
+        or (ORDERS in misfits and rule not in OF_ANSWERS)
+        or (REFUSALS in misfits and rule in OF_REFUSALS)
+    )
 
 
 def _apply(rule: Rule, evidence: Evidence, misfits: Mapping[str, str]) -> Check:

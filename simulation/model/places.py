@@ -1,7 +1,7 @@
 """Where something stands in an answer: a path of names in its JSON, such as `data.orderId`; `.`, the whole
 body as text; or `header:Location`, a field of its head.
 
-Of a field that holds a path or a URL, its last part counts: 17 in `/orders/17` and in `https://shop/orders/17?new`.
+Of a field that is a path or a URL, its last part counts: 17 in `/orders/17` and in `https://shop/orders/17?new`.
 """
 
 import re
@@ -12,6 +12,9 @@ import msgspec
 HEADER: Final = "header:"
 # The judge reads a contract too, and may import nothing that could open a URL.
 _SERVER: Final = re.compile(rb"^[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*")
+_PATH: Final = re.compile(rb"/|[A-Za-z][A-Za-z0-9+.-]*://")
+_PATHS: Final = ("location", "content-location")
+"""Fields whose value may be a path that is not absolute."""
 _BEHIND_PATH: Final = re.compile(rb"[?#]")
 _ESCAPED: Final = re.compile(rb"%([0-9A-Fa-f]{2})")
 
@@ -57,7 +60,8 @@ def find_field(name: str, head: bytes) -> str | None:
         field, colon, value = line.partition(b":")
         if colon and field.strip().lower() == name.lower().encode():
             value = value.strip()
-            return (_find_last_part(value) if b"/" in value else value).decode("utf-8", "replace")
+            is_path = _PATH.match(value) or (name.lower() in _PATHS and b"/" in value)
+            return (_find_last_part(value) if is_path else value).decode("utf-8", "replace")
     return None
 
 

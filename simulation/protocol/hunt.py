@@ -100,8 +100,11 @@ def play(
         suppress_health_check=list(HealthCheck), report_multiple_bugs=False, print_blob=False,
     )  # fmt: skip
     began, program = time.monotonic(), io.StringIO()
-    with contextlib.redirect_stdout(program), contextlib.suppress(AssertionError):
-        run_state_machine_as_test(seed(number)(make_machine()), settings=chosen)
+    with contextlib.redirect_stdout(program):
+        try:
+            run_state_machine_as_test(seed(number)(make_machine()), settings=chosen)
+        except AssertionError as error:
+            tally.faults = tally.faults or [f"an assertion failed: {error}"]
     return Found(
         seed=number,
         examples=tally.examples,

@@ -9,41 +9,44 @@ import pandas as pd
 from simulation.judge.rules.evidence import FEW, Evidence
 from simulation.model.contract import FLASHGRID, Contract
 
-BUY, ORDERS, READS = "buy", "orders", "reads of "
-"""What a misfit hangs on: answers to purchases, the orders that the witness shows, the reads of a kind."""
+BUY, REFUSALS, ORDERS, READS = "buy", "refusals", "orders", "reads of "
+"""What a misfit hangs on: all answers to purchases, or those that accept; those that refuse; the orders that
+the witness shows; the reads of a kind."""
 
 
 def find_misfits(evidence: Evidence) -> dict[str, str]:
     """Return where the description does not fit, in words, by what hangs on it."""
     if evidence.asked.contract == FLASHGRID:
         return evidence.state.misfits
-    found = _doubt_answers(evidence)
-    return ({BUY: found} if found else {}) | evidence.state.misfits
+    return _doubt_answers(evidence) | evidence.state.misfits
 
 
-def _doubt_answers(evidence: Evidence) -> str | None:
-    """Return what speaks against the contract's answers to purchases; None where nothing does."""
+def _doubt_answers(evidence: Evidence) -> dict[str, str]:
+    """Return what speaks against the contract's answers to purchases."""
     contract, sent = evidence.asked.contract, evidence.sent
     answered = sent[sent["done_ns"].notna() & (sent["status"] < 500)]
     listed = answered["status"].map(contract.knows).astype("bool")
     counts = answered["status"].value_counts().sort_index()
     if len(answered) and not listed.any():
         told = ", ".join(f"{count:,} × {status}" for status, count in counts.items())
-        return (
-            f"no answer to a purchase has a status that buy.answers lists ({told}): look at path, method,"
-            " headers and body of [buy], and at buy.answers"
-        )
+        return {
+            BUY: f"no answer to a purchase has a status that buy.answers lists ({told}): look at path,"
+            " method, headers and body of [buy], and at buy.answers"
+        }
     for status, answers in answered[listed].groupby("status"):
         meant: set[str] = {rule.outcome for rule in contract.buy.answers if rule.status == status}
         if len(answers) >= FEW and "UNKNOWN" not in meant and (answers["outcome"] == "UNKNOWN").all():
-            return (
-                f"none of {len(answers):,} answers {status} to purchases says {_name_wanted(contract, meant)}"
-            )
+            wanted = _name_wanted(contract, meant)
+            return {
+                BUY if "ACCEPTED" in meant else REFUSALS: (
+                    f"none of {len(answers):,} answers {status} to purchases says {wanted}"
+                )
+            }
     for status, answers in answered[~listed].groupby("status"):
         if _is_another_sold_out(answers, evidence):
             words = f"{len(answers):,} purchases were answered {status}, all of them after the stock was sold"
-            return f"{words}, and none SOLD_OUT: does buy.answers lack it?"
-    return None
+            return {REFUSALS: f"{words}, and none SOLD_OUT: does buy.answers lack it?"}
+    return {}
 
 
 def _name_wanted(contract: Contract, meant: set[str]) -> str:

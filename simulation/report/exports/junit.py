@@ -10,7 +10,10 @@ from simulation.judge.figures import Run
 
 _RESULTS = {"broken": "failure", "not judged": "error", "not exercised": "skipped"}
 """The element by which JUnit says that a test did not pass, by the state of a check."""
-_NO_XML: Final = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f]")
+_NO_XML: Final = re.compile(
+    rb"[\x00-\x08\x0b\x0c\x0e-\x1f]|\xef\xbf[\xbe\xbf]"  # and U+FFFE and U+FFFF
+    rb"|&#(?:55(?:29[6-9]|[3-9]\d\d)|56\d{3}|57(?:[0-2]\d\d|3[0-3]\d|34[0-3]));"  # half of a surrogate pair
+)
 """What XML can't hold in any form; the order ids of another engine may have it."""
 
 

@@ -99,6 +99,7 @@ def test_reads_are_understood_by_their_places() -> None:
         ("https://shop.example:8443/orders/17/?new=1#top", "17"),
         ("/orders/6F96-19FF%20a", "6F96-19FF a"),
         ("a:b", "a:b"),
+        ("orders/17", "17"),
         ("https://shop.example/", None),
         ("/", None),
         ("", None),
@@ -113,6 +114,15 @@ def test_an_order_id_may_stand_in_a_header_field(value: str, order_id: str | Non
     assert not SHOP.reads_heads
     assert shop.classify(202, b"", head) == (("ACCEPTED", order_id) if order_id else ("UNKNOWN", None))
     assert shop.classify(202, b'{"header:Location":"1"}') == ("UNKNOWN", None)
+
+
+def test_a_header_field_that_is_no_path_is_read_whole() -> None:
+    shop = msgspec.structs.replace(
+        SHOP, buy=msgspec.structs.replace(SHOP.buy, order_id="header:X-Order", numbered=False)
+    )
+    for value in ("mPfIk6tWR0h/gkr7", "shop1/17", "/orders/17"):
+        head = f"HTTP/1.1 202 Accepted\r\nX-Order: {value}\r\n\r\n".encode()
+        assert shop.classify(202, b"", head) == ("ACCEPTED", value.removeprefix("/orders/"))
 
 
 def test_stock_and_status_may_stand_in_header_fields() -> None:

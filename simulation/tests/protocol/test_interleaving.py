@@ -463,6 +463,14 @@ def test_the_same_seed_gives_the_same_examples(stores: Stores) -> None:
     assert once.steps != play(stores, 4, 3).steps
 
 
+def test_an_assertion_that_fails_is_a_fault(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(world: World) -> list[str]:
+        raise AssertionError("the referee fails")
+
+    monkeypatch.setattr("simulation.protocol.machine.find_faults", fail)
+    assert "the referee fails" in play(stores, 3, 1, shrink=False).faults[0]
+
+
 def test_a_page_tells_what_hunts_found(tmp_path: Path) -> None:
     found = Found(seed=7, examples=25, steps=Counter(a=1_000, b=200), faults=["a unit <too> many"])
     bug = Attempt(name="unit-vanishes", text="A unit vanishes.", model=None, found=found, expected=True)

@@ -147,6 +147,15 @@ async def test_an_engine_that_loses_every_order_fails(
     assert states(summary)["accepted is settled"] == "broken"
 
 
+async def test_an_oversell_is_found_though_the_contract_lacks_how_buyers_are_refused(
+    settings: Settings, tmp_path: Path
+) -> None:
+    summary = await judge_tickets(settings, tmp_path, {"status = 410": "status = 429"}, "sql", "oversell")
+    assert summary["misfits"]
+    assert summary["verdict"] == "fail", summary["verdict_in_words"]
+    assert states(summary)["no oversell"] == "broken"
+
+
 async def test_a_stock_that_is_not_shown_is_told_before_the_load(settings: Settings, tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="does not show the stock of 1: 200"):
         await judge_tickets(settings, tmp_path, {"X-Units-Left": "X-Left"}, "http")

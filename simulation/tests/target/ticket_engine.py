@@ -1,7 +1,8 @@
 """An engine with another contract: form bodies, 202 and a ticket to ask for with its id in `Location`, the
 stock in header fields.
 
-`python ticket_engine.py PORT POSTGRES_URL [lose]`: the loser answers as the other does, and writes no ticket.
+`python ticket_engine.py PORT POSTGRES_URL [lose|oversell]`: the loser answers as the other does, and writes
+no ticket; the overseller sells five units too many.
 """
 
 import asyncio
@@ -40,7 +41,7 @@ async def buy(request: web.Request) -> web.Response:
     wanted, app = await read_form(request), request.app
     sku, key = int(wanted["sku"]), request.headers.get("X-Request-Id")
     ticket = app[NAMES].get(key) if key else None
-    if ticket is None and not app[LEFT][sku][0]:
+    if ticket is None and app[LEFT][sku][0] <= (-5 if "oversell" in sys.argv else 0):
         return web.Response(status=410, text="gone")
     if ticket is None:
         app[LEFT][sku][0] -= 1
