@@ -33,7 +33,6 @@ from simulation.target.witness.http import read_over_http
 from simulation.target.witness.rows import KNOWN, NEEDED, count_purchases, fetch, make_frame, make_gate
 from simulation.target.witness.tables import Tables
 
-ORDERS: Final = "sql.orders"
 POLL_S: Final = 0.1
 LOOK_S: Final = 5.0
 """Longest time of one look whether everything has settled."""
@@ -54,7 +53,9 @@ class SqlReader:
     amqp_url: str | None
     tokens: Mapping[int, str] = field(default_factory=dict)
     before: dict[str, int] = field(default_factory=dict)
-    """The rows of every table before the load, and those of the statement ORDERS."""
+    """The rows of every table before the load."""
+    old: set[str] = field(default_factory=set)
+    """The orders that there were before the load: they are no affair of the run."""
 
     async def check(self, sales: Sequence[Sale]) -> None:
         """Raise EngineError unless the statements give what they must, and show these sales."""
@@ -86,7 +87,8 @@ class SqlReader:
                     )
             _, orders = await fetch(connection, self.told.orders, sales)
             _, rows = await fetch(connection, self.told.sales, sales)
-        self.before.update(await count_rows(self.postgres_url), **{ORDERS: len(orders)})
+        self.before.update(await count_rows(self.postgres_url))
+        self.old.update(str(row["order_id"]) for row in orders)
         return {int(row["product_id"]) for row in rows}
 
     def open_stores(self, sales: Sequence[Sale]) -> list[Store]:
@@ -133,7 +135,7 @@ class SqlReader:
 
     async def _doubt(self, orders: pd.DataFrame, accepted: pd.DataFrame) -> dict[str, str]:
         """Return what speaks against `orders`, the statement, where it shows none of the accepted ones."""
-        purchases, new = count_purchases(accepted), len(orders) - self.before.get(ORDERS, 0)
+        purchases, new = count_purchases(accepted), len(orders)
         told = accepted[["order_id", "user_id"]].dropna().drop_duplicates("order_id")
         if not purchases or (orders["order_id"].isin(told["order_id"]).any() if len(told) else new > 0):
             return {}
@@ -188,9 +190,13 @@ class SqlReader:
             await close_stores(stores)
 
     async def _count(self, sales: Sequence[Sale]) -> tuple[int, int]:
-        """Return the number of orders, and of those that have not ended."""
+        """Return the number of the run's orders, and of those that have not ended."""
+        products = {sale.terms.product_id for sale in sales}
         async with connect_ledger(self.postgres_url) as connection:
             _, rows = await fetch(connection, self.told.orders, sales)
+        rows = [
+            each for each in rows if each["product_id"] in products and str(each["order_id"]) not in self.old
+        ]
         return len(rows), sum(row.get("status") == "PENDING" for row in rows)
 
     async def _read_tables(self, sales: Sequence[Sale]) -> dict[str, Any]:
@@ -203,7 +209,7 @@ class SqlReader:
             shown, rows = await fetch(connection, self.told.sales, sales)
             held = make_frame(shown, rows, SALE_TYPES)
         by_product = {sale.terms.product_id: sale for sale in sales}
-        mine = orders["product_id"].isin(by_product) & orders["product_id"].notna()
+        mine = orders["product_id"].isin(by_product) & ~orders["order_id"].isin(self.old)
         orders = orders[mine].reset_index(drop=True)
         held = held[held["product_id"].isin(by_product)].reset_index(drop=True)
         if "status" in unseen:

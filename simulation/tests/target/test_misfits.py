@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from engine.settings import Settings
+from engine.tests.services import execute
 from simulation.errors import EngineError
 from simulation.run import find_target, run
 from simulation.scenario.loading import load_scenario
@@ -145,6 +146,16 @@ async def test_an_engine_that_loses_every_order_fails(
     assert summary["misfits"] == []
     assert summary["verdict"] == "fail", summary["verdict_in_words"]
     assert states(summary)["accepted is settled"] == "broken"
+
+
+async def test_orders_of_an_earlier_run_are_no_affair_of_the_next(settings: Settings, tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        summary = await judge_tickets(settings, tmp_path / name, {}, "sql", "keep")
+        assert summary["verdict"] == "pass", summary["verdict_in_words"]
+        assert summary["stock"]["sold"] == 30
+        # Both runs send the same keys.
+        await execute(str(settings.postgres_url), "UPDATE tickets SET request = NULL")
 
 
 async def test_an_oversell_is_found_though_the_contract_lacks_how_buyers_are_refused(

@@ -1,8 +1,8 @@
 """An engine with another contract: form bodies, 202 and a ticket to ask for with its id in `Location`, the
 stock in header fields.
 
-`python ticket_engine.py PORT POSTGRES_URL [lose|oversell]`: the loser answers as the other does, and writes
-no ticket; the overseller sells five units too many.
+`python ticket_engine.py PORT POSTGRES_URL [lose|oversell|keep]`: the loser answers as the other does, and
+writes no ticket; the overseller sells five units too many; the keeper leaves the tickets of earlier sales.
 """
 
 import asyncio
@@ -29,7 +29,8 @@ async def read_form(request: web.Request) -> dict[str, str]:
 async def offer(request: web.Request) -> web.Response:
     sku, units = int(request.match_info["sku"]), int((await read_form(request))["units"])
     async with request.app[POOL].acquire() as connection, connection.transaction():
-        await connection.execute("DELETE FROM tickets WHERE sku = $1", sku)
+        if "keep" not in sys.argv:
+            await connection.execute("DELETE FROM tickets WHERE sku = $1", sku)
         await connection.execute(
             "INSERT INTO offers VALUES ($1, $2) ON CONFLICT (sku) DO UPDATE SET units = $2", sku, units
         )
