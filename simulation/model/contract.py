@@ -121,14 +121,19 @@ class Contract(Part, frozen=True, kw_only=True):
         return self.ambiguous | self.accepting | {200, *(self.order.statuses if self.order else ())}
 
     @cached_property
+    def places(self) -> list[str]:
+        """Where something stands in answers to purchases and reads."""
+        found = [self.buy.order_id]
+        if self.stock:
+            found += [self.stock.remaining, self.stock.initial, self.stock.sold, self.stock.product_id]
+        if self.order:
+            found += [self.order.status, self.order.order_id]
+        return [place for place in found if place is not None]
+
+    @cached_property
     def reads_heads(self) -> bool:
         """Whether something stands in a header field of an answer."""
-        asked = [self.buy.order_id]
-        if self.stock:
-            asked += [self.stock.remaining, self.stock.initial, self.stock.sold, self.stock.product_id]
-        if self.order:
-            asked += [self.order.status, self.order.order_id]
-        return any(place is not None and place.startswith(HEADER) for place in asked)
+        return any(place.startswith(HEADER) for place in self.places)
 
     @cached_property
     def ambiguous(self) -> frozenset[int]:

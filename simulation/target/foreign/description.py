@@ -23,6 +23,8 @@ LIBRARY: Final = Path(__file__).with_name("library")
 WitnessKind = Literal["flashgrid", "sql", "http"]
 WORDS: Final[dict[str, Any]] = {"outcome": Outcome, "witness": WitnessKind}
 """The words that a key may have."""
+_NO_PLACE: Final = re.compile(r"(?!header:[!-9;-~]+$)(?i:header)\s*:")
+"""What is meant for a header field, and names none."""
 VALUES: Final = {
     "init": {"product_id", "stock", "limit", "quantity", "starts_ms", "ends_ms", "admin_token", "key"},
     "buy": {"user_id", "product_id", "key", "token"},
@@ -139,6 +141,8 @@ def _check(described: Description) -> None:
         raise ValueError("buy.answers: no status is ACCEPTED")
     if described.buy.numbered and (described.buy.order_id or "").startswith(HEADER):
         raise ValueError("buy.numbered: a header field is a text, also where it holds a number")
+    if strange := [place for place in described.contract.places if _NO_PLACE.match(place)]:
+        raise ValueError(f"{strange[0]!r} is no place of an answer: a header field is header:NAME")
     if strange := [place for place in described.buy.words if place.startswith(HEADER)]:
         raise ValueError(f"buy.words: {strange[0]}: a word must stand in the body")
     for name in VALUES:

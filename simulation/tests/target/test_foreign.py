@@ -283,6 +283,10 @@ def describe(tmp_path: Path, changes: dict[str, str]) -> str:
             'words = ["header:X-Why"]\nanswers = [',
             "buy.words: header:X-Why: a word must stand",
         ),
+        *(
+            ("answers = [", f'order_id = "{place}"\nanswers = [', f"'{place}' is no place of an answer")
+            for place in ("header:", "Header:X-Order", "header: X-Order", "header :X-Order")
+        ),
         ('path = "/init"', 'path = "/init"\nmethod = "HEAD"', "init.method: the answer to HEAD has no body"),
     ],
 )
