@@ -83,22 +83,15 @@ def rebuild_up_to(world: World, number: int, what: str) -> None:
     raise AssertionError(f"{keeper.name} does not come to {what}")
 
 
-def let_alone(world: World, number: int) -> None:
-    """Let one process go on for long, while all others stand still."""
+def let_alone(world: World, number: int, rounds: int = 60, ms: int = 0) -> None:
+    """Let one process go on, while all others stand still, and so much time pass with each round."""
     process = world.processes[number]
-    for _ in range(60):
+    for _ in range(rounds):
         for waiting in list(process.waiting):
             if waiting in process.waiting:
                 world.run(process, waiting, 1)
-        world.pass_time(100)
-
-
-def ask_until_sure(world: World, number: int) -> None:
-    """Let a process ask the gate what it remembers, and close it if that is too little."""
-    for _ in range(8):
-        process = world.processes[number]
-        for waiting in list(process.waiting):
-            world.run(process, waiting, 1)
+        if ms:
+            world.pass_time(ms)
 
 
 def is_open(world: World) -> bool:
@@ -324,7 +317,7 @@ def test_a_gate_without_memory_stays_closed_while_a_consumer_holds_purchases(wor
     step(world, RELAY, "bus publish")
     step(world, OTHER_FULFILMENT, "bus deliver")
     world.lose_memory(None)
-    let_alone(world, FULFILMENT)
+    let_alone(world, FULFILMENT, ms=100)
     assert not is_open(world)
     world.settle_down()
     assert buy(world, 1) == [Outcome.SOLD_OUT]
@@ -337,7 +330,7 @@ def test_a_gate_that_is_closed_stays_so_while_its_outbox_holds_purchases(world: 
     buy(world, 2)
     world.lose_memory(0)
     assert buy(world, 1) == [Outcome.GATE_UNAVAILABLE]
-    let_alone(world, FULFILMENT)
+    let_alone(world, FULFILMENT, ms=100)
     assert not is_open(world)
     world.settle_down()
     assert (statuses(world), find_faults(world)) == (["CONFIRMED"], [])
@@ -346,7 +339,7 @@ def test_a_gate_that_is_closed_stays_so_while_its_outbox_holds_purchases(world: 
 def test_one_keeper_rebuilds_at_a_time(world: World) -> None:
     world.lose_memory(None)
     rebuild_up_to(world, FULFILMENT, "Redis begin")
-    let_alone(world, OTHER_FULFILMENT)
+    let_alone(world, OTHER_FULFILMENT, ms=100)
     assert sum("Redis begin" in line for line in world.trace) == 1
     world.settle_down()
     assert find_faults(world) == []
@@ -368,7 +361,7 @@ def test_a_rebuild_that_was_overtaken_writes_nothing_over_what_was_sold_since(wo
     rebuild_up_to(world, FULFILMENT, "Redis begin")
     page = approach(world, FULFILMENT, "Redis restore")
     world.lose_lock()
-    let_alone(world, OTHER_FULFILMENT)
+    let_alone(world, OTHER_FULFILMENT, ms=100)
     assert is_open(world)
     assert buy(world, 1) == [Outcome.ACCEPTED]
     world.run(world.processes[FULFILMENT], page, 1)
@@ -415,7 +408,7 @@ def test_a_copy_of_an_earlier_generation_closes_the_gate(world: World) -> None:
     assert buy(world, 1, door=OTHER_DOOR) == [Outcome.ACCEPTED]
     world.settle_down()
     world.lose_memory(0)
-    ask_until_sure(world, DOOR)
+    let_alone(world, DOOR, rounds=8)
     assert not is_open(world)
     world.settle_down()
     assert buy(world, 1) == [Outcome.SOLD_OUT]
@@ -425,7 +418,7 @@ def test_a_front_door_that_knows_more_than_a_copy_closes_the_gate_by_itself(worl
     world.take_copy()
     assert buy(world, 1) == [Outcome.ACCEPTED]
     world.lose_memory(0)
-    ask_until_sure(world, DOOR)
+    let_alone(world, DOOR, rounds=8)
     assert not is_open(world)
 
 
@@ -436,7 +429,7 @@ def test_a_rebuild_leaves_no_evidence_of_units_that_it_counts(world: World) -> N
     step(world, FULFILMENT, "bus acknowledge")
     approach(world, FULFILMENT, "rest 0.5")
     world.lose_memory(0)
-    ask_until_sure(world, FULFILMENT)
+    let_alone(world, FULFILMENT, rounds=8)
     assert not is_open(world)
     assert world.losses.list_pending()
     rebuild_up_to(world, FULFILMENT, "Redis reopen")
@@ -446,10 +439,7 @@ def test_a_rebuild_leaves_no_evidence_of_units_that_it_counts(world: World) -> N
 def test_a_relay_publishes_after_an_outage_of_the_bus_what_it_held(world: World) -> None:
     buy(world, 1)
     step(world, RELAY, "bus publish", Fate.CUT)
-    process = world.processes[RELAY]
-    for _ in range(60):
-        for waiting in list(process.waiting):
-            world.run(process, waiting, 1)
+    let_alone(world, RELAY)
     assert world.bus.list_bodies()
     world.settle_down()
     assert (statuses(world), find_faults(world)) == (["CONFIRMED"], [])
