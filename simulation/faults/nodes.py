@@ -56,8 +56,7 @@ class NodeFault:
                 await asyncio.gather(*(target.kill() for target in self._targets))
                 return
             for target in self._targets:
-                if await self._find_replicas(target):
-                    await self._switch_over(target)
+                await self._hand_over(target)
             await asyncio.gather(*(target.stop() for target in self._targets))
 
     async def make_whole(self) -> None:
@@ -76,17 +75,18 @@ class NodeFault:
 
     async def _switch_over(self, primary: Node | EngineProcess) -> None:
         if isinstance(primary, Node) and primary.service == RedisCluster.name:
-            replicas = await self._find_replicas(primary)
-            if not replicas:
+            if not await self._hand_over(primary):
                 raise FaultError(f"{primary.name} has no replica to hand over to")
-            await take_over(self._stack.data_dir / primary.service, replicas[0])
             return
         send_signal([identify(self._stack.pid(primary.service))], signal.SIGUSR1)
         while await find_in_charge(LEDGER, self._services) in ("", primary.name):  # noqa: ASYNC110 (no event)
             await asyncio.sleep(POLL_S)
 
-    async def _find_replicas(self, target: Node | EngineProcess) -> list[int]:
-        """Return the replicas of a primary of Redis; nothing else has any."""
+    async def _hand_over(self, target: Node | EngineProcess) -> bool:
+        """Let a replica take a primary of Redis over; return False of anything else."""
         if not isinstance(target, Node) or target.service != RedisCluster.name:
-            return []
-        return await find_replicas(target.number, self._stack)
+            return False
+        replicas = await find_replicas(target.number, self._stack)
+        if replicas:
+            await take_over(self._stack.data_dir / target.service, replicas[0])
+        return bool(replicas)
