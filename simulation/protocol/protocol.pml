@@ -8,10 +8,11 @@
    One product; STOCK units in each of its SALES; a purchase takes one unit. A set of orders, or of processes, is a byte of
    bits. The gate numbers ORDERS as it accepts them. Outbox and bus keep no order here: more may happen than with real ones.
 
-   Left out: shards (no command spans two), limits and times of a sale, dead letters, retiring and pruning, batches (orders of
-   one settle one after the other), and losses of ledger and bus, which the protocol relies on.
+   Left out, for the reasons in reports/reference-model/stories.md: shards, limits and times of a sale, batches, dead letters,
+   retiring and pruning, an engine without a bus, sales that another session holds, what is answered where nothing was sold,
+   and losses of ledger and bus, on which the protocol relies.
 
-   Beside these bounds there are switches. KEYS: purchases may carry one Idempotency-Key. REPLICAS: the gate has a replica
+   Bounds and switches are given in model.toml. KEYS: purchases may carry one Idempotency-Key. REPLICAS: the gate has a replica
    instead of a disk. LIVE: what must happen at last, in place of what must never happen. MUTANT: one thing is done wrong. */
 
 /* What may be done wrong; model.toml says it in words. */
