@@ -84,6 +84,9 @@ async def insist(
                     result = await attempt()
                 except SettingsError as error:
                     raise SettingsError(f"{setting}: {error}") from None
+                except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+                    # The client library can't use the URL.
+                    raise SettingsError(f"{setting}: {type(error).__name__}: {error}") from error
                 except (FlashgridError, redis_errors.RedisError, OSError) as error:
                     await _check_identity(url, setting)
                     last = " ".join(str(error).split())
@@ -231,11 +234,11 @@ async def _check_configuration(redis: Redis) -> str:
     return ""
 
 
-async def check_bus_if_it_answers(url: str, setting: str) -> None:
+async def check_bus_if_it_answers(url: str, setting: str, ledger: str) -> None:
     """Raise SettingsError for a RabbitMQ that refuses; warn of one that does not answer yet."""
     try:
         async with asyncio.timeout(_SHORT_PATIENCE_S):
-            await check_bus(url)
+            await check_bus(url, ledger)
     except (BusUnavailable, TimeoutError) as error:
         await _check_identity(url, setting)
         if any(isinstance(cause, amqp.InvalidFrameError) for cause in _causes(error)):

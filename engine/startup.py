@@ -15,7 +15,8 @@ from engine.checks import (
     insist,
 )
 from engine.errors import SettingsError
-from engine.gate.client import Shards, connect_shards, find_silent_nodes
+from engine.gate.client import Shard, Shards, connect_shards, find_silent_nodes
+from engine.gate.fence import claim_gate, read_owner
 from engine.ledger.checks import check_postgres, prepare_schema
 from engine.ledger.ledger import Ledger
 from engine.settings import PREFIX, Settings
@@ -83,10 +84,12 @@ async def prepare_stores(settings: Settings, roles: Collection[Role]) -> None:
         if settings.postgres_url:
             await prepare_ledger(settings.postgres_url, _count_sessions(settings, roles))
             await insist("PostgreSQL", f"{PREFIX}GATE_SHARDS", partial(_check_shards, settings))
+            await insist("the gate", f"{PREFIX}REDIS_URL", partial(_check_owner, settings, shards[0]))
             async with reconciling(settings) as reconciliation:
                 await insist("the gate", f"{PREFIX}REDIS_URL", reconciliation.open_new)
+        ledger = await read_owner(shards[0])
     if settings.amqp_url and set(roles) != {Role.FRONT_DOOR}:
-        await check_bus_if_it_answers(settings.amqp_url, f"{PREFIX}AMQP_URL")
+        await check_bus_if_it_answers(settings.amqp_url, f"{PREFIX}AMQP_URL", ledger)
 
 
 async def _check_redis(shards: Shards, url: str) -> None:
@@ -111,6 +114,17 @@ async def _check_shards(settings: Settings) -> None:
         raise SettingsError(
             f"is {told}, but the gate has {shards} shards: set {shards}, or change the gate by"
             f" `flashgrid reconcile --shards {told}`"
+        )
+
+
+async def _check_owner(settings: Settings, first: Shard) -> None:
+    """Raise SettingsError if this is the gate of another ledger; the first to ask decides it."""
+    async with await Ledger.connect(settings.postgres_url, connections=1) as ledger:
+        mine = await ledger.read_identity()
+    if await claim_gate(first, mine) != mine:
+        raise SettingsError(
+            "Redis holds the gate of another ledger: give each engine a database of its own"
+            " (redis://host:6379/1), or empty this one if that ledger is no more"
         )
 
 

@@ -21,11 +21,11 @@ _NODE_S: Final = 2.0
 _MANAGEMENT: Final = {"amqp": ("http", 15672), "amqps": ("https", 15671)}
 
 
-async def check_bus(url: str) -> None:
-    """Declare exchanges and queues. Of several nodes, warn of each that does not answer, and of a queue that
-    only one of them holds.
+async def check_bus(url: str, ledger: str = "") -> None:
+    """Declare exchanges and queues for this ledger. Of several nodes, warn of each that does not answer, and
+    of a queue that only one of them holds.
 
-    Raises BusUnavailable if none answers.
+    Raises BusUnavailable if none answers, or if the virtual host is another ledger's.
     """
     nodes = split_hosts(url)
     async with AsyncExitStack() as closing:
@@ -48,7 +48,7 @@ async def check_bus(url: str) -> None:
                 "RabbitMQ at %s does not answer (%s): the engine goes on without it", host, _describe(error)
             )
         with translate_errors():
-            await declare_topology(await next(iter(connections.values())).channel())
+            await declare_topology(await next(iter(connections.values())).channel(), ledger)
     if len(nodes) > 1:
         await _check_members([nodes[host] for host in connections])
 

@@ -1,0 +1,124 @@
+"""Two ledgers share neither a gate nor a bus: each would settle, or close, what is the other's."""
+
+from collections.abc import AsyncIterator
+from uuid import uuid4
+
+import msgspec
+import pytest
+from aio_pika import connect
+from redis.asyncio import Redis
+
+from engine.bus.connection import FindLedger
+from engine.bus.consumer import Consumer
+from engine.bus.publisher import Publisher
+from engine.bus.topology import LEDGER, PURCHASES
+from engine.errors import BusUnavailable, SettingsError
+from engine.gate.keys import ShardKeys
+from engine.ledger.ledger import Ledger
+from engine.model.lot import encode_lots
+from engine.settings import Settings
+from engine.stages.process import Role
+from engine.startup import prepare_stores
+from engine.tests.backend import open_sale, read_sold, running, until_settled
+from engine.tests.orders import accept, mark_pending, reserve
+from engine.tests.services import execute
+
+KEY = ShardKeys().ledger
+
+
+@pytest.fixture
+async def other(settings: Settings, postgres_url: str) -> AsyncIterator[Settings]:
+    """Another engine: its own ledger, and its own database of the same Redis."""
+    name, redis_url = f"other_{uuid4().hex}", (settings.redis_url or "").replace("/0", "/1")
+    await execute(postgres_url, f"CREATE DATABASE {name}")
+    ledger = f"{postgres_url.rpartition('/')[0]}/{name}"
+    yield msgspec.structs.replace(settings, postgres_url=ledger, redis_url=redis_url)
+    await execute(postgres_url, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+async def prepare(settings: Settings, *roles: Role) -> None:
+    await prepare_stores(settings, roles or list(Role))
+
+
+async def test_the_bus_of_another_ledger_is_refused_at_start(settings: Settings, other: Settings) -> None:
+    await prepare(settings)
+    with pytest.raises(SettingsError, match=r"AMQP_URL: .*purchases of another ledger.*one of its own"):
+        await prepare(other)
+    await prepare(other, Role.FRONT_DOOR)
+    with pytest.raises(SettingsError, match=r"AMQP_URL: .*purchases of another ledger"):
+        await prepare(msgspec.structs.replace(other, postgres_url=None), Role.RELAY)
+    await prepare(settings)
+
+
+async def test_the_gate_of_another_ledger_is_refused_at_start(settings: Settings, other: Settings) -> None:
+    await prepare(settings)
+    shared = msgspec.structs.replace(other, redis_url=settings.redis_url, amqp_url=None)
+    with pytest.raises(SettingsError, match=r"REDIS_URL: .*gate of another ledger.*database of its own"):
+        await prepare(shared)
+    await prepare(settings)
+
+
+async def test_a_bus_that_comes_later_than_the_start_serves_one_ledger_alone(
+    settings: Settings, other: Settings, redis: Redis
+) -> None:
+    """RabbitMQ may be the last to start: then each stage finds out when it connects."""
+    url, sale = settings.amqp_url or "", await open_sale(settings, redis)
+    without_bus = msgspec.structs.replace(settings, amqp_url=None)
+    await prepare(without_bus)
+    await prepare(msgspec.structs.replace(other, amqp_url=None))
+    publisher, consumer = Publisher(url, find("other")), Consumer(url, 10, find("other"))
+    lots = reserve(sale, 20)
+    await accept(redis, lots)
+    async with running(settings):
+        await until_settled(redis)
+        with pytest.raises(BusUnavailable, match="another ledger"):
+            await publisher.publish(encode_lots(lots))
+        with pytest.raises(BusUnavailable, match="another ledger"):
+            await consumer.read(0.1)
+    assert await read_sold(settings, sale) == 20
+    await publisher.close()
+    await consumer.close()
+
+
+def find(ledger: str) -> FindLedger:
+    async def answer() -> str:
+        return ledger
+
+    return answer
+
+
+async def test_what_an_engine_of_before_has_left_is_settled(settings: Settings, redis: Redis) -> None:
+    """Its gate and its queue name no ledger; the ledger has got its identity since."""
+    sale = await open_sale(settings, redis)
+    lots = reserve(sale, 30)
+    before = Publisher(settings.amqp_url or "")
+    await before.publish(encode_lots(lots[:10]))
+    await prepare(settings)
+    await before.publish(encode_lots(lots[10:20]))
+    await accept(redis, lots[20:])
+    await mark_pending(redis, lots)
+    async with running(settings):
+        await until_settled(redis)
+    assert await read_sold(settings, sale) == 30
+    await before.close()
+
+
+async def test_a_ledger_stays_the_same_until_it_is_made_anew(settings: Settings, redis: Redis) -> None:
+    await prepare(settings)
+    async with await Ledger.connect(settings.postgres_url) as ledger:
+        first = await ledger.read_identity()
+        await ledger.next_generation()
+        assert await ledger.read_identity() == first
+        assert (await redis.get(KEY)).decode() == first
+        await execute(settings.postgres_url or "", "TRUNCATE gate")
+        assert await ledger.read_identity() != first
+    with pytest.raises(SettingsError, match="empty this one if that ledger is no more"):
+        await prepare(settings)
+    # As the two lines say.
+    await redis.flushall()
+    with pytest.raises(SettingsError, match=f"delete the exchange {LEDGER}"):
+        await prepare(settings)
+    async with await connect(settings.amqp_url) as connection, connection.channel() as channel:
+        await channel.exchange_delete(LEDGER)
+        await channel.queue_delete(PURCHASES)
+    await prepare(settings)
