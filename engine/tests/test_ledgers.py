@@ -8,11 +8,10 @@ import pytest
 from aio_pika import connect
 from redis.asyncio import Redis
 
-from engine.bus.connection import FindLedger
-from engine.bus.consumer import Consumer
 from engine.bus.publisher import Publisher
 from engine.bus.topology import LEDGER, PURCHASES
-from engine.errors import BusUnavailable, SettingsError
+from engine.errors import SettingsError
+from engine.gate.client import connect_redis
 from engine.gate.keys import ShardKeys
 from engine.ledger.ledger import Ledger
 from engine.model.lot import encode_lots
@@ -22,8 +21,10 @@ from engine.startup import prepare_stores
 from engine.tests.backend import open_sale, read_sold, running, until_settled
 from engine.tests.orders import accept, mark_pending, reserve
 from engine.tests.services import execute
+from engine.tests.test_server import eventually
 
 KEY = ShardKeys().ledger
+STAGES = ("the relay", "fulfilment's source")
 
 
 @pytest.fixture
@@ -59,32 +60,25 @@ async def test_the_gate_of_another_ledger_is_refused_at_start(settings: Settings
 
 
 async def test_a_bus_that_comes_later_than_the_start_serves_one_ledger_alone(
-    settings: Settings, other: Settings, redis: Redis
+    settings: Settings, other: Settings, redis: Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
     """RabbitMQ may be the last to start: then each stage finds out when it connects."""
-    url, sale = settings.amqp_url or "", await open_sale(settings, redis)
-    without_bus = msgspec.structs.replace(settings, amqp_url=None)
-    await prepare(without_bus)
-    await prepare(msgspec.structs.replace(other, amqp_url=None))
-    publisher, consumer = Publisher(url, find("other")), Consumer(url, 10, find("other"))
-    lots = reserve(sale, 20)
-    await accept(redis, lots)
-    async with running(settings):
-        await until_settled(redis)
-        with pytest.raises(BusUnavailable, match="another ledger"):
-            await publisher.publish(encode_lots(lots))
-        with pytest.raises(BusUnavailable, match="another ledger"):
-            await consumer.read(0.1)
+    other = msgspec.structs.replace(other, drain_s=0.1)
+    async with connect_redis(other.redis_url) as its_redis:
+        for each in (settings, other):
+            await prepare(msgspec.structs.replace(each, amqp_url=None))
+        await prepare(settings, Role.RELAY)
+        sale, its_sale = await open_sale(settings, redis), await open_sale(other, its_redis)
+        await accept(its_redis, reserve(its_sale, 5))
+        async with running(other):
+            await eventually(lambda: all(f"{each} does not work" in caplog.text for each in STAGES))
+            await accept(redis, reserve(sale, 20))
+            async with running(settings):
+                await until_settled(redis)
+        assert await its_redis.xlen(ShardKeys().outbox)
     assert await read_sold(settings, sale) == 20
-    await publisher.close()
-    await consumer.close()
-
-
-def find(ledger: str) -> FindLedger:
-    async def answer() -> str:
-        return ledger
-
-    return answer
+    refusals = [each.message for each in caplog.records if "does not work" in each.message]
+    assert all("purchases of another ledger" in each for each in refusals), refusals
 
 
 async def test_what_an_engine_of_before_has_left_is_settled(settings: Settings, redis: Redis) -> None:
