@@ -234,11 +234,13 @@ async def _check_configuration(redis: Redis) -> str:
     return ""
 
 
-async def check_bus_if_it_answers(url: str, setting: str, ledger: str) -> None:
+async def check_bus_if_it_answers(url: str, setting: str, ledger: str, is_private: bool) -> None:
     """Raise SettingsError for a RabbitMQ that refuses; warn of one that does not answer yet."""
     try:
         async with asyncio.timeout(_SHORT_PATIENCE_S):
-            await check_bus(url, ledger)
+            await check_bus(url, ledger, is_private)
+    except SettingsError as error:
+        raise SettingsError(f"{setting}: {error}") from None
     except (BusUnavailable, TimeoutError) as error:
         await _check_identity(url, setting)
         if any(isinstance(cause, amqp.InvalidFrameError) for cause in _causes(error)):

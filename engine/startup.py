@@ -73,7 +73,7 @@ def find_services(settings: Settings) -> Settings:
     return settings
 
 
-async def prepare_stores(settings: Settings, roles: Collection[Role]) -> None:
+async def prepare_stores(settings: Settings, roles: Collection[Role], bus_is_private: bool = False) -> None:
     """Check the services, apply the migrations that the ledger lacks, and open the gate if it is new.
 
     A gate that is closed for any other reason waits for the keeper. Raises SettingsError if a service can't
@@ -89,7 +89,7 @@ async def prepare_stores(settings: Settings, roles: Collection[Role]) -> None:
                 await insist("the gate", f"{PREFIX}REDIS_URL", reconciliation.open_new)
         ledger = await read_owner(shards[0])
     if settings.amqp_url and set(roles) != {Role.FRONT_DOOR}:
-        await check_bus_if_it_answers(settings.amqp_url, f"{PREFIX}AMQP_URL", ledger)
+        await check_bus_if_it_answers(settings.amqp_url, f"{PREFIX}AMQP_URL", ledger, bus_is_private)
 
 
 async def _check_redis(shards: Shards, url: str) -> None:
