@@ -103,7 +103,7 @@ async def test_a_ledger_stays_the_same_until_it_is_made_anew(settings: Settings,
         first = await ledger.read_identity()
         await ledger.next_generation()
         assert await ledger.read_identity() == first
-        assert (await redis.get(KEY)).decode() == first
+        assert await redis.get(KEY) == first.encode()
         await execute(settings.postgres_url or "", "TRUNCATE gate")
         assert await ledger.read_identity() != first
     with pytest.raises(SettingsError, match="empty this one if that ledger is no more"):

@@ -129,7 +129,7 @@ async def test_a_policy_that_loses_purchases_is_refused_at_the_start(
 
     async def holds(queue: str, policy: str) -> bool:
         found = (await bus_checks.read_queue(first.url, queue)).get("effective_policy_definition") or {}
-        return found == json.loads(policy)
+        return bool(found == json.loads(policy))
 
     for pattern, policy, said in (
         (".*", '{"expires":60000}', f"sets expires for the queue {PURCHASES}"),
