@@ -209,13 +209,13 @@ def _check_hosts(hosts: Sequence[str], example: str) -> None:
     for host in hosts:
         try:
             parts = urlsplit(f"//{host}")
-            is_good = parts.hostname and parts.port != 0
+            name = parts.hostname if parts.port != 0 else None
         except ValueError:
-            is_good = False
-        if not is_good:
+            name = None
+        if not name:
             raise SettingsError(f"names several hosts, and one can't be read: it must look like {example}")
-        if not parts.hostname.startswith("%2f"):  # a socket
-            _check_name(parts.hostname)
+        if not name.startswith("%2f"):  # a socket
+            _check_name(name)
     if len(set(hosts)) < len(hosts):
         raise SettingsError("names a host twice")
 

@@ -166,7 +166,7 @@ async def claim_gate(first: Shard, ledger: str) -> str:
 async def read_owner(first: Shard) -> str:
     """Return the identity of the ledger whose gate this is, "" if none has claimed it. Raises RedisError."""
     owner: Any = await first.redis.get(first.ledger)
-    return (owner or b"").decode()  # type: ignore[no-any-return]
+    return (owner or b"").decode()
 
 
 async def forget_writers(shards: Iterable[Shard]) -> int:

@@ -27,8 +27,18 @@ from engine.gate.client import Shard, connect_redis
 from engine.ledger.environment import forget_libpq_variables
 from engine.local.stack import start_stack
 from engine.settings import Settings
+from engine.tests import test_server
 from engine.tests.services import execute, skip_or_fail
-from engine.tests.test_server import buy, eventually, http, is_confirmed, open_sale, run_to_the_end, serving
+from engine.tests.test_server import (
+    buy,
+    eventually,
+    get,
+    http,
+    is_confirmed,
+    open_sale,
+    run_to_the_end,
+    serving,
+)
 
 __all__ = ["http"]
 pytestmark = pytest.mark.slow
@@ -399,3 +409,21 @@ def test_every_variable_that_the_client_library_reads_is_forgotten_or_meant(
         monkeypatch.setenv(name, "x")
     forget_libpq_variables()
     assert read & os.environ.keys() == {"PGUSER", "PGPASSWORD", "PGPASSFILE", "PGDATABASE"}
+
+
+async def test_idle_connections_leave_open_files_for_gate_and_ledger(
+    settings_without_bus: Settings, http: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limited = ["sh", "-c", 'ulimit -n 64 && exec "$0" "$@"', *test_server.PROGRAM]
+    monkeypatch.setattr(test_server, "PROGRAM", limited)
+    async with serving(settings_without_bus) as server:
+        await get(http, f"{server.url}/healthz")
+        address = urlsplit(server.url)
+        idle = [await asyncio.open_connection(address.hostname, address.port) for _ in range(150)]
+        # Over the connection that was there before them.
+        await open_sale(http, server, 1)
+        status, body = await buy(http, server)
+        assert status == 200, body
+        for _, writer in idle:
+            writer.close()
+        await eventually(lambda: is_confirmed(http, server, body["orderId"]))
