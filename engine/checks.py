@@ -14,11 +14,11 @@ from typing import Any, Final, TypeVar
 import asyncpg
 from aiormq import exceptions as amqp
 from redis import exceptions as redis_errors
-from redis.asyncio import Redis
 
 from engine.bus.checks import check_bus
 from engine.errors import BusUnavailable, FlashgridError, SettingsError
 from engine.gate.client import Shard, TooFewCopies
+from engine.gate.configuration import check_configuration
 from engine.identity import check_identity
 from engine.stages.lifecycle import Outage
 
@@ -140,7 +140,7 @@ async def check_shard(shard: Shard, kind: str) -> str:
                 await shard.confirm(pipe)
         except TooFewCopies as error:
             log.warning("nothing is sold until that changes: %s", error)
-    return await _check_configuration(shard.redis)
+    return await check_configuration(shard.redis)
 
 
 async def _check_mode(shard: Shard, kind: str) -> None:
@@ -204,34 +204,6 @@ def list_commands(key: str) -> Iterator[tuple[str, ...]]:
     yield "HSET", f"{key}:hash", "check", "0"
     yield "HINCRBY", f"{key}:hash", "check", "1"
     yield "UNLINK", f"{key}:hash"
-
-
-async def _check_configuration(redis: Redis) -> str:
-    try:
-        config = {
-            name: value.decode() if isinstance(value, bytes) else value
-            for name in ("maxmemory-policy", "appendonly", "appendfsync")
-            for value in (await redis.config_get(name)).values()
-        }
-        refusal = "" if len(config) == 3 else "it shows none"
-    except redis_errors.ResponseError as error:
-        config, refusal = {}, str(error)
-    if config.get("maxmemory-policy", "noeviction") != "noeviction":
-        raise SettingsError(
-            "Redis may evict gate data: its maxmemory-policy must be noeviction,"
-            f" and is {config['maxmemory-policy']}"
-        )
-    if refusal:
-        return (
-            f"can't read Redis' settings ({refusal}): make sure that maxmemory-policy is noeviction,"
-            " appendonly yes and appendfsync always"
-        )
-    if config["appendonly"] != "yes" or config["appendfsync"] != "always":
-        return (
-            "Redis may lose accepted purchases if it dies: set appendonly to yes"
-            f" (is {config['appendonly']}), appendfsync to always (is {config['appendfsync']})"
-        )
-    return ""
 
 
 async def check_bus_if_it_answers(url: str, setting: str, ledger: str, is_private: bool) -> None:

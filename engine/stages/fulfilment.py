@@ -33,7 +33,7 @@ from engine.payment.gateway import PaymentGateway
 from engine.payment.simulated import SimulatedGateway
 from engine.settings import Settings
 from engine.stages.batch import Batch, Packer
-from engine.stages.keeper import run_keeper
+from engine.stages.keeper import run_keeper, watch_settings
 from engine.stages.lifecycle import Outage, Pause, drain, report, running, sample
 from engine.stages.payments import Payments
 
@@ -76,7 +76,11 @@ async def run_fulfilment(settings: Settings, stop: asyncio.Event) -> None:
         clearing, pause = Clearing(shards), Pause()
         fulfilment = Fulfilment(source, gateway, ledger, clearing, pause, settings)
         await cleanup.enter_async_context(
-            running(run_keeper(settings, clearing, pause), report(shards[0], fulfilment.find_illnesses))
+            running(
+                run_keeper(settings, clearing, pause),
+                report(shards[0], fulfilment.find_illnesses),
+                watch_settings(shards, ledger),
+            )
         )
         await drain(fulfilment.run(stop), stop, settings.drain_s)
 

@@ -1,6 +1,8 @@
 """Two ledgers share neither a gate nor a bus: each would settle, or close, what is the other's."""
 
 from collections.abc import AsyncIterator
+from functools import partial
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import msgspec
@@ -14,8 +16,11 @@ from engine.errors import SettingsError
 from engine.gate.client import connect_redis
 from engine.gate.keys import ShardKeys
 from engine.ledger.ledger import Ledger
+from engine.metrics import UNSAFE
 from engine.model.lot import encode_lots
 from engine.settings import Settings
+from engine.stages import keeper
+from engine.stages.fulfilment import run_fulfilment
 from engine.stages.process import Role
 from engine.startup import prepare_stores
 from engine.tests.backend import open_sale, read_sold, running, until_settled
@@ -116,3 +121,48 @@ async def test_a_ledger_stays_the_same_until_it_is_made_anew(settings: Settings,
         await channel.exchange_delete(LEDGER)
         await channel.queue_delete(PURCHASES)
     await prepare(settings)
+
+
+async def test_what_changes_while_it_serves_is_said(
+    settings_without_bus: Settings,
+    other: Settings,
+    redis: Redis,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    caplog.set_level("INFO")
+    monkeypatch.setattr(keeper, "_WATCH_S", 0.02)
+    settings = settings_without_bus
+    await prepare(settings)
+    database = urlsplit(settings.postgres_url or "").path[1:]
+
+    def says(text: str) -> bool:
+        return any(text in record.message for record in caplog.records if record.name == keeper.__name__)
+
+    for service in ("Redis", "PostgreSQL"):
+        UNSAFE.labels(service).set(2)
+    async with running(settings, run_fulfilment):
+        await eventually(lambda: UNSAFE.labels("PostgreSQL")._value.get() == 0)
+        await redis.config_set("maxmemory-policy", "allkeys-lru")
+        await eventually(lambda: says("Redis may evict gate data"))
+        assert UNSAFE.labels("Redis")._value.get() == 1
+        await redis.config_set("maxmemory-policy", "noeviction")
+        await eventually(lambda: says("the settings of Redis are safe again"))
+        await redis.config_set("appendfsync", "no")
+        await eventually(lambda: says("Redis may lose accepted purchases"))
+        await redis.config_set("appendfsync", "always")
+        await execute(
+            other.postgres_url or "",
+            f"ALTER DATABASE {database} SET synchronous_commit = off;"
+            f" SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{database}'",
+        )
+        await eventually(lambda: says("PostgreSQL may lose settled orders: set synchronous_commit to on"))
+        mine = await redis.get(KEY)
+        await redis.flushall()
+        await eventually(partial(is_owner, redis, mine))
+        await redis.set(KEY, "another")
+        await eventually(lambda: says("Redis holds the gate of another ledger"))
+
+
+async def is_owner(redis: Redis, mine: object) -> bool:
+    return await redis.get(KEY) == mine

@@ -41,6 +41,11 @@ def test_copies_are_awaited_for_less_than_the_answer() -> None:
     assert "GATE_COPIES_MS: must be less" in refuse(GATE_COPIES="2", LOOK_TIMEOUT_MS="500")
 
 
+@pytest.mark.parametrize("level", ["INFO", "Info", " info"])
+def test_a_log_level_may_be_written_in_capitals(level: str) -> None:
+    assert read(LOG_LEVEL=level).log_level == "info"
+
+
 def test_an_empty_override_is_unset_too() -> None:
     assert read_settings({"FLASHGRID_HOST": "::1"}, host="").host == "::1"
 
