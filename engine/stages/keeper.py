@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Final
@@ -95,7 +95,10 @@ async def watch_settings(shards: Sequence[Shard], ledger: Ledger) -> None:
         identity = identity or await ledger.read_identity()
         return await _find_risk_of_gate(shards, identity)
 
-    risks = {"Redis": find_risk_of_gate, "PostgreSQL": partial(_find_risk_of_ledger, ledger)}
+    risks: dict[str, Callable[[], Awaitable[str]]] = {
+        "Redis": find_risk_of_gate,
+        "PostgreSQL": partial(_find_risk_of_ledger, ledger),
+    }
     while True:
         for service, find in risks.items():
             with suppress(FlashgridError, RedisError, OSError):
