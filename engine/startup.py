@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
@@ -26,6 +27,11 @@ from engine.stages.reconciliation import KEEPER_CONNECTIONS, reconciling
 from engine.urls import read_redis_url, split_hosts
 
 log = logging.getLogger(__name__)
+
+OTHER_LEDGER: Final = (
+    "Redis holds the gate of another ledger: give each engine a database of its own (redis://host:6379/1), or"
+    " empty this one if that ledger is no more"
+)
 
 
 async def provide_services(settings: Settings, roles: Collection[Role], cleanup: AsyncExitStack) -> Settings:
@@ -87,7 +93,7 @@ async def prepare_stores(settings: Settings, roles: Collection[Role], bus_is_pri
             await insist("the gate", f"{PREFIX}REDIS_URL", partial(_check_owner, settings, shards[0]))
             async with reconciling(settings) as reconciliation:
                 await insist("the gate", f"{PREFIX}REDIS_URL", reconciliation.open_new)
-        ledger = await read_owner(shards[0])
+        ledger = await insist("Redis", f"{PREFIX}REDIS_URL", partial(read_owner, shards[0]))
     if settings.amqp_url and set(roles) != {Role.FRONT_DOOR}:
         await check_bus_if_it_answers(settings.amqp_url, f"{PREFIX}AMQP_URL", ledger, bus_is_private)
 
@@ -122,10 +128,7 @@ async def _check_owner(settings: Settings, first: Shard) -> None:
     async with await Ledger.connect(settings.postgres_url, connections=1) as ledger:
         mine = await ledger.read_identity()
     if await claim_gate(first, mine) != mine:
-        raise SettingsError(
-            "Redis holds the gate of another ledger: give each engine a database of its own"
-            " (redis://host:6379/1), or empty this one if that ledger is no more"
-        )
+        raise SettingsError(OTHER_LEDGER)
 
 
 async def prepare_ledger(url: str, sessions: int = 1) -> list[str]:

@@ -26,7 +26,7 @@ from engine.startup import prepare_stores
 from engine.tests.backend import open_sale, read_sold, running, until_settled
 from engine.tests.orders import accept, mark_pending, reserve
 from engine.tests.services import execute
-from engine.tests.test_server import eventually
+from engine.tests.test_server import eventually, run_to_the_end
 
 KEY = ShardKeys().ledger
 STAGES = ("the relay", "fulfilment's source")
@@ -61,6 +61,10 @@ async def test_the_gate_of_another_ledger_is_refused_at_start(settings: Settings
     shared = msgspec.structs.replace(other, redis_url=settings.redis_url, amqp_url=None)
     with pytest.raises(SettingsError, match=r"REDIS_URL: .*gate of another ledger.*database of its own"):
         await prepare(shared)
+    # An operator who mixes them up must not rebuild it, either.
+    code, said = await run_to_the_end(shared, "reconcile")
+    assert code == 1
+    assert "REDIS_URL: Redis holds the gate of another ledger" in said
     await prepare(settings)
 
 
