@@ -23,7 +23,9 @@ from redis.asyncio import Redis
 from redis.exceptions import NoPermissionError
 
 from engine.checks import check_shard, list_commands
+from engine.errors import SettingsError
 from engine.gate.client import Shard, connect_redis
+from engine.http.listener import bind
 from engine.ledger.environment import forget_libpq_variables
 from engine.local.stack import start_stack
 from engine.settings import Settings
@@ -427,3 +429,9 @@ async def test_idle_connections_leave_open_files_for_gate_and_ledger(
         for _, writer in idle:
             writer.close()
         await eventually(lambda: is_confirmed(http, server, body["orderId"]))
+
+
+@pytest.mark.parametrize("host", ["a" * 70, "a..b"])
+def test_an_address_that_is_no_name_is_one_line(host: str) -> None:
+    with pytest.raises(SettingsError, match="can't listen on"):
+        bind(Settings(host=host, admin_token="0123456789abcdef"))
