@@ -98,7 +98,7 @@ def _listen_on(
             reuse_port=reuse_port,
             dualstack_ipv6=family == socket.AF_INET6 and socket.has_dualstack_ipv6(),
         )
-    except (OSError, OverflowError, UnicodeError) as error:
+    except (OSError, OverflowError, TypeError) as error:
         # Python adds the address once more, in brackets.
         reason = (getattr(error, "strerror", None) or str(error)).partition(" (while")[0]
         raise SettingsError(f"can't listen on {host}:{port}: {reason}") from None

@@ -431,7 +431,7 @@ async def test_idle_connections_leave_open_files_for_gate_and_ledger(
         await eventually(lambda: is_confirmed(http, server, body["orderId"]))
 
 
-@pytest.mark.parametrize("host", ["a" * 70, "a..b"])
+@pytest.mark.parametrize("host", ["a" * 70, "é" * 70])
 def test_an_address_that_is_no_name_is_one_line(host: str) -> None:
     with pytest.raises(SettingsError, match="can't listen on"):
         bind(Settings(host=host, admin_token="0123456789abcdef"))
