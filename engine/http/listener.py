@@ -91,6 +91,7 @@ def _listen_on(
         )
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
+        host.encode("idna")
         return socket.create_server(
             (host, port),
             family=family,
@@ -98,7 +99,7 @@ def _listen_on(
             reuse_port=reuse_port,
             dualstack_ipv6=family == socket.AF_INET6 and socket.has_dualstack_ipv6(),
         )
-    except (OSError, OverflowError, TypeError) as error:
+    except (OSError, OverflowError, UnicodeError) as error:
         # Python adds the address once more, in brackets.
         reason = (getattr(error, "strerror", None) or str(error)).partition(" (while")[0]
         raise SettingsError(f"can't listen on {host}:{port}: {reason}") from None
