@@ -1,6 +1,10 @@
 """The front door's listening sockets, and the connections that it accepts."""
 
 import asyncio
+import logging
+import math
+import os
+import resource
 import select
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -20,6 +24,8 @@ from engine.http.requests import is_loopback
 from engine.settings import PREFIX, Settings
 from engine.tasks import cancel
 
+log = logging.getLogger(__name__)
+
 _BACKLOG: Final = 65_535
 """A crowd connects within one second; the kernel cuts this to net.core.somaxconn."""
 _CLOSED_AT_ONCE: Final = 8
@@ -29,6 +35,8 @@ _AGES: Final = 4
 """How often a connection is found idle before it is closed the next time."""
 _HELP_S: Final = 0.25
 """A connection that waits as long for the worker of its socket is accepted by another."""
+_OTHERS: Final = 16
+"""Connections to ledger and bus, and files that are opened for a moment."""
 _PAUSES, _PAUSE_S = 10, 0.5
 """A client that asks nothing for so long is idle; for how often clients are waited for."""
 
@@ -83,6 +91,7 @@ def _listen_on(
         )
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
+        host.encode("idna")
         return socket.create_server(
             (host, port),
             family=family,
@@ -90,7 +99,7 @@ def _listen_on(
             reuse_port=reuse_port,
             dualstack_ipv6=family == socket.AF_INET6 and socket.has_dualstack_ipv6(),
         )
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, UnicodeError) as error:
         # Python adds the address once more, in brackets.
         reason = (getattr(error, "strerror", None) or str(error)).partition(" (while")[0]
         raise SettingsError(f"can't listen on {host}:{port}: {reason}") from None
@@ -121,6 +130,7 @@ async def listen(
         return Ordinary(cast(web.Server, runner.server), loop, go_on)
 
     door = Door(gate, looking, runner.app[LEAVING], make_handler, for_buyers)
+    door.room = _find_room(gate.connections)
 
     def connect() -> Connection:
         return Connection(door)
@@ -155,10 +165,21 @@ async def listen(
             connection.close()
 
 
+def _find_room(gate: int) -> float:
+    """Return how many clients may be connected: the gate and others need open files, too."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit == resource.RLIM_INFINITY:
+        return math.inf
+    free = limit - len(os.listdir("/dev/fd"))  # noqa: PTH208
+    return max(free - gate - _OTHERS, free // 2)
+
+
 async def _close_idle(door: Door, keepalive_s: float) -> None:
     """Close the connections that have begun no request for so long, or for up to a quarter longer."""
     while True:
         await asyncio.sleep(keepalive_s / _AGES)
+        if len(door.connections) >= door.room:
+            log.warning("%d clients are connected, as many as the limit of open files allows", door.room)
         for number, connection in enumerate(list(door.connections)):
             if not connection.is_quiet:
                 connection.age = 0

@@ -19,6 +19,7 @@ from engine.bus.consumer import Consumer
 from engine.errors import FlashgridError, LedgerLocked, LedgerUnavailable, PaymentUnavailable
 from engine.gate.clearing import Clearing
 from engine.gate.client import connect_shards
+from engine.gate.fence import read_owner
 from engine.gate.looks.backlog import Illness
 from engine.gate.outbox import Outbox, Outboxes, make_outboxes
 from engine.ledger.ledger import Ledger
@@ -32,7 +33,7 @@ from engine.payment.gateway import PaymentGateway
 from engine.payment.simulated import SimulatedGateway
 from engine.settings import Settings
 from engine.stages.batch import Batch, Packer
-from engine.stages.keeper import run_keeper
+from engine.stages.keeper import run_keeper, watch_settings
 from engine.stages.lifecycle import Outage, Pause, drain, report, running, sample
 from engine.stages.payments import Payments
 
@@ -70,12 +71,16 @@ async def run_fulfilment(settings: Settings, stop: asyncio.Event) -> None:
         else:
             messages = 2 * settings.fulfilment_in_flight * settings.fulfilment_batch // settings.relay_batch
             # Purchases that arrive in ones and twos must be able to fill batches, too.
-            source = Consumer(settings.amqp_url, prefetch=max(256, messages))
+            source = Consumer(settings.amqp_url, max(256, messages), partial(read_owner, shards[0]))
         cleanup.push_async_callback(source.close)
         clearing, pause = Clearing(shards), Pause()
         fulfilment = Fulfilment(source, gateway, ledger, clearing, pause, settings)
         await cleanup.enter_async_context(
-            running(run_keeper(settings, clearing, pause), report(shards[0], fulfilment.find_illnesses))
+            running(
+                run_keeper(settings, clearing, pause),
+                report(shards[0], fulfilment.find_illnesses),
+                watch_settings(shards, ledger),
+            )
         )
         await drain(fulfilment.run(stop), stop, settings.drain_s)
 
