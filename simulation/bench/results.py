@@ -239,6 +239,20 @@ class Scaling(Result, frozen=True):
     """The same without load."""
 
 
+class Copied(Result, frozen=True):
+    """What is accepted where one machine holds it and where two do."""
+
+    what: str
+    waiting: int
+    """Purchases under way at a time."""
+    one: Spread
+    two: Spread
+    ratio: Spread
+    """Two over one, round by round."""
+    interval: tuple[float, float] | None
+    """95 % confidence interval of the median, if the rounds suffice."""
+
+
 class Memory(Result, frozen=True):
     """Resident memory of the front door, MiB."""
 
@@ -286,5 +300,6 @@ class Bench(msgspec.Struct, kw_only=True):
     responses: list[Responses] = []
     growth: list[Curve] = []
     scaling: list[Scaling] = []
+    copies: list[Copied] = []
     memory: Memory | None = None
     idle: list[IdleConnections] = []
