@@ -73,11 +73,14 @@ async def test_it_reads_gate_outbox_and_ledger(settings_without_bus: Settings) -
     ):
         before = await sampled(probe, lambda sample: sample.ledger_confirmed is not None)
         assert (before.stock_remaining, before.pending_orders, before.outbox_entries) == (10, 0, 0)
+        assert before.outbox_wait_ms == 0
         for user in (1, 2, 3):
             assert (await gate.reserve(user, TERMS.product_id, None))[0] is Outcome.ACCEPTED
         after = await sampled(probe, lambda sample: sample.pending_orders == 3)
         assert (after.stock_remaining, after.outbox_entries) == (4, 3)
         assert (after.ledger_confirmed, after.ledger_failed) == (0, 0)
+        wait_ms = after.outbox_wait_ms or 0
+        await sampled(probe, lambda sample: (sample.outbox_wait_ms or 0) > wait_ms)
 
 
 async def test_its_last_sample_is_of_the_end(settings_without_bus: Settings) -> None:
