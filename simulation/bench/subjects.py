@@ -123,7 +123,7 @@ class Engine:
         self.redis = redis
         self._process = process
         self._admin_token = process.admin_token
-        self._meter = ProcessMeter(services.pids, process.pid)
+        self._meter = ProcessMeter(services.pids, lambda: [process.pid])
         self._keys = ShardKeys(0)
 
     async def open_sale(self, stock: int, product_id: int = 1) -> Sale:

@@ -58,8 +58,9 @@ def check_model(observations: Sequence[Observation], bench: Bench, folder: str) 
             cost = fit_role([each for each in observations if each.point not in unseen], role)
             rounds = observe_point(curve, point, folder)
             seconds = sum(each.seconds for each in rounds)
-            idle_s = cost[IDLE] * sum(each.seconds * each.processes[role] for each in rounds)
-            counts = (sum(each.cpu_s[role] for each in rounds) - idle_s) / np.maximum(cost[cause], 1e-12)
+            other_s = cost[IDLE] * sum(each.seconds * each.processes[role] for each in rounds)
+            other_s += cost["resumed"] * sum(each.resumed for each in rounds)
+            counts = (sum(each.cpu_s[role] for each in rounds) - other_s) / np.maximum(cost[cause], 1e-12)
             found.append(
                 Prediction(
                     curve.machines,

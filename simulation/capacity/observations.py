@@ -23,6 +23,8 @@ TICK_S: Final = 0.01
 """Of the kernel's clock of processor time."""
 PRECISE_S: Final = 0.001
 """Throttled processes are timed by the scheduler."""
+PERIOD_S: Final = 0.1
+"""Of a control group: a process that has used its share waits for the next one."""
 _ENGINE: Final = "engine, "
 _NOT_FULL: Final = {DOORS: "redis", SHARDS: "front-door"}
 """The role that waits for throttled machines: what it does little at a time costs more than it has to."""
@@ -46,6 +48,8 @@ class Observation(NamedTuple):
     """By role; all processes of the role together. Without roles that say nothing of their costs here."""
     processes: dict[str, int]
     """Their number."""
+    resumed: float = 0.0
+    """How often a throttled process went on, after it had waited for the next period."""
     tick_s: float = TICK_S
     """By how much its processor time may be off."""
 
@@ -101,13 +105,13 @@ def observe_bench(bench: Bench, folder: str) -> list[Observation]:
     for curve in bench.scaling:
         for point in curve.points:
             found += observe_point(curve, point, folder)
-        found += _observe_throttled(curve, curve.idle, name_point(folder, curve, 0))
+        found += _observe_throttled(curve, curve.idle, 0, folder)
     return found
 
 
 def observe_point(curve: Scaling, point: ScaledPoint, folder: str) -> list[Observation]:
     """Return an observation for each round of so many throttled machines."""
-    return _observe_throttled(curve, point.rounds, name_point(folder, curve, point.size))
+    return _observe_throttled(curve, point.rounds, point.size, folder)
 
 
 def name_point(folder: str, curve: Scaling, size: int) -> str:
@@ -121,12 +125,15 @@ def _observe(found: Sample | ScaledRound, point: str, seconds: float, asked: boo
     return Observation(point, seconds, accepted, *refusals, 0.0, accepted, *_by_role(found.cpu_s))
 
 
-def _observe_throttled(curve: Scaling, rounds: Sequence[ScaledRound], name: str) -> list[Observation]:
-    found = []
+def _observe_throttled(
+    curve: Scaling, rounds: Sequence[ScaledRound], size: int, folder: str
+) -> list[Observation]:
+    name, found = name_point(folder, curve, size), []
     for each in [each for each in rounds if not each.fault]:
         seen = _observe(each, name, each.seconds, asked=curve.machines == SHARDS)
         cpu_s = {role: spent for role, spent in seen.cpu_s.items() if role != _NOT_FULL[curve.machines]}
-        found.append(seen._replace(cpu_s=cpu_s, tick_s=PRECISE_S))
+        resumed = size * each.throttled * each.seconds / PERIOD_S
+        found.append(seen._replace(cpu_s=cpu_s, resumed=resumed, tick_s=PRECISE_S))
     return found
 
 

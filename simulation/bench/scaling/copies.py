@@ -121,7 +121,8 @@ async def _serve(services: Services, note: Say) -> AsyncIterator[dict[int, _Side
             shards = await cleanup.enter_async_context(connect_shards(Settings(redis_url=url)))
             gate = Gate(Settings(redis_url=url, gate_copies=copies))
             cleanup.push_async_callback(gate.close)
-            site = Site([engine], shards, ProcessMeter(services.pids, engine.pid), {})
+            # What each process takes is not looked at.
+            site = Site([engine], shards, ProcessMeter({}), {})
             sides[copies] = _Side(site, gate, note)
         yield sides
 

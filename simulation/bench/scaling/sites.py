@@ -210,7 +210,7 @@ async def serve_doors(services: Services, count: int) -> AsyncIterator[Site]:
         pids = {f"front-door {number}": engine.pid for number, engine in enumerate(engines, 1)}
         first, *_ = pids
         meter = ProcessMeter(
-            services.pids | {name: pids[name] for name in pids if name != first}, pids[first]
+            services.pids | {name: pids[name] for name in pids if name != first}, lambda: [pids[first]]
         )
         doors = {
             name: [process.pid for process in engine.find_stage("front-door")]
@@ -238,7 +238,7 @@ async def serve_shards(services: Services, count: int) -> AsyncIterator[Site]:
         groups = cleanup.enter_context(throttle(START_SHARE, primaries))
         settings = Settings(redis_url=url, gate_shards=count)
         shards = await cleanup.enter_async_context(connect_shards(settings))
-        yield Site([engine], shards, ProcessMeter(services.pids, engine.pid), groups)
+        yield Site([engine], shards, ProcessMeter(services.pids, lambda: [engine.pid]), groups)
 
 
 @asynccontextmanager

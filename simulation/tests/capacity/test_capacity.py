@@ -21,7 +21,7 @@ from simulation.bench.results import DOORS, SHARDS, Bench, FrontDoor, ScaledRoun
 from simulation.bench.samples import Sample, Spread
 from simulation.bench.scaling.measure import make_points
 from simulation.capacity.check import check_model
-from simulation.capacity.fit import CAUSES, DRAWS, IDLE, Costs, fit_costs, fit_role, interval
+from simulation.capacity.fit import CAUSES, DRAWS, GATE_CAUSES, IDLE, Costs, fit_costs, fit_role, interval
 from simulation.capacity.observations import ROLES, Observation, observe_bench, observe_run
 from simulation.capacity.plan import BUSY, Crowd, find_bound, plan, share_out
 from simulation.cli.commands import main
@@ -37,7 +37,7 @@ def observe(
 ) -> Observation:
     """What a span of random load would show, if each role had these costs by cause."""
     seconds = float(rng.uniform(0.1, 3))
-    counts = {name: float(rng.integers(0, 20_000)) for name in ("accepted", "refused", "asked", "looked")}
+    counts = {name: float(rng.integers(0, 20_000)) for name in GATE_CAUSES}
     counts["settled"] = counts["accepted"]
     processes = {role: doors if role == "front-door" else 1 for role in ROLES}
     cpu_s = {
@@ -53,7 +53,7 @@ def observe(
 
 def rest(costs: Mapping[str, float]) -> Observation:
     """What a second without load would show."""
-    counts = dict.fromkeys(("accepted", "refused", "asked", "looked", "settled"), 0.0)
+    counts = dict.fromkeys((*GATE_CAUSES, "settled"), 0.0)
     return Observation(
         point="run", seconds=1, cpu_s=dict.fromkeys(ROLES, costs[IDLE]), processes=dict.fromkeys(ROLES, 1),
         **counts,
@@ -61,8 +61,7 @@ def rest(costs: Mapping[str, float]) -> Observation:
 
 
 COSTS = st.fixed_dictionaries(
-    {name: st.floats(1 * US, 200 * US) for name in ("accepted", "refused", "asked", "looked", "settled")}
-    | {IDLE: st.floats(0, 0.05)}
+    {name: st.floats(1 * US, 200 * US) for name in (*GATE_CAUSES, "settled")} | {IDLE: st.floats(0, 0.05)}
 )
 
 
@@ -92,9 +91,19 @@ def test_of_a_process_that_never_rested_nothing_is_claimed() -> None:
         fit_role(busier, "front-door", draws=1)
 
 
+TYPICAL = {
+    "accepted": 50 * US,
+    "refused": 15 * US,
+    "asked": 9 * US,
+    "looked": 30 * US,
+    "resumed": 40 * US,
+    "settled": 20 * US,
+    IDLE: 0.01,
+}
+
+
 def test_the_interval_holds_the_truth_about_as_often_as_it_claims() -> None:
-    costs = {"accepted": 50 * US, "refused": 15 * US, "asked": 9 * US, "looked": 30 * US, "settled": 20 * US}
-    costs[IDLE] = 0.01
+    costs = TYPICAL
     rng, held = np.random.default_rng(3), 0
     for _ in range(100):
         observations = [observe(costs, 1, rng, noise=0.1) for _ in range(60)] + [rest(costs)]
@@ -105,7 +114,7 @@ def test_the_interval_holds_the_truth_about_as_often_as_it_claims() -> None:
 
 def test_runs_that_differ_widen_the_interval() -> None:
     rng = np.random.default_rng(4)
-    costs = {"accepted": 50 * US, "refused": 15 * US, "asked": 9 * US, "looked": 30 * US, "settled": 20 * US}
+    costs = TYPICAL
     runs = [
         {name: cost * factor for name, cost in costs.items()} | {IDLE: 0.01}
         for factor in (0.8, 0.85, 0.95, 1.0, 1.1, 1.2, 1.3)
@@ -169,6 +178,7 @@ EASY = {
     "refused": 10 * US,
     "asked": 5 * US,
     "looked": 0.0,
+    "resumed": 0.0,
     "settled": 35 * US,
     IDLE: 0.0,
 }
@@ -310,6 +320,14 @@ def test_more_machines_are_predicted_by_fewer_and_never_by_as_many() -> None:
     assert odd.low_rps <= odd.predicted_rps <= odd.high_rps
     other = check_model(observe_bench(bench, "another"), bench, "bench")
     assert other[1].error < odd.error, "another benchmark with as many counts"
+
+
+def test_what_a_process_takes_to_go_on_after_a_wait_is_no_cost_of_purchases() -> None:
+    # 0.5 ms each of ten times a second, of both shares.
+    rates = {(DOORS, "accepting", 0.05): {1: 2_200.0, 2: 4_400.0}, (DOORS, "accepting", 0.1): {1: 4_700.0}}
+    found = fit_role(observe_bench(make_bench(rates), "bench")[1:], "front-door", draws=1)
+    assert found["accepted"][0] == pytest.approx(20 * US, rel=0.01)
+    assert found["resumed"][0] == pytest.approx(500 * US, rel=0.02)
 
 
 def test_a_prediction_is_for_the_time_that_the_machines_used() -> None:

@@ -186,10 +186,15 @@ def engine_lookalike(folder: Path, *stages: str) -> Iterator["subprocess.Popen[s
 def test_the_processes_of_each_engine_have_its_number(tmp_path: Path) -> None:
     with engine_lookalike(tmp_path, "front-door", "front-door", "relay") as second:
         with engine_lookalike(tmp_path, "front-door", "relay") as first:
-            meter = ProcessMeter({}, first.pid, second.pid)
+            pids = [first.pid, second.pid]
+            meter = ProcessMeter({}, lambda: pids)
             of_second = {"server 2", "front-door 2", "front-door 2.1", "relay 2"}
-            assert set(meter.read()) == {"flashsim", "server 1", "front-door 1", "relay 1"} | of_second
+            of_both = {"flashsim", "server 1", "front-door 1", "relay 1"} | of_second
+            assert set(meter.read()) == of_both
         assert set(meter.read_cpu_s()) - {"server 1"} == {"flashsim"} | of_second
+        with engine_lookalike(tmp_path, "front-door", "relay") as again:
+            pids[0] = again.pid
+            assert set(meter.read_cpu_s()) == of_both
 
 
 def test_the_timeline_begins_with_the_load(settings_without_bus: Settings) -> None:
