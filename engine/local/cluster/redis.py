@@ -143,15 +143,15 @@ async def take_over(folder: Path, number: int) -> None:
     async with connect_nodes([list_places(folder)[number]]) as [node]:
         while (info := await node.info("replication"))["role"] != "master":
             # It may be refused. It is no more than begun, and begins anew if it is asked for again.
-            if time.monotonic() - asked_s >= _FAILOVER_S:
+            if time.monotonic() - asked_s >= _FAILOVER_S and info["master_link_status"] == "up":
                 with suppress(RedisError):
-                    if await _is_replica(node, (info["master_host"], info["master_port"])):
+                    if await is_replica(node, (info["master_host"], info["master_port"])):
                         await node.execute_command("CLUSTER", "FAILOVER")
                         asked_s = time.monotonic()
             await asyncio.sleep(0.05)
 
 
-async def _is_replica(node: Any, place: tuple[str, int]) -> bool:
+async def is_replica(node: Any, place: tuple[str, int]) -> bool:
     """Return whether the primary at a place knows a node as its replica: it ignores what any other asks for,
     and a node that was the primary until now tells it a moment later.
     """
