@@ -68,8 +68,8 @@ def share_context(connection_class: Any) -> Any:
         def __init__(self, *arguments: Any, **options: Any) -> None:
             nonlocal shared
             super().__init__(*arguments, **options)
-            shared = shared or self.ssl_context
-            self.ssl_context = shared
+            own: RedisSSLContext = self.ssl_context
+            self.ssl_context = shared = shared or own
 
     return Connection
 

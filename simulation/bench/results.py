@@ -55,10 +55,9 @@ class ProcessCost(Result, frozen=True):
 
 
 class Against(Result, frozen=True):
-    """This checkout's engine beside that of another one, measured in turn."""
+    """This checkout's engine beside that of another one, of that commit, measured in turn."""
 
     commit: str
-    """Of the other checkout."""
     front_door: list[FrontDoor]
     ratios: list[Ratio]
     """This over other."""
@@ -240,7 +239,7 @@ class Scaling(Result, frozen=True):
 
 
 class Copied(Result, frozen=True):
-    """What is accepted where one machine holds it and where two do."""
+    """What is accepted where one machine holds it and where two do, and two over one, round by round."""
 
     what: str
     waiting: int
@@ -248,9 +247,6 @@ class Copied(Result, frozen=True):
     one: Spread
     two: Spread
     ratio: Spread
-    """Two over one, round by round."""
-    interval: tuple[float, float] | None
-    """95 % confidence interval of the median, if the rounds suffice."""
 
 
 class Memory(Result, frozen=True):
@@ -277,8 +273,7 @@ class Bench(msgspec.Struct, kw_only=True):
     commit: str
     machine: dict[str, str | int]
     versions: dict[str, str]
-    load_before: float
-    """The system's load average of the last minute when the run began."""
+    load_before: float  # of the last minute when the run began
     rounds: int
     seconds: float
     growth_seconds: float

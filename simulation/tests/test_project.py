@@ -278,7 +278,7 @@ def test_a_clone_as_git_makes_it_on_windows_has_the_same_bytes(tmp_path: Path) -
 def test_the_compose_file_is_accepted_and_has_the_cluster_in_a_profile() -> None:
     accepted = run_compose(FLASHGRID_ADMIN_TOKEN="a-token-of-sixteen")
     assert accepted.returncode == 0, accepted.stderr
-    parts = re.split(r"^  (?=\S)", accepted.stdout.partition("\nservices:\n")[2], flags=re.MULTILINE)
+    parts = re.split(r"^  (?=\S)", accepted.stdout.partition("services:\n")[2], flags=re.MULTILINE)
     services = {part.partition(":")[0]: part for part in parts if "image:" in part or "build:" in part}
     single = {"front-door", "relay", "fulfilment", "redis", "rabbitmq", "postgres"}
     assert {name for name, text in services.items() if "profiles:" not in text} == single

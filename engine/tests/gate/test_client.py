@@ -62,7 +62,8 @@ def test_all_connections_by_tls_have_one_context(url: str) -> None:
     pool: Any = connect_redis(url).connection_pool
     one, other = pool.make_connection(), pool.make_connection()
     assert one.ssl_context is other.ssl_context
-    assert connect_redis(url).connection_pool.make_connection().ssl_context is not one.ssl_context
+    others: Any = connect_redis(url).connection_pool
+    assert others.make_connection().ssl_context is not one.ssl_context
 
 
 async def refuse(client: Redis, refusal: str) -> None:

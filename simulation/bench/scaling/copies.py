@@ -98,8 +98,7 @@ async def measure_copies(rounds: Rounds, note: Say) -> list[Copied]:
 
 def compare(what: str, waiting: int, one: Spread, two: Spread) -> Copied:
     """Return what two copies cost, by the rates of each round."""
-    ratio = two.over(one)
-    return Copied(what=what, waiting=waiting, one=one, two=two, ratio=ratio, interval=ratio.interval())
+    return Copied(what=what, waiting=waiting, one=one, two=two, ratio=two.over(one))
 
 
 @asynccontextmanager

@@ -229,7 +229,7 @@ async def test_the_price_of_copies_is_taken_in_turn_from_one_cluster(tmp_path: P
 def test_what_two_copies_cost_is_taken_round_by_round() -> None:
     found = compare("lane", 64, Spread.of([100, 80, 60, 50, 40, 20]), Spread.of([50, 60, 30, 25, 20, 10]))
     assert found.ratio.values == [0.5, 0.75, 0.5, 0.5, 0.5, 0.5]
-    assert (found.ratio.median, found.interval) == (0.5, (0.5, 0.75))
+    assert (found.ratio.median, found.ratio.interval()) == (0.5, (0.5, 0.75))
 
 
 def scaled(rps: float, **changes: Any) -> ScaledRound:
