@@ -65,11 +65,12 @@ def share_context(connection_class: Any) -> Any:
     shared: RedisSSLContext | None = None
 
     class Connection(connection_class):  # type: ignore[misc]
+        ssl_context: RedisSSLContext
+
         def __init__(self, *arguments: Any, **options: Any) -> None:
             nonlocal shared
             super().__init__(*arguments, **options)
-            own: RedisSSLContext = self.ssl_context
-            self.ssl_context = shared = shared or own
+            self.ssl_context = shared = shared or self.ssl_context
 
     return Connection
 

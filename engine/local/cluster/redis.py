@@ -158,7 +158,7 @@ async def is_replica(node: Any, place: tuple[str, int]) -> bool:
     async with connect_nodes([place]) as [primary]:
         own, name = [await each.execute_command("CLUSTER", "MYID") for each in (primary, node)]
         lines = await primary.execute_command("CLUSTER", "REPLICAS", own)
-    return any(name in line for line in lines)
+    return any(line.startswith(name) for line in lines)
 
 
 async def _count_primaries(node: Any) -> int:
