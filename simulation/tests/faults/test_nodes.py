@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 SALE = PATIENT | {
     "driver.connections": 2_000,
-    "arrivals.0.seconds": 38,
+    "arrivals.0.seconds": 34,
     "arrivals.0.rate_rps": 120,
     "topology.front_doors": 2,
 }
@@ -27,7 +27,6 @@ FAULTS = [
     Fault(at_s=2, seconds=4, kind="kill", on="redis-primary"),
     Fault(at_s=9, seconds=5, kind="kill", on="postgres-primary"),
     Fault(at_s=17, seconds=3, kind="kill", on="queue-leader"),
-    Fault(at_s=30, seconds=1, kind="restart", on="engine-2"),
 ]
 
 
@@ -45,11 +44,7 @@ async def test_the_nodes_in_charge_are_killed_and_come_back(tmp_path: Path) -> N
     assert summary["verdict"] == "pass"
     assert [(fault["on"], fault["hit"][0].split()[0]) for fault in summary["faults"]] == [
         ("redis-primary", "redis"), ("postgres-primary", "postgres"), ("queue-leader", "rabbitmq"),
-        ("engine-2", "engine"),
     ]  # fmt: skip
-    assert summary["faults"][-1]["resets"] == 0, "it answers what it took before it closes"
-    assert summary["front_doors"][1]["error"] > 0, "nobody takes what comes meanwhile"
-    assert all(fault["outbox_wait_s"] > 0 for fault in summary["faults"])
     assert [fault for fault in summary["faults"] if fault["healed_s"] is None] == []
     hit = {fault["on"]: fault["hit"][0] for fault in summary["faults"]}
     nodes = defaultdict[str, list[str]](list)
