@@ -206,8 +206,8 @@ class _Run:
         skew_s = await measure_skew(services.redis_url, services.postgres_url) if services else 0.0
         meter = ProcessMeter(
             services.pids if services else {},
-            *(target.process.pids if target.process else ()),
-            find=services.find_pids if services else dict,
+            lambda: target.process.pids if target.process else (),
+            services.find_pids if services else dict,
         )
         self._injector = Injector(scenario.timeline(), target.process, services, target.proxy)
         self._restocker = Restocker(scenario.restocks, sales, open_offers)

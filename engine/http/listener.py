@@ -42,7 +42,7 @@ _PAUSES, _PAUSE_S = 10, 0.5
 
 
 class Listeners(NamedTuple):
-    """The listening sockets of all front-door workers.
+    """The sockets of all front-door workers.
 
     They belong to the server, so that a connection that waits for a worker outlives the worker that died.
     """
@@ -59,11 +59,13 @@ class Listeners(NamedTuple):
 
 
 def bind(settings: Settings) -> Listeners:
-    """Return the listening sockets of all workers: for buyers and, if set, for operations.
+    """Return the sockets of all workers: for buyers and, if set, for operations.
 
-    Raises SettingsError if an address is taken, or not loopback while there is no admin token.
+    Each listens once a worker accepts from it; until then connections are refused, and nobody waits for a
+    server that is not ready. Raises SettingsError if an address is taken, or not loopback while there is no
+    admin token.
     """
-    first = _listen_on(settings, settings.host, settings.port, "HOST")
+    first = _bind_to(settings, settings.host, settings.port, "HOST")
     listeners = Listeners([first], [])
     try:
         if settings.workers > 1:
@@ -71,17 +73,17 @@ def bind(settings: Settings) -> Listeners:
             first.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             port = first.getsockname()[1]
             for _ in range(1, settings.workers):
-                listeners.buyers.append(_listen_on(settings, settings.host, port, "HOST", reuse_port=True))
+                listeners.buyers.append(_bind_to(settings, settings.host, port, "HOST", reuse_port=True))
         if settings.operations_bind is not None:
             host, _, port = settings.operations_bind.rpartition(":")
-            listeners.operations.append(_listen_on(settings, host, int(port), "OPERATIONS_BIND"))
+            listeners.operations.append(_bind_to(settings, host, int(port), "OPERATIONS_BIND"))
     except SettingsError:
         listeners.close()
         raise
     return listeners
 
 
-def _listen_on(
+def _bind_to(
     settings: Settings, host: str, port: int, setting: str, reuse_port: bool = False
 ) -> socket.socket:
     host = host.strip("[]")  # as a URL has it
@@ -89,20 +91,25 @@ def _listen_on(
         raise SettingsError(
             f"{PREFIX}{setting} is {host}, which others can reach: set {PREFIX}ADMIN_TOKEN, that opens sales"
         )
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
         host.encode("idna")
-        return socket.create_server(
-            (host, port),
-            family=family,
-            backlog=_BACKLOG,
-            reuse_port=reuse_port,
-            dualstack_ipv6=family == socket.AF_INET6 and socket.has_dualstack_ipv6(),
-        )
+        # Connections of a server before may not be forgotten yet.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if reuse_port:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if listener.family == socket.AF_INET6 and socket.has_dualstack_ipv6():
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        listener.bind((host, port))
     except (OSError, OverflowError, UnicodeError) as error:
-        # Python adds the address once more, in brackets.
-        reason = (getattr(error, "strerror", None) or str(error)).partition(" (while")[0]
-        raise SettingsError(f"can't listen on {host}:{port}: {reason}") from None
+        listener.close()
+        raise _say_taken((host, port), error) from None
+    return listener
+
+
+def _say_taken(place: tuple[str, int], error: Exception) -> SettingsError:
+    host, port = place
+    return SettingsError(f"can't listen on {host}:{port}: {getattr(error, 'strerror', None) or error}")
 
 
 @asynccontextmanager
@@ -138,9 +145,13 @@ async def listen(
     if hasattr(socket, "TCP_USER_TIMEOUT"):
         # Accepted sockets inherit it. It holds for what waits in the kernel or after a close, too.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(keepalive_s * 1000))
+    try:
+        accepting = await loop.create_server(connect, sock=listener, backlog=_BACKLOG)
+    except OSError as error:
+        # Another server that had the address, too, was ready sooner.
+        raise _say_taken(listener.getsockname()[:2], error) from None
     # Connections that nobody has accepted yet are reset when the last descriptor of their socket is closed.
     last = listener.dup()
-    accepting = await loop.create_server(connect, sock=listener, backlog=_BACKLOG)
     helping = asyncio.create_task(_help(siblings, connect), name="accept for siblings")
     closing = [
         asyncio.create_task(_close_idle(door, keepalive_s), name="close idle connections"),

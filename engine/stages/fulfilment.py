@@ -9,7 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence, Set
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from functools import partial
 from typing import Final
 
@@ -51,10 +51,11 @@ Source = Consumer | Outbox | Outboxes
 
 
 async def run_fulfilment(settings: Settings, stop: asyncio.Event) -> None:
-    """Fulfil purchases until `stop` is set; then until the source is empty, or `drain_s` is over.
+    """Fulfil purchases until `stop` is set; then what was accepted before, or until `drain_s` is over.
 
-    The source is the bus, or the outbox itself if there is no amqp_url. The keeper runs beside it. Outages of
-    every service are waited for. Raises SettingsError without the URLs of Redis and PostgreSQL.
+    The source is the bus, or the outbox itself if there is no amqp_url. What is accepted later is left there
+    to other fulfilments. The keeper runs beside it. Outages of every service are waited for. Raises
+    SettingsError without the URLs of Redis and PostgreSQL.
     """
     gateway = SimulatedGateway(
         settings.payment_latency_ms, settings.payment_decline_rate, settings.payment_seed
@@ -114,8 +115,11 @@ class Fulfilment:
         self._settling = Outage("fulfilment")
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Fulfil until `stop` is set and the source has been empty for a moment."""
+        """Fulfil until `stop` is set; then until the source has been empty for a moment, or gives what was
+        accepted later.
+        """
         leaves_at = 0.0
+        stopped_ms = 0
         quiet_since = time.monotonic()
         self._stop = stop
         async with asyncio.TaskGroup() as group:
@@ -133,6 +137,13 @@ class Fulfilment:
                 if now >= leaves_at:
                     for batch in self._packer.flush():
                         await self._start(group, batch)
+                if stop.is_set():
+                    with suppress(RedisError):
+                        stopped_ms = stopped_ms or await self._clearing.find_newest()
+                    if 0 < stopped_ms < self._packer.newest_ms:
+                        for batch in self._packer.flush():
+                            await self._start(group, batch)
+                        return
                 if messages or self._working or self._payments.waiting or not self._packer.empty:
                     quiet_since = now
                 elif now - quiet_since >= _QUIET_S:

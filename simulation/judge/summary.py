@@ -67,7 +67,7 @@ def summarise(
         "restocks": [measure_restock(history, state, each, restocks) for each in restocks],
         "knee": run.knee,
         "front_doors": [
-            {"requests": len(rows), **count_outcomes(rows)}
+            {"requests": len(rows), **count_outcomes(rows), "resets": int((rows["end"] == "reset").sum())}
             for _, rows in history.groupby("door")
             if len(rows) < len(history)
         ],

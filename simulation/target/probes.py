@@ -5,6 +5,7 @@ The timeline has one row for each sample. The cells of a store that could not be
 t_s                     seconds from the run's start
 stock_remaining         units left at the gate, of the run's sales
 outbox_entries          batches accepted and not yet relayed
+outbox_wait_ms          how long the first of them has waited, by the gate's clock; 0 without any
 pending_orders          orders accepted and not yet settled
 queue_messages          messages ready in the bus
 ledger_confirmed        orders confirmed, by the ledger's own count of sold units
@@ -44,6 +45,7 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     """time.monotonic_ns()"""
     stock_remaining: int | None = None
     outbox_entries: int | None = None
+    outbox_wait_ms: int | None = None
     pending_orders: int | None = None
     queue_messages: int | None = None
     ledger_confirmed: int | None = None

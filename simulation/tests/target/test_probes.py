@@ -73,11 +73,14 @@ async def test_it_reads_gate_outbox_and_ledger(settings_without_bus: Settings) -
     ):
         before = await sampled(probe, lambda sample: sample.ledger_confirmed is not None)
         assert (before.stock_remaining, before.pending_orders, before.outbox_entries) == (10, 0, 0)
+        assert before.outbox_wait_ms == 0
         for user in (1, 2, 3):
             assert (await gate.reserve(user, TERMS.product_id, None))[0] is Outcome.ACCEPTED
         after = await sampled(probe, lambda sample: sample.pending_orders == 3)
         assert (after.stock_remaining, after.outbox_entries) == (4, 3)
         assert (after.ledger_confirmed, after.ledger_failed) == (0, 0)
+        wait_ms = after.outbox_wait_ms or 0
+        await sampled(probe, lambda sample: (sample.outbox_wait_ms or 0) > wait_ms)
 
 
 async def test_its_last_sample_is_of_the_end(settings_without_bus: Settings) -> None:
@@ -183,10 +186,15 @@ def engine_lookalike(folder: Path, *stages: str) -> Iterator["subprocess.Popen[s
 def test_the_processes_of_each_engine_have_its_number(tmp_path: Path) -> None:
     with engine_lookalike(tmp_path, "front-door", "front-door", "relay") as second:
         with engine_lookalike(tmp_path, "front-door", "relay") as first:
-            meter = ProcessMeter({}, first.pid, second.pid)
+            pids = [first.pid, second.pid]
+            meter = ProcessMeter({}, lambda: pids)
             of_second = {"server 2", "front-door 2", "front-door 2.1", "relay 2"}
-            assert set(meter.read()) == {"flashsim", "server 1", "front-door 1", "relay 1"} | of_second
+            of_both = {"flashsim", "server 1", "front-door 1", "relay 1"} | of_second
+            assert set(meter.read()) == of_both
         assert set(meter.read_cpu_s()) - {"server 1"} == {"flashsim"} | of_second
+        with engine_lookalike(tmp_path, "front-door", "relay") as again:
+            pids[0] = again.pid
+            assert set(meter.read_cpu_s()) == of_both
 
 
 def test_the_timeline_begins_with_the_load(settings_without_bus: Settings) -> None:
