@@ -80,7 +80,7 @@ class HttpWitness:
                         await self._read_stock(session, self.contract.stock, sales), state.get("orders")
                     )
                 else:
-                    unread["gate"] = "the contract shows no stock"
+                    unread["stock"] = "the contract shows no stock"
                     if "orders" in state:
                         state["sales"] = _count_sales(state["orders"], sales)
             except EngineError as error:

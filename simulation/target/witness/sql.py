@@ -143,7 +143,7 @@ class SqlReader:
                 left = await read_within(self.read_remaining(sales), READ_S)
                 state["gate"] = make_gate(sales, left)
             except (Unreadable, EngineError) as error:
-                unread["gate"] = str(error)
+                unread["stock"] = str(error)
         if self.told.queue and self.amqp_url:
             bus = BusStore(self.amqp_url, self.told.queue)
             try:
