@@ -14,7 +14,7 @@ import msgspec
 
 from simulation.errors import ScenarioError, suggest
 from simulation.scenario.arrivals import Segment, peak_rps
-from simulation.scenario.checks import check_scenario
+from simulation.scenario.checks import check_scenario, list_bad_conditions
 from simulation.scenario.condition import scale_window
 from simulation.scenario.schema import Scenario
 from simulation.scenario.traces import fill_traces, read_text
@@ -63,14 +63,9 @@ def load_scenario(
     """
     path = _find(name_or_path)
     try:
-        text = read_text(path)
-        raw = tomllib.loads(text)
-    except OSError as error:
-        raise ScenarioError(f"{path}: {error.strerror or error}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ScenarioError(f"{path}: is not TOML: {error}") from None
-    except UnicodeDecodeError as error:
-        raise ScenarioError(f"{path}: is not TOML: {error}") from None
+        raw, text = read_toml(path)
+    except ValueError as error:
+        raise ScenarioError(str(error)) from None
     named = {"sales.0.stock": stock, "seed": seed}
     changes = dict(overrides or {}) | {key: value for key, value in named.items() if value is not None}
     for key, value in changes.items():
@@ -85,6 +80,20 @@ def load_scenario(
         if not 0 < scale < math.inf:
             raise ScenarioError(f"{path.name}: {key}: must be greater than 0")
     return scale_scenario(scenario, rate, time, path.name)
+
+
+def read_toml(path: Path) -> tuple[dict[str, Any], str]:
+    """Return what a TOML file says, and its text. Raises ValueError, which names the file and the line."""
+    text = ""
+    try:
+        text = read_text(path)
+        return tomllib.loads(text), text
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror or error}") from None
+    except ValueError as error:
+        last = f"at line {len(text.splitlines())}, the end"
+        said = str(error).replace("at end of document", last)
+        raise ValueError(f"{path}: is not TOML: {said}") from None
 
 
 def scale_scenario(scenario: Scenario, rate: float, time: float, source: str = "scenario") -> Scenario:
@@ -116,7 +125,8 @@ def read_scenario(raw: Mapping[str, Any], source: str = "scenario", text: str = 
         scenario = msgspec.convert(raw, Scenario)
         check_scenario(scenario)
     except msgspec.ValidationError:
-        lines = [f"{source}{_find_line(text, error)}: {error}" for error in _find_errors(raw)]
+        found = [*_find_errors(raw), *list_bad_conditions(raw)]
+        lines = [f"{source}{_find_line(text, error)}: {error}" for error in found]
         raise ScenarioError("\n".join(lines)) from None
     except ValueError as error:
         lines = [f"{source}{_find_line(text, line)}: {line}" for line in str(error).splitlines()]

@@ -54,7 +54,7 @@ def units_are_conserved(evidence: Evidence) -> Finding:
 
 def nothing_is_stranded(evidence: Evidence) -> Finding:
     """Once the load is over, everything drains within the time that the scenario allows (drain_s): no
-    reservation waits to be settled, nothing waits on its way to the ledger, and the engine sells."""
+    reservation waits to be settled, nothing waits on its way to the ledger, and sales are open."""
     state = evidence.state
     if "waiting" in state.without and state.drained_s is not None:
         return Finding(0, "this engine has no place where a purchase waits", 0)
@@ -74,7 +74,7 @@ def nothing_is_stranded(evidence: Evidence) -> Finding:
     tardy = not stranded and state.drained_s is None
     breaches = (
         Breach(stranded, "left"),
-        Breach(tardy, "time not drained, or not selling, until the end"),
+        Breach(tardy, "time not drained, or sales not open, until the end"),
     )
     return find(detail, *breaches, chances=len(evidence.accepted) + len(evidence.unknown))
 

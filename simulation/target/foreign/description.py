@@ -4,7 +4,6 @@ The library has examples; `textbook.toml` is a whole engine, `plain.toml` a smal
 """
 
 import re
-import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, get_args
 
@@ -15,8 +14,8 @@ from simulation.errors import EngineError, suggest
 from simulation.model.contract import Buy, Contract, Init, OrderRead, Outcome, Part, Request, StockRead
 from simulation.model.places import HEADER
 from simulation.scenario.fault import STAGES
+from simulation.scenario.loading import read_toml
 from simulation.scenario.schema import Scenario, Topology
-from simulation.scenario.traces import read_text
 from simulation.target.witness.tables import Tables
 
 LIBRARY: Final = Path(__file__).with_name("library")
@@ -94,11 +93,9 @@ def load_description(name_or_path: str) -> Description:
             )
         path = LIBRARY / f"{path.name}.toml"
     try:
-        raw = tomllib.loads(read_text(path))
-    except OSError as error:
-        raise EngineError(f"{path}: {error.strerror or error}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise EngineError(f"{path}: is not TOML: {error}") from None
+        raw, _ = read_toml(path)
+    except ValueError as error:
+        raise EngineError(str(error)) from None
     try:
         described = msgspec.convert(raw, Description)
         _check(described)
