@@ -76,7 +76,11 @@ def test_the_spike_asks_for_far_more_than_there_is() -> None:
         ("sales.1.stock", 5, "sales.1.stock: '1' must be a number below 1"),
         ("sales.first.stock", 5, "sales.first.stock: 'first' must be a number below 1"),
         ("sales.0", {"stock": 5}, "sales.0.product_id: is missing"),
-        ("arrivals.0.shape", "square", "arrivals.0.shape: invalid value 'square'"),
+        (
+            "arrivals.0.shape",
+            "square",
+            "arrivals.0.shape: must be one of constant, decay, linear, sine, trace, got 'square'",
+        ),
         ("arrivals.0.seconds", 0, "arrivals.0.seconds: expected"),
         ("arrivals.0.seconds", float("nan"), "arrivals.0.seconds: expected"),
         ("arrivals.0.rate_rps", float("inf"), "arrivals.0.rate_rps: expected"),
@@ -294,7 +298,7 @@ def test_a_misspelt_metric_or_scenario_is_guessed() -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"topology": {"machines": 2}}, "topology.machines: invalid enum value 2"),
+        ({"topology": {"machines": 2}}, "topology.machines: must be one of 1, 3, got 2"),
         ({"topology": {"machines": 1, "copies": 2}}, "topology.copies: 2 need as many machines, got 1"),
         ({"topology": {"copies": 4}}, "topology.copies: expected `int` <= 3, got 4"),
         ({"topology": {"front_doors": 0}}, "topology.front_doors: expected `int` >= 1, got 0"),
