@@ -57,12 +57,12 @@ class Doubts:
     """A purchase that was accepted before the load."""
 
     async def shows_order(self) -> bool | None:
-        """Return whether the engine shows the order of the trial; None where it shows no orders."""
+        """Return whether the engine shows that the order of the trial has ended; None where it shows none."""
         request, trial = self.contract.order, self.trial
         if request is None or trial is None or trial.order_id is None:
             return None
         async with connect(self.ca) as session:
-            return (await self._look(session, request, trial.order_id, trial.user_id))[1] is not None
+            return (await self._look(session, request, trial.order_id, trial.user_id))[1] in TERMINAL
 
     async def shows_stock(self) -> bool | None:
         """Return whether the engine shows the stock of the trial's product; None where it shows no stock."""
@@ -178,7 +178,9 @@ async def doubt_reads(doubts: Doubts, reads: pd.DataFrame) -> dict[str, str]:
     found: dict[str, str] = {}
     answered = reads[reads["done_ns"].notna()]
     for kind, mine in answered.groupby("kind", observed=True):
-        if (mine["outcome"] != "SHOWN").all():
+        if kind == "order" and (words := doubt_words(mine["order_status"].dropna())):
+            found["reads of order"] = words
+        elif (mine["outcome"] != "SHOWN").all():
             last = mine.iloc[-1]
             words = await (
                 doubts.doubt_orders([(last["order_id"], int(last["user_id"]))])
@@ -187,6 +189,15 @@ async def doubt_reads(doubts: Doubts, reads: pd.DataFrame) -> dict[str, str]:
             )
             found |= {f"reads of {kind}": words} if words else {}
     return found
+
+
+def doubt_words(statuses: "pd.Series[str]") -> str | None:
+    """Return what speaks against order.words, where none of the statuses that were shown is an end, and some
+    are none at all."""
+    strange = statuses[~statuses.isin([*TERMINAL, "PENDING"])]
+    if strange.empty or statuses.isin(TERMINAL).any():
+        return None
+    return f"the status of an order is {strange.iloc[0]!r}: does order.words lack what it means?"
 
 
 async def count_rows(postgres_url: str) -> dict[str, int]:

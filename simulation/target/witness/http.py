@@ -19,7 +19,7 @@ from simulation.model.contract import Contract, OrderRead, StockRead
 from simulation.model.state import ORDER_TYPES, FinalState
 from simulation.target.opening import connect, send
 from simulation.target.stores import Store
-from simulation.target.witness.doubts import Doubts
+from simulation.target.witness.doubts import Doubts, doubt_words
 from simulation.target.witness.trial import Trial
 
 POLL_S: Final = 0.2
@@ -70,8 +70,8 @@ class HttpWitness:
                     )
                     waiting = state["orders"]["status"] == "PENDING"
                     state["pending"] = frozenset(state["orders"].loc[waiting, "order_id"])
-                    if state["orders"].empty and "orders" not in (trial.fitting if trial else ()):
-                        state["misfits"] = await self._doubt(bought, trial)
+                    if "orders" not in (trial.fitting if trial else ()):
+                        state["misfits"] = await self._doubt(state["orders"], bought, trial)
                     state["unseen"] = frozenset(("accepted_us", "settled_us", "idempotency_key", "reason"))
                 else:
                     unread["ledger"] = "the contract names no orders that can be asked for"
@@ -130,8 +130,12 @@ class HttpWitness:
     def _make_doubts(self, trial: Trial | None) -> Doubts:
         return Doubts(self.contract, self.url.rstrip("/"), self.ca, self.tokens, trial)
 
-    async def _doubt(self, bought: pd.DataFrame, trial: Trial | None) -> dict[str, str]:
-        """Return what speaks against the description of orders, where none of these is shown."""
+    async def _doubt(self, orders: pd.DataFrame, bought: pd.DataFrame, trial: Trial | None) -> dict[str, str]:
+        """Return what speaks against the description of orders, where none of those bought is shown, or none
+        with a status that it knows."""
+        if len(orders):
+            words = doubt_words(orders["status"])
+            return {"orders": words} if words else {}
         told = list(zip(bought["order_id"].tolist(), bought["user_id"].tolist(), strict=True))
         words = await self._make_doubts(trial).doubt_orders(told)
         return {"orders": words} if words else {}

@@ -220,6 +220,54 @@ def test_an_engine_without_an_outbox_is_not_said_to_have_relayed(record: Record,
     assert "in the witness" in explain(other, f"op {lost_op(record)}").title
 
 
+DECLINES = Path("reports/reference-declines")
+LOST_ANSWERS = Path("reports/reference-worth/answers-of-redis-lost-flashgrid")
+
+
+@pytest.mark.parametrize(
+    ("folder", "column", "value", "said"),
+    [
+        (
+            DECLINES,
+            "status",
+            "CONFIRMED",
+            ["answered  200 ACCEPTED, order ", "settled   CONFIRMED (ledger's clock)"],
+        ),
+        (
+            DECLINES,
+            "outcome",
+            "SOLD_OUT",
+            ["answered  429 SOLD_OUT", "reserved  nothing: a refusal reserves"],
+        ),
+        (LOST_ANSWERS, "outcome", "UNKNOWN", ["unanswered", "the client never learnt more"]),
+        (
+            DECLINES,
+            "status",
+            "FAILED",
+            [
+                "settled   FAILED (",
+                "released  1 unit back to the gate; no store keeps the moment; at the end",
+            ],
+        ),
+    ],
+)
+def test_the_command_tells_purchases_of_committed_runs(
+    folder: Path, column: str, value: str, said: list[str]
+) -> None:
+    if column == "status":
+        orders = read_state(folder).orders
+        assert orders is not None
+        what = f"order {orders.loc[orders[column] == value, 'order_id'].iloc[0]}"
+    else:
+        history = read_history(folder / "history.parquet")
+        what = f"op {history.loc[history[column] == value, 'op'].iloc[0]}"
+    shown = CliRunner().invoke(main, ["explain", str(folder), *what.split()])
+    assert shown.exit_code == 0, shown.stderr
+    for words in said:
+        assert words in shown.stdout
+    assert "broken" not in shown.stdout
+
+
 TEXTBOOK = Path("reports/reference-worth/redis-emptied-textbook")
 OURS = re.compile(r"\b(outbox|relay\w*|gate|generation|keeper)\b", re.I)
 

@@ -131,6 +131,14 @@ async def test_an_engine_of_another_kind_is_judged_by_its_description(
             "http",
             "an order is shown under what its answer says at header:Location, and not at header:X-Trace",
         ),
+        *(
+            (
+                {'words = { sold = "CONFIRMED", queued': "words = { queued"},
+                witness,
+                "does order.words lack what it means",
+            )
+            for witness in ("http", "sql")
+        ),
         (
             {'path = "/tickets/': 'path = "/orders/'},
             "sql",
