@@ -214,7 +214,7 @@ async def doubt_statement(
     `orders` are what it shows, `before` are the rows of every table before the load.
     """
     purchases, new = count_purchases(accepted), len(orders)
-    told = accepted[["order_id", "user_id"]].dropna().drop_duplicates("order_id")
+    told = accepted[["order_id", "user_id", "product_id"]].dropna().drop_duplicates("order_id")
     if not purchases or (orders["order_id"].isin(told["order_id"]).any() if len(told) else new > 0):
         return {}
     if len(told) and new > 0:
@@ -228,21 +228,22 @@ async def doubt_statement(
             return {"orders": f"{words} {shown[0]} as {shown[1]}: does the statement read what it should?"}
         if await doubts.denies(pairs):
             return {}
-    found = await _doubt_tables(postgres_url, before, purchases, pairs)
+    some = told.head(SOME).astype("str").to_numpy().tolist()
+    found = await _doubt_tables(postgres_url, before, purchases, some)
     return {"orders": found} if found else {}
 
 
 async def _doubt_tables(
-    postgres_url: str, before: Mapping[str, int], accepted: int, told: Sequence[tuple[str, int]]
+    postgres_url: str, before: Mapping[str, int], accepted: int, told: Sequence[Sequence[str]]
 ) -> str | None:
-    """Return which table took about as many rows as purchases were accepted, and names some of the orders,
-    in any spelling; None if none did."""
+    """Return which table took about as many rows as purchases were accepted, and may hold some of the orders,
+    which are given by id, user and product; None if none did."""
     until_s = time.monotonic() + REPORT_S
     while True:
         now = await count_rows(postgres_url)
         grown = {name: rows - before.get(name, 0) for name, rows in now.items()}
         for name in sorted(grown, key=lambda name: -grown[name]):
-            if grown[name] >= max(SHARE * accepted, 1) and await _holds(postgres_url, name, told[:SOME]):
+            if grown[name] >= max(SHARE * accepted, 1) and await _holds(postgres_url, name, told):
                 words = f"sql.orders shows none of {accepted:,} accepted orders, but the table {name} has"
                 return f"{words} at least {grown[name]:,} rows more: does the statement read what it should?"
         if time.monotonic() >= until_s:
@@ -250,13 +251,12 @@ async def _doubt_tables(
         await asyncio.sleep(POLL_S)
 
 
-async def _holds(postgres_url: str, table: str, told: Sequence[tuple[str, int]]) -> bool:
-    """Return whether rows of a table name each of these orders; without any, or where it can't be read, it
-    may."""
+async def _holds(postgres_url: str, table: str, told: Sequence[Sequence[str]]) -> bool:
+    """Return whether a table may hold each of these orders; without any, or if it can't be read, it may."""
     query = _NAMING_ROWS.replace("TABLE_NAME", table)
     async with connect_ledger(postgres_url) as connection:
         try:
-            return all([await connection.fetchval(query, order_id) for order_id, _ in told])
+            return all([await connection.fetchval(query, *each) for each in told])
         except asyncpg.InsufficientPrivilegeError:
             return True
 
