@@ -62,6 +62,9 @@ def _doubt_answers(evidence: Evidence) -> dict[str, str]:
                 )
             }
     for status, answers in answered[~listed].groupby("status"):
+        if status < 300 and len(answers) >= FEW and evidence.answered("ACCEPTED").empty:
+            words = f"{len(answers):,} purchases were answered {status}"
+            return {BUY: f"{words}, and none ACCEPTED: does buy.answers lack it?"}
         if _is_another_sold_out(answers, evidence):
             words = f"{len(answers):,} purchases were answered {status}, all of them after the stock was sold"
             return {REFUSALS: f"{words}, and none SOLD_OUT: does buy.answers lack it?"}

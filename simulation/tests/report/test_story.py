@@ -221,7 +221,7 @@ def test_an_engine_without_an_outbox_is_not_said_to_have_relayed(record: Record,
 
 
 DECLINES = Path("reports/reference-declines")
-LOST_ANSWERS = Path("reports/reference-worth/answers-of-redis-lost-flashgrid")
+KILLED = Path("reports/reference-worth/front-door-killed-in-mid-sale-flashgrid")
 
 
 @pytest.mark.parametrize(
@@ -239,7 +239,7 @@ LOST_ANSWERS = Path("reports/reference-worth/answers-of-redis-lost-flashgrid")
             "SOLD_OUT",
             ["answered  429 SOLD_OUT", "reserved  nothing: a refusal reserves"],
         ),
-        (LOST_ANSWERS, "outcome", "UNKNOWN", ["unanswered", "the client never learnt more"]),
+        (KILLED, "outcome", "UNKNOWN", ["unanswered", "the client never learnt more"]),
         (
             DECLINES,
             "status",

@@ -106,6 +106,7 @@ async def test_an_engine_of_another_kind_is_judged_by_its_description(
             "sql",
             "no answer to a purchase has a status that buy.answers lists",
         ),
+        ({"status = 202": "status = 201"}, "sql", "30 purchases were answered 202, and none ACCEPTED"),
         (
             {"status = 410": "status = 429"},
             "sql",
