@@ -62,7 +62,8 @@ def _doubt_answers(evidence: Evidence) -> dict[str, str]:
                 )
             }
     for status, answers in answered[~listed].groupby("status"):
-        if status < 300 and len(answers) >= FEW and evidence.answered("ACCEPTED").empty:
+        done = len(answers) >= FEW and bool((answers["status"] < 300).all())
+        if done and evidence.answered("ACCEPTED").empty:
             words = f"{len(answers):,} purchases were answered {status}"
             return {BUY: f"{words}, and none ACCEPTED: does buy.answers lack it?"}
         if _is_another_sold_out(answers, evidence):
