@@ -99,8 +99,11 @@ def user_limit_is_kept(evidence: Evidence) -> Finding:
 
 def guard_never_needed(evidence: Evidence) -> Finding:
     """No more is sold than there is: the ledger's guard against overselling never has to reject an order."""
-    rejected = int((evidence.orders["status"] == "REJECTED").sum())
-    return Finding(rejected, f"{rejected:,} orders rejected", len(evidence.orders))
+    orders = evidence.orders
+    rejected = orders.loc[orders["status"] == "REJECTED", "order_id"]
+    breach = Breach(len(rejected), "orders rejected", "order", rejected)
+    found = (breach,) if len(rejected) else ()
+    return Finding(len(rejected), f"{len(rejected):,} orders rejected", len(orders), found)
 
 
 def demand_empties_the_stock(evidence: Evidence) -> Finding:

@@ -282,6 +282,8 @@ def test_the_textbook_is_told_of_in_words_that_fit_it(status: str) -> None:
     assert f"settled   {status} (engine's clock)" in shown.stdout
     assert not OURS.search(shown.stdout)
     assert "ledger" not in shown.stdout
+    broken = "broken by it: orders rejected" if status == "REJECTED" else "broken, but not by it"
+    assert f"guard never needed: {broken}" in shown.stdout
 
 
 def test_pages_and_exports_of_the_textbook_speak_of_nothing_that_only_flashgrid_has(tmp_path: Path) -> None:
