@@ -1,5 +1,6 @@
 """The verdict on a run: loads what was recorded, hands it to the judge, and writes summary and report."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,9 @@ def judge_run(folder: Path) -> dict[str, Any]:
 def load_run(folder: Path) -> Run:
     """Return a run from its record, judged. Raises RunError if the record is incomplete."""
     facts, whole, state = read_facts(folder), read_history(folder / "history.parquet"), read_state(folder)
+    if facts.contract is not None:
+        # Older records do not say so.
+        state = replace(state, without=state.without | {"outbox"})
     history, reads = name_orders(take_buys(whole), state, facts.contract), take_reads(whole)
     scenario, load = facts.scenario, judge_load(whole, facts)
     recoveries = []

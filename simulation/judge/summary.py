@@ -81,7 +81,7 @@ def summarise(
         "retries": measure_retries(history, with_keys(state, history)),
         "reads": {} if run.reads is None else measure_reads(run.reads, run.driver.timeout_ms),
         "unread": state.unread,
-        "misfits": run.misfits,
+        "misfits": [*run.misfits.values()],
         "thresholds": thresholds,
         "checks": checks,
     }

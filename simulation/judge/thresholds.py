@@ -20,7 +20,8 @@ from simulation.judge.numbers.sales import (
     settled_orders,
     time_to_sell_out,
 )
-from simulation.judge.verdict import MISFIT, Check, list_misfits, make_check
+from simulation.judge.rules.misfits import find_misfits, hangs_on
+from simulation.judge.verdict import MISFIT, Check, gather, make_check
 from simulation.model.events import Abort, Restocked
 from simulation.model.state import FinalState
 from simulation.scenario.condition import Condition, Span, parse_condition, unit_of
@@ -91,9 +92,9 @@ class Metrics:
         return "there was nothing to measure"
 
     @cached_property
-    def misfits(self) -> list[str]:
-        """Where the description of the engine does not fit it, in words."""
-        return list_misfits(self.history, self.state, self.asked, self.reads)
+    def misfits(self) -> dict[str, str]:
+        """Where the description of the engine does not fit it, in words, by what it is about."""
+        return find_misfits(gather(self.history, self.state, self.asked, self.reads))
 
     def _select(self, span: Span | None) -> pd.DataFrame:
         return select_span(self.history, *span) if span else self.history
@@ -181,7 +182,7 @@ def _judge(condition: Condition, scenario: Scenario, run: Metrics) -> Check:
         return make_check(str(condition), 0, measured)
     if not run.load.valid:
         return make_check(str(condition), None, f"{measured}, but the load was not as planned")
-    if run.misfits:
+    if hangs_on(condition.metric, run.misfits, run.state.partial):
         return make_check(str(condition), None, f"{measured}, but {MISFIT}")
     return make_check(str(condition), 1, measured)
 

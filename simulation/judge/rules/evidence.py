@@ -70,8 +70,8 @@ class Evidence:
 
     @cached_property
     def pending(self) -> npt.NDArray[np.intp]:
-        """The numbers of the orders that the gate holds as accepted and not yet settled."""
-        read(self.state.pending, "gate")
+        """The numbers of the orders that are held as accepted and not yet settled."""
+        read(self.state.pending, "set of pending orders")
         return self._numbers[2]
 
     @cached_property

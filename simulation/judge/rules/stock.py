@@ -31,9 +31,9 @@ def no_oversell(evidence: Evidence) -> Finding:
 
 
 def units_are_conserved(evidence: Evidence) -> Finding:
-    """No unit appears or vanishes. For every sale the stock equals the units left at the gate, plus the units
-    held by confirmed and pending orders, plus the units on their way from the gate to the ledger."""
-    gate = read(evidence.state.gate, "gate").drop_duplicates("product_id").set_index("product_id")
+    """No unit appears or vanishes. For every sale the stock equals the units left for sale, plus the units
+    held by confirmed and pending orders, plus the units on their way to the ledger."""
+    gate = read(evidence.state.gate, "stock for sale").drop_duplicates("product_id").set_index("product_id")
     current = evidence.sales[~evidence.sales["product_id"].duplicated(keep="last")].reset_index()
     current = current.join(gate[["sale_id", "remaining"]].add_suffix("_gate"), on="product_id")
     # A pending id is in flight only until the ledger has it; its product is known from the client's answer.
@@ -44,9 +44,9 @@ def units_are_conserved(evidence: Evidence) -> Finding:
     off = current["stock"] - current["remaining_gate"] - current["live"] - flying
     off = off.where(~forgotten, current["stock"]).abs()
     return find(
-        f"{current['stock'].sum():,} units = {current['remaining_gate'].sum():,.0f} left at the gate"
+        f"{current['stock'].sum():,} units = {current['remaining_gate'].sum():,.0f} left for sale"
         f" + {current['live'].sum():,} held by orders + {flying.sum():,.0f} on their way"
-        + (f"; the gate does not know {forgotten.sum():,} of the sales" if forgotten.any() else ""),
+        + (f"; {forgotten.sum():,} of the sales are not for sale" if forgotten.any() else ""),
         Breach(off.sum(), "units unaccounted for", "sale", current.loc[off > 0, "sale_id"]),
         chances=(current["live"] + current["FAILED"] + flying > 0).sum(),
     )
@@ -54,7 +54,7 @@ def units_are_conserved(evidence: Evidence) -> Finding:
 
 def nothing_is_stranded(evidence: Evidence) -> Finding:
     """Once the load is over, everything drains within the time that the scenario allows (drain_s): no
-    reservation waits to be settled, the outbox and the queue are empty, and the gate is open."""
+    reservation waits to be settled, nothing waits on its way to the ledger, and sales are open."""
     state = evidence.state
     if "waiting" in state.without and state.drained_s is not None:
         return Finding(0, "this engine has no place where a purchase waits", 0)
@@ -74,7 +74,7 @@ def nothing_is_stranded(evidence: Evidence) -> Finding:
     tardy = not stranded and state.drained_s is None
     breaches = (
         Breach(stranded, "left"),
-        Breach(tardy, "time not drained, or the gate not open, until the end"),
+        Breach(tardy, "time not drained, or sales not open, until the end"),
     )
     return find(detail, *breaches, chances=len(evidence.accepted) + len(evidence.unknown))
 
@@ -98,10 +98,12 @@ def user_limit_is_kept(evidence: Evidence) -> Finding:
 
 
 def guard_never_needed(evidence: Evidence) -> Finding:
-    """The gate alone keeps to the stock: the ledger's own guard against overselling never has to reject an
-    order."""
-    rejected = int((evidence.orders["status"] == "REJECTED").sum())
-    return Finding(rejected, f"{rejected:,} orders rejected", len(evidence.orders))
+    """No more is sold than there is: the ledger's guard against overselling never has to reject an order."""
+    orders = evidence.orders
+    rejected = orders.loc[orders["status"] == "REJECTED", "order_id"]
+    breach = Breach(len(rejected), "orders rejected", "order", rejected)
+    found = (breach,) if len(rejected) else ()
+    return Finding(len(rejected), f"{len(rejected):,} orders rejected", len(orders), found)
 
 
 def demand_empties_the_stock(evidence: Evidence) -> Finding:
