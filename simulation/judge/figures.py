@@ -42,6 +42,11 @@ class Run:
     metrics: Metrics | None = None
     """None where the record was not kept: then there is only what the summary says."""
 
+    @property
+    def is_broken(self) -> bool:
+        """Whether it broke a rule, which is no matter of chance."""
+        return any(check["holds"] is False for check in self.summary["checks"])
+
     def measure(self, metric: str) -> float | None:
         """Return a metric of the whole run; None where there is nothing to measure, or no record."""
         return self.metrics.measure(metric) if self.metrics else read_metric(self.summary, metric)
@@ -78,6 +83,22 @@ class Side:
     page: str
     """The file in the folder that tells of it."""
     runs: Sequence[Run]
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether a run of it broke a rule."""
+        return any(run.is_broken for run in self.runs)
+
+    @property
+    def verdict(self) -> str:
+        """The worst of its runs' verdicts."""
+        verdicts = [run.summary["verdict"] for run in self.runs]
+        return next((word for word in ("fail", "unknown") if word in verdicts), "pass")
+
+    @property
+    def oversold(self) -> int:
+        """The units that its runs sold too much."""
+        return sum(run.summary["stock"]["oversold"] or 0 for run in self.runs)
 
 
 def read_metric(summary: dict[str, Any], metric: str) -> float | None:
