@@ -136,8 +136,8 @@ def test_a_stock_that_is_shown_late_does_not_make_sold_out_a_lie() -> None:
     asks = [at(10 * S + number * S // 10, number) for number in range(1, 4)]
     history, state = play(asks, [Terms(stock=2)])
     assert history["outcome"].tolist() == ["ACCEPTED", "ACCEPTED", "SOLD_OUT"]
-    # So it was until 0.15 s before.
-    stale = history_of([read_stock(9, 10 * S + S // 4, 2, 2)])
+    # So it was until 0.05 s before.
+    stale = history_of([read_stock(9, 10 * S + 3 * S // 20, 2, 2)])
     assert broken(history, state, stale) == set()
 
 
