@@ -8,6 +8,7 @@ import msgspec
 
 from simulation.judge.numbers.doubt import Mark, recall_mark
 from simulation.judge.thresholds import Metrics
+from simulation.scenario.condition import READS
 from simulation.scenario.schema import Scenario
 
 FIGURES: Final = {
@@ -18,6 +19,8 @@ FIGURES: Final = {
     "sold_out.response.p50": "Sold out, response p50",
     "sold_out.response.p99": "Sold out, response p99",
     "sold_out.response.p999": "Sold out, response p99.9",
+    "stock_reads.response.p99": "Reads of stock, response p99",
+    "order_reads.response.p99": "Reads of orders, response p99",
     "fulfilment.lag_p50": "Fulfilment delay p50",
     "fulfilment.lag_p99": "Fulfilment delay p99",
     "sold_out_after_s": "Sold out after",
@@ -119,5 +122,8 @@ def read_metric(summary: dict[str, Any], metric: str) -> float | None:
         found = count if rest == "count" or count is None else count / requests
     else:
         kind, _, stat = rest.partition(".")
-        found = summary["latency_ms"].get(first, {}).get(kind, {}).get(stat)
+        times = summary["latency_ms"].get(first, {})
+        if first in READS:
+            times = summary.get("reads", {}).get(READS[first], {}).get("latency_ms", {})
+        found = times.get(kind, {}).get(stat)
     return None if found is None else float(found)

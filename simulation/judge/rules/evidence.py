@@ -238,8 +238,8 @@ def read(part: _Part | None, name: str) -> _Part:
 
 
 def find_excess(holds: pd.DataFrame, by: list[str], most: pd.Series) -> pd.Series:
-    """Return for each group that holds units by how many they were ever more, at once, than `most` of it,
-    whose index is the first of `by`."""
+    """Return for each group that holds units by how many they were ever more, at once, than `most` of it, whose
+    index is the first of `by`; a group that it lacks may hold none."""
     moments = [
         holds[by].assign(at_ns=holds[name], units=sign * holds["quantity"], first=sign)
         for name, sign in (("from_ns", 1), ("to_ns", -1))
@@ -247,7 +247,7 @@ def find_excess(holds: pd.DataFrame, by: list[str], most: pd.Series) -> pd.Serie
     # Of one moment, what ends comes first.
     changes = pd.concat(moments).sort_values(["at_ns", "first"], kind="stable")
     held = changes.groupby(by)["units"].cumsum().groupby([changes[name] for name in by]).max()
-    return (held - held.index.get_level_values(0).map(most)).clip(lower=0)
+    return (held - held.index.get_level_values(0).map(most.to_dict()).fillna(0)).clip(lower=0)
 
 
 def count_turned_away(requests: pd.DataFrame) -> int:

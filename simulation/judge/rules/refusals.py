@@ -131,12 +131,13 @@ def refusals_are_true(evidence: Evidence) -> Finding:
         "INVALID": pd.Series(False, refused.index),
     }
     wrong = {word: refused.loc[(refused["outcome"] == word) & ~fits, "op"] for word, fits in true.items()}
-    denied = _find_denied(evidence)
+    denied, keyed = _find_denied(evidence), (evidence.held["key"] != "").sum()
     return find(
-        f"{len(refused):,} refusals other than SOLD_OUT",
+        f"{len(refused):,} refusals other than SOLD_OUT"
+        + (f", {keyed:,} × 503 under a key" if keyed else ""),
         *(Breach(len(ops), f"{word} that is not true", "op", ops) for word, ops in wrong.items()),
         Breach(len(denied), "orders were accepted of purchases that were refused", "order", denied),
-        chances=len(refused) + len(evidence.held),
+        chances=len(refused) + keyed,
     )
 
 

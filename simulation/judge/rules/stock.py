@@ -23,10 +23,9 @@ def no_oversell(evidence: Evidence) -> Finding:
     lost = lost.assign(quantity=quantity, from_ns=lost["done_ns"].astype("float64"), to_ns=float(NEVER))
     promised = pd.concat([evidence.holds, lost], ignore_index=True)
     named = promised[promised["sale_id"].isin(sales.index)].astype({"sale_id": "int64"})
-    unasked = pd.Series(0, set(promised["product_id"]) - set(of_product.index), dtype="int64")
     overpromised = max(
         find_excess(named, ["sale_id"], sales["stock"]).sum(),
-        find_excess(promised, ["product_id"], pd.concat([of_product["stock"], unasked])).sum(),
+        find_excess(promised, ["product_id"], of_product["stock"]).sum(),
     )
     return find(
         f"{sales['CONFIRMED'].sum():,} units confirmed of {sales['stock'].sum():,} in stock",
@@ -71,7 +70,8 @@ def _count_misreleased(evidence: Evidence, gate: pd.DataFrame, current: pd.DataF
         return 0
     more = current["product_id"].map(gate["released"]).fillna(0) - current["FAILED"]
     negative = gate["released"].clip(upper=0).abs().sum()
-    whole = not evidence.asked.faults and not len(evidence.pending)
+    asked = evidence.asked
+    whole = not asked.faults and not asked.overload and not len(evidence.pending)
     return int(more.abs().sum() if whole else more.clip(lower=0).sum() + negative)
 
 
@@ -113,7 +113,7 @@ def user_limit_is_kept(evidence: Evidence) -> Finding:
     wanted = most.reindex(clients.index.get_level_values("product_id"))
     held = orders[orders["status"].isin(LIVE) & orders["sale_id"].isin(limits.index)]
     units = held.groupby(buyer)["quantity"].sum()
-    more = units.index[units > units.index.get_level_values(0).map(limits)]
+    more = units.index[units > units.index.get_level_values(0).map(limits.to_dict())]
     holds = evidence.holds[evidence.holds["sale_id"].isin(limits.index)]
     excess = find_excess(holds, buyer, limits)
     at_once = excess.index[excess > 0].difference(more)

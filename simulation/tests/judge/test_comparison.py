@@ -15,12 +15,14 @@ from simulation.errors import RunError
 from simulation.judge.comparison import compare, count_tests, judge_change
 from simulation.judge.differences import find_differences
 from simulation.judge.figures import FIGURES, Run, Side, read_metric
+from simulation.judge.numbers.reads import measure_reads
 from simulation.judge.stalls import find_stalls
 from simulation.report.comparison import describe_stall
 from simulation.report.words import percent
 from simulation.scenario.condition import parse_change
 from simulation.scenario.loading import load_scenario
 from simulation.tests.browser import open_page
+from simulation.tests.histories import history_of, read_stock
 from simulation.tests.run_folders import make_run
 from simulation.verdict import load_run, load_side
 
@@ -75,6 +77,23 @@ def test_what_a_summary_lacks_or_has_is_what_the_record_gives(runs: dict[str, Ru
         assert read_metric(run.summary, metric) == pytest.approx(run.measure(metric), abs=1e-3), metric
     for metric in ("rejected.response.p99", "knee.rps", "front_door.rss_max_mib", "accepted.response.p95"):
         assert read_metric(run.summary, metric) is None
+
+
+def test_slower_reads_are_a_change(runs: dict[str, Run]) -> None:
+    metrics = runs["first"].metrics
+    assert metrics is not None
+    reads = history_of([read_stock(number, number * 1_000_000, 3, 1) for number in range(100)])
+    slow = reads.assign(done_ns=reads["done_ns"] + 900_000_000)
+    looked = [replace(metrics, reads=each) for each in (reads, slow)]
+    metric = "stock_reads.response.p99"
+    (row,) = compare({name: [[each.measure(name)] for each in looked] for name in FIGURES if "reads" in name})
+    (change,) = row.changes
+    assert (row.metric, row.title) == (metric, "Reads of stock, response p99")
+    assert change is not None
+    assert change.delta.value == pytest.approx(900)
+    summary = {"reads": measure_reads(slow, 5_000), "latency_ms": {}, "load": {"requests": 100}}
+    assert read_metric(summary, metric) == looked[1].measure(metric) == pytest.approx(900)
+    assert looked[1].measure(metric, (0.2, 0.3)) is None
 
 
 def test_runs_of_the_same_engine_have_no_stall(runs: dict[str, Run]) -> None:
