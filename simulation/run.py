@@ -251,7 +251,8 @@ class _Run:
             skew_s=skew_s,
             aborted=self._end_abort(driven),
         )
-        write_record(folder, facts, driven.history, probe.timeline(driven.t0_ns), state, faults)
+        timeline = probe.timeline(driven.t0_ns, driven.started_at)
+        write_record(folder, facts, driven.history, timeline, state, faults)
         seal(folder, list_record(folder))
 
     def _hear(self, progress: Progress) -> None:
