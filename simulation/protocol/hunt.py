@@ -1,17 +1,13 @@
 """The hunt: example after example, until one of them is wrong or the time is over.
 
-Examples come in blocks; a block has a seed, which is all that it takes to play it again. `python -m` this
-module plays a job from standard input and writes what it found to standard output: so examples are played
-with another engine, too.
+Examples come in blocks; a block has a seed, which is all that it takes to play it again.
 """
 
 import asyncio
 import contextlib
 import io
 import logging
-import os
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -19,25 +15,19 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
-import asyncpg
 import msgspec
 from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-import simulation
 from engine.ledger.ledger import Ledger
 from engine.local.stack import Stack, start_stack
-from simulation.campaign.mutation import Mutation, copy_engine, load_mutation, mutate
 from simulation.campaign.suite import Suite
-from simulation.errors import RunError
+from simulation.protocol.example.processes import Stores
 from simulation.protocol.machine import AIMS, Interleaving, Tally
-from simulation.protocol.processes import Stores
 from simulation.report.page import write_tables
 
-FOLDER: Final = Path(__file__).with_name("mutations")
-_BUGS: Final = Path(__file__).with_name("bugs.toml")
 BLOCK: Final = 25
 """Examples with one seed."""
 RULES: Final = 40
@@ -162,112 +152,13 @@ async def _migrate(postgres_url: str) -> None:
         await ledger.migrate()
 
 
-class Bug(msgspec.Struct, forbid_unknown_fields=True):
-    """A deliberate bug."""
-
-    aims: list[str]
-    """Steps at which something is to go wrong."""
-    model: str | None = None
-    """The same bug in the model."""
-
-
-class Attempt(msgspec.Struct, kw_only=True):
-    """What was found of a deliberate bug."""
-
-    name: str
-    text: str
-    model: str | None
-    """The same bug in the model."""
-    found: Found
-    expected: bool
-    """Whether what is wrong is one of what the bug should break."""
-
-
 class Hunts(Suite, kw_only=True):
-    """What a command did: a hunt, or one for each deliberate bug."""
+    """What a command did."""
 
     hunts: list[Found] = msgspec.field(default_factory=list)
-    bugs: list[Attempt] = msgspec.field(default_factory=list)
 
 
 def write_hunts(result: Hunts, folder: Path) -> None:
     """Write them as JSON, Markdown and HTML."""
-    right = [not found.faults for found in result.hunts] + [bool(each.found.faults) for each in result.bugs]
+    right = [not found.faults for found in result.hunts]
     write_tables("interleave", result, folder, good=sum(right), total=len(right))
-
-
-def load_bugs() -> dict[str, Bug]:
-    """Load the deliberate bugs in the protocol, of this room and of simulation/campaign/."""
-    return msgspec.toml.decode(_BUGS.read_bytes(), type=dict[str, Bug])
-
-
-def load_edits(name: str) -> Mutation:
-    """Load what a bug changes in the engine."""
-    return load_mutation(name, FOLDER) if (FOLDER / f"{name}.toml").exists() else load_mutation(name)
-
-
-def attempt(name: str, stack: Stack, examples: int, first_seed: int = 1, shrink: bool = True) -> Attempt:
-    """Put a bug into a copy of the engine, and play so many examples at most until it shows."""
-    mutation, bug = load_edits(name), load_bugs()[name]
-    database = f"bug_{name.replace('-', '_')}"
-    asyncio.run(_create(stack.urls["postgres"], database))
-    url = f"{stack.urls['postgres'].rpartition('/')[0]}/{database}"
-    with tempfile.TemporaryDirectory(prefix="flashsim-bug-") as folder:
-        copy_engine(Path(folder))
-        mutate(mutation, Path(folder))
-        job = Job(stack.urls["redis"], url, first_seed, examples, shrink, bug.aims)
-        found = play_elsewhere(Path(folder), job)
-    expected = any(fault.startswith(tuple(mutation.breaks)) for fault in found.faults)
-    return Attempt(name=name, text=mutation.text, model=bug.model, found=found, expected=expected)
-
-
-async def _create(postgres_url: str, database: str) -> None:
-    connection = await asyncpg.connect(postgres_url)
-    try:
-        await connection.execute(f"DROP DATABASE IF EXISTS {database}")
-        await connection.execute(f"CREATE DATABASE {database}")
-    finally:
-        await connection.close()
-
-
-class Job(NamedTuple):
-    """What another process is to play."""
-
-    redis_url: str
-    postgres_url: str
-    first_seed: int
-    examples: int
-    shrink: bool
-    aims: list[str]
-
-
-def play_elsewhere(code: Path, job: Job) -> Found:
-    """Play examples with the engine that is in a folder. Raises RunError."""
-    # Python finds a package first in the folder where it starts, and what is not there in this checkout.
-    played = subprocess.run(
-        [sys.executable, "-m", __name__],
-        cwd=code,
-        env={**os.environ, "PYTHONPATH": str(Path(simulation.__file__).parents[1])},
-        input=msgspec.json.encode(job),
-        capture_output=True,
-        check=False,
-    )
-    try:
-        return msgspec.json.decode(played.stdout, type=Found, dec_hook=lambda _, counts: Counter(counts))
-    except msgspec.DecodeError:
-        said = f"exit code {played.returncode}, {played.stderr.decode()[-2000:]}"
-        raise RunError(f"examples could not be played: {said}") from None
-
-
-def main() -> None:
-    """Play a job from standard input until one of its examples is wrong."""
-    job = msgspec.json.decode(sys.stdin.buffer.read(), type=Job)
-    total = Found(seed=job.first_seed)
-    with using(job.redis_url, job.postgres_url) as stores:
-        while total.examples < job.examples and not total.faults:
-            total.add(play(stores, total.seed + bool(total.examples), BLOCK, job.shrink, job.aims))
-    sys.stdout.buffer.write(msgspec.json.encode(total))
-
-
-if __name__ == "__main__":
-    main()

@@ -12,16 +12,17 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from engine.model.sale import SaleTerms
-from simulation.protocol.processes import DECLINED, Stores
+from simulation.protocol.example.processes import DECLINED, Stores
+from simulation.protocol.example.running import FEWEST, KINDS, Kinds
+from simulation.protocol.example.world import World
 from simulation.protocol.referee import find_faults
 from simulation.protocol.steps import Fate
-from simulation.protocol.world import KINDS, World
 
 _numbers = st.integers(0, len(KINDS) - 1)
 _doors = st.integers(0, 1)
 _which = st.integers(0, 3)
 _choice = st.integers(0, 31)
-_moves = st.lists(st.tuples(_choice, st.integers(1, 8)), min_size=1, max_size=8)
+_moves = st.lists(st.tuples(_choice, st.integers(1, 8)), max_size=6)
 """Which tasks go on, and for how many steps at most."""
 _products = st.sampled_from([1, 1, 2])
 _buyers = st.tuples(st.sampled_from([1, 2, DECLINED]), st.sampled_from([None, None, "a", "b"]))
@@ -32,20 +33,27 @@ AIMS: Final = (
     "bus count", "PostgreSQL find_current_sales", "Redis restore", "Redis reopen", "Redis vouch",
 )  # fmt: skip
 """Steps before which much may go wrong."""
+OPENINGS: Final = {
+    "Redis open_sale", "PostgreSQL open_sale", "PostgreSQL begin", "PostgreSQL commit",
+    "PostgreSQL note_offered",
+}  # fmt: skip
+"""Steps of a front door that opens a sale."""
 _ends = st.sampled_from(
-    ["stall", "stall", "crash", "copy", "go back", "wipe", "lose lock", Fate.LOST, Fate.CUT, Fate.LATE]
-)
+    ["stall", "stall, go back", "stall, wipe", "stall, lose lock", "crash", "copy", "go back", "wipe",
+     Fate.LOST, Fate.CUT, Fate.LATE]
+)  # fmt: skip
 _terms = st.builds(
     # All sales of a product have the same quantity, as the judge takes it.
     lambda product_id, stock, limit: SaleTerms(
         product_id=product_id, stock=stock, limit=limit, quantity=product_id
     ),
     _products,
-    st.integers(1, 4),
+    st.sampled_from([1, 1, 2, 4]),
     st.sampled_from([None, None, 2]),
 )
 
 
+REST_ROUNDS: Final = 40
 Moves = list[tuple[int, int]]
 
 
@@ -69,9 +77,10 @@ class Interleaving(RuleBasedStateMachine):
     tally: ClassVar[Tally]
     aims: ClassVar[Sequence[str]] = AIMS
 
+    world: World
+
     def __init__(self) -> None:
         super().__init__()
-        self.world = World(self.stores)
         self.actions: Counter[str] = Counter()
         self.is_whole = True
 
@@ -81,9 +90,10 @@ class Interleaving(RuleBasedStateMachine):
         act(*arguments)
         self.is_whole = True
 
-    @initialize(terms=_terms)
-    def begin(self, terms: SaleTerms) -> None:
+    @initialize(terms=_terms, kinds=st.sampled_from([KINDS, KINDS, FEWEST]))
+    def begin(self, terms: SaleTerms, kinds: Kinds) -> None:
         """Begin with a sale."""
+        self.world = World(self.stores, kinds)
         self._act("open", self.world.open_sale, 0, terms, "first", True)
         if self.aims is not AIMS:
             self._act("copy", self.world.take_copy)
@@ -135,27 +145,49 @@ class Interleaving(RuleBasedStateMachine):
 
     def _end_aim(self, what: str, first: int, end: str) -> None:
         world = self.world
-        if self.aims is not AIMS:
+        if what in OPENINGS:
+            world.open_sale(
+                first % 2, SaleTerms(product_id=1, stock=2), ("second", "third", "fourth")[first % 3]
+            )
+        elif self.aims is not AIMS:
             # Somebody buys whose purchase comes to this step.
             world.buy(first % 2, 1, [(1 + first % 3, "a" if first % 2 else None)])
         if (found := world.aim(what, first)) is None:
             return
         process, step = found
-        if end == "stall":
+        if end.startswith("stall"):
             world.stall(process, step)
-        elif end == "crash":
+        if end == "crash":
             world.crash(world.processes.index(process))
-        elif end == "lose lock":
-            world.lose_lock()
         elif end == "copy":
             world.take_copy()
             world.run(process, step, 8)
-        elif end in ("go back", "wipe"):
+        elif end.endswith("lose lock"):
+            world.lose_lock()
+        elif end.endswith(("go back", "wipe")):
             if world.losses.count < 2:
                 # The newest copy is that of a step that matters, if there is one.
-                world.lose_memory(-1 if end == "go back" else None)
-        else:
+                world.lose_memory(-1 if end.endswith("go back") else None)
+        elif end != "stall":
             world.run(process, step, 1, Fate(end))
+
+    @rule(moves=_moves)
+    def end_stall(self, moves: Moves) -> None:
+        """Who stands still longest goes on."""
+        self._go_on(moves)
+        self._act("end stall", self.world.end_stall)
+
+    @rule(moves=_moves)
+    def come_to_rest(self, moves: Moves) -> None:
+        """Everything goes on that does not stand still, until nothing is under way."""
+        self._go_on(moves)
+        self._act("rest", self.world.come_to_rest, REST_ROUNDS)
+
+    @rule(moves=_moves, number=_doors)
+    def fall_asleep(self, moves: Moves, number: int) -> None:
+        """A front door stands still as a whole, or goes on."""
+        self._go_on(moves)
+        self._act("go to sleep", self.world.fall_asleep, number)
 
     @rule(moves=_moves, number=_numbers)
     def crash(self, moves: Moves, number: int) -> None:
@@ -193,13 +225,17 @@ class Interleaving(RuleBasedStateMachine):
 
     @rule(moves=_moves, ms=st.sampled_from([1, 600, 6_000]))
     def pass_time(self, moves: Moves, ms: int) -> None:
-        """Time passes, unless somebody had not the time to do what takes less."""
+        """Time passes, unless somebody has not done what takes less."""
         self._go_on(moves)
+        if not self.world.may_pass(ms):
+            self._act("ask", self.world.let_ask)
         if self.world.may_pass(ms):
             self._act(f"{ms} ms", self.world.pass_time, ms)
 
     def teardown(self) -> None:
         """Let everything drain, and judge the example, unless a rule has failed."""
+        if not hasattr(self, "world"):
+            return
         world, tally = self.world, self.tally
         try:
             if self.is_whole:

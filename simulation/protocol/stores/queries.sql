@@ -20,6 +20,9 @@ SELECT max(generation) FROM gate;
 -- name: list_settled
 SELECT order_id::text FROM orders;
 
+-- name: read_newest
+SELECT coalesce((extract(epoch FROM max(accepted_at)) * 1000)::bigint, 0) FROM orders;
+
 -- name: find_left
 SELECT DISTINCT ON (product_id) product_id, sale_id, stock - sold FROM sales ORDER BY product_id, sale_id DESC;
 

@@ -82,6 +82,10 @@ class FrontDoor(Actor):
     def fences(self) -> list[Any]:
         return [lane.fence for lane in self.gate._lanes]
 
+    @property
+    def asker(self) -> "asyncio.Task[None]":
+        return self.gate._watching[0]
+
     async def open_sale(self, terms: SaleTerms, key: str) -> Sale:
         return await open_sale(self.gate, self.ledger, terms, key, 5.0)
 
@@ -91,6 +95,7 @@ class RelayProcess(Actor):
 
     outbox: Outbox
     fences: Final = ()
+    asker: Final = None
 
     def begin(self) -> None:
         async def run() -> None:
@@ -130,6 +135,10 @@ class FulfilmentProcess(Actor):
     @property
     def fences(self) -> list[Any]:
         return [fence for _, fence in self.clearing._shards]
+
+    @property
+    def asker(self) -> "asyncio.Task[None]":
+        return self.keeper
 
     def crash(self) -> None:
         if self.source.channel is not None:
