@@ -54,6 +54,8 @@ _terms = st.builds(
 
 
 REST_ROUNDS: Final = 40
+CRASHES: Final = 3
+"""Most processes that die by themselves in an example."""
 Moves = list[tuple[int, int]]
 
 
@@ -171,24 +173,7 @@ class Interleaving(RuleBasedStateMachine):
         elif end != "stall":
             world.run(process, step, 1, Fate(end))
 
-    @rule(moves=_moves)
-    def end_stall(self, moves: Moves) -> None:
-        """Who stands still longest goes on."""
-        self._go_on(moves)
-        self._act("end stall", self.world.end_stall)
-
-    @rule(moves=_moves)
-    def come_to_rest(self, moves: Moves) -> None:
-        """Everything goes on that does not stand still, until nothing is under way."""
-        self._go_on(moves)
-        self._act("rest", self.world.come_to_rest, REST_ROUNDS)
-
-    @rule(moves=_moves, number=_doors)
-    def fall_asleep(self, moves: Moves, number: int) -> None:
-        """A front door stands still as a whole, or goes on."""
-        self._go_on(moves)
-        self._act("go to sleep", self.world.fall_asleep, number)
-
+    @precondition(lambda self: self.actions["crash"] < CRASHES)
     @rule(moves=_moves, number=_numbers)
     def crash(self, moves: Moves, number: int) -> None:
         """A process dies, and another one starts."""
@@ -223,10 +208,22 @@ class Interleaving(RuleBasedStateMachine):
         else:
             self._act("restart", world.restart_redis)
 
-    @rule(moves=_moves, ms=st.sampled_from([1, 600, 6_000]))
-    def pass_time(self, moves: Moves, ms: int) -> None:
-        """Time passes, unless somebody has not done what takes less."""
+    @rule(moves=_moves, number=_doors, whole=st.booleans())
+    def stand_still(self, moves: Moves, number: int, whole: bool) -> None:
+        """A front door stands still as a whole, or goes on; or the task does that stands still longest."""
         self._go_on(moves)
+        if whole:
+            self._act("fall asleep", self.world.fall_asleep, number)
+        else:
+            self._act("end stall", self.world.end_stall)
+
+    @rule(moves=_moves, ms=st.sampled_from([1, 600, 6_000, None]))
+    def pass_time(self, moves: Moves, ms: int | None) -> None:
+        """Time passes once everybody has done what takes less; or so much that all comes to rest."""
+        self._go_on(moves)
+        if ms is None:
+            self._act("rest", self.world.come_to_rest, REST_ROUNDS)
+            return
         if not self.world.may_pass(ms):
             self._act("ask", self.world.let_ask)
         if self.world.may_pass(ms):

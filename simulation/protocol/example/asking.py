@@ -33,10 +33,12 @@ class Asking:
         if _is_rest(process, step):
             self._rounds[process] = self._noted
 
-    def note_end(self, process: Process, task: "asyncio.Task[object] | None") -> None:
-        """Note that a step was taken, after which a keeper's round may be over."""
-        if any(each.task is task and _is_rest(process, each) for each in process.waiting):
+    def note_end(self, process: Process, task: "asyncio.Task[object] | None") -> bool:
+        """Note that a step was taken; return whether a keeper's round is over by it."""
+        is_over = any(each.task is task and _is_rest(process, each) for each in process.waiting)
+        if is_over:
             self._asked[process] = self._rounds.get(process, 0)
+        return is_over
 
 
 def _is_rest(process: Process, step: Step) -> bool:

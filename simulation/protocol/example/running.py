@@ -34,6 +34,8 @@ _SELDOM: Final = 28
 _AIM_STEPS: Final = 36
 _ASK_ROUNDS: Final = 30
 _STALLED: Final = 2
+_CHANGES: Final = {"reserve", "open_sale", "clear", "close", "reopen"}
+"""Scripts after which others find something to do."""
 _WATCH: Final = f"rest {_WATCH_S:.3g}"
 """The wait of a front door before it asks again."""
 _LEASE: Final = f"rest {SETTINGS.sold_out_ms / 1000:.3g}"
@@ -57,8 +59,8 @@ class Running(Requests):
         self.steps: Counter[str] = Counter()
         self.drain_steps = 0
         self._numbers: Counter[type] = Counter()
-        self._idle: set[Actor] = set()
-        """Relays that have found no entry since one was written."""
+        self._idle: set[Process] = set()
+        """Relays that have found no entry, and keepers' rounds that are over, since something changed."""
         self._asking = Asking(self.memory)
         self._stalled: deque[Step] = deque(maxlen=_STALLED)
         """Where tasks stand still."""
@@ -138,8 +140,10 @@ class Running(Requests):
                 return not self.bus.queue and not process.pause.wanted and process.source.is_open
             case "Redis XREADGROUP":
                 return process in self._idle
-            case what if what == _WATCH:
-                return isinstance(process, FrontDoor) and self._asking.has_asked(process)
+            case what if what == _WATCH and isinstance(process, FrontDoor):
+                return self._asking.has_asked(process)
+            case "rest 0.5" if step.task is process.asker:
+                return process in self._idle and self._asking.has_asked(process)
         return False
 
     def run(self, process: Process, step: Step, most: int, fate: Fate = Fate.DONE) -> None:
@@ -173,11 +177,12 @@ class Running(Requests):
         elif opens and self.losses.is_open:
             self.losses.note_opening(process)
         self.loop.run_until_idle()
-        self._asking.note_end(process, step.task)
+        if self._asking.note_end(process, step.task):
+            self._idle.add(process)
 
     def _note_script(self, actor: Actor, name: str) -> None:
         self._asking.note_script(actor, name)
-        if name == "reserve":
+        if name in _CHANGES:
             self._idle.clear()
 
     def may_pass(self, ms: int) -> bool:
@@ -207,6 +212,7 @@ class Running(Requests):
         """Move the clock."""
         self._say(f"{ms} ms pass")
         self.clock.now_ms += ms
-        self._idle.clear()
+        # A relay looks for what a dead one has left after a longer time than a keeper looks again.
+        self._idle = {each for each in self._idle if each.asker is None and ms <= NOTICED_MS}
         if self.asleep and ms > 1 and not self._asking.has_asked(self.asleep):
             self.losses.note_absence(self.asleep)
