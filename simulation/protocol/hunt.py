@@ -19,6 +19,7 @@ from typing import Final
 
 import msgspec
 from hypothesis import HealthCheck, Phase, seed, settings
+from hypothesis.errors import FlakyFailure
 from hypothesis.stateful import run_state_machine_as_test
 
 from engine.ledger.ledger import Ledger
@@ -93,7 +94,7 @@ def play(
     with contextlib.redirect_stdout(program):
         try:
             run_state_machine_as_test(seed(number)(make_machine()), settings=chosen)
-        except AssertionError as error:
+        except (AssertionError, FlakyFailure) as error:
             tally.faults = tally.faults or [f"an assertion failed: {error}"]
     return Found(
         seed=number,

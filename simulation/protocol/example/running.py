@@ -32,7 +32,7 @@ THREAD_STEPS: Final = 12
 _SELDOM: Final = 28
 """A choice that is less leaves out the tasks that would find nothing."""
 _AIM_STEPS: Final = 36
-_ASK_ROUNDS: Final = 30
+_ASK_ROUNDS: Final = 60
 _STALLED: Final = 2
 _CHANGES: Final = {"reserve", "open_sale", "clear", "close", "reopen"}
 """Scripts after which others find something to do."""

@@ -167,3 +167,24 @@ def a_front_door_that_knows_more_than_a_copy_closes_the_gate_by_itself(world: Wo
     world.lose_memory(0)
     let_alone(world, DOOR, rounds=8)
     assert not is_open(world)
+
+
+def what_a_front_door_knows_that_stands_still_for_longer_than_a_new_server_waits_is_found_later(
+    world: World,
+) -> None:
+    world.take_copy()
+    assert buy(world, 1) == [Outcome.ACCEPTED]
+    step(world, RELAY, "bus publish")
+    world.fall_asleep(DOOR)
+    world.lose_memory(0)
+    world.let_ask()
+    assert not world.losses.is_unnoticed
+    assert world.may_pass(6_000)
+    world.pass_time(6_000)
+    assert world.losses.is_unnoticed
+    assert buy(world, 2, 2, door=OTHER_DOOR) == [Outcome.ACCEPTED] * 2
+    world.fall_asleep(DOOR)
+    let_alone(world, DOOR, rounds=8)
+    assert not is_open(world)
+    world.settle_down()
+    assert (statuses(world), find_faults(world)) == (["CONFIRMED", "CONFIRMED", "REJECTED"], [])

@@ -1,7 +1,6 @@
-"""The engine's real steps in any order: named ones and examples of any kind hold, and deliberate bugs show."""
+"""The engine's real steps in any order: orders with a name and examples hold, and deliberate bugs show."""
 
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,19 +18,13 @@ from simulation.protocol.bugs import (
 )
 from simulation.protocol.example.processes import Stores
 from simulation.protocol.example.world import World
-from simulation.protocol.hunt import Found, Hunts, play, private_stores, write_hunts
+from simulation.protocol.hunt import Found, Hunts, play, write_hunts
 
 # On a busy machine each step waits for its turn at the processor.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 EXAMPLES = 12
 """With one seed; `flashsim interleave` goes on for as long as is wanted."""
-
-
-@pytest.fixture(scope="module")
-def stores() -> Iterator[Stores]:
-    with private_stores() as stores:
-        yield stores
 
 
 @pytest.mark.parametrize("name", ORDERS)
