@@ -27,6 +27,7 @@ from engine.local.stack import Stack, start_stack
 from simulation.campaign.suite import Suite
 from simulation.protocol.example.processes import Stores
 from simulation.protocol.machine import AIMS, Interleaving, Tally
+from simulation.protocol.records import judge_records
 from simulation.report.page import write_tables
 
 BLOCK: Final = 25
@@ -79,11 +80,19 @@ def hunt(minutes: float, first_seed: int, say: Callable[[str], None]) -> Found:
 
 
 def play(
-    stores: Stores, number: int, examples: int, shrink: bool = True, aims: Sequence[str] = AIMS
+    stores: Stores,
+    number: int,
+    examples: int,
+    shrink: bool = True,
+    aims: Sequence[str] = AIMS,
+    alone: bool = False,
 ) -> Found:
-    """Play the block with this seed up to the first example that is wrong, and make that one short."""
+    """Play the block with this seed up to the first example that is wrong, and make that one short.
+
+    The whole judge judges all examples together, or each alone.
+    """
     tally = Interleaving.tally = Tally()
-    Interleaving.stores, Interleaving.aims = stores, aims
+    Interleaving.stores, Interleaving.aims, Interleaving.is_judged_alone = stores, aims, alone
     phases = [Phase.generate, *([Phase.shrink] if shrink else [])]
     chosen = settings(
         max_examples=examples, stateful_step_count=RULES if aims is AIMS else RULES // 2,
@@ -96,6 +105,13 @@ def play(
             run_state_machine_as_test(seed(number)(make_machine()), settings=chosen)
         except (AssertionError, FlakyFailure) as error:
             tally.faults = tally.faults or [f"an assertion failed: {error}"]
+    for record, faults in [] if tally.faults else judge_records(tally.records):
+        # Again, so that it is made short.
+        again = play(stores, number, examples, shrink, aims, alone=True) if shrink else None
+        if again and again.faults:
+            return again
+        tally.trace, tally.faults = record.trace, faults
+        break
     return Found(
         seed=number,
         examples=tally.examples,

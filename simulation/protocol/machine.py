@@ -15,6 +15,7 @@ from engine.model.sale import SaleTerms
 from simulation.protocol.example.processes import DECLINED, Stores
 from simulation.protocol.example.running import FEWEST, KINDS, Kinds
 from simulation.protocol.example.world import World
+from simulation.protocol.records import Record, judge_records, make_record
 from simulation.protocol.referee import find_faults
 from simulation.protocol.steps import Fate
 
@@ -70,6 +71,8 @@ class Tally:
         self.trace: list[str] = []
         """What happened in the last example that failed."""
         self.faults: list[str] = []
+        self.records: list[Record] = []
+        """Of the examples that were well."""
 
 
 class Interleaving(RuleBasedStateMachine):
@@ -78,6 +81,7 @@ class Interleaving(RuleBasedStateMachine):
     stores: ClassVar[Stores]
     tally: ClassVar[Tally]
     aims: ClassVar[Sequence[str]] = AIMS
+    is_judged_alone: ClassVar[bool] = False
 
     world: World
 
@@ -238,6 +242,10 @@ class Interleaving(RuleBasedStateMachine):
             if self.is_whole:
                 world.settle_down()
                 faults = find_faults(world)
+                if self.is_judged_alone and not faults:
+                    faults = [fault for _, faults in judge_records([make_record(world)]) for fault in faults]
+                elif not faults:
+                    tally.records.append(make_record(world))
                 tally.examples += 1
                 tally.drain_steps += world.drain_steps
                 tally.steps += world.steps

@@ -1,5 +1,6 @@
-"""The referee: makes a record of an example, and has the judge's rules decide about it.
+"""The referee: says after each example, in a moment, what the judge's rules say of many at once (records.py).
 
+Here it is known which orders a loss may have cost what; and only what is wrong here can be made short.
 What Redis lost before it was relayed is gone, as promised to nobody: its buyers count as never answered.
 An order that is a surprise (losses.py) may cost another one its unit or its key, of those that were not
 settled before it and that were accepted before a rebuild knew of it: one order each, and no more. Whoever
@@ -10,53 +11,10 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any, Final
 
-import pandas as pd
-
 from engine.model.purchase import Outcome
-from simulation.judge.asked import Asked, AskedSale
-from simulation.judge.verdict import judge
-from simulation.model.formats import decode_pending, decode_sales, name_key
-from simulation.model.history import make_history
-from simulation.model.outcome import result_of
-from simulation.model.state import ORDER_TYPES, SALE_TYPES, FinalState
 from simulation.protocol.example.losses import Surprise
 from simulation.protocol.example.processes import DECLINED
-from simulation.protocol.example.requests import Purchase
 from simulation.protocol.example.world import World
-
-_STATUS: Final = {
-    Outcome.ACCEPTED: 200,
-    Outcome.SOLD_OUT: 429,
-    Outcome.LIMIT_REACHED: 409,
-    Outcome.UNKNOWN_PRODUCT: 404,
-    Outcome.GATE_UNAVAILABLE: 503,
-    Outcome.OUTCOME_UNKNOWN: 503,
-    Outcome.OVERLOADED: 503,
-    None: 0,
-}
-_WORD: Final = {
-    Outcome.GATE_UNAVAILABLE: "UNAVAILABLE",
-    Outcome.OVERLOADED: "UNAVAILABLE",
-    Outcome.OUTCOME_UNKNOWN: "UNKNOWN",
-    None: "UNKNOWN",
-}
-_COLUMNS: Final = [
-    "op", "driver", "user_id", "product_id", "key", "intended_ns", "sent_ns", "done_ns", "status", "outcome",
-    "result", "order_id",
-]  # fmt: skip
-_CLOCKS_NS: Final = 10**16
-"""An example's events are counted, not timed: no rule may compare their times with those of a store."""
-_AFTER_A_LOSS: Final = {
-    "sold out means sold out", "demand empties the stock", "refusals are true", "a key tells the truth"
-}  # fmt: skip
-"""Rules about what clients were told before a loss, which it may have made untrue."""
-_AFTER_A_SURPRISE: Final = {"guard never needed", "a key buys once", "user limit is kept"}
-"""Rules that a surprise may break; here each of its orders is looked at, the judge has no eye for them."""
-_LOAD: Final = {"no server errors", "the sale happened"}
-"""Rules about a load, of which there is none."""
-JUDGED: Final = 16
-"""One in so many examples is judged by the judge, too, which takes longer than the example itself."""
-
 
 _BY_KEY: Final = "its Idempotency-Key"
 """How the reason begins for which the ledger rejects the second order of a key."""
@@ -68,25 +26,16 @@ Buyer = tuple[int, int, str | None]
 def find_faults(world: World) -> list[str]:
     """Return what an example that has drained shows to be wrong, a line each."""
     sales, orders = world.database.read("read_sales"), world.database.read("read_orders")
-    gone = world.losses.lost - {row["order_id"] for row in orders}
-    excused = set(_LOAD)
-    if world.losses.count:
-        excused |= _AFTER_A_LOSS
-    if any(row["order_id"] in world.losses.surprises for row in orders):
-        excused |= _AFTER_A_SURPRISE
-    faults = [
+    return [
         *world.loop.failures,
         *_check_openings(world, sales),
-        *_check(world, sales, orders, gone),
+        *_check(world, sales, orders, find_gone(world, orders)),
     ]
-    if not faults and sales and len(world.trace) % JUDGED == 0:
-        checks = judge(_tell(world.purchases, gone), _hold(world, sales, orders), _ask(world, sales, orders))
-        faults += [
-            f"the judge says: {check.name}: {check.detail}"
-            for check in checks
-            if check.state == "broken" and check.name not in excused
-        ]
-    return faults
+
+
+def find_gone(world: World, orders: list[Any]) -> set[str]:
+    """Return the orders that Redis lost before they were relayed, and that are not in the ledger."""
+    return world.losses.lost - {row["order_id"] for row in orders}
 
 
 def _check_openings(world: World, sales: list[Any]) -> Iterator[str]:
@@ -101,7 +50,7 @@ def _check_openings(world: World, sales: list[Any]) -> Iterator[str]:
 def _check(world: World, sales: list[Any], orders: list[Any], gone: set[str]) -> Iterator[str]:
     """Yield what the judge's rules say, as far as an example needs them, in words of its own."""
     if unrest := world.find_unrest():
-        yield f"it does not come to rest: {unrest}"
+        yield f"nothing is stranded: {unrest}"
     if world.was_rebuilt and not world.losses.count:
         # The audit heals what it finds, which must be nothing.
         yield "units are conserved: the gate was rebuilt, and nothing had been lost"
@@ -197,74 +146,3 @@ def _is_sold(row: Any) -> bool:
 
 def _buyer_of(row: Any) -> Buyer:
     return row["user_id"], row["product_id"], row["idempotency_key"]
-
-
-def _ask(world: World, sales: list[Any], orders: list[Any]) -> Asked:
-    declined = {row["order_id"]: row["user_id"] == DECLINED for row in orders}
-    return Asked(
-        sales=[_ask_sale(world, row) for row in sales],
-        declines=declined.__getitem__,
-        overload=True,
-        clock_ns=_CLOCKS_NS,
-        started_us=world.clock.now_ms * 1000,
-    )
-
-
-def _ask_sale(world: World, row: Any) -> AskedSale:
-    opening = world.openings[row["idempotency_key"]]
-    terms = opening.terms
-    return AskedSale(
-        product_id=terms.product_id,
-        stock=terms.stock,
-        quantity=terms.quantity,
-        limit=terms.limit,
-        asked_ns=opening.asked,
-        opened_ns=opening.opened or 2**40,
-        named=opening.sale_id,
-    )
-
-
-def _tell(purchases: list[Purchase], gone: set[str]) -> pd.DataFrame:
-    """Return the history: what clients were told, but for what is gone."""
-    rows = []
-    # A product that is on sale later is rightly not known before.
-    known = [each for each in purchases if each.outcome is not Outcome.UNKNOWN_PRODUCT]
-    for op, purchase in enumerate(known):
-        told = None if purchase.order_id in gone else purchase.outcome
-        word = _WORD.get(told) or str(told)
-        rows.append(
-            (
-                op, 0, purchase.user_id, purchase.product_id, purchase.key, purchase.sent, purchase.sent,
-                -1 if told is None or purchase.done is None else purchase.done, _STATUS[told],
-                word, result_of(word),
-                purchase.order_id if told is Outcome.ACCEPTED else None,
-            )
-        )  # fmt: skip
-    return make_history({str(name): column for name, column in pd.DataFrame(rows, columns=_COLUMNS).items()})
-
-
-def _hold(world: World, sales: list[Any], orders: list[Any]) -> FinalState:
-    call = world.memory.call
-    pending = call("HGETALL", name_key(0, "pending"))
-    names = call("KEYS", name_key(0, "sale:*"))
-    hashes = {}
-    for name in names:
-        flat = call("HGETALL", name)
-        hashes[name] = dict(zip(flat[::2], flat[1::2], strict=True))
-    outbox = name_key(0, "outbox")
-    return FinalState(
-        gate=decode_sales(hashes),
-        pending=frozenset(decode_pending(dict(zip(pending[::2], pending[1::2], strict=True)))),
-        outbox=call("XLEN", outbox) if call("EXISTS", outbox) else 0,
-        queue=len(world.bus.list_bodies()),
-        dead=len(world.bus.dead),
-        sales=_frame([tuple(row)[:8] for row in sales], SALE_TYPES),
-        orders=_frame(orders, ORDER_TYPES),
-        drained_s=0.0,
-    )
-
-
-def _frame(rows: list[Any], types: dict[str, Any]) -> pd.DataFrame:
-    frame = pd.DataFrame([tuple(row) for row in rows], columns=list(types))
-    texts = {name: "str" if "string" in str(kind) else "Int64" for name, kind in types.items()}
-    return frame.astype(texts)

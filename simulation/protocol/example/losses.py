@@ -64,11 +64,6 @@ class Losses:
         self._read: dict[Actor, frozenset[str]] = {}
         """The settled orders that each rebuild has read."""
 
-    @property
-    def is_unnoticed(self) -> bool:
-        """Whether the gate may sell what is sold already, which only the ledger's guards can tell."""
-        return any(each.until is None for order, each in self.surprises.items() if order not in self.lost)
-
     def take_copy(self) -> None:
         """Keep a copy."""
         self.copies = [

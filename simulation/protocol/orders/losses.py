@@ -25,7 +25,7 @@ def what_a_copy_lacks_and_a_front_door_knows_closes_the_gate(world: World) -> No
     assert buy(world, 1) == [Outcome.ACCEPTED]
     step(world, RELAY, "bus publish")
     world.lose_memory(0)
-    assert not world.losses.is_unnoticed
+    assert not world.losses.surprises
     assert not world.may_pass(600)
     # The one that knows nothing may not sell before the other one has asked.
     assert buy(world, 2, door=OTHER_DOOR) == [Outcome.GATE_UNAVAILABLE]
@@ -54,7 +54,7 @@ def what_only_the_dead_knew_is_a_surprise_that_the_ledger_guards_against(world: 
     step(world, RELAY, "bus publish")
     world.crash(DOOR)
     world.lose_memory(0)
-    assert world.losses.is_unnoticed
+    assert world.losses.surprises
     world.settle_down()
     assert (statuses(world), find_faults(world)) == (["CONFIRMED"], [])
 
@@ -178,10 +178,10 @@ def what_a_front_door_knows_that_stands_still_for_longer_than_a_new_server_waits
     world.fall_asleep(DOOR)
     world.lose_memory(0)
     world.let_ask()
-    assert not world.losses.is_unnoticed
+    assert not world.losses.surprises
     assert world.may_pass(6_000)
     world.pass_time(6_000)
-    assert world.losses.is_unnoticed
+    assert world.losses.surprises
     assert buy(world, 2, 2, door=OTHER_DOOR) == [Outcome.ACCEPTED] * 2
     world.fall_asleep(DOOR)
     let_alone(world, DOOR, rounds=8)

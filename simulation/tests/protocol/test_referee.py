@@ -9,7 +9,9 @@ from engine.model.sale import SaleTerms
 from simulation.model.formats import name_key
 from simulation.protocol.example.processes import Stores
 from simulation.protocol.example.world import World
+from simulation.protocol.hunt import play
 from simulation.protocol.orders.guide import DOOR, FULFILMENT, OTHER_DOOR, RELAY, SALE, buy, is_open, step
+from simulation.protocol.records import Record, judge_records, make_record
 from simulation.protocol.referee import find_faults
 
 # On a busy machine each step waits for its turn at the processor.
@@ -41,7 +43,7 @@ def surprise(world: World, key: str | None = None) -> None:
     """Have Redis lose what nobody knows who lives, and the new server sell."""
     lose_what_is_relayed(world, key)
     world.crash(DOOR)
-    assert world.losses.is_unnoticed
+    assert world.losses.surprises
     for _ in range(2):
         for door in (DOOR, OTHER_DOOR):
             step(world, door, "Redis vouch")
@@ -139,3 +141,39 @@ def test_a_key_and_a_limit_are_excused_until_the_rebuild_that_knows_of_the_order
     assert buy(world, 1, door=OTHER_DOOR, key=key) == [ACCEPTED]
     broken = {"guard never needed", "a key buys once"} if key else {"user limit is kept"}
     assert judge_at_rest(world) == broken
+
+
+def test_the_whole_judge_judges_examples_together(stores: Stores) -> None:
+    records = []
+    for wrong in (False, True, False):
+        world = World(stores)
+        open_sale(world)
+        assert buy(world, 1, 3) == [ACCEPTED] * 2
+        world.settle_down()
+        # Only the whole judge looks at whether a refusal is true.
+        assert buy(world, 2, 2) == [ACCEPTED, Outcome.SOLD_OUT]
+        if wrong:
+            world.purchases[-1].outcome = Outcome.LIMIT_REACHED
+        world.settle_down()
+        assert find_faults(world) == []
+        records.append(make_record(world))
+        world.end()
+    [(record, faults)] = judge_records(records)
+    assert record is records[1]
+    assert [fault.split(": ")[1] for fault in faults] == ["refusals are true"]
+
+
+def test_what_only_the_whole_judge_finds_is_a_fault_with_its_story(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(world: World) -> Record:
+        record = make_record(world)
+        for row in record.told:
+            row[9:] = "NOT_STARTED", "fail", None
+        return record
+
+    monkeypatch.setattr("simulation.protocol.machine.make_record", refuse)
+    for alone in (False, True):
+        found = play(stores, 1, 10, shrink=False, alone=alone)
+        assert any("the judge says: no phantom orders" in fault for fault in found.faults)
+        assert any("asks" in line for line in found.story)
