@@ -29,19 +29,26 @@ _products = st.sampled_from([1, 1, 2])
 _buyers = st.tuples(st.sampled_from([1, 2, DECLINED]), st.sampled_from([None, None, "a", "b"]))
 AIMS: Final = (
     "Redis reserve", "Redis open_sale", "PostgreSQL note_offered", "Redis XACK", "bus publish",
-    "bus acknowledge", "PostgreSQL settle_plain", "PostgreSQL settle_batch", "PostgreSQL settle_plain_keyed",
+    "bus acknowledge", "PostgreSQL settle",
     "Redis clear", "Redis close", "PostgreSQL try_lock", "PostgreSQL next_generation", "Redis begin",
     "bus count", "PostgreSQL find_current_sales", "Redis restore", "Redis reopen", "Redis vouch",
 )  # fmt: skip
-"""Steps before which much may go wrong."""
+"""How steps begin before which much may go wrong."""
 OPENINGS: Final = {
     "Redis open_sale", "PostgreSQL open_sale", "PostgreSQL begin", "PostgreSQL commit",
     "PostgreSQL note_offered",
 }  # fmt: skip
 """Steps of a front door that opens a sale."""
+REBUILDS: Final = {
+    "PostgreSQL try_lock", "PostgreSQL next_generation", "Redis begin", "bus count",
+    "PostgreSQL find_current_sales", "Redis restore", "Redis restore_buyers", "Redis remember",
+    "Redis reopen",
+}  # fmt: skip
+"""Steps of a keeper that rebuilds the gate."""
+_WRONG: Final = (Fate.LOST, Fate.CUT, Fate.LATE)
 _ends = st.sampled_from(
-    ["stall", "stall, go back", "stall, wipe", "stall, lose lock", "crash", "copy", "go back", "wipe",
-     Fate.LOST, Fate.CUT, Fate.LATE]
+    ["stall", "stall, go back", "stall, wipe", "stall, lose lock", "crash", "copy", "copy after",
+     "copy, crash, go back", "go back", "wipe", *map(str, _WRONG)]
 )  # fmt: skip
 _terms = st.builds(
     # All sales of a product have the same quantity, as the judge takes it.
@@ -50,11 +57,12 @@ _terms = st.builds(
     ),
     _products,
     st.sampled_from([1, 1, 2, 4]),
-    st.sampled_from([None, None, 2]),
+    st.sampled_from([None, None, 1, 2]),
 )
 
 
-REST_ROUNDS: Final = 40
+REST_ROUNDS: Final = 16
+LOSSES: Final = 3
 CRASHES: Final = 3
 """Most processes that die by themselves in an example."""
 Moves = list[tuple[int, int]]
@@ -96,13 +104,20 @@ class Interleaving(RuleBasedStateMachine):
         act(*arguments)
         self.is_whole = True
 
-    @initialize(terms=_terms, kinds=st.sampled_from([KINDS, KINDS, FEWEST]))
-    def begin(self, terms: SaleTerms, kinds: Kinds) -> None:
+    @initialize(
+        terms=_terms,
+        kinds=st.sampled_from([KINDS, KINDS, FEWEST]),
+        first=_numbers,
+        end=_ends,
+        rests=st.booleans(),
+    )
+    def begin(self, terms: SaleTerms, kinds: Kinds, first: int, end: str, rests: bool) -> None:
         """Begin with a sale."""
         self.world = World(self.stores, kinds)
         self._act("open", self.world.open_sale, 0, terms, "first", True)
         if self.aims is not AIMS:
             self._act("copy", self.world.take_copy)
+            self._aim(self.aims[0], first, end, rests)
 
     def _go_on(self, moves: Moves) -> None:
         for choice, most in moves:
@@ -126,7 +141,7 @@ class Interleaving(RuleBasedStateMachine):
         self._go_on(moves)
         self._act("open", self.world.open_sale, number, terms, key)
 
-    @rule(moves=_moves, choice=_choice, fate=st.sampled_from([Fate.LOST, Fate.CUT, Fate.LATE]))
+    @rule(moves=_moves, choice=_choice, fate=st.sampled_from(_WRONG))
     def go_wrong(self, moves: Moves, choice: int, fate: Fate) -> None:
         """A process goes on, and its connection breaks."""
         self._go_on(moves)
@@ -138,44 +153,56 @@ class Interleaving(RuleBasedStateMachine):
         self._go_on(moves)
         self._act("buy again", self.world.buy_again, number, choice)
 
-    @rule(which=st.integers(0, len(AIMS) - 1), first=_numbers, end=_ends)
-    def aim(self, which: int, first: int, end: str) -> None:
-        """Something goes wrong right before a step at which it matters."""
-        self._act(f"aim: {end}", self._end_aim, self.aims[which % len(self.aims)], first, end)
+    @rule(which=st.integers(0, len(AIMS) - 1), first=_numbers, end=_ends, rests=st.booleans())
+    def aim(self, which: int, first: int, end: str, rests: bool) -> None:
+        """Something goes wrong right before a step at which it matters, and perhaps all others go on."""
+        self._aim(self.aims[which % len(self.aims)], first, end, rests)
 
-    @precondition(lambda self: self.aims is not AIMS)
-    @rule(first=_numbers, end=_ends)
-    def aim_at_once(self, first: int, end: str) -> None:
-        """Something goes wrong right before the first of the steps that matter."""
-        self._act(f"aim: {end}", self._end_aim, self.aims[0], first, end)
+    def _aim(self, what: str, first: int, end: str, rests: bool) -> None:
+        self._act(f"aim: {end}", self._end_aim, what, first, end)
+        if rests:
+            self._act("rest", self.world.come_to_rest, REST_ROUNDS)
 
     def _end_aim(self, what: str, first: int, end: str) -> None:
         world = self.world
         if what in OPENINGS:
-            world.open_sale(
-                first % 2, SaleTerms(product_id=1, stock=2), ("second", "third", "fourth")[first % 3]
-            )
+            key = ("second", "third", "fourth")[first % 3]
+            world.open_sale(first % 2, SaleTerms(product_id=1, stock=2), key)
+        elif what in REBUILDS:
+            self._lose(None)
         elif self.aims is not AIMS:
             # Somebody buys whose purchase comes to this step.
             world.buy(first % 2, 1, [(1 + first % 3, "a" if first % 2 else None)])
         if (found := world.aim(what, first)) is None:
             return
+        self.actions["aim: reached"] += 1
         process, step = found
-        if end.startswith("stall"):
-            world.stall(process, step)
-        if end == "crash":
-            world.crash(world.processes.index(process))
-        elif end == "copy":
-            world.take_copy()
-            world.run(process, step, 8)
-        elif end.endswith("lose lock"):
-            world.lose_lock()
-        elif end.endswith(("go back", "wipe")):
-            if world.losses.count < 2:
-                # The newest copy is that of a step that matters, if there is one.
-                world.lose_memory(-1 if end.endswith("go back") else None)
-        elif end != "stall":
+        if end in _WRONG:
             world.run(process, step, 1, Fate(end))
+            return
+        for part in end.split(", "):
+            match part:
+                case "stall":
+                    world.stall(process, step)
+                case "crash":
+                    world.crash(world.processes.index(process))
+                case "copy":
+                    world.take_copy()
+                    world.run(process, step, 8)
+                case "copy after":
+                    world.run(process, step, 1)
+                    world.take_copy()
+                case "lose lock":
+                    world.lose_lock()
+                case "go back":
+                    # The newest copy is that of a step that matters, if there is one.
+                    self._lose(-1)
+                case "wipe":
+                    self._lose(None)
+
+    def _lose(self, which: int | None) -> None:
+        if self.world.losses.count < LOSSES:
+            self.world.lose_memory(which)
 
     @precondition(lambda self: self.actions["crash"] < CRASHES)
     @rule(moves=_moves, number=_numbers)
@@ -191,12 +218,14 @@ class Interleaving(RuleBasedStateMachine):
         self._go_on(moves)
         self._act("copy", self.world.take_copy)
 
-    @precondition(lambda self: self.world.losses.count < 2)
-    @rule(moves=_moves, which=st.sampled_from([0, -1, None]))
-    def lose_memory(self, moves: Moves, which: int | None) -> None:
+    @precondition(lambda self: self.world.losses.count < LOSSES)
+    @rule(moves=_moves, which=st.sampled_from([0, -1, None]), rests=st.booleans())
+    def lose_memory(self, moves: Moves, which: int | None, rests: bool) -> None:
         """A server takes over that has an older copy, or nothing."""
         self._go_on(moves)
         self._act("wipe" if which is None else "go back", self.world.lose_memory, which)
+        if rests:
+            self._act("rest", self.world.come_to_rest, REST_ROUNDS)
 
     @rule(moves=_moves, which=st.integers(0, 9))
     def disturb(self, moves: Moves, which: int) -> None:

@@ -31,7 +31,7 @@ _OPENING_MS: Final = 5_000
 THREAD_STEPS: Final = 12
 _SELDOM: Final = 28
 """A choice that is less leaves out the tasks that would find nothing."""
-_AIM_STEPS: Final = 36
+_AIM_STEPS: Final = 90
 _ASK_ROUNDS: Final = 60
 _STALLED: Final = 2
 _CHANGES: Final = {"reserve", "open_sale", "clear", "close", "reopen"}
@@ -61,6 +61,8 @@ class Running(Requests):
         self._numbers: Counter[type] = Counter()
         self._idle: set[Process] = set()
         """Relays that have found no entry, and keepers' rounds that are over, since something changed."""
+        self._last: dict[Process, str] = {}
+        """The last step of each process."""
         self._asking = Asking(self.memory)
         self._stalled: deque[Step] = deque(maxlen=_STALLED)
         """Where tasks stand still."""
@@ -100,11 +102,11 @@ class Running(Requests):
                 yield step
 
     def aim(self, what: str, first: int) -> tuple[Process, Step] | None:
-        """Let all processes go on in turn until one is about to take this step, which it does not take."""
+        """Let all processes go on in turn until one is about to take a step that begins so; it does not."""
         for number in range(first, first + _AIM_STEPS):
             process = self.processes[number % len(self.processes)]
             for step in self._let_each(process):
-                if step.what == what:
+                if step.what.startswith(what):
                     return process, step
                 if not self._is_idle(process, step):
                     self.run(process, step, 1)
@@ -154,8 +156,6 @@ class Running(Requests):
             mine = [each for each in process.waiting if each.task is task]
             if not mine or mine[-1].what.startswith("rest"):
                 return
-            if step.what == mine[-1].what == "Redis XREADGROUP":
-                self._idle.add(process)
             is_repeated, step = step.what == mine[-1].what == "bus deliver", mine[-1]
             if is_repeated or self._is_idle(process, step):
                 return
@@ -177,7 +177,10 @@ class Running(Requests):
         elif opens and self.losses.is_open:
             self.losses.note_opening(process)
         self.loop.run_until_idle()
-        if self._asking.note_end(process, step.task):
+        is_repeated = step.what == self._last.get(process) == "Redis XREADGROUP"
+        self._last[process] = step.what
+        finds_nothing = is_repeated and all(each.what != "bus publish" for each in process.waiting)
+        if self._asking.note_end(process, step.task) or finds_nothing:
             self._idle.add(process)
 
     def _note_script(self, actor: Actor, name: str) -> None:
