@@ -47,8 +47,8 @@ REBUILDS: Final = {
 """Steps of a keeper that rebuilds the gate."""
 _WRONG: Final = (Fate.LOST, Fate.CUT, Fate.LATE)
 _ends = st.sampled_from(
-    ["stall", "stall, go back", "stall, wipe", "stall, lose lock", "crash", "copy", "copy after",
-     "copy, crash, go back", "go back", "wipe", *map(str, _WRONG)]
+    [*map(str, _WRONG), "stall", "stall, go back", "stall, wipe", "stall, lose lock", "stall, copy", "crash",
+     "copy", "go on, copy", "copy, go on, crash, go back", "crash, crash door, go back", "go back", "wipe"]
 )  # fmt: skip
 _terms = st.builds(
     # All sales of a product have the same quantity, as the judge takes it.
@@ -158,7 +158,9 @@ class Interleaving(RuleBasedStateMachine):
         """Something goes wrong right before a step at which it matters, and perhaps all others go on."""
         self._aim(self.aims[which % len(self.aims)], first, end, rests)
 
-    def _aim(self, what: str, first: int, end: str, rests: bool) -> None:
+    def _aim(self, aim: str, first: int, end: str, rests: bool) -> None:
+        what, _, chosen = aim.partition(": ")
+        end = chosen or end
         self._act(f"aim: {end}", self._end_aim, what, first, end)
         if rests:
             self._act("rest", self.world.come_to_rest, REST_ROUNDS)
@@ -177,21 +179,18 @@ class Interleaving(RuleBasedStateMachine):
             return
         self.actions["aim: reached"] += 1
         process, step = found
-        if end in _WRONG:
-            world.run(process, step, 1, Fate(end))
-            return
         for part in end.split(", "):
             match part:
                 case "stall":
                     world.stall(process, step)
-                case "crash":
-                    world.crash(world.processes.index(process))
+                case "go on":
+                    world.run(process, step, 8)
                 case "copy":
                     world.take_copy()
-                    world.run(process, step, 8)
-                case "copy after":
-                    world.run(process, step, 1)
-                    world.take_copy()
+                case "crash":
+                    world.crash(world.processes.index(process))
+                case "crash door":
+                    world.crash(first % 2)
                 case "lose lock":
                     world.lose_lock()
                 case "go back":
@@ -199,6 +198,8 @@ class Interleaving(RuleBasedStateMachine):
                     self._lose(-1)
                 case "wipe":
                     self._lose(None)
+                case fate:
+                    world.run(process, step, 1, Fate(fate))
 
     def _lose(self, which: int | None) -> None:
         if self.world.losses.count < LOSSES:

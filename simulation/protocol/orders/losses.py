@@ -161,6 +161,16 @@ def a_copy_of_an_earlier_generation_closes_the_gate(world: World) -> None:
     assert buy(world, 1) == [Outcome.SOLD_OUT]
 
 
+def a_front_door_that_knows_a_later_generation_than_a_copy_closes_the_gate_by_itself(world: World) -> None:
+    world.take_copy()
+    world.lose_memory(None)
+    world.settle_down()
+    assert buy(world, 1) == [Outcome.ACCEPTED]
+    world.lose_memory(0)
+    let_alone(world, DOOR, rounds=8)
+    assert not is_open(world)
+
+
 def a_front_door_that_knows_more_than_a_copy_closes_the_gate_by_itself(world: World) -> None:
     world.take_copy()
     assert buy(world, 1) == [Outcome.ACCEPTED]
