@@ -25,7 +25,7 @@ from simulation.campaign.suite import Suite
 from simulation.errors import RunError
 from simulation.protocol.example.processes import Stores
 from simulation.protocol.example.world import World
-from simulation.protocol.hunt import BLOCK, Found, play, using
+from simulation.protocol.hunt import BLOCK, FEW_RULES, Found, play, using
 from simulation.protocol.orders import losses, purchases, rebuilds
 from simulation.protocol.orders.guide import DOOR, SALE
 from simulation.report.page import write_tables
@@ -178,7 +178,8 @@ def main() -> None:
     with using(job.redis_url, job.postgres_url) as stores:
         failing = [name for name in ORDERS if not _holds(stores, name)]
         while found.examples < job.examples and not found.faults:
-            found.add(play(stores, found.seed + bool(found.examples), BLOCK, job.shrink, job.aims))
+            number = found.seed + bool(found.examples)
+            found.add(play(stores, number, BLOCK, rules=FEW_RULES, shrink=job.shrink, aims=job.aims))
     sys.stdout.buffer.write(msgspec.json.encode(Shown(failing, found)))
 
 

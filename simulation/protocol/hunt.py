@@ -34,6 +34,7 @@ BLOCK: Final = 25
 """Examples with one seed."""
 RULES: Final = 40
 """Most rules of an example."""
+FEW_RULES: Final = 20
 
 
 class Found(msgspec.Struct, kw_only=True):
@@ -83,6 +84,8 @@ def play(
     stores: Stores,
     number: int,
     examples: int,
+    *,
+    rules: int = RULES,
     shrink: bool = True,
     aims: Sequence[str] = AIMS,
     alone: bool = False,
@@ -95,8 +98,7 @@ def play(
     Interleaving.stores, Interleaving.aims, Interleaving.is_judged_alone = stores, aims, alone
     phases = [Phase.generate, *([Phase.shrink] if shrink else [])]
     chosen = settings(
-        max_examples=examples, stateful_step_count=RULES if aims is AIMS else RULES // 2,
-        phases=phases, database=None, deadline=None,
+        max_examples=examples, stateful_step_count=rules, phases=phases, database=None, deadline=None,
         suppress_health_check=list(HealthCheck), report_multiple_bugs=False, print_blob=False,
     )  # fmt: skip
     began, program = time.monotonic(), io.StringIO()
@@ -107,9 +109,10 @@ def play(
             tally.faults = tally.faults or [f"an assertion failed: {error}"]
     for record, faults in [] if tally.faults else judge_records(tally.records):
         # Again, so that it is made short.
-        again = play(stores, number, examples, shrink, aims, alone=True) if shrink else None
-        if again and again.faults:
-            return again
+        if shrink:
+            again = play(stores, number, examples, rules=rules, aims=aims, alone=True)
+            if again.faults:
+                return again
         tally.trace, tally.faults = record.trace, faults
         break
     return Found(
