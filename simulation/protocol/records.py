@@ -94,6 +94,8 @@ def make_record(world: World) -> Record:
         excused |= _AFTER_A_LOSS
     if any(row["order_id"] in world.losses.surprises for row in orders):
         excused |= _AFTER_A_SURPRISE
+    if world.losses.is_sale_forgotten:
+        excused.add("accepted is settled")
     call = world.memory.call
     outbox = name_key(0, "outbox")
     return Record(

@@ -59,8 +59,11 @@ class Losses:
         self.surprises: dict[str, Surprise] = {}
         self._forgotten: set[str] = set()
         """Orders on their way that the gate has forgotten, which those who live can notice yet."""
+        self._forgotten_sales: set[int] = set()
         self._noticers: set[Actor] = set()
         """Those who can."""
+        self.is_sale_forgotten = False
+        """Whether an older sale of a product may have come back, of which nobody could tell."""
         self._read: dict[Actor, frozenset[str]] = {}
         """The settled orders that each rebuild has read."""
 
@@ -74,7 +77,7 @@ class Losses:
     def go_back(self, which: int | None, processes: Iterable[Process]) -> str:
         """Put a server in place of Redis that holds one of the copies, or nothing; return which."""
         kept = NOTHING if which is None or not self.copies else self.copies[which % len(self.copies)]
-        before, waiting = self._list_orders(), self.list_entries()
+        before, waiting, sales = self._list_orders(), self.list_entries(), self._read_sales()
         self._memory.go_back(kept.copy)
         self.count += 1
         relayed = _read_ids(self._bus.list_bodies()) | self._list_settled()
@@ -83,8 +86,11 @@ class Losses:
         # A copy may bring back what another one lacked.
         self.lost = (self.lost | lost) - entries
         self._surprise(lost)
-        self._forgotten = (before - kept.known) & relayed if self.is_open else set()
-        self._find_noticers(processes)
+        self._forgotten, self._noticers, now = set(), set(), self._read_sales()
+        self._forgotten_sales = {sale for product, sale in sales.items() if sale > now.get(product, 0)}
+        if self.is_open:
+            self._forgotten = (before - kept.known) & relayed
+            self._find_noticers(processes)
         return f"a copy of {len(kept.known)} orders" if kept.copy else "nothing"
 
     def note_absence(self, process: Process) -> None:
@@ -93,6 +99,7 @@ class Losses:
             self._noticers.discard(process)
             if not self._noticers and self.is_open:
                 self._surprise(self._forgotten)
+                self.is_sale_forgotten |= bool(self._forgotten_sales)
 
     def note_reading(self, process: Process) -> None:
         """Note that a keeper reads the sales in the ledger."""
@@ -100,7 +107,7 @@ class Losses:
 
     def note_opening(self, process: Process) -> None:
         """Note that a keeper has opened the gate, which is as the ledger was when the keeper read it."""
-        self._forgotten, self._noticers = set(), set()
+        self._noticers = set()
         orders = frozenset(self._list_orders())
         for order_id, surprise in self.surprises.items():
             if surprise.until is None and order_id in self._read[process]:
@@ -113,14 +120,13 @@ class Losses:
 
     def _find_noticers(self, processes: Iterable[Process]) -> None:
         """Find out who knows more than the copy: of orders that are on their way, and that it lacks."""
-        self._noticers = set()
-        if not self._forgotten:
+        if not (self._forgotten or self._forgotten_sales):
             return
         fence = dict(_pair(self._memory.call("HGETALL", _FENCE)))
         generation = int(fence[b"open"])
         [[latest]] = self._database.read("read_generation")
-        if generation < latest or self._is_older(fence):
-            self._forgotten = set()
+        offered = {row[0] for row in self._database.read("list_offered")}
+        if generation < latest or self._is_older(fence) or offered & self._forgotten_sales:
             return
         self._noticers = {
             process
@@ -130,6 +136,12 @@ class Losses:
         }
         if not self._noticers:
             self._surprise(self._forgotten)
+            self.is_sale_forgotten |= bool(self._forgotten_sales)
+
+    def _read_sales(self) -> dict[bytes, int]:
+        """Return the sales at the gate by the names of their keys."""
+        names = self._memory.call("KEYS", name_key(0, "sale:*"))
+        return {name: int(self._memory.call("HGET", name, "sale_id")) for name in names}
 
     def _is_older(self, fence: dict[bytes, bytes]) -> bool:
         """Return whether the ledger has settled an order that is newer than all that the copy knows."""

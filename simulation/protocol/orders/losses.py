@@ -9,6 +9,7 @@ from simulation.protocol.orders.guide import (
     OTHER_DOOR,
     OTHER_FULFILMENT,
     RELAY,
+    SALE,
     buy,
     is_open,
     let_alone,
@@ -66,12 +67,26 @@ def a_gate_that_lacks_what_the_ledger_has_is_closed_as_soon_as_a_keeper_looks(wo
     world.crash(DOOR)
     world.lose_memory(0)
     step(world, FULFILMENT, "PostgreSQL settle_plain")
+    _let_look(world)
+    assert not is_open(world)
+
+
+def a_gate_that_lacks_the_latest_sale_is_closed_as_soon_as_a_keeper_looks(world: World) -> None:
+    world.take_copy()
+    world.open_sale(DOOR, SALE, "second", at_once=True)
+    world.crash(DOOR)
+    world.lose_memory(0)
+    assert not world.losses.is_sale_forgotten
+    _let_look(world)
+    assert not is_open(world)
+
+
+def _let_look(world: World) -> None:
+    """Let a keeper look for the first time, which takes fewer steps than two audits."""
     keeper = world.processes[OTHER_FULFILMENT]
-    # Its first look takes fewer steps than two audits.
     for _ in range(10):
         for waiting in [each for each in keeper.waiting if each.what != "bus deliver"]:
             world.run(keeper, waiting, 1)
-    assert not is_open(world)
 
 
 def an_order_that_comes_back_with_a_copy_after_it_was_settled_is_cleared_again(world: World) -> None:
