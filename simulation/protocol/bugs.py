@@ -20,7 +20,7 @@ import msgspec
 
 import simulation
 from engine.local.stack import Stack
-from simulation.campaign.mutation import Mutation, copy_engine, load_mutation, mutate
+from simulation.campaign.mutation import PACKAGE, Mutation, copy_engine, load_mutation, mutate
 from simulation.campaign.suite import Suite
 from simulation.errors import RunError
 from simulation.protocol.example.processes import Stores
@@ -67,14 +67,19 @@ class Attempt(msgspec.Struct, kw_only=True):
     model: str | None
     """The same bug in the model."""
     shown: Shown
-    expected: bool
-    """Whether what is wrong in an example is one of what the bug should break."""
+    control: list[str]
+    """What is wrong in the same examples without the bug, which must be nothing."""
+
+    @property
+    def shows(self) -> bool:
+        """Whether an example is wrong because of the bug."""
+        return bool(self.shown.found.faults) and not self.control
 
     def tell(self) -> str:
         """Return in a line by what it shows."""
-        found = self.shown.found
-        examples = f"after {found.examples} examples" if found.faults else f"not in {found.examples} examples"
-        return f"{self.name}: shows {examples}, and in {len(self.shown.orders)} orders with a name"
+        after = "after" if self.shows else "not in"
+        examples, orders = self.shown.found.examples, len(self.shown.orders)
+        return f"{self.name}: shows {after} {examples} examples, and in {orders} orders with a name"
 
 
 class Attempts(Suite, kw_only=True):
@@ -85,12 +90,12 @@ class Attempts(Suite, kw_only=True):
     @property
     def shown(self) -> int:
         """The number of bugs that show at all."""
-        return sum(bool(each.shown.orders or each.shown.found.faults) for each in self.bugs)
+        return sum(bool(each.shown.orders or each.shows) for each in self.bugs)
 
     @property
     def in_examples(self) -> int:
         """The number of bugs that show in examples."""
-        return sum(bool(each.shown.found.faults) for each in self.bugs)
+        return sum(each.shows for each in self.bugs)
 
 
 def write_attempts(result: Attempts, folder: Path) -> None:
@@ -119,18 +124,26 @@ def play_order(stores: Stores, name: str) -> None:
 
 
 def attempt(name: str, stack: Stack, examples: int, first_seed: int = 1, shrink: bool = True) -> Attempt:
-    """Put a bug into a copy of the engine, and play so many examples at most until it shows."""
+    """Put a bug into a copy of the engine, and play so many examples at most until it shows.
+
+    Then play these examples without the bug.
+    """
     mutation, bug = load_edits(name), load_bugs()[name]
     database = f"bug_{name.replace('-', '_')}"
     asyncio.run(_create(stack.urls["postgres"], database))
     url = f"{stack.urls['postgres'].rpartition('/')[0]}/{database}"
+    job = Job(stack.urls["redis"], url, list(ORDERS), first_seed, examples, shrink, bug.aims)
     with tempfile.TemporaryDirectory(prefix="flashsim-bug-") as folder:
         copy_engine(Path(folder))
         mutate(mutation, Path(folder))
-        job = Job(stack.urls["redis"], url, first_seed, examples, shrink, bug.aims)
         shown = play_elsewhere(Path(folder), job)
-    expected = any(fault.startswith(tuple(mutation.breaks)) for fault in shown.found.faults)
-    return Attempt(name=name, text=mutation.text, model=bug.model, shown=shown, expected=expected)
+    control: list[str] = []
+    if shown.found.faults:
+        asyncio.run(_create(stack.urls["postgres"], database))
+        blocks = shown.found.seed - first_seed + 1
+        job = job._replace(orders=[], examples=BLOCK * blocks, shrink=False)
+        control = play_elsewhere(PACKAGE.parent, job).found.faults
+    return Attempt(name=name, text=mutation.text, model=bug.model, shown=shown, control=control)
 
 
 async def _create(postgres_url: str, database: str) -> None:
@@ -147,6 +160,7 @@ class Job(NamedTuple):
 
     redis_url: str
     postgres_url: str
+    orders: list[str]
     first_seed: int
     examples: int
     shrink: bool
@@ -172,11 +186,11 @@ def play_elsewhere(code: Path, job: Job) -> Shown:
 
 
 def main() -> None:
-    """Play a job from standard input: each order, and examples until one of them is wrong."""
+    """Play a job from standard input: its orders, and examples until one of them is wrong."""
     job = msgspec.json.decode(sys.stdin.buffer.read(), type=Job)
     found = Found(seed=job.first_seed)
     with using(job.redis_url, job.postgres_url) as stores:
-        failing = [name for name in ORDERS if not _holds(stores, name)]
+        failing = [name for name in job.orders if not _holds(stores, name)]
         while found.examples < job.examples and not found.faults:
             number = found.seed + bool(found.examples)
             found.add(play(stores, number, BLOCK, rules=FEW_RULES, shrink=job.shrink, aims=job.aims))

@@ -131,8 +131,8 @@ class Losses:
         self._noticers = {
             process
             for process in processes
-            for writer, *seen in (each.seen for each in process.fences)
-            if [generation, int(fence.get(writer.encode(), 0))] < seen
+            for writer, heard in self._memory.heard.get(process, {}).items()
+            if (generation, int(fence.get(writer.encode(), 0))) < heard
         }
         if not self._noticers:
             self._surprise(self._forgotten)

@@ -79,10 +79,6 @@ class FrontDoor(Actor):
         self.start(begin())
 
     @property
-    def fences(self) -> list[Any]:
-        return [lane.fence for lane in self.gate._lanes]
-
-    @property
     def asker(self) -> "asyncio.Task[None]":
         return self.gate._watching[0]
 
@@ -94,7 +90,6 @@ class RelayProcess(Actor):
     """A relay process."""
 
     outbox: Outbox
-    fences: Final = ()
     asker: Final = None
 
     def begin(self) -> None:
@@ -131,10 +126,6 @@ class FulfilmentProcess(Actor):
             await fulfilment.run(asyncio.Event())
 
         self.start(run())
-
-    @property
-    def fences(self) -> list[Any]:
-        return [fence for _, fence in self.clearing._shards]
 
     @property
     def asker(self) -> "asyncio.Task[None]":

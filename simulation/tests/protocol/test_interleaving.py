@@ -48,12 +48,18 @@ def test_an_assertion_that_fails_is_a_fault(stores: Stores, monkeypatch: pytest.
 def test_pages_tell_what_hunts_found(tmp_path: Path) -> None:
     found = Found(seed=7, examples=25, steps=Counter(a=1_000, b=200), faults=["a unit <too> many"])
     write_hunts(Hunts(command="c", hunts=[found]), tmp_path)
-    shown = [Shown(["an order <that> fails"], found), Shown([], Found(seed=7))]
-    bugs = [Attempt(name="b", text="B.", model=None, shown=each, expected=True) for each in shown]
+    shown = [Shown(["an order <that> fails"], found), Shown([], Found(seed=7)), Shown([], found)]
+    bugs = [
+        Attempt(name="b", text="B.", model=None, shown=each, control=control)
+        for each, control in zip(shown, ([], [], ["the same"]), strict=True)
+    ]
     write_attempts(Attempts(command="c", bugs=bugs), tmp_path)
-    for name, words in (("interleave", "0 of 1"), ("bugs", "1 of 2")):
+    for name, words in (
+        ("interleave", "0 of 1"),
+        ("bugs", "1 of 3 deliberate bugs show in the engine's steps, 1 of them"),
+    ):
         page = (tmp_path / f"{name}.html").read_text()
-        assert words in page
+        assert words in page.replace("&#39;", "'")
         assert "a unit &lt;too&gt; many" in page
         assert "1,200" in page
     assert "an order &lt;that&gt; fails" in page
