@@ -5,14 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from simulation.campaign.mutation import copy_engine, mutate
 from simulation.protocol.bugs import (
     ORDERS,
     Attempt,
     Attempts,
     Shown,
-    load_bugs,
-    load_edits,
     play_order,
     write_attempts,
 )
@@ -76,13 +73,3 @@ def test_examples_of_every_kind_hold(stores: Stores, first_seed: int) -> None:
         "buy", "open", "crash", "copy", "go back", "wipe", "restart", "lose channel", "6000 ms", "rest",
         "fall asleep", "end stall", "go on: cut", "go on: answer lost", "go on: late", "aim: reached",
     }  # fmt: skip
-
-
-@pytest.mark.parametrize("name", load_bugs())
-def test_a_bug_fits_the_engine(name: str, tmp_path: Path) -> None:
-    mutation = load_edits(name)
-    copy_engine(tmp_path)
-    mutate(mutation, tmp_path)
-    for edit in mutation.edits:
-        if edit.file.endswith(".py"):
-            compile((tmp_path / "engine" / edit.file).read_text(), edit.file, "exec")
