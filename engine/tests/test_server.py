@@ -57,8 +57,13 @@ def environment_of(settings: Settings, **more: str) -> dict[str, str]:
 
 
 @asynccontextmanager
-async def serving(settings: Settings, *arguments: str, **more: str) -> AsyncIterator[Server]:
-    """Run the command until the context ends; whatever it started must be gone then."""
+async def serving(
+    settings: Settings, *arguments: str, log: list[str] | None = None, **more: str
+) -> AsyncIterator[Server]:
+    """Run the command until the context ends; whatever it started must be gone then.
+
+    Each line that it logs is appended to `log` at once.
+    """
     process = await asyncio.create_subprocess_exec(
         *PROGRAM,
         "serve",
@@ -68,7 +73,7 @@ async def serving(settings: Settings, *arguments: str, **more: str) -> AsyncIter
         stderr=asyncio.subprocess.PIPE,
         process_group=0,
     )
-    log: list[str] = []
+    log = [] if log is None else log
     assert process.stderr is not None
 
     async def next_line() -> str:

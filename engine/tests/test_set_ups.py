@@ -113,9 +113,9 @@ async def test_a_pooler_with_too_few_sessions_is_refused(settings_without_bus: S
         )
 
 
-async def sells(settings: Settings, http: aiohttp.ClientSession) -> list[str]:
+async def sells(settings: Settings, http: aiohttp.ClientSession, log: list[str] | None = None) -> list[str]:
     """An engine with these settings sells a unit and settles it: what it logged."""
-    async with serving(settings) as server:
+    async with serving(settings, log=log) as server:
         await open_sale(http, server, 1)
         _, body = await buy(http, server)
         await eventually(lambda: is_confirmed(http, server, body["orderId"]))
@@ -198,13 +198,15 @@ async def test_a_full_server_is_waited_for_in_one_line_and_without_a_traceback(
     async with role_of(url, DML) as writer:
         await execute(url, f"ALTER DATABASE {name} CONNECTION LIMIT 0")
         settings = change(settings_without_bus, postgres_url=writer)
-        starting = asyncio.create_task(sells(settings, http))
+        log = list[str]()
+        starting = asyncio.create_task(sells(settings, http, log))
         connection = await asyncpg.connect(settings_without_bus.postgres_url)
-        await asyncio.sleep(3)  # it tries a few times
+        await eventually(lambda: any("PostgreSQL does not work" in line for line in log))
+        await asyncio.sleep(2)  # it tries a few times more
         assert not starting.done()
         await connection.close()
         await execute(url, f"ALTER DATABASE {name} CONNECTION LIMIT -1")
-        log = await starting
+        await starting
     assert sum("PostgreSQL does not work" in line for line in log) == 1
     assert not any("Traceback" in line for line in log)
 

@@ -167,8 +167,9 @@ def _choose_search(check: Check) -> list[str]:
         return ["-O1", "-w", "-DNFAIR=3"]
     if check.breaks:
         return ["-O0", "-w", "-DSAFETY", "-DBFS"]  # level by level: what it finds is as short as can be
-    # Of a state in a large search only a hash of 64 bits or more is kept.
-    return ["-O2", "-w", "-DSAFETY", *["-DHC4"] * check.large]
+    # To optimize takes longer than a small search. Of a state in a large one only a hash of 64 bits or more
+    # is kept.
+    return ["-w", "-DSAFETY", *(["-O2", "-DHC4"] if check.large else ["-O0"])]
 
 
 def _tell(check: Check, model: str, folder: Path) -> list[str]:

@@ -8,34 +8,24 @@
    One product; STOCK units in each of its SALES; a purchase takes one unit. A set of orders, or of processes, is a byte of
    bits. The gate numbers ORDERS as it accepts them. Outbox and bus keep no order here: more may happen than with real ones.
 
-   Left out: shards (no command spans two), limits and times of a sale, dead letters, retiring and pruning, batches (orders of
-   one settle one after the other), and losses of ledger and bus, which the protocol relies on.
+   Left out, for the reasons in reports/reference-model/stories.md: shards, limits and times of a sale, batches, dead letters,
+   retiring and pruning, an engine without a bus, sales that another session holds, what is answered where nothing was sold,
+   and losses of ledger and bus, on which the protocol relies.
 
-   Beside these bounds there are switches. KEYS: purchases may carry one Idempotency-Key. REPLICAS: the gate has a replica
+   Bounds and switches are given in model.toml. KEYS: purchases may carry one Idempotency-Key. REPLICAS: the gate has a replica
    instead of a disk. LIVE: what must happen at last, in place of what must never happen. MUTANT: one thing is done wrong. */
 
 /* What may be done wrong; model.toml says it in words. */
-mtype = { NOTHING, ACKNOWLEDGES_BEFORE_CLEARING, ACKNOWLEDGES_BEFORE_COMMIT, ANSWERS_WITHOUT_COPIES,
-  BEGINS_AT_AN_OPEN_GATE, BUS_BEFORE_OUTBOX, BUS_NOT_READ, CLEARS_WITHOUT_COPIES, CLOSES_A_LATER_ONE,
-  CONSUMERS_NOT_COUNTED, DELETES_FIRST, KEY_IGNORED, KEY_NOT_GUARDED, KEY_NOT_RESTORED, LOCK_KEPT, NOTED_WITHOUT_COPIES,
-  NOTES_WITHOUT_COPIES, NOT_OFFERED, NO_AUDIT, NO_FENCE, NO_GUARD, NO_VOUCHING, OPENS_TOO_EARLY,
-  OUTBOX_APART, OUTBOX_NOT_READ, PENDING_STAYS, READ_ONLY_BEFORE, REBUILD_UNCHECKED, RELAYS_WITHOUT_COPIES,
-  RELEASES_REJECTED, RELEASES_TO_ANOTHER_SALE, RELEASES_TWICE, RELEASES_WITHOUT_EVIDENCE, REPEATS_WITHOUT_COPIES,
-  REPLACES_A_NEWER_SALE, REVERTS_UNKNOWN, SALES_READ_EARLY, SETTLES_TWICE };
+mtype = { NOTHING, ACKNOWLEDGES_BEFORE_CLEARING, ACKNOWLEDGES_BEFORE_COMMIT, ANSWERS_WITHOUT_COPIES, BEGINS_AT_AN_OPEN_GATE,
+  BUS_BEFORE_OUTBOX, BUS_NOT_READ, CLEARS_BEFORE_SETTLING, CLEARS_NOTHING, CLEARS_WITHOUT_COPIES, CLOSES_A_LATER_ONE,
+  CONSUMERS_NOT_COUNTED, COPY_NOT_NOTED, DELETES_FIRST, ENTRIES_ABANDONED, FORGETS_FAILED, GENERATION_UNCHECKED, KEY_IGNORED,
+  KEY_NOT_GUARDED, KEY_NOT_RESTORED, LEDGER_NOT_COMPARED, LOCK_KEPT, NOTED_WITHOUT_COPIES, NOTES_WITHOUT_COPIES, NOT_OFFERED,
+  NO_AUDIT, NO_FENCE, NO_GUARD, NO_LOCK, NO_VOUCHING, NUMBERS_UNCHECKED, OLDER_SALE_WINS, OPENS_ELSEWHERE, OPENS_OVERTAKEN,
+  OPENS_TOO_EARLY, OUTBOX_APART, OUTBOX_NOT_READ, PENDING_STAYS, READ_ONLY_BEFORE, REBUILD_UNCHECKED, RELAYS_WITHOUT_COPIES,
+  RELEASES_NOTHING, RELEASES_REJECTED, RELEASES_TO_ANOTHER_SALE, RELEASES_TWICE, RELEASES_WITHOUT_EVIDENCE,
+  REPEATS_WITHOUT_COPIES, REPLACES_A_NEWER_SALE, REVERTS_UNKNOWN, SALES_READ_EARLY, SERVER_NOT_NOTED, SETTLED_COPY_KEPT,
+  SETTLES_TWICE };
 #define mutant(name) (MUTANT == name)
-#ifndef ORDERS             /* Bounds and switches are given together, or not at all. */
-#define MUTANT NOTHING
-#define STOCK 1
-#define SALES 1
-#define ORDERS 2
-#define DOORS 1
-#define RELAYS 1
-#define KEEPERS 1          /* fulfilments, each with a keeper in the same process */
-#define FAULTS 1
-#define KEYS 0
-#define REPLICAS 0
-#endif
-
 #define bit(o) (1 << (o))
 #define has(set, o) ((set) & bit(o))
 #define count(set) (((set) & 1) + ((set) >> 1 & 1) + ((set) >> 2 & 1) + ((set) >> 3 & 1))
@@ -47,6 +37,7 @@ mtype = { NOTHING, ACKNOWLEDGES_BEFORE_CLEARING, ACKNOWLEDGES_BEFORE_COMMIT, ANS
 typedef Gate {             /* Redis, one shard */
   byte open = 1;           /* the generation; 0 while the gate is closed */
   byte rebuilding;         /* generation of the keeper that rebuilds it */
+  bool noted = 1;          /* whether it says which server holds it */
   byte fresh;              /* writers whose last write the copy does not hold; see "the fence" */
   byte sale = 1;           /* the product's current sale; 0 without one */
   byte left = STOCK;       /* its units */
@@ -62,8 +53,8 @@ bool saved = REPLICAS;     /* whether there is a copy */
 byte isolated;             /* with REPLICAS: outbox of an old primary that still answers, and that nobody follows */
 
 inline assign(to, from) {
-  to.open = from.open; to.rebuilding = from.rebuilding; to.fresh = from.fresh; to.sale = from.sale; to.left = from.left;
-  to.key = from.key; to.newest = from.newest; to.lacks = from.lacks; to.outbox = from.outbox;
+  to.open = from.open; to.rebuilding = from.rebuilding; to.noted = from.noted; to.fresh = from.fresh; to.sale = from.sale;
+  to.left = from.left; to.key = from.key; to.newest = from.newest; to.lacks = from.lacks; to.outbox = from.outbox;
   to.pending = from.pending; to.took = from.took
 }
 
@@ -86,18 +77,19 @@ byte lost;                 /* those whose only entry went with the gate's memory
 #define sale_of(o) (has(second, o) -> 2 : 1)
 
 byte asked = bit(DOORS) - 1;          /* doors that have asked the gate's server whether it remembers */
+bool late;                            /* it has begun to sell, though some were paused and have not */
 byte waits[DOORS];                    /* a door's order that waits for copies, plus 1 */
 byte reads[RELAYS];                   /* a relay's order, plus 1, and whether it is published */
 bool published[RELAYS];
+byte unread;                          /* only with a mutant: entries that no relay will claim */
 byte holds[KEEPERS], step[KEEPERS];   /* a fulfilment's order, plus 1, and what it does with it next */
 byte unacked;                         /* fulfilments whose delivery the bus has not taken back */
-mtype = { CLOSE, LOCK, BEGIN, READ_OUTBOX, READ_BUS, READ_SALES, RESTORE, REMEMBER, REOPEN };
+mtype = { CLEAR, CLOSE, LOCK, BEGIN, READ_OUTBOX, READ_BUS, READ_SALES, RESTORE, REMEMBER, REOPEN };
 mtype task[KEEPERS];                  /* what a keeper does next, in which generation, and what it has read in the ledger */
 byte gen[KEEPERS], units[KEEPERS], of_sale[KEEPERS];
 byte compared = bit(KEEPERS) - 1;     /* keepers that have compared this server with the ledger */
 byte faults = FAULTS;
-byte undone;                          /* settled orders that are pending again: Redis went back to before their clearing */
-bool torn;                            /* Redis went back to a copy from the middle of the rebuild that goes on */
+bool moved;                           /* another server holds the gate than the one at which its rebuild began */
 #define LAST (KEEPERS - 1)
 #define held ((has(unacked, 0) -> bit(holds[0] - 1) : 0) | (has(unacked, LAST) -> bit(holds[LAST] - 1) : 0))
 
@@ -106,9 +98,11 @@ bool torn;                            /* Redis went back to a copy from the midd
    that write. So one bit in the gate and one in the writer stand for the numbers. Without a copy there is no need of them. */
 byte seen[DOORS + KEEPERS];           /* the latest generation that a writer was answered */
 byte heard;                           /* writers that were answered a write which the copy does not hold */
-#define worker(f) (DOORS + (f))
-#define is_behind(w) (gate.open < seen[w] || gate.open == seen[w] && has(heard & ~gate.fresh, w))
-#define forgot(w) (is_behind(w) && !mutant(NO_FENCE))
+#define worker(number) (DOORS + (number))
+#define is_older(w) (gate.open < seen[w])
+#define lacks_write(w) (gate.open == seen[w] && has(heard & ~gate.fresh, w))
+#define forgot(w) (!mutant(NO_FENCE) && \
+  (is_older(w) && !mutant(GENERATION_UNCHECKED) || lacks_write(w) && !mutant(NUMBERS_UNCHECKED)))
 #define notes (saved && (!REPLICAS || mutant(NOTES_WITHOUT_COPIES)))
 inline write_fence(w) { if :: saved -> gate.fresh = gate.fresh | bit(w) :: else fi }
 inline hear(w) {           /* with REPLICAS only what the copy holds is noted */
@@ -119,19 +113,21 @@ inline spend() {           /* a fault; after the last one no copy comes back */
   faults--;
   if :: !faults && !REPLICAS -> saved = false; assign(copy, new) :: else fi
 }
-inline close() { if :: REPLICAS -> broken("a gate was closed that had lost nothing\n") :: else fi; gate.open = 0 }
+inline close() {           /* with REPLICAS nothing that was answered is ever lost */
+  if :: REPLICAS || !lossy -> broken("a gate was closed that had lost nothing\n") :: else fi; gate.open = 0
+}
 
 /* ---- front door ---- */
-#define a_door_knows_more (is_behind(0) || is_behind(DOORS - 1))
+#define knows_more(w) (is_older(w) || lacks_write(w))
+#define a_door_knows_more (!late && (knows_more(0) || knows_more(DOORS - 1)))
 #define may_ask (gate.open && !forgot(_pid))
 #define may_sell (may_ask && !waits[_pid] && (asked == bit(DOORS) - 1 || mutant(NO_VOUCHING)))
 #define answers (!REPLICAS || mutant(ANSWERS_WITHOUT_COPIES))
 active [DOORS] proctype front_door() {
-end:
-  do
+end: do
   :: d_step { gate.open && forgot(_pid) -> close() }
   /* vouch.lua: a server that is new sells nothing before each door that lives has asked it. */
-  :: d_step { may_ask && !has(asked, _pid) -> asked = asked | bit(_pid) }
+  :: d_step { may_ask && (!has(asked, _pid) || !gate.noted) -> asked = asked | bit(_pid); gate.noted = 1 }
   /* reserve.lua: checks, takes the unit, remembers the key and writes the outbox, all in one step. */
   :: atomic { accepted < ORDERS && may_sell && gate.left && gate.sale ->
        if :: a_door_knows_more -> broken("a gate sold that had forgotten what a door was answered\n") :: else fi;
@@ -159,202 +155,213 @@ end:
   /* It dies, and another one begins that has seen nothing. */
   :: d_step { faults && (seen[_pid] || waits[_pid]) ->
        seen[_pid] = 0; heard = heard & ~bit(_pid); waits[_pid] = 0; asked = asked | bit(_pid); spend() }
-  od
-}
+  od }
 
 /* ---- relay: an entry that another relay has read may be claimed ---- */
-#define me (_pid - DOORS)
-#define order (reads[me] - 1)
+#define r (_pid - DOORS)
+#define entry (reads[r] - 1)
 active [RELAYS] proctype relay() {
-end:
-  do
-  :: atomic { !reads[me] && gate.outbox && (!me || reads[0]) -> pick(gate.outbox, reads[me]);
-       if :: mutant(DELETES_FIRST) -> gate.outbox = gate.outbox & ~bit(order) :: else fi }
-  :: d_step { !reads[me] && isolated && mutant(RELAYS_WITHOUT_COPIES) -> reads[me] = highest(isolated) }
-  :: d_step { reads[me] && !published[me] && (!REPLICAS || has(copy.took | settled, order) || mutant(RELAYS_WITHOUT_COPIES)) ->
-       send(order); published[me] = true }
+end: do
+  :: atomic { !reads[r] && gate.outbox & ~unread && (!r || reads[0]) -> pick((gate.outbox & ~unread), reads[r]);
+       if :: mutant(DELETES_FIRST) -> gate.outbox = gate.outbox & ~bit(entry) :: else fi }
+  :: d_step { !reads[r] && isolated && mutant(RELAYS_WITHOUT_COPIES) -> reads[r] = highest(isolated) }
+  :: d_step { reads[r] && !published[r] && (!REPLICAS || has(copy.took | settled, entry) || mutant(RELAYS_WITHOUT_COPIES)) ->
+       send(entry); published[r] = true }
   /* REPLICAS: no copy will come of what the primary itself lacks. */
-  :: d_step { reads[me] && !published[me] && REPLICAS && !has(gate.outbox, order) -> reads[me] = 0 }
+  :: d_step { reads[r] && !published[r] && REPLICAS && !has(gate.outbox, entry) -> reads[r] = 0 }
   /* Only the bus' confirm lets it acknowledge. */
-  :: d_step { published[me] -> gate.outbox = gate.outbox & ~bit(order); reads[me] = 0; published[me] = false }
+  :: d_step { published[r] -> gate.outbox = gate.outbox & ~bit(entry); reads[r] = 0; published[r] = false }
   /* It dies, or gives up; the entry stays in the outbox. */
-  :: d_step { reads[me] && faults -> reads[me] = 0; published[me] = false; spend() }
-  od
-}
-#undef me
-#undef order
+  :: d_step { reads[r] && faults ->
+       if :: mutant(ENTRIES_ABANDONED) -> unread = unread | bit(entry) :: else fi;
+       reads[r] = 0; published[r] = false; spend() }
+  od }
 
 /* ---- fulfilment: settle, clear, acknowledge; each is tried again until it works ---- */
-#define me (_pid - DOORS - RELAYS)
-#define order (holds[me] - 1)
+/* clear.lua: only the call that finds the evidence, and takes it away, gives back the unit of a failed order. */
+#define is_out(o) (has(gate.pending, o) || mutant(RELEASES_WITHOUT_EVIDENCE))
+#define is_current(o) (gate.sale == sale_of(o) || mutant(RELEASES_TO_ANOTHER_SALE))
+#define is_given_back(o) (has(failed, o) && !mutant(RELEASES_NOTHING) || has(rejected, o) && mutant(RELEASES_REJECTED))
+inline clear(o, w) {
+  if :: gate.open && forgot(w) -> close() :: else fi;
+  if :: is_out(o) && is_current(o) && is_given_back(o) ->
+          if :: !has(gate.took & failed, o) || gate.sale != sale_of(o) -> broken("a unit was released that was not out\n")
+             :: else
+          fi;
+          gate.took = gate.took & ~bit(o); gate.left++
+     :: else fi;
+  if :: !mutant(RELEASES_TWICE) || !has(failed, o) -> gate.pending = gate.pending & ~bit(o) :: else fi;
+  write_fence(w); hear(w)
+}
+#define f (_pid - DOORS - RELAYS)
+#define order (holds[f] - 1)
 #define is_known (has(settled, order) && !mutant(SETTLES_TWICE))
 #define has_unit (units_left(sale_of(order)) > 0 || mutant(NO_GUARD))
 #define key_has_bought (has(keyed, order) && confirmed & keyed && !mutant(KEY_NOT_GUARDED))
-#define is_out (has(gate.pending, order) || mutant(RELEASES_WITHOUT_EVIDENCE))
-#define releases_wrong (!has(gate.took & failed, order) || gate.sale != sale_of(order))
-#define is_current (gate.sale == sale_of(order) || mutant(RELEASES_TO_ANOTHER_SALE))
 active [KEEPERS] proctype fulfilment() {
-end:
-  do
-  :: atomic { !step[me] && bus ->
-       pick(bus, holds[me]); bus = bus & ~bit(order);
-       if :: !mutant(ACKNOWLEDGES_BEFORE_COMMIT) -> unacked = unacked | bit(me) :: else fi;
-       step[me] = 1 }
+end: do
+  :: atomic { !step[f] && bus ->
+       pick(bus, holds[f]); bus = bus & ~bit(order);
+       if :: !mutant(ACKNOWLEDGES_BEFORE_COMMIT) -> unacked = unacked | bit(f) :: else fi;
+       if :: mutant(CLEARS_BEFORE_SETTLING) -> gate.pending = gate.pending & ~bit(order) :: else fi;
+       step[f] = 1 }
   /* settle_batch: one transaction. An order that is known stays as it is. The guards: sold <= stock; a
      key buys once, also where the gate forgot which order it got. */
-  :: atomic { step[me] == 1 ->
-       if :: is_known
+  :: atomic { step[f] == 1 ->
+       if :: is_known -> if :: mutant(FORGETS_FAILED) -> gate.pending = gate.pending & ~bit(order) :: else fi
           :: !is_known -> failed = failed | bit(order)     /* its payment is declined */
           :: !is_known && has_unit && !key_has_bought -> confirmed = confirmed | bit(order); sold[sale_of(order)]++
           :: !is_known && (!has_unit || key_has_bought) -> rejected = rejected | bit(order)
        fi;
-       if :: mutant(ACKNOWLEDGES_BEFORE_CLEARING) -> unacked = unacked & ~bit(me) :: else fi;
-       step[me] = 2 }
-  /* clear.lua: only the call that finds the evidence, and takes it away, gives back the unit of a failed order. */
-  :: d_step { step[me] == 2 ->
-       if :: gate.open && forgot(worker(me)) -> close() :: else fi;
-       if :: is_out && is_current && (has(failed, order) || has(rejected, order) && mutant(RELEASES_REJECTED)) ->
-               if :: releases_wrong -> broken("a unit was released that was not out\n") :: else fi;
-               gate.took = gate.took & ~bit(order); gate.left++
-          :: else
-       fi;
-       if :: !mutant(RELEASES_TWICE) || !has(failed, order) -> gate.pending = gate.pending & ~bit(order) :: else fi;
-       write_fence(worker(me)); hear(worker(me));
-       step[me] = 3 }
+       if :: mutant(ACKNOWLEDGES_BEFORE_CLEARING) -> unacked = unacked & ~bit(f) :: else fi;
+       step[f] = 2 }
+  :: d_step { step[f] == 2 -> if :: !mutant(CLEARS_NOTHING) -> clear(order, worker(f)) :: else fi;
+       step[f] = 3 }
   /* The primary that was asked has failed over: the next one is asked. */
-  :: d_step { step[me] == 3 && REPLICAS && has(gate.pending, order) && !mutant(RELEASES_TWICE) -> step[me] = 2 }
+  :: d_step { step[f] == 3 && REPLICAS && has(gate.pending, order) && !mutant(RELEASES_TWICE) -> step[f] = 2 }
   /* Acknowledged last. Where the bus has taken the delivery back, this changes nothing. */
-  :: d_step { step[me] == 3 && (!REPLICAS || !has(copy.pending, order) || mutant(CLEARS_WITHOUT_COPIES)) ->
-       unacked = unacked & ~bit(me); holds[me] = 0; step[me] = 0 }
-  od
-}
-#undef me
-#undef order
+  :: d_step { step[f] == 3 && (!REPLICAS || !has(copy.pending, order) || mutant(CLEARS_WITHOUT_COPIES)) ->
+       unacked = unacked & ~bit(f); holds[f] = 0; step[f] = 0 }
+  od }
 
 /* ---- keeper: closes a gate that is wrong, rebuilds it once nothing is under way, and opens it ---- */
-#define me (_pid - DOORS - RELAYS - KEEPERS)
+#define k (_pid - DOORS - RELAYS - KEEPERS)
 #define missing (units_left(sales) - gate.left)   /* units that the gate has fewer than the ledger says */
-#define copied_sale (!REPLICAS || copy.sale == sales || mutant(NOTED_WITHOUT_COPIES))
-#define sale_is_known (gate.sale == sales && offered < sales && copied_sale)
+#define has_copies (!REPLICAS || copy.sale == sales || mutant(NOTED_WITHOUT_COPIES))
+#define sale_is_known (gate.sale == sales && offered < sales && has_copies)
 #define coming (gate.sale < sales && offered < sales && !sold[sales])
 #define explained (gate.sale == sales && missing >= 0 && missing <= count(gate.pending) || coming)
 #define outbox_is_used (gate.outbox && !mutant(OUTBOX_NOT_READ))
 #define bus_is_used (bus && !mutant(BUS_NOT_READ) || unacked && !mutant(CONSUMERS_NOT_COUNTED))
 #define uses(one, other) (!mutant(READ_ONLY_BEFORE) && (mutant(BUS_BEFORE_OUTBOX) -> other : one))
 #define looks_once (mutant(SALES_READ_EARLY) || mutant(BUS_BEFORE_OUTBOX))
-#define overtaken (gate.rebuilding != gen[me] && !mutant(REBUILD_UNCHECKED))
+#define overtaken (gate.rebuilding != gen[k] && !mutant(REBUILD_UNCHECKED))
 #define key_order (confirmed & keyed -> highest(confirmed & keyed) : highest(settled & keyed))
-#define opens_wrong (!torn && (!lost && gate.left != units_left(gate.sale) || gate.sale < offered))
+#define overlooks (confirmed & ~(gate.took | lost))
+#define is_outdated (!mutant(LEDGER_NOT_COMPARED) && (gate.newest < highest(settled) || gate.lacks & settled))
+#define opens_wrong (!lost && gate.left != units_left(gate.sale) || gate.sale < offered)
 #define under_way ((gate.outbox | bus | held) & ~(settled | lost))
 /* open_sale.lua: a newer sale replaces an older one, never the other way round. */
-inline offer(number) { if :: gate.sale < number -> gate.sale = number; gate.left = STOCK :: else fi }
+#define takes(number) (gate.sale < number || gate.sale > number && mutant(OLDER_SALE_WINS))
+inline offer(number) { if :: takes(number) -> gate.sale = number; gate.left = STOCK :: else fi }
 inline rest() {
-  if :: lock == me + 1 && !mutant(LOCK_KEPT) -> lock = 0 :: else fi;
-  task[me] = 0; gen[me] = 0; units[me] = 0; of_sale[me] = 0
+  if :: lock == k + 1 && !mutant(LOCK_KEPT) -> lock = 0 :: else fi;
+  task[k] = 0; gen[k] = 0; units[k] = 0; of_sale[k] = 0
 }
 active [KEEPERS] proctype keeper() {
-end:
-  do
-  /* It closes a gate that is older than the ledger's orders, which it asks of each new server; */
-  :: d_step { !task[me] && gate.open && !has(compared, me) ->
-       compared = compared | bit(me);
-       if :: gate.newest < highest(settled) || gate.lacks & settled -> gen[me] = gate.open; task[me] = CLOSE :: else fi }
-  /* that has forgotten what this fulfilment was answered, is not the latest, or differs from the ledger by more than the
-     pending orders explain (the audit). */
-  :: d_step { !task[me] && gate.open &&
-              (forgot(worker(me)) || gate.open < latest || !explained && !mutant(NO_AUDIT)) ->
-       gen[me] = gate.open; task[me] = CLOSE }
+end: do
+  /* Of each new server it asks whether it is older than the ledger's orders. If so, it closes it; if not, it clears once
+     more what is settled and pending, since the server may have a copy from before the clearing. */
+  :: d_step { !task[k] && gate.open && !has(compared, k) ->
+       compared = compared | bit(k);
+       if :: is_outdated -> gen[k] = gate.open; task[k] = CLOSE
+          :: else ->
+               if :: overlooks -> broken("a gate was kept that lacked what the ledger knew\n") :: else fi;
+               if :: gate.pending & settled && !mutant(SETTLED_COPY_KEPT) && !mutant(CLEARS_WITHOUT_COPIES) ->
+                       units[k] = gate.pending & settled; task[k] = CLEAR
+                  :: else
+               fi
+       fi }
+  :: d_step { task[k] == CLEAR ->
+       clear(highest(units[k]) - 1, worker(k)); units[k] = units[k] & ~bit(highest(units[k]) - 1);
+       if :: !units[k] -> rest() :: else fi }
+  /* It closes a gate that has forgotten what this fulfilment was answered, is not the latest, or differs from the ledger by
+     more than the pending orders explain (the audit). */
+  :: d_step { !task[k] && gate.open && (forgot(worker(k)) || gate.open < latest && !mutant(GENERATION_UNCHECKED) ||
+              !explained && !mutant(NO_AUDIT)) -> gen[k] = gate.open; task[k] = CLOSE }
   /* close.lua: unless another keeper has rebuilt it since. */
-  :: d_step { task[me] == CLOSE ->
-       if :: gate.open && gate.open <= gen[me] -> close()
-          :: gate.open > gen[me] && mutant(CLOSES_A_LATER_ONE) -> broken("a later gate was closed\n")
+  :: d_step { task[k] == CLOSE ->
+       if :: gate.open && gate.open <= gen[k] -> close()
+          :: gate.open > gen[k] && mutant(CLOSES_A_LATER_ONE) -> broken("a later gate was closed\n")
           :: else
        fi;
        rest() }
   /* It offers a sale whose front door could not. */
-  :: d_step { !task[me] && gate.open && coming && !mutant(NOT_OFFERED) -> offer(sales) }
-  :: d_step { !task[me] && sale_is_known -> offered = sales }
+  :: d_step { !task[k] && gate.open && coming && !mutant(NOT_OFFERED) -> offer(sales) }
+  :: d_step { !task[k] && sale_is_known -> offered = sales }
   /* A closed gate is rebuilt once nothing is under way. This first look spares rebuilds that would be in vain. */
-  :: d_step { !task[me] && !gate.open && !holds[me] && (!outbox_is_used && !bus_is_used || looks_once) -> task[me] = LOCK }
-  :: d_step { task[me] == LOCK ->
-       if :: !lock && !gate.open -> lock = me + 1; latest++; gen[me] = latest; task[me] = BEGIN :: else -> rest() fi }
+  :: d_step { !task[k] && !gate.open && !holds[k] && (!outbox_is_used && !bus_is_used || looks_once) -> task[k] = LOCK }
+  :: d_step { task[k] == LOCK ->
+       if :: !lock && !gate.open || mutant(NO_LOCK) -> lock = k + 1; latest++; gen[k] = latest; task[k] = BEGIN
+          :: else -> rest()
+       fi }
   /* begin.lua. From here on the scripts of earlier rebuilds are refused, and so the gate can't open under this one. */
-  :: d_step { task[me] == BEGIN ->
+  :: d_step { task[k] == BEGIN ->
        if :: gate.open && !mutant(BEGINS_AT_AN_OPEN_GATE) -> rest()
           :: else ->
                if :: gate.open -> broken("a later gate was closed\n") :: else fi;
-               gate.open = (mutant(OPENS_TOO_EARLY) -> gen[me] : 0); gate.rebuilding = gen[me];
-               gate.fresh = 0; gate.newest = 0; gate.lacks = 0; gate.took = 0; units[me] = units_left(sales);
-               task[me] = READ_OUTBOX; if :: !mutant(PENDING_STAYS) -> gate.pending = 0 :: else fi
+               gate.open = (mutant(OPENS_TOO_EARLY) -> gen[k] : 0); gate.rebuilding = gen[k]; moved = false;
+               gate.fresh = 0; gate.newest = 0; gate.lacks = 0; gate.took = 0; units[k] = units_left(sales);
+               task[k] = READ_OUTBOX; if :: !mutant(PENDING_STAYS) -> gate.pending = 0 :: else fi
        fi }
   /* So what is drained now stays drained. A relay takes an entry to the bus: the outbox is looked at before the bus. */
-  :: d_step { task[me] == READ_OUTBOX && !(outbox_is_used && mutant(SALES_READ_EARLY)) ->
-       if :: uses(outbox_is_used, bus_is_used) -> rest() :: else -> task[me] = READ_BUS fi }
-  :: d_step { task[me] == READ_BUS && !(bus_is_used && mutant(SALES_READ_EARLY)) ->
-       if :: uses(bus_is_used, outbox_is_used) -> rest() :: else -> task[me] = READ_SALES fi }
-  :: d_step { task[me] == READ_SALES ->
-       of_sale[me] = sales; task[me] = RESTORE;
-       if :: !mutant(SALES_READ_EARLY) -> units[me] = units_left(sales) :: else fi }
-  :: d_step { task[me] == RESTORE ->
+  :: d_step { task[k] == READ_OUTBOX && !(outbox_is_used && mutant(SALES_READ_EARLY)) ->
+       if :: uses(outbox_is_used, bus_is_used) -> rest() :: else -> task[k] = READ_BUS fi }
+  :: d_step { task[k] == READ_BUS && !(bus_is_used && mutant(SALES_READ_EARLY)) ->
+       if :: uses(bus_is_used, outbox_is_used) -> rest() :: else -> task[k] = READ_SALES fi }
+  :: d_step { task[k] == READ_SALES ->
+       of_sale[k] = sales; task[k] = RESTORE;
+       if :: !mutant(SALES_READ_EARLY) -> units[k] = units_left(sales) :: else fi }
+  :: d_step { task[k] == RESTORE ->
        if :: overtaken -> rest()
           :: else ->
                if :: under_way -> broken("a rebuild overwrote what was under way\n") :: else fi;
-               if :: gate.sale <= of_sale[me] || mutant(REPLACES_A_NEWER_SALE) -> gate.sale = of_sale[me]; gate.left = units[me]
-                  :: else
+               if :: gate.sale > of_sale[k] && !mutant(REPLACES_A_NEWER_SALE)
+                  :: else -> gate.sale = of_sale[k]; gate.left = units[k]
                fi;
-               units[me] = 0; of_sale[me] = 0; task[me] = REMEMBER
+               units[k] = 0; of_sale[k] = 0; task[k] = REMEMBER
        fi }
-  :: d_step { task[me] == REMEMBER ->
+  :: d_step { task[k] == REMEMBER ->
        if :: overtaken -> rest()
-          :: else -> task[me] = REOPEN;
+          :: else -> task[k] = REOPEN;
                if :: !gate.key && !mutant(KEY_NOT_RESTORED) -> gate.key = key_order :: else fi
        fi }
-  :: d_step { task[me] == REOPEN ->
-       if :: !overtaken ->
+  :: d_step { task[k] == REOPEN ->
+       if :: (!overtaken || mutant(OPENS_OVERTAKEN)) && (!moved || mutant(OPENS_ELSEWHERE)) ->
                if :: opens_wrong -> broken("a gate was opened with other units than the ledger had left\n") :: else fi;
-               if :: !torn && !lost && !gate.key && key_order -> broken("a gate was opened that had forgotten a key\n") :: else fi;
-               gate.open = gen[me]; gate.rebuilding = 0; gate.fresh = 0; gate.newest = highest(settled);
-               asked = bit(DOORS) - 1; torn = false;
+               if :: !lost && !gate.key && key_order -> broken("a gate was opened that had forgotten a key\n") :: else fi;
+               gate.open = gen[k]; gate.rebuilding = 0; gate.noted = !mutant(SERVER_NOT_NOTED); gate.fresh = 0;
+               gate.newest = highest(settled); gate.took = confirmed; asked = bit(DOORS) - 1; late = false; moved = false;
                if :: !saved -> heard = 0 :: else fi
           :: else
        fi;
        rest() }
   /* Fulfilment and keeper die together. */
-  :: d_step { faults && (step[me] || seen[worker(me)] || task[me]) ->
-       if :: has(unacked, me) -> send(holds[me] - 1); unacked = unacked & ~bit(me) :: else fi;
-       holds[me] = 0; step[me] = 0;
-       seen[worker(me)] = 0; heard = heard & ~bit(worker(me)); compared = compared & ~bit(me);
+  :: atomic { faults && (step[k] || seen[worker(k)] || task[k]) ->
+       if :: has(unacked, k) -> send(holds[k] - 1); unacked = unacked & ~bit(k) :: else fi;
+       holds[k] = 0; step[k] = 0;
+       seen[worker(k)] = 0; heard = heard & ~bit(worker(k));
+       if :: compared = compared & ~bit(k) :: !task[k] fi;     /* Another one begins, or one that has compared goes on. */
        rest(); spend() }
-  od
-}
-#undef me
+  od }
 
 /* ---- operator: opens a sale, first in the ledger ---- */
 active proctype operator() {
-end:
-  do
+end: do
   :: sales < SALES -> sales++;     /* It may die after each step; a keeper goes on. */
        if :: d_step { true -> offer(sales) }; if :: d_step { sale_is_known -> offered = sales } :: true fi :: true fi
-  od
-}
+  :: d_step { sales == 2 && takes(1) -> offer(1) }     /* A door that was held up offers the sale before. */
+  od }
 
 /* ---- what may happen ---- */
 #define differs (gate.took != copy.took || gate.pending != copy.pending || gate.outbox != copy.outbox || \
                  gate.sale != copy.sale || gate.fresh)
 inline fall_back() {       /* What the server sells from now on must not hide what its copy lacks. */
-  lossy = true; assign(gate, copy); asked = 0; compared = 0; gate.lacks = gate.lacks | (bit(accepted) - 1) & ~(bit(gate.newest) - 1) }
+  lossy = true; assign(gate, copy); asked = (gate.noted -> 0 : bit(DOORS) - 1); late = false; compared = 0;
+  if :: !mutant(COPY_NOT_NOTED) -> gate.lacks = gate.lacks | (bit(accepted) - 1) & ~(bit(gate.newest) - 1) :: else fi }
 #define elsewhere (bus | held | settled)
 active proctype environment() {
-  byte r;
-end:
-  do
+  byte n;
+end: do
   :: d_step { !REPLICAS && faults && !saved -> save() }
   :: d_step { !REPLICAS && faults ->           /* Redis forgets everything. */
        lost = lost | gate.outbox & ~elsewhere;
        assign(gate, new); gate.open = 0; gate.sale = 0; gate.left = 0; lossy = true; spend() }
   :: d_step { !REPLICAS && faults && saved ->  /* It goes back to the copy: a new server with an older memory. */
        lost = lost | gate.outbox & ~(copy.outbox | elsewhere);
-       fall_back(); torn = gate.rebuilding > 0; undone = undone | gate.pending & settled; spend() }
+       fall_back(); moved = gate.rebuilding > 0; spend() }
+  :: d_step { faults && asked && asked != bit(DOORS) - 1 ->   /* A door is paused for longer than a new server waits. */
+       asked = bit(DOORS) - 1; late = true; spend() }
   :: d_step { REPLICAS && differs -> save() }
   :: d_step { REPLICAS && faults ->            /* The replica takes over, while the old primary still answers some. */
        isolated = gate.outbox; lost = lost | gate.outbox & ~(copy.outbox | elsewhere | told);
@@ -362,34 +369,32 @@ end:
   :: isolated -> isolated = 0                  /* The old primary comes back, as a replica. */
   :: d_step { faults && lock -> lock = 0; spend() }     /* PostgreSQL loses the session with the lock. */
   :: atomic { faults && unacked ->        /* The bus loses a consumer and delivers again. */
-       if :: has(unacked, 0) -> r = 0 :: has(unacked, LAST) -> r = LAST fi;
-       send(holds[r] - 1); unacked = unacked & ~bit(r); r = 0; spend() }
-  od
-}
+       if :: has(unacked, 0) -> n = 0 :: has(unacked, LAST) -> n = LAST fi;
+       send(holds[n] - 1); unacked = unacked & ~bit(n); n = 0; spend() }
+  od }
 
 /* ---- what must hold ---- */
 #define vanished ((bit(accepted) - 1) & ~(gate.outbox | bus | held | settled | lost))
 #define idle !(gate.outbox || bus || holds[0] || holds[LAST] || reads[0] || reads[RELAYS - 1] || task[0] || task[LAST])
 #define content (gate.open == latest && compared == bit(KEEPERS) - 1 && explained && !coming)
 #define remembers !(forgot(0) || forgot(DOORS - 1) || forgot(DOORS) || forgot(DOORS + LAST))
-#define hidden ((gate.pending || missing) && !(gate.pending & undone))
+#define hidden (gate.pending || missing)
 #ifdef LIVE
 ltl opens { [] <> (gate.open == latest) }
 ltl settles { [] (accepted == 0 || <> (confirmed != 0 || failed != 0 || rejected != 0 || lost != 0)) }
 #else
 active proctype judge() {
-end:
-  do
+end: do
   :: d_step { vanished -> broken("an accepted purchase vanished\n") }
   :: d_step { sold[1] > STOCK || sold[2] > STOCK || sold[1] + sold[2] != count(confirmed) -> broken("the ledger oversold\n") }
   :: d_step { confirmed & failed | confirmed & rejected | failed & rejected -> broken("an order had two terminal states\n") }
   :: d_step { count(confirmed & keyed) > 1 -> broken("a key bought twice\n") }
+  :: d_step { latest > 3 * (1 + ORDERS + FAULTS) -> broken("keepers rebuilt again and again\n") }
   :: d_step { rejected && !lossy -> broken("a purchase was rejected though nothing was lost\n") }
   :: d_step { idle && content && remembers && hidden -> broken("a unit was neither sold nor on sale\n") }
   :: timeout ->            /* Nothing is left to do for anybody. */
        if :: gate.open != latest || gate.sale != sales -> broken("a gate or a sale stayed closed\n") :: else fi;
        if :: hidden -> broken("a unit was neither sold nor on sale\n") :: else fi;
        break
-  od
-}
+  od }
 #endif

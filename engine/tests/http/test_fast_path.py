@@ -37,7 +37,7 @@ from engine.tests.orders import mark_pending, read_stock
 TALKS = int(os.environ.get("TALKS", "700"))
 """With about fifteen requests in each, over 10,000 requests. For over 100,000:
 
-    TALKS=7000 pytest -n0 engine/tests/http/test_fast_path.py -k generated
+    TALKS=7000 pytest -n0 --timeout 3000 engine/tests/http/test_fast_path.py -k generated
 """
 
 LAST = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"

@@ -213,6 +213,11 @@ async def test_a_batch_of_many_sales_is_written_as_it_was_accepted(
 ) -> None:
     sales = [await ledger.open_sale(make_terms(9, product_id=product, quantity=3)) for product in (5, 6)]
     lots = [*reserve(sales[0], 1, key="k"), *reserve(sales[1], 3, size=2)]
+    # The nearest floating-point numbers to these times are on both sides of the millisecond.
+    times_ms = (1_795_996_800_001, 1_899_999_999_999, 4_102_444_799_997)
+    lots = [
+        msgspec.structs.replace(lot, accepted_ms=time_ms) for lot, time_ms in zip(lots, times_ms, strict=True)
+    ]
     assert (await ledger.settle(lots, {})).settled == {CONFIRMED: 4}
     rows = await database.fetch("SELECT * FROM orders")
     assert {
