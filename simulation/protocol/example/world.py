@@ -76,12 +76,12 @@ class World(Running):
             self.bus.notice(channel)
         while self.bus.late:
             self.bus.arrive()
+        before, self.steps = self.steps, Counter()
         self.come_to_rest(_DRAIN_ROUNDS)
+        self.drain_steps, self.steps = self.steps.total(), before
 
     def come_to_rest(self, rounds: int) -> None:
         """Let everything go on in turn that does not stand still, until nothing is under way."""
-        before = self.steps
-        self.steps = Counter()
         for number in range(rounds):
             for process in self.processes:
                 for task in dict.fromkeys(step.task for step in self._list_steps(process)):
@@ -94,8 +94,6 @@ class World(Running):
             ms = 6_000 if number % 2 or self._stalled or self.asleep else NOTICED_MS - 1
             if self.may_pass(ms):
                 self.pass_time(ms)
-        self.drain_steps += self.steps.total()
-        self.steps = before
 
     def find_unrest(self) -> str:
         """Return what is under way yet, or in what gate and ledger disagree; nothing if all is settled."""
