@@ -21,7 +21,7 @@ from simulation.cli.shared import (
 )
 from simulation.scenario.loading import load_scenario
 
-BUG_EXAMPLES = 200
+BUG_EXAMPLES = 300
 """Most examples in which a deliberate bug should show."""
 
 
