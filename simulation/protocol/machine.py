@@ -62,7 +62,9 @@ _terms = st.builds(
 
 
 REST_ROUNDS: Final = 16
+"""A rebuild takes fewer."""
 LOSSES: Final = 3
+"""Most servers that hold less than the one before."""
 CRASHES: Final = 3
 """Most processes that die by themselves in an example."""
 Moves = list[tuple[int, int]]
@@ -90,7 +92,6 @@ class Interleaving(RuleBasedStateMachine):
     tally: ClassVar[Tally]
     aims: ClassVar[Sequence[str]] = AIMS
     is_judged_alone: ClassVar[bool] = False
-
     world: World
 
     def __init__(self) -> None:
