@@ -7,7 +7,7 @@ import pytest
 from engine.model.purchase import Outcome
 from engine.model.sale import SaleTerms
 from simulation.model.formats import name_key
-from simulation.protocol.example.processes import Stores
+from simulation.protocol.example.processes import DECLINED, Stores
 from simulation.protocol.example.world import World
 from simulation.protocol.hunt import play
 from simulation.protocol.orders.guide import DOOR, FULFILMENT, OTHER_DOOR, RELAY, SALE, buy, is_open, step
@@ -31,17 +31,17 @@ def open_sale(world: World, terms: SaleTerms = SALE) -> None:
     world.open_sale(DOOR, terms, "first", at_once=True)
 
 
-def lose_what_is_relayed(world: World, key: str | None = None) -> None:
+def lose_what_is_relayed(world: World, key: str | None = None, user: int = 1) -> None:
     """Have Redis go back to a copy that lacks an order which is on its way; its front door knows."""
     world.take_copy()
-    assert buy(world, 1, key=key) == [ACCEPTED]
+    assert buy(world, user, key=key) == [ACCEPTED]
     step(world, RELAY, "bus publish")
     world.lose_memory(0)
 
 
-def surprise(world: World, key: str | None = None) -> None:
+def surprise(world: World, key: str | None = None, user: int = 1) -> None:
     """Have Redis lose what nobody knows who lives, and the new server sell."""
-    lose_what_is_relayed(world, key)
+    lose_what_is_relayed(world, key, user)
     world.crash(DOOR)
     assert world.losses.surprises
     for _ in range(2):
@@ -111,7 +111,7 @@ def test_an_order_that_was_settled_before_a_surprise_is_not_excused_by_it(world:
     assert buy(world, 2, 2, 2, door=OTHER_DOOR) == [ACCEPTED] * 3
     step(world, RELAY, "Redis XACK")
     step(world, FULFILMENT, "bus acknowledge")
-    surprise(world)
+    surprise(world, user=DECLINED)
     assert "guard never needed" in judge_at_rest(world)
 
 
