@@ -79,8 +79,8 @@ class FrontDoor(Actor):
         self.start(begin())
 
     @property
-    def fences(self) -> list[Any]:
-        return [lane.fence for lane in self.gate._lanes]
+    def asker(self) -> "asyncio.Task[None]":
+        return self.gate._watching[0]
 
     async def open_sale(self, terms: SaleTerms, key: str) -> Sale:
         return await open_sale(self.gate, self.ledger, terms, key, 5.0)
@@ -90,7 +90,7 @@ class RelayProcess(Actor):
     """A relay process."""
 
     outbox: Outbox
-    fences: Final = ()
+    asker: Final = None
 
     def begin(self) -> None:
         async def run() -> None:
@@ -128,8 +128,8 @@ class FulfilmentProcess(Actor):
         self.start(run())
 
     @property
-    def fences(self) -> list[Any]:
-        return [fence for _, fence in self.clearing._shards]
+    def asker(self) -> "asyncio.Task[None]":
+        return self.keeper
 
     def crash(self) -> None:
         if self.source.channel is not None:

@@ -9,7 +9,7 @@ import msgspec
 from engine.errors import FlashgridError, OutcomeUnknown
 from engine.model.purchase import Outcome
 from engine.model.sale import SaleTerms
-from simulation.protocol.processes import FrontDoor, Process
+from simulation.protocol.example.processes import FrontDoor, Process
 from simulation.protocol.steps import Clock, Step, StepLoop
 
 
@@ -50,6 +50,8 @@ class Requests:
         self.openings: dict[str, Opening] = {}
         self.trace: list[str] = []
         self._events = count(1)
+        self.asleep: FrontDoor | None = None
+        """The front door that stands still; clients ask the other one."""
         self._opens_ms = 0
         """When an operator last asked for a sale."""
 
@@ -103,7 +105,8 @@ class Requests:
         raise NotImplementedError
 
     def _door(self, number: int) -> FrontDoor:
-        return cast(FrontDoor, self.processes[number])
+        other = 1 - number
+        return cast(FrontDoor, self.processes[other if self.processes[number] is self.asleep else number])
 
     def _say(self, what: str) -> None:
         self.trace.append(what)
