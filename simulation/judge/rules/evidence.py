@@ -238,8 +238,10 @@ def read(part: _Part | None, name: str) -> _Part:
 
 
 def find_excess(holds: pd.DataFrame, by: list[str], most: pd.Series) -> pd.Series:
-    """Return for each group that holds units by how many they were ever more, at once, than `most` of it, whose
-    index is the first of `by`; a group that it lacks may hold none."""
+    """Return for each group that holds units by how many they were ever more, at once, than `most` of it.
+
+    The index of `most` is the first of `by`; a group that it lacks may hold none.
+    """
     moments = [
         holds[by].assign(at_ns=holds[name], units=sign * holds["quantity"], first=sign)
         for name, sign in (("from_ns", 1), ("to_ns", -1))
