@@ -72,6 +72,12 @@ class Comparison(NamedTuple):
         """Whether the sale is on its way from the ledger to the gate."""
         return not self.offer.offered and not self.offer.sold and self.sale_id < self.offer.sale_id
 
+    @property
+    def is_forgotten(self) -> bool:
+        """Whether the gate has had the sale, and has an older one, or none though it is not over."""
+        is_older = 0 < self.sale_id < self.offer.sale_id
+        return not self.is_coming and (is_older or not (self.sale_id or self.offer.is_over))
+
 
 class Audit:
     """Compares one gate with its ledger, again and again."""
@@ -176,7 +182,7 @@ class Audit:
             if comparison.is_possible:
                 shard = shard_of(comparison.offer.product_id, self._shards)
                 short.setdefault(shard, []).append(comparison)
-            elif (comparison.sale_id or not comparison.offer.is_over) and not comparison.is_coming:
+            elif comparison.is_forgotten or comparison.sale_id >= comparison.offer.sale_id:
                 found.append(comparison)
         for shard, its in short.items():
             orders = sum(comparison.missing // comparison.offer.quantity for comparison in its)

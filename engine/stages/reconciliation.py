@@ -121,7 +121,8 @@ class Reconciliation:
     async def is_outdated(self) -> bool:
         """Return whether the ledger has settled an order newer than all that its shard has ever accepted.
 
-        Or newer than what a server had when it was new, and accepted before the server sold anything.
+        Or newer than what a server had when it was new, and accepted before the server sold anything. Or
+        whether it offers a sale that the gate has forgotten.
         """
         # The ledger first: an order accepted and settled in between must not make the gate look older.
         settled_ms = [0] * len(self._shards)
@@ -136,7 +137,7 @@ class Reconciliation:
             for product_id in await self._ledger.find_accepted(copy.newest_ms, copy.sells_ms):
                 if shard_of(product_id, self._shards) in copy.shards:
                     return True
-        return False
+        return any(comparison.is_forgotten for comparison in await self.audit.compare())
 
     async def clear_settled(self, clearing: Clearing) -> None:
         """Clear again what a new server may have as pending, from a copy older than the clearing.

@@ -1,17 +1,13 @@
 """The hunt: example after example, until one of them is wrong or the time is over.
 
-Examples come in blocks; a block has a seed, which is all that it takes to play it again. `python -m` this
-module plays a job from standard input and writes what it found to standard output: so examples are played
-with another engine, too.
+Examples come in blocks; a block has a seed, which is all that it takes to play it again.
 """
 
 import asyncio
 import contextlib
 import io
 import logging
-import os
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -19,29 +15,26 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
-import asyncpg
 import msgspec
 from hypothesis import HealthCheck, Phase, seed, settings
+from hypothesis.errors import FlakyFailure
 from hypothesis.stateful import run_state_machine_as_test
 
-import simulation
 from engine.ledger.ledger import Ledger
 from engine.local.stack import Stack, start_stack
-from simulation.campaign.mutation import Mutation, copy_engine, load_mutation, mutate
 from simulation.campaign.suite import Suite
-from simulation.errors import RunError
+from simulation.protocol.example.processes import Stores
 from simulation.protocol.machine import AIMS, Interleaving, Tally
-from simulation.protocol.processes import Stores
+from simulation.protocol.records import judge_records
 from simulation.report.page import write_tables
 
-FOLDER: Final = Path(__file__).with_name("mutations")
-_BUGS: Final = Path(__file__).with_name("bugs.toml")
 BLOCK: Final = 25
 """Examples with one seed."""
 RULES: Final = 40
 """Most rules of an example."""
+FEW_RULES: Final = 20
 
 
 class Found(msgspec.Struct, kw_only=True):
@@ -88,23 +81,40 @@ def hunt(minutes: float, first_seed: int, say: Callable[[str], None]) -> Found:
 
 
 def play(
-    stores: Stores, number: int, examples: int, shrink: bool = True, aims: Sequence[str] = AIMS
+    stores: Stores,
+    number: int,
+    examples: int,
+    *,
+    rules: int = RULES,
+    shrink: bool = True,
+    aims: Sequence[str] = AIMS,
+    alone: bool = False,
 ) -> Found:
-    """Play the block with this seed up to the first example that is wrong, and make that one short."""
+    """Play the block with this seed up to the first example that is wrong, and make that one short.
+
+    The whole judge judges all examples together, or each alone.
+    """
     tally = Interleaving.tally = Tally()
-    Interleaving.stores, Interleaving.aims = stores, aims
+    Interleaving.stores, Interleaving.aims, Interleaving.is_judged_alone = stores, aims, alone
     phases = [Phase.generate, *([Phase.shrink] if shrink else [])]
     chosen = settings(
-        max_examples=examples, stateful_step_count=RULES if aims is AIMS else RULES // 2,
-        phases=phases, database=None, deadline=None,
+        max_examples=examples, stateful_step_count=rules, phases=phases, database=None, deadline=None,
         suppress_health_check=list(HealthCheck), report_multiple_bugs=False, print_blob=False,
     )  # fmt: skip
     began, program = time.monotonic(), io.StringIO()
     with contextlib.redirect_stdout(program):
         try:
             run_state_machine_as_test(seed(number)(make_machine()), settings=chosen)
-        except AssertionError as error:
+        except (AssertionError, FlakyFailure) as error:
             tally.faults = tally.faults or [f"an assertion failed: {error}"]
+    for record, faults in [] if tally.faults else judge_records(tally.records):
+        # Again, so that it is made short.
+        if shrink:
+            again = play(stores, number, examples, rules=rules, aims=aims, alone=True)
+            if again.faults:
+                return again
+        tally.trace, tally.faults = record.trace, faults
+        break
     return Found(
         seed=number,
         examples=tally.examples,
@@ -162,112 +172,13 @@ async def _migrate(postgres_url: str) -> None:
         await ledger.migrate()
 
 
-class Bug(msgspec.Struct, forbid_unknown_fields=True):
-    """A deliberate bug."""
-
-    aims: list[str]
-    """Steps at which something is to go wrong."""
-    model: str | None = None
-    """The same bug in the model."""
-
-
-class Attempt(msgspec.Struct, kw_only=True):
-    """What was found of a deliberate bug."""
-
-    name: str
-    text: str
-    model: str | None
-    """The same bug in the model."""
-    found: Found
-    expected: bool
-    """Whether what is wrong is one of what the bug should break."""
-
-
 class Hunts(Suite, kw_only=True):
-    """What a command did: a hunt, or one for each deliberate bug."""
+    """What a command did."""
 
     hunts: list[Found] = msgspec.field(default_factory=list)
-    bugs: list[Attempt] = msgspec.field(default_factory=list)
 
 
 def write_hunts(result: Hunts, folder: Path) -> None:
     """Write them as JSON, Markdown and HTML."""
-    right = [not found.faults for found in result.hunts] + [bool(each.found.faults) for each in result.bugs]
+    right = [not found.faults for found in result.hunts]
     write_tables("interleave", result, folder, good=sum(right), total=len(right))
-
-
-def load_bugs() -> dict[str, Bug]:
-    """Load the deliberate bugs in the protocol, of this room and of simulation/campaign/."""
-    return msgspec.toml.decode(_BUGS.read_bytes(), type=dict[str, Bug])
-
-
-def load_edits(name: str) -> Mutation:
-    """Load what a bug changes in the engine."""
-    return load_mutation(name, FOLDER) if (FOLDER / f"{name}.toml").exists() else load_mutation(name)
-
-
-def attempt(name: str, stack: Stack, examples: int, first_seed: int = 1, shrink: bool = True) -> Attempt:
-    """Put a bug into a copy of the engine, and play so many examples at most until it shows."""
-    mutation, bug = load_edits(name), load_bugs()[name]
-    database = f"bug_{name.replace('-', '_')}"
-    asyncio.run(_create(stack.urls["postgres"], database))
-    url = f"{stack.urls['postgres'].rpartition('/')[0]}/{database}"
-    with tempfile.TemporaryDirectory(prefix="flashsim-bug-") as folder:
-        copy_engine(Path(folder))
-        mutate(mutation, Path(folder))
-        job = Job(stack.urls["redis"], url, first_seed, examples, shrink, bug.aims)
-        found = play_elsewhere(Path(folder), job)
-    expected = any(fault.startswith(tuple(mutation.breaks)) for fault in found.faults)
-    return Attempt(name=name, text=mutation.text, model=bug.model, found=found, expected=expected)
-
-
-async def _create(postgres_url: str, database: str) -> None:
-    connection = await asyncpg.connect(postgres_url)
-    try:
-        await connection.execute(f"DROP DATABASE IF EXISTS {database}")
-        await connection.execute(f"CREATE DATABASE {database}")
-    finally:
-        await connection.close()
-
-
-class Job(NamedTuple):
-    """What another process is to play."""
-
-    redis_url: str
-    postgres_url: str
-    first_seed: int
-    examples: int
-    shrink: bool
-    aims: list[str]
-
-
-def play_elsewhere(code: Path, job: Job) -> Found:
-    """Play examples with the engine that is in a folder. Raises RunError."""
-    # Python finds a package first in the folder where it starts, and what is not there in this checkout.
-    played = subprocess.run(
-        [sys.executable, "-m", __name__],
-        cwd=code,
-        env={**os.environ, "PYTHONPATH": str(Path(simulation.__file__).parents[1])},
-        input=msgspec.json.encode(job),
-        capture_output=True,
-        check=False,
-    )
-    try:
-        return msgspec.json.decode(played.stdout, type=Found, dec_hook=lambda _, counts: Counter(counts))
-    except msgspec.DecodeError:
-        said = f"exit code {played.returncode}, {played.stderr.decode()[-2000:]}"
-        raise RunError(f"examples could not be played: {said}") from None
-
-
-def main() -> None:
-    """Play a job from standard input until one of its examples is wrong."""
-    job = msgspec.json.decode(sys.stdin.buffer.read(), type=Job)
-    total = Found(seed=job.first_seed)
-    with using(job.redis_url, job.postgres_url) as stores:
-        while total.examples < job.examples and not total.faults:
-            total.add(play(stores, total.seed + bool(total.examples), BLOCK, job.shrink, job.aims))
-    sys.stdout.buffer.write(msgspec.json.encode(total))
-
-
-if __name__ == "__main__":
-    main()

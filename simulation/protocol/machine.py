@@ -12,40 +12,61 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from engine.model.sale import SaleTerms
-from simulation.protocol.processes import DECLINED, Stores
+from simulation.protocol.example.processes import DECLINED, Stores
+from simulation.protocol.example.running import FEWEST, KINDS, Kinds
+from simulation.protocol.example.world import World
+from simulation.protocol.records import Record, judge_records, make_record
 from simulation.protocol.referee import find_faults
 from simulation.protocol.steps import Fate
-from simulation.protocol.world import KINDS, World
 
 _numbers = st.integers(0, len(KINDS) - 1)
 _doors = st.integers(0, 1)
 _which = st.integers(0, 3)
 _choice = st.integers(0, 31)
-_moves = st.lists(st.tuples(_choice, st.integers(1, 8)), min_size=1, max_size=8)
+_moves = st.lists(st.tuples(_choice, st.integers(1, 8)), max_size=6)
 """Which tasks go on, and for how many steps at most."""
 _products = st.sampled_from([1, 1, 2])
 _buyers = st.tuples(st.sampled_from([1, 2, DECLINED]), st.sampled_from([None, None, "a", "b"]))
 AIMS: Final = (
     "Redis reserve", "Redis open_sale", "PostgreSQL note_offered", "Redis XACK", "bus publish",
-    "bus acknowledge", "PostgreSQL settle_plain", "PostgreSQL settle_batch", "PostgreSQL settle_plain_keyed",
+    "bus acknowledge", "PostgreSQL settle",
     "Redis clear", "Redis close", "PostgreSQL try_lock", "PostgreSQL next_generation", "Redis begin",
     "bus count", "PostgreSQL find_current_sales", "Redis restore", "Redis reopen", "Redis vouch",
 )  # fmt: skip
-"""Steps before which much may go wrong."""
+"""How steps begin before which much may go wrong."""
+OPENINGS: Final = {
+    "Redis open_sale", "PostgreSQL open_sale", "PostgreSQL begin", "PostgreSQL commit",
+    "PostgreSQL note_offered",
+}  # fmt: skip
+"""Steps of a front door that opens a sale."""
+REBUILDS: Final = {
+    "PostgreSQL try_lock", "PostgreSQL next_generation", "Redis begin", "bus count",
+    "PostgreSQL find_current_sales", "Redis restore", "Redis restore_buyers", "Redis remember",
+    "Redis reopen",
+}  # fmt: skip
+"""Steps of a keeper that rebuilds the gate."""
+_WRONG: Final = (Fate.LOST, Fate.CUT, Fate.LATE)
 _ends = st.sampled_from(
-    ["stall", "stall", "crash", "copy", "go back", "wipe", "lose lock", Fate.LOST, Fate.CUT, Fate.LATE]
-)
+    [*map(str, _WRONG), "stall", "stall, go back", "stall, wipe", "stall, lose lock", "stall, copy", "crash",
+     "copy", "go on, copy", "copy, go on, crash, go back", "crash, crash door, go back", "go back", "wipe"]
+)  # fmt: skip
 _terms = st.builds(
     # All sales of a product have the same quantity, as the judge takes it.
     lambda product_id, stock, limit: SaleTerms(
         product_id=product_id, stock=stock, limit=limit, quantity=product_id
     ),
     _products,
-    st.integers(1, 4),
-    st.sampled_from([None, None, 2]),
+    st.sampled_from([1, 1, 2, 4]),
+    st.sampled_from([None, None, 1, 2]),
 )
 
 
+REST_ROUNDS: Final = 16
+"""A rebuild takes fewer."""
+LOSSES: Final = 3
+"""Most servers that hold less than the one before."""
+CRASHES: Final = 3
+"""Most processes that die by themselves in an example."""
 Moves = list[tuple[int, int]]
 
 
@@ -60,6 +81,8 @@ class Tally:
         self.trace: list[str] = []
         """What happened in the last example that failed."""
         self.faults: list[str] = []
+        self.records: list[Record] = []
+        """Of the examples that were well."""
 
 
 class Interleaving(RuleBasedStateMachine):
@@ -68,10 +91,11 @@ class Interleaving(RuleBasedStateMachine):
     stores: ClassVar[Stores]
     tally: ClassVar[Tally]
     aims: ClassVar[Sequence[str]] = AIMS
+    is_judged_alone: ClassVar[bool] = False
+    world: World
 
     def __init__(self) -> None:
         super().__init__()
-        self.world = World(self.stores)
         self.actions: Counter[str] = Counter()
         self.is_whole = True
 
@@ -81,12 +105,20 @@ class Interleaving(RuleBasedStateMachine):
         act(*arguments)
         self.is_whole = True
 
-    @initialize(terms=_terms)
-    def begin(self, terms: SaleTerms) -> None:
+    @initialize(
+        terms=_terms,
+        kinds=st.sampled_from([KINDS, KINDS, FEWEST]),
+        first=_numbers,
+        end=_ends,
+        rests=st.booleans(),
+    )
+    def begin(self, terms: SaleTerms, kinds: Kinds, first: int, end: str, rests: bool) -> None:
         """Begin with a sale."""
+        self.world = World(self.stores, kinds)
         self._act("open", self.world.open_sale, 0, terms, "first", True)
         if self.aims is not AIMS:
             self._act("copy", self.world.take_copy)
+            self._aim(self.aims[0], first, end, rests)
 
     def _go_on(self, moves: Moves) -> None:
         for choice, most in moves:
@@ -110,7 +142,7 @@ class Interleaving(RuleBasedStateMachine):
         self._go_on(moves)
         self._act("open", self.world.open_sale, number, terms, key)
 
-    @rule(moves=_moves, choice=_choice, fate=st.sampled_from([Fate.LOST, Fate.CUT, Fate.LATE]))
+    @rule(moves=_moves, choice=_choice, fate=st.sampled_from(_WRONG))
     def go_wrong(self, moves: Moves, choice: int, fate: Fate) -> None:
         """A process goes on, and its connection breaks."""
         self._go_on(moves)
@@ -122,41 +154,59 @@ class Interleaving(RuleBasedStateMachine):
         self._go_on(moves)
         self._act("buy again", self.world.buy_again, number, choice)
 
-    @rule(which=st.integers(0, len(AIMS) - 1), first=_numbers, end=_ends)
-    def aim(self, which: int, first: int, end: str) -> None:
-        """Something goes wrong right before a step at which it matters."""
-        self._act(f"aim: {end}", self._end_aim, self.aims[which % len(self.aims)], first, end)
+    @rule(which=st.integers(0, len(AIMS) - 1), first=_numbers, end=_ends, rests=st.booleans())
+    def aim(self, which: int, first: int, end: str, rests: bool) -> None:
+        """Something goes wrong right before a step at which it matters, and perhaps all others go on."""
+        self._aim(self.aims[which % len(self.aims)], first, end, rests)
 
-    @precondition(lambda self: self.aims is not AIMS)
-    @rule(first=_numbers, end=_ends)
-    def aim_at_once(self, first: int, end: str) -> None:
-        """Something goes wrong right before the first of the steps that matter."""
-        self._act(f"aim: {end}", self._end_aim, self.aims[0], first, end)
+    def _aim(self, aim: str, first: int, end: str, rests: bool) -> None:
+        what, _, chosen = aim.partition(": ")
+        end = chosen or end
+        self._act(f"aim: {end}", self._end_aim, what, first, end)
+        if rests:
+            self._act("rest", self.world.come_to_rest, REST_ROUNDS)
 
     def _end_aim(self, what: str, first: int, end: str) -> None:
         world = self.world
-        if self.aims is not AIMS:
+        if what in OPENINGS:
+            key = ("second", "third", "fourth")[first % 3]
+            world.open_sale(first % 2, SaleTerms(product_id=1, stock=2), key)
+        elif what in REBUILDS:
+            self._lose(None)
+        elif self.aims is not AIMS:
             # Somebody buys whose purchase comes to this step.
             world.buy(first % 2, 1, [(1 + first % 3, "a" if first % 2 else None)])
         if (found := world.aim(what, first)) is None:
             return
+        self.actions["aim: reached"] += 1
         process, step = found
-        if end == "stall":
-            world.stall(process, step)
-        elif end == "crash":
-            world.crash(world.processes.index(process))
-        elif end == "lose lock":
-            world.lose_lock()
-        elif end == "copy":
-            world.take_copy()
-            world.run(process, step, 8)
-        elif end in ("go back", "wipe"):
-            if world.losses.count < 2:
-                # The newest copy is that of a step that matters, if there is one.
-                world.lose_memory(-1 if end == "go back" else None)
-        else:
-            world.run(process, step, 1, Fate(end))
+        for part in end.split(", "):
+            match part:
+                case "stall":
+                    world.stall(process, step)
+                case "go on":
+                    world.run(process, step, 8)
+                case "copy":
+                    world.take_copy()
+                case "crash":
+                    world.crash(world.processes.index(process))
+                case "crash door":
+                    world.crash(first % 2)
+                case "lose lock":
+                    world.lose_lock()
+                case "go back":
+                    # The newest copy is that of a step that matters, if there is one.
+                    self._lose(-1)
+                case "wipe":
+                    self._lose(None)
+                case fate:
+                    world.run(process, step, 1, Fate(fate))
 
+    def _lose(self, which: int | None) -> None:
+        if self.world.losses.count < LOSSES:
+            self.world.lose_memory(which)
+
+    @precondition(lambda self: self.actions["crash"] < CRASHES)
     @rule(moves=_moves, number=_numbers)
     def crash(self, moves: Moves, number: int) -> None:
         """A process dies, and another one starts."""
@@ -170,12 +220,14 @@ class Interleaving(RuleBasedStateMachine):
         self._go_on(moves)
         self._act("copy", self.world.take_copy)
 
-    @precondition(lambda self: self.world.losses.count < 2)
-    @rule(moves=_moves, which=st.sampled_from([0, -1, None]))
-    def lose_memory(self, moves: Moves, which: int | None) -> None:
+    @precondition(lambda self: self.world.losses.count < LOSSES)
+    @rule(moves=_moves, which=st.sampled_from([0, -1, None]), rests=st.booleans())
+    def lose_memory(self, moves: Moves, which: int | None, rests: bool) -> None:
         """A server takes over that has an older copy, or nothing."""
         self._go_on(moves)
         self._act("wipe" if which is None else "go back", self.world.lose_memory, which)
+        if rests:
+            self._act("rest", self.world.come_to_rest, REST_ROUNDS)
 
     @rule(moves=_moves, which=st.integers(0, 9))
     def disturb(self, moves: Moves, which: int) -> None:
@@ -191,20 +243,40 @@ class Interleaving(RuleBasedStateMachine):
         else:
             self._act("restart", world.restart_redis)
 
-    @rule(moves=_moves, ms=st.sampled_from([1, 600, 6_000]))
-    def pass_time(self, moves: Moves, ms: int) -> None:
-        """Time passes, unless somebody had not the time to do what takes less."""
+    @rule(moves=_moves, number=_doors, whole=st.booleans())
+    def stand_still(self, moves: Moves, number: int, whole: bool) -> None:
+        """A front door stands still as a whole, or goes on; or the task does that stands still longest."""
         self._go_on(moves)
+        if whole:
+            self._act("fall asleep", self.world.fall_asleep, number)
+        else:
+            self._act("end stall", self.world.end_stall)
+
+    @rule(moves=_moves, ms=st.sampled_from([1, 600, 6_000, None]))
+    def pass_time(self, moves: Moves, ms: int | None) -> None:
+        """Time passes once everybody has done what takes less; or so much that all comes to rest."""
+        self._go_on(moves)
+        if ms is None:
+            self._act("rest", self.world.come_to_rest, REST_ROUNDS)
+            return
+        if not self.world.may_pass(ms):
+            self._act("ask", self.world.let_ask)
         if self.world.may_pass(ms):
             self._act(f"{ms} ms", self.world.pass_time, ms)
 
     def teardown(self) -> None:
         """Let everything drain, and judge the example, unless a rule has failed."""
+        if not hasattr(self, "world"):
+            return
         world, tally = self.world, self.tally
         try:
             if self.is_whole:
                 world.settle_down()
                 faults = find_faults(world)
+                if self.is_judged_alone and not faults:
+                    faults = [fault for _, faults in judge_records([make_record(world)]) for fault in faults]
+                elif not faults:
+                    tally.records.append(make_record(world))
                 tally.examples += 1
                 tally.drain_steps += world.drain_steps
                 tally.steps += world.steps

@@ -132,6 +132,8 @@ class StepSession:
         rows: list[Any] = await self._do(name, lambda session: session.fetch(query, *arguments))
         if name == "try_lock" and rows[0]["mine"]:
             self._database.lock_holder = self
+        elif name == "unlock":
+            self._drop_lock()
         return rows
 
     async def execute(self, statements: str) -> Any:
@@ -150,10 +152,6 @@ class StepSession:
             return await session.cursor(query, *arguments)
 
         return _Cursor(self, await self._do(_NAMES[query], open_cursor))
-
-    async def reset(self, timeout: float) -> None:
-        await self._do("reset", lambda session: session.execute(_OURS["forget"]))
-        self._drop_lock()
 
     def terminate(self) -> None:
         """Lose the connection; the engine notices at its next statement."""

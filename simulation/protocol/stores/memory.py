@@ -35,6 +35,10 @@ _OTHERWISE: Final = {
 }
 
 
+_WRITES: Final = {"reserve", "open_sale", "clear"}
+"""Scripts that answer first with the generation and the number of the writer's last write."""
+
+
 class Memory:
     """One real server, and what it is told of time and of itself."""
 
@@ -49,6 +53,8 @@ class Memory:
         """Counts the servers: a connection to an earlier one is broken."""
         self.asked: Callable[[Actor, str], None] = lambda actor, script: None
         """Told which script an actor ran."""
+        self.heard: dict[Actor, dict[str, tuple[int, int]]] = {}
+        """Generation and number of the last write that each actor was answered, by the writer's name."""
         self._scripts: dict[bytes, tuple[bytes, str]] = {}
         """Digest and name of the script that is run, by the digest that the engine knows."""
         for file in files("engine.gate").iterdir():
@@ -72,6 +78,7 @@ class Memory:
 
     def begin(self, generation: int) -> None:
         """Empty the server for another example, which begins with an open gate."""
+        self.heard.clear()
         server = self.go_back(())
         self.call("HSET", ShardKeys(0).fence, "open", generation, "server", server, "since", 0)
 
@@ -98,6 +105,14 @@ class Memory:
             if words[0] == "EVALSHA":
                 self.asked(actor, self.name_of(words))
         return answers
+
+    def note_answers(self, actor: Actor, commands: Iterable[Words], answers: Iterable[Any]) -> None:
+        """Note what an actor hears of its writes, whatever the engine makes of it."""
+        for words, answer in zip(commands, answers, strict=True):
+            if words[0] == "EVALSHA" and self.name_of(words) in _WRITES and isinstance(answer, list):
+                writer, (generation, writes) = str(words[3 + int(words[2])]), map(int, answer[:2])
+                heard = self.heard.setdefault(actor, {})
+                heard[writer] = max(heard.get(writer, (0, 0)), (generation, writes))
 
     def name_of(self, words: Words) -> str:
         """Return the name of a command, or of the script that it runs."""
@@ -227,7 +242,9 @@ class StepConnection(AbstractConnection):
                 raise Broken("the connection is closed")
             return self.memory.execute(commands, actor)
 
-        return await take_turn(f"Redis {name}", execute)
+        answers = await take_turn(f"Redis {name}", execute)
+        self.memory.note_answers(actor, commands, answers)
+        return answers
 
 
 class StepWire:
@@ -256,10 +273,12 @@ class StepWire:
             return [0] * (len(commands) - len(asked)) + self.memory.execute(asked, actor)
 
         try:
-            return await take_turn(f"Redis {self.memory.name_of(asked[0])}", execute)
+            answers = await take_turn(f"Redis {self.memory.name_of(asked[0])}", execute)
         except Broken as error:
             self.close()
             raise ConnectionError(str(error)) from error
+        self.memory.note_answers(actor, commands, answers)
+        return answers
 
     def close(self) -> None:
         self._incarnation = None

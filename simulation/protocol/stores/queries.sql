@@ -20,6 +20,12 @@ SELECT max(generation) FROM gate;
 -- name: list_settled
 SELECT order_id::text FROM orders;
 
+-- name: read_newest
+SELECT coalesce((extract(epoch FROM max(accepted_at)) * 1000)::bigint, 0) FROM orders;
+
+-- name: list_offered
+SELECT sale_id FROM sales WHERE offered OR sold > 0;
+
 -- name: find_left
 SELECT DISTINCT ON (product_id) product_id, sale_id, stock - sold FROM sales ORDER BY product_id, sale_id DESC;
 

@@ -1,0 +1,179 @@
+"""What a loss excuses, and what it does not: examples in which the gate is made to be wrong."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from engine.model.purchase import Outcome
+from engine.model.sale import SaleTerms
+from simulation.model.formats import name_key
+from simulation.protocol.example.processes import DECLINED, Stores
+from simulation.protocol.example.world import World
+from simulation.protocol.hunt import play
+from simulation.protocol.orders.guide import DOOR, FULFILMENT, OTHER_DOOR, RELAY, SALE, buy, is_open, step
+from simulation.protocol.records import Record, judge_records, make_record
+from simulation.protocol.referee import find_faults
+
+# On a busy machine each step waits for its turn at the processor.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+ACCEPTED = Outcome.ACCEPTED
+
+
+@pytest.fixture
+def world(stores: Stores) -> Iterator[World]:
+    world = World(stores)
+    yield world
+    world.end()
+
+
+def open_sale(world: World, terms: SaleTerms = SALE) -> None:
+    world.open_sale(DOOR, terms, "first", at_once=True)
+
+
+def lose_what_is_relayed(world: World, key: str | None = None, user: int = 1) -> None:
+    """Have Redis go back to a copy that lacks an order which is on its way; its front door knows."""
+    world.take_copy()
+    assert buy(world, user, key=key) == [ACCEPTED]
+    step(world, RELAY, "bus publish")
+    world.lose_memory(0)
+
+
+def surprise(world: World, key: str | None = None, user: int = 1) -> None:
+    """Have Redis lose what nobody knows who lives, and the new server sell."""
+    lose_what_is_relayed(world, key, user)
+    world.crash(DOOR)
+    assert world.losses.surprises
+    for _ in range(2):
+        for door in (DOOR, OTHER_DOOR):
+            step(world, door, "Redis vouch")
+        world.pass_time(1_100)
+
+
+def offer_too_much(world: World) -> None:
+    world.memory.call("HSET", name_key(0, "sale:1"), "remaining", 5)
+
+
+def judge_at_rest(world: World) -> set[str]:
+    """Return the rules that are broken once everything has drained."""
+    world.settle_down()
+    return {fault.partition(":")[0] for fault in find_faults(world)}
+
+
+def test_a_surprise_costs_one_order_its_unit(world: World) -> None:
+    open_sale(world)
+    surprise(world)
+    assert buy(world, 2, 2, door=OTHER_DOOR) == [ACCEPTED] * 2
+    assert judge_at_rest(world) == set()
+
+
+def test_a_surprise_costs_no_two_orders_their_units(world: World) -> None:
+    open_sale(world)
+    surprise(world)
+    offer_too_much(world)
+    assert buy(world, 2, 2, 2, door=OTHER_DOOR) == [ACCEPTED] * 3
+    assert judge_at_rest(world) == {"guard never needed"}
+
+
+def test_what_a_surprise_excuses_ends_with_the_rebuild_that_knows_of_it(world: World) -> None:
+    open_sale(world)
+    surprise(world)
+    assert judge_at_rest(world) == set()
+    assert is_open(world)
+    offer_too_much(world)
+    assert buy(world, 2, 2, door=OTHER_DOOR) == [ACCEPTED] * 2
+    assert judge_at_rest(world) == {"guard never needed"}
+
+
+def test_the_death_of_the_one_who_noticed_excuses_nothing_after_the_rebuild(world: World) -> None:
+    open_sale(world)
+    lose_what_is_relayed(world)
+    assert judge_at_rest(world) == set()
+    world.crash(DOOR)
+    offer_too_much(world)
+    assert buy(world, 2, 2, door=OTHER_DOOR) == [ACCEPTED] * 2
+    assert judge_at_rest(world) == {"guard never needed"}
+
+
+def test_the_death_of_the_one_who_noticed_excuses_nothing_once_the_gate_is_closed(world: World) -> None:
+    open_sale(world)
+    lose_what_is_relayed(world)
+    for _ in range(9):
+        if is_open(world):
+            step(world, DOOR, "Redis vouch")
+    world.crash(DOOR)
+    assert not world.losses.surprises
+
+
+def test_an_order_that_was_settled_before_a_surprise_is_not_excused_by_it(world: World) -> None:
+    open_sale(world)
+    offer_too_much(world)
+    assert buy(world, 2, 2, 2, door=OTHER_DOOR) == [ACCEPTED] * 3
+    step(world, RELAY, "Redis XACK")
+    step(world, FULFILMENT, "bus acknowledge")
+    surprise(world, user=DECLINED)
+    assert "guard never needed" in judge_at_rest(world)
+
+
+def test_a_loss_that_the_ledger_knows_of_is_no_surprise(world: World) -> None:
+    open_sale(world)
+    world.take_copy()
+    assert buy(world, 1) == [ACCEPTED]
+    world.settle_down()
+    world.crash(DOOR)
+    world.lose_memory(0)
+    assert not world.losses.surprises
+
+
+@pytest.mark.parametrize("key", ["a", None])
+def test_a_key_and_a_limit_are_excused_until_the_rebuild_that_knows_of_the_order(
+    world: World, key: str | None
+) -> None:
+    open_sale(world, SaleTerms(product_id=1, stock=9, limit=None if key else 1))
+    surprise(world, key)
+    assert buy(world, 1, door=OTHER_DOOR, key=key) == [ACCEPTED]
+    assert judge_at_rest(world) == set()
+    world.lose_memory(None)
+    assert judge_at_rest(world) == set()
+    for what in ("answer:1:1:a", "buyers:*"):
+        for name in world.memory.call("KEYS", name_key(0, what)):
+            world.memory.call("DEL", name)
+    assert buy(world, 1, door=OTHER_DOOR, key=key) == [ACCEPTED]
+    broken = {"guard never needed", "a key buys once"} if key else {"user limit is kept"}
+    assert judge_at_rest(world) == broken
+
+
+def test_the_whole_judge_judges_examples_together(stores: Stores) -> None:
+    records = []
+    for wrong in (False, True, False):
+        world = World(stores)
+        open_sale(world)
+        assert buy(world, 1, 3) == [ACCEPTED] * 2
+        world.settle_down()
+        # Only the whole judge looks at whether a refusal is true.
+        assert buy(world, 2, 2) == [ACCEPTED, Outcome.SOLD_OUT]
+        if wrong:
+            world.purchases[-1].outcome = Outcome.LIMIT_REACHED
+        world.settle_down()
+        assert find_faults(world) == []
+        records.append(make_record(world))
+        world.end()
+    [(record, faults)] = judge_records(records)
+    assert record is records[1]
+    assert [fault.split(": ")[1] for fault in faults] == ["refusals are true"]
+
+
+def test_what_only_the_whole_judge_finds_is_a_fault_with_its_story(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(world: World) -> Record:
+        record = make_record(world)
+        for row in record.told:
+            row[9:] = "NOT_STARTED", "fail", None
+        return record
+
+    monkeypatch.setattr("simulation.protocol.machine.make_record", refuse)
+    for alone in (False, True):
+        found = play(stores, 1, 10, shrink=False, alone=alone)
+        assert any("the judge says: no phantom orders" in fault for fault in found.faults)
+        assert any("asks" in line for line in found.story)
