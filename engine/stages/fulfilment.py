@@ -19,7 +19,7 @@ from engine.bus.consumer import Consumer
 from engine.errors import FlashgridError, LedgerLocked, LedgerUnavailable, PaymentUnavailable
 from engine.gate.clearing import Clearing
 from engine.gate.client import connect_shards
-from engine.gate.fence import read_owner
+from engine.gate.fence import find_owner
 from engine.gate.looks.backlog import Illness
 from engine.gate.outbox import Outbox, Outboxes, make_outboxes
 from engine.ledger.ledger import Ledger
@@ -72,7 +72,7 @@ async def run_fulfilment(settings: Settings, stop: asyncio.Event) -> None:
         else:
             messages = 2 * settings.fulfilment_in_flight * settings.fulfilment_batch // settings.relay_batch
             # Purchases that arrive in ones and twos must be able to fill batches, too.
-            source = Consumer(settings.amqp_url, max(256, messages), partial(read_owner, shards[0]))
+            source = Consumer(settings.amqp_url, max(256, messages), partial(find_owner, shards[0]))
         cleanup.push_async_callback(source.close)
         clearing, pause = Clearing(shards), Pause()
         fulfilment = Fulfilment(source, gateway, ledger, clearing, pause, settings)

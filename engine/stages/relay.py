@@ -13,7 +13,7 @@ from redis.exceptions import RedisError
 from engine.bus.publisher import Publisher
 from engine.errors import BusUnavailable, SettingsError
 from engine.gate.client import connect_shards
-from engine.gate.fence import read_owner
+from engine.gate.fence import find_owner
 from engine.gate.looks.backlog import Illness
 from engine.gate.outbox import Outbox, Outboxes, make_outboxes
 from engine.metrics import OUTBOX_LENGTH, QUEUE_LENGTH, RELAYED
@@ -33,7 +33,7 @@ async def run_relay(settings: Settings, stop: asyncio.Event) -> None:
         raise SettingsError(f"{PREFIX}AMQP_URL is not set")
     async with connect_shards(settings) as shards:
         outboxes = make_outboxes(shards, "relay", settings)
-        publisher = Publisher(settings.amqp_url, partial(read_owner, shards[0]))
+        publisher = Publisher(settings.amqp_url, partial(find_owner, shards[0]))
         # What one shard lacks holds up no other.
         relays = [Relay(outbox, publisher, settings.relay_batch) for outbox in outboxes]
         # A bus that blocks publishers does not answer what they ask, either.
