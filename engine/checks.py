@@ -14,11 +14,11 @@ from typing import Any, Final, TypeVar
 import asyncpg
 from aiormq import exceptions as amqp
 from redis import exceptions as redis_errors
-from redis.asyncio import Redis
 
 from engine.bus.checks import check_bus
 from engine.errors import BusUnavailable, FlashgridError, SettingsError
 from engine.gate.client import Shard, TooFewCopies
+from engine.gate.configuration import check_configuration
 from engine.identity import check_identity
 from engine.stages.lifecycle import Outage
 
@@ -84,6 +84,9 @@ async def insist(
                     result = await attempt()
                 except SettingsError as error:
                     raise SettingsError(f"{setting}: {error}") from None
+                except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+                    # The client library can't use the URL.
+                    raise SettingsError(f"{setting}: {type(error).__name__}: {error}") from error
                 except (FlashgridError, redis_errors.RedisError, OSError) as error:
                     await _check_identity(url, setting)
                     last = " ".join(str(error).split())
@@ -137,7 +140,7 @@ async def check_shard(shard: Shard, kind: str) -> str:
                 await shard.confirm(pipe)
         except TooFewCopies as error:
             log.warning("nothing is sold until that changes: %s", error)
-    return await _check_configuration(shard.redis)
+    return await check_configuration(shard.redis)
 
 
 async def _check_mode(shard: Shard, kind: str) -> None:
@@ -203,39 +206,13 @@ def list_commands(key: str) -> Iterator[tuple[str, ...]]:
     yield "UNLINK", f"{key}:hash"
 
 
-async def _check_configuration(redis: Redis) -> str:
-    try:
-        config = {
-            name: value.decode() if isinstance(value, bytes) else value
-            for name in ("maxmemory-policy", "appendonly", "appendfsync")
-            for value in (await redis.config_get(name)).values()
-        }
-        refusal = "" if len(config) == 3 else "it shows none"
-    except redis_errors.ResponseError as error:
-        config, refusal = {}, str(error)
-    if config.get("maxmemory-policy", "noeviction") != "noeviction":
-        raise SettingsError(
-            "Redis may evict gate data: its maxmemory-policy must be noeviction,"
-            f" and is {config['maxmemory-policy']}"
-        )
-    if refusal:
-        return (
-            f"can't read Redis' settings ({refusal}): make sure that maxmemory-policy is noeviction,"
-            " appendonly yes and appendfsync always"
-        )
-    if config["appendonly"] != "yes" or config["appendfsync"] != "always":
-        return (
-            "Redis may lose accepted purchases if it dies: set appendonly to yes"
-            f" (is {config['appendonly']}), appendfsync to always (is {config['appendfsync']})"
-        )
-    return ""
-
-
-async def check_bus_if_it_answers(url: str, setting: str) -> None:
+async def check_bus_if_it_answers(url: str, setting: str, ledger: str, is_private: bool) -> None:
     """Raise SettingsError for a RabbitMQ that refuses; warn of one that does not answer yet."""
     try:
         async with asyncio.timeout(_SHORT_PATIENCE_S):
-            await check_bus(url)
+            await check_bus(url, ledger, is_private)
+    except SettingsError as error:
+        raise SettingsError(f"{setting}: {error}") from None
     except (BusUnavailable, TimeoutError) as error:
         await _check_identity(url, setting)
         if any(isinstance(cause, amqp.InvalidFrameError) for cause in _causes(error)):

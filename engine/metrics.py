@@ -38,6 +38,12 @@ STAGE_WAITS: Final = Gauge(
     ["stage"],
     multiprocess_mode="mostrecent",
 )
+UNSAFE: Final = Gauge(
+    "flashgrid_unsafe_settings",
+    "Whether a service's settings may lose what was accepted",
+    ["service"],
+    multiprocess_mode="mostrecent",
+)
 RELAYED: Final = Counter("flashgrid_relayed_purchases", "Purchases confirmed by the bus")
 ORDERS: Final = Counter("flashgrid_orders", "Orders settled in the ledger, by status", ["status"])
 DEAD_LETTERS: Final = Counter("flashgrid_dead_letters", "Records that could not be fulfilled")

@@ -48,8 +48,8 @@ async def serve(settings: Settings, roles: Collection[Role], on_ready: Callable[
         cleanup.callback(listeners.close)
         if listeners.buyers and settings.admin_token is None:
             _log_access(settings)
-        settings = await provide_services(settings, roles, cleanup)
-        await prepare_stores(settings, roles)
+        given, settings = settings, await provide_services(settings, roles, cleanup)
+        await prepare_stores(settings, roles, bus_is_private=given.amqp_url is None)
         environment = _make_environment(settings, cleanup)
         stages = _start_stages(settings, roles, listeners, environment)
         # Each stage gets a little more than the time that it gives itself.

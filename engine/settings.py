@@ -193,6 +193,8 @@ def read_settings(environment: Mapping[str, str] = os.environ, **overrides: Any)
     """
     raw: dict[str, Any] = _read_environment(environment)
     raw |= {name: value for name, value in overrides.items() if value not in (None, "")}
+    if "log_level" in raw:
+        raw["log_level"] = raw["log_level"].lower()
     _check_names(raw, _NAMES)
     try:
         settings = msgspec.convert(raw, Settings, strict=False)

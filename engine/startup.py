@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
@@ -15,7 +16,8 @@ from engine.checks import (
     insist,
 )
 from engine.errors import SettingsError
-from engine.gate.client import Shards, connect_shards, find_silent_nodes
+from engine.gate.client import Shard, Shards, connect_shards, find_silent_nodes
+from engine.gate.fence import claim_gate, read_owner
 from engine.ledger.checks import check_postgres, prepare_schema
 from engine.ledger.ledger import Ledger
 from engine.settings import PREFIX, Settings
@@ -25,6 +27,11 @@ from engine.stages.reconciliation import KEEPER_CONNECTIONS, reconciling
 from engine.urls import read_redis_url, split_hosts
 
 log = logging.getLogger(__name__)
+
+OTHER_LEDGER: Final = (
+    "Redis holds the gate of another ledger: give each engine a database of its own (redis://host:6379/1), or"
+    " empty this one if that ledger is no more"
+)
 
 
 async def provide_services(settings: Settings, roles: Collection[Role], cleanup: AsyncExitStack) -> Settings:
@@ -72,7 +79,7 @@ def find_services(settings: Settings) -> Settings:
     return settings
 
 
-async def prepare_stores(settings: Settings, roles: Collection[Role]) -> None:
+async def prepare_stores(settings: Settings, roles: Collection[Role], bus_is_private: bool = False) -> None:
     """Check the services, apply the migrations that the ledger lacks, and open the gate if it is new.
 
     A gate that is closed for any other reason waits for the keeper. Raises SettingsError if a service can't
@@ -83,10 +90,12 @@ async def prepare_stores(settings: Settings, roles: Collection[Role]) -> None:
         if settings.postgres_url:
             await prepare_ledger(settings.postgres_url, _count_sessions(settings, roles))
             await insist("PostgreSQL", f"{PREFIX}GATE_SHARDS", partial(_check_shards, settings))
+            await insist("the gate", f"{PREFIX}REDIS_URL", partial(_check_owner, settings, shards[0]))
             async with reconciling(settings) as reconciliation:
                 await insist("the gate", f"{PREFIX}REDIS_URL", reconciliation.open_new)
+        ledger = await insist("Redis", f"{PREFIX}REDIS_URL", partial(read_owner, shards[0]))
     if settings.amqp_url and set(roles) != {Role.FRONT_DOOR}:
-        await check_bus_if_it_answers(settings.amqp_url, f"{PREFIX}AMQP_URL")
+        await check_bus_if_it_answers(settings.amqp_url, f"{PREFIX}AMQP_URL", ledger, bus_is_private)
 
 
 async def _check_redis(shards: Shards, url: str) -> None:
@@ -112,6 +121,14 @@ async def _check_shards(settings: Settings) -> None:
             f"is {told}, but the gate has {shards} shards: set {shards}, or change the gate by"
             f" `flashgrid reconcile --shards {told}`"
         )
+
+
+async def _check_owner(settings: Settings, first: Shard) -> None:
+    """Raise SettingsError if this is the gate of another ledger; the first to ask decides it."""
+    async with await Ledger.connect(settings.postgres_url, connections=1) as ledger:
+        mine = await ledger.read_identity()
+    if await claim_gate(first, mine) != mine:
+        raise SettingsError(OTHER_LEDGER)
 
 
 async def prepare_ledger(url: str, sessions: int = 1) -> list[str]:

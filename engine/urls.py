@@ -3,13 +3,14 @@
 Messages never show a URL, since it may hold a password.
 """
 
+import getpass
 import os
 import re
 import shlex
 import ssl
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
-from urllib.parse import SplitResult, parse_qsl, quote, urlencode, urlsplit
+from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urlsplit
 
 from engine.errors import SettingsError
 
@@ -47,6 +48,17 @@ _RELIED_ON: Final = re.compile(
 )
 """Settings of the server's session and of the client that no URL may change."""
 
+_OF_TLS: Final = re.compile(r"ssl_\w+|cafile|capath|certfile|keyfile|no_verify_ssl")
+_VALUES: Final = {
+    "ssl_cert_reqs": ("none|optional|required", "none, optional or required"),
+    "ssl_check_hostname": ("true|false", "true or false"),
+    "no_verify_ssl": ("0|1", "0 or 1"),
+    "health_check_interval": ("[0-9]{1,5}", "a number of seconds"),
+    "client_name": ("[!-~]+", "visible ASCII characters, without spaces"),
+    "heartbeat": ("[1-9]|[1-5][0-9]|60", "1 to 60 s: without it a dead connection is noticed too late"),
+}
+"""Which values some options have: a pattern, and in words."""
+
 
 class RedisUrl(NamedTuple):
     """A URL of Redis, taken apart."""
@@ -77,7 +89,7 @@ def read_redis_url(url: str) -> RedisUrl:
         return _read_redis_nodes(url, scheme, kind)
     example = "redis://host:6379/0, rediss://…, unix:///path, redis+cluster://… or redis+sentinel://…"
     parts, options = _split(url, ("redis", "rediss", "unix"), example)
-    _check_redis_options(options)
+    _check_redis_options(parts.scheme, options)
     if "," in parts.netloc:
         raise SettingsError("names several hosts: write redis+cluster://… or redis+sentinel://…")
     database = options.get("db", "" if parts.scheme == "unix" else parts.path.strip("/"))
@@ -92,7 +104,7 @@ def _read_redis_nodes(url: str, scheme: str, kind: str) -> RedisUrl:
     """Take the URL of a cluster, or of Sentinels, apart."""
     example = _REDIS_KINDS[kind]
     parts, options = _split(url, (f"{scheme}+{kind}",), example)
-    _check_redis_options(options)
+    _check_redis_options(scheme, options)
     credentials, at, places = parts.netloc.rpartition("@")
     nodes = list[tuple[str, int]]()
     for place in places.split(","):
@@ -117,11 +129,9 @@ def _read_redis_nodes(url: str, scheme: str, kind: str) -> RedisUrl:
     )
 
 
-def _check_redis_options(options: Mapping[str, str]) -> None:
-    _check_options(options, _REDIS_OPTIONS)
-    _check_files(options, "ssl_ca_certs, ssl_ca_path, ssl_certfile, ssl_keyfile")
-    if options.get("ssl_cert_reqs", "none") not in ("none", "optional", "required"):
-        raise SettingsError("ssl_cert_reqs must be none, optional or required")
+def _check_redis_options(scheme: str, options: Mapping[str, str]) -> None:
+    _check_options(options, _REDIS_OPTIONS, "" if scheme == "rediss" else "rediss")
+    _check_files(options, "ssl_ca_certs, ssl_certfile, ssl_keyfile", "ssl_ca_path")
 
 
 def check_amqp_url(url: str) -> str:
@@ -130,10 +140,8 @@ def check_amqp_url(url: str) -> str:
     parts, options = _split(url, ("amqp", "amqps"), example)
     if not parts.hostname:
         raise SettingsError(f"must look like {example}")
-    _check_options(options, _AMQP_OPTIONS)
-    _check_files(options, "cafile, capath, certfile, keyfile")
-    if not re.fullmatch("[1-9]|[1-5][0-9]|60", options.get("heartbeat", "15")):
-        raise SettingsError("heartbeat must be 1 to 60 s: without it a dead connection is noticed too late")
+    _check_options(options, _AMQP_OPTIONS, "" if parts.scheme == "amqps" else "amqps")
+    _check_files(options, "cafile, certfile, keyfile", "capath")
     return url
 
 
@@ -154,28 +162,38 @@ def check_postgres_url(url: str) -> str:
         )
     }
     _check_options(kept, _POSTGRES_OPTIONS)
-    _check_options(_read_session_options(kept.get("options", "")))
+    _check_options(dict.fromkeys(_read_session_options(kept.get("options", "")), ""))
     if kept.get("sslrootcert") == "system":
         kept["sslrootcert"] = ssl.get_default_verify_paths().cafile or "system"
         if kept.setdefault("sslmode", "verify-full") != "verify-full":
             raise SettingsError("sslrootcert=system needs sslmode=verify-full, and gets a weaker one")
-    _check_files(kept, "sslrootcert, sslcert, sslkey, sslcrl, passfile")
+    _check_files(kept, "sslrootcert, sslcert, sslkey, sslcrl, passfile", "")
     target = kept.get("target_session_attrs", "any")
     if target not in ("any", "primary", "read-write"):
         raise SettingsError(
             f"target_session_attrs={target} leads to a server that can't write: use read-write"
         )
+    if not (parts.username or kept.get("user") or os.environ.get("PGUSER")):
+        try:
+            getpass.getuser()
+        except (KeyError, OSError):
+            raise SettingsError(f"names no user, and this process has no name: {example}") from None
     address = url.partition("?")[0]
-    hosts = kept.get("host", "").split(",")
+    hosts, ports = kept.get("host", "").split(","), kept.get("port", "").split(",")
+    if len(ports) not in (1, len(hosts)):
+        raise SettingsError(f"names {len(hosts)} hosts and {len(ports)} ports")
+    for port in filter(None, ports):
+        if not (re.fullmatch("[0-9]{1,5}", port) and 0 < int(port) < 65_536):
+            raise SettingsError(f"port names {port}, which is no port")
     if len(hosts) > 1 and not parts.netloc.rpartition("@")[2]:
-        ports = kept.pop("port", "").split(",")
-        if len(ports) not in (1, len(hosts)):
-            raise SettingsError(f"names {len(hosts)} hosts and {len(ports)} ports")
         del kept["host"]
+        kept.pop("port", None)
         named = zip(map(_write_host, hosts), ports * (len(hosts) // len(ports)), strict=True)
         hosts = [f"{host}:{port}" if port else host for host, port in named]
         _check_hosts(hosts, example)
         address = f"{parts.scheme}://{parts.netloc}{','.join(hosts)}{parts.path}"
+    elif not hosts[0].startswith("/"):
+        _check_name(hosts[0])
     return f"{address}?{urlencode(kept, quote_via=quote)}" if kept else address
 
 
@@ -191,11 +209,13 @@ def _check_hosts(hosts: Sequence[str], example: str) -> None:
     for host in hosts:
         try:
             parts = urlsplit(f"//{host}")
-            is_good = parts.hostname and parts.port != 0
+            name = parts.hostname if parts.port != 0 else None
         except ValueError:
-            is_good = False
-        if not is_good:
+            name = None
+        if not name:
             raise SettingsError(f"names several hosts, and one can't be read: it must look like {example}")
+        if not name.startswith("%2f"):  # a socket
+            _check_name(name)
     if len(set(hosts)) < len(hosts):
         raise SettingsError("names a host twice")
 
@@ -211,8 +231,9 @@ def _split(url: str, schemes: tuple[str, ...], example: str) -> tuple[SplitResul
     try:
         parts = urlsplit(url)
         hosts = parts.netloc.rpartition("@")[2].split(",")
-        if len(hosts) == 1:
-            _ = parts.port  # raises ValueError if it is none
+        url.encode()  # raises ValueError if some bytes of it were no text
+        if "\0" in unquote(url) or (len(hosts) == 1 and parts.port == 0):
+            raise ValueError(url)  # noqa: TRY301
         pairs = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=True) if parts.query else []
     except ValueError:
         pairs, parts, hosts = [], urlsplit("#bad"), []
@@ -223,27 +244,45 @@ def _split(url: str, schemes: tuple[str, ...], example: str) -> tuple[SplitResul
         )
     if len(hosts) > 1:
         _check_hosts(hosts, example)
+    else:
+        _check_name(parts.hostname or "")
     options = dict(pairs)
     if len(options) < len(pairs):
         raise SettingsError("gives an option twice")
     return parts, options
 
 
-def _check_options(names: Iterable[str], known: str | None = None) -> None:
-    """Raise SettingsError for an option that the engine relies on or, if `known` is given, an unknown one."""
-    for name in names:
+def _check_options(options: Mapping[str, str], known: str | None = None, tls: str = "") -> None:
+    """Raise SettingsError for an option that the engine relies on or, if `known` is given, an unknown one.
+
+    Where a URL has no TLS, `tls` is the scheme that has it.
+    """
+    for name, value in options.items():
         if _RELIED_ON.fullmatch(name):
             raise SettingsError(f"the option {name} would change what the engine relies on")
         if name == "channel_binding":
             raise SettingsError("channel_binding=require can't be kept: use sslmode=verify-full")
         if known is not None and name not in known.split(", "):
             raise SettingsError(f"the option {name} is unknown; known are {known}")
+        if tls and _OF_TLS.fullmatch(name):
+            raise SettingsError(f"the option {name} is for TLS: write {tls}://, or leave it out")
+        if name in _VALUES and not re.fullmatch(_VALUES[name][0], value):
+            raise SettingsError(f"{name} must be {_VALUES[name][1]}")
 
 
-def _check_files(options: Mapping[str, str], names: str) -> None:
-    for name in names.split(", "):
-        if name in options and not os.access(options[name], os.R_OK):
-            raise SettingsError(f"{name} names {options[name]}, which can't be read")
+def _check_files(options: Mapping[str, str], files: str, folder: str) -> None:
+    for name in options.keys() & {*files.split(", "), folder}:
+        path = options[name]
+        if not os.access(path, os.R_OK) or os.path.isdir(path) != (name == folder):  # noqa: PTH112
+            raise SettingsError(f"{name} names {path}, which can't be read")
+
+
+def _check_name(host: str) -> None:
+    """Raise SettingsError for a host that can't be looked up."""
+    try:
+        unquote(host).encode("idna")
+    except UnicodeError:
+        raise SettingsError("names a host with an empty label, or one of more than 63 letters") from None
 
 
 def _read_session_options(text: str) -> list[str]:

@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -196,6 +196,9 @@ class _Run:
     async def record(self, plan: Plan, driver: Drive, folder: Path, command: str) -> None:
         """Open the sales, drive the load, await the drain, and write the record."""
         scenario, target, services = self._scenario, self._target, self._target.services
+        self._trial = await self._engine.try_out(target.urls[0], target.admin_token, target.witness)
+        if self._trial and "orders" not in self._trial.fitting:
+            self._say("the witness does not show the order of a purchase that was made just now")
         t0_ns = _choose_start(scenario, len(plan))
         open_offers = partial(
             open_sales, target.urls, admin_token=target.admin_token, contract=target.contract, ca=target.ca
@@ -206,8 +209,8 @@ class _Run:
         skew_s = await measure_skew(services.redis_url, services.postgres_url) if services else 0.0
         meter = ProcessMeter(
             services.pids if services else {},
-            *(target.process.pids if target.process else ()),
-            find=services.find_pids if services else dict,
+            lambda: target.process.pids if target.process else (),
+            services.find_pids if services else dict,
         )
         self._injector = Injector(scenario.timeline(), target.process, services, target.proxy)
         self._restocker = Restocker(scenario.restocks, sales, open_offers)
@@ -248,7 +251,8 @@ class _Run:
             skew_s=skew_s,
             aborted=self._end_abort(driven),
         )
-        write_record(folder, facts, driven.history, probe.timeline(driven.t0_ns), state, faults)
+        timeline = probe.timeline(driven.t0_ns, driven.started_at)
+        write_record(folder, facts, driven.history, timeline, state, faults)
         seal(folder, list_record(folder))
 
     def _hear(self, progress: Progress) -> None:
@@ -274,9 +278,10 @@ class _Run:
             self._scenario.drain_s,
             # Longer than the engine takes to notice that its gate has forgotten something.
             1.5 if any(fault.of_memory for fault in self._scenario.timeline()) else 0.0,
+            self._trial,
         )
-        found = await self._engine.doubt_reads(self._target.urls[0], take_reads(driven.history))
-        return replace(state, misfits=state.misfits | found)
+        reads = take_reads(driven.history)
+        return await self._engine.doubt(state, self._target.urls[0], reads, self._trial)
 
     def _end_abort(self, driven: DriveResult) -> Abort | None:
         """Return the abort, moved to a moment before which every request was meant to start."""

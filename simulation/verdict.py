@@ -1,5 +1,6 @@
 """The verdict on a run: loads what was recorded, hands it to the judge, and writes summary and report."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,10 +8,11 @@ import msgspec
 import pandas as pd
 
 from simulation.errors import RunError
-from simulation.judge.asked import LONG_AGO, read_asked
+from simulation.judge.asked import LONG_AGO, NEVER, read_asked
 from simulation.judge.comparison import measure_spread
 from simulation.judge.figures import FIGURES, Run, Side
 from simulation.judge.hostile import judge_hostile
+from simulation.judge.numbers.doubt import measure_clock_shift
 from simulation.judge.numbers.knee import find_knee
 from simulation.judge.numbers.load import Load, measure_load
 from simulation.judge.numbers.recovery import measure_recovery
@@ -29,8 +31,8 @@ from simulation.record.facts import (
     write_json,
 )
 from simulation.record.history import read_history
-from simulation.record.manifest import MANIFEST, PRODUCTS, find_contradictions, judge_record, seal
-from simulation.record.series import SERIES, SeriesRecord, read_series
+from simulation.record.manifest import MANIFEST, PRODUCTS, find_changes, judge_record, seal
+from simulation.record.series import KEPT, SERIES, SeriesRecord, read_series
 from simulation.record.state import read_state
 
 
@@ -45,8 +47,12 @@ def judge_run(folder: Path) -> dict[str, Any]:
 def load_run(folder: Path) -> Run:
     """Return a run from its record, judged. Raises RunError if the record is incomplete."""
     facts, whole, state = read_facts(folder), read_history(folder / "history.parquet"), read_state(folder)
+    if facts.contract is not None:
+        # Older records do not say so.
+        state = replace(state, without=state.without | {"outbox"})
     history, reads = name_orders(take_buys(whole), state, facts.contract), take_reads(whole)
     scenario, load = facts.scenario, judge_load(whole, facts)
+    timeline = read_timeline(folder) if (folder / "timeline.csv").exists() else pd.DataFrame()
     recoveries = []
     if faults := read_faults(folder):
         recoveries = measure_recovery(history, read_timeline(folder), faults)
@@ -60,7 +66,8 @@ def load_run(folder: Path) -> Run:
         contract=facts.contract,
         ended_ns=ended_ns,
         load_valid=load.valid,
-        skew_s=facts.skew_s,
+        skew_s=facts.skew_s + measure_clock_shift(timeline),
+        read_ns=round(timeline["t_s"].max() * 1e9) if len(timeline) else NEVER,
     )
     metrics = Metrics(
         history,
@@ -70,7 +77,7 @@ def load_run(folder: Path) -> Run:
         asked,
         facts.restocks,
         find_knee(history, scenario),
-        read_timeline(folder) if (folder / "timeline.csv").exists() else pd.DataFrame(),
+        timeline,
         reads,
         scenario.driver,
     )
@@ -110,7 +117,7 @@ def load_kept(folder: Path) -> Run:
     summary = read_part(folder, "summary.json", dict[str, Any])
     if summary is None:
         raise RunError(f"{folder}: has neither a record nor a summary")
-    if changes := find_contradictions(folder, {}):
+    if changes := find_changes(folder, KEPT):
         raise RunError(f"{folder}: {changes[0]}")
     return Run(folder.resolve().name, str(folder), summary, read_facts(folder).scenario)
 

@@ -3,16 +3,17 @@
 import asyncio
 import logging
 import ssl
+from collections.abc import Mapping
 from contextlib import AsyncExitStack, suppress
-from typing import Final
+from typing import Any, Final
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 import aiohttp
 from aio_pika.abc import AbstractConnection
 
 from engine.bus.connection import close_connection, connect_bus, translate_errors
-from engine.bus.topology import PURCHASES, declare_topology
-from engine.errors import BusUnavailable
+from engine.bus.topology import DEAD, PURCHASES, declare_topology
+from engine.errors import BusUnavailable, SettingsError
 from engine.urls import split_hosts
 
 log = logging.getLogger(__name__)
@@ -21,11 +22,12 @@ _NODE_S: Final = 2.0
 _MANAGEMENT: Final = {"amqp": ("http", 15672), "amqps": ("https", 15671)}
 
 
-async def check_bus(url: str) -> None:
-    """Declare exchanges and queues. Of several nodes, warn of each that does not answer, and of a queue that
-    only one of them holds.
+async def check_bus(url: str, ledger: str = "", is_private: bool = False) -> None:
+    """Declare exchanges and queues for this ledger. Of several nodes, warn of each that does not answer, and
+    of a queue that only one of them holds. A private broker has no policies.
 
-    Raises BusUnavailable if none answers.
+    Raises BusUnavailable if none answers, or if the virtual host is another ledger's; SettingsError for a
+    policy that loses purchases.
     """
     nodes = split_hosts(url)
     async with AsyncExitStack() as closing:
@@ -48,9 +50,8 @@ async def check_bus(url: str) -> None:
                 "RabbitMQ at %s does not answer (%s): the engine goes on without it", host, _describe(error)
             )
         with translate_errors():
-            await declare_topology(await next(iter(connections.values())).channel())
-    if len(nodes) > 1:
-        await _check_members([nodes[host] for host in connections])
+            await declare_topology(await next(iter(connections.values())).channel(), ledger)
+    await _check_queues([nodes[host] for host in connections], len(nodes) > 1, is_private)
 
 
 def _refuse(failures: dict[str, BaseException]) -> None:
@@ -63,26 +64,49 @@ def _refuse(failures: dict[str, BaseException]) -> None:
     raise BusUnavailable(said) from error
 
 
-async def _check_members(urls: list[str]) -> None:
-    """Warn of a queue that one node alone holds, as far as a node's management tells it."""
-    members: list[str] = []
-    with suppress(TimeoutError):
-        async with asyncio.timeout(_NODE_S):
-            for url in urls:
-                with suppress(aiohttp.ClientError, OSError, ValueError):
-                    members = members or await _read_members(url)
-    if not members:
-        log.info("can't tell how many nodes hold the queues: RabbitMQ's management does not answer")
-    elif len(members) == 1:
-        log.warning(
-            "only %s holds the queue %s, and what is in it is lost with that node: add members with"
-            " rabbitmq-queues grow",
-            members[0], PURCHASES,
-        )  # fmt: skip
+async def _check_queues(urls: list[str], several: bool, is_private: bool) -> None:
+    """Check each queue's policy and, of several nodes, how many hold it, as far as management tells it.
+
+    Raises SettingsError for a policy that loses purchases.
+    """
+    for name in (PURCHASES, DEAD):
+        queue = dict[str, Any]()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_NODE_S):
+                for url in urls:
+                    with suppress(aiohttp.ClientError, OSError, ValueError):
+                        queue = queue or await read_queue(url, name)
+        if not queue:
+            if not is_private:
+                log.warning(
+                    "can't read the policies of RabbitMQ, whose management does not answer: none may set"
+                    " expires, message-ttl or max-length for %s",
+                    name,
+                )
+            return
+        if harm := find_harm(queue.get("effective_policy_definition") or {}):
+            raise SettingsError(f"a policy of RabbitMQ loses purchases: it sets {harm} for the queue {name}")
+        if several and len(queue.get("members", ())) == 1:
+            log.warning(
+                "only %s holds the queue %s, and what is in it is lost with that node: add members with"
+                " rabbitmq-queues grow",
+                queue["members"][0], name,
+            )  # fmt: skip
 
 
-async def _read_members(url: str) -> list[str]:
-    """Return the nodes that hold the purchases' queue."""
+def find_harm(policy: Mapping[str, Any]) -> str:
+    """Return what a policy sets that loses messages, or the queue; nothing if it does no harm.
+
+    The lower one of a policy's number and that of the queue's arguments holds.
+    """
+    # Where it is full, the relay waits.
+    refuses = str(policy.get("overflow")).startswith("reject-publish")
+    harmful = ["expires", "message-ttl", *([] if refuses else ["max-length", "max-length-bytes"])]
+    return " and ".join(name for name in harmful if name in policy)
+
+
+async def read_queue(url: str, name: str) -> dict[str, Any]:
+    """Return what the management of a node says of a queue. Raises ClientError, OSError or ValueError."""
     parts = urlsplit(url)
     scheme, port = _MANAGEMENT[parts.scheme]
     cafile, capath = (parse_qs(parts.query).get(name, [None])[0] for name in ("cafile", "capath"))
@@ -90,11 +114,11 @@ async def _read_members(url: str) -> list[str]:
     host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
     login = aiohttp.encode_basic_auth(unquote(parts.username or "guest"), unquote(parts.password or "guest"))
     async with aiohttp.ClientSession(headers={"Authorization": login}, raise_for_status=True) as session:
-        address = f"{scheme}://{host}:{port}/api/queues/{vhost}/{PURCHASES}"
+        address = f"{scheme}://{host}:{port}/api/queues/{vhost}/{name}"
         tls = ssl.create_default_context(cafile=cafile, capath=capath) if scheme == "https" else True
         async with session.get(address, ssl=tls) as response:
-            queue = await response.json()
-    return [str(member) for member in queue["members"]] if "members" in queue else []
+            queue: dict[str, Any] = await response.json()
+    return queue
 
 
 def _describe(error: BaseException) -> str:

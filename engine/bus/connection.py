@@ -4,17 +4,18 @@ import asyncio
 import contextlib
 import random
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Final
 
 import aio_pika
-from aio_pika.abc import AbstractConnection
+from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange
 from aiormq.abc import ExceptionType
 from aiormq.connection import TCPTransportFactory, TLSTransportFactory, TransportFactory
 from aiormq.exceptions import ConnectionClosed
 from pamqp.common import FieldTable
 from yarl import URL
 
+from engine.bus.topology import declare_topology
 from engine.errors import BusUnavailable
 from engine.urls import split_hosts
 
@@ -26,12 +27,16 @@ _CONNECT_TO_NEXT_S: Final = 2.0
 _HEARTBEAT_OF_SEVERAL_S: Final = 4
 """Where there are other nodes: one that says nothing for so long is left."""
 _CLOSE_OF_SEVERAL_S: Final = 0.2
+FindLedger = Callable[[], Awaitable[str]]
+"""Returns the identity of the ledger that settles the purchases, "" if it is not known yet."""
 
 
 class Nodes:
     """The nodes of a bus. Each connect begins with the node after the one that was connected to last."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, find_ledger: FindLedger | None = None) -> None:
+        self._find_ledger = find_ledger
+        self._ledger = ""
         urls = list(split_hosts(url).values())
         self._urls = deque(random.sample(urls, len(urls)))
         self.several = len(urls) > 1
@@ -45,6 +50,12 @@ class Nodes:
             with contextlib.suppress(BusUnavailable), translate_errors():
                 return await self._connect_to_next(name)
         return await self._connect_to_next(name)
+
+    async def declare(self, channel: AbstractChannel) -> AbstractExchange:
+        """Declare exchanges and queues for the ledger, if one is to be found; see declare_topology."""
+        if self._find_ledger is not None and not self._ledger:
+            self._ledger = await self._find_ledger()
+        return await declare_topology(channel, self._ledger)
 
     async def _connect_to_next(self, name: str) -> AbstractConnection:
         address = URL(self._urls[0])

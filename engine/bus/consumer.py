@@ -9,9 +9,9 @@ from typing import Any, Final
 from aio_pika.abc import AbstractConnection
 from aiormq.abc import AbstractChannel, DeliveredMessage
 
-from engine.bus.connection import Nodes, close_connection, translate_errors
+from engine.bus.connection import FindLedger, Nodes, close_connection, translate_errors
 from engine.bus.publisher import Publisher
-from engine.bus.topology import PURCHASES, declare_topology
+from engine.bus.topology import PURCHASES
 from engine.errors import BusUnavailable
 from engine.model.dead_letter import DeadLetter
 from engine.model.lot import Lot, encode_lots
@@ -25,16 +25,19 @@ that was cut off from the others keeps its connections, and never has anything."
 
 
 class Consumer:
-    """Reads messages from the bus; those that are not acknowledged are delivered again."""
+    """Reads messages from the bus; those that are not acknowledged are delivered again.
 
-    def __init__(self, url: str, prefetch: int) -> None:
-        self._nodes = Nodes(url)
+    With `find_ledger` it reads nothing where another ledger settles the purchases.
+    """
+
+    def __init__(self, url: str, prefetch: int, find_ledger: FindLedger | None = None) -> None:
+        self._nodes = Nodes(url, find_ledger)
         self._prefetch = min(prefetch, 65_535)  # 16 bits in AMQP
         self._connection: AbstractConnection | None = None
         self._inbox: _Inbox | None = None
         # It publishes on a connection of its own: RabbitMQ blocks one that publishes when memory runs low,
         # and the one that consumes is what frees memory again.
-        self._publisher = Publisher(url)
+        self._publisher = Publisher(url, find_ledger)
 
     async def read(self, wait_s: float) -> list[Message]:
         """Return messages that arrived; wait up to `wait_s` for the first of them. Raises BusUnavailable."""
@@ -81,7 +84,7 @@ class Consumer:
 
     async def _consume(self, connection: AbstractConnection) -> "_Inbox":
         channel = await connection.channel(publisher_confirms=False)
-        await declare_topology(channel)
+        await self._nodes.declare(channel)
         await channel.set_qos(prefetch_count=self._prefetch)
         underlay = await channel.get_underlay_channel()
         inbox = _Inbox(underlay)

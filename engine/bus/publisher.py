@@ -8,8 +8,8 @@ from typing import Any, Final, NamedTuple
 import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange, DeliveryMode
 
-from engine.bus.connection import Nodes, close_connection, translate_errors
-from engine.bus.topology import DEAD, PURCHASES, REASON, declare_topology
+from engine.bus.connection import FindLedger, Nodes, close_connection, translate_errors
+from engine.bus.topology import DEAD, PURCHASES, REASON
 from engine.errors import BusUnavailable
 from engine.model.dead_letter import DeadLetter
 
@@ -35,11 +35,12 @@ class Publisher:
     """Publishes with confirms: when a call returns, the message is on the disks of the bus.
 
     Every method raises BusUnavailable if the bus did not confirm; the message may have arrived all the same.
-    The first call connects, and so does the first one after an error, which closes the connection.
+    The first call connects, and so does the first one after an error, which closes the connection. With
+    `find_ledger` it publishes nothing where another ledger settles the purchases.
     """
 
-    def __init__(self, url: str) -> None:
-        self._nodes = Nodes(url)
+    def __init__(self, url: str, find_ledger: FindLedger | None = None) -> None:
+        self._nodes = Nodes(url, find_ledger)
         self._connecting = asyncio.Lock()
         self._session: _Session | None = None
         self._is_proven = False
@@ -130,7 +131,7 @@ class Publisher:
                         # A message that no queue takes raises an error and is not lost.
                         channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
                         exchanges = {
-                            PURCHASES: await declare_topology(channel),
+                            PURCHASES: await self._nodes.declare(channel),
                             DEAD: await channel.get_exchange(DEAD, ensure=False),
                         }
                 except BaseException:

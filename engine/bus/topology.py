@@ -3,6 +3,9 @@
 from typing import Final
 
 from aio_pika.abc import AbstractChannel, AbstractExchange
+from aiormq.exceptions import ChannelPreconditionFailed
+
+from engine.errors import BusUnavailable
 
 PURCHASES: Final = "flashgrid.purchases"
 """Exchange, queue and routing key of the purchases."""
@@ -10,10 +13,17 @@ DEAD: Final = "flashgrid.dead"
 """Exchange, queue and routing key of the dead letters."""
 REASON: Final = "x-flashgrid-reason"
 """Header of a dead letter: why it can't be fulfilled."""
+LEDGER: Final = "flashgrid.ledger"
+"""Exchange that carries nothing: its argument names the ledger that settles the purchases."""
 
 
-async def declare_topology(channel: AbstractChannel) -> AbstractExchange:
-    """Declare every exchange and queue, all durable; return the exchange of the purchases."""
+async def declare_topology(channel: AbstractChannel, ledger: str = "") -> AbstractExchange:
+    """Declare every exchange and queue, all durable; return the exchange of the purchases.
+
+    Raises BusUnavailable if the virtual host holds the purchases of another ledger than this one.
+    """
+    if ledger:
+        await _claim(channel, ledger)
     dead = await channel.declare_exchange(DEAD, durable=True)
     dead_queue = await channel.declare_queue(DEAD, durable=True, arguments={"x-queue-type": "quorum"})
     await dead_queue.bind(dead, DEAD)
@@ -31,3 +41,17 @@ async def declare_topology(channel: AbstractChannel) -> AbstractExchange:
     )
     await queue.bind(purchases, PURCHASES)
     return purchases
+
+
+async def _claim(channel: AbstractChannel, ledger: str) -> None:
+    """Make the virtual host this ledger's unless it has one: a queue's arguments can't be added to."""
+    try:
+        # RabbitMQ compares no other argument of an exchange, and lets it name one that does not exist.
+        await channel.declare_exchange(
+            LEDGER, durable=True, arguments={"alternate-exchange": f"{LEDGER}.{ledger}"}
+        )
+    except ChannelPreconditionFailed as error:
+        raise BusUnavailable(
+            "the virtual host holds the purchases of another ledger: give each engine one of its own"
+            f" (amqp://host/name), or delete the exchange {LEDGER} and the queues if that ledger is no more"
+        ) from error

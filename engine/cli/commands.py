@@ -11,6 +11,7 @@ from engine.cli.reconcile import reconcile
 from engine.cli.serve import serve, settings
 from engine.cli.stack import stack
 from engine.errors import FlashgridError
+from engine.ledger.environment import forget_libpq_variables
 
 
 class Commands(click.Group):
@@ -22,6 +23,7 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command of the command line."""
+        forget_libpq_variables()
         try:
             return super().invoke(ctx)
         except self.errors as error:

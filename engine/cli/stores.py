@@ -18,6 +18,7 @@ from engine.bus.connection import close_connection, connect_bus, translate_error
 from engine.bus.publisher import Publisher
 from engine.bus.topology import DEAD, REASON, declare_topology
 from engine.gate.client import Shard
+from engine.gate.fence import read_owner
 from engine.model.lot import Lot, count_orders, decode_lots
 from engine.settings import Settings
 
@@ -52,7 +53,7 @@ async def open_stores(settings: Settings, shards: Sequence[Shard]) -> AsyncItera
     Those of the bus are held until the block ends, and then go back to their queue unless they are deleted.
     """
     async with AsyncExitStack() as cleanup:
-        stored = await _read_queue(settings.amqp_url, cleanup) if settings.amqp_url else []
+        stored = await _read_queue(settings.amqp_url, shards[0], cleanup) if settings.amqp_url else []
         # It holds the dead letters of all shards, and its outbox may carry the purchases of any product.
         shard = shards[0]
         entries: Any = await shard.redis.xrange(shard.dead)
@@ -65,14 +66,14 @@ async def open_stores(settings: Settings, shards: Sequence[Shard]) -> AsyncItera
         yield stored
 
 
-async def _read_queue(url: str, cleanup: AsyncExitStack) -> list[StoredDeadLetter]:
-    publisher = Publisher(url)
+async def _read_queue(url: str, first: Shard, cleanup: AsyncExitStack) -> list[StoredDeadLetter]:
+    publisher = Publisher(url, partial(read_owner, first))
     cleanup.push_async_callback(publisher.close)
     with translate_errors():
         connection = await connect_bus(url, "dead letters")
         cleanup.push_async_callback(close_connection, connection)
         channel = await connection.channel()
-        await declare_topology(channel)
+        await declare_topology(channel, await read_owner(first))
         queue = await channel.get_queue(DEAD, ensure=False)
         stored = []
         while message := await queue.get(fail=False):

@@ -13,6 +13,7 @@ from typing import Any, Final, cast
 from engine.gate.client import Script, Shard
 from engine.gate.fence import Fence, read_memory
 from engine.gate.keys import shard_of
+from engine.gate.outbox import read_newest
 from engine.model.lot import Lot, without_orders
 from engine.model.order import Order
 from engine.model.order_id import PLACES, is_stem, split_order_id
@@ -32,6 +33,13 @@ class Clearing:
     def generation(self) -> int:
         """The latest generation that this process has seen."""
         return max(fence.generation for _, fence in self._shards)
+
+    async def find_newest(self) -> int:
+        """Return when the gate accepted its newest purchase, Unix milliseconds of its clock; 0 without any.
+
+        Raises RedisError.
+        """
+        return max([await read_newest(shard) for shard, _ in self._shards])
 
     async def clear(self, lots: Iterable[Lot], failed: Sequence[Order] = ()) -> int:
         """Take settled orders out of the pending sets, and release the units of those that FAILED.

@@ -9,7 +9,7 @@ from typing import Any, Final, Self, TypeVar
 
 from redis.asyncio import Redis
 from redis.asyncio.client import Pipeline
-from redis.asyncio.connection import ConnectionPool
+from redis.asyncio.connection import ConnectionPool, RedisSSLContext, SSLConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError
@@ -50,9 +50,29 @@ def connect_redis(url: str | None, timeout_ms: int = 5_000, slot: int = _FIRST_S
         socket_timeout=timeout_s,
         socket_connect_timeout=timeout_s,
     )
+    pool.connection_class = share_context(pool.connection_class)
     lookup = _make_lookup(parts, slot, pool) if parts.kind else None
     pool.connection_class = leave_when_refused(pool.connection_class, lookup)
     return _Client.from_pool(pool)
+
+
+def share_context(connection_class: Any) -> Any:
+    """Return a class of connections, those by TLS with one context for all of them: to make one reads every
+    certificate of the system, for 20 ms, and to connect to a cluster asks several nodes.
+    """
+    if not issubclass(connection_class, SSLConnection):
+        return connection_class
+    shared: RedisSSLContext | None = None
+
+    class Connection(connection_class):  # type: ignore[misc]
+        ssl_context: RedisSSLContext
+
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            nonlocal shared
+            super().__init__(*arguments, **options)
+            self.ssl_context = shared = shared or self.ssl_context
+
+    return Connection
 
 
 def _make_lookup(url: RedisUrl, slot: int, pool: ConnectionPool) -> Lookup:

@@ -154,6 +154,21 @@ async def close_shard(shard: Shard, generation: int, seen: int) -> None:
     await _CLOSE.run(shard.redis.execute_command, [shard.fence], [generation, seen])
 
 
+async def claim_gate(first: Shard, ledger: str) -> str:
+    """Make this ledger the gate's unless it has one; return the one that it has. Raises RedisError."""
+    async with first.redis.pipeline(transaction=False) as pipe:
+        pipe.set(first.ledger, ledger, nx=True)
+        pipe.get(first.ledger)
+        _, owner = await pipe.execute()
+    return str(owner.decode())
+
+
+async def read_owner(first: Shard) -> str:
+    """Return the identity of the ledger whose gate this is, "" if none has claimed it. Raises RedisError."""
+    owner: Any = await first.redis.get(first.ledger)
+    return (owner or b"").decode()
+
+
 async def forget_writers(shards: Iterable[Shard]) -> int:
     """Take writers that are gone out of the fences; return how many. Raises RedisError."""
     gone = 0

@@ -28,6 +28,8 @@ _WATCH_S: Final = 0.1
 """How often a shard is asked whether it remembers."""
 _ASK_S: Final = 0.5
 """Longest wait for what a shard says to a probe, whose own wait is longer."""
+_CONNECTIONS: Final = 8
+"""To a shard: one that buys, one that watches, two for looks, and a few for operations."""
 _WATCH_TIMEOUT_MS: Final = 350
 """Longest wait for its answer: an old server's, the pause and a new one's are less than NOTICED_S."""
 
@@ -40,6 +42,8 @@ class Gate:
         self._sold_out_s = settings.sold_out_ms / 1000
         watched = connect_shards(settings, _WATCH_TIMEOUT_MS)
         self._lanes = [Lane(shard, settings) for shard in connect_shards(settings, settings.gate_timeout_ms)]
+        self.connections: Final = _CONNECTIONS * len(self._lanes)
+        """How many it may have."""
         fences = [lane.fence for lane in self._lanes]
         self.reads = GateReads([*zip(self._shards, fences, strict=True)])
         self.backlog = BacklogReads(self._shards)

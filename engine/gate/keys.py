@@ -14,9 +14,10 @@ share the slots evenly:
     fg:{<shard>}:dead              stream  dead letters of an engine without a bus
     fg:{<shard>}:mark              hash    the fence: proof that the shard remembers (fence.py)
     fg:{<shard>}:ill:<stage>       string  what a stage says of itself while it does not work; expires
+    fg:{<shard>}:ledger            string  identity of the ledger whose gate this is
     fg:{<shard>}:probe             string  a write whose copies are counted; expires at once
 
-Dead letters, and what stages say of themselves, are in the first shard alone.
+Dead letters, what stages say of themselves, and the ledger's identity are in the first shard alone.
 """
 
 from binascii import crc_hqx
@@ -48,6 +49,7 @@ class ShardKeys:
         self.pending = f"{self.prefix}pending"
         self.dead = f"{self.prefix}dead"
         self.fence = f"{self.prefix}mark"
+        self.ledger = f"{self.prefix}ledger"
         self.probe = f"{self.prefix}probe"
 
     def ill(self, stage: str) -> str:

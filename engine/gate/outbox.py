@@ -112,6 +112,14 @@ class Outbox:
         """Return the number of entries that are not acknowledged."""
         return int(await self._redis.xlen(self._stream))
 
+    async def find_newest(self) -> int:
+        """Return when the newest entry ever was accepted, Unix milliseconds of the gate's clock."""
+        return await read_newest(self._shard)
+
+    async def has_left(self, newest_ms: int) -> bool:
+        """Return whether an entry that was accepted until then is not acknowledged."""
+        return bool(await self._redis.xrange(self._stream, "-", str(newest_ms), count=1))
+
     async def close(self) -> None:
         """Leave the group, unless entries are pending under this name: they would be lost."""
         with contextlib.suppress(RedisError):

@@ -51,6 +51,8 @@ class Door:
         self.for_buyers = for_buyers
         """Whether requests may take the fast path."""
         self.connections: set[Connection] = set()
+        self.room = float("inf")
+        """How many there may be."""
         self.unfinished: dict[Connection, float] = {}
         """Connections on which a request has begun and is not whole, and since when, oldest first."""
 
@@ -88,9 +90,11 @@ class Connection(asyncio.Protocol):
         """Whether the client sends nothing more."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Join the door's connections."""
+        """Join the door's connections, if there is room."""
         self._transport = transport
         self._door.connections.add(self)
+        if len(self._door.connections) > self._door.room:
+            self._transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""

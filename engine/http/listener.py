@@ -1,6 +1,10 @@
 """The front door's listening sockets, and the connections that it accepts."""
 
 import asyncio
+import logging
+import math
+import os
+import resource
 import select
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -20,6 +24,8 @@ from engine.http.requests import is_loopback
 from engine.settings import PREFIX, Settings
 from engine.tasks import cancel
 
+log = logging.getLogger(__name__)
+
 _BACKLOG: Final = 65_535
 """A crowd connects within one second; the kernel cuts this to net.core.somaxconn."""
 _CLOSED_AT_ONCE: Final = 8
@@ -29,12 +35,14 @@ _AGES: Final = 4
 """How often a connection is found idle before it is closed the next time."""
 _HELP_S: Final = 0.25
 """A connection that waits as long for the worker of its socket is accepted by another."""
+_OTHERS: Final = 16
+"""Connections to ledger and bus, and files that are opened for a moment."""
 _PAUSES, _PAUSE_S = 10, 0.5
 """A client that asks nothing for so long is idle; for how often clients are waited for."""
 
 
 class Listeners(NamedTuple):
-    """The listening sockets of all front-door workers.
+    """The sockets of all front-door workers.
 
     They belong to the server, so that a connection that waits for a worker outlives the worker that died.
     """
@@ -51,11 +59,13 @@ class Listeners(NamedTuple):
 
 
 def bind(settings: Settings) -> Listeners:
-    """Return the listening sockets of all workers: for buyers and, if set, for operations.
+    """Return the sockets of all workers: for buyers and, if set, for operations.
 
-    Raises SettingsError if an address is taken, or not loopback while there is no admin token.
+    Each listens once a worker accepts from it; until then connections are refused, and nobody waits for a
+    server that is not ready. Raises SettingsError if an address is taken, or not loopback while there is no
+    admin token.
     """
-    first = _listen_on(settings, settings.host, settings.port, "HOST")
+    first = _bind_to(settings, settings.host, settings.port, "HOST")
     listeners = Listeners([first], [])
     try:
         if settings.workers > 1:
@@ -63,17 +73,17 @@ def bind(settings: Settings) -> Listeners:
             first.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             port = first.getsockname()[1]
             for _ in range(1, settings.workers):
-                listeners.buyers.append(_listen_on(settings, settings.host, port, "HOST", reuse_port=True))
+                listeners.buyers.append(_bind_to(settings, settings.host, port, "HOST", reuse_port=True))
         if settings.operations_bind is not None:
             host, _, port = settings.operations_bind.rpartition(":")
-            listeners.operations.append(_listen_on(settings, host, int(port), "OPERATIONS_BIND"))
+            listeners.operations.append(_bind_to(settings, host, int(port), "OPERATIONS_BIND"))
     except SettingsError:
         listeners.close()
         raise
     return listeners
 
 
-def _listen_on(
+def _bind_to(
     settings: Settings, host: str, port: int, setting: str, reuse_port: bool = False
 ) -> socket.socket:
     host = host.strip("[]")  # as a URL has it
@@ -81,19 +91,25 @@ def _listen_on(
         raise SettingsError(
             f"{PREFIX}{setting} is {host}, which others can reach: set {PREFIX}ADMIN_TOKEN, that opens sales"
         )
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
-        return socket.create_server(
-            (host, port),
-            family=family,
-            backlog=_BACKLOG,
-            reuse_port=reuse_port,
-            dualstack_ipv6=family == socket.AF_INET6 and socket.has_dualstack_ipv6(),
-        )
-    except (OSError, OverflowError) as error:
-        # Python adds the address once more, in brackets.
-        reason = (getattr(error, "strerror", None) or str(error)).partition(" (while")[0]
-        raise SettingsError(f"can't listen on {host}:{port}: {reason}") from None
+        host.encode("idna")
+        # Connections of a server before may not be forgotten yet.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if reuse_port:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if listener.family == socket.AF_INET6 and socket.has_dualstack_ipv6():
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        listener.bind((host, port))
+    except (OSError, OverflowError, UnicodeError) as error:
+        listener.close()
+        raise _say_taken((host, port), error) from None
+    return listener
+
+
+def _say_taken(place: tuple[str, int], error: Exception) -> SettingsError:
+    host, port = place
+    return SettingsError(f"can't listen on {host}:{port}: {getattr(error, 'strerror', None) or error}")
 
 
 @asynccontextmanager
@@ -121,6 +137,7 @@ async def listen(
         return Ordinary(cast(web.Server, runner.server), loop, go_on)
 
     door = Door(gate, looking, runner.app[LEAVING], make_handler, for_buyers)
+    door.room = _find_room(gate.connections)
 
     def connect() -> Connection:
         return Connection(door)
@@ -128,9 +145,13 @@ async def listen(
     if hasattr(socket, "TCP_USER_TIMEOUT"):
         # Accepted sockets inherit it. It holds for what waits in the kernel or after a close, too.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(keepalive_s * 1000))
+    try:
+        accepting = await loop.create_server(connect, sock=listener, backlog=_BACKLOG)
+    except OSError as error:
+        # Another server that had the address, too, was ready sooner.
+        raise _say_taken(listener.getsockname()[:2], error) from None
     # Connections that nobody has accepted yet are reset when the last descriptor of their socket is closed.
     last = listener.dup()
-    accepting = await loop.create_server(connect, sock=listener, backlog=_BACKLOG)
     helping = asyncio.create_task(_help(siblings, connect), name="accept for siblings")
     closing = [
         asyncio.create_task(_close_idle(door, keepalive_s), name="close idle connections"),
@@ -155,10 +176,21 @@ async def listen(
             connection.close()
 
 
+def _find_room(gate: int) -> float:
+    """Return how many clients may be connected: the gate and others need open files, too."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit == resource.RLIM_INFINITY:
+        return math.inf
+    free = limit - len(os.listdir("/dev/fd"))  # noqa: PTH208
+    return max(free - gate - _OTHERS, free // 2)
+
+
 async def _close_idle(door: Door, keepalive_s: float) -> None:
     """Close the connections that have begun no request for so long, or for up to a quarter longer."""
     while True:
         await asyncio.sleep(keepalive_s / _AGES)
+        if len(door.connections) >= door.room:
+            log.warning("%d clients are connected, as many as the limit of open files allows", door.room)
         for number, connection in enumerate(list(door.connections)):
             if not connection.is_quiet:
                 connection.age = 0

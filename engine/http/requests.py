@@ -83,6 +83,8 @@ def parse_terms(query: Mapping[str, str]) -> SaleTerms:
         starts_ms=_read_time(given, "startsAt") if "startsAt" in given else None,
         ends_ms=_read_time(given, "endsAt") if "endsAt" in given else None,
     )
+    if 0 < terms.stock < terms.quantity:
+        raise InputError("stock", "must be at least quantity, or nobody can buy")
     if terms.limit is not None and terms.limit < terms.quantity:
         raise InputError("limit", "must be at least quantity, or nobody can buy")
     if terms.starts_ms is not None and terms.ends_ms is not None and terms.ends_ms <= terms.starts_ms:

@@ -201,6 +201,14 @@ class Ledger(AbstractAsyncContextManager["Ledger"]):
         row = (await self._fetch("claim_shards", shards))[0]
         return row["shards"]  # type: ignore[no-any-return]
 
+    async def read_identity(self) -> str:
+        """Return which ledger this is; a restored one, and a standby that was promoted, are the same."""
+        return str((await self._fetch("read_identity"))[0]["identity"])
+
+    async def find_unsafe(self) -> list[str]:
+        """Return the settings of PostgreSQL that are off and may lose what it confirmed."""
+        return [row["name"] for row in await self._fetch("find_unsafe")]
+
     async def change_shards(self, shards: int) -> int:
         """Give a closed gate, to which nothing is under way, so many shards; return its new generation."""
         return int((await self._fetch("change_shards", shards))[0]["generation"])

@@ -108,8 +108,11 @@ class Connections:
             raise LedgerUnavailable(self._refusal)
         try:
             return await self.pool.acquire()
-        except SERVER_ERRORS as error:
+        except (*SERVER_ERRORS, ValueError) as error:
             self._refused_until, self._refusal = time.monotonic() + _PAUSE_S, describe(error)
+            if isinstance(error, ValueError):
+                # What the URL says, and no record.
+                raise LedgerUnavailable(self._refusal) from error
             raise
 
     async def fetch(self, query: str, *arguments: Any) -> list[asyncpg.Record]:

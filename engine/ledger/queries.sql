@@ -90,6 +90,16 @@ INSERT INTO gate (generation, shards) VALUES (0, $1)
 ON CONFLICT (only_row) DO UPDATE SET shards = coalesce(gate.shards, excluded.shards)
 RETURNING shards;
 
+-- name: find_unsafe
+SELECT name
+FROM unnest('{synchronous_commit,fsync,full_page_writes}'::text[]) AS name
+WHERE current_setting(name) = 'off' AND in_charge();
+
+-- name: read_identity
+INSERT INTO gate (generation) VALUES (0)
+ON CONFLICT (only_row) DO UPDATE SET generation = gate.generation
+RETURNING identity::text;
+
 -- name: change_shards
 UPDATE gate SET generation = greatest(gate.generation + 1, extract(epoch FROM now())::bigint), shards = $1
 RETURNING generation;

@@ -15,6 +15,8 @@ from engine.local.process import HERE, Machine, ProcessId, run, spawn
 _NAME: Final = "flashgrid@localhost"
 """It is part of the data: it stays, whatever the ports and wherever the folder. The private epmd keeps it
 apart from other brokers."""
+_OWN_FOLDER: Final = Path("/proc/self/cwd")
+"""What any process may call the folder in which it runs."""
 
 
 class RabbitMQ:
@@ -68,15 +70,16 @@ class RabbitMQ:
             cookie.write_text(secrets.token_hex(20))
         (folder / "enabled_plugins").write_text(f"[{plugin}].\n")
         (folder / "rabbitmq.conf").write_text(f"listeners.tcp.local = {machine.address}:{port}\n{settings}")
+        seen = _as_seen(folder)
         env = _environment(folder, epmd_port, name) | {
             "RABBITMQ_DIST_PORT": str(distribution_port),
-            "RABBITMQ_CONFIG_FILE": str(folder / "rabbitmq.conf"),
-            "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "enabled_plugins"),
-            "RABBITMQ_MNESIA_BASE": str(folder),
-            "RABBITMQ_MNESIA_DIR": str(folder / "data"),
-            "RABBITMQ_LOG_BASE": str(folder),
+            "RABBITMQ_CONFIG_FILE": str(seen / "rabbitmq.conf"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(seen / "enabled_plugins"),
+            "RABBITMQ_MNESIA_BASE": str(seen),
+            "RABBITMQ_MNESIA_DIR": str(seen / "data"),
+            "RABBITMQ_LOG_BASE": str(seen),
             "RABBITMQ_LOGS": "-",
-            "RABBITMQ_PID_FILE": str(folder / "pid"),
+            "RABBITMQ_PID_FILE": str(seen / "pid"),
             # Idle schedulers spin by default, which costs the rest of a small machine its processor.
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+S 2:2 +sbwt none +sbwtdcpu none +sbwtdio none"
             f" -kernel inet_dist_use_interface {{{machine.address.replace('.', ',')}}}",
@@ -117,11 +120,17 @@ def _environment(folder: Path, epmd_port: int, name: str = _NAME) -> dict[str, s
     host = name.partition("@")[2]
     has_address = "." in host
     return {
-        "HOME": str(folder / "home"),
+        "HOME": str(_as_seen(folder) / "home"),
         "ERL_EPMD_PORT": str(epmd_port),
         "ERL_EPMD_ADDRESS": host if has_address else HERE.address,
         "RABBITMQ_NODENAME": name,
         # Erlang calls an address a long name.
         "RABBITMQ_USE_LONGNAME": str(has_address).lower(),
-        "RABBITMQ_CONF_ENV_FILE": str(folder / "rabbitmq-env.conf"),
+        "RABBITMQ_CONF_ENV_FILE": str(_as_seen(folder) / "rabbitmq-env.conf"),
     }
+
+
+def _as_seen(folder: Path) -> Path:
+    """Return the folder as its processes, which run in it, are told: a quote would end their commands."""
+    is_plain = re.fullmatch(r"[\w/.+@:,=~-]+", str(folder), re.ASCII)
+    return _OWN_FOLDER if _OWN_FOLDER.exists() and not is_plain else folder

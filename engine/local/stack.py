@@ -6,6 +6,7 @@
 
 import asyncio
 import contextlib
+import re
 import stat
 import time
 from collections.abc import Collection
@@ -48,6 +49,8 @@ SERVICES: Final = ("redis", "postgres", "rabbitmq")
 CLUSTER: Final = ("redis-cluster", "postgres-cluster", "rabbitmq-cluster")
 """Those of three machines."""
 _START_S: Final = 90.0
+_LONGEST_PATH: Final = 800
+"""Bytes of a data folder's path: PostgreSQL's tools take 1,023 with what they append."""
 
 
 class ServiceStatus(msgspec.Struct):
@@ -64,6 +67,12 @@ class Stack:
 
     def __init__(self, data_dir: Path) -> None:
         self.data_dir = data_dir.resolve()
+        path = str(self.data_dir)
+        if re.search(r"[\x00-\x1f\x7f\ud800-\udfff]", path) or len(path.encode()) > _LONGEST_PATH:
+            raise StackError(
+                f"PostgreSQL can't have its data under {path[:100]!r}: a path must be one line of text,"
+                f" {_LONGEST_PATH} bytes at most"
+            )
         try:
             self.data_dir.mkdir(parents=True, exist_ok=True)
             if not any(self.data_dir.iterdir()):

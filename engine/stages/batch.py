@@ -64,6 +64,8 @@ class Packer:
         self._size = size
         self._open = Batch()
         self._room = size
+        self.newest_ms = 0
+        """When the newest purchase was accepted that it has had, Unix milliseconds of the gate's clock."""
 
     @property
     def empty(self) -> bool:
@@ -75,6 +77,8 @@ class Packer:
         full = []
         rest, dead_letters = decode_lots(message.lines)
         self._open.dead_letters += dead_letters
+        if rest:
+            self.newest_ms = max(self.newest_ms, rest[-1].accepted_ms)
         while True:
             lots, rest = split_lots(rest, self._room)
             self._open.lots += lots

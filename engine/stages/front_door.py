@@ -29,7 +29,7 @@ async def run_front_door(
     ready: Callable[[], None],
     siblings: Sequence[socket.socket] = (),
 ) -> None:
-    """Serve on listening sockets until `stop` is set; then answer what was asked, and close.
+    """Serve on sockets until `stop` is set; then answer what was asked, and close.
 
     Once `retiring` is set, each answer closes its connection, and readiness turns. The first socket is for
     buyers. If there is a second one, it alone is for operations. `siblings` are the sockets that other

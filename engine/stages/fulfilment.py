@@ -9,7 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence, Set
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from functools import partial
 from typing import Final
 
@@ -19,6 +19,7 @@ from engine.bus.consumer import Consumer
 from engine.errors import FlashgridError, LedgerLocked, LedgerUnavailable, PaymentUnavailable
 from engine.gate.clearing import Clearing
 from engine.gate.client import connect_shards
+from engine.gate.fence import read_owner
 from engine.gate.looks.backlog import Illness
 from engine.gate.outbox import Outbox, Outboxes, make_outboxes
 from engine.ledger.ledger import Ledger
@@ -32,7 +33,7 @@ from engine.payment.gateway import PaymentGateway
 from engine.payment.simulated import SimulatedGateway
 from engine.settings import Settings
 from engine.stages.batch import Batch, Packer
-from engine.stages.keeper import run_keeper
+from engine.stages.keeper import run_keeper, watch_settings
 from engine.stages.lifecycle import Outage, Pause, drain, report, running, sample
 from engine.stages.payments import Payments
 
@@ -50,10 +51,11 @@ Source = Consumer | Outbox | Outboxes
 
 
 async def run_fulfilment(settings: Settings, stop: asyncio.Event) -> None:
-    """Fulfil purchases until `stop` is set; then until the source is empty, or `drain_s` is over.
+    """Fulfil purchases until `stop` is set; then what was accepted before, or until `drain_s` is over.
 
-    The source is the bus, or the outbox itself if there is no amqp_url. The keeper runs beside it. Outages of
-    every service are waited for. Raises SettingsError without the URLs of Redis and PostgreSQL.
+    The source is the bus, or the outbox itself if there is no amqp_url. What is accepted later is left there
+    to other fulfilments. The keeper runs beside it. Outages of every service are waited for. Raises
+    SettingsError without the URLs of Redis and PostgreSQL.
     """
     gateway = SimulatedGateway(
         settings.payment_latency_ms, settings.payment_decline_rate, settings.payment_seed
@@ -70,12 +72,16 @@ async def run_fulfilment(settings: Settings, stop: asyncio.Event) -> None:
         else:
             messages = 2 * settings.fulfilment_in_flight * settings.fulfilment_batch // settings.relay_batch
             # Purchases that arrive in ones and twos must be able to fill batches, too.
-            source = Consumer(settings.amqp_url, prefetch=max(256, messages))
+            source = Consumer(settings.amqp_url, max(256, messages), partial(read_owner, shards[0]))
         cleanup.push_async_callback(source.close)
         clearing, pause = Clearing(shards), Pause()
         fulfilment = Fulfilment(source, gateway, ledger, clearing, pause, settings)
         await cleanup.enter_async_context(
-            running(run_keeper(settings, clearing, pause), report(shards[0], fulfilment.find_illnesses))
+            running(
+                run_keeper(settings, clearing, pause),
+                report(shards[0], fulfilment.find_illnesses),
+                watch_settings(shards, ledger),
+            )
         )
         await drain(fulfilment.run(stop), stop, settings.drain_s)
 
@@ -109,8 +115,11 @@ class Fulfilment:
         self._settling = Outage("fulfilment")
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Fulfil until `stop` is set and the source has been empty for a moment."""
+        """Fulfil until `stop` is set; then until the source has been empty for a moment, or gives what was
+        accepted later.
+        """
         leaves_at = 0.0
+        stopped_ms = 0
         quiet_since = time.monotonic()
         self._stop = stop
         async with asyncio.TaskGroup() as group:
@@ -128,6 +137,13 @@ class Fulfilment:
                 if now >= leaves_at:
                     for batch in self._packer.flush():
                         await self._start(group, batch)
+                if stop.is_set():
+                    with suppress(RedisError):
+                        stopped_ms = stopped_ms or await self._clearing.find_newest()
+                    if 0 < stopped_ms < self._packer.newest_ms:
+                        for batch in self._packer.flush():
+                            await self._start(group, batch)
+                        return
                 if messages or self._working or self._payments.waiting or not self._packer.empty:
                     quiet_since = now
                 elif now - quiet_since >= _QUIET_S:

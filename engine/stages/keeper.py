@@ -2,13 +2,28 @@
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import Final
 
+from redis.exceptions import RedisError
+
+from engine.errors import FlashgridError, SettingsError
 from engine.gate.clearing import Clearing
+from engine.gate.client import Shard
+from engine.gate.configuration import check_configuration
+from engine.gate.fence import claim_gate
+from engine.ledger.ledger import Ledger
+from engine.metrics import UNSAFE
 from engine.settings import Settings
 from engine.stages.lifecycle import Outage, Pause
 from engine.stages.reconciliation import Reconciliation, reconciling
 
 log = logging.getLogger(__name__)
+
+_WATCH_S: Final = 5.0
+"""Between two looks at the services' settings."""
 
 
 async def run_keeper(settings: Settings, clearing: Clearing, pause: Pause) -> None:
@@ -69,3 +84,43 @@ async def _drain_and_rebuild(reconciliation: Reconciliation, pause: Pause) -> No
     await pause.begin()
     if (await reconciliation.read_traffic()).drained:
         await reconciliation.rebuild()
+
+
+async def watch_settings(shards: Sequence[Shard], ledger: Ledger) -> None:
+    """Say when what the start has checked of Redis and PostgreSQL changes, forever."""
+    said, identity = dict[str, str](), ""
+
+    async def find_risk_of_gate() -> str:
+        nonlocal identity
+        identity = identity or await ledger.read_identity()
+        return await _find_risk_of_gate(shards, identity)
+
+    risks: dict[str, Callable[[], Awaitable[str]]] = {
+        "Redis": find_risk_of_gate,
+        "PostgreSQL": partial(_find_risk_of_ledger, ledger),
+    }
+    while True:
+        for service, find in risks.items():
+            with suppress(FlashgridError, RedisError, OSError):
+                risk = await find()
+                UNSAFE.labels(service).set(bool(risk))
+                if risk != said.setdefault(service, risk):
+                    log.warning("%s", risk or f"the settings of {service} are safe again")
+                    said[service] = risk
+        await asyncio.sleep(_WATCH_S)
+
+
+async def _find_risk_of_gate(shards: Sequence[Shard], identity: str) -> str:
+    # One that was emptied knows its ledger no more.
+    if await claim_gate(shards[0], identity) != identity:
+        return "Redis holds the gate of another ledger"
+    try:
+        risks = {await check_configuration(redis) for redis in {shard.redis for shard in shards}}
+    except SettingsError as error:
+        return str(error)
+    return "; ".join(risks - {""})
+
+
+async def _find_risk_of_ledger(ledger: Ledger) -> str:
+    unsafe = " and ".join(await ledger.find_unsafe())
+    return f"PostgreSQL may lose settled orders: set {unsafe} to on" if unsafe else ""

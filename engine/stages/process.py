@@ -125,14 +125,20 @@ def _say(line: bytes) -> None:
         os.write(sys.stdout.fileno(), line)
 
 
+class _Lines(logging.Formatter):
+    """Writes each message as one line, whatever a service says; a traceback follows in lines of its own."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        return " ".join(super().formatMessage(record).splitlines())
+
+
 def set_up_logging(settings: Settings) -> None:
     """Send log lines to standard error: time, level, module, text."""
-    logging.basicConfig(
-        level=settings.log_level.upper(),
-        format="%(asctime)s.%(msecs)03d %(levelname)-7s %(name)s[%(process)d] %(message)s",
-        datefmt="%H:%M:%S",
-        stream=sys.stderr,
+    handler = logging.StreamHandler()
+    handler.setFormatter(
+        _Lines("%(asctime)s.%(msecs)03d %(levelname)-7s %(name)s[%(process)d] %(message)s", "%H:%M:%S")
     )
+    logging.basicConfig(level=settings.log_level.upper(), handlers=[handler])
     # Their lines at each lost connection repeat what the engine's say.
     for name in ("aio_pika", "asyncio"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -13,6 +13,7 @@ from redis.exceptions import RedisError
 from engine.bus.publisher import Publisher
 from engine.errors import BusUnavailable, SettingsError
 from engine.gate.client import connect_shards
+from engine.gate.fence import read_owner
 from engine.gate.looks.backlog import Illness
 from engine.gate.outbox import Outbox, Outboxes, make_outboxes
 from engine.metrics import OUTBOX_LENGTH, QUEUE_LENGTH, RELAYED
@@ -23,15 +24,16 @@ from engine.tasks import cancel
 
 
 async def run_relay(settings: Settings, stop: asyncio.Event) -> None:
-    """Relay every shard's outbox until `stop` is set; then until it is empty, or `drain_s` is over.
+    """Relay every shard's outbox until `stop` is set; then what it holds, or until `drain_s` is over.
 
-    Outages of Redis and RabbitMQ are waited for. Raises SettingsError without the URLs of both.
+    What is accepted later is left to other relays. Outages of Redis and RabbitMQ are waited for. Raises
+    SettingsError without the URLs of both.
     """
     if settings.amqp_url is None:
         raise SettingsError(f"{PREFIX}AMQP_URL is not set")
     async with connect_shards(settings) as shards:
         outboxes = make_outboxes(shards, "relay", settings)
-        publisher = Publisher(settings.amqp_url)
+        publisher = Publisher(settings.amqp_url, partial(read_owner, shards[0]))
         # What one shard lacks holds up no other.
         relays = [Relay(outbox, publisher, settings.relay_batch) for outbox in outboxes]
         # A bus that blocks publishers does not answer what they ask, either.
@@ -69,10 +71,12 @@ class Relay:
         self._publisher = publisher
         self._batch = batch
         self._relaying = 0
+        self._newest_ms: int | None = None
+        """When the newest entry was accepted that was there at the stop."""
         self._outage = Outage("the relay")
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Relay until `stop` is set and the outbox is empty."""
+        """Relay until `stop` is set and nothing is left of what was in the outbox then."""
         while failure := await self._run_tasks(stop):
             # Which of the messages under way arrived is unknown.
             self._outbox.forget_held()
@@ -112,13 +116,14 @@ class Relay:
             entries = await self._outbox.read(0.25)  # a stop is noticed no later
             if entries:
                 await self._relay(entries)
+            if entries or not self._relaying:
+                # Else the other task has something in its hands, which may not work.
                 self._outage.end()
-                continue
-            if not self._relaying:
-                # The other task has nothing in its hands, either.
-                self._outage.end()
-            if stop.is_set() and not await self._outbox.count_entries():
-                return
+            if stop.is_set():
+                if self._newest_ms is None:
+                    self._newest_ms = await self._outbox.find_newest()
+                if not await self._outbox.has_left(self._newest_ms):
+                    return
 
     async def _relay(self, entries: list[Message]) -> None:
         self._relaying += 1

@@ -99,6 +99,11 @@ class RabbitNode:
         """Let the node hold nothing of a queue any longer."""
         await self._node.control("rabbitmq-queues", "delete_member", queue, self.name)
 
+    async def set_policy(self, pattern: str, policy: str) -> None:
+        """Give the queues with such names a policy; without any text, take it back."""
+        change = ("set_policy", "--apply-to", "queues", "all", pattern, policy)
+        await self._node.control("rabbitmqctl", *(change if policy else ("clear_policy", "all")))
+
     async def restart(self) -> None:
         await self.kill()
         self.launch()

@@ -20,16 +20,18 @@ _BATCH = 100
 
 
 def reserve(sale: Sale, count: int = 1, key: str | None = None, size: int = 1) -> list[Lot]:
-    """Lots of `size` users each, numbered from 1, for one sale, accepted one after the other in batches."""
+    """Lots of `size` users each, numbered from 1, for one sale, accepted one after the other in batches, the
+    last one just now.
+    """
     terms = sale.terms
-    now_ms = time.time_ns() // 1_000_000
+    before_ms = time.time_ns() // 1_000_000 - count
     lots: list[Lot] = []
     for batch in range(0, count, _BATCH):
         stem, end = make_stem(), min(batch + _BATCH, count)
         for start in range(batch, end, size):
             users = list(range(start + 1, min(start + size, end) + 1))
             keys: list[str | None] | None = [key] * len(users) if key else None
-            place, accepted_ms = start - batch, now_ms + start + 1
+            place, accepted_ms = start - batch, before_ms + start + 1
             lots.append(
                 Lot(stem, place, terms.product_id, sale.sale_id, terms.quantity, accepted_ms, users, keys)
             )

@@ -26,7 +26,7 @@ hypothesis.settings.load_profile("flashgrid")
 
 _MOST_SHARDS = 4
 """As many as any test uses."""
-_BUS_NAMES = ("flashgrid.purchases", "flashgrid.dead")
+_BUS_NAMES = ("flashgrid.purchases", "flashgrid.dead", "flashgrid.ledger")
 
 
 def skip_or_fail(reason: str) -> None:

@@ -1,9 +1,11 @@
 """What `flashgrid serve` promises: one command serves it all, restarts what dies, and leaves nothing."""
 
 import asyncio
+import errno
 import os
 import shutil
 import signal
+import socket
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -18,8 +20,13 @@ import asyncpg
 import msgspec
 import psutil
 import pytest
+from aiohttp import web
 from redis.asyncio import Redis
 
+from engine.errors import SettingsError
+from engine.http.app import LEAVING
+from engine.http.listener import bind, listen
+from engine.local.process import free_port
 from engine.metrics import METRICS_FOLDER
 from engine.settings import PREFIX, Settings
 
@@ -493,6 +500,27 @@ async def test_a_taken_port_is_said_at_once(settings_without_bus: Settings) -> N
         code, errors = await run_to_the_end(settings_without_bus, "serve", PORT=port)
         assert (code, errors.count("\n")) == (1, 1)
         assert errors.endswith(f"can't listen on 127.0.0.1:{port}: Address already in use\n")
+
+
+def test_nobody_waits_for_a_server_that_is_not_ready() -> None:
+    listeners = bind(Settings(port=free_port()))
+    with listeners.buyers[0] as listener, socket.socket() as client:
+        assert client.connect_ex(listener.getsockname()) == errno.ECONNREFUSED
+
+
+async def test_of_two_servers_that_start_at_once_one_says_that_the_address_is_taken() -> None:
+    settings = Settings(port=free_port())
+    [one], [other] = bind(settings).buyers, bind(settings).buyers
+    app = web.Application()
+    app[LEAVING] = asyncio.Event()
+    nothing: Any = None
+    with one, other:
+        one.listen()
+        with pytest.raises(
+            SettingsError, match=f"can't listen on 127.0.0.1:{settings.port}: Address already"
+        ):
+            async with listen(web.AppRunner(app), nothing, nothing, other, 75, 10):
+                pass
 
 
 async def test_a_redis_that_may_evict_is_refused(settings_without_bus: Settings, redis: Redis) -> None:

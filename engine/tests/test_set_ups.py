@@ -18,14 +18,29 @@ import aiohttp
 import asyncpg
 import msgspec
 import pytest
+from asyncpg import connect_utils
 from redis.asyncio import Redis
 from redis.exceptions import NoPermissionError
 
 from engine.checks import check_shard, list_commands
+from engine.errors import SettingsError
 from engine.gate.client import Shard, connect_redis
+from engine.http.listener import bind
+from engine.ledger.environment import forget_libpq_variables
+from engine.local.stack import start_stack
 from engine.settings import Settings
+from engine.tests import test_server
 from engine.tests.services import execute, skip_or_fail
-from engine.tests.test_server import buy, eventually, http, is_confirmed, open_sale, run_to_the_end, serving
+from engine.tests.test_server import (
+    buy,
+    eventually,
+    get,
+    http,
+    is_confirmed,
+    open_sale,
+    run_to_the_end,
+    serving,
+)
 
 __all__ = ["http"]
 pytestmark = pytest.mark.slow
@@ -341,3 +356,82 @@ async def test_several_hosts_lead_to_the_one_that_answers(
             )
         )
     await connection.close()
+
+
+async def test_variables_of_libpq_lead_nowhere_else(
+    settings_without_bus: Settings, http: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of an operator who has them set for psql; what a URL leaves out, four of them may say."""
+    url = urlsplit(settings_without_bus.postgres_url or "")
+    nameless = url._replace(netloc=f"{url.hostname}:{url.port}", path="").geturl()
+    with monkeypatch.context() as patch:
+        for name, value in FOREIGN.items():
+            patch.setenv(name, value)
+        await sells(settings_without_bus, http)
+        patch.setenv("PGPASSWORD", url.password or "")
+        patch.setenv("PGUSER", url.username or "")
+        patch.setenv("PGDATABASE", url.path[1:])
+        await sells(change(settings_without_bus, postgres_url=nameless), http)
+
+
+FOREIGN = {
+    "PGHOST": "nowhere.invalid",
+    "PGPORT": "1",
+    "PGUSER": "nobody",
+    "PGPASSWORD": "wrong",
+    "PGDATABASE": "lost",
+    "PGPASSFILE": "/nowhere",
+    "PGSERVICE": "lost",
+    "PGSSLMODE": "require",
+    "PGSSLCERT": "/nowhere",
+    "PGSSLMINPROTOCOLVERSION": "x",
+    "PGTARGETSESSIONATTRS": "standby",
+    "PGGSSLIB": "x",
+    "PGSSLNEGOTIATION": "x",
+}
+
+
+async def test_private_services_start_whatever_libpq_is_told(
+    stack_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in FOREIGN.items():
+        monkeypatch.setenv(name, value)
+    forget_libpq_variables()
+    stack = await start_stack(stack_dir / "libpq", ["postgres"])
+    await stack.stop()
+
+
+def test_every_variable_that_the_client_library_reads_is_forgotten_or_meant(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source = Path(connect_utils.__file__).read_text()
+    read = set(re.findall(r"['\"](PG[A-Z]+)['\"]", source))
+    assert len(read) > 15
+    for name in read:
+        monkeypatch.setenv(name, "x")
+    forget_libpq_variables()
+    assert read & os.environ.keys() == {"PGUSER", "PGPASSWORD", "PGPASSFILE", "PGDATABASE"}
+
+
+async def test_idle_connections_leave_open_files_for_gate_and_ledger(
+    settings_without_bus: Settings, http: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limited = ["sh", "-c", 'ulimit -n 64 && exec "$0" "$@"', *test_server.PROGRAM]
+    monkeypatch.setattr(test_server, "PROGRAM", limited)
+    async with serving(settings_without_bus) as server:
+        await get(http, f"{server.url}/healthz")
+        address = urlsplit(server.url)
+        idle = [await asyncio.open_connection(address.hostname, address.port) for _ in range(150)]
+        # Over the connection that was there before them.
+        await open_sale(http, server, 1)
+        status, body = await buy(http, server)
+        assert status == 200, body
+        for _, writer in idle:
+            writer.close()
+        await eventually(lambda: is_confirmed(http, server, body["orderId"]))
+
+
+@pytest.mark.parametrize("host", ["a" * 70, "é" * 70])
+def test_an_address_that_is_no_name_is_one_line(host: str) -> None:
+    with pytest.raises(SettingsError, match="can't listen on"):
+        bind(Settings(host=host, admin_token="0123456789abcdef"))

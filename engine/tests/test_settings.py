@@ -13,6 +13,7 @@ from engine.errors import SettingsError
 from engine.settings import Settings, describe_settings, read_settings
 
 TOKEN = "0123456789abcdef"
+LONG = "a" * 70
 
 
 def read(**variables: str) -> Settings:
@@ -38,6 +39,11 @@ def test_copies_are_awaited_for_less_than_the_answer() -> None:
     assert read(GATE_COPIES_MS="2000").gate_copies == 1, "nothing is awaited"
     assert "GATE_COPIES_MS: must be less" in refuse(GATE_COPIES="2", GATE_COPIES_MS="2000")
     assert "GATE_COPIES_MS: must be less" in refuse(GATE_COPIES="2", LOOK_TIMEOUT_MS="500")
+
+
+@pytest.mark.parametrize("level", ["INFO", "Info", " info"])
+def test_a_log_level_may_be_written_in_capitals(level: str) -> None:
+    assert read(LOG_LEVEL=level).log_level == "info"
 
 
 def test_an_empty_override_is_unset_too() -> None:
@@ -175,7 +181,27 @@ def test_a_typo_is_named_with_what_was_likely_meant(typo: str, meant: str) -> No
         ({"POSTGRES_URL": "postgresql://h1,h2:70000/d"}, "several hosts"),
         ({"POSTGRES_URL": "postgresql://h1:1,h2,h1:1/d"}, "a host twice"),
         ({"POSTGRES_URL": "postgresql:///d?host=h1,h2&port=1,2,3"}, "2 hosts and 3 ports"),
-        ({"POSTGRES_URL": "postgresql:///d?host=h1,h2&port=1,x"}, "several hosts"),
+        ({"POSTGRES_URL": "postgresql:///d?host=h1,h2&port=1,x"}, "x, which is no port"),
+        ({"POSTGRES_URL": "postgresql:///d?host=h&port=99999"}, "99999, which is no port"),
+        ({"POSTGRES_URL": "postgresql:///d?host=h&port=1,2"}, "1 hosts and 2 ports"),
+        ({"POSTGRES_URL": f"postgresql:///d?host=h,{LONG}"}, "more than 63 letters"),
+        ({"POSTGRES_URL": f"postgresql://{LONG}/d"}, "more than 63 letters"),
+        ({"POSTGRES_URL": "postgresql://u:%00secret@h/d"}, "percent-encoded"),
+        ({"POSTGRES_URL": "postgresql://h/d?sslrootcert=/"}, "sslrootcert names /, which can't be read"),
+        ({"REDIS_URL": "redis://h?ssl_cert_reqs=none"}, "is for TLS: write rediss://"),
+        ({"REDIS_URL": "redis+sentinel://h:1/gate?ssl_check_hostname=true"}, "is for TLS"),
+        ({"REDIS_URL": "unix:///run/redis.sock?ssl_cert_reqs=none"}, "is for TLS"),
+        ({"REDIS_URL": "rediss://h?ssl_check_hostname=maybe"}, "true or false"),
+        ({"REDIS_URL": "redis://h?health_check_interval=abc"}, "a number of seconds"),
+        ({"REDIS_URL": "redis://h?client_name=the%20till"}, "without spaces"),
+        ({"REDIS_URL": f"redis+cluster://h:1,{LONG}:2"}, "more than 63 letters"),
+        ({"REDIS_URL": "redis://h..i"}, "an empty label"),
+        ({"REDIS_URL": "redis://h:0"}, "redis://host:6379/0"),
+        ({"REDIS_URL": "redis://:secret\udcff@h"}, "percent-encoded"),
+        ({"AMQP_URL": f"amqp://{LONG}"}, "more than 63 letters"),
+        ({"AMQP_URL": "amqp://h?cafile=/ca"}, "is for TLS: write amqps://"),
+        # Any other value would turn the verification off.
+        ({"AMQP_URL": "amqps://h?no_verify_ssl=false"}, "0 or 1"),
         ({"AMQP_URL": "amqp://u:secret@h1,/shop"}, "several hosts"),
         ({"AMQP_URL": "amqp://u:secret@h1,u:secret@h2/shop"}, "percent-encoded"),
         ({"POSTGRES_URL": "postgresql://h/d?sslmode=require&sslmode=disable"}, "twice"),
@@ -242,6 +268,21 @@ def test_what_libpq_takes_is_taken_and_what_means_nothing_here_is_dropped(
     url = read(POSTGRES_URL=given).postgres_url
     assert url == (kept or given)
     assert read(POSTGRES_URL=url or "").postgres_url == url, "a stage reads what the server read"
+
+
+def test_a_user_is_needed_only_where_nobody_names_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container's numeric user has no name."""
+
+    def fail() -> str:
+        raise KeyError("getpwuid(): uid not found: 12345")
+
+    monkeypatch.setattr("getpass.getuser", fail)
+    monkeypatch.delenv("PGUSER", raising=False)
+    assert "names no user" in refuse(POSTGRES_URL="postgresql://h/d")
+    for url in ("postgresql://u@h/d", "postgresql://h/d?user=u"):
+        assert read(POSTGRES_URL=url).postgres_url == url
+    monkeypatch.setenv("PGUSER", "u")
+    assert read(POSTGRES_URL="postgresql://h/d").postgres_url
 
 
 def test_the_certificates_of_the_system_are_taken_where_libpq_takes_them(

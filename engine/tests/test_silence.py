@@ -95,7 +95,7 @@ async def test_the_stage_that_purchases_wait_for_is_named_within_ten_seconds(
     said: str,
 ) -> None:
     arguments = [word for role in roles for word in ("--role", role)]
-    async with serving(settings, *arguments, **more) as server:
+    async with serving(settings, *arguments, log=None, **more) as server:
         await open_sale(http, server, 10)
         assert await are_well(http, server)
         async with ailment(settings, redis):

@@ -29,10 +29,11 @@ class Subject(StrEnum):
     ORDERS = "orders"
     MEMORY = "memory"
     GROWTH = "growth"
+    COPIES = "copies"
 
 
 SERVED_WITHOUT_ENGINE: Final = frozenset(
-    {Subject.NGINX, Subject.AIOHTTP, Subject.DRIVER, Subject.DISK, Subject.GROWTH}
+    {Subject.NGINX, Subject.AIOHTTP, Subject.DRIVER, Subject.DISK, Subject.GROWTH, Subject.COPIES}
 )
 """The subjects that need no engine of the benchmark's, or start their own."""
 

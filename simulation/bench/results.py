@@ -55,10 +55,9 @@ class ProcessCost(Result, frozen=True):
 
 
 class Against(Result, frozen=True):
-    """This checkout's engine beside that of another one, measured in turn."""
+    """This checkout's engine beside that of another one, of that commit, measured in turn."""
 
     commit: str
-    """Of the other checkout."""
     front_door: list[FrontDoor]
     ratios: list[Ratio]
     """This over other."""
@@ -239,6 +238,17 @@ class Scaling(Result, frozen=True):
     """The same without load."""
 
 
+class Copied(Result, frozen=True):
+    """What is accepted where one machine holds it and where two do, and two over one, round by round."""
+
+    what: str
+    waiting: int
+    """Purchases under way at a time."""
+    one: Spread
+    two: Spread
+    ratio: Spread
+
+
 class Memory(Result, frozen=True):
     """Resident memory of the front door, MiB."""
 
@@ -263,8 +273,7 @@ class Bench(msgspec.Struct, kw_only=True):
     commit: str
     machine: dict[str, str | int]
     versions: dict[str, str]
-    load_before: float
-    """The system's load average of the last minute when the run began."""
+    load_before: float  # of the last minute when the run began
     rounds: int
     seconds: float
     growth_seconds: float
@@ -286,5 +295,6 @@ class Bench(msgspec.Struct, kw_only=True):
     responses: list[Responses] = []
     growth: list[Curve] = []
     scaling: list[Scaling] = []
+    copies: list[Copied] = []
     memory: Memory | None = None
     idle: list[IdleConnections] = []

@@ -29,6 +29,7 @@ from simulation.bench.results import Against, Bench, Scaling
 from simulation.bench.rounds import Rounds, Say
 from simulation.bench.samples import Cost
 from simulation.bench.scaling.control_groups import throttle
+from simulation.bench.scaling.copies import measure_copies
 from simulation.bench.scaling.measure import measure_scaling
 from simulation.bench.subjects import STATES, Engine, measure_refusals, measure_textbook, serve_engine
 from simulation.errors import BenchError
@@ -42,7 +43,7 @@ _NEEDS: Final = {
     "wrk": {
         Subject.NGINX, Subject.AIOHTTP, Subject.TEXTBOOK, Subject.SOLD_OUT, Subject.ACCEPTING,
         Subject.CONNECTIONS, Subject.PRODUCTS, Subject.ORDERS, Subject.MEMORY, Subject.CLIENTS, Subject.LOOKS,
-        Subject.GROWTH,
+        Subject.GROWTH, Subject.COPIES,
     },
     "nginx": {Subject.NGINX, Subject.DRIVER, Subject.CONNECTIONS, Subject.CLIENTS, Subject.LOOKS},
 }  # fmt: skip
@@ -110,6 +111,8 @@ class _Run:
         else:
             await self._measure_servers(bench, nginx, None)
         bench.scaling = await self._measure_scaling(bench.growth_seconds)
+        if Subject.COPIES in self._subjects:
+            bench.copies = await measure_copies(self._rounds, self._note)
         bench.costs += [cost for curve in bench.growth for cost in curve.costs]
         bench.took_s = round(time.monotonic() - started, 1)
         return bench

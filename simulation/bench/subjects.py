@@ -100,6 +100,20 @@ async def _count_scripts(redis: Redis) -> int:
     return int(stats.get("cmdstat_evalsha", {}).get("calls", 0))
 
 
+async def count_answers(url: str) -> Counter[Outcome]:
+    """Return the purchases that a front door has answered since it started, by outcome."""
+    async with aiohttp.ClientSession() as session, session.get(f"{url}/metrics") as answer:
+        families = text_string_to_metric_families(await answer.text())
+    samples = [sample for family in families for sample in family.samples]
+    return Counter(
+        {
+            Outcome(sample.labels["outcome"]): int(sample.value)
+            for sample in samples
+            if sample.name == "flashgrid_purchases_total"
+        }
+    )
+
+
 class Engine:
     """The engine under test with its private services; all of its stages run all the time."""
 
@@ -109,7 +123,7 @@ class Engine:
         self.redis = redis
         self._process = process
         self._admin_token = process.admin_token
-        self._meter = ProcessMeter(services.pids, process.pid)
+        self._meter = ProcessMeter(services.pids, lambda: [process.pid])
         self._keys = ShardKeys(0)
 
     async def open_sale(self, stock: int, product_id: int = 1) -> Sale:
@@ -132,19 +146,6 @@ class Engine:
             *(open_sales((self.url,), group, self._admin_token) for group in groups)
         )
         return [sale for group in opened for sale in group]
-
-    async def count_answers(self) -> Counter[Outcome]:
-        """Return the purchases answered since the engine started, by outcome."""
-        async with aiohttp.ClientSession() as session, session.get(f"{self.url}/metrics") as answer:
-            families = text_string_to_metric_families(await answer.text())
-        samples = [sample for family in families for sample in family.samples]
-        return Counter(
-            {
-                Outcome(sample.labels["outcome"]): int(sample.value)
-                for sample in samples
-                if sample.name == "flashgrid_purchases_total"
-            }
-        )
 
     async def count_pending(self) -> int:
         """Return the number of purchases that are accepted and not yet settled in the ledger."""
@@ -173,14 +174,14 @@ class Engine:
         The sample has a fault unless the engine's own count says that every purchase had the outcome; without
         an outcome, unless nobody bought and every look was answered.
         """
-        answers = await self.count_answers()
+        answers = await count_answers(self.url)
         self._meter.read()
         async with self.count_cpu(proxy) as cpu_s:
             sample = await run_wrk((proxy or self).url, connections, seconds, requests)
             backlog = await self.count_pending()
             cpu = {name: usage.cpu_percent / 100 for name, usage in self._meter.read().items()}
             drain_s = await self.drain()
-        counts = await self.count_answers() - answers
+        counts = await count_answers(self.url) - answers
         fault = sample.fault
         if set(counts) != ({outcome} if outcome else set()):
             fault = "answers were " + ", ".join(f"{count} {word}" for word, count in counts.items())

@@ -18,7 +18,7 @@ from uuid import uuid4
 from msgspec import Struct, field
 
 from engine.bus.connection import connect_bus
-from engine.bus.topology import DEAD, PURCHASES
+from engine.bus.topology import DEAD, LEDGER, PURCHASES
 from simulation.record.series import drop_record
 from simulation.report.page import write_tables
 from simulation.run import Say, run
@@ -104,6 +104,8 @@ async def empty_services(services: Services, shards: int = 1) -> AsyncIterator[S
         async with await connect_bus(services.amqp_url, "suite") as bus, bus.channel() as channel:
             for name in (PURCHASES, DEAD):
                 await channel.queue_delete(name)
+            # The ledger of the next run is another one.
+            await channel.exchange_delete(LEDGER)
     name = f"run_{uuid4().hex}"
     await _execute(services.postgres_url, f"CREATE DATABASE {name}")
     try:

@@ -45,9 +45,12 @@ _PATIENCE: Final[dict[str, Any]] = {
     "population.patience": {"after": ["UNKNOWN", "UNAVAILABLE"], "pause_ms": 500.0, "most": 5},
     "faults": [{"kind": "freeze", "on": "redis", "at_s": 2.0, "seconds": 3.0}],
 }
+NO_FAULT: Final = "spike without faults"
+KILL: Final = "front door killed in mid-sale"
+"""These two have scenarios of their own."""
 CASES: Final[dict[str, dict[str, Any]]] = {
-    "no fault": {},
-    "front door killed in mid-sale": {},
+    NO_FAULT: {},
+    KILL: {},
     "answers of Redis lost": {
         "faults": [{"kind": "drop_replies", "on": "redis", "at_s": 2.0, "seconds": 2.0, "share": 0.3}]
     },
@@ -57,8 +60,6 @@ CASES: Final[dict[str, dict[str, Any]]] = {
     "retries with keys": {**_PATIENCE, "population.keyed_share": 1.0},
 }
 """The changes of each case."""
-KILL: Final = "front door killed in mid-sale"
-"""Has a scenario of its own."""
 OFFERED: Final = 12_000.0
 """Purchases a second when the rates are measured: more than the textbook can do."""
 WINDOW_S: Final = (1.0, 4.0)
@@ -143,13 +144,16 @@ async def _try_case(name: str, rate_rps: float, engine: Engine, folder: Path, se
     """Run a case; with a fault it is run again, with the next seed, until it shows or TRIES are over."""
     for tries in range(1, TRIES + 1):
         outcome = await _run_case(name, rate_rps, tries, engine, folder, services, tries)
-        if outcome.verdict == "fail" or (outcome.verdict == "pass" and name == "no fault"):
+        if outcome.verdict == "fail" or (outcome.verdict == "pass" and name == NO_FAULT):
             break
     return outcome
 
 
 def make_scenario(name: str, rate_rps: float, seed: int) -> Scenario:
     """Return the scenario of a case."""
+    if name == NO_FAULT:
+        changes = {key: _CROWD[key] for key in ("driver.late_p99_ms", "drain_s")}
+        return load_scenario("spike", changes, rate_rps=rate_rps, stock=round(rate_rps * 2), seed=seed)
     if name == KILL:
         # A rush of eight times that rate, for a second.
         return load_scenario(

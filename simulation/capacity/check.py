@@ -7,7 +7,7 @@ import numpy as np
 
 from simulation.bench.results import DOORS, SHARDS, Bench
 from simulation.capacity.fit import IDLE, fit_role, interval
-from simulation.capacity.observations import Observation, name_curve
+from simulation.capacity.observations import Observation, name_point, observe_point
 
 CAUSES: Final = {
     (DOORS, "accepting"): ("front-door", "accepted"),
@@ -19,7 +19,7 @@ CAUSES: Final = {
 
 
 class Prediction(NamedTuple):
-    """The rate of so many throttled machines."""
+    """The rate of so many throttled machines, from a load's start until all of it is settled."""
 
     machines: str
     share: float
@@ -40,25 +40,36 @@ class Prediction(NamedTuple):
 
 
 def check_model(observations: Sequence[Observation], bench: Bench, folder: str) -> list[Prediction]:
-    """Predict each throttled point of a benchmark by the observations, without those of machines like these:
-    those that have the same share of a core.
+    """Predict what more throttled machines of a benchmark in a folder give for the time that they used.
+
+    Observations that were made when as many of these machines were loaded, or more, are left out.
     """
     found = []
     for curve in bench.scaling:
-        seen = name_curve(folder, curve)
         role, cause = CAUSES[curve.machines, curve.state]
-        cost = fit_role([each for each in observations if not each.point.startswith(seen)], role)
-        for point in curve.points:
-            rates = point.size * (curve.share - cost[IDLE]) / np.maximum(cost[cause], 1e-12)
+        alike = [each for each in bench.scaling if each.machines == curve.machines]
+        for point in curve.points[1:]:
+            unseen = {
+                name_point(folder, each, other.size)
+                for each in alike
+                for other in each.points
+                if other.size >= point.size
+            }
+            cost = fit_role([each for each in observations if each.point not in unseen], role)
+            rounds = observe_point(curve, point, folder)
+            seconds = sum(each.seconds for each in rounds)
+            other_s = cost[IDLE] * sum(each.seconds * each.processes[role] for each in rounds)
+            other_s += cost["resumed"] * sum(each.resumed for each in rounds)
+            counts = (sum(each.cpu_s[role] for each in rounds) - other_s) / np.maximum(cost[cause], 1e-12)
             found.append(
                 Prediction(
                     curve.machines,
                     curve.share,
                     curve.state,
                     point.size,
-                    point.rps.median,
-                    float(rates[0]),
-                    *interval(rates),
+                    sum(getattr(each, cause) for each in rounds) / seconds,
+                    float(counts[0]) / seconds,
+                    *interval(counts / seconds),
                     point.doubt,
                 )
             )

@@ -28,7 +28,7 @@ RESTED: Final = 0.2
 """Of its core: a process that was always busier does not show what it needs idle."""
 FEW: Final = 6
 """So few points say too little of how runs differ."""
-GATE_CAUSES: Final = ("accepted", "refused", "asked", "looked")
+GATE_CAUSES: Final = ("accepted", "refused", "asked", "looked", "resumed")
 CAUSES: Final[Mapping[str, Sequence[str]]] = {
     role: GATE_CAUSES if role in ("front-door", "redis") else ("settled",) for role in ROLES
 }

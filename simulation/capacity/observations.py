@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from simulation.bench.page import read_bench
-from simulation.bench.results import DOORS, SHARDS, Bench, ScaledRound, Scaling
+from simulation.bench.results import DOORS, SHARDS, Bench, ScaledPoint, ScaledRound, Scaling
 from simulation.bench.samples import Sample
 from simulation.errors import RunError
 from simulation.record.facts import read_timeline
@@ -23,6 +23,8 @@ TICK_S: Final = 0.01
 """Of the kernel's clock of processor time."""
 PRECISE_S: Final = 0.001
 """Throttled processes are timed by the scheduler."""
+PERIOD_S: Final = 0.1
+"""Of a control group: a process that has used its share waits for the next one."""
 _ENGINE: Final = "engine, "
 _NOT_FULL: Final = {DOORS: "redis", SHARDS: "front-door"}
 """The role that waits for throttled machines: what it does little at a time costs more than it has to."""
@@ -46,6 +48,8 @@ class Observation(NamedTuple):
     """By role; all processes of the role together. Without roles that say nothing of their costs here."""
     processes: dict[str, int]
     """Their number."""
+    resumed: float = 0.0
+    """How often a throttled process went on, after it had waited for the next period."""
     tick_s: float = TICK_S
     """By how much its processor time may be off."""
 
@@ -100,23 +104,19 @@ def observe_bench(bench: Bench, folder: str) -> list[Observation]:
     ]
     for curve in bench.scaling:
         for point in curve.points:
-            name = f"{name_curve(folder, curve)}, {point.size}"
-            asked = curve.machines == SHARDS
-            found += [
-                _leave_out(_NOT_FULL[curve.machines], _observe(each, name, each.seconds, asked))
-                for each in point.rounds
-                if not each.fault
-            ]
-        name = f"{name_curve(folder, curve)}, idle"
-        found += [
-            _leave_out(_NOT_FULL[curve.machines], _observe(each, name, each.seconds)) for each in curve.idle
-        ]
+            found += observe_point(curve, point, folder)
+        found += _observe_throttled(curve, curve.idle, 0, folder)
     return found
 
 
-def name_curve(folder: str, curve: Scaling) -> str:
-    """Return what the names of a benchmark's points with these machines begin with."""
-    return f"{folder}: {curve.machines} of {curve.share:g} cores"
+def observe_point(curve: Scaling, point: ScaledPoint, folder: str) -> list[Observation]:
+    """Return an observation for each round of so many throttled machines."""
+    return _observe_throttled(curve, point.rounds, point.size, folder)
+
+
+def name_point(folder: str, curve: Scaling, size: int) -> str:
+    """Return the name of the rounds in which so many of a benchmark's machines were loaded."""
+    return f"{folder}: {size} {curve.machines} of {curve.share:g} cores"
 
 
 def _observe(found: Sample | ScaledRound, point: str, seconds: float, asked: bool = False) -> Observation:
@@ -125,9 +125,16 @@ def _observe(found: Sample | ScaledRound, point: str, seconds: float, asked: boo
     return Observation(point, seconds, accepted, *refusals, 0.0, accepted, *_by_role(found.cpu_s))
 
 
-def _leave_out(role: str, found: Observation) -> Observation:
-    cpu_s = {name: spent for name, spent in found.cpu_s.items() if name != role}
-    return found._replace(cpu_s=cpu_s, tick_s=PRECISE_S)
+def _observe_throttled(
+    curve: Scaling, rounds: Sequence[ScaledRound], size: int, folder: str
+) -> list[Observation]:
+    name, found = name_point(folder, curve, size), []
+    for each in [each for each in rounds if not each.fault]:
+        seen = _observe(each, name, each.seconds, asked=curve.machines == SHARDS)
+        cpu_s = {role: spent for role, spent in seen.cpu_s.items() if role != _NOT_FULL[curve.machines]}
+        resumed = size * each.throttled * each.seconds / PERIOD_S
+        found.append(seen._replace(cpu_s=cpu_s, resumed=resumed, tick_s=PRECISE_S))
+    return found
 
 
 def _by_role(cpu_s: Mapping[str, float]) -> tuple[dict[str, float], dict[str, int]]:

@@ -31,7 +31,7 @@ from simulation.cli.shared import echo_json, json_option
 )  # fmt: skip
 @click.option(
     "--check", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="BENCH",
-    help="Predict the throttled machines of `flashsim bench --only growth`, each without its own rounds.",
+    help="Predict the throttled machines of `flashsim bench --only growth`, more of them by fewer.",
 )  # fmt: skip
 @click.option("--markdown", is_flag=True, help="Write the README's table, and nothing else.")
 @json_option

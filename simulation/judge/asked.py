@@ -77,6 +77,8 @@ class Asked:
     """The zero of all times, Unix µs of this machine's clock."""
     clock_ns: int = 0
     """Most that the engine's clock may differ from this machine's."""
+    read_ns: int = NEVER
+    """When the stores had been read, after the run."""
 
     @cached_property
     def frame(self) -> pd.DataFrame:
@@ -144,12 +146,14 @@ def read_asked(
     ended_ns: int = LONG_AGO,
     load_valid: bool = True,
     skew_s: float = 0.0,
+    read_ns: int = NEVER,
 ) -> Asked:
     """Return what a run of the scenario asked of its engine, or of the one at `target`; `contract` is that of
     an engine other than Flashgrid.
 
     `restocks` are those that were done. One that was due a second before `ended_ns`, the end of the load, was
-    asked for as well. `skew_s` is how far the clocks of the engine's services were seen to be off.
+    asked for as well. `skew_s` is how far the clocks of the engine's services, and this machine's own
+    in the course of the run, were seen to be off. `read_ns` is when the stores had been read.
     """
     known = contract is None and (target is None or "payment_decline_rate" in scenario.engine)
     here = target is None or re.match(r"https?://(localhost|127\.0\.0\.1|\[::1\])\b", target)
@@ -176,6 +180,7 @@ def read_asked(
         remembered_ns=round(float(scenario.engine.get("idempotency_s", REMEMBERED_S)) * 1e9),
         started_us=started_us,
         clock_ns=(SAME_CLOCK_NS if here else OTHER_CLOCK_NS) + round(skew_s * 1e9),
+        read_ns=read_ns,
     )
 
 

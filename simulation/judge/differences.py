@@ -1,6 +1,7 @@
 """What differs between the set-ups of runs that are compared, before anything is measured."""
 
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any, Final
 
 import msgspec
@@ -12,22 +13,38 @@ _UNNAMED: Final = ("name", "text", "seed")
 
 
 def find_differences(sides: Sequence[Side]) -> list[tuple[str, list[str]]]:
-    """Return what differs between the set-ups of the sides: the keys of the scenarios, then the machines."""
-    first = [side.runs[0] for side in sides]
-    scenarios = [msgspec.to_builtins(run.scenario) for run in first]
+    """Return what differs between the set-ups of the runs, of a side as well: the keys of the scenarios, then
+    the machines."""
+    sizes = [len(side.runs) for side in sides]
+    runs = [run for side in sides for run in side.runs]
+    asked = [
+        {key: each for key, each in msgspec.to_builtins(run.scenario).items() if key not in _UNNAMED}
+        for run in runs
+    ]
     facts = [
         {
             "driver": run.summary["driver"],
-            "seeds": ", ".join(str(each.summary["seed"]) for each in side.runs),
             "commit": run.summary["commit"][:12],
             **run.summary["machine"],
             **run.summary["versions"],
-            "command": run.summary["command"],
         }
-        for run, side in zip(first, sides, strict=True)
+        for run in runs
     ]
-    asked = [{key: each[key] for key in each if key not in _UNNAMED} for each in scenarios]
-    return [*_differ("", asked), *_differ("", facts)]
+    found = [(name, _gather(values, sizes)) for name, values in [*_differ("", asked), *_differ("", facts)]]
+    named = [
+        {
+            "seeds": ", ".join(str(run.summary["seed"]) for run in side.runs),
+            "command": side.runs[0].summary["command"],
+        }
+        for side in sides
+    ]
+    return [*found, *_differ("", named)]
+
+
+def _gather(values: Sequence[str], sizes: Sequence[int]) -> list[str]:
+    """Return for each side what its runs have, each value once."""
+    rest = iter(values)
+    return [" / ".join(dict.fromkeys(islice(rest, size))) for size in sizes]
 
 
 def _differ(name: str, values: Sequence[Any]) -> list[tuple[str, list[str]]]:

@@ -8,6 +8,7 @@ import msgspec
 
 from simulation.judge.numbers.doubt import Mark, recall_mark
 from simulation.judge.thresholds import Metrics
+from simulation.scenario.condition import READS
 from simulation.scenario.schema import Scenario
 
 FIGURES: Final = {
@@ -18,6 +19,8 @@ FIGURES: Final = {
     "sold_out.response.p50": "Sold out, response p50",
     "sold_out.response.p99": "Sold out, response p99",
     "sold_out.response.p999": "Sold out, response p99.9",
+    "stock_reads.response.p99": "Reads of stock, response p99",
+    "order_reads.response.p99": "Reads of orders, response p99",
     "fulfilment.lag_p50": "Fulfilment delay p50",
     "fulfilment.lag_p99": "Fulfilment delay p99",
     "sold_out_after_s": "Sold out after",
@@ -41,6 +44,11 @@ class Run:
     scenario: Scenario
     metrics: Metrics | None = None
     """None where the record was not kept: then there is only what the summary says."""
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether it broke a rule, which is no matter of chance."""
+        return any(check["holds"] is False for check in self.summary["checks"])
 
     def measure(self, metric: str) -> float | None:
         """Return a metric of the whole run; None where there is nothing to measure, or no record."""
@@ -79,6 +87,22 @@ class Side:
     """The file in the folder that tells of it."""
     runs: Sequence[Run]
 
+    @property
+    def is_broken(self) -> bool:
+        """Whether a run of it broke a rule."""
+        return any(run.is_broken for run in self.runs)
+
+    @property
+    def verdict(self) -> str:
+        """The worst of its runs' verdicts."""
+        verdicts = [run.summary["verdict"] for run in self.runs]
+        return next((word for word in ("fail", "unknown") if word in verdicts), "pass")
+
+    @property
+    def oversold(self) -> int:
+        """The units that its runs sold too much."""
+        return sum(run.summary["stock"]["oversold"] or 0 for run in self.runs)
+
 
 def read_metric(summary: dict[str, Any], metric: str) -> float | None:
     """Return a metric as the summary of a run has it; None where it has none."""
@@ -98,5 +122,8 @@ def read_metric(summary: dict[str, Any], metric: str) -> float | None:
         found = count if rest == "count" or count is None else count / requests
     else:
         kind, _, stat = rest.partition(".")
-        found = summary["latency_ms"].get(first, {}).get(kind, {}).get(stat)
+        times = summary["latency_ms"].get(first, {})
+        if first in READS:
+            times = summary.get("reads", {}).get(READS[first], {}).get("latency_ms", {})
+        found = times.get(kind, {}).get(stat)
     return None if found is None else float(found)

@@ -67,7 +67,7 @@ def summarise(
         "restocks": [measure_restock(history, state, each, restocks) for each in restocks],
         "knee": run.knee,
         "front_doors": [
-            {"requests": len(rows), **count_outcomes(rows)}
+            {"requests": len(rows), **count_outcomes(rows), "resets": int((rows["end"] == "reset").sum())}
             for _, rows in history.groupby("door")
             if len(rows) < len(history)
         ],
@@ -81,7 +81,7 @@ def summarise(
         "retries": measure_retries(history, with_keys(state, history)),
         "reads": {} if run.reads is None else measure_reads(run.reads, run.driver.timeout_ms),
         "unread": state.unread,
-        "misfits": run.misfits,
+        "misfits": [*run.misfits.values()],
         "thresholds": thresholds,
         "checks": checks,
     }

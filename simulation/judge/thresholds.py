@@ -20,10 +20,11 @@ from simulation.judge.numbers.sales import (
     settled_orders,
     time_to_sell_out,
 )
-from simulation.judge.verdict import MISFIT, Check, list_misfits, make_check
+from simulation.judge.rules.misfits import find_misfits, hangs_on
+from simulation.judge.verdict import MISFIT, Check, gather, make_check
 from simulation.model.events import Abort, Restocked
 from simulation.model.state import FinalState
-from simulation.scenario.condition import Condition, Span, parse_condition, unit_of
+from simulation.scenario.condition import READS, Condition, Span, parse_condition, unit_of
 from simulation.scenario.schema import DriverOptions, Scenario
 
 
@@ -62,7 +63,7 @@ class Metrics:
     def sample_times(self, outcome: str, kind: str, span: Span | None = None) -> tuple[Floats, Floats]:
         """Return when each request with an outcome was meant to start, in seconds from the run's start, and
         its `response` or `service` time in ms; only those meant to start within the span."""
-        within = self._select(span)
+        within, outcome = self._select(span, outcome), "all" if outcome in READS else outcome
         if kind == "response":
             chosen = select_waits(within, outcome)
             took = response_ms(chosen, self.driver.timeout_ms)
@@ -79,8 +80,8 @@ class Metrics:
             return None
         lag = None
         if outcome != "fulfilment":
-            within = self._select(span)
-            chosen = within if outcome == "knee" else select_waits(within, outcome)
+            within = self._select(span, outcome)
+            chosen = within if outcome in ("knee", *READS) else select_waits(within, outcome)
             lag = take_stat(self._own_lag.reindex(chosen.index).dropna().to_numpy(), "p99")
         return find_mark(self.measure(metric, span), lag, self.machine)
 
@@ -91,12 +92,15 @@ class Metrics:
         return "there was nothing to measure"
 
     @cached_property
-    def misfits(self) -> list[str]:
-        """Where the description of the engine does not fit it, in words."""
-        return list_misfits(self.history, self.state, self.asked, self.reads)
+    def misfits(self) -> dict[str, str]:
+        """Where the description of the engine does not fit it, in words, by what it is about."""
+        return find_misfits(gather(self.history, self.state, self.asked, self.reads))
 
-    def _select(self, span: Span | None) -> pd.DataFrame:
-        return select_span(self.history, *span) if span else self.history
+    def _select(self, span: Span | None, outcome: str = "all") -> pd.DataFrame:
+        rows = self.history
+        if outcome in READS:
+            rows = rows.iloc[:0] if self.reads is None else self.reads[self.reads["kind"] == READS[outcome]]
+        return select_span(rows, *span) if span else rows
 
     @property
     def own_lag_p99_ms(self) -> float | None:
@@ -181,7 +185,7 @@ def _judge(condition: Condition, scenario: Scenario, run: Metrics) -> Check:
         return make_check(str(condition), 0, measured)
     if not run.load.valid:
         return make_check(str(condition), None, f"{measured}, but the load was not as planned")
-    if run.misfits:
+    if hangs_on(condition.metric, run.misfits, run.state.partial):
         return make_check(str(condition), None, f"{measured}, but {MISFIT}")
     return make_check(str(condition), 1, measured)
 

@@ -12,7 +12,7 @@ import pandas as pd
 from simulation.judge.asked import Asked
 from simulation.judge.rules import orders, refusals, service, stock, terms
 from simulation.judge.rules.evidence import PLACES, Breach, Evidence, Finding, Unknown
-from simulation.judge.rules.misfits import BUY, ORDERS, READS, REFUSALS, find_misfits
+from simulation.judge.rules.misfits import BUY, ORDERS, READS, REFUSALS, REQUESTS, find_misfits
 from simulation.judge.rules.reads import reads_are_true
 from simulation.model.events import Recovery
 from simulation.model.state import FinalState
@@ -63,6 +63,8 @@ OF_ALL: Final[frozenset[Rule]] = frozenset(
 """Rules that hold only if they hold of every order; a breach is certain by the orders that can be seen."""
 OF_ANSWERS: Final[frozenset[Rule]] = frozenset((service.no_server_errors, orders.order_ids_are_unique))
 """Rules that need no orders but those that clients were told of."""
+OF_STORES: Final[frozenset[Rule]] = frozenset((stock.no_oversell, stock.user_limit_is_kept))
+"""Rules that a store breaks by itself, whatever clients were told, if it shows all its orders."""
 OF_REFUSALS: Final[frozenset[Rule]] = frozenset(
     (
         service.no_server_errors,
@@ -134,13 +136,6 @@ def judge(
     return [_apply(rule, evidence, misfits) for rule in RULES]
 
 
-def list_misfits(
-    history: pd.DataFrame, state: FinalState, asked: Asked, reads: pd.DataFrame | None = None
-) -> list[str]:
-    """Return where the description of the engine does not fit it, in words."""
-    return [*find_misfits(gather(history, state, asked, reads)).values()]
-
-
 def gather(
     history: pd.DataFrame, state: FinalState, asked: Asked, reads: pd.DataFrame | None = None
 ) -> Evidence:
@@ -179,10 +174,10 @@ def _widen(history: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def _may_misfit(rule: Rule, misfits: Mapping[str, str]) -> bool:
-    """Return whether it may be the engine's description that breaks the rule."""
+def _may_misfit(rule: Rule, misfits: Mapping[str, str], partial: bool) -> bool:
+    """Return whether it may be the engine's description that breaks the rule; `partial` as in FinalState."""
     return (
-        BUY in misfits
+        ((BUY in misfits or REQUESTS in misfits) and (partial or rule not in OF_STORES))
         or (ORDERS in misfits and rule not in OF_ANSWERS)
         or (REFUSALS in misfits and rule in OF_REFUSALS)
     )
@@ -195,7 +190,7 @@ def _apply(rule: Rule, evidence: Evidence, misfits: Mapping[str, str]) -> Check:
         violations, detail, chances, breaches = rule(evidence)
     except Unknown as missing:
         return make_check(name, None, str(missing), meaning)
-    if violations and _may_misfit(rule, misfits):
+    if violations and _may_misfit(rule, misfits, evidence.state.partial):
         return make_check(name, None, f"{detail}; but {MISFIT}", meaning)
     if rule is reads_are_true and not violations and any(part.startswith(READS) for part in misfits):
         return make_check(name, None, f"{detail}; but {MISFIT}", meaning)

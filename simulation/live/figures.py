@@ -44,6 +44,8 @@ class Figures(NamedTuple):
     """Reads that ended, of stock and of orders."""
     ended: Sequence[Interval]
     """The faults that were done and have ended."""
+    in_charge: dict[str, str]
+    """The node in charge of each shard, of the queue and of the ledger, where there are several."""
 
 
 Show = Callable[[Figures], None]
@@ -107,6 +109,7 @@ class Tracker:
             failed=sample.ledger_failed,
             reads=progress.reads if progress else 0,
             ended=ended,
+            in_charge=sample.in_charge,
         )
 
     def _rates(self, t_s: float, *counts: int) -> list[float]:

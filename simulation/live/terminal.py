@@ -75,8 +75,10 @@ def _draw(scenario: Scenario, figures: Figures, rates: deque[float]) -> Renderab
         ("p99", ms(figures.p99_ms), "stock", "confirmed"),
     ]
     for name, value, *counted in rows:
-        cells = [(each.replace("_", " "), count(getattr(figures, each))) for each in counted]
-        table.add_row(name, value, *cells[0], *cells[1])
+        cells = {each.replace("_", " "): count(getattr(figures, each)) for each in counted}
+        if figures.outbox is None and "outbox" in cells:
+            cells = {**cells, "outbox": ""}
+        table.add_row(name, value, *(word for cell in cells.items() for word in cell))
     passed = ProgressBar(total=scenario.duration_s(), completed=max(figures.t_s, 0.0), width=_SPARKS)
     rate = Text(sparkline(list(rates)).rjust(_SPARKS), style="cyan")
     where = f"{figures.t_s:.1f} s  {figures.phase}"

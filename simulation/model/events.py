@@ -22,6 +22,10 @@ class Recovery(Interval, frozen=True, kw_only=True, omit_defaults=False):
 
     recovered_after_s: float | None = msgspec.field(name="healed_s")
     """Seconds from the fault's end until the engine works as before; None if it never does."""
+    resets: int = 0
+    """Purchases that were sent from its start until then, and whose connection closed before the answer."""
+    outbox_wait_s: float | None = None
+    """Longest wait in the outbox from its start until then; None where nobody looked."""
 
 
 class InCharge(msgspec.Struct, frozen=True, kw_only=True):

@@ -62,6 +62,9 @@ class FinalState:
     misfits: dict[str, str] = field(default_factory=dict)
     """Where the description of the engine was seen not to fit it, in words: "orders" that the witness should
     show, "reads of order", "reads of stock"."""
+    fitting: frozenset[str] = frozenset()
+    """Parts of the description that a purchase before the load showed to fit: "requests", "buy", those of
+    `misfits`."""
     unseen: frozenset[str] = frozenset()
     """The columns of ORDER_TYPES that the witness does not show."""
     without: frozenset[str] = frozenset()

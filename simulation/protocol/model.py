@@ -164,7 +164,7 @@ def write_results(result: Results, folder: Path) -> None:
 def _choose_search(check: Check) -> list[str]:
     """Return what the checker is compiled with."""
     if check.claim:
-        return ["-O1", "-w", "-DNFAIR=3"]
+        return ["-O0", "-w", "-DNFAIR=3"]
     if check.breaks:
         return ["-O0", "-w", "-DSAFETY", "-DBFS"]  # level by level: what it finds is as short as can be
     # To optimize takes longer than a small search. Of a state in a large one only a hash of 64 bits or more

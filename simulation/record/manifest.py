@@ -67,8 +67,7 @@ def find_contradictions(folder: Path, judged: dict[str, Any]) -> list[str]:
     `judged` is the summary as the record gives it now. A file that does not exist contradicts nothing. Raises
     RunError if summary.json is not JSON.
     """
-    digests = read_manifest(folder) or {}
-    found = _find_changes(folder, digests, [name for name in PRODUCTS if name in digests])
+    found = find_changes(folder, PRODUCTS)
     written = read_part(folder, "summary.json", dict[str, Any]) or {}
     said, true = _flatten(written), _flatten(judged)
     return found + [
@@ -76,6 +75,12 @@ def find_contradictions(folder: Path, judged: dict[str, Any]) -> list[str]:
         for where in said
         if where in true and _differ(where, said[where], true[where])
     ]
+
+
+def find_changes(folder: Path, names: Sequence[str]) -> list[str]:
+    """Tell in words which of these files were changed since the manifest got their digests, if it did."""
+    digests = read_manifest(folder) or {}
+    return _find_changes(folder, digests, [name for name in names if name in digests])
 
 
 def _find_changes(folder: Path, digests: dict[str, str], names: Sequence[str]) -> list[str]:

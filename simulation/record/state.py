@@ -19,6 +19,7 @@ _NUMBERS: Final = (
     "drained_s",
     "unread",
     "misfits",
+    "fitting",
     "unseen",
     "without",
     "partial",
@@ -43,7 +44,7 @@ def read_state(run_folder: Path) -> FinalState:
     folder = run_folder / "final"
     try:
         numbers: dict[str, Any] = json.loads((folder / "final_state.json").read_text())
-        for name in ("pending", "unseen", "without"):
+        for name in ("pending", "fitting", "unseen", "without"):
             if numbers.get(name) is not None:
                 numbers[name] = frozenset(numbers[name])
         files = {name: folder / f"{name}.parquet" for name in _FRAMES}

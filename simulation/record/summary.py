@@ -103,6 +103,8 @@ class FrontDoor(Outcomes, frozen=True):
     """A front door, and what became of the purchases that went to it."""
 
     requests: int
+    resets: int = 0
+    """Those whose connection closed before the answer was complete."""
 
 
 class Retries(Part, frozen=True):

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from itertools import chain
+from itertools import chain, compress
 from pathlib import Path
 from statistics import median
 from typing import Any, Final
@@ -13,7 +13,7 @@ from rich.text import Text
 from simulation.judge.chance import LEVEL, count_runs_needed
 from simulation.judge.comparison import Change, Row, count_tests
 from simulation.judge.differences import find_differences
-from simulation.judge.figures import Side
+from simulation.judge.figures import Run, Side
 from simulation.judge.stalls import QUANTILE, Stall
 from simulation.report.page import SERIES, fill_page
 from simulation.report.plots.canvas import Course, Phase
@@ -75,7 +75,13 @@ def make_table(sides: Sequence[Side], rows: Sequence[Row]) -> Table:
 
 
 def judge_in_a_word(sides: Sequence[Side], rows: Sequence[Row], stalls: Stalls) -> tuple[str, str]:
-    """Return the headline of a comparison, and the state that has its colour."""
+    """Return the headline of a comparison, and the state that has its colour: first what no chance does."""
+    for word, failed in (
+        ("oversold", [side.oversold > 0 for side in sides]),
+        ("failed", [side.is_broken for side in sides]),
+    ):
+        if any(failed):
+            return f"{' and '.join(compress(LETTERS, failed))} {word}", "fail"
     sure = [(row, change) for row in rows for change in row.changes if change and change.sure]
     longer = any(_classify(row, change) == "longer" for row, change in sure)
     shorter = any(_classify(row, change) == "shorter" for row, change in sure)
@@ -99,7 +105,7 @@ def describe_changes(
     sides: Sequence[Side], rows: Sequence[Row], stalls: Stalls, primary: str | None
 ) -> list[str]:
     """Return what a comparison shows and what it can't show, in sentences."""
-    said = []
+    said = [_describe_fault(*each) for each in _name_runs(sides) if each[1].is_broken]
     for number, found in enumerate(stalls, 1):
         said += [describe_stall(stall, LETTERS[number]) for stall in found or ()]
     for number, side in enumerate(sides[1:], 1):
@@ -172,14 +178,11 @@ def _describe_power(sides: Sequence[Side], rows: Sequence[Row], primary: str | N
 def find_obstacles(sides: Sequence[Side]) -> list[str]:
     """Return the reasons, if any, not to compare the sides."""
     found = []
-    for letter, side in zip(LETTERS, sides, strict=False):
-        several = len(side.runs) > 1
-        for run in side.runs:
-            name = f"{letter}, {run.name}" if several else letter
-            if not run.summary["load"]["valid"]:
-                found.append(f"The load of {name} is not valid: {run.summary['load']['reason']}.")
-            elif several and run.summary["verdict"] != "pass":
-                found.append(f"{name} did not pass: {run.summary['verdict_in_words']}")
+    for name, run in _name_runs(sides):
+        if not run.summary["load"]["valid"]:
+            found.append(f"The load of {name} is not valid: {run.summary['load']['reason']}.")
+        elif run.summary["verdict"] != "pass" and not run.is_broken:
+            found.append(f"{name} did not pass: {run.summary['verdict_in_words']}")
     for name, words in (("scenario", "scenarios"), ("machine", "machines")):
         if len({str(side.runs[0].summary[name]) for side in sides}) > 1:
             found.append(f"The runs are of different {words}.")
@@ -188,6 +191,21 @@ def find_obstacles(sides: Sequence[Side]) -> list[str]:
             "A machine that drifts between two series makes a difference as well: no test can tell it apart."
         )
     return found
+
+
+def _describe_fault(name: str, run: Run) -> str:
+    """Return in words what a run did that broke a rule."""
+    units = run.summary["stock"]["oversold"]
+    oversold = f" oversold {count(units)} units and" if units else ""
+    return f"{name}{oversold} failed: {run.summary['verdict_in_words']}"
+
+
+def _name_runs(sides: Sequence[Side]) -> list[tuple[str, Run]]:
+    return [
+        (f"{letter}, {run.name}" if len(side.runs) > 1 else letter, run)
+        for letter, side in zip(LETTERS, sides, strict=False)
+        for run in side.runs
+    ]
 
 
 def count_series(sides: Sequence[Side]) -> int:
@@ -248,7 +266,6 @@ def _classify(row: Row, change: Change) -> str:
 
 
 def _describe_side(side: Side, number: int, base: Path) -> dict[str, Any]:
-    verdicts = [run.summary["verdict"] for run in side.runs]
     summary = side.runs[0].summary
     requests = sum(run.summary["load"]["requests"] for run in side.runs)
     many = f"{len(side.runs)} runs, " if len(side.runs) > 1 else ""
@@ -256,7 +273,7 @@ def _describe_side(side: Side, number: int, base: Path) -> dict[str, Any]:
         "letter": LETTERS[number],
         "name": side.name,
         "colour": SERIES[number % len(SERIES)],
-        "verdict": next((word for word in ("fail", "unknown") if word in verdicts), "pass"),
+        "verdict": side.verdict,
         "words": summary["verdict_in_words"] if len(side.runs) == 1 else "",
         "link": Path(os.path.relpath(side.folder, base)).as_posix() + f"/{side.page}",
         "detail": f"{summary['scenario']}, {many}{count(requests)} requests,"

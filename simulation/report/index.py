@@ -68,7 +68,7 @@ def write_index(folder: Path) -> Path:
         campaigns=list_campaigns(folder),
         trends=find_trends([(entry.name, entry.summary) for entry in entries]),
         size=(WIDTH, HEIGHT),
-        comparison=COMPARISON if (folder / COMPARISON).exists() else None,
+        comparisons=list_comparisons(folder),
     )
     page.write_text(text, encoding="utf-8")
     return page
@@ -77,15 +77,35 @@ def write_index(folder: Path) -> Path:
 def list_runs(folder: Path) -> list[Entry]:
     """Return the runs with a report and a summary, the latest first. Skip every other folder."""
     entries = []
-    for report in folder.glob("*/report.html"):
+    for report in _find_pages(folder, "report.html"):
         try:
             summary = json.loads((report.parent / "summary.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
         thumbnail = report.parent / "plots" / THUMBNAIL
         drawing = thumbnail.read_text(encoding="utf-8") if thumbnail.exists() else ""
-        entries.append(Entry(report.parent.name, summary, drawing))
+        entries.append(Entry(report.parent.relative_to(folder).as_posix(), summary, drawing))
     return sorted(entries, key=lambda entry: (entry.summary["started_at"], entry.name), reverse=True)
+
+
+def _find_pages(folder: Path, name: str) -> list[Path]:
+    """Return the pages of that name in the folders of the folder, and in those of its groups."""
+    return [
+        *folder.glob(f"*/{name}"),
+        *(page for group in _find_groups(folder) for page in group.glob(f"*/{name}")),
+    ]
+
+
+def _find_groups(folder: Path) -> list[Path]:
+    """Return the folders that have no record of their own: they hold runs, or series, to be read together."""
+    places = sorted(each for each in folder.iterdir() if each.is_dir())
+    return [place for place in places if not next(place.glob("*.json"), None)]
+
+
+def list_comparisons(folder: Path) -> list[str]:
+    """Return the pages that compare runs or series of a folder, or of a group in it."""
+    pages = [folder / COMPARISON, *(page for group in _find_groups(folder) for page in group.glob("*.html"))]
+    return [page.relative_to(folder).as_posix() for page in sorted(pages) if page.exists()]
 
 
 def list_campaigns(folder: Path) -> list[Campaign]:
@@ -111,7 +131,8 @@ def list_campaigns(folder: Path) -> list[Campaign]:
 
 def list_series(folder: Path) -> list[tuple[str, SeriesRecord]]:
     """Return the series in the folder by name, the latest first."""
-    found = [(page.parent.name, read_series(page.parent)) for page in folder.glob("*/series.html")]
+    pages = [page.parent for page in _find_pages(folder, "series.html")]
+    found = [(place.relative_to(folder).as_posix(), read_series(place)) for place in pages]
     series = [(name, each) for name, each in found if each is not None]
     return sorted(series, key=lambda each: each[1].started_at, reverse=True)
 

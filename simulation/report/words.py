@@ -29,10 +29,8 @@ FAULTS: Final = {
 }
 """What each kind of fault (simulation.scenario.fault) does to its component."""
 FLASHGRID: Final = "flashgrid"
-ROLES: Final = (
-    "its gate is whatever says what is still for sale, its ledger the orders that its witness shows"
-)
-"""What two words mean of an engine that is not ours."""
+ROLES: Final = "its ledger is the orders that its witness shows"
+"""What a word means of an engine that is not ours."""
 OUTCOMES: Final = {
     "accepted": "accepted",
     "sold_out": "sold out",

@@ -1,6 +1,8 @@
 """Checks of a whole scenario: what the types of its single keys can't say."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from math import inf
+from typing import Any, Final
 
 from engine.errors import SettingsError
 from engine.settings import read_settings
@@ -22,6 +24,7 @@ from simulation.scenario.schema import MAX_ID, Scenario
 MAX_REQUESTS = 50_000_000
 """Most requests of a scenario: its plan and history are held in memory."""
 
+_CONDITIONS: Final = {"abort_when": parse_abort, "thresholds": parse_condition}
 _OF_TOPOLOGY = {"gate_shards": "topology.shards", "gate_copies": "topology.copies"}
 """Settings of the engine that the topology decides."""
 
@@ -52,21 +55,29 @@ def check_scenario(scenario: Scenario) -> None:
     for name, key in _OF_TOPOLOGY.items():
         if name in scenario.engine:
             raise ValueError(f"engine.{name}: is {key}")
-    wrong = []
-    for key, parse in (("abort_when", parse_abort), ("thresholds", parse_condition)):
-        for number, text in enumerate(getattr(scenario, key)):
-            try:
-                if window := parse(text).window:
-                    window.find(scenario.spans(), duration_s)
-            except ValueError as error:
-                wrong.append(f"{key}.{number}: {text!r}: {error}")
-    if wrong:
+    conditions = {key: getattr(scenario, key) for key in _CONDITIONS}
+    if wrong := list_bad_conditions(conditions, scenario.spans()):
         raise ValueError("\n".join(wrong))
     for name, value in scenario.engine.items():
         try:
             read_settings({}, **{name: value})
         except SettingsError as error:
             raise ValueError(f"engine.{name}: {str(error).partition(': ')[2]}") from None
+
+
+def list_bad_conditions(
+    raw: Mapping[str, Any], spans: Mapping[str, tuple[float, float]] | None = None
+) -> list[str]:
+    """Return what is wrong with the conditions in a tree; of their windows only with the scenario's spans."""
+    wrong = []
+    for key, parse in _CONDITIONS.items():
+        for number, text in enumerate(given if isinstance(given := raw.get(key), list) else []):
+            try:
+                if isinstance(text, str) and (window := parse(text).window) and spans is not None:
+                    window.find(spans, inf)
+            except ValueError as error:
+                wrong.append(f"{key}.{number}: {text!r}: {error}")
+    return wrong
 
 
 def check_faults(faults: Sequence[Fault], duration_s: float, machines: int = 1) -> None:

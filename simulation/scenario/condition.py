@@ -4,12 +4,14 @@
     sign      = < <= > >= == !=
     window    = "during" span | "after" span | "between" seconds ["and"] seconds
     metric    = OUTCOME.response.STAT | OUTCOME.service.STAT                          ms
+              | READS.response.STAT | READS.service.STAT                              ms
               | OUTCOME.count | OUTCOME.share                                         requests; 0 to 1 of all
               | fulfilment.lag_STAT                                                   ms
               | one of WHOLE                                                          of the whole run only
 
-OUTCOME is one of OUTCOMES, STAT a percentile (p50, p99, p999 for 99.9 and so on), `max` or `mean`. A span is
-a phase or a fault of the scenario. A window counts the requests that were meant to start within it.
+OUTCOME is one of OUTCOMES, of purchases; READS is stock_reads or order_reads; STAT is a percentile (p50, p99,
+p999 for 99.9 and so on), `max` or `mean`. A span is a phase or a fault of the scenario. A window counts the
+requests that were meant to start within it.
 
 While the load goes on, only OUTCOME.count, OUTCOME.share and all.response.STAT (not `mean`) are known.
 """
@@ -24,6 +26,8 @@ import msgspec
 from simulation.errors import suggest
 
 OUTCOMES: Final = ("all", "accepted", "sold_out", "rejected", "error", "unknown")
+READS: Final = {"stock_reads": "stock", "order_reads": "order"}
+"""Reads in a metric, and their kind in the history."""
 WHOLE: Final = (
     "oversold",
     "sold",
@@ -50,6 +54,7 @@ SIGNS: Final[dict[str, Callable[[float, float], bool]]] = {
 _STAT: Final = r"(p\d{1,6}|max|mean)"
 _SLICED: Final = re.compile(
     rf"({'|'.join(OUTCOMES)})\.((response|service)\.{_STAT}|count|share)|fulfilment\.lag_{_STAT}"
+    rf"|({'|'.join(READS)})\.(response|service)\.{_STAT}"
 )
 _LIVE: Final = re.compile(rf"({'|'.join(OUTCOMES)})\.(count|share)|all\.response\.(p\d{{1,6}}|max)")
 _NUMBER: Final = r"\d+(?:\.\d+)?"
@@ -172,7 +177,7 @@ def _list_metrics() -> list[str]:
     stats = ("p50", "p90", "p99", "p999", "max", "mean")
     times = [
         f"{outcome}.{kind}.{stat}"
-        for outcome in OUTCOMES
+        for outcome in (*OUTCOMES, *READS)
         for kind in ("response", "service")
         for stat in stats
     ]
@@ -187,7 +192,7 @@ def check_metric(metric: str) -> str:
             f"there is no metric {metric!r}{suggest(metric, _list_metrics())}; there are:"
             " OUTCOME.response.STAT, OUTCOME.service.STAT,"
             f" OUTCOME.count, OUTCOME.share with OUTCOME one of {', '.join(OUTCOMES)} and STAT such as p99 or"
-            f" max; fulfilment.lag_STAT; {', '.join(WHOLE)}"
+            f" max; the times of {' and '.join(READS)}; fulfilment.lag_STAT; {', '.join(WHOLE)}"
         )
     return metric
 

@@ -4,17 +4,17 @@ import math
 import re
 import tomllib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import msgspec
 
 from simulation.errors import ScenarioError, suggest
-from simulation.scenario.arrivals import Segment, peak_rps
-from simulation.scenario.checks import check_scenario
+from simulation.scenario.arrivals import peak_rps
+from simulation.scenario.checks import check_scenario, list_bad_conditions
 from simulation.scenario.condition import scale_window
 from simulation.scenario.schema import Scenario
 from simulation.scenario.traces import fill_traces, read_text
@@ -22,7 +22,7 @@ from simulation.scenario.traces import fill_traces, read_text
 FOLDER = Path(__file__).parent / "library"
 MOST_ERRORS = 10
 UNKNOWN_KEY = "there is no such key"
-_FITTING: tuple[Any, ...] = (1, 0.5, "x", [], {}, "constant")
+_FITTING: tuple[Any, ...] = (1, 0.5, "x", [], {}, "constant", 200, "/", "GET", "front-door")
 """Values of each type, to go on behind one that is at fault."""
 
 
@@ -63,14 +63,9 @@ def load_scenario(
     """
     path = _find(name_or_path)
     try:
-        text = read_text(path)
-        raw = tomllib.loads(text)
-    except OSError as error:
-        raise ScenarioError(f"{path}: {error.strerror or error}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ScenarioError(f"{path}: is not TOML: {error}") from None
-    except UnicodeDecodeError as error:
-        raise ScenarioError(f"{path}: is not TOML: {error}") from None
+        raw, text = read_toml(path)
+    except ValueError as error:
+        raise ScenarioError(str(error)) from None
     named = {"sales.0.stock": stock, "seed": seed}
     changes = dict(overrides or {}) | {key: value for key, value in named.items() if value is not None}
     for key, value in changes.items():
@@ -85,6 +80,20 @@ def load_scenario(
         if not 0 < scale < math.inf:
             raise ScenarioError(f"{path.name}: {key}: must be greater than 0")
     return scale_scenario(scenario, rate, time, path.name)
+
+
+def read_toml(path: Path) -> tuple[dict[str, Any], str]:
+    """Return what a TOML file says, and its text. Raises ValueError, which names the file and the line."""
+    text = ""
+    try:
+        text = read_text(path)
+        return tomllib.loads(text), text
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror or error}") from None
+    except ValueError as error:
+        last = f"at line {len(text.splitlines())}, the end"
+        said = str(error).replace("at end of document", last)
+        raise ValueError(f"{path}: is not TOML: {said}") from None
 
 
 def scale_scenario(scenario: Scenario, rate: float, time: float, source: str = "scenario") -> Scenario:
@@ -116,11 +125,10 @@ def read_scenario(raw: Mapping[str, Any], source: str = "scenario", text: str = 
         scenario = msgspec.convert(raw, Scenario)
         check_scenario(scenario)
     except msgspec.ValidationError:
-        lines = [f"{source}{_find_line(text, error)}: {error}" for error in _find_errors(raw)]
-        raise ScenarioError("\n".join(lines)) from None
+        found = [*find_errors(raw, Scenario), *list_bad_conditions(raw)]
+        raise ScenarioError(locate_errors(found, source, text)) from None
     except ValueError as error:
-        lines = [f"{source}{_find_line(text, line)}: {line}" for line in str(error).splitlines()]
-        raise ScenarioError("\n".join(lines)) from None
+        raise ScenarioError(locate_errors(str(error).splitlines(), source, text)) from None
     sales = [sale for offer in scenario.sales for sale in offer.each()]
     return msgspec.structs.replace(scenario, sales=sales)
 
@@ -154,15 +162,16 @@ def _index(place: Any, part: str, key: str) -> int:
     return int(part)
 
 
-def _find_errors(raw: Mapping[str, Any]) -> list[str]:
-    """Return each key that makes the tree no scenario, and why: msgspec stops at the first one.
+def find_errors(raw: Mapping[str, Any], kind: type) -> list[str]:
+    """Return each key that makes the tree no scenario, or none of another kind, and why: msgspec stops at the
+    first one.
 
     So the value at fault is replaced by one that fits, or its key is dropped, until no more is found.
     """
     tree, found = deepcopy(dict(raw)), list[str]()
-    while len(found) < MOST_ERRORS and (message := _find_error(tree)):
+    while len(found) < MOST_ERRORS and (message := _find_error(tree, kind)):
         keys, detail = _locate(message)
-        found.append(_explain(tree, keys, detail))
+        found.append(_explain(tree, keys, detail, kind))
         if not keys:
             break
         *parents, last = keys
@@ -175,19 +184,24 @@ def _find_errors(raw: Mapping[str, Any]) -> list[str]:
         at: Any = int(last) if isinstance(place, list) else last
         if "object" in detail or (detail != "is missing" and isinstance(place[at], dict)):
             break  # nothing fits in place of a table
-        for value in _FITTING:
+        for value in (*_list_words(kind, keys), *_FITTING):
             place[at] = value
-            if _locate(_find_error(tree))[0] != keys:
+            if _locate(_find_error(tree, kind))[0] != keys:
                 break
         else:
             break
     return found
 
 
-def _find_error(tree: Any) -> str:
-    """Return msgspec's first complaint about a tree; nothing where it is a scenario."""
+def locate_errors(errors: Sequence[str], source: str, text: str) -> str:
+    """Return errors that begin with a key, a line each, behind the source and the line of its text."""
+    return "\n".join(f"{source}{_find_line(text, error)}: {error}" for error in errors)
+
+
+def _find_error(tree: Any, kind: type) -> str:
+    """Return msgspec's first complaint about a tree; nothing where it is of that kind."""
     try:
-        msgspec.convert(tree, Scenario)
+        msgspec.convert(tree, kind)
     except msgspec.ValidationError as error:
         return str(error)
     return ""
@@ -202,33 +216,45 @@ def _locate(message: str) -> tuple[list[str], str]:
     return keys, detail
 
 
-def _explain(raw: Any, keys: list[str], detail: str) -> str:
+def _explain(raw: Any, keys: list[str], detail: str, kind: type) -> str:
     """Return a complaint with the key in front, and behind it the value, or a key that may be meant."""
     if detail in (UNKNOWN_KEY, "is missing"):
-        more = suggest(keys[-1], sorted(_list_keys() - {keys[-1]})) if detail == UNKNOWN_KEY else ""
-        if keys[0] == "arrivals" and keys[-1] == "shape":
-            more = f"; there are: {', '.join(_list_shapes())}"
+        more = suggest(keys[-1], sorted(_list_keys(kind) - {keys[-1]})) if detail == UNKNOWN_KEY else ""
+        if words := _list_words(kind, keys):
+            more = f"; there are: {', '.join(map(str, words))}"
         return f"{'.'.join(keys)}: {detail}{more}"
     value = raw
     for key in keys:
         value = value[int(key)] if isinstance(value, list) else value[key]
     if keys == ["arrivals"]:
         return "arrivals: must be tables [[arrivals]], one for each segment or trace"
+    if words := _list_words(kind, keys):
+        return f"{'.'.join(keys)}: must be one of {', '.join(map(str, words))}, got {value!r}"
     # A message about a type or a misspelt word says by itself what it got.
     shown = f", got {value!r}" if re.match("Expected .* (of|<|>|>=|<=) |Expected.*match", detail) else ""
     return f"{'.'.join(keys) or 'scenario'}: {detail[:1].lower()}{detail[1:]}{shown}"
 
 
 @cache
-def _list_keys() -> set[str]:
-    """Return every key that a scenario may have, of all its tables."""
-    tables = msgspec.json.schema(Scenario)["$defs"].values()
+def _list_keys(kind: type) -> set[str]:
+    """Return every key that a scenario, or what is of that kind, may have, of all its tables."""
+    tables = msgspec.json.schema(kind)["$defs"].values()
     return {name for table in tables for name in table.get("properties", ())}
 
 
-def _list_shapes() -> list[str]:
-    """Return the words for the shape of arrivals."""
-    return sorted(str(segment.__struct_config__.tag) for segment in get_args(Segment))
+def _list_words(kind: type, keys: Sequence[str]) -> list[Any]:
+    """Return the values that there are for a key; nothing where it may have any."""
+    schema = msgspec.json.schema(kind)
+    parts = [schema]
+    for key in [*keys, None]:
+        # Of a part its own schema, or that of each of its kinds.
+        parts = [each for part in parts for each in part.get("anyOf", [part])]
+        parts = [
+            schema["$defs"][part["$ref"].rpartition("/")[2]] if "$ref" in part else part for part in parts
+        ]
+        if key is not None:
+            parts = [part.get("items") or part.get("properties", {}).get(key, {}) for part in parts]
+    return sorted(word for part in parts for word in part.get("enum", ()))
 
 
 def _find_line(text: str, error: str) -> str:

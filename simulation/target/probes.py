@@ -5,6 +5,7 @@ The timeline has one row for each sample. The cells of a store that could not be
 t_s                     seconds from the run's start
 stock_remaining         units left at the gate, of the run's sales
 outbox_entries          batches accepted and not yet relayed
+outbox_wait_ms          how long the first of them has waited, by the gate's clock; 0 without any
 pending_orders          orders accepted and not yet settled
 queue_messages          messages ready in the bus
 ledger_confirmed        orders confirmed, by the ledger's own count of sold units
@@ -13,6 +14,7 @@ cpu_percent NAME        CPU of the processes of that name; 100 is one core
 rss_mib NAME            their resident memory
 node NAME               the node in charge of NAME where there are several: shard N, queue, ledger; empty
                         where there is nobody, or nobody could tell
+clock_shift_ms          by how much this machine's clock was set since the run's start
 stolen_percent, cpu_pressure_percent, io_pressure_percent    what the machine did since the sample before
                         (simulation.target.machine)
 """
@@ -20,6 +22,7 @@ stolen_percent, cpu_pressure_percent, io_pressure_percent    what the machine di
 import asyncio
 import time
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Final, Self
 
 import msgspec
@@ -42,8 +45,11 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
 
     at_ns: int
     """time.monotonic_ns()"""
+    clock_ns: int = 0
+    """time.time_ns()"""
     stock_remaining: int | None = None
     outbox_entries: int | None = None
+    outbox_wait_ms: int | None = None
     pending_orders: int | None = None
     queue_messages: int | None = None
     ledger_confirmed: int | None = None
@@ -60,7 +66,7 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
 _COUNTS: Final = [
     name
     for name in Sample.__struct_fields__
-    if name not in ("at_ns", "closed_shards", "in_charge", "processes", "machine")
+    if name not in ("at_ns", "clock_ns", "closed_shards", "in_charge", "processes", "machine")
 ]
 """The counts that are columns of the timeline."""
 
@@ -98,12 +104,14 @@ class Probe:
             await close_stores(self._stores)
             await self._roles.close()
 
-    def timeline(self, t0_ns: int) -> pd.DataFrame:
+    def timeline(self, t0_ns: int, started_at: datetime) -> pd.DataFrame:
         """Return the samples since the run's start, `t0_ns` on time.monotonic_ns()."""
         rows = []
+        start_ns = round(started_at.timestamp() * 1e6) * 1_000
         for sample in [sample for sample in self.samples if sample.at_ns >= t0_ns]:
             row = {name: getattr(sample, name) for name in _COUNTS}
             row["t_s"] = round((sample.at_ns - t0_ns) / 1e9, 3)
+            row["clock_shift_ms"] = round((sample.clock_ns - start_ns - sample.at_ns + t0_ns) / 1e6, 3)
             for name, usage in sample.processes.items():
                 row[f"cpu_percent {name}"] = usage.cpu_percent
                 row[f"rss_mib {name}"] = usage.rss_mib
@@ -120,7 +128,7 @@ class Probe:
                 group.create_task(asyncio.sleep(SAMPLE_S))
 
     async def _sample(self, timeout_s: float) -> None:
-        at_ns = time.monotonic_ns()
+        at_ns, clock_ns = time.monotonic_ns(), time.time_ns()
         processes, machine = self._meter.read(), self._machine.read()
         async with asyncio.TaskGroup() as group:
             reading = group.create_task(read_stores(self._stores, timeout_s))
@@ -128,6 +136,7 @@ class Probe:
         self.samples.append(
             Sample(
                 at_ns=at_ns,
+                clock_ns=clock_ns,
                 in_charge=asking.result(),
                 processes=processes,
                 machine=machine,

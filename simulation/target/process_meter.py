@@ -9,7 +9,7 @@ import contextlib
 import os
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 import psutil
@@ -35,15 +35,19 @@ class ProcessMeter:
     """Reads what the processes of a run use.
 
     `services` names the serving process of each backing service; its descendants count with it. `find` does
-    so anew at each scan. `engines` are the servers' processes; an engine that runs elsewhere has none.
+    so anew at each scan, and `find_engines` returns the servers' processes, since any of them may be started
+    again; an engine that runs elsewhere has none.
     """
 
     def __init__(
-        self, services: Mapping[str, int], *engines: int, find: Callable[[], Mapping[str, int]] = dict
+        self,
+        services: Mapping[str, int],
+        find_engines: Callable[[], Sequence[int]] = tuple,
+        find: Callable[[], Mapping[str, int]] = dict,
     ) -> None:
         self._services = services
         self._find = find
-        self._engines = engines
+        self._find_engines = find_engines
         self._names: dict[int, str] = {}
         self._groups: dict[str, list[psutil.Process]] = {}
         self._scanned_s = -SCAN_S
@@ -96,8 +100,8 @@ class ProcessMeter:
         services = {**self._services, **self._find()}
         groups = {name: _list_family(pid, children, recursive=True) for name, pid in services.items()}
         workers: list[tuple[psutil.Process, str]] = []
-        several = len(self._engines) > 1
-        parents = {pid: f" {number}" if several else "" for number, pid in enumerate(self._engines, 1)}
+        engines = self._find_engines()
+        parents = {pid: f" {n}" if len(engines) > 1 else "" for n, pid in enumerate(engines, 1)}
         for pid, number in {**parents, os.getpid(): ""}.items():
             family = _list_family(pid, children)
             groups[f"server{number}" if pid in parents else "flashsim"] = family[:1]

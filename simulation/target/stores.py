@@ -137,13 +137,18 @@ class GateStore:
         # A group has no reading left once it is cancelled.
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(self._read_from(redis, sales)) for redis in set(self._gate)]
-        counts = Counter[str]()
+        counts, waits_ms = Counter[str](), list[int]()
         for task in tasks:
-            counts.update(task.result())
-        return dict(counts) | {"ledger_failed": sum(self._failed.values())}
+            found, wait_ms = task.result()
+            counts.update(found)
+            waits_ms.append(wait_ms)
+        return dict(counts) | {
+            "outbox_wait_ms": max(waits_ms),
+            "ledger_failed": sum(self._failed.values()),
+        }
 
-    async def _read_from(self, redis: Redis, sales: Sequence[Sale]) -> Counts:
-        """Return what the shards of one client hold."""
+    async def _read_from(self, redis: Redis, sales: Sequence[Sale]) -> tuple[Counts, int]:
+        """Return what the shards of one client hold, and how long the first entry of an outbox has waited."""
         of, here = len(self._gate), [shard for shard, each in enumerate(self._gate) if each is redis]
         places = [place_product(sale.terms.product_id, of) for sale in sales]
         sales = [sale for sale, place in zip(sales, places, strict=True) if place in here]
@@ -152,24 +157,29 @@ class GateStore:
                 pipe.xlen(name_key(shard, "outbox", of))
                 pipe.hvals(name_key(shard, "pending", of))
                 pipe.hget(name_key(shard, "mark", of), OPEN)
+                pipe.xrange(name_key(shard, "outbox", of), count=1)
+            pipe.time()
             for sale in sales:
                 product = sale.terms.product_id
                 key = name_key(place_product(product, of), f"sale:{product}", of)
                 pipe.hmget(key, ["sale_id", "remaining", "released"])
             answers = await pipe.execute()
-        cut = 3 * len(here)
-        remaining = 0
-        for sale, fields in zip(sales, answers[cut:], strict=True):
+        cut = 4 * len(here)
+        seconds, micros = answers[cut]
+        now_ms, remaining = 1_000 * seconds + micros // 1_000, 0
+        first_ms = [int(entries[0][0].partition(b"-")[0]) for entries in answers[3:cut:4] if entries]
+        for sale, fields in zip(sales, answers[cut + 1 :], strict=True):
             sale_id, left, released = (int(field or 0) for field in fields)
             if sale_id == sale.sale_id:
                 remaining += left
                 self._failed[sale_id] = released // sale.terms.quantity
-        return {
-            "outbox_entries": sum(answers[0:cut:3]),
-            "pending_orders": sum(map(count_pending, answers[1:cut:3])),
+        counts = {
+            "outbox_entries": sum(answers[0:cut:4]),
+            "pending_orders": sum(map(count_pending, answers[1:cut:4])),
             "stock_remaining": remaining,
-            "closed_shards": sum(not int(generation or 0) for generation in answers[2:cut:3]),
+            "closed_shards": sum(not int(generation or 0) for generation in answers[2:cut:4]),
         }
+        return counts, max(0, now_ms - min(first_ms, default=now_ms))
 
     async def close(self) -> None:
         """Disconnect; the next reading connects again."""

@@ -202,7 +202,7 @@ def order(
         "reason": reason,
         "idempotency_key": ask.key,
         "accepted_us": accepted_us,
-        "settled_us": accepted_us + 5_000,
+        "settled_us": accepted_us,
     }
 
 

@@ -123,18 +123,17 @@ def tracked_files() -> list[str]:
     return [name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
 
 
-COMPOSE_FILES = ("docker-compose.yml", "engine/ops/cluster/docker-compose.yml")
-OPS_FILES = (*COMPOSE_FILES, "engine/ops/kubernetes/engine.yaml", "engine/ops/README.md")
+OPS_FILES = ("docker-compose.yml", "engine/ops/kubernetes/engine.yaml", "engine/ops/README.md")
 
 
-def run_compose(file: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def run_compose(*options: str, **environment: str) -> subprocess.CompletedProcess[str]:
     if shutil.which("docker-compose") is None:
         if os.environ.get("CI"):
             pytest.fail("docker-compose is missing")
         pytest.skip("docker-compose is missing")
     clean = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
     return subprocess.run(
-        ["docker-compose", "--file", file, "config", "--quiet"],
+        ["docker-compose", "config", *options],
         cwd=ROOT,
         env=clean | environment,
         capture_output=True,
@@ -276,15 +275,19 @@ def test_a_clone_as_git_makes_it_on_windows_has_the_same_bytes(tmp_path: Path) -
         assert (tmp_path / "clone" / name).read_bytes() == show.stdout, name
 
 
-@pytest.mark.parametrize("file", COMPOSE_FILES)
-def test_the_compose_file_is_accepted(file: str) -> None:
-    accepted = run_compose(file, FLASHGRID_ADMIN_TOKEN="a-token-of-sixteen")
+def test_the_compose_file_is_accepted_and_has_the_cluster_in_a_profile() -> None:
+    accepted = run_compose(FLASHGRID_ADMIN_TOKEN="a-token-of-sixteen")
     assert accepted.returncode == 0, accepted.stderr
+    parts = re.split(r"^  (?=\S)", accepted.stdout.partition("services:\n")[2], flags=re.MULTILINE)
+    services = {part.partition(":")[0]: part for part in parts if "image:" in part or "build:" in part}
+    single = {"front-door", "relay", "fulfilment", "redis", "rabbitmq", "postgres"}
+    assert {name for name, text in services.items() if "profiles:" not in text} == single
+    assert {name for name, text in services.items() if "- cluster\n" in text} == services.keys() - single
+    assert len(services) == 26
 
 
-@pytest.mark.parametrize("file", COMPOSE_FILES)
-def test_the_compose_file_asks_for_an_admin_token(file: str) -> None:
-    refused = run_compose(file)
+def test_the_compose_file_asks_for_an_admin_token() -> None:
+    refused = run_compose("--quiet")
     assert refused.returncode != 0
     assert "FLASHGRID_ADMIN_TOKEN" in refused.stderr
 

@@ -141,13 +141,24 @@ async def take_over(folder: Path, number: int) -> None:
     """Make a node the primary of its shard, without a loss, unless it is."""
     asked_s = -_FAILOVER_S
     async with connect_nodes([list_places(folder)[number]]) as [node]:
-        while (await node.info("replication"))["role"] != "master":
+        while (info := await node.info("replication"))["role"] != "master":
             # It may be refused. It is no more than begun, and begins anew if it is asked for again.
-            if time.monotonic() - asked_s >= _FAILOVER_S:
+            if time.monotonic() - asked_s >= _FAILOVER_S and info["master_link_status"] == "up":
                 with suppress(RedisError):
-                    await node.execute_command("CLUSTER", "FAILOVER")
-                    asked_s = time.monotonic()
+                    if await is_replica(node, (info["master_host"], info["master_port"])):
+                        await node.execute_command("CLUSTER", "FAILOVER")
+                        asked_s = time.monotonic()
             await asyncio.sleep(0.05)
+
+
+async def is_replica(node: Any, place: tuple[str, int]) -> bool:
+    """Return whether the primary at a place knows a node as its replica: it ignores what any other asks for,
+    and a node that was the primary until now tells it a moment later.
+    """
+    async with connect_nodes([place]) as [primary]:
+        own, name = [await each.execute_command("CLUSTER", "MYID") for each in (primary, node)]
+        lines = await primary.execute_command("CLUSTER", "REPLICAS", own)
+    return any(line.startswith(name) for line in lines)
 
 
 async def _count_primaries(node: Any) -> int:

@@ -169,12 +169,11 @@ async def test_no_connection_stays_behind_where_the_queues_can_not_be_declared(
         made.append(await make(nodes, name))
         return made[-1]
 
-    async def fail(_channel: AbstractChannel) -> AbstractExchange:
+    async def fail(_channel: AbstractChannel, _ledger: str) -> AbstractExchange:
         raise BusUnavailable("not now")
 
     monkeypatch.setattr(Nodes, "connect", connect)
-    for module in (bus_publisher, bus_consumer):
-        monkeypatch.setattr(module, "declare_topology", fail)
+    monkeypatch.setattr(bus_connection, "declare_topology", fail)
     publisher, consumer = Publisher(bus_url), Consumer(bus_url, prefetch=1)
     for _ in range(2):
         with pytest.raises(BusUnavailable):

@@ -1,8 +1,10 @@
 """The bus with several nodes: the one that leads the queue is lost, and nothing that was confirmed."""
 
 import asyncio
+import json
 import logging
 import random
+import re
 import socket
 import time
 from collections.abc import AsyncIterator
@@ -19,7 +21,8 @@ from engine.bus.checks import check_bus
 from engine.bus.consumer import Consumer
 from engine.bus.publisher import Publisher
 from engine.bus.topology import DEAD, PURCHASES, declare_topology
-from engine.errors import BusUnavailable
+from engine.errors import BusUnavailable, SettingsError
+from engine.local.process import free_port
 from engine.tests.machines import RabbitCluster, RabbitNode, freeze, run_rabbit_cluster, thaw
 from engine.tests.test_server import eventually
 
@@ -117,6 +120,41 @@ async def test_the_leader_of_the_queue_is_lost_and_all_that_was_confirmed_arrive
     log.info("the leader is %s: a confirm took %.2f s", end, await traffic.end())
 
 
+async def test_a_policy_that_loses_purchases_is_refused_at_the_start(
+    cluster: RabbitCluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = cluster.nodes[0]
+    monkeypatch.setattr(bus_checks, "_MANAGEMENT", {"amqp": ("http", cluster.management)})
+    await check_bus(first.url)
+
+    async def holds(queue: str, policy: str) -> bool:
+        found = (await bus_checks.read_queue(first.url, queue)).get("effective_policy_definition") or {}
+        return bool(found == json.loads(policy))
+
+    for pattern, policy, said in (
+        (".*", '{"expires":60000}', f"sets expires for the queue {PURCHASES}"),
+        (f"^{PURCHASES}$", '{"message-ttl":60000}', "sets message-ttl"),
+        (".*", '{"max-length":10,"overflow":"drop-head"}', "sets max-length"),
+        (f"^{DEAD}$", '{"max-length-bytes":10}', f"sets max-length-bytes for the queue {DEAD}"),
+        (".*", '{"max-length":10,"overflow":"reject-publish"}', ""),
+    ):
+        await first.set_policy(pattern, policy)
+        await eventually(partial(holds, DEAD if DEAD in pattern else PURCHASES, policy))
+        if said:
+            with pytest.raises(SettingsError, match=re.escape(said)):
+                await check_bus(first.url)
+        else:
+            await check_bus(first.url)
+    await first.set_policy("", "")
+    assert find_warnings(caplog) == []
+    monkeypatch.setattr(bus_checks, "_MANAGEMENT", {"amqp": ("http", free_port())})
+    await check_bus(first.url)
+    [said] = find_warnings(caplog)
+    assert "can't read the policies" in said
+    await check_bus(first.url, is_private=True)
+    assert len(find_warnings(caplog)) == 1
+
+
 async def test_a_silent_node_and_a_queue_that_one_node_holds_are_said_at_the_start(
     cluster: RabbitCluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -143,7 +181,7 @@ async def test_a_silent_node_and_a_queue_that_one_node_holds_are_said_at_the_sta
 async def has_members(node: RabbitNode, count: int) -> bool:
     """Whether the node's management knows that so many nodes hold the queue."""
     with suppress(aiohttp.ClientError):
-        return len(await bus_checks._read_members(node.url)) == count
+        return len((await bus_checks.read_queue(node.url, PURCHASES))["members"]) == count
     return False
 
 

@@ -57,6 +57,15 @@ def test_a_connection_that_is_closed_already_is_an_error_of_the_connection(redis
     uvloop.run(use_closed())
 
 
+@pytest.mark.parametrize("url", ["rediss://127.0.0.1:1/0", "rediss+cluster://127.0.0.1:1,127.0.0.1:2"])
+def test_all_connections_by_tls_have_one_context(url: str) -> None:
+    pool: Any = connect_redis(url).connection_pool
+    one, other = pool.make_connection(), pool.make_connection()
+    assert one.ssl_context is other.ssl_context
+    others: Any = connect_redis(url).connection_pool
+    assert others.make_connection().ssl_context is not one.ssl_context
+
+
 async def refuse(client: Redis, refusal: str) -> None:
     await client.eval("return redis.error_reply(ARGV[1])", 0, refusal)
 

@@ -274,6 +274,7 @@ async def test_a_bad_key_is_refused(client: Client, key: str) -> None:
         ("productId=1&stock=3&stock=4", "stock"),
         ("productId=1&stock=3&limit=0", "limit"),
         ("productId=1&stock=3&limit=1&quantity=2", "limit"),
+        ("productId=1&stock=3&quantity=5", "stock"),
         ("productId=1&stock=3&quantity=0", "quantity"),
         ("productId=1&stock=3&startsAt=soon", "startsAt"),
         ("productId=1&stock=3&startsAt=1790000000", "startsAt"),

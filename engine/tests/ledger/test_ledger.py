@@ -458,3 +458,10 @@ async def test_what_an_older_engine_settled_under_a_key_counts(
     # As engines settle that know nothing of the guard.
     assert await database.fetchval("SELECT settle_plain($1, 1, 1, $2, $3, $4, $5)", sale.sale_id, *columns)
     assert (await ledger.settle([ask_again(lot)], {})).settled == {REJECTED: 1}
+
+
+@pytest.mark.parametrize("option", ["sslmode=always", "gsslib=x", "ssl_min_protocol_version=x"])
+async def test_what_the_client_library_can_not_use_is_no_fault_of_a_record(option: str) -> None:
+    async with await Ledger.connect(f"postgresql://u@127.0.0.1:1/d?{option}") as ledger:
+        with pytest.raises(LedgerUnavailable):
+            await ledger.read_generation()

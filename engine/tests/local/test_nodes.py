@@ -12,7 +12,7 @@ import pytest
 
 from engine.local.cluster.nodes import Node, list_cluster, make_whole
 from engine.local.cluster.postgres import LOST, PostgresCluster, list_servers
-from engine.local.cluster.redis import RedisCluster, read_roles
+from engine.local.cluster.redis import RedisCluster, connect_nodes, is_replica, list_places, read_roles
 from engine.local.process import identify, send_signal
 from engine.local.stack import Stack, start_stack, stop_stack
 from engine.tests.test_server import eventually
@@ -50,6 +50,19 @@ async def has_new_primary(stack: Stack, lost: Node) -> bool:
     """Whether a replica of a node of Redis has taken its place."""
     roles = await read_roles(stack.data_dir / RedisCluster.name)
     return lost.number not in roles and sum(role.primary is None for role in roles.values()) == 3
+
+
+async def test_a_primary_knows_its_own_replicas_alone(stack: Stack) -> None:
+    folder = stack.data_dir / RedisCluster.name
+    roles, places = await read_roles(folder), list_places(folder)
+    for number, role in roles.items():
+        async with connect_nodes([places[number]]) as [node]:
+            known = {
+                primary
+                for primary in roles
+                if roles[primary].primary is None and await is_replica(node, places[primary])
+            }
+        assert known == ({role.primary} if role.primary is not None else set())
 
 
 @pytest.mark.parametrize("frozen", [False, True], ids=["killed", "frozen"])

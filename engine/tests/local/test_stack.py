@@ -67,6 +67,34 @@ async def test_a_cluster_of_three_machines_is_started_found_again_and_stopped(da
     await stop_stack(data_dir)
 
 
+@pytest.fixture
+def odd_dir(data_dir: Path) -> Path:
+    """A link to a folder with a name that no script may read as it is."""
+    data_dir.chmod(0o711)
+    (data_dir / NAME).mkdir()
+    link = data_dir / "link"
+    link.symlink_to(data_dir / NAME)
+    return link
+
+
+async def test_a_folder_may_have_any_name_of_one_line(odd_dir: Path, services: tuple[str, ...]) -> None:
+    await start_stack(odd_dir, services)
+    assert [row.name for row in stack_status(odd_dir.parent / NAME) if row.pid] == [*services]
+    assert await stop_stack(odd_dir) == [*services]
+
+
+NAME = "o'b \"$HOME` \\ é;#%"
+
+
+@pytest.mark.parametrize("name", ["two\nlines", "/".join(["x" * 200] * 5), "\udcff"])
+async def test_a_folder_with_a_name_that_postgresql_can_not_take_is_refused_at_once(
+    data_dir: Path, name: str
+) -> None:
+    with pytest.raises(StackError, match="PostgreSQL can't have its data under") as refused:
+        await start_stack(data_dir / name)
+    assert str(refused.value).isprintable()
+
+
 @pytest.fixture(scope="module")
 async def own_stack(services: tuple[str, ...]) -> AsyncIterator[Stack]:
     """A stack that these tests may break."""

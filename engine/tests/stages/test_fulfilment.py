@@ -23,6 +23,7 @@ from engine.model.sale import Sale
 from engine.payment.gateway import PaymentGateway
 from engine.payment.simulated import SimulatedGateway
 from engine.settings import Settings
+from engine.stages import lifecycle
 from engine.stages.fulfilment import Fulfilment, run_fulfilment
 from engine.stages.lifecycle import Pause
 from engine.stages.relay import run_relay
@@ -221,6 +222,27 @@ async def test_fulfilment_stops_with_all_that_was_sent_to_it_settled(
     stop.set()
     await run_fulfilment(settings_without_bus, stop)
     assert await count_statuses(settings_without_bus) == {CONFIRMED: 3_000}
+
+
+async def test_a_stopped_fulfilment_leaves_to_others_what_is_accepted_later(
+    redis: Redis, any_settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    sale, stop = await open_sale(any_settings, redis), asyncio.Event()
+    settings = msgspec.structs.replace(any_settings, drain_s=10)
+
+    async def arrive() -> None:
+        while True:
+            await accept(redis, reserve(sale, 5))
+
+    async with running(settings, run_relay) if settings.amqp_url else nullcontext():
+        async with lifecycle.running(arrive()):
+            fulfilment = asyncio.create_task(run_fulfilment(settings, stop))
+            await eventually(lambda: read_sold(settings, sale))
+            stop.set()
+            await fulfilment
+        pending = await read_pending(Shard(redis))
+    assert pending
+    assert "work is left" not in caplog.text
 
 
 async def test_what_is_not_settled_by_the_end_of_the_drain_time_is_kept(

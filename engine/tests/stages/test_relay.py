@@ -7,6 +7,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client import REGISTRY
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
@@ -16,11 +17,12 @@ from engine.bus.topology import PURCHASES
 from engine.errors import SettingsError
 from engine.gate.client import Shard
 from engine.gate.keys import ShardKeys
-from engine.gate.outbox import Outbox
+from engine.gate.outbox import Outbox, read_newest
 from engine.model.lot import count_orders, decode_lots, encode_lots
 from engine.model.message import Message
 from engine.model.sale import Sale
 from engine.settings import Settings
+from engine.stages import lifecycle
 from engine.stages.fulfilment import run_fulfilment
 from engine.stages.relay import Relay, join_entries, run_relay
 from engine.tests.backend import (
@@ -36,6 +38,7 @@ from engine.tests.backend import (
 )
 from engine.tests.orders import SHARD, accept, ids, make_terms, mark_pending, reserve, unpack
 from engine.tests.proxy import Proxy
+from engine.tests.test_server import eventually
 
 SALE = Sale(sale_id=3, terms=make_terms(stock=1_000))
 
@@ -197,6 +200,30 @@ async def test_a_stopped_relay_first_takes_over_from_the_dead(redis: Redis, sett
     stop.set()
     await run_relay(msgspec.structs.replace(settings, relay_claim_ms=500), stop)
     assert await redis.xlen(SHARD.outbox) == 0
+
+
+def count_relayed() -> float:
+    return REGISTRY.get_sample_value("flashgrid_relayed_purchases_total") or 0.0
+
+
+async def test_a_stopped_relay_leaves_to_others_what_is_accepted_later(
+    redis: Redis, settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    stop, before = asyncio.Event(), count_relayed()
+
+    async def arrive() -> None:
+        while True:
+            await accept(redis, reserve(SALE, 5))
+
+    async with lifecycle.running(arrive()):
+        relay = asyncio.create_task(run_relay(msgspec.structs.replace(settings, drain_s=10), stop))
+        await eventually(lambda: count_relayed() > before)
+        newest_ms = await read_newest(Shard(redis))
+        stop.set()
+        await relay
+        assert await redis.xlen(SHARD.outbox)
+    assert "work is left" not in caplog.text
+    assert not await redis.xrange(SHARD.outbox, max=str(newest_ms))
 
 
 async def test_a_stopped_relay_without_a_bus_gives_up_after_the_drain_time_and_keeps_everything(

@@ -94,3 +94,25 @@ def test_a_tls_connection_that_was_closed_leaves_nothing_in_the_log_and_any_othe
     with caplog.at_level(logging.ERROR, "asyncio"):
         uvloop.run(close_and_write())
     assert len(told()) == 3
+
+
+LOGGING = r"""
+import logging
+from engine.settings import Settings
+from engine.stages.process import set_up_logging
+set_up_logging(Settings())
+log = logging.getLogger("engine.ledger")
+log.warning("%s", "no slot is left\nHINT:  raise max_connections.\r\n")
+try:
+    raise RuntimeError("this is a bug")
+except RuntimeError:
+    log.exception("it failed")
+"""
+
+
+def test_a_message_is_one_line_and_a_traceback_follows_it() -> None:
+    done = subprocess.run([sys.executable, "-c", LOGGING], capture_output=True, text=True, check=True)
+    first, second, *rest = done.stderr.splitlines()
+    assert first.endswith("no slot is left HINT:  raise max_connections.")
+    assert second.endswith("it failed")
+    assert (rest[0], rest[-1]) == ("Traceback (most recent call last):", "RuntimeError: this is a bug")

@@ -1,4 +1,4 @@
-"""Scaling: what more machines give, each of which is a process that is held to a share of a core.
+"""Scaling: what more machines give, each a process held to a share of a core, and what more copies take.
 
 Imported by the benchmark alone.
 """

@@ -1,6 +1,6 @@
 """How the rate grows with machines: front doors that accept and refuse, shards of the gate that do."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import Final
@@ -26,6 +26,8 @@ MOST_CORES: Final = 1.5
 """A round counts if all processes of the machine together used less: above, they wait for each other."""
 FULL: Final = 0.85
 """A machine is the bound if it has used its share in so many of the periods."""
+TIMES: Final = (1, 2)
+"""Shares of a core that are measured, over the least."""
 TRIES: Final = 3
 """How often a round is measured that does not count."""
 
@@ -46,40 +48,39 @@ async def measure_scaling(doors: Sequence[int], shards: Sequence[int], rounds: R
 
 
 async def _measure_all(machines: str, sites: Mapping[int, Site], rounds: Rounds) -> list[Scaling]:
-    """Measure both states; then with twice the share of a core for each machine, and half of the machines."""
+    """Measure both states, each with two shares of a core: fewer machines have the larger one.
+
+    Each round measures both shares: what the machine does meanwhile meets them alike.
+    """
     found = []
-    for times in (1, 2):
-        some = {size: site for size, site in sites.items() if size * times <= max(*sites, times)}
-        for state, share in SHARES[machines].items():
-            found.append(await _measure(machines, state, times * share, some, rounds))
+    for state, least in SHARES[machines].items():
+        connections = CONNECTIONS[machines]
+        loads = {
+            size: (size, connections) if machines == DOORS else (1, size * connections) for size in sites
+        }
+        for size, site in sites.items():
+            site.hold_to(least)
+            await site.prepare(state, *loads[size])
+        sizes = {times * least: [n for n in sites if n * times <= max(*sites, times)] for times in TIMES}
+        measures: dict[str, Callable[[], Awaitable[ScaledRound]]] = {}
+        for share, some in sizes.items():
+            of = f"{machines} of {share:g} cores"
+            measures |= {
+                f"{size} {of}, {state}": partial(_try, sites[size], share, *loads[size], rounds.seconds)
+                for size in some
+            } | {f"{of}, idle": partial(_try, sites[max(some)], share, 0, 0, rounds.seconds)}
+        measured = iter(await rounds.repeat(measures))
+        for share, some in sizes.items():
+            points = make_points(some, [next(measured) for _ in some])
+            found.append(
+                Scaling(machines=machines, state=state, share=share, points=points, idle=next(measured))
+            )
     return found
 
 
-async def _measure(
-    machines: str, state: str, share: float, sites: Mapping[int, Site], rounds: Rounds
-) -> Scaling:
-    connections = CONNECTIONS[machines]
-    loads = {size: (size, connections) if machines == DOORS else (1, size * connections) for size in sites}
-    for size, site in sites.items():
-        site.hold_to(share)
-        await site.prepare(state, *loads[size])
-    most = max(sites)
-    measures = {
-        f"{size} {machines} of {share:g} cores, {state}": partial(_try, site, *loads[size], rounds.seconds)
-        for size, site in sites.items()
-    } | {f"{machines} of {share:g} cores, idle": partial(sites[most].measure, 0, 0, rounds.seconds)}
-    *found, idle = await rounds.repeat(measures)
-    return Scaling(
-        machines=machines,
-        state=state,
-        share=share,
-        points=make_points(list(sites), found),
-        idle=idle,
-    )
-
-
-async def _try(site: Site, doors: int, connections: int, seconds: float) -> ScaledRound:
+async def _try(site: Site, share: float, doors: int, connections: int, seconds: float) -> ScaledRound:
     """Measure until it counts, as often as is allowed."""
+    site.hold_to(share)
     for _ in range(TRIES):
         found = await site.measure(doors, connections, seconds)
         if not find_doubt(found):

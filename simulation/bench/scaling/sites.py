@@ -3,6 +3,7 @@
 import asyncio
 import tempfile
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
@@ -18,13 +19,14 @@ from engine.gate.client import Shards, connect_shards
 from engine.gate.keys import shard_of
 from engine.local.cluster.redis import connect_nodes, launch_node
 from engine.local.process import HERE, ProcessId, free_port, kill_processes
+from engine.model.purchase import Outcome
 from engine.settings import Settings
 from simulation.bench.programs import run_wrk
 from simulation.bench.results import ScaledRound
 from simulation.bench.samples import Sample
 from simulation.bench.scaling.control_groups import ControlGroup, Periods, throttle
 from simulation.bench.spellings import HOST, JSON, LENGTH, write_buy
-from simulation.bench.subjects import DRAIN_S, PLENTY
+from simulation.bench.subjects import DRAIN_S, PLENTY, count_answers
 from simulation.errors import BenchError
 from simulation.scenario.schema import SaleOffer
 from simulation.target.engine_process import EngineProcess, start_engine
@@ -83,6 +85,11 @@ class Site:
         products = {shard_of(number, shards).shard: number for number in range(1_000, 0, -1)}
         self._products = [products[shard.shard] for shard in shards]
 
+    @property
+    def product_id(self) -> int:
+        """The product that is on sale, of the first shard."""
+        return self._products[0]
+
     def hold_to(self, cores: float) -> None:
         """Let each machine have such a share of a core."""
         for group in self._groups.values():
@@ -108,17 +115,17 @@ class Site:
 
         Without a front door, let the engines rest for as long.
         """
+        loaded_engines = self._engines[:doors]
+        answers = await _count(loaded_engines)
         before = self._read()
         if doors:
-            loads = [
-                run_wrk(engine.url, connections, seconds, self._requests) for engine in self._engines[:doors]
-            ]
+            loads = [run_wrk(engine.url, connections, seconds, self._requests) for engine in loaded_engines]
             samples = await asyncio.gather(*loads)
         else:
             await asyncio.sleep(seconds)
             samples = []
         loaded = self._read()
-        await self._drain()
+        await self.drain()
         end = self._read()
         loaded_groups = doors if len(self._engines) > 1 else len(self._groups)
         waits = [
@@ -128,6 +135,7 @@ class Site:
         took_s = loaded.at_s - before.at_s
         return _add_up(
             samples,
+            await _count(loaded_engines) - answers,
             self._state in ACCEPTING,
             cores=round((loaded.machine_s - before.machine_s) / took_s, 3),
             throttled=round(mean(waits), 3) if waits else 0.0,
@@ -135,7 +143,8 @@ class Site:
             cpu_s={name: round(end.cpu_s[name] - before.cpu_s.get(name, 0.0), 6) for name in end.cpu_s},
         )
 
-    async def _drain(self) -> None:
+    async def drain(self) -> None:
+        """Wait until the ledger has everything. Raises BenchError."""
         deadline = time.monotonic() + DRAIN_S
         while behind := [shard.shard for shard in self._shards if not await _is_drained(shard)]:
             if time.monotonic() > deadline:
@@ -151,26 +160,37 @@ class Site:
         return _Reading(time.monotonic(), cpu_s, machine_s, periods)
 
 
+async def _count(engines: Sequence[EngineProcess]) -> Counter[Outcome]:
+    """Return what the engines have answered so far: wrk leaves out what is under way at its end."""
+    return sum([await count_answers(engine.url) for engine in engines], Counter[Outcome]())
+
+
 async def _is_drained(shard: Any) -> bool:
     values: Any = await shard.redis.hvals(shard.pending)
     return not count_pending(values) and not await shard.redis.xlen(shard.outbox)
 
 
-def _add_up(samples: Sequence[Sample], accepting: bool, **found: Any) -> ScaledRound:
+def _add_up(
+    samples: Sequence[Sample], answers: Counter[Outcome], accepting: bool, **found: Any
+) -> ScaledRound:
     """Return one measurement of all front doors together; times are those of the slowest."""
     requests, refused = (sum(getattr(each, name) for each in samples) for name in ("requests", "refused"))
     faults = [each.fault for each in samples if each.fault]
     if refused != (0 if accepting else requests):
         faults.append(f"{refused} of {requests} were refused")
+    if accepting and answers[Outcome.ACCEPTED] < answers.total():
+        faults.append("answers were " + ", ".join(f"{count} {word}" for word, count in answers.items()))
+    if answers.total() < requests:
+        faults.append(f"the engine counts {answers.total()} answers, wrk {requests}")
     load_s = sum(each.cpu_s.get("wrk", 0.0) for each in samples)
     return ScaledRound(
         requests=requests,
         rps=round(sum(each.rps for each in samples), 1),
-        refused=refused,
+        refused=answers.total() - answers[Outcome.ACCEPTED],
         socket_errors=sum(each.socket_errors for each in samples),
         p50_ms=max((each.p50_ms for each in samples), default=0.0),
         p99_ms=max((each.p99_ms for each in samples), default=0.0),
-        accepted=requests - refused,
+        accepted=answers[Outcome.ACCEPTED],
         fault="; ".join(dict.fromkeys(faults)),
         **found | {"cpu_s": found["cpu_s"] | {"wrk": round(load_s, 6)}},
     )
@@ -190,7 +210,7 @@ async def serve_doors(services: Services, count: int) -> AsyncIterator[Site]:
         pids = {f"front-door {number}": engine.pid for number, engine in enumerate(engines, 1)}
         first, *_ = pids
         meter = ProcessMeter(
-            services.pids | {name: pids[name] for name in pids if name != first}, pids[first]
+            services.pids | {name: pids[name] for name in pids if name != first}, lambda: [pids[first]]
         )
         doors = {
             name: [process.pid for process in engine.find_stage("front-door")]
@@ -218,7 +238,7 @@ async def serve_shards(services: Services, count: int) -> AsyncIterator[Site]:
         groups = cleanup.enter_context(throttle(START_SHARE, primaries))
         settings = Settings(redis_url=url, gate_shards=count)
         shards = await cleanup.enter_async_context(connect_shards(settings))
-        yield Site([engine], shards, ProcessMeter(services.pids, engine.pid), groups)
+        yield Site([engine], shards, ProcessMeter(services.pids, lambda: [engine.pid]), groups)
 
 
 @asynccontextmanager

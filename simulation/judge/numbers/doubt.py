@@ -75,3 +75,9 @@ def recall_mark(reason: str, value_ms: float | None, lag_p99_ms: float | None) -
     """Return the mark of a percentile that is in doubt for this reason."""
     excess_ms = value_ms if LOST_IN_WORDS in reason or lag_p99_ms is None else lag_p99_ms
     return Mark(reason, excess_ms or 0.0)
+
+
+def measure_clock_shift(timeline: pd.DataFrame) -> float:
+    """Return by how many seconds the clock of the driver's machine was set during the run, at most."""
+    shift_ms = timeline.get("clock_shift_ms", pd.Series(dtype="float64")).abs().max()
+    return 0.0 if pd.isna(shift_ms) else float(shift_ms) / 1e3

@@ -24,6 +24,7 @@ SHARE: Final = 0.9
 PROMPT_MS: Final = 1_000.0
 LEAST: Final = 5
 """Fewest requests that are judged together."""
+OUTBOX_WAIT: Final = "outbox_wait_ms"
 AT_ONCE_S: Final = 0.5
 BACKLOGS: Final = ("outbox_entries", "queue_messages", "pending_orders")
 
@@ -51,8 +52,28 @@ def measure_recovery(
             if works[number : number + steady].all():
                 recovered = round(number * BIN_S, 1)
                 break
-        found.append(Recovery(**msgspec.structs.asdict(fault), recovered_after_s=recovered))
+        until_s = np.inf if recovered is None else fault.end_s + recovered
+        found.append(
+            Recovery(
+                **msgspec.structs.asdict(fault),
+                recovered_after_s=recovered,
+                resets=_count_resets(history, fault.start_s, until_s),
+                outbox_wait_s=_find_outbox_wait(timeline, fault.start_s, until_s),
+            )
+        )
     return found
+
+
+def _count_resets(history: pd.DataFrame, start_s: float, end_s: float) -> int:
+    sent_s = history.loc[history["end"] == "reset", "sent_ns"].to_numpy("float64", na_value=np.nan) / 1e9
+    return int(((sent_s >= start_s) & (sent_s <= end_s)).sum())
+
+
+def _find_outbox_wait(timeline: pd.DataFrame, start_s: float, end_s: float) -> float | None:
+    if OUTBOX_WAIT not in timeline:
+        return None
+    seen_ms = timeline.loc[timeline["t_s"].between(start_s, end_s), OUTBOX_WAIT].dropna()
+    return round(float(seen_ms.max()) / 1e3, 3) if len(seen_ms) else None
 
 
 def _flows(history: pd.DataFrame, edges_s: Floats, starts_s: Floats) -> Flags:

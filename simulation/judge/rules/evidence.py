@@ -12,6 +12,7 @@ import pandas as pd
 
 from simulation.judge.asked import NEVER, PROMPT_NS, Asked
 from simulation.judge.rules.pairing import find_keys
+from simulation.model.contract import FLASHGRID
 from simulation.model.outcome import TERMINAL
 from simulation.model.state import FinalState
 
@@ -70,8 +71,8 @@ class Evidence:
 
     @cached_property
     def pending(self) -> npt.NDArray[np.intp]:
-        """The numbers of the orders that the gate holds as accepted and not yet settled."""
-        read(self.state.pending, "gate")
+        """The numbers of the orders that are held as accepted and not yet settled."""
+        read(self.state.pending, "set of pending orders")
         return self._numbers[2]
 
     @cached_property
@@ -111,6 +112,29 @@ class Evidence:
         hidden = "idempotency_key" in unseen
         key = find_keys(orders, self.sent) if hidden else orders["idempotency_key"].fillna("")
         return orders.assign(key=key, order=self._numbers[1], **times)
+
+    @cached_property
+    def holds(self) -> pd.DataFrame:
+        """The orders that have held units, each from `from_ns` to `to_ns` for certain: it was accepted at the
+        one at the latest, and FAILED at the other at the earliest. Left out are orders whose times nobody
+        knows, and REJECTED ones, for which there was no unit."""
+        slack_ns = self.asked.clock_ns + 1_000_000
+        orders = self.orders[self.orders["status"] != "REJECTED"].drop_duplicates("order")
+        told_ns = orders["order"].map(self.bought.set_index("order")["done_ns"].astype("float64"))
+        accepted_ns = orders["accepted_ns"].astype("float64") + slack_ns
+        failed = orders["status"] == "FAILED"
+        holds = orders[["order_id", "sale_id", "product_id", "user_id", "quantity"]].assign(
+            from_ns=pd.concat([told_ns, accepted_ns], axis=1).min(axis=1),
+            to_ns=self.find_free(orders).where(failed, NEVER),
+        )
+        return holds[holds["from_ns"] < holds["to_ns"]]
+
+    def find_free(self, orders: pd.DataFrame) -> pd.Series:
+        """Return when the units of each order could be on sale again at the earliest, if it failed."""
+        slack_ns = self.asked.clock_ns + 1_000_000
+        # Engines other than ours may give a unit back a moment before they note it.
+        slack_ns += 0 if self.asked.contract == FLASHGRID else PROMPT_NS
+        return orders["settled_ns"].astype("float64") - slack_ns
 
     @property
     def unseen(self) -> frozenset[str]:
@@ -213,12 +237,30 @@ def read(part: _Part | None, name: str) -> _Part:
     return part
 
 
+def find_excess(holds: pd.DataFrame, by: list[str], most: pd.Series) -> pd.Series:
+    """Return for each group that holds units by how many they were ever more, at once, than `most` of it.
+
+    The index of `most` is the first of `by`; a group that it lacks may hold none.
+    """
+    moments = [
+        holds[by].assign(at_ns=holds[name], units=sign * holds["quantity"], first=sign)
+        for name, sign in (("from_ns", 1), ("to_ns", -1))
+    ]
+    # Of one moment, what ends comes first.
+    changes = pd.concat(moments).sort_values(["at_ns", "first"], kind="stable")
+    held = changes.groupby(by)["units"].cumsum().groupby([changes[name] for name in by]).max()
+    return (held - held.index.get_level_values(0).map(most.to_dict()).fillna(0)).clip(lower=0)
+
+
 def count_turned_away(requests: pd.DataFrame) -> int:
-    """Return how many of the requests were answered 503, or are without an outcome, for no reason; 0 if
-    those are no more than MOST of them, or the requests are few."""
+    """Return how many of the requests were answered 503, or are without an outcome, for no reason: all of
+    them if they are more than MOST, or those of each second in which they are most; 0 of few."""
     judged = requests[~requests["excused"]]
-    away = int(judged["outcome"].isin(["UNAVAILABLE", "UNKNOWN"]).sum())
-    return away if len(judged) >= FEW and away > MOST * len(judged) else 0
+    away = judged["outcome"].isin(["UNAVAILABLE", "UNKNOWN"])
+    if len(judged) >= FEW and away.sum() > MOST * len(judged):
+        return int(away.sum())
+    seconds = away.groupby(judged["intended_ns"] // 1_000_000_000).agg(["size", "sum"])
+    return int(seconds.loc[(seconds["size"] >= FEW) & (seconds["sum"] > seconds["size"] / 2), "sum"].sum())
 
 
 class Breach(NamedTuple):

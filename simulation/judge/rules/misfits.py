@@ -1,24 +1,43 @@
 """Where the description of an engine that is not ours never fits: what breaks a rule then may be its fault.
 
 A description is at fault only where nothing at all was seen to fit it. One answer or one order that does
-shows that the description reads what the engine says.
+shows that the description reads what the engine says, be it of a purchase before the load.
 """
+
+from collections.abc import Mapping
 
 import pandas as pd
 
 from simulation.judge.rules.evidence import FEW, Evidence
 from simulation.model.contract import FLASHGRID, Contract
 
-BUY, REFUSALS, ORDERS, READS = "buy", "refusals", "orders", "reads of "
-"""What a misfit hangs on: all answers to purchases, or those that accept; those that refuse; the orders that
-the witness shows; the reads of a kind."""
+REQUESTS, BUY, REFUSALS, ORDERS, READS = "requests", "buy", "refusals", "orders", "reads of "
+"""What does not fit: requests that perhaps are no purchases; the answers that accept, or that refuse; the
+orders that the witness shows; the reads of a kind."""
 
 
 def find_misfits(evidence: Evidence) -> dict[str, str]:
-    """Return where the description does not fit, in words, by what hangs on it."""
-    if evidence.asked.contract == FLASHGRID:
-        return evidence.state.misfits
-    return _doubt_answers(evidence) | evidence.state.misfits
+    """Return where the description does not fit, in words, by what it is about."""
+    state = evidence.state
+    found = state.misfits
+    if evidence.asked.contract != FLASHGRID:
+        found = _doubt_answers(evidence) | found
+    return {part: words for part, words in found.items() if part not in state.fitting}
+
+
+def hangs_on(metric: str, misfits: Mapping[str, str], partial: bool) -> bool:
+    """Return whether a metric is read from what does not fit; `partial`: all orders are read from answers."""
+    outcome = metric.partition(".")[0]
+    if outcome in ("load", "front_door") or metric == "all.count":
+        return False
+    of_orders = outcome in ("oversold", "sold", "fulfilment")
+    of_answers = not of_orders and outcome not in ("all", "remaining")
+    return (
+        (REQUESTS in misfits and (partial or metric != "oversold"))
+        or (BUY in misfits and (of_answers or (partial and of_orders)))
+        or (REFUSALS in misfits and of_answers and outcome != "accepted")
+        or (ORDERS in misfits and of_orders)
+    )
 
 
 def _doubt_answers(evidence: Evidence) -> dict[str, str]:
@@ -30,7 +49,7 @@ def _doubt_answers(evidence: Evidence) -> dict[str, str]:
     if len(answered) and not listed.any():
         told = ", ".join(f"{count:,} × {status}" for status, count in counts.items())
         return {
-            BUY: f"no answer to a purchase has a status that buy.answers lists ({told}): look at path,"
+            REQUESTS: f"no answer to a purchase has a status that buy.answers lists ({told}): look at path,"
             " method, headers and body of [buy], and at buy.answers"
         }
     for status, answers in answered[listed].groupby("status"):
@@ -43,6 +62,10 @@ def _doubt_answers(evidence: Evidence) -> dict[str, str]:
                 )
             }
     for status, answers in answered[~listed].groupby("status"):
+        done = len(answers) >= FEW and bool((answers["status"] < 300).all())
+        if done and evidence.answered("ACCEPTED").empty:
+            words = f"{len(answers):,} purchases were answered {status}"
+            return {BUY: f"{words}, and none ACCEPTED: does buy.answers lack it?"}
         if _is_another_sold_out(answers, evidence):
             words = f"{len(answers):,} purchases were answered {status}, all of them after the stock was sold"
             return {REFUSALS: f"{words}, and none SOLD_OUT: does buy.answers lack it?"}

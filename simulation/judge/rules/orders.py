@@ -20,7 +20,8 @@ from simulation.model.outcome import TERMINAL
 def accepted_is_settled(evidence: Evidence) -> Finding:
     """No accepted purchase is lost. Every purchase answered ACCEPTED is in the ledger exactly once, for
     its buyer, its product, its Idempotency-Key and the sale that was open, as accepted while its request was
-    under way, and has reached its end afterwards: CONFIRMED, FAILED or REJECTED."""
+    under way, and has reached its end afterwards, before the ledger was read: CONFIRMED, FAILED or
+    REJECTED."""
     answers = evidence.accepted[["order", "order_id", *BUYER]].drop_duplicates()
     orders, slack_ns = evidence.orders, evidence.asked.clock_ns + 1_000_000
     held = orders[["order", *BUYER, "sale_id", "status", "accepted_ns", "settled_ns"]]
@@ -37,7 +38,11 @@ def accepted_is_settled(evidence: Evidence) -> Finding:
     early = found["accepted_ns"] < found["first_ns"].astype("float64") - slack_ns
     late = found["accepted_ns"] > found["done_ns"].astype("float64") + slack_ns
     # By two clocks, of gate and ledger.
-    hasty = found["settled_ns"].astype("float64") < found["accepted_ns"] - 2 * slack_ns
+    settled_ns = found["settled_ns"].astype("float64")
+    hasty = settled_ns < found["accepted_ns"] - 2 * slack_ns
+    timeless = settled_ns.isna() & ("settled_us" not in evidence.unseen)
+    timeless |= settled_ns > float(evidence.asked.read_ns + slack_ns)
+    timeless &= status.isin(TERMINAL)
     repeated = orders["order"].duplicated()
     return find(
         f"{len(answers):,} accepted purchases looked up",
@@ -49,6 +54,7 @@ def accepted_is_settled(evidence: Evidence) -> Finding:
             (early | late).sum(), "were accepted before or after their requests", "order", ids[early | late]
         ),
         Breach(hasty.sum(), "were settled before they were accepted", "order", ids[hasty]),
+        Breach(timeless.sum(), "were settled at no time until the ledger was read", "order", ids[timeless]),
         Breach(repeated.sum(), "are in the ledger more than once", "order", orders.loc[repeated, "order_id"]),
         chances=len(answers),
     )
@@ -156,9 +162,9 @@ def a_key_tells_the_truth(evidence: Evidence) -> Finding:
 
 
 def payment_decides(evidence: Evidence) -> Finding:
-    """Every order ends as its payment did: FAILED if the payment was declined, and only then. Without
-    the payment's settings (engine.payment_decline_rate, for an engine elsewhere) nobody knows which
-    payments were declined."""
+    """Every order ends as its payment did: FAILED if the payment was declined, and only then; the ledger
+    tells no reason against one that is CONFIRMED. Without the payment's settings
+    (engine.payment_decline_rate, for an engine elsewhere) nobody knows which payments were declined."""
     orders = evidence.orders[evidence.orders["status"].isin(TERMINAL)]
     ids = orders["order_id"]
     failed = orders["status"] == "FAILED"
@@ -169,10 +175,12 @@ def payment_decides(evidence: Evidence) -> Finding:
         return Finding(0, f"no order failed, and {said}", 0)
     declined = ids.map(evidence.asked.declines).astype(bool)
     unpaid, paid = declined & ~failed, failed & ~declined
+    excused = (orders["status"] == "CONFIRMED") & orders["reason"].notna()
     return find(
         f"{declined.sum():,} of {len(orders):,} payments declined",
         Breach(unpaid.sum(), "orders did not fail though their payment was declined", "order", ids[unpaid]),
         Breach(paid.sum(), "orders failed though their payment was approved", "order", ids[paid]),
+        Breach(excused.sum(), "orders are CONFIRMED, with a reason not to be", "order", ids[excused]),
         chances=len(orders),
     )
 

@@ -2,18 +2,19 @@
 
 import pandas as pd
 
-from simulation.judge.asked import NEVER, PROMPT_NS
+from simulation.judge.asked import LONG_AGO, NEVER, PROMPT_NS
 from simulation.judge.rules.evidence import Breach, Evidence, Finding, count_turned_away, find
 from simulation.model.outcome import TERMINAL
 
 
 def reads_are_true(evidence: Evidence) -> Finding:
     """What clients are shown is true. An accepted order is never denied, also after a loss of Redis' memory;
-    its status never changes once it is final, and that status is the ledger's, a second after the ledger
-    settled it at the latest. A stock is never negative, it adds up to what was asked for, and no unit is
-    missing from it before a purchase can have taken that unit: every accepted purchase and every unknown
-    outcome counts from the moment at which it was sent. A second after a purchase was accepted its unit is
-    missing. No read is called invalid, and no more than one in ten is turned away without a reason."""
+    its status never changes once it is final, and that status is the ledger's, not before the ledger settled
+    it, and a second after that at the latest. A stock is never negative, it adds up to what was asked for,
+    and no unit is missing from it before a purchase can have taken that unit: every accepted purchase and
+    every unknown outcome counts from the moment at which it was sent. A second after a purchase was accepted
+    its unit is missing, until its payment can have failed. No read is called invalid, and no more than one in
+    ten of all, or half of a second's, is turned away without a reason."""
     reads = evidence.reads
     if reads is None or reads.empty:
         return Finding(0, "no reads", 0)
@@ -72,7 +73,11 @@ def _compare_with_ledger(orders: pd.DataFrame, evidence: Evidence) -> list[Breac
     waiting = orders[(orders["order_status"] == "PENDING") & ~orders["excused"]]
     shown_ns = waiting["order_id"].map(ledger["settled_ns"]).astype("float64") + evidence.asked.clock_ns
     stale = waiting.loc[waiting["sent_ns"].astype("float64") > shown_ns + PROMPT_NS, "order_id"]
+    settled_ns = final["order_id"].map(ledger["settled_ns"]).astype("float64")
+    slack_ns = evidence.asked.clock_ns + 1_000_000
+    early = final.loc[final["done_ns"].astype("float64") < settled_ns - slack_ns, "order_id"]
     return [
+        Breach(len(early), "statuses were final before the order was settled", "order", early),
         Breach(len(wrong), "final statuses are not the ledger's", "order", wrong),
         Breach(len(stale), "statuses were PENDING long after the order was settled", "order", stale),
     ]
@@ -90,9 +95,12 @@ def _compare_with_sales(stocks: pd.DataFrame, evidence: Evidence) -> list[Breach
     fitting = pairs[(pairs["initial"] == pairs["stock"]).fillna(True)].reset_index(drop=True)
     back = _count_until(fitting, fitting["sent_ns"], bought, "returned_ns", by="sale_id")
     least = fitting["stock"] - fitting["quantity"] * (_count_takers(fitting, evidence) - back)
-    # All that was ever given back may have been given back by then.
     gone = _count_until(fitting, fitting["sent_ns"] - PROMPT_NS, bought, "done_ns", by="sale_id")
-    most = fitting["stock"] - fitting["quantity"] * gone + fitting["FAILED"]
+    # What was settled by then may have been given back.
+    free = evidence.orders[evidence.orders["status"] == "FAILED"]
+    free = free.assign(free_ns=evidence.find_free(free).astype("float64").fillna(LONG_AGO))
+    freed = _count_until(fitting, fitting["done_ns"], free, "free_ns", by="sale_id")
+    most = fitting["stock"] - fitting["quantity"] * (gone - freed)
     enough = fitting.loc[fitting["remaining"] >= least, "op"]
     few = fitting.loc[(fitting["remaining"] <= most) | fitting["excused"], "op"]
     strange = shown.loc[~shown["op"].isin(fitting["op"]), "op"]
@@ -107,12 +115,12 @@ def _compare_with_sales(stocks: pd.DataFrame, evidence: Evidence) -> list[Breach
 
 
 def _list_sales(evidence: Evidence) -> pd.DataFrame:
-    """Return for each sale sale_id, product_id, stock, quantity and its units of failed orders, and when it
-    may have been the current one for the first time, and for the last time, in ns."""
+    """Return for each sale sale_id, product_id, stock and quantity, and when it may have been the current one
+    for the first time, and for the last time, in ns."""
     sales = evidence.asked_sales.reset_index().sort_values("turn")
     last_ns = sales.groupby("product_id")["from_ns"].shift(-1, fill_value=NEVER)
     times = {"first_ns": sales["asked_ns"], "last_ns": last_ns}
-    names = ["sale_id", "product_id", "stock", "quantity", "FAILED"]
+    names = ["sale_id", "product_id", "stock", "quantity"]
     found: pd.DataFrame = sales[names].assign(**times).astype("int64")
     return found
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 
+from simulation.judge.asked import PROMPT_NS
 from simulation.judge.rules.evidence import BUYER, Breach, Evidence, Finding, find
 from simulation.model.outcome import REFUSALS
 
@@ -49,7 +50,8 @@ def _shown_otherwise(answers: pd.DataFrame, evidence: Evidence) -> pd.Series:
     """Return for each answer whether reads of the stock show that it can't have been gone until then.
 
     From a read until the end of the next one, no more can have been gone than the read showed, and what the
-    purchases took that were under way in between. So it was before the first read, and after the last one.
+    purchases took that were under way in between, or up to PROMPT_NS before. So it was before the first read,
+    and after the last one.
     """
     wrong = pd.Series(False, answers.index)
     reads = evidence.operations[evidence.operations["outcome"] == "SHOWN"]
@@ -63,7 +65,8 @@ def _shown_otherwise(answers: pd.DataFrame, evidence: Evidence) -> pd.Series:
         # The moment of the opening is like a read that shows the whole stock.
         sent_ns = np.append(sale["asked_ns"], seen["sent_ns"].to_numpy("int64"))
         gone = np.append(0, (sale["stock"] - seen["remaining"]).to_numpy("int64"))
-        before = np.searchsorted(ended, sent_ns)
+        # What a read shows may be as old as that.
+        before = np.searchsorted(ended, np.append(sale["asked_ns"], sent_ns[1:] - PROMPT_NS))
         until = np.searchsorted(began, seen["done_ns"].to_numpy("int64"), side="right")
         most = np.maximum.accumulate(gone[:-1] + sale["quantity"] * (until - before[:-1]))
         last = np.searchsorted(sent_ns, mine["done_ns"], side="right") - 1
@@ -112,7 +115,8 @@ def refusals_are_true(evidence: Evidence) -> Finding:
     payment was declined before; NOT_STARTED comes
     only before the sale's start, and never after a purchase of that sale; SALE_ENDED comes only after
     its end; UNKNOWN_PRODUCT never occurs for a product on sale; INVALID never occurs, because every
-    request is valid."""
+    request is valid. And whoever is refused, with 503 as well, has bought nothing: no order was accepted
+    under a key while all requests that had been sent under it were refused."""
     sales, slack_ns = evidence.asked_sales, evidence.asked.clock_ns
     refused = evidence.history[evidence.history["outcome"].isin(REFUSALS)]
     sale = evidence.find_sale(refused)
@@ -127,11 +131,29 @@ def refusals_are_true(evidence: Evidence) -> Finding:
         "INVALID": pd.Series(False, refused.index),
     }
     wrong = {word: refused.loc[(refused["outcome"] == word) & ~fits, "op"] for word, fits in true.items()}
+    denied, keyed = _find_denied(evidence), (evidence.held["key"] != "").sum()
     return find(
-        f"{len(refused):,} refusals other than SOLD_OUT",
+        f"{len(refused):,} refusals other than SOLD_OUT"
+        + (f", {keyed:,} × 503 under a key" if keyed else ""),
         *(Breach(len(ops), f"{word} that is not true", "op", ops) for word, ops in wrong.items()),
-        chances=len(refused),
+        Breach(len(denied), "orders were accepted of purchases that were refused", "order", denied),
+        chances=len(refused) + keyed,
     )
+
+
+def _find_denied(evidence: Evidence) -> pd.Series:
+    """Return the ids of the orders that can only be of requests that were refused."""
+    if "idempotency_key" in evidence.unseen:
+        return evidence.orders["order_id"].iloc[:0]  # which request placed an order is a guess
+    orders = evidence.orders[["order_id", "accepted_ns", *BUYER]]
+    sent = evidence.sent[[*BUYER, "sent_ns", "result"]]
+    refused = sent[(sent["key"] != "") & (sent["result"] == "fail")].drop_duplicates(BUYER)
+    orders = orders[orders["key"] != ""].merge(refused[BUYER], on=BUYER)
+    tries = orders.merge(sent, on=BUYER)
+    slack_ns = evidence.asked.clock_ns + 1_000_000
+    before = tries[tries["sent_ns"].astype("float64") <= tries["accepted_ns"] + slack_ns]
+    all_refused = (before["result"] == "fail").groupby(before["order_id"]).all()
+    return all_refused.index[all_refused].to_series()
 
 
 def _hours(refused: pd.DataFrame, sale: pd.Series, sales: pd.DataFrame, term: str) -> pd.Series:

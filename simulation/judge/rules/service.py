@@ -61,10 +61,13 @@ def _fit(answered: pd.DataFrame, contract: Contract) -> pd.Series:
 
 def the_sale_happened(evidence: Evidence) -> Finding:
     """A sale sells to those who ask, as far as its stock and its terms allow. No more than one in ten
-    requests is turned away with 503, or left without an outcome, and no more than one in ten units that
-    somebody asks for stays unsold, apart from faults and an overload that the scenario means."""
+    requests, and no more than half of those of any second, is turned away with 503, or left without an
+    outcome, and no more than one in ten units that
+    somebody asks for stays unsold, apart from faults and an overload that the scenario means. So it is
+    with those who got an order: no more than one in ten of their answers leaves them without knowing it, and
+    not all of them."""
     sales, sent = evidence.asked_sales, evidence.sent
-    many = count_turned_away(sent)
+    many, unheard = count_turned_away(sent), _count_unheard(evidence)
 
     wanting = sent[sent["outcome"].isin(["ACCEPTED", "SOLD_OUT", "UNAVAILABLE", "UNKNOWN"])]
     wanting = wanting.assign(sale_id=evidence.find_sale(wanting)).dropna(subset="sale_id")
@@ -82,13 +85,25 @@ def the_sale_happened(evidence: Evidence) -> Finding:
     found = find(
         f"{sold.sum():,} purchases of {expected.sum():,} that were possible, in {tried.sum():,} sales",
         Breach(many, "requests turned away without a reason"),
+        Breach(unheard, "answers to buyers who got an order did not say so"),
         Breach(short.sum(), "of them did not happen", "sale", short.index[short > 0]),
         chances=(tried & sales.index.isin(wanting.loc[sure, "sale_id"])).sum(),
     )
-    if many and not short.any() and not evidence.asked.load_valid:
+    if (many or unheard) and not short.any() and not evidence.asked.load_valid:
         raise Unknown(f"{found.detail}; but the load was not as planned")
     if not found.violations and tried.any() and not sold[tried].any():
         raise Unknown(
             f"{clients.sum():,} buyers came, nothing was sold, and faults or overload may be the reason"
         )
     return found
+
+
+def _count_unheard(evidence: Evidence) -> int:
+    """Return how many requests whose buyer got an order have no known outcome, for no reason; 0 if those are
+    no more than MOST of the requests that got one, or these are few, and some were told."""
+    won = evidence.sent[~evidence.sent["excused"] & evidence.sent["outcome"].isin(["ACCEPTED", "UNKNOWN"])]
+    placed = pd.MultiIndex.from_frame(evidence.orders[BUYER])
+    unheard = won["outcome"].eq("UNKNOWN") & pd.MultiIndex.from_frame(won[BUYER]).isin(placed)
+    got = won[unheard | won["outcome"].eq("ACCEPTED")]
+    none_told = evidence.accepted.empty
+    return count_turned_away(got) or int(none_told * unheard.sum())

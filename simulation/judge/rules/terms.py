@@ -9,7 +9,7 @@ _HOURS = ("starts", "ends")
 
 
 def terms_are_as_asked(evidence: Evidence) -> Finding:
-    """Ledger and gate hold every sale as it was asked for: its stock, its limit for each user, the units of a
+    """The stores hold every sale as it was asked for: its stock, its limit for each user, the units of a
     purchase, its start and its end. There is no sale too many and none too few, and every order takes the
     quantity of its sale."""
     asked, state, sales = evidence.asked, evidence.state, evidence.sales
@@ -19,7 +19,7 @@ def terms_are_as_asked(evidence: Evidence) -> Finding:
     missing, unasked = ledger[ledger["asked"] & ~ledger["found"]], ledger[~ledger["asked"]]
     misnamed = compared[compared["named"].notna() & (compared["named"] != compared.index)]
     scale = {f"{name}_us": (1_000, asked.started_us) for name in _HOURS}
-    breaches = _compare(compared, "ledger", scale, asked.clock_ns)
+    breaches = _compare(compared, "in the ledger", scale, asked.clock_ns)
 
     orders = evidence.orders.assign(quantity_asked=evidence.orders["sale_id"].map(sales["quantity"]))
     other = orders[(orders["quantity"] != orders["quantity_asked"]) & orders["quantity_asked"].notna()]
@@ -28,11 +28,11 @@ def terms_are_as_asked(evidence: Evidence) -> Finding:
     if gate is not None:
         gate = gate[gate["product_id"].isin(sales["product_id"])]
         twice = gate[gate["product_id"].duplicated()]
-        breaches.append(Breach(len(twice), "are at the gate twice", "product", twice["product_id"]))
+        breaches.append(Breach(len(twice), "are for sale twice", "product", twice["product_id"]))
         latest = sales[sales["asked"]].drop_duplicates("product_id", keep="last").reset_index()
         current = latest.merge(gate.drop_duplicates("product_id"), on="product_id", suffixes=("", "_held"))
         scale = {f"{name}_ms": (1_000_000, asked.started_us // 1_000) for name in _HOURS}
-        breaches += _compare(current.set_index("sale_id"), "gate", scale, asked.clock_ns)
+        breaches += _compare(current.set_index("sale_id"), "where they are sold", scale, asked.clock_ns)
     found = find(
         f"{len(compared):,} sales compared",
         Breach(len(missing), "were asked for and never opened", "product", missing["product_id"]),
@@ -43,14 +43,14 @@ def terms_are_as_asked(evidence: Evidence) -> Finding:
         chances=len(sales),
     )
     if gate is None and "gate" not in state.without and not found.violations:
-        raise Unknown("the gate could not be read")
+        raise Unknown("what is for sale could not be read")
     return found
 
 
 def _compare(
-    sales: pd.DataFrame, store: str, hours: dict[str, tuple[int, int]], slack_ns: int
+    sales: pd.DataFrame, place: str, hours: dict[str, tuple[int, int]], slack_ns: int
 ) -> list[Breach]:
-    """Return the breach for each term that a store holds otherwise than asked.
+    """Return the breach for each term that is held otherwise than asked at a place.
 
     `hours` are the store's columns of times, each with the ns of its unit and the run's start in that unit.
     """
@@ -61,7 +61,7 @@ def _compare(
             both = sales[[term, held]].astype("Int64").fillna(-1)
             wrong = sales.index[both[term] != both[held]]
             breaches.append(
-                Breach(len(wrong), f"have another {term.replace('_', ' ')} in the {store}", "sale", wrong)
+                Breach(len(wrong), f"have another {term.replace('_', ' ')} {place}", "sale", wrong)
             )
     for column, (unit_ns, start) in hours.items():
         if column in sales:
@@ -70,9 +70,7 @@ def _compare(
             off = (held_ns - wanted_ns).abs() > slack_ns + unit_ns
             wrong = sales.index[(held_ns.isna() != wanted_ns.isna()) | off.fillna(False)]
             breaches.append(
-                Breach(
-                    len(wrong), f"have another {column.partition('_')[0][:-1]} in the {store}", "sale", wrong
-                )
+                Breach(len(wrong), f"have another {column.partition('_')[0][:-1]} {place}", "sale", wrong)
             )
     return breaches
 

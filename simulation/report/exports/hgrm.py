@@ -22,7 +22,7 @@ class _Histogram(HdrHistogram):  # type: ignore[misc] # it has no types
     """A histogram in µs that writes ms."""
 
     def get_stddev(self) -> float:
-        """Return the deviation in the unit of the output; HdrHistogram forgets to scale it."""
+        """Return the deviation in the unit of the output, as HdrHistogram does and its package forgets."""
         return float(super().get_stddev()) / _US_IN_MS
 
 

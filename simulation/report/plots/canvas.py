@@ -112,7 +112,7 @@ class Canvas:
         for axes in self.panels:
             axes.set_xlim(start_s, end_s)
             if axes.get_yscale() == "linear":
-                axes.set_ylim(0, max(axes.dataLim.y1, 1) * (1.3 if course.faults else 1.2))
+                axes.set_ylim(0, max(axes.dataLim.y1, 1) * (1.3 if course.faults or course.moments else 1.2))
             axes.xaxis.set_major_formatter(lambda value, _: f"{value:g} s")
             for spans, colour in ((course.phases[1::2], "shade"), (course.faults, "fault")):
                 for span in spans:

@@ -61,7 +61,7 @@ def draw_moment(
     if orders is not None and len(orders):
         weights = orders["quantity"].fillna(1).to_numpy("float64")
         for word, colour, column in (
-            ("reserved at the gate", "orange", "accepted_us"),
+            ("reserved", "orange", "accepted_us"),
             ("settled", "green", "settled_us"),
         ):
             known = orders[column].notna().to_numpy()

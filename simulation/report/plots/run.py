@@ -96,7 +96,7 @@ def draw_rates(axes: Axes, history: pd.DataFrame, edges: Floats) -> None:
 
 
 def draw_stock(timeline: pd.DataFrame, course: Course) -> Canvas | None:
-    """Draw over time the units left at the gate, orders in the ledger, and what is under way between them."""
+    """Draw over time the units left for sale, orders in the ledger, and what is under way between them."""
     # A line along zero says nothing. Of many samples the highest of each stretch is drawn: no peak is lost.
     numbers = timeline.select_dtypes("number")
     shown = numbers.loc[:, numbers.gt(0).any()]

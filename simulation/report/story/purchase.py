@@ -191,7 +191,8 @@ def tell_order(record: Record, order_id: str, sent_s: float | None) -> list[Step
             )
         )
     if order["status"] == "REJECTED":
-        words = "nothing: the ledger found no unit for it, so none goes back"
+        ledger = "ledger" if record.has_stages else "engine"
+        words = f"nothing: the {ledger} found no unit for it, so none goes back"
         steps.append(Step(what="released", after_s=settled_s, words=words))
     return steps
 

@@ -4,25 +4,22 @@ The library has examples; `textbook.toml` is a whole engine, `plain.toml` a smal
 """
 
 import re
-import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, get_args
+from typing import Annotated, Final, Literal
 
 import msgspec
 from msgspec import Meta
 
 from simulation.errors import EngineError, suggest
-from simulation.model.contract import Buy, Contract, Init, OrderRead, Outcome, Part, Request, StockRead
+from simulation.model.contract import Buy, Contract, Init, OrderRead, Part, Request, StockRead
 from simulation.model.places import HEADER
 from simulation.scenario.fault import STAGES
+from simulation.scenario.loading import find_errors, locate_errors, read_toml
 from simulation.scenario.schema import Scenario, Topology
-from simulation.scenario.traces import read_text
 from simulation.target.witness.tables import Tables
 
 LIBRARY: Final = Path(__file__).with_name("library")
 WitnessKind = Literal["flashgrid", "sql", "http"]
-WORDS: Final[dict[str, Any]] = {"outcome": Outcome, "witness": WitnessKind}
-"""The words that a key may have."""
 _NO_PLACE: Final = re.compile(r"(?!header:[!-9;-~]+$)(?i:header)\s*:")
 """What is meant for a header field, and names none."""
 VALUES: Final = {
@@ -82,7 +79,7 @@ def list_descriptions() -> list[str]:
 def load_description(name_or_path: str) -> Description:
     """Return the description of that name, or in that TOML file.
 
-    Raises EngineError, in one line that names the file and the line or the key at fault.
+    Raises EngineError, with a line for each key at fault, which names the file and the line.
     """
     path = Path(name_or_path)
     if path.suffix != ".toml" and len(path.parts) == 1:
@@ -94,38 +91,20 @@ def load_description(name_or_path: str) -> Description:
             )
         path = LIBRARY / f"{path.name}.toml"
     try:
-        raw = tomllib.loads(read_text(path))
-    except OSError as error:
-        raise EngineError(f"{path}: {error.strerror or error}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise EngineError(f"{path}: is not TOML: {error}") from None
+        raw, text = read_toml(path)
+    except ValueError as error:
+        raise EngineError(str(error)) from None
     try:
         described = msgspec.convert(raw, Description)
         _check(described)
-    except msgspec.ValidationError as error:
-        raise EngineError(f"{path}: {_explain(raw, str(error))}") from None
+    except msgspec.ValidationError:
+        raise EngineError(locate_errors(find_errors(raw, Description), str(path), text)) from None
     except ValueError as error:
-        raise EngineError(f"{path}: {error}") from None
+        raise EngineError(locate_errors([str(error)], str(path), text)) from None
     beside = {
         name: str(path.parent / file) for name in ("ca", "tokens") if (file := getattr(described, name))
     }
     return msgspec.structs.replace(described, **beside)
-
-
-def _explain(raw: Any, message: str) -> str:
-    """Return msgspec's message with the key in front and the value behind."""
-    detail, _, where = message.partition(" - at `$")
-    keys = re.findall(r"\w+", where)
-    if found := re.match(r"Object (contains unknown|missing required) field `(.*)`", detail):
-        said = "there is no such key" if found[1] == "contains unknown" else "is missing"
-        return f"{'.'.join([*keys, found[2]])}: {said}"
-    value = raw
-    for key in keys:
-        value = value[int(key)] if isinstance(value, list) else value[key]
-    shown = f", got {value!r}" if isinstance(value, str | int | float) else ""
-    if detail.startswith("Invalid enum value"):
-        detail = f"must be one of {', '.join(get_args(WORDS.get(keys[-1], WitnessKind)))}"
-    return f"{'.'.join(keys) or 'description'}: {detail[:1].lower()}{detail[1:]}{shown}"
 
 
 def _check(described: Description) -> None:

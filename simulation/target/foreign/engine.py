@@ -1,7 +1,9 @@
 """The engine that a run is told to test: Flashgrid, or one that a description names, and its witness."""
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -10,6 +12,7 @@ import pandas as pd
 
 from simulation.errors import EngineError
 from simulation.model.contract import FLASHGRID, Contract
+from simulation.model.state import FinalState
 from simulation.scenario.fault import STAGES
 from simulation.scenario.schema import Scenario
 from simulation.target.foreign.description import (
@@ -25,6 +28,7 @@ from simulation.target.witness.doubts import Doubts, doubt_reads
 from simulation.target.witness.flashgrid import FlashgridWitness
 from simulation.target.witness.http import HttpWitness
 from simulation.target.witness.sql import SqlReader
+from simulation.target.witness.trial import Trial, is_found, make_trial
 from simulation.target.witness.witness import NoWitness, Witness
 
 
@@ -90,14 +94,37 @@ class Engine:
         redis_url = redis_url or told.redis_url or getattr(services, "redis_url", None)
         return SqlReader(told, self.contract, url, self.ca, postgres_url, redis_url, amqp_url, self.tokens)
 
-    async def doubt_reads(self, url: str, reads: pd.DataFrame) -> dict[str, str]:
-        """Return what speaks against the description of reads of which none was shown."""
+    async def try_out(self, url: str, admin_token: str | None, witness: Witness) -> Trial | None:
+        """Return a purchase that was accepted before the load, with what of the description it shows to fit.
+
+        None without one, and of Flashgrid's own stores, which nobody described.
+        """
+        if self.witness == "flashgrid":
+            return None
+        trial = await make_trial(self.contract, url, self.ca, self.tokens, admin_token)
+        if trial is None:
+            return None
+        doubts = Doubts(self.contract, url.rstrip("/"), self.ca, self.tokens, trial)
+        looks = {
+            "orders": is_found(lambda: witness.shows(trial)),
+            "reads of order": is_found(doubts.shows_order),
+            "reads of stock": is_found(doubts.shows_stock),
+        }
+        found = zip(looks, await asyncio.gather(*looks.values()), strict=True)
+        return replace(
+            trial, fitting=frozenset(("requests", "buy", *(name for name, shown in found if shown)))
+        )
+
+    async def doubt(
+        self, state: FinalState, url: str, reads: pd.DataFrame, trial: Trial | None
+    ) -> FinalState:
+        """Return the final state with what speaks for the description, and what against that of reads."""
         if self.described is None:
-            return {}
-        try:
-            return await doubt_reads(Doubts(self.contract, url.rstrip("/"), self.ca, self.tokens), reads)
-        except EngineError:
-            return {}
+            return state
+        doubts, found = Doubts(self.contract, url.rstrip("/"), self.ca, self.tokens, trial), {}
+        with suppress(EngineError):
+            found = await doubt_reads(doubts, reads)
+        return replace(state, misfits=state.misfits | found, fitting=trial.fitting if trial else frozenset())
 
     def fit(self, scenario: Scenario, say: Callable[[str], None]) -> Scenario:
         """Return the scenario without what the contract can't say; `say` is told.

@@ -1,4 +1,5 @@
-"""Whether an engine is at fault, or its description, where a witness finds none of the accepted orders.
+"""Whether an engine is at fault, or its description, where a witness finds none of the accepted orders, and
+found none of a purchase before the load either (simulation.target.witness.trial).
 
 Both look the same at first. Asked here is what tells them apart: whether the order is shown elsewhere, a
 table took as many rows, a path exists, or another part of the answer is the id.
@@ -8,12 +9,15 @@ import asyncio
 import re
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from secrets import randbelow, token_hex
+from secrets import token_hex
 from typing import Any, Final
 
 import aiohttp
+import asyncpg
+import msgspec
 import pandas as pd
 
 from simulation.errors import EngineError
@@ -21,12 +25,11 @@ from simulation.model.contract import Contract, OrderRead, Request, StockRead
 from simulation.model.outcome import TERMINAL
 from simulation.model.places import HEADER, decode, find_field
 from simulation.model.requests import fill
-from simulation.scenario.schema import SaleOffer
-from simulation.target.opening import Answer, connect, open_sales, send
+from simulation.target.opening import Answer, connect, send
 from simulation.target.stores import connect_ledger
+from simulation.target.witness.rows import count_purchases
+from simulation.target.witness.trial import Trial
 
-WAIT_S: Final = 5.0
-"""Longest time until an order that was bought just now is shown."""
 REPORT_S: Final = 12.0
 """Longest time until PostgreSQL tells how many rows a session has written that rests since."""
 POLL_S: Final = 0.2
@@ -38,6 +41,7 @@ SHARE: Final = 0.5
 SHOWN: Final = 120
 """Bytes of an answer that are quoted."""
 _ROW_COUNTS: Final = Path(__file__).with_name("row_counts.sql").read_text()
+_NAMING_ROWS: Final = Path(__file__).with_name("naming_rows.sql").read_text()
 _OF_HTTP: Final = {"content-length", "content-type", "date", "server", "connection", "keep-alive", "vary"}
 
 
@@ -49,6 +53,27 @@ class Doubts:
     url: str
     ca: str | None
     tokens: Mapping[int, str] = field(default_factory=dict)
+    trial: Trial | None = None
+    """A purchase that was accepted before the load."""
+
+    async def shows_order(self) -> bool | None:
+        """Return whether the engine shows that the order of the trial has ended; None where it shows none."""
+        request, trial = self.contract.order, self.trial
+        if request is None or trial is None or trial.order_id is None:
+            return None
+        async with connect(self.ca) as session:
+            return (await self._look(session, request, trial.order_id, trial.user_id))[1] in TERMINAL
+
+    async def shows_stock(self) -> bool | None:
+        """Return whether the engine shows the stock of the trial's product; None where it shows no stock."""
+        if self.contract.stock is None or self.trial is None:
+            return None
+        product_id = self.trial.sale.terms.product_id
+        async with connect(self.ca) as session:
+            answer = await send(session, self.url, self.contract.stock, product_id=product_id)
+        return (
+            self.contract.classify_stock(answer.status, answer.body, product_id, answer.head)[1] is not None
+        )
 
     async def find_shown(self, told: Sequence[tuple[str, int]]) -> tuple[str, str] | None:
         """Return the first of some orders that the engine shows as settled, and its status; None without."""
@@ -60,6 +85,14 @@ class Doubts:
                 if status in TERMINAL:
                     return order_id, status
         return None
+
+    async def denies(self, told: Sequence[tuple[str, int]]) -> bool:
+        """Return whether the engine itself says that it has no order of which a user was told."""
+        if self.contract.order is None or not told:
+            return False
+        async with connect(self.ca) as session:
+            answer, _ = await self._look(session, self.contract.order, *told[0])
+        return answer.status == 404 and await self.doubt_orders(told) is None
 
     async def doubt_orders(self, told: Sequence[tuple[str, int]]) -> str | None:
         """Return what speaks against the description of orders, where none that these users were told of was
@@ -76,7 +109,7 @@ class Doubts:
             values = self._values(*told[0])
             if await self._has_no_path(session, request, answer, values):
                 return f"no order is shown: {request.path} {NOWHERE} ({_quote(answer)})"
-            return await self._find_other_id(session, request, told[0][1])
+            return await self._find_other_id(session, request)
 
     async def doubt_stock(self, product_id: int) -> str | None:
         """Return what speaks against the description of the stock, where no read was shown it."""
@@ -110,39 +143,33 @@ class Doubts:
         answer: Answer,
         values: Mapping[str, Any],
     ) -> bool:
-        """Return whether a path that surely does not exist is answered in the same way."""
-        nowhere = Request(path=f"/{token_hex(8)}", method=request.method, headers=request.headers)
-        other = await send(session, self.url, nowhere, **values)
-        asked = fill(request, **values)[0]
-        return other.status == answer.status and _blur(other.body, nowhere.path) == _blur(answer.body, asked)
-
-    async def _find_other_id(
-        self, session: aiohttp.ClientSession, request: OrderRead, user_id: int
-    ) -> str | None:
-        """Buy one unit of a sale of its own, and look whether its order is shown under another part of the
-        answer than the contract names."""
-        product_id = 900_000_000 + randbelow(99_999_999)
-        offer = SaleOffer(product_id=product_id, stock=1)
-        contract, place = self.contract, self.contract.buy.order_id
+        """Return whether a path that surely does not exist is answered in the same way, also to OPTIONS: an
+        order that is missing may have the same answer as a path that does not exist."""
+        asked, nowhere = fill(request, **values)[0], f"/{token_hex(8)}"
+        other = await send(session, self.url, msgspec.structs.replace(request, path=nowhere), **values)
+        if other.status != answer.status or _blur(other.body, nowhere) != _blur(answer.body, asked):
+            return False
         try:
-            await open_sales((self.url,), [offer], None, contract=contract, ca=self.ca)
-            values: dict[str, Any] = {"user_id": user_id, "product_id": product_id, "key": token_hex(8)}
-            values["token"] = self.tokens.get(user_id)
-            answer = await send(session, self.url, contract.buy, **values)
+            there, gone = [
+                await send(session, self.url, Request(path=path, method="OPTIONS"))
+                for path in (asked, nowhere)
+            ]
         except EngineError:
+            return True
+        return there.status == gone.status and _blur(there.body, asked) == _blur(gone.body, nowhere)
+
+    async def _find_other_id(self, session: aiohttp.ClientSession, request: OrderRead) -> str | None:
+        """Look whether the order of the trial is shown under another part of its answer than the contract
+        names."""
+        if self.trial is None:
             return None
-        outcome, order_id = contract.classify(answer.status, answer.body, answer.head)
-        if outcome != "ACCEPTED" or order_id is None:
-            return None
-        others = [(where, value) for where, value in _list_parts(answer) if value != order_id]
-        until_s = time.monotonic() + WAIT_S
-        while time.monotonic() < until_s:
-            if (await self._look(session, request, order_id, user_id))[1]:
-                return None
-            for where, value in others:
-                if (await self._look(session, request, value, user_id))[1]:
-                    return f"an order is shown under what its answer says at {where}, and not at {place}"
-            await asyncio.sleep(POLL_S)
+        for where, value in _list_parts(self.trial.answer):
+            if (
+                value != self.trial.order_id
+                and (await self._look(session, request, value, self.trial.user_id))[1]
+            ):
+                place = self.contract.buy.order_id
+                return f"an order is shown under what its answer says at {where}, and not at {place}"
         return None
 
 
@@ -151,7 +178,9 @@ async def doubt_reads(doubts: Doubts, reads: pd.DataFrame) -> dict[str, str]:
     found: dict[str, str] = {}
     answered = reads[reads["done_ns"].notna()]
     for kind, mine in answered.groupby("kind", observed=True):
-        if (mine["outcome"] != "SHOWN").all():
+        if kind == "order" and (words := doubt_words(mine["order_status"].dropna())):
+            found["reads of order"] = words
+        elif (mine["outcome"] != "SHOWN").all():
             last = mine.iloc[-1]
             words = await (
                 doubts.doubt_orders([(last["order_id"], int(last["user_id"]))])
@@ -162,25 +191,74 @@ async def doubt_reads(doubts: Doubts, reads: pd.DataFrame) -> dict[str, str]:
     return found
 
 
+def doubt_words(statuses: "pd.Series[str]") -> str | None:
+    """Return what speaks against order.words, where none of the statuses that were shown is an end, and some
+    are none at all."""
+    strange = statuses[~statuses.isin([*TERMINAL, "PENDING"])]
+    if strange.empty or statuses.isin(TERMINAL).any():
+        return None
+    return f"the status of an order is {strange.iloc[0]!r}: does order.words lack what it means?"
+
+
 async def count_rows(postgres_url: str) -> dict[str, int]:
     """Return the rows of every table of the database."""
     async with connect_ledger(postgres_url) as connection:
         return {row["name"]: row["rows"] for row in await connection.fetch(_ROW_COUNTS)}
 
 
-async def doubt_tables(postgres_url: str, before: Mapping[str, int], accepted: int) -> str | None:
-    """Return which table took about as many rows as purchases were accepted; None if none did."""
+async def doubt_statement(
+    doubts: Doubts, postgres_url: str, before: Mapping[str, int], orders: pd.DataFrame, accepted: pd.DataFrame
+) -> dict[str, str]:
+    """Return what speaks against sql.orders, where it shows none of the accepted purchases.
+
+    `orders` are what it shows, `before` are the rows of every table before the load.
+    """
+    purchases, new = count_purchases(accepted), len(orders)
+    told = accepted[["order_id", "user_id", "product_id"]].dropna().drop_duplicates("order_id")
+    if not purchases or (orders["order_id"].isin(told["order_id"]).any() if len(told) else new > 0):
+        return {}
+    if len(told) and new > 0:
+        pair = f"one was told {told['order_id'].iloc[0]!r}, it shows {orders['order_id'].iloc[-1]!r}"
+        words = f"sql.orders shows {new:,} new orders, and none by an id that a buyer was told"
+        return {"orders": f"{words} ({pair}): do sql.orders and buy.order_id name the same?"}
+    pairs = list(zip(told["order_id"].tolist(), told["user_id"].tolist(), strict=True))
+    with suppress(EngineError):
+        if shown := await doubts.find_shown(pairs):
+            words = f"sql.orders shows none of {purchases:,} accepted orders, but the engine shows"
+            return {"orders": f"{words} {shown[0]} as {shown[1]}: does the statement read what it should?"}
+        if await doubts.denies(pairs):
+            return {}
+    some = told.head(SOME).astype("str").to_numpy().tolist()
+    found = await _doubt_tables(postgres_url, before, purchases, some)
+    return {"orders": found} if found else {}
+
+
+async def _doubt_tables(
+    postgres_url: str, before: Mapping[str, int], accepted: int, told: Sequence[Sequence[str]]
+) -> str | None:
+    """Return which table took about as many rows as purchases were accepted, and may hold some of the orders,
+    which are given by id, user and product; None if none did."""
     until_s = time.monotonic() + REPORT_S
     while True:
         now = await count_rows(postgres_url)
         grown = {name: rows - before.get(name, 0) for name, rows in now.items()}
-        most = max(grown, key=lambda name: grown[name], default=None)
-        if most and grown[most] >= max(SHARE * accepted, 1):
-            words = f"sql.orders shows none of {accepted:,} accepted orders, but the table {most} has"
-            return f"{words} at least {grown[most]:,} rows more: does the statement read what it should?"
+        for name in sorted(grown, key=lambda name: -grown[name]):
+            if grown[name] >= max(SHARE * accepted, 1) and await _holds(postgres_url, name, told):
+                words = f"sql.orders shows none of {accepted:,} accepted orders, but the table {name} has"
+                return f"{words} at least {grown[name]:,} rows more: does the statement read what it should?"
         if time.monotonic() >= until_s:
             return None
         await asyncio.sleep(POLL_S)
+
+
+async def _holds(postgres_url: str, table: str, told: Sequence[Sequence[str]]) -> bool:
+    """Return whether a table may hold each of these orders; without any, or if it can't be read, it may."""
+    query = _NAMING_ROWS.replace("TABLE_NAME", table)
+    async with connect_ledger(postgres_url) as connection:
+        try:
+            return all([await connection.fetchval(query, *each) for each in told])
+        except asyncpg.InsufficientPrivilegeError:
+            return True
 
 
 def _list_parts(answer: Answer) -> list[tuple[str, str]]:

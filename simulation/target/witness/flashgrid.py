@@ -11,6 +11,7 @@ from simulation.target.final_state import read_final_state
 from simulation.target.opening import check_ownership
 from simulation.target.services import Services
 from simulation.target.stores import BusStore, GateStore, LedgerStore, Store
+from simulation.target.witness.trial import Trial
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,10 @@ class FlashgridWitness:
         """Raise EngineError unless these services hold the sales."""
         await check_ownership(self.services, sales, self.shards)
 
+    async def shows(self, trial: Trial) -> bool | None:
+        """Return None: these stores are laid out as this witness reads them, and need no trial."""
+        return None
+
     def open_stores(self, sales: Sequence[Sale]) -> list[Store]:
         """Return gate, ledger and bus."""
         services = self.services
@@ -34,7 +39,12 @@ class FlashgridWitness:
         return stores if services.amqp_url is None else [*stores, BusStore(services.amqp_url)]
 
     async def read(
-        self, sales: Sequence[Sale], accepted: pd.DataFrame, drain_s: float, steady_s: float
+        self,
+        sales: Sequence[Sale],
+        accepted: pd.DataFrame,
+        drain_s: float,
+        steady_s: float,
+        trial: Trial | None = None,
     ) -> FinalState:
         """Wait for the drain and read every store."""
         return await read_final_state(

@@ -19,7 +19,8 @@ from simulation.model.contract import Contract, OrderRead, StockRead
 from simulation.model.state import ORDER_TYPES, FinalState
 from simulation.target.opening import connect, send
 from simulation.target.stores import Store
-from simulation.target.witness.doubts import Doubts
+from simulation.target.witness.doubts import Doubts, doubt_words
+from simulation.target.witness.trial import Trial
 
 POLL_S: Final = 0.2
 
@@ -40,12 +41,21 @@ class HttpWitness:
             async with connect(self.ca) as session:
                 await self._read_stock(session, self.contract.stock, sales)
 
+    async def shows(self, trial: Trial) -> bool | None:
+        """Return whether the engine shows the order of a trial; None where it shows no orders."""
+        return await self._make_doubts(trial).shows_order()
+
     def open_stores(self, sales: Sequence[Sale]) -> list[Store]:
         """Return nothing: the probes would be a load of their own."""
         return []
 
     async def read(
-        self, sales: Sequence[Sale], accepted: pd.DataFrame, drain_s: float, steady_s: float
+        self,
+        sales: Sequence[Sale],
+        accepted: pd.DataFrame,
+        drain_s: float,
+        steady_s: float,
+        trial: Trial | None = None,
     ) -> FinalState:
         """Ask until no accepted order is PENDING, and then for the stock."""
         state: dict[str, Any] = {}
@@ -60,8 +70,8 @@ class HttpWitness:
                     )
                     waiting = state["orders"]["status"] == "PENDING"
                     state["pending"] = frozenset(state["orders"].loc[waiting, "order_id"])
-                    if state["orders"].empty:
-                        state["misfits"] = await self._doubt(bought)
+                    if "orders" not in (trial.fitting if trial else ()):
+                        state["misfits"] = await self._doubt(state["orders"], bought, trial)
                     state["unseen"] = frozenset(("accepted_us", "settled_us", "idempotency_key", "reason"))
                 else:
                     unread["ledger"] = "the contract names no orders that can be asked for"
@@ -70,7 +80,7 @@ class HttpWitness:
                         await self._read_stock(session, self.contract.stock, sales), state.get("orders")
                     )
                 else:
-                    unread["gate"] = "the contract shows no stock"
+                    unread["stock"] = "the contract shows no stock"
                     if "orders" in state:
                         state["sales"] = _count_sales(state["orders"], sales)
             except EngineError as error:
@@ -117,10 +127,17 @@ class HttpWitness:
         whole = {name: "Int64" for name, kind in ORDER_TYPES.items() if kind == pa.int64()}
         return frame.astype(whole), drained_s
 
-    async def _doubt(self, bought: pd.DataFrame) -> dict[str, str]:
-        """Return what speaks against the description of orders, where none of these is shown."""
+    def _make_doubts(self, trial: Trial | None) -> Doubts:
+        return Doubts(self.contract, self.url.rstrip("/"), self.ca, self.tokens, trial)
+
+    async def _doubt(self, orders: pd.DataFrame, bought: pd.DataFrame, trial: Trial | None) -> dict[str, str]:
+        """Return what speaks against the description of orders, where none of those bought is shown, or none
+        with a status that it knows."""
+        if len(orders):
+            words = doubt_words(orders["status"])
+            return {"orders": words} if words else {}
         told = list(zip(bought["order_id"].tolist(), bought["user_id"].tolist(), strict=True))
-        words = await Doubts(self.contract, self.url.rstrip("/"), self.ca, self.tokens).doubt_orders(told)
+        words = await self._make_doubts(trial).doubt_orders(told)
         return {"orders": words} if words else {}
 
     async def _ask(

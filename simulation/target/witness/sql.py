@@ -28,10 +28,11 @@ from simulation.target.stores import (
     read_stores,
     read_within,
 )
-from simulation.target.witness.doubts import Doubts, count_rows, doubt_tables
+from simulation.target.witness.doubts import Doubts, count_rows, doubt_statement
 from simulation.target.witness.http import read_over_http
 from simulation.target.witness.rows import KNOWN, NEEDED, count_purchases, fetch, make_frame, make_gate
 from simulation.target.witness.tables import Tables
+from simulation.target.witness.trial import Trial
 
 POLL_S: Final = 0.1
 LOOK_S: Final = 5.0
@@ -91,6 +92,20 @@ class SqlReader:
         self.old.update(str(row["order_id"]) for row in orders)
         return {int(row["product_id"]) for row in rows}
 
+    async def shows(self, trial: Trial) -> bool:
+        """Return whether the statement for orders shows that of a trial."""
+        return bool(await read_within(self._find(trial), TIMEOUT_S))
+
+    async def _find(self, trial: Trial) -> list[asyncpg.Record]:
+        async with connect_ledger(self.postgres_url) as connection:
+            _, rows = await fetch(connection, self.told.orders, [trial.sale])
+        return [
+            row
+            for row in rows
+            if row["product_id"] == trial.sale.terms.product_id
+            and (trial.order_id is None or str(row["order_id"]) == trial.order_id)
+        ]
+
     def open_stores(self, sales: Sequence[Sale]) -> list[Store]:
         """Return what probes may read."""
         stores: list[Store] = [SqlStore(self, sales)]
@@ -99,7 +114,12 @@ class SqlReader:
         return stores
 
     async def read(
-        self, sales: Sequence[Sale], accepted: pd.DataFrame, drain_s: float, steady_s: float
+        self,
+        sales: Sequence[Sale],
+        accepted: pd.DataFrame,
+        drain_s: float,
+        steady_s: float,
+        trial: Trial | None = None,
     ) -> FinalState:
         """Wait until every accepted purchase has a row that has ended, and the queue is empty and at rest."""
         drained_s = await self._await_drain(
@@ -109,7 +129,10 @@ class SqlReader:
         state: dict[str, Any] = {"outbox": 0, "queue": 0, "bus": self.told.queue is not None}
         try:
             state |= await read_within(self._read_tables(sales), READ_S)
-            state["misfits"] = await self._doubt(state["orders"], accepted)
+            if "orders" not in (trial.fitting if trial else ()):
+                doubts = Doubts(self.contract, self.url.rstrip("/"), self.ca, self.tokens, trial)
+                doubting = doubt_statement(doubts, self.postgres_url, self.before, state["orders"], accepted)
+                state["misfits"] = await read_within(doubting, READ_S)
         except Unreadable as error:
             unread["ledger"] = str(error)
         without = {"dead letters", "outbox"}
@@ -120,7 +143,7 @@ class SqlReader:
                 left = await read_within(self.read_remaining(sales), READ_S)
                 state["gate"] = make_gate(sales, left)
             except (Unreadable, EngineError) as error:
-                unread["gate"] = str(error)
+                unread["stock"] = str(error)
         if self.told.queue and self.amqp_url:
             bus = BusStore(self.amqp_url, self.told.queue)
             try:
@@ -132,28 +155,6 @@ class SqlReader:
         elif "status" in state.get("unseen", ()):
             without.add("waiting")
         return FinalState(**state, dead=0, drained_s=drained_s, unread=unread, without=frozenset(without))
-
-    async def _doubt(self, orders: pd.DataFrame, accepted: pd.DataFrame) -> dict[str, str]:
-        """Return what speaks against `orders`, the statement, where it shows none of the accepted ones."""
-        purchases, new = count_purchases(accepted), len(orders)
-        told = accepted[["order_id", "user_id"]].dropna().drop_duplicates("order_id")
-        if not purchases or (orders["order_id"].isin(told["order_id"]).any() if len(told) else new > 0):
-            return {}
-        if len(told) and new > 0:
-            pair = f"one was told {told['order_id'].iloc[0]!r}, it shows {orders['order_id'].iloc[-1]!r}"
-            words = f"sql.orders shows {new:,} new orders, and none by an id that a buyer was told"
-            return {"orders": f"{words} ({pair}): do sql.orders and buy.order_id name the same?"}
-        doubts = Doubts(self.contract, self.url.rstrip("/"), self.ca, self.tokens)
-        pairs = list(zip(told["order_id"].tolist(), told["user_id"].tolist(), strict=True))
-        try:
-            shown = await doubts.find_shown(pairs)
-        except EngineError:
-            shown = None
-        if shown:
-            words = f"sql.orders shows none of {purchases:,} accepted orders, but the engine shows {shown[0]}"
-            return {"orders": f"{words} as {shown[1]}: does the statement read what it should?"}
-        found = await read_within(doubt_tables(self.postgres_url, self.before, purchases), READ_S)
-        return {"orders": found} if found else {}
 
     async def _await_drain(
         self, sales: Sequence[Sale], accepted: int, timeout_s: float, steady_s: float

@@ -8,6 +8,7 @@ import pandas as pd
 from engine.model.sale import Sale
 from simulation.model.state import FinalState
 from simulation.target.stores import Store
+from simulation.target.witness.trial import Trial
 
 
 class Witness(Protocol):
@@ -16,11 +17,20 @@ class Witness(Protocol):
     async def check(self, sales: Sequence[Sale]) -> None:
         """Raise EngineError unless it can tell of these sales, which were opened just now."""
 
+    async def shows(self, trial: Trial) -> bool | None:
+        """Return whether it shows the order of a purchase; None if it never does. Raises EngineError or
+        Unreadable."""
+
     def open_stores(self, sales: Sequence[Sale]) -> list[Store]:
         """Return what probes may read while the run goes on; `sales` may grow meanwhile."""
 
     async def read(
-        self, sales: Sequence[Sale], accepted: pd.DataFrame, drain_s: float, steady_s: float
+        self,
+        sales: Sequence[Sale],
+        accepted: pd.DataFrame,
+        drain_s: float,
+        steady_s: float,
+        trial: Trial | None = None,
     ) -> FinalState:
         """Wait at most `drain_s` until everything has settled, for `steady_s`, and return what is held then.
 
@@ -34,12 +44,21 @@ class NoWitness:
     async def check(self, sales: Sequence[Sale]) -> None:
         """Check nothing."""
 
+    async def shows(self, trial: Trial) -> bool | None:
+        """Return None."""
+        return None
+
     def open_stores(self, sales: Sequence[Sale]) -> list[Store]:
         """Return nothing."""
         return []
 
     async def read(
-        self, sales: Sequence[Sale], accepted: pd.DataFrame, drain_s: float, steady_s: float
+        self,
+        sales: Sequence[Sale],
+        accepted: pd.DataFrame,
+        drain_s: float,
+        steady_s: float,
+        trial: Trial | None = None,
     ) -> FinalState:
         """Return a state of which nothing could be read."""
         reason = "the engine's services are not known: give --redis-url and --postgres-url"

@@ -226,8 +226,9 @@ async def test_a_run_measures_every_subject_and_leaves_nothing_running(tmp_path:
     before = children()
     told: list[str] = []
     folder = tmp_path / "run"
-    # Growth has services of its own (test_scaling.py).
-    options = Options(rounds=1, seconds=1, sizes=TINY, subjects=frozenset(Subject) - {Subject.GROWTH})
+    # These have services of their own (test_scaling.py).
+    subjects = frozenset(Subject) - {Subject.GROWTH, Subject.COPIES}
+    options = Options(rounds=1, seconds=1, sizes=TINY, subjects=subjects)
     await run_bench(options, folder, told.append, "flashsim bench")
     assert started_since(before) == []
     bench = msgspec.json.decode((folder / "bench.json").read_bytes(), type=Bench)

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from simulation.campaign.worth import (
     CASES,
+    NO_FAULT,
     Case,
     Rate,
     Worth,
@@ -63,7 +64,8 @@ def test_a_rate_counts_the_decided_within_the_window() -> None:
 def test_every_case_is_the_same_crowd_for_both_engines(name: str) -> None:
     scenario = make_scenario(name, 200, seed=4)
     assert scenario.seed == 4
-    assert len(scenario.faults) == (name != "no fault")
+    assert (scenario.name == "spike") == (name == NO_FAULT)
+    assert len(scenario.faults) == (name != NO_FAULT)
     assert scenario.population.keyed_share == (1.0 if name == "retries with keys" else 0.0)
 
 
@@ -89,7 +91,7 @@ def test_its_page_and_reports_are_drawn_again_from_the_records(tmp_path: Path) -
     worth = Worth(command="flashsim worth", rate_rps=200)
     names = ("textbook", "flashgrid")
     runs = {name: make_outcome(make_run(tmp_path / name), name, name, 1, 1) for name in names}
-    worth.cases.append(Case(name="no fault", **runs))
+    worth.cases.append(Case(name=NO_FAULT, **runs))
     (tmp_path / "worth.json").write_bytes(msgspec.json.encode(worth))
     done = CliRunner().invoke(main, ["report", str(tmp_path)])
     assert (done.exit_code, done.stdout) == (0, f"report: {tmp_path / 'worth.html'}\n")

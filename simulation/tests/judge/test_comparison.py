@@ -1,6 +1,7 @@
 """A comparison tells a change from chance, names a stall, and fails a pipeline when it should."""
 
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,17 +11,20 @@ import pytest
 from click.testing import CliRunner
 
 from simulation.cli.commands import main
+from simulation.errors import RunError
 from simulation.judge.comparison import compare, count_tests, judge_change
 from simulation.judge.differences import find_differences
 from simulation.judge.figures import FIGURES, Run, Side, read_metric
+from simulation.judge.numbers.reads import measure_reads
 from simulation.judge.stalls import find_stalls
 from simulation.report.comparison import describe_stall
 from simulation.report.words import percent
 from simulation.scenario.condition import parse_change
 from simulation.scenario.loading import load_scenario
 from simulation.tests.browser import open_page
+from simulation.tests.histories import history_of, read_stock
 from simulation.tests.run_folders import make_run
-from simulation.verdict import load_run
+from simulation.verdict import load_run, load_side
 
 pytestmark = pytest.mark.slow
 
@@ -73,6 +77,23 @@ def test_what_a_summary_lacks_or_has_is_what_the_record_gives(runs: dict[str, Ru
         assert read_metric(run.summary, metric) == pytest.approx(run.measure(metric), abs=1e-3), metric
     for metric in ("rejected.response.p99", "knee.rps", "front_door.rss_max_mib", "accepted.response.p95"):
         assert read_metric(run.summary, metric) is None
+
+
+def test_slower_reads_are_a_change(runs: dict[str, Run]) -> None:
+    metrics = runs["first"].metrics
+    assert metrics is not None
+    reads = history_of([read_stock(number, number * 1_000_000, 3, 1) for number in range(100)])
+    slow = reads.assign(done_ns=reads["done_ns"] + 900_000_000)
+    looked = [replace(metrics, reads=each) for each in (reads, slow)]
+    metric = "stock_reads.response.p99"
+    (row,) = compare({name: [[each.measure(name)] for each in looked] for name in FIGURES if "reads" in name})
+    (change,) = row.changes
+    assert (row.metric, row.title) == (metric, "Reads of stock, response p99")
+    assert change is not None
+    assert change.delta.value == pytest.approx(900)
+    summary = {"reads": measure_reads(slow, 5_000), "latency_ms": {}, "load": {"requests": 100}}
+    assert read_metric(summary, metric) == looked[1].measure(metric) == pytest.approx(900)
+    assert looked[1].measure(metric, (0.2, 0.3)) is None
 
 
 def test_runs_of_the_same_engine_have_no_stall(runs: dict[str, Run]) -> None:
@@ -183,6 +204,50 @@ def test_all_that_differs_between_the_scenarios_is_listed(runs: dict[str, Run]) 
         "engine.fulfilment_wait_ms": ["–", "10"],
         "faults.0": ["–", "at_s 9, kind stop, on redis, seconds 1"],
     }
+
+
+def test_a_run_of_a_series_that_was_set_up_otherwise_is_listed(runs: dict[str, Run]) -> None:
+    calm = replace(runs["first"], scenario=load_scenario("spike"))
+    storm = replace(calm, scenario=load_scenario("spike", {"arrivals.1.rate_rps": 30_000}))
+    sides = [Side("a", "a", "", [calm, calm]), Side("b", "b", "", [calm, calm, storm])]
+    found = dict(find_differences(sides))
+    assert found["arrivals.1.rate_rps"] == ["10,500", "10,500 / 30,000"]
+    assert found.keys() == {"arrivals.1.rate_rps", "seeds"}
+
+
+def test_a_run_of_a_series_whose_set_up_was_changed_is_refused(tmp_path: Path) -> None:
+    series = tmp_path / "series"
+    shutil.copytree(REPORTS / "reference-series" / "first", series)
+    assert len(load_side(series).runs) == 6
+    facts = series / "run-3" / "run.json"
+    facts.write_text(facts.read_text().replace('"seed": 3', '"seed": 4'))
+    with pytest.raises(RunError, match=r"run-3: run.json was changed"):
+        load_side(series)
+
+
+def test_units_that_one_run_oversold_are_said_first(folders: dict[str, Path], tmp_path: Path) -> None:
+    twice, page = tmp_path / "twice", tmp_path / "page.html"
+    shutil.copytree(folders["same"], twice)
+    orders = pd.read_parquet(twice / "final" / "orders.parquet")
+    again = orders.iloc[:200].assign(order_id=[f"again {number}" for number in range(200)])
+    pd.concat([orders, again]).to_parquet(twice / "final" / "orders.parquet", index=False)
+    command = ["compare", str(folders["first"]), str(twice), "--out", str(page)]
+    done = CliRunner().invoke(main, command, catch_exceptions=False)
+    assert re.search(
+        r"^B oversold 200 units and failed: \d+ of \d+ rules broken: .*no oversell", done.output, re.M
+    )
+    assert ">B oversold</h1>" in page.read_text()
+
+
+def test_a_rule_that_one_run_broke_is_said_first(folders: dict[str, Path], tmp_path: Path) -> None:
+    lost, page = tmp_path / "lost", tmp_path / "page.html"
+    shutil.copytree(folders["same"], lost)
+    orders = pd.read_parquet(lost / "final" / "orders.parquet")
+    orders.iloc[1:].to_parquet(lost / "final" / "orders.parquet", index=False)
+    command = ["compare", str(lost), str(folders["first"]), "--out", str(page)]
+    done = CliRunner().invoke(main, command, catch_exceptions=False)
+    assert re.search(r"^A failed: .*accepted is settled", done.output, re.M)
+    assert ">A failed</h1>" in page.read_text()
 
 
 @pytest.mark.parametrize(

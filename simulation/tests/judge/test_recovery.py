@@ -103,3 +103,17 @@ def test_an_engine_that_does_not_come_back_breaks_the_rule() -> None:
     check = judge_recovery(recoveries, 10, 8)
     assert (check.holds, check.violations) == (False, 1)
     assert judge_recovery(measure_recovery(history(), timeline(), [FAULT]), 10, 8).holds
+
+
+def test_it_counts_resets_and_the_longest_wait_in_the_outbox_until_it_is_recovered() -> None:
+    seen, looked = history(refused=(2.0, 4.2)), timeline()
+    [quiet] = measure_recovery(seen, looked, [FAULT])
+    assert (quiet.resets, quiet.outbox_wait_s) == (0, None)
+    looked["outbox_wait_ms"] = 100
+    # Before, during and after.
+    for at_s, wait_ms in ((1.0, 9_000), (3.0, 1_200), (4.0, np.nan), (6.0, 9_000)):
+        looked.loc[looked["t_s"] == at_s, "outbox_wait_ms"] = wait_ms
+    seen.loc[[1_000, 2_500, 4_100, 6_000], "end"] = "reset"
+    [found] = measure_recovery(seen, looked, [FAULT])
+    assert found.recovered_after_s == 1.2
+    assert (found.resets, found.outbox_wait_s) == (2, 1.2)

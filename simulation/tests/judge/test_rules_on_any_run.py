@@ -197,6 +197,7 @@ def test_a_million_requests_are_judged() -> None:
     )
     orders = orders.assign(
         status="CONFIRMED",
+        reason=None,
         idempotency_key=pd.Series([None] * stock, dtype="str"),
         accepted_us=0,
         settled_us=1,

@@ -12,6 +12,7 @@ from simulation.judge.asked import read_asked
 from simulation.judge.numbers.latency import measure_latency
 from simulation.judge.numbers.load import measure_load
 from simulation.judge.numbers.requests import count_outcomes, select_waits
+from simulation.judge.rules.misfits import hangs_on
 from simulation.judge.thresholds import Metrics, judge_thresholds
 from simulation.judge.verdict import verdict, verdict_in_words
 from simulation.scenario.condition import parse_change, parse_condition, quantile_of
@@ -174,3 +175,39 @@ def test_a_missed_threshold_fails_a_run_in_which_all_rules_hold(run: Metrics) ->
     assert "1 of 2 thresholds missed: accepted.response.max < 1 (" in words
     unmeasured = judge_thresholds(scenario_with("rejected.response.p99 < 5"), run)
     assert verdict([*rules, *unmeasured], load_valid=True) == "unknown"
+
+
+TOLD = "sold_out.count rejected.count error.share unknown.share sold_out_after_s knee.rps"
+HELD = "oversold sold fulfilment.confirmed fulfilment.lag_p99 fulfilment.drained_s"
+ALWAYS = "all.count load.late_p99 front_door.rss_max_mib"
+EVERY = f"{TOLD} {HELD} {ALWAYS} all.response.p99 accepted.count accepted.response.p99 remaining".split()
+
+
+@pytest.mark.parametrize(
+    ("part", "partial", "judged"),
+    [
+        ("requests", False, f"{ALWAYS} oversold"),
+        ("requests", True, ALWAYS),
+        ("buy", False, f"{ALWAYS} {HELD} all.response.p99 remaining"),
+        ("buy", True, f"{ALWAYS} all.response.p99 remaining"),
+        (
+            "refusals",
+            False,
+            f"{ALWAYS} {HELD} all.response.p99 remaining accepted.count accepted.response.p99",
+        ),
+        ("orders", False, f"{ALWAYS} {TOLD} all.response.p99 remaining accepted.count accepted.response.p99"),
+        ("reads of order", False, " ".join(EVERY)),
+    ],
+)
+def test_a_misfit_excuses_the_metrics_that_hang_on_it(part: str, partial: bool, judged: str) -> None:
+    found = {metric for metric in EVERY if not hangs_on(metric, {part: "so"}, partial)}
+    assert found == set(judged.split())
+
+
+def test_a_missed_threshold_of_what_does_not_fit_is_not_judged(run: Metrics) -> None:
+    doubtful = replace(run, state=replace(run.state, misfits={"orders": "so"}))
+    checks = judge_thresholds(scenario_with("sold > 9000", "accepted.response.max < 1"), doubtful)
+    assert [check.state for check in checks] == ["not judged", "broken"]
+    fitting = replace(run, state=replace(doubtful.state, fitting=frozenset({"orders"})))
+    checks = judge_thresholds(scenario_with("sold > 9000"), fitting)
+    assert [check.state for check in checks] == ["broken"]

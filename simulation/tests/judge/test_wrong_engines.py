@@ -186,6 +186,10 @@ CASES: dict[str, tuple[Callable[[Record], Record], str]] = {
     "doors open at once instead of later": (partial(ask_for, starts_in_s=20.0), "sales keep their hours"),
     "every SOLD_OUT is an error": (lambda r: answer(r, "SOLD_OUT", **ERROR), "no server errors"),
     "every SOLD_OUT is never answered": (lambda r: answer(r, "SOLD_OUT", **SILENCE), "no server errors"),
+    "nobody hears ACCEPTED": (
+        lambda r: answer(r, "ACCEPTED", outcome="UNKNOWN", status=503, result="unknown", order_id=None),
+        "the sale happened",
+    ),
     "everybody hears 503": (lambda r: nothing_but(r, "UNAVAILABLE", 503, False), "the sale happened"),
     "everybody hears 500 and the stock is sold": (
         lambda r: nothing_but(r, "UNKNOWN", 500, True),

@@ -150,16 +150,17 @@ def test_a_limit_that_counts_declined_purchases_is_found() -> None:
 
 
 def test_sold_out_while_reads_show_units_is_found() -> None:
-    """One of two units came back, so that the ledger alone can't tell whether both were gone."""
-    asks = [at(100, 1, declined=True), at(200, 2), at(300, 3), at(400, 4)]
-    looks = [Look(sent_ns=time, gate_ns=time + 5, done_ns=time + 10) for time in (120, 170, 250)]
+    """One of two units came back during a fault, so that the ledger can't tell whether both were gone."""
+    asks = [at(S, 1, declined=True), at(4 * S, 2), at(6 * S, 3), at(7 * S, 4)]
+    looks = [Look(sent_ns=time, gate_ns=time + 5, done_ns=time + 10) for time in (3 * S, 5 * S + S // 2)]
     history, reads, state = play_and_look(asks, looks, [Terms(stock=2)])
     assert history["outcome"].tolist() == ["ACCEPTED", "ACCEPTED", "ACCEPTED", "SOLD_OUT"]
-    assert reads["remaining"].tolist() == [1, 2, 1]
-    assert broken(history, state, reads) == set()
+    assert reads["remaining"].tolist() == [2, 1]
+    faults = [trouble(0.9, 1.1)]
+    assert broken(history, state, reads, faults=faults) == set()
     history, state = without(history, state, 2, "SOLD_OUT")
-    assert broken(history, state) == set()
-    assert broken(history, state, reads) == {"sold out means sold out"}
+    assert broken(history, state, faults=faults) == set()
+    assert broken(history, state, reads, faults=faults) == {"sold out means sold out"}
 
 
 # --- orders and their times
@@ -230,7 +231,7 @@ def test_an_answer_that_comes_after_everybody_has_left_is_none() -> None:
 
 def test_retries_under_a_key_that_are_turned_away_are_found() -> None:
     asks = [at(number * 100, number, key="a") for number in range(1, 200)]
-    again = [at(S + number * 100, number, key="a") for number in range(1, 13)]
+    again = [at(100_000 + number * 100, number, key="a") for number in range(1, 13)]
     history, state = play([*asks, *again], [Terms(stock=300)])
     assert broken(history, state) == set()
     for op in range(len(asks), len(history)):

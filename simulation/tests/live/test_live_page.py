@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import msgspec
 import pytest
 from click.testing import CliRunner
 
@@ -68,6 +69,18 @@ async def listen(session: aiohttp.ClientSession, page: LivePage) -> Listener:
     answer = await session.get(f"{page.url}events", read_bufsize=1 << 22)
     assert answer.content_type == "text/event-stream"
     return Listener(answer)
+
+
+async def test_the_page_names_the_nodes_in_charge(tmp_path: Path) -> None:
+    async with open_tab(tmp_path) as tab, serve_page(SPIKE) as page:
+        play(page, 1.0)
+        await tab.open(page.url)
+        await tab.await_true("document.querySelectorAll('#numbers .value').length == 4")
+        assert await tab.evaluate("document.querySelector('#nodes').hidden")
+        sample = msgspec.structs.replace(SAMPLE, in_charge={"shard 0": "redis 4", "queue": "rabbitmq 2"})
+        page.show(Tracker(SPIKE).read(progress_at(2.0, 2_000), sample, (), 2 * 10**9))
+        said = "In charge: redis 4 of shard 0, rabbitmq 2 of queue"
+        await tab.await_true(f"document.querySelector('#nodes').innerText == {said!r}")
 
 
 async def test_events_say_what_is_run_and_what_it_did(session: aiohttp.ClientSession) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from io import BytesIO
 from pathlib import Path
 from xml.etree import ElementTree as Xml
 
@@ -80,6 +81,23 @@ def test_hgrm_is_read_back_with_the_same_percentiles(folder: Path, times: str) -
         # The lines lie a hundredth of what is left above them apart; values have three digits.
         assert found == pytest.approx(expected, rel=0.005), percentile
         assert found == pytest.approx(1000 * np.percentile(took_ms, percentile), rel=0.02), percentile
+
+
+def test_hgrm_is_what_hdrhistogram_itself_writes_of_the_same_times(folder: Path) -> None:
+    metrics = load_run(folder).metrics
+    assert metrics is not None
+    direct = HdrHistogram(1, 3_600_000_000, 3)
+    for value in metrics.sample_times("accepted", "response")[1]:
+        direct.record_value(round(value * 1000))
+    theirs = BytesIO()
+    direct.output_percentile_distribution(theirs, 1000, 100)
+    ours = export(folder, "hgrm").splitlines()
+    lines = zip(ours, theirs.getvalue().decode().splitlines(), strict=True)
+    [(mine, other)] = [pair for pair in lines if pair[0] != pair[1]]
+    # The package leaves the deviation in the unit of the values; HdrHistogram divides it as the mean.
+    start, _, deviation = other.partition("StdDeviation   = ")
+    assert mine == f"{start}StdDeviation   = {float(deviation.strip(' ]')) / 1000:12.3f}]"
+    assert mine.startswith(f"#[Mean    = {direct.get_mean_value() / 1000:12.3f}, ")
 
 
 def test_hgrm_of_nothing_is_an_error(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """The index is made of the folders of the runs alone."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,15 @@ def test_it_lists_every_run_and_nothing_else(tmp_path: Path) -> None:
     (reports / "broken" / "report.html").write_text("")
     assert [entry.name for entry in list_runs(reports)] == ["good", "bad <run>"]
 
+    for name in ("together/first", "matrix/kill-redis"):
+        make_run(reports / name)
+        write_report(reports / name, brief=True)
+    (reports / "matrix" / "matrix.json").write_text("{}")
+    assert [entry.name for entry in list_runs(reports)] == ["together/first", "good", "bad <run>"]
+    (reports / "together/first/report.html").unlink()
+    (reports / "together/first-and-second.html").write_text("")
+    shutil.copytree("reports/reference-series/first", reports / "together" / "series")
+
     done = CliRunner().invoke(main, ["index", str(reports)])
     assert done.exit_code == 0
     before = (reports / "index.html").read_bytes()
@@ -41,6 +51,9 @@ def test_it_lists_every_run_and_nothing_else(tmp_path: Path) -> None:
     assert dom.count("<svg") - dom.count('<svg class="spark"') == 2
     assert 'href="bad%20%3Crun%3E/report.html"' in dom
     assert "<run>" not in dom
+    assert 'href="together/series/series.html"' in dom
+    assert 'href="together/first-and-second.html"' in dom
+    assert "matrix/kill-redis" not in dom
     assert "5,000 of 5,000" in dom
 
 

@@ -118,8 +118,16 @@ def test_front_doors_and_nodes_in_charge_are_listed(tmp_path: Path) -> None:
         "error": 0,
         "unknown": 0,
     }
-    page = render_page(summary | {"front_doors": [counts, counts]}, {})
-    assert "<tr><th>2</th><td>7,001</td><td>4,001</td><td>3,000</td><td>0</td>" in page
+    # An older record does not say how many were reset.
+    page = render_page(summary | {"front_doors": [counts, counts | {"resets": 12}]}, {})
+    assert (
+        "<tr><th>1</th><td>7,001</td><td>4,001</td><td>3,000</td><td>0</td><td>0</td><td>0</td><td>–</td></tr>"
+        in page
+    )
+    assert (
+        "<tr><th>2</th><td>7,001</td><td>4,001</td><td>3,000</td><td>0</td><td>0</td><td>0</td><td>12</td></tr>"
+        in page
+    )
 
 
 def test_every_kind_of_fault_has_words() -> None:

@@ -1,6 +1,7 @@
 """A story tells what the record holds of one purchase, and what the rules found about it."""
 
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,10 +16,13 @@ from simulation.judge.verdict import RULES, name_rule
 from simulation.model.state import FinalState
 from simulation.record.facts import write_json
 from simulation.record.history import read_history, write_history
+from simulation.record.state import read_state
+from simulation.report.exports.junit import write_junit
 from simulation.report.story.find import explain, read_record
 from simulation.report.story.looks import LOOKED_AT
 from simulation.report.story.purchase import Record
 from simulation.report.story.story import Story, write_story
+from simulation.report.words import describe
 from simulation.tests.run_folders import START_US, lose_orders, make_run
 from simulation.verdict import finish_run, load_run
 
@@ -214,6 +218,83 @@ def test_an_engine_without_an_outbox_is_not_said_to_have_relayed(record: Record,
     refused = explain(other, f"op {first(record, 'SOLD_OUT')['op']}")
     assert "(engine's clock)" in words_of(refused)["stock"]
     assert "in the witness" in explain(other, f"op {lost_op(record)}").title
+
+
+DECLINES = Path("reports/reference-declines")
+KILLED = Path("reports/reference-worth/front-door-killed-in-mid-sale-flashgrid")
+
+
+@pytest.mark.parametrize(
+    ("folder", "column", "value", "said"),
+    [
+        (
+            DECLINES,
+            "status",
+            "CONFIRMED",
+            ["answered  200 ACCEPTED, order ", "settled   CONFIRMED (ledger's clock)"],
+        ),
+        (
+            DECLINES,
+            "outcome",
+            "SOLD_OUT",
+            ["answered  429 SOLD_OUT", "reserved  nothing: a refusal reserves"],
+        ),
+        (KILLED, "outcome", "UNKNOWN", ["unanswered", "the client never learnt more"]),
+        (
+            DECLINES,
+            "status",
+            "FAILED",
+            [
+                "settled   FAILED (",
+                "released  1 unit back to the gate; no store keeps the moment; at the end",
+            ],
+        ),
+    ],
+)
+def test_the_command_tells_purchases_of_committed_runs(
+    folder: Path, column: str, value: str, said: list[str]
+) -> None:
+    if column == "status":
+        orders = read_state(folder).orders
+        assert orders is not None
+        what = f"order {orders.loc[orders[column] == value, 'order_id'].iloc[0]}"
+    else:
+        history = read_history(folder / "history.parquet")
+        what = f"op {history.loc[history[column] == value, 'op'].iloc[0]}"
+    shown = CliRunner().invoke(main, ["explain", str(folder), *what.split()])
+    assert shown.exit_code == 0, shown.stderr
+    for words in said:
+        assert words in shown.stdout
+    assert "broken" not in shown.stdout
+
+
+TEXTBOOK = Path("reports/reference-worth/redis-emptied-textbook")
+OURS = re.compile(r"\b(outbox|relay\w*|gate|generation|keeper)\b", re.I)
+
+
+@pytest.mark.parametrize("status", ["CONFIRMED", "REJECTED"])
+def test_the_textbook_is_told_of_in_words_that_fit_it(status: str) -> None:
+    orders = read_state(TEXTBOOK).orders
+    assert orders is not None
+    order_id = orders.loc[orders["status"] == status, "order_id"].iloc[0]
+    shown = CliRunner().invoke(main, ["explain", str(TEXTBOOK), "order", order_id])
+    assert shown.exit_code == 0, shown.stderr
+    assert f"settled   {status} (engine's clock)" in shown.stdout
+    assert not OURS.search(shown.stdout)
+    assert "ledger" not in shown.stdout
+    broken = "broken by it: orders rejected" if status == "REJECTED" else "broken, but not by it"
+    assert f"guard never needed: {broken}" in shown.stdout
+
+
+def test_pages_and_exports_of_the_textbook_speak_of_nothing_that_only_flashgrid_has(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(TEXTBOOK, folder)
+    summary = finish_run(folder)
+    assert summary["engine"] == "textbook"
+    page = re.sub(r"(?s)<(style|script).*?</\1>", "", (folder / "report.html").read_text())
+    for text in (re.sub("<[^>]+>", "\n", page), describe(summary), write_junit([load_run(folder)]).decode()):
+        found = OURS.search(text)
+        assert not found, text[max(found.start() - 80, 0) : found.end() + 80]
 
 
 def lost_op(record: Record) -> int:

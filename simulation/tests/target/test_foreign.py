@@ -269,7 +269,7 @@ def describe(tmp_path: Path, changes: dict[str, str]) -> str:
             'outcome = "SOLD"',
             "buy.answers.1.outcome: must be one of ACCEPTED, ",
         ),
-        ('witness = "sql"', 'witness = "psql"', "witness: must be one of flashgrid, sql, http, got 'psql'"),
+        ('witness = "sql"', 'witness = "psql"', "witness: must be one of flashgrid, http, sql, got 'psql'"),
         ("[sql.remaining]", "[sql.remaining]\nget = true", "sql.remaining: needs one of sql, redis and get"),
         ('text = "A', "text = A", "is not TOML: Invalid value (at line 10, column 8)"),
         ("answers = [", "replies = [", "buy.replies: there is no such key"),
@@ -290,12 +290,30 @@ def describe(tmp_path: Path, changes: dict[str, str]) -> str:
         ('path = "/init"', 'path = "/init"\nmethod = "HEAD"', "init.method: the answer to HEAD has no body"),
     ],
 )
-def test_a_bad_description_is_told_in_one_line(tmp_path: Path, old: str, new: str, said: str) -> None:
+def test_a_bad_description_is_told_with_its_line(tmp_path: Path, old: str, new: str, said: str) -> None:
     file = describe(tmp_path, {old: new})
     with pytest.raises(EngineError) as error:
         load_description(file)
-    assert "\n" not in str(error.value)
-    assert f"{file}: {said}" in str(error.value)
+    [first, *more] = str(error.value).splitlines()
+    assert re.match(rf"{re.escape(file)}(:\d+)?: {re.escape(said)}", first)
+    assert [line.partition(": ")[2] for line in more] == (
+        ["buy.answers: is missing"] if "replies" in new else []
+    )
+
+
+def test_all_errors_of_a_description_are_told_at_once(tmp_path: Path) -> None:
+    changes = {
+        'witness = "sql"': 'witness = "psql"',
+        'path = "/buy"': 'path = "buy"',
+        "status = 429": "status = 9",
+    }
+    with pytest.raises(EngineError) as error:
+        load_description(describe(tmp_path, changes))
+    assert [line.partition("shop.toml")[2] for line in str(error.value).splitlines()] == [
+        ":11: witness: must be one of flashgrid, http, sql, got 'psql'",
+        ":20: buy.path: expected `str` matching regex '^/', got 'buy'",
+        ":28: buy.answers.1.status: expected `int` >= 200, got 9",
+    ]
 
 
 def test_each_line_of_the_example_may_be_taken_out_of_its_comment() -> None:

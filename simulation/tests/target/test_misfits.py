@@ -2,7 +2,7 @@
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from simulation.run import find_target, run
 from simulation.scenario.loading import load_scenario
 from simulation.scenario.schema import Scenario
 from simulation.target.foreign.engine import Engine, find_engine
-from simulation.target.witness import doubts
+from simulation.target.witness import doubts, trial
 from simulation.tests.drive.test_open_loop import free_port
 from simulation.tests.target.test_foreign import is_open, states
 from simulation.tests.test_run import PATIENT
@@ -29,6 +29,11 @@ ORDER = DESCRIPTION[DESCRIPTION.index("[order]") : DESCRIPTION.index("[sql]")]
 ELSEWHERE = {"FROM tickets WHERE": "FROM tickets WHERE who < 0 AND"}
 """A statement that shows no order."""
 NO_PATH = {'path = "/tickets/': 'path = "/orders/'}
+
+
+@pytest.fixture(autouse=True)
+def quick_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trial, "WAIT_S", 0.5)
 
 
 def small_sale(**overrides: Any) -> Scenario:
@@ -57,7 +62,12 @@ async def ticket_engine(postgres_url: str, *words: str) -> AsyncIterator[str]:
 
 
 async def judge_tickets(
-    settings: Settings, tmp_path: Path, changes: dict[str, str], witness: Any, *words: str
+    settings: Settings,
+    tmp_path: Path,
+    changes: dict[str, str],
+    witness: Any,
+    *words: str,
+    thresholds: Sequence[str] = ("accepted.count > 0",),
 ) -> dict[str, Any]:
     text = DESCRIPTION
     for old, new in changes.items():
@@ -67,7 +77,7 @@ async def judge_tickets(
     file.write_text(text)
     engine = find_engine(str(file), witness, (None, None, settings.postgres_url))
     async with ticket_engine(str(settings.postgres_url), *words) as url:
-        return await judge(small_sale(), tmp_path / "run", engine, url)
+        return await judge(small_sale(thresholds=list(thresholds)), tmp_path / "run", engine, url)
 
 
 @pytest.mark.parametrize(("witness", "verdict"), [("sql", "pass"), ("http", "unknown")])
@@ -96,6 +106,7 @@ async def test_an_engine_of_another_kind_is_judged_by_its_description(
             "sql",
             "no answer to a purchase has a status that buy.answers lists",
         ),
+        ({"status = 202": "status = 201"}, "sql", "30 purchases were answered 202, and none ACCEPTED"),
         (
             {"status = 410": "status = 429"},
             "sql",
@@ -121,6 +132,14 @@ async def test_an_engine_of_another_kind_is_judged_by_its_description(
             "http",
             "an order is shown under what its answer says at header:Location, and not at header:X-Trace",
         ),
+        *(
+            (
+                {'words = { sold = "CONFIRMED", queued': "words = { queued"},
+                witness,
+                "does order.words lack what it means",
+            )
+            for witness in ("http", "sql")
+        ),
         (
             {'path = "/tickets/': 'path = "/orders/'},
             "sql",
@@ -136,16 +155,55 @@ async def test_a_description_that_does_not_fit_is_no_fault_of_the_engine(
     assert summary["verdict"] == "unknown", summary["verdict_in_words"]
 
 
-@pytest.mark.parametrize(("changes", "witness"), [({}, "sql"), ({ORDER: ""}, "sql"), ({}, "http")])
+@pytest.mark.parametrize(
+    ("changes", "witness", "words"),
+    [
+        ({}, "sql", ""),
+        ({ORDER: ""}, "sql", ""),
+        ({}, "http", ""),
+        # Its path answers OPTIONS, and a path that does not exist does not.
+        ({}, "http", "mute"),
+        # It says itself that it has no such ticket.
+        ({}, "sql", "log named mute"),
+        # What it writes names no ticket.
+        ({ORDER: ""}, "sql", "log"),
+        # The ticket of the purchase before the load was found.
+        ({ORDER: ""}, "sql", "first log named"),
+        ({}, "http", "first mute"),
+    ],
+)
 async def test_an_engine_that_loses_every_order_fails(
-    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, str], witness: str
+    settings: Settings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, str],
+    witness: str,
+    words: str,
 ) -> None:
-    # Nothing is written that the server's statistics could still tell of.
-    monkeypatch.setattr(doubts, "REPORT_S", 0.0)
-    summary = await judge_tickets(settings, tmp_path, changes, witness, "lose")
+    if "log" not in words:
+        # Nothing is written that the server's statistics could still tell of.
+        monkeypatch.setattr(doubts, "REPORT_S", 0.0)
+    summary = await judge_tickets(settings, tmp_path, changes, witness, "lose", *words.split())
     assert summary["misfits"] == []
     assert summary["verdict"] == "fail", summary["verdict_in_words"]
     assert states(summary)["accepted is settled"] == "broken"
+
+
+async def test_a_table_that_names_the_orders_may_be_the_one_that_the_statement_should_read(
+    settings: Settings, tmp_path: Path
+) -> None:
+    summary = await judge_tickets(settings, tmp_path, {ORDER: ""}, "sql", "lose", "log", "named")
+    assert "but the table log has at least 3" in " ".join(summary["misfits"])
+    assert summary["verdict"] == "unknown", summary["verdict_in_words"]
+
+
+async def test_a_misfit_excuses_only_thresholds_that_hang_on_it(settings: Settings, tmp_path: Path) -> None:
+    thresholds = ["accepted.service.max < 0.001", "sold_out.count > 0", "oversold == 0"]
+    changes = {"status = 410": "status = 429"}
+    summary = await judge_tickets(settings, tmp_path, changes, "sql", thresholds=thresholds)
+    assert summary["misfits"]
+    assert [each["state"] for each in summary["thresholds"]] == ["broken", "not judged", "held"]
+    assert summary["verdict"] == "fail"
 
 
 async def test_orders_of_an_earlier_run_are_no_affair_of_the_next(settings: Settings, tmp_path: Path) -> None:
@@ -158,10 +216,18 @@ async def test_orders_of_an_earlier_run_are_no_affair_of_the_next(settings: Sett
         await execute(str(settings.postgres_url), "UPDATE tickets SET request = NULL")
 
 
-async def test_an_oversell_is_found_though_the_contract_lacks_how_buyers_are_refused(
-    settings: Settings, tmp_path: Path
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"status = 410": "status = 429"},
+        {'order_id = "header:Location"': 'order_id = "ticket"'},
+        {"status = 202": "status = 204", "status = 410": "status = 429"},
+    ],
+)
+async def test_an_oversell_is_found_though_the_contract_lacks_how_buyers_are_answered(
+    settings: Settings, tmp_path: Path, changes: dict[str, str]
 ) -> None:
-    summary = await judge_tickets(settings, tmp_path, {"status = 410": "status = 429"}, "sql", "oversell")
+    summary = await judge_tickets(settings, tmp_path, changes, "sql", "oversell")
     assert summary["misfits"]
     assert summary["verdict"] == "fail", summary["verdict_in_words"]
     assert states(summary)["no oversell"] == "broken"

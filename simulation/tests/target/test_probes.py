@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 import aio_pika
@@ -27,6 +28,7 @@ from simulation.target.stores import Store
 from simulation.target.witness.flashgrid import FlashgridWitness
 
 TERMS = SaleTerms(product_id=7, stock=10, quantity=2)
+START = datetime(2026, 1, 1, tzinfo=UTC)
 NOWHERE = "127.0.0.1:9"
 
 
@@ -73,11 +75,14 @@ async def test_it_reads_gate_outbox_and_ledger(settings_without_bus: Settings) -
     ):
         before = await sampled(probe, lambda sample: sample.ledger_confirmed is not None)
         assert (before.stock_remaining, before.pending_orders, before.outbox_entries) == (10, 0, 0)
+        assert before.outbox_wait_ms == 0
         for user in (1, 2, 3):
             assert (await gate.reserve(user, TERMS.product_id, None))[0] is Outcome.ACCEPTED
         after = await sampled(probe, lambda sample: sample.pending_orders == 3)
         assert (after.stock_remaining, after.outbox_entries) == (4, 3)
         assert (after.ledger_confirmed, after.ledger_failed) == (0, 0)
+        wait_ms = after.outbox_wait_ms or 0
+        await sampled(probe, lambda sample: (sample.outbox_wait_ms or 0) > wait_ms)
 
 
 async def test_its_last_sample_is_of_the_end(settings_without_bus: Settings) -> None:
@@ -102,7 +107,7 @@ async def test_what_cannot_be_read_is_a_gap_and_the_rest_goes_on(settings_withou
                 probe, lambda sample: sample.ledger_confirmed == 0 and len(probe.samples) > 1
             )
     assert (sample.stock_remaining, sample.outbox_entries, sample.queue_messages) == (None, None, None)
-    timeline = probe.timeline(t0_ns=0)
+    timeline = probe.timeline(0, START)
     assert timeline["stock_remaining"].isna().all()
     assert "<NA>" not in timeline.to_csv()
 
@@ -183,26 +188,38 @@ def engine_lookalike(folder: Path, *stages: str) -> Iterator["subprocess.Popen[s
 def test_the_processes_of_each_engine_have_its_number(tmp_path: Path) -> None:
     with engine_lookalike(tmp_path, "front-door", "front-door", "relay") as second:
         with engine_lookalike(tmp_path, "front-door", "relay") as first:
-            meter = ProcessMeter({}, first.pid, second.pid)
+            pids = [first.pid, second.pid]
+            meter = ProcessMeter({}, lambda: pids)
             of_second = {"server 2", "front-door 2", "front-door 2.1", "relay 2"}
-            assert set(meter.read()) == {"flashsim", "server 1", "front-door 1", "relay 1"} | of_second
+            of_both = {"flashsim", "server 1", "front-door 1", "relay 1"} | of_second
+            assert set(meter.read()) == of_both
         assert set(meter.read_cpu_s()) - {"server 1"} == {"flashsim"} | of_second
+        with engine_lookalike(tmp_path, "front-door", "relay") as again:
+            pids[0] = again.pid
+            assert set(meter.read_cpu_s()) == of_both
 
 
 def test_the_timeline_begins_with_the_load(settings_without_bus: Settings) -> None:
     probe = Probe(open_stores(services_of(settings_without_bus), []), ProcessMeter({}))
+    start_ns = round(START.timestamp()) * 1_000_000_000
     usage = {"relay": Usage(cpu_percent=12.5, rss_mib=40.0)}
     probe.samples = [
-        Sample(at_ns=900_000_000, stock_remaining=9),
-        Sample(at_ns=1_200_000_000, stock_remaining=8),
-        Sample(at_ns=1_400_000_000, processes=usage, machine={"stolen_percent": 21.0}),
+        Sample(at_ns=900_000_000, clock_ns=start_ns - 100_000_000, stock_remaining=9),
+        Sample(at_ns=1_200_000_000, clock_ns=start_ns + 200_000_000, stock_remaining=8),
+        Sample(
+            at_ns=1_400_000_000,
+            clock_ns=start_ns + 700_000_000,
+            processes=usage,
+            machine={"stolen_percent": 21.0},
+        ),
     ]
-    timeline = probe.timeline(t0_ns=1_000_000_000)
+    timeline = probe.timeline(1_000_000_000, START)
     assert timeline["t_s"].tolist() == [0.2, 0.4]
     assert timeline["stock_remaining"].isna().tolist() == [False, True]
     assert timeline["cpu_percent relay"].iloc[1] == 12.5
     assert timeline["stolen_percent"].iloc[1] == 21.0
-    assert probe.timeline(t0_ns=2_000_000_000).empty
+    assert timeline["clock_shift_ms"].tolist() == [0.0, 300.0]
+    assert probe.timeline(2_000_000_000, START).empty
 
 
 def test_the_machine_is_read_from_one_sample_to_the_next(tmp_path: Path) -> None:

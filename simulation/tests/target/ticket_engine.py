@@ -1,8 +1,10 @@
 """An engine with another contract: form bodies, 202 and a ticket to ask for with its id in `Location`, the
 stock in header fields.
 
-`python ticket_engine.py PORT POSTGRES_URL [lose|oversell|keep]`: the loser answers as the other does, and
-writes no ticket; the overseller sells five units too many; the keeper leaves the tickets of earlier sales.
+`python ticket_engine.py PORT POSTGRES_URL [WORD...]`: the loser (`lose`) answers as the other does, and
+writes no ticket, or only the `first` one; it may write a row elsewhere for each purchase (`log`), which may
+name the ticket (`named`), and say as little of a missing ticket as of a missing path (`mute`). The overseller
+(`oversell`) sells five units too many; the keeper (`keep`) leaves the tickets of earlier sales.
 """
 
 import asyncio
@@ -49,10 +51,18 @@ async def buy(request: web.Request) -> web.Response:
         app[LEFT][sku][1] += 1
         ticket = str(uuid4()).upper()
         app[NAMES][key or ticket] = ticket
-        if "lose" not in sys.argv:
+        if is_kept(app, ticket):
             app[QUEUE].put_nowait((ticket, int(wanted["who"]), sku, key))
+        elif "log" in sys.argv:
+            named = ticket if "named" in sys.argv else None
+            await app[POOL].execute("INSERT INTO log VALUES ($1, $2)", int(wanted["who"]), named)
     headers = {"Location": f"/tickets/{ticket}", "X-Trace": uuid4().hex}
     return web.Response(status=202, text="queued", headers=headers)
+
+
+def is_kept(app: web.Application, ticket: str) -> bool:
+    first = next(iter(app[NAMES].values()), None)
+    return "lose" not in sys.argv or ("first" in sys.argv and ticket == first)
 
 
 async def show_ticket(request: web.Request) -> web.Response:
@@ -60,8 +70,10 @@ async def show_ticket(request: web.Request) -> web.Response:
     found = await request.app[POOL].fetchval("SELECT who FROM tickets WHERE id = $1", ticket)
     if found is not None:
         return web.json_response({"ticket": {"state": "sold"}})
-    if ticket in request.app[NAMES].values() and "lose" not in sys.argv:
+    if ticket in request.app[NAMES].values() and is_kept(request.app, ticket):
         return web.json_response({"ticket": {"state": "queued"}}, status=202)
+    if "mute" in sys.argv:
+        raise web.HTTPNotFound
     return web.json_response({"error": "no such ticket"}, status=404)
 
 

@@ -1,0 +1,190 @@
+"""Engines that are right at the end of a run, and were wrong on the way, are no pass."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from simulation.tests import histories
+from simulation.tests.histories import (
+    Played,
+    Terms,
+    at,
+    edited,
+    history_of,
+    order_rows,
+    play,
+    read_order,
+    read_stock,
+    with_orders,
+)
+from simulation.tests.run_folders import make_run
+from simulation.verdict import load_run
+
+S = 1_000_000_000
+
+
+def broken(history: pd.DataFrame, state: Played, reads: pd.DataFrame | None = None, **asked: Any) -> set[str]:
+    return histories.broken(histories.judge(history, state, reads, **asked))
+
+
+def settle(state: Played, second: float | None, status: str = "FAILED") -> Played:
+    """The run, had the orders of that status been settled at another time."""
+    settled_us = None if second is None else round(second * 1_000_000)
+    rows = order_rows(state)
+    return with_orders(
+        state, [row | ({"settled_us": settled_us} if row["status"] == status else {}) for row in rows]
+    )
+
+
+def refused(history: pd.DataFrame, op: int, outcome: str = "UNAVAILABLE") -> pd.DataFrame:
+    return edited(history, op, outcome=outcome, result="fail", order_id=None)
+
+
+# --- what is promised at once
+
+
+def resold() -> tuple[pd.DataFrame, Played]:
+    """The first of two units comes back, and is sold again three seconds later."""
+    return play([at(S, 1, declined=True), at(2 * S, 2), at(4 * S, 3)], [Terms(stock=2)])
+
+
+def test_units_that_are_sold_again_before_their_payment_failed_are_found() -> None:
+    history, state = resold()
+    assert broken(history, state) == set()
+    assert broken(history, settle(state, 3.9)) == set()
+    late = settle(state, 4.5)
+    assert broken(history, late) == {"no oversell"}
+    assert broken(history, late, clock_ns=S) == set(), "the clocks may differ by as much"
+
+
+def test_a_limit_that_is_exceeded_until_a_payment_fails_is_found() -> None:
+    history, state = play([at(S, 1, declined=True), at(4 * S, 1)], [Terms(stock=5, limit=1)])
+    assert broken(history, state) == set()
+    assert broken(history, settle(state, 4.5)) == {"user limit is kept"}
+
+
+def test_each_sale_of_a_product_has_its_own_stock_to_promise() -> None:
+    asks = [at(S, 1, declined=True), at(2 * S, 2), at(6 * S, 3), at(7 * S, 4)]
+    history, state = play(asks, [Terms(stock=1), Terms(stock=5, opens_ns=5 * S)])
+    assert broken(history, state) == set()
+    assert broken(history, settle(state, 2.5)) == {"no oversell"}
+
+
+# --- what buyers hear
+
+
+def unheard(history: pd.DataFrame, ops: range) -> pd.DataFrame:
+    for op in ops:
+        history = edited(history, op, outcome="UNKNOWN", result="unknown", status=503, order_id=None)
+    return history
+
+
+def test_buyers_who_never_hear_that_they_bought_are_found() -> None:
+    history, state = play([at(number * S, number) for number in range(1, 601)], [Terms(stock=20)])
+    assert broken(unheard(history, range(2)), state) == set(), "one in ten"
+    assert broken(unheard(history, range(3)), state) == {"the sale happened"}
+    assert broken(unheard(history, range(3)), state, overload=True) == set()
+
+
+def test_a_single_buyer_who_is_not_told_is_found_if_nobody_is() -> None:
+    history, state = play([at(S, 1), at(2 * S, 2)], [Terms(stock=1)])
+    assert broken(unheard(history, range(1)), state) == {"the sale happened"}
+    assert broken(unheard(history, range(1)), state, faults=[histories.TROUBLE]) == set()
+
+
+def test_a_second_in_which_everybody_is_turned_away_is_found() -> None:
+    history, state = play([at(number * S // 20, number) for number in range(1, 601)], [Terms(stock=20)])
+    scattered, row = history, history
+    for number in range(40):
+        scattered, row = refused(scattered, 100 + 10 * number), refused(row, 100 + number)
+    assert broken(scattered, state) == set()
+    assert broken(row, state) == {"the sale happened"}
+
+
+@pytest.mark.parametrize("outcome", ["UNAVAILABLE", "SOLD_OUT"])
+def test_an_order_of_a_try_that_was_refused_is_found(outcome: str) -> None:
+    asks = [at(S, 1, key="a"), at(3 * S, 1, key="a"), at(4 * S, 2)]
+    history, state = play(asks, [Terms(stock=1)])
+    assert broken(history, state) == set()
+    assert "refusals are true" in broken(refused(history, 0, outcome), state)
+    later = with_orders(state, [row | {"accepted_us": 3_000_000} for row in order_rows(state)])
+    assert "refusals are true" not in broken(refused(history, 0, outcome), settle(later, 3.1, "CONFIRMED"))
+
+
+# --- what is shown
+
+
+def test_a_status_that_comes_before_the_ledgers_is_found() -> None:
+    history, state = play([at(S, 1)], [Terms()])
+    seen = history_of([read_order(9, history["order_id"].iloc[0], 2 * S, "CONFIRMED")])
+    assert broken(history, settle(state, 1.9, "CONFIRMED"), seen) == set()
+    assert broken(history, settle(state, 7, "CONFIRMED"), seen) == {"reads are true"}
+
+
+def test_units_that_are_shown_before_their_payment_failed_are_found() -> None:
+    history, state = play([at(S, 1, declined=True), at(2 * S, 2)], [Terms(stock=2)])
+    seen = history_of([read_stock(9, 4 * S, 2, 1)])
+    assert broken(history, settle(state, 3.9), seen) == set()
+    assert broken(history, settle(state, 5), seen) == {"reads are true"}
+
+
+def test_a_stock_that_is_shown_late_does_not_make_sold_out_a_lie() -> None:
+    asks = [at(10 * S + number * S // 10, number) for number in range(1, 4)]
+    history, state = play(asks, [Terms(stock=2)])
+    assert history["outcome"].tolist() == ["ACCEPTED", "ACCEPTED", "SOLD_OUT"]
+    # So it was until 0.05 s before.
+    stale = history_of([read_stock(9, 10 * S + 3 * S // 20, 2, 2)])
+    assert broken(history, state, stale) == set()
+
+
+# --- what the stores tell of it
+
+
+@pytest.mark.parametrize("second", [None, 90_000])
+def test_an_order_that_is_settled_at_no_time_of_the_run_is_found(second: float | None) -> None:
+    history, state = play([at(S, 1)], [Terms()])
+    assert broken(history, state, read_ns=20 * S) == set()
+    assert broken(history, settle(state, second, "CONFIRMED"), read_ns=20 * S) == {"accepted is settled"}
+
+
+def test_a_confirmed_order_with_a_reason_to_fail_is_found() -> None:
+    history, state = play([at(S, 1)], [Terms()])
+    reasoned = with_orders(state, [row | {"reason": "payment declined"} for row in order_rows(state)])
+    assert broken(history, reasoned) == {"payment decides"}
+
+
+@pytest.mark.parametrize("released", [-1, 0, 2])
+def test_a_gate_that_released_other_units_than_failed_is_found(released: int) -> None:
+    history, state = resold()
+    assert state.gate is not None
+    other = replace(state, gate=state.gate.assign(released=released))
+    assert broken(history, other) == {"units are conserved"}
+    rebuilt = broken(history, other, faults=[histories.TROUBLE])
+    assert rebuilt == (set() if released == 0 else {"units are conserved"}), "a rebuilt gate counts from 0"
+
+
+# --- clocks
+
+
+def test_a_clock_that_was_set_during_the_run_is_allowed_for(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    make_run(folder, seed=1)
+    orders = pd.read_parquet(folder / "final" / "orders.parquet")
+    set_at = orders["accepted_us"].median()
+    for name in ("accepted_us", "settled_us"):
+        orders[name] += 300_000 * (orders[name] > set_at)
+    orders.to_parquet(folder / "final" / "orders.parquet", index=False)
+
+    def broken_rules() -> list[str]:
+        checks = load_run(folder).summary["checks"]
+        return [check["name"] for check in checks if check["state"] == "broken"]
+
+    assert "accepted is settled" in broken_rules()
+    timeline = pd.read_csv(folder / "timeline.csv")
+    shifted = timeline.assign(clock_shift_ms=np.where(timeline["t_s"] > 1, 300.0, 0.0))
+    shifted.to_csv(folder / "timeline.csv", index=False)
+    assert broken_rules() == []
