@@ -2,11 +2,15 @@
 
 from collections.abc import Iterator
 
+import pandas as pd
 import pytest
 
 from engine.model.purchase import Outcome
 from engine.model.sale import SaleTerms
+from simulation.judge.asked import Asked
+from simulation.judge.verdict import Check, judge
 from simulation.model.formats import name_key
+from simulation.model.state import FinalState
 from simulation.protocol.example.processes import DECLINED, Stores
 from simulation.protocol.example.world import World
 from simulation.protocol.hunt import play
@@ -120,7 +124,8 @@ def test_a_loss_that_the_ledger_knows_of_is_no_surprise(world: World) -> None:
     world.take_copy()
     assert buy(world, 1) == [ACCEPTED]
     world.settle_down()
-    world.crash(DOOR)
+    for number in range(len(world.processes)):
+        world.crash(number)
     world.lose_memory(0)
     assert not world.losses.surprises
 
@@ -143,12 +148,18 @@ def test_a_key_and_a_limit_are_excused_until_the_rebuild_that_knows_of_the_order
     assert judge_at_rest(world) == broken
 
 
-def test_the_whole_judge_judges_examples_together(stores: Stores) -> None:
-    records = []
+def test_the_whole_judge_judges_examples_together(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+    records, judged = [], list[int]()
+
+    def count(history: pd.DataFrame, state: FinalState, asked: Asked) -> list[Check]:
+        judged.append(len(asked.sales))
+        return judge(history, state, asked)
+
+    monkeypatch.setattr("simulation.protocol.records.judge", count)
     for wrong in (False, True, False):
         world = World(stores)
         open_sale(world)
-        assert buy(world, 1, 3) == [ACCEPTED] * 2
+        assert buy(world, 1, 3, key="a") == [ACCEPTED] * 2
         world.settle_down()
         # Only the whole judge looks at whether a refusal is true.
         assert buy(world, 2, 2) == [ACCEPTED, Outcome.SOLD_OUT]
@@ -158,6 +169,8 @@ def test_the_whole_judge_judges_examples_together(stores: Stores) -> None:
         assert find_faults(world) == []
         records.append(make_record(world))
         world.end()
+    assert list(judge_records(records[::2])) == []
+    assert judged == [2], "nobody takes the same key in two examples for one"
     [(record, faults)] = judge_records(records)
     assert record is records[1]
     assert [fault.split(": ")[1] for fault in faults] == ["refusals are true"]
