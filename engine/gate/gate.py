@@ -118,8 +118,8 @@ class Gate:
         shard = shard_of(sale.terms.product_id, self._shards)
         with translate_errors():
             async with asyncio.timeout(within_s):
-                replaced = await offer_sale(shard, self._lanes[shard.shard].fence, sale)
-        if replaced:
+                is_next = await offer_sale(shard, self._lanes[shard.shard].fence, sale)
+        if is_next:
             await asyncio.sleep(self._sold_out_s)
 
 
@@ -150,7 +150,7 @@ async def _watch(shard: Shard, lane: Lane) -> None:
 
 
 async def offer_sale(shard: Shard, fence: Fence, sale: Sale) -> bool:
-    """Offer a sale with its whole stock; return whether it replaced an older one. Raises RedisError.
+    """Offer a sale with its whole stock; return whether the product has had one before. Raises RedisError.
 
     It changes nothing if the gate has this sale, or a newer one of the product.
     """
@@ -160,6 +160,6 @@ async def offer_sale(shard: Shard, fence: Fence, sale: Sale) -> bool:
         terms.starts_ms or 0, terms.ends_ms or 0,
     )  # fmt: skip
     keys = [shard.fence, shard.sale(terms.product_id)]
-    generation, writes, replaced = await _OPEN_SALE.run(shard.write, keys, arguments)
+    generation, writes, is_next = await _OPEN_SALE.run(shard.write, keys, arguments)
     fence.note(writer, generation, writes)
-    return bool(replaced)
+    return bool(is_next)

@@ -21,6 +21,7 @@ one has begun or has opened the gate. So a rebuild first begins and then looks w
 what it sees stays so, whatever others have done before.
 """
 
+import asyncio
 import logging
 import math
 from collections import defaultdict
@@ -85,6 +86,7 @@ class Reconciliation:
         self._bus = bus
         self._fences = [(shard, Fence()) for shard in self._shards]
         self._remember_s = settings.idempotency_s
+        self._sold_out_s = settings.sold_out_ms / 1000
         self.audit: Final = Audit(ledger, shards, settings.sale_keep_s)
 
     async def is_open(self) -> bool:
@@ -172,7 +174,9 @@ class Reconciliation:
         for sale, sold in await self._ledger.find_unoffered(_OPENING_S):
             if not sold:  # or else the gate has had it
                 shard, fence = shard_of(sale.terms.product_id, self._fences)
-                await offer_sale(shard, fence, sale)
+                if await offer_sale(shard, fence, sale):
+                    # Its operator may ask again, and is told at once of what is noted here (gate.py).
+                    await asyncio.sleep(self._sold_out_s)
             if await self._ledger.note_offered(sale.sale_id):
                 log.info("sale %d opened: its front door could not offer it", sale.sale_id)
 

@@ -40,6 +40,34 @@ def what_a_front_door_repeats_of_the_sale_before_ends_before_an_operator_is_told
     assert find_faults(world) == []
 
 
+def an_operator_who_asks_twice_is_told_of_a_sale_after_what_front_doors_repeat_of_the_one_before(
+    world: World,
+) -> None:
+    assert buy(world, 1, 2, 2) == [Outcome.ACCEPTED] * 2 + [Outcome.SOLD_OUT]
+    world.open_sale(OTHER_DOOR, SALE, "second")
+    step(world, OTHER_DOOR, "Redis open_sale")
+    world.open_sale(OTHER_DOOR, SALE, "second", at_once=True)
+    assert world.openings["second"].opened
+    assert buy(world, 1) == [Outcome.ACCEPTED]
+    world.settle_down()
+    assert find_faults(world) == []
+
+
+def an_operator_is_told_of_a_sale_that_a_keeper_opened_after_what_front_doors_repeat(world: World) -> None:
+    assert buy(world, 1, 2) == [Outcome.ACCEPTED] * 2
+    world.open_sale(OTHER_DOOR, SALE, "second")
+    step(world, OTHER_DOOR, "PostgreSQL commit")
+    world.crash(OTHER_DOOR)
+    world.pass_time(6_000)
+    approach(world, FULFILMENT, "Redis open_sale")
+    assert buy(world, 2) == [Outcome.SOLD_OUT]
+    step(world, FULFILMENT, "PostgreSQL note_offered")
+    world.open_sale(OTHER_DOOR, SALE, "second", at_once=True)
+    assert buy(world, 1) == [Outcome.ACCEPTED]
+    world.settle_down()
+    assert find_faults(world) == []
+
+
 def a_confirm_that_is_lost_has_its_entry_published_again(world: World) -> None:
     buy(world, 1)
     step(world, RELAY, "bus publish", Fate.LOST)
