@@ -141,7 +141,7 @@ class Losses:
     def _read_sales(self) -> dict[bytes, int]:
         """Return the sales at the gate by the names of their keys."""
         names = self._memory.call("KEYS", name_key(0, "sale:*"))
-        return {name: int(self._memory.call("HGET", name, "sale_id")) for name in names}
+        return {name: int(self._memory.call("HGET", name, "sale_id") or 0) for name in names}
 
     def _is_older(self, fence: dict[bytes, bytes]) -> bool:
         """Return whether the ledger has settled an order that is newer than all that the copy knows."""
