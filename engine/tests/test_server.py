@@ -12,7 +12,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -24,8 +25,10 @@ from aiohttp import web
 from redis.asyncio import Redis
 
 from engine.errors import SettingsError
+from engine.gate.gate import Gate
 from engine.http.app import LEAVING
 from engine.http.listener import bind, listen
+from engine.http.looking import Looking
 from engine.local.process import free_port
 from engine.metrics import METRICS_FOLDER
 from engine.settings import PREFIX, Settings
@@ -513,13 +516,13 @@ async def test_of_two_servers_that_start_at_once_one_says_that_the_address_is_ta
     [one], [other] = bind(settings).buyers, bind(settings).buyers
     app = web.Application()
     app[LEAVING] = asyncio.Event()
-    nothing: Any = None
+    gate, looking = cast(Gate, SimpleNamespace(connections=8)), cast(Looking, None)
     with one, other:
         one.listen()
         with pytest.raises(
             SettingsError, match=f"can't listen on 127.0.0.1:{settings.port}: Address already"
         ):
-            async with listen(web.AppRunner(app), nothing, nothing, other, 75, 10):
+            async with listen(web.AppRunner(app), gate, looking, other, 75, 10):
                 pass
 
 

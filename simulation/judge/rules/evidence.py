@@ -254,13 +254,10 @@ def find_excess(holds: pd.DataFrame, by: list[str], most: pd.Series) -> pd.Serie
 
 def count_turned_away(requests: pd.DataFrame) -> int:
     """Return how many of the requests were answered 503, or are without an outcome, for no reason: all of
-    them if they are more than MOST, or those of each second in which they are most; 0 of few."""
+    them if they are more than MOST; 0 of few."""
     judged = requests[~requests["excused"]]
     away = judged["outcome"].isin(["UNAVAILABLE", "UNKNOWN"])
-    if len(judged) >= FEW and away.sum() > MOST * len(judged):
-        return int(away.sum())
-    seconds = away.groupby(judged["intended_ns"] // 1_000_000_000).agg(["size", "sum"])
-    return int(seconds.loc[(seconds["size"] >= FEW) & (seconds["sum"] > seconds["size"] / 2), "sum"].sum())
+    return int(away.sum()) if len(judged) >= FEW and away.sum() > MOST * len(judged) else 0
 
 
 class Breach(NamedTuple):

@@ -14,7 +14,7 @@ def reads_are_true(evidence: Evidence) -> Finding:
     and no unit is missing from it before a purchase can have taken that unit: every accepted purchase and
     every unknown outcome counts from the moment at which it was sent. A second after a purchase was accepted
     its unit is missing, until its payment can have failed. No read is called invalid, and no more than one in
-    ten of all, or half of a second's, is turned away without a reason."""
+    ten of all is turned away without a reason."""
     reads = evidence.reads
     if reads is None or reads.empty:
         return Finding(0, "no reads", 0)

@@ -61,8 +61,7 @@ def _fit(answered: pd.DataFrame, contract: Contract) -> pd.Series:
 
 def the_sale_happened(evidence: Evidence) -> Finding:
     """A sale sells to those who ask, as far as its stock and its terms allow. No more than one in ten
-    requests, and no more than half of those of any second, is turned away with 503, or left without an
-    outcome, and no more than one in ten units that
+    requests is turned away with 503, or left without an outcome, and no more than one in ten units that
     somebody asks for stays unsold, apart from faults and an overload that the scenario means. So it is
     with those who got an order: no more than one in ten of their answers leaves them without knowing it, and
     not all of them."""
@@ -74,8 +73,10 @@ def the_sale_happened(evidence: Evidence) -> Finding:
     clients = wanting.drop_duplicates("first_op")["sale_id"].value_counts()
     sure = ~wanting["excused"]
     certain = wanting[sure | (wanting["outcome"] == "ACCEPTED")]
-    # All requests under a key are one purchase.
-    certain = certain[(certain["key"] == "") | ~certain.duplicated(BUYER)]
+    # All requests under a key are one purchase, which its first try may have made.
+    first_ns = certain[BUYER].join(evidence.first_tries, on=BUYER)["first_ns"]
+    is_first = (certain["sent_ns"] == first_ns) & ~certain.duplicated(BUYER)
+    certain = certain[(certain["key"] == "") | is_first]
     wanted = certain.drop_duplicates("first_op")["sale_id"].value_counts().reindex(sales.index, fill_value=0)
     most = sales["stock"] // sales["quantity"]
     sold = sales[[*LIVE, "FAILED"]].sum(axis=1) // sales["quantity"]

@@ -1,5 +1,6 @@
 """JSON Schemas, written from the types that the program itself uses."""
 
+import inspect
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,5 +23,16 @@ FILES: Final = {
 def write_schema(name: str) -> bytes:
     """Return the schema of "scenario" or "summary"."""
     dialect = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
-    schema = dialect | msgspec.json.schema(KINDS[name])
-    return format_json(schema)
+    return format_json(dialect | _dedent(msgspec.json.schema(KINDS[name])))
+
+
+def _dedent(schema: Any) -> Any:
+    """Return the schema with the docstrings in it as Python 3.13 and later keep them, without indentation."""
+    if isinstance(schema, dict):
+        return {
+            name: inspect.cleandoc(value)
+            if name == "description" and isinstance(value, str)
+            else _dedent(value)
+            for name, value in schema.items()
+        }
+    return [*map(_dedent, schema)] if isinstance(schema, list) else schema

@@ -96,15 +96,6 @@ def test_a_single_buyer_who_is_not_told_is_found_if_nobody_is() -> None:
     assert broken(unheard(history, range(1)), state, faults=[histories.TROUBLE]) == set()
 
 
-def test_a_second_in_which_everybody_is_turned_away_is_found() -> None:
-    history, state = play([at(number * S // 20, number) for number in range(1, 601)], [Terms(stock=20)])
-    scattered, row = history, history
-    for number in range(40):
-        scattered, row = refused(scattered, 100 + 10 * number), refused(row, 100 + number)
-    assert broken(scattered, state) == set()
-    assert broken(row, state) == {"the sale happened"}
-
-
 @pytest.mark.parametrize("outcome", ["UNAVAILABLE", "SOLD_OUT"])
 def test_an_order_of_a_try_that_was_refused_is_found(outcome: str) -> None:
     asks = [at(S, 1, key="a"), at(3 * S, 1, key="a"), at(4 * S, 2)]
