@@ -28,6 +28,7 @@ from simulation.campaign.suite import Suite
 from simulation.protocol.example.processes import Stores
 from simulation.protocol.machine import AIMS, Interleaving, Tally
 from simulation.protocol.records import judge_records
+from simulation.protocol.steps import FailureLog
 from simulation.report.page import write_tables
 
 BLOCK: Final = 25
@@ -156,14 +157,19 @@ def private_stack() -> Iterator[Stack]:
 @contextmanager
 def using(redis_url: str, postgres_url: str) -> Iterator[Stores]:
     """Lead the engine to these stores; they hold nothing else."""
-    # The engine tells what goes wrong, which is what is done to it all the time.
-    logging.disable(logging.CRITICAL)
+    # The engine warns of what goes wrong, which is what is done to it all the time.
+    logging.disable(logging.WARNING)
+    log, failures = logging.getLogger("engine"), FailureLog()
+    log.addHandler(failures)
+    log.propagate = False
     try:
         asyncio.run(_migrate(postgres_url))
         stores = Stores(redis_url, postgres_url)
         with stores.standing_in():
             yield stores
     finally:
+        log.propagate = True
+        log.removeHandler(failures)
         logging.disable(logging.NOTSET)
 
 

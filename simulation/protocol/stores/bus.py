@@ -78,6 +78,11 @@ class StepPublisher:
         counts: tuple[int, int] = await _take_turn("count", lambda: (len(bus.queue), len(bus.channels)))
         return counts
 
+    async def count_dead_letters(self) -> int:
+        bus = self.bus
+        number: int = await _take_turn("look for dead letters", lambda: len(bus.dead))
+        return number
+
     async def close(self) -> None:
         pass
 
