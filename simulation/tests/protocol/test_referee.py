@@ -90,6 +90,14 @@ def test_a_surprise_costs_no_two_orders_their_units(world: World) -> None:
     assert judge_at_rest(world) == {"guard never needed"}
 
 
+def test_a_surprise_that_is_declined_costs_nobody_a_unit(world: World) -> None:
+    open_sale(world)
+    surprise(world, user=DECLINED)
+    world.memory.call("HSET", name_key(0, "sale:1"), "remaining", 3)
+    assert buy(world, 2, 2, 2, door=OTHER_DOOR) == [ACCEPTED] * 3
+    assert judge_at_rest(world) == {"guard never needed"}
+
+
 def test_what_a_surprise_excuses_ends_with_the_rebuild_that_knows_of_it(world: World) -> None:
     open_sale(world)
     surprise(world)
