@@ -4,8 +4,6 @@ Examples come in blocks; a block has a seed, which is all that it takes to play 
 """
 
 import asyncio
-import contextlib
-import io
 import logging
 import signal
 import sys
@@ -102,12 +100,12 @@ def play(
         max_examples=examples, stateful_step_count=rules, phases=phases, database=None, deadline=None,
         suppress_health_check=list(HealthCheck), report_multiple_bugs=False, print_blob=False,
     )  # fmt: skip
-    began, program = time.monotonic(), io.StringIO()
-    with contextlib.redirect_stdout(program):
-        try:
-            run_state_machine_as_test(seed(number)(make_machine()), settings=chosen)
-        except (AssertionError, FlakyFailure) as error:
-            tally.faults = tally.faults or [f"an assertion failed: {error}"]
+    began, program = time.monotonic(), list[str]()
+    try:
+        run_state_machine_as_test(seed(number)(make_machine()), settings=chosen)
+    except (AssertionError, FlakyFailure) as error:
+        tally.faults = tally.faults or [f"an assertion failed: {error}"]
+        program = [line for note in getattr(error, "__notes__", []) for line in note.splitlines()]
     for record, faults in [] if tally.faults else judge_records(tally.records):
         # Again, so that it is made short.
         if shrink:
@@ -124,7 +122,7 @@ def play(
         actions=tally.actions,
         seconds=time.monotonic() - began,
         faults=tally.faults,
-        program=program.getvalue().splitlines(),
+        program=program,
         story=tally.trace,
     )
 

@@ -42,6 +42,18 @@ def test_an_assertion_that_fails_is_a_fault(stores: Stores, monkeypatch: pytest.
     assert "the referee fails" in play(stores, 3, 1, shrink=False).faults[0]
 
 
+def test_the_shortest_program_that_shows_a_fault_is_told(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("simulation.protocol.machine.find_faults", lambda world: ["all is wrong"])
+    found = play(stores, 3, 1)
+    assert found.faults == ["all is wrong"]
+    program = [line.strip() for line in found.program]
+    assert any(line.startswith("state.begin(") for line in program)
+    assert program[-1] == "state.teardown()"
+    assert capsys.readouterr().out == ""
+
+
 def test_pages_tell_what_hunts_found(tmp_path: Path) -> None:
     found = Found(seed=7, examples=25, steps=Counter(a=1_000, b=200), faults=["a unit <too> many"])
     write_hunts(Hunts(command="c", hunts=[found]), tmp_path)
