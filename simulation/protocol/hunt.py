@@ -17,7 +17,6 @@ from typing import Final
 
 import msgspec
 from hypothesis import HealthCheck, Phase, seed, settings
-from hypothesis.errors import FlakyFailure
 from hypothesis.stateful import run_state_machine_as_test
 
 from engine.ledger.ledger import Ledger
@@ -100,20 +99,21 @@ def play(
         max_examples=examples, stateful_step_count=rules, phases=phases, database=None, deadline=None,
         suppress_health_check=list(HealthCheck), report_multiple_bugs=False, print_blob=False,
     )  # fmt: skip
-    began, program = time.monotonic(), list[str]()
+    began, program, judged = time.monotonic(), list[str](), None
     try:
         run_state_machine_as_test(seed(number)(make_machine()), settings=chosen)
-    except (AssertionError, FlakyFailure) as error:
-        tally.faults = tally.faults or [f"an assertion failed: {error}"]
+        judged = next(judge_records(tally.records), None)
+    except Exception as error:  # a fault of the state machine or of the stores has a seed as well
+        tally.faults = tally.faults or [f"{type(error).__name__}: {error}"]
         program = [line for note in getattr(error, "__notes__", []) for line in note.splitlines()]
-    for record, faults in [] if tally.faults else judge_records(tally.records):
+    if judged:
         # Again, so that it is made short.
         if shrink:
             again = play(stores, number, examples, rules=rules, aims=aims, alone=True)
             if again.faults:
                 return again
-        tally.trace, tally.faults = record.trace, faults
-        break
+        record, tally.faults = judged
+        tally.trace = record.trace
     return Found(
         seed=number,
         examples=tally.examples,

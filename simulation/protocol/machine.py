@@ -268,7 +268,7 @@ class Interleaving(RuleBasedStateMachine):
         """Let everything drain, and judge the example, unless a rule has failed."""
         if not hasattr(self, "world"):
             return
-        world, tally = self.world, self.tally
+        world, tally, is_right = self.world, self.tally, False
         try:
             if self.is_whole:
                 world.settle_down()
@@ -282,7 +282,10 @@ class Interleaving(RuleBasedStateMachine):
                 tally.steps += world.steps
                 tally.actions += self.actions
                 if faults:
-                    tally.trace, tally.faults = world.trace, faults
+                    tally.faults = faults
                     raise AssertionError("\n".join(faults))
+                is_right = True
         finally:
+            if not is_right:
+                tally.trace = world.trace
             world.end()
