@@ -138,6 +138,19 @@ def test_an_order_that_was_settled_before_a_surprise_is_not_excused_by_it(world:
     assert "guard never needed" in judge_at_rest(world)
 
 
+def test_what_a_relay_publishes_after_it_was_lost_is_lost_no_more(world: World) -> None:
+    open_sale(world)
+    assert buy(world, 1) == [ACCEPTED]
+    found = world.aim("bus publish", RELAY)
+    assert found
+    world.lose_memory(None)
+    assert len(world.losses.lost) == 1
+    world.run(*found, 1)
+    # What is in the bus, the engine has to settle.
+    world.bus.queue.clear()
+    assert judge_at_rest(world) == {"accepted is settled"}
+
+
 def test_a_loss_that_the_ledger_knows_of_is_no_surprise(world: World) -> None:
     open_sale(world)
     world.take_copy()
