@@ -70,7 +70,7 @@ def hunt(minutes: float, first_seed: int, say: Callable[[str], None]) -> Found:
     total = Found(seed=first_seed)
     with private_stores() as stores:
         for number in range(first_seed, sys.maxsize):
-            total.add(play(stores, number, BLOCK))
+            total.add(play(stores, number, BLOCK, say=say))
             steps = total.steps.total()
             say(f"{total.examples:,} examples, {steps:,} steps, {steps / total.seconds:,.0f} a second")
             if total.faults or time.monotonic() >= until:
@@ -87,12 +87,13 @@ def play(
     shrink: bool = True,
     aims: Sequence[str] = AIMS,
     alone: bool = False,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Found:
     """Play the block with this seed up to the first example that is wrong, and make that one short.
 
     The whole judge judges all examples together, or each alone.
     """
-    tally = Interleaving.tally = Tally()
+    tally = Interleaving.tally = Tally(lambda line: say(f"seed {number}: {line}"))
     Interleaving.stores, Interleaving.aims, Interleaving.is_judged_alone = stores, aims, alone
     phases = [Phase.generate, *([Phase.shrink] if shrink else [])]
     chosen = settings(
@@ -109,7 +110,7 @@ def play(
     if judged:
         # Again, so that it is made short.
         if shrink:
-            again = play(stores, number, examples, rules=rules, aims=aims, alone=True)
+            again = play(stores, number, examples, rules=rules, aims=aims, alone=True, say=say)
             if again.faults:
                 return again
         record, tally.faults = judged

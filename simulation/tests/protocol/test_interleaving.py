@@ -62,8 +62,10 @@ def test_the_shortest_program_that_shows_a_fault_is_told(
     stores: Stores, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("simulation.protocol.machine.find_faults", lambda world: ["all is wrong"])
-    found = play(stores, 3, 1)
+    said: list[str] = []
+    found = play(stores, 3, 1, rules=5, say=said.append)
     assert found.faults == ["all is wrong"]
+    assert said == ["seed 3: found at example 1, making it short"]
     program = [line.strip() for line in found.program]
     assert any(line.startswith("state.begin(") for line in program)
     assert program[-1] == "state.teardown()"
