@@ -21,10 +21,10 @@ mtype = { NOTHING, ACKNOWLEDGES_BEFORE_CLEARING, ACKNOWLEDGES_BEFORE_COMMIT, ANS
   CONSUMERS_NOT_COUNTED, COPY_NOT_NOTED, DELETES_FIRST, ENTRIES_ABANDONED, FORGETS_FAILED, GENERATION_UNCHECKED, KEY_IGNORED,
   KEY_NOT_GUARDED, KEY_NOT_RESTORED, LEDGER_NOT_COMPARED, LOCK_KEPT, NOTED_WITHOUT_COPIES, NOTES_WITHOUT_COPIES, NOT_OFFERED,
   NO_AUDIT, NO_FENCE, NO_GUARD, NO_LOCK, NO_VOUCHING, NUMBERS_UNCHECKED, OLDER_SALE_WINS, OPENS_ELSEWHERE, OPENS_OVERTAKEN,
-  OPENS_TOO_EARLY, OUTBOX_APART, OUTBOX_NOT_READ, PENDING_STAYS, READ_ONLY_BEFORE, REBUILD_UNCHECKED, RELAYS_WITHOUT_COPIES,
-  RELEASES_NOTHING, RELEASES_REJECTED, RELEASES_TO_ANOTHER_SALE, RELEASES_TWICE, RELEASES_WITHOUT_EVIDENCE,
-  REPEATS_WITHOUT_COPIES, REPLACES_A_NEWER_SALE, REVERTS_UNKNOWN, SALES_READ_EARLY, SERVER_NOT_NOTED, SETTLED_COPY_KEPT,
-  SETTLES_TWICE };
+  OPENS_TOO_EARLY, OUTBOX_APART, OUTBOX_NOT_READ, PENDING_STAYS, PUTS_BACK, READ_ONLY_BEFORE, REBUILD_UNCHECKED,
+  RELAYS_WITHOUT_COPIES, RELEASES_NOTHING, RELEASES_REJECTED, RELEASES_TO_ANOTHER_SALE, RELEASES_TWICE,
+  RELEASES_WITHOUT_EVIDENCE, REPEATS_WITHOUT_COPIES, REPLACES_A_NEWER_SALE, REVERTS_UNKNOWN, SALES_READ_EARLY,
+  SERVER_NOT_NOTED, SETTLED_COPY_KEPT, SETTLES_TWICE };
 #define mutant(name) (MUTANT == name)
 #define bit(o) (1 << (o))
 #define has(set, o) ((set) & bit(o))
@@ -215,6 +215,8 @@ end: do
        fi;
        if :: mutant(ACKNOWLEDGES_BEFORE_CLEARING) -> unacked = unacked & ~bit(f) :: else fi;
        step[f] = 2 }
+  :: d_step { step[f] == 1 && gate.open && settled && !is_known && mutant(PUTS_BACK) ->
+       send(order); unacked = unacked & ~bit(f); holds[f] = 0; step[f] = 0 }
   :: d_step { step[f] == 2 -> if :: !mutant(CLEARS_NOTHING) -> clear(order, worker(f)) :: else fi;
        step[f] = 3 }
   /* The primary that was asked has failed over: the next one is asked. */
@@ -259,8 +261,7 @@ end: do
                if :: overlooks -> broken("a gate was kept that lacked what the ledger knew\n") :: else fi;
                if :: gate.pending & settled && !mutant(SETTLED_COPY_KEPT) && !mutant(CLEARS_WITHOUT_COPIES) ->
                        units[k] = gate.pending & settled; task[k] = CLEAR
-                  :: else
-               fi
+                  :: else fi
        fi }
   :: d_step { task[k] == CLEAR ->
        clear(highest(units[k]) - 1, worker(k)); units[k] = units[k] & ~bit(highest(units[k]) - 1);
@@ -273,8 +274,7 @@ end: do
   :: d_step { task[k] == CLOSE ->
        if :: gate.open && gate.open <= gen[k] -> close()
           :: gate.open > gen[k] && mutant(CLOSES_A_LATER_ONE) -> broken("a later gate was closed\n")
-          :: else
-       fi;
+          :: else fi;
        rest() }
   /* It offers a sale whose front door could not. */
   :: d_step { !task[k] && gate.open && coming && !mutant(NOT_OFFERED) -> offer(sales) }
@@ -323,8 +323,7 @@ end: do
                gate.open = gen[k]; gate.rebuilding = 0; gate.noted = !mutant(SERVER_NOT_NOTED); gate.fresh = 0;
                gate.newest = highest(settled); gate.took = confirmed; asked = bit(DOORS) - 1; late = false; moved = false;
                if :: !saved -> heard = 0 :: else fi
-          :: else
-       fi;
+          :: else fi;
        rest() }
   /* Fulfilment and keeper die together. */
   :: atomic { faults && (step[k] || seen[worker(k)] || task[k]) ->
@@ -379,9 +378,10 @@ end: do
 #define content (gate.open == latest && compared == bit(KEEPERS) - 1 && explained && !coming)
 #define remembers !(forgot(0) || forgot(DOORS - 1) || forgot(DOORS) || forgot(DOORS + LAST))
 #define hidden (gate.pending || missing)
+#define is_over(o) (has(settled | lost, o))
 #ifdef LIVE
 ltl opens { [] <> (gate.open == latest) }
-ltl settles { [] (accepted == 0 || <> (confirmed != 0 || failed != 0 || rejected != 0 || lost != 0)) }
+ltl settles { [] ((accepted < 1 || <> is_over(0)) && (accepted < 2 || <> is_over(1))) }
 #else
 active proctype judge() {
 end: do
