@@ -19,12 +19,12 @@
 mtype = { NOTHING, ACKNOWLEDGES_BEFORE_CLEARING, ACKNOWLEDGES_BEFORE_COMMIT, ANSWERS_WITHOUT_COPIES, BEGINS_AT_AN_OPEN_GATE,
   BUS_BEFORE_OUTBOX, BUS_NOT_READ, CLEARS_BEFORE_SETTLING, CLEARS_NOTHING, CLEARS_WITHOUT_COPIES, CLOSES_A_LATER_ONE,
   CONSUMERS_NOT_COUNTED, COPY_NOT_NOTED, DELETES_FIRST, ENTRIES_ABANDONED, FORGETS_FAILED, GENERATION_UNCHECKED, KEY_IGNORED,
-  KEY_NOT_GUARDED, KEY_NOT_RESTORED, LEDGER_NOT_COMPARED, LOCK_KEPT, NOTED_WITHOUT_COPIES, NOTES_WITHOUT_COPIES, NOT_OFFERED,
-  NO_AUDIT, NO_FENCE, NO_GUARD, NO_LOCK, NO_VOUCHING, NUMBERS_UNCHECKED, OLDER_SALE_WINS, OPENS_ELSEWHERE, OPENS_OVERTAKEN,
-  OPENS_TOO_EARLY, OUTBOX_APART, OUTBOX_NOT_READ, PENDING_STAYS, PUTS_BACK, READ_ONLY_BEFORE, REBUILD_UNCHECKED,
-  REJECTS_AFTER_A_LOSS, RELAYS_WITHOUT_COPIES, RELEASES_NOTHING, RELEASES_REJECTED, RELEASES_TO_ANOTHER_SALE, RELEASES_TWICE,
-  RELEASES_WITHOUT_EVIDENCE, REPEATS_WITHOUT_COPIES, REPLACES_A_NEWER_SALE, REVERTS_UNKNOWN, SALES_READ_EARLY,
-  SERVER_NOT_NOTED, SETTLED_COPY_KEPT, SETTLES_TWICE };
+  KEY_NOT_GUARDED, KEY_NOT_RESTORED, KEY_OF_THE_NEWEST, LEDGER_NOT_COMPARED, LOCK_KEPT, NOTED_WITHOUT_COPIES,
+  NOTES_WITHOUT_COPIES, NOT_OFFERED, NO_AUDIT, NO_FENCE, NO_GUARD, NO_LOCK, NO_VOUCHING, NUMBERS_UNCHECKED, OLDER_SALE_WINS,
+  OPENS_ELSEWHERE, OPENS_OVERTAKEN, OPENS_TOO_EARLY, OUTBOX_APART, OUTBOX_NOT_READ, PENDING_STAYS, PUTS_BACK,
+  READ_ONLY_BEFORE, REBUILD_UNCHECKED, REJECTS_AFTER_A_LOSS, RELAYS_WITHOUT_COPIES, RELEASES_NOTHING, RELEASES_REJECTED,
+  RELEASES_TO_ANOTHER_SALE, RELEASES_TWICE, RELEASES_WITHOUT_EVIDENCE, REPEATS_WITHOUT_COPIES, REPLACES_A_NEWER_SALE,
+  REVERTS_UNKNOWN, SALES_READ_EARLY, SERVER_NOT_NOTED, SETTLED_COPY_KEPT, SETTLES_TWICE };
 #define mutant(name) (MUTANT == name)
 #define bit(o) (1 << (o))
 #define has(set, o) ((set) & bit(o))
@@ -106,13 +106,11 @@ byte heard;                           /* writers that were answered a write whic
 #define notes (saved && (!REPLICAS || mutant(NOTES_WITHOUT_COPIES)))
 inline write_fence(w) { if :: saved -> gate.fresh = gate.fresh | bit(w) :: else fi }
 inline hear(w) {           /* with REPLICAS only what the copy holds is noted */
-  if :: gate.open && gate.open >= seen[w] -> seen[w] = gate.open; if :: notes -> heard = heard | bit(w) :: else fi :: else fi
-}
+  if :: gate.open && gate.open >= seen[w] -> seen[w] = gate.open; if :: notes -> heard = heard | bit(w) :: else fi :: else fi }
 inline save() { heard = heard & ~gate.fresh; gate.fresh = 0; assign(copy, gate); saved = true }
 inline spend() {           /* a fault; after the last one no copy comes back */
   faults--;
-  if :: !faults && !REPLICAS -> saved = false; assign(copy, new) :: else fi
-}
+  if :: !faults && !REPLICAS -> saved = false; assign(copy, new) :: else fi }
 inline close() {           /* with REPLICAS nothing that was answered is ever lost */
   if :: REPLICAS || !lossy -> broken("a gate was closed that had lost nothing\n") :: else fi; gate.open = 0
 }
@@ -237,7 +235,7 @@ end: do
 #define uses(one, other) (!mutant(READ_ONLY_BEFORE) && (mutant(BUS_BEFORE_OUTBOX) -> other : one))
 #define looks_once (mutant(SALES_READ_EARLY) || mutant(BUS_BEFORE_OUTBOX))
 #define overtaken (gate.rebuilding != gen[k] && !mutant(REBUILD_UNCHECKED))
-#define key_order (confirmed & keyed -> highest(confirmed & keyed) : highest(settled & keyed))
+#define key_order (confirmed & keyed && !mutant(KEY_OF_THE_NEWEST) -> highest(confirmed & keyed) : highest(settled & keyed))
 #define overlooks (confirmed & ~(gate.took | lost))
 #define is_outdated (!mutant(LEDGER_NOT_COMPARED) && (gate.newest < highest(settled) || gate.lacks & settled))
 #define opens_wrong (!lost && gate.left != units_left(gate.sale) || gate.sale < offered)
@@ -313,7 +311,9 @@ end: do
   :: d_step { task[k] == REMEMBER ->
        if :: overtaken -> rest()
           :: else -> task[k] = REOPEN;
-               if :: !gate.key && !mutant(KEY_NOT_RESTORED) -> gate.key = key_order :: else fi
+               if :: !gate.key && !mutant(KEY_NOT_RESTORED) -> gate.key = key_order;
+                    if :: confirmed & keyed && !has(confirmed, gate.key - 1) -> broken("a key got a wrong order\n") :: else fi
+                  :: else fi
        fi }
   :: d_step { task[k] == REOPEN ->
        if :: (!overtaken || mutant(OPENS_OVERTAKEN)) && (!moved || mutant(OPENS_ELSEWHERE)) ->
