@@ -243,6 +243,7 @@ def interleave(
         click.echo("\n".join([*total.story, "", *total.program, "", *total.faults]))
         click.echo(f"again: flashsim interleave --minutes 0 --seed {total.seed}")
         sys.exit(1)
+    click.echo(f"nothing is wrong with seeds {seed} to {total.seed}: {total.examples:,} examples")
 
 
 @click.command(short_help="Measure engine, baselines and driver side by side.")

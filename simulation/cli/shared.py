@@ -105,7 +105,8 @@ def repeat_command(**changes: Any) -> str:
         values = map(str, value if isinstance(value, tuple) else [value])
         if isinstance(parameter, click.Argument):
             words += values
-        elif given and value not in (None, False) and name not in _NOT_REPEATED:
+        # 0 is a value, though it equals False.
+        elif given and value is not None and value is not False and name not in _NOT_REPEATED:
             option = parameter.opts[0]
             words += [option] if value is True else [word for each in values for word in (option, each)]
     return shlex.join(words)

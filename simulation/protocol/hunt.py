@@ -4,8 +4,6 @@ Examples come in blocks; a block has a seed, which is all that it takes to play 
 """
 
 import asyncio
-import contextlib
-import io
 import logging
 import signal
 import sys
@@ -19,7 +17,6 @@ from typing import Final
 
 import msgspec
 from hypothesis import HealthCheck, Phase, seed, settings
-from hypothesis.errors import FlakyFailure
 from hypothesis.stateful import run_state_machine_as_test
 
 from engine.ledger.ledger import Ledger
@@ -28,6 +25,7 @@ from simulation.campaign.suite import Suite
 from simulation.protocol.example.processes import Stores
 from simulation.protocol.machine import AIMS, Interleaving, Tally
 from simulation.protocol.records import judge_records
+from simulation.protocol.steps import FailureLog
 from simulation.report.page import write_tables
 
 BLOCK: Final = 25
@@ -72,7 +70,7 @@ def hunt(minutes: float, first_seed: int, say: Callable[[str], None]) -> Found:
     total = Found(seed=first_seed)
     with private_stores() as stores:
         for number in range(first_seed, sys.maxsize):
-            total.add(play(stores, number, BLOCK))
+            total.add(play(stores, number, BLOCK, say=say))
             steps = total.steps.total()
             say(f"{total.examples:,} examples, {steps:,} steps, {steps / total.seconds:,.0f} a second")
             if total.faults or time.monotonic() >= until:
@@ -89,32 +87,34 @@ def play(
     shrink: bool = True,
     aims: Sequence[str] = AIMS,
     alone: bool = False,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Found:
     """Play the block with this seed up to the first example that is wrong, and make that one short.
 
     The whole judge judges all examples together, or each alone.
     """
-    tally = Interleaving.tally = Tally()
+    tally = Interleaving.tally = Tally(lambda line: say(f"seed {number}: {line}"))
     Interleaving.stores, Interleaving.aims, Interleaving.is_judged_alone = stores, aims, alone
     phases = [Phase.generate, *([Phase.shrink] if shrink else [])]
     chosen = settings(
         max_examples=examples, stateful_step_count=rules, phases=phases, database=None, deadline=None,
         suppress_health_check=list(HealthCheck), report_multiple_bugs=False, print_blob=False,
     )  # fmt: skip
-    began, program = time.monotonic(), io.StringIO()
-    with contextlib.redirect_stdout(program):
-        try:
-            run_state_machine_as_test(seed(number)(make_machine()), settings=chosen)
-        except (AssertionError, FlakyFailure) as error:
-            tally.faults = tally.faults or [f"an assertion failed: {error}"]
-    for record, faults in [] if tally.faults else judge_records(tally.records):
+    began, program, judged = time.monotonic(), list[str](), None
+    try:
+        run_state_machine_as_test(seed(number)(make_machine()), settings=chosen)
+        judged = next(judge_records(tally.records), None)
+    except Exception as error:  # a fault of the state machine or of the stores has a seed as well
+        tally.faults = tally.faults or [f"{type(error).__name__}: {error}"]
+        program = [line for note in getattr(error, "__notes__", []) for line in note.splitlines()]
+    if judged:
         # Again, so that it is made short.
         if shrink:
-            again = play(stores, number, examples, rules=rules, aims=aims, alone=True)
+            again = play(stores, number, examples, rules=rules, aims=aims, alone=True, say=say)
             if again.faults:
                 return again
-        tally.trace, tally.faults = record.trace, faults
-        break
+        record, tally.faults = judged
+        tally.trace = record.trace
     return Found(
         seed=number,
         examples=tally.examples,
@@ -123,7 +123,7 @@ def play(
         actions=tally.actions,
         seconds=time.monotonic() - began,
         faults=tally.faults,
-        program=program.getvalue().splitlines(),
+        program=program,
         story=tally.trace,
     )
 
@@ -156,14 +156,19 @@ def private_stack() -> Iterator[Stack]:
 @contextmanager
 def using(redis_url: str, postgres_url: str) -> Iterator[Stores]:
     """Lead the engine to these stores; they hold nothing else."""
-    # The engine tells what goes wrong, which is what is done to it all the time.
-    logging.disable(logging.CRITICAL)
+    # The engine warns of what goes wrong, which is what is done to it all the time.
+    logging.disable(logging.WARNING)
+    log, failures = logging.getLogger("engine"), FailureLog()
+    log.addHandler(failures)
+    log.propagate = False
     try:
         asyncio.run(_migrate(postgres_url))
         stores = Stores(redis_url, postgres_url)
         with stores.standing_in():
             yield stores
     finally:
+        log.propagate = True
+        log.removeHandler(failures)
         logging.disable(logging.NOTSET)
 
 

@@ -71,9 +71,10 @@ Moves = list[tuple[int, int]]
 
 
 class Tally:
-    """What all examples did together."""
+    """What all examples did together, and who is told of the first one that is wrong."""
 
-    def __init__(self) -> None:
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
         self.examples = 0
         self.drain_steps = 0
         self.steps: Counter[str] = Counter()
@@ -83,6 +84,12 @@ class Tally:
         self.faults: list[str] = []
         self.records: list[Record] = []
         """Of the examples that were well."""
+
+    def note_wrong(self, trace: list[str]) -> None:
+        """Note that an example is wrong, perhaps a shorter one than before."""
+        if not self.trace:
+            self._say(f"found at example {self.examples}, making it short")
+        self.trace = trace
 
 
 class Interleaving(RuleBasedStateMachine):
@@ -268,7 +275,8 @@ class Interleaving(RuleBasedStateMachine):
         """Let everything drain, and judge the example, unless a rule has failed."""
         if not hasattr(self, "world"):
             return
-        world, tally = self.world, self.tally
+        world, tally, is_right = self.world, self.tally, False
+        tally.examples += 1
         try:
             if self.is_whole:
                 world.settle_down()
@@ -277,12 +285,14 @@ class Interleaving(RuleBasedStateMachine):
                     faults = [fault for _, faults in judge_records([make_record(world)]) for fault in faults]
                 elif not faults:
                     tally.records.append(make_record(world))
-                tally.examples += 1
                 tally.drain_steps += world.drain_steps
                 tally.steps += world.steps
                 tally.actions += self.actions
                 if faults:
-                    tally.trace, tally.faults = world.trace, faults
+                    tally.faults = faults
                     raise AssertionError("\n".join(faults))
+                is_right = True
         finally:
+            if not is_right:
+                tally.note_wrong(world.trace)
             world.end()

@@ -19,12 +19,12 @@
 mtype = { NOTHING, ACKNOWLEDGES_BEFORE_CLEARING, ACKNOWLEDGES_BEFORE_COMMIT, ANSWERS_WITHOUT_COPIES, BEGINS_AT_AN_OPEN_GATE,
   BUS_BEFORE_OUTBOX, BUS_NOT_READ, CLEARS_BEFORE_SETTLING, CLEARS_NOTHING, CLEARS_WITHOUT_COPIES, CLOSES_A_LATER_ONE,
   CONSUMERS_NOT_COUNTED, COPY_NOT_NOTED, DELETES_FIRST, ENTRIES_ABANDONED, FORGETS_FAILED, GENERATION_UNCHECKED, KEY_IGNORED,
-  KEY_NOT_GUARDED, KEY_NOT_RESTORED, LEDGER_NOT_COMPARED, LOCK_KEPT, NOTED_WITHOUT_COPIES, NOTES_WITHOUT_COPIES, NOT_OFFERED,
-  NO_AUDIT, NO_FENCE, NO_GUARD, NO_LOCK, NO_VOUCHING, NUMBERS_UNCHECKED, OLDER_SALE_WINS, OPENS_ELSEWHERE, OPENS_OVERTAKEN,
-  OPENS_TOO_EARLY, OUTBOX_APART, OUTBOX_NOT_READ, PENDING_STAYS, READ_ONLY_BEFORE, REBUILD_UNCHECKED, RELAYS_WITHOUT_COPIES,
-  RELEASES_NOTHING, RELEASES_REJECTED, RELEASES_TO_ANOTHER_SALE, RELEASES_TWICE, RELEASES_WITHOUT_EVIDENCE,
-  REPEATS_WITHOUT_COPIES, REPLACES_A_NEWER_SALE, REVERTS_UNKNOWN, SALES_READ_EARLY, SERVER_NOT_NOTED, SETTLED_COPY_KEPT,
-  SETTLES_TWICE };
+  KEY_NOT_GUARDED, KEY_NOT_RESTORED, KEY_OF_THE_NEWEST, LEDGER_NOT_COMPARED, LOCK_KEPT, NOTED_WITHOUT_COPIES,
+  NOTES_WITHOUT_COPIES, NOT_OFFERED, NO_AUDIT, NO_FENCE, NO_GUARD, NO_LOCK, NO_VOUCHING, NUMBERS_UNCHECKED, OLDER_SALE_WINS,
+  OPENS_ELSEWHERE, OPENS_OVERTAKEN, OPENS_TOO_EARLY, OUTBOX_APART, OUTBOX_NOT_READ, PENDING_STAYS, PUTS_BACK,
+  READ_ONLY_BEFORE, REBUILD_UNCHECKED, REJECTS_AFTER_A_LOSS, RELAYS_WITHOUT_COPIES, RELEASES_NOTHING, RELEASES_REJECTED,
+  RELEASES_TO_ANOTHER_SALE, RELEASES_TWICE, RELEASES_WITHOUT_EVIDENCE, REPEATS_WITHOUT_COPIES, REPLACES_A_NEWER_SALE,
+  REVERTS_UNKNOWN, SALES_READ_EARLY, SERVER_NOT_NOTED, SETTLED_COPY_KEPT, SETTLES_TWICE };
 #define mutant(name) (MUTANT == name)
 #define bit(o) (1 << (o))
 #define has(set, o) ((set) & bit(o))
@@ -55,8 +55,7 @@ byte isolated;             /* with REPLICAS: outbox of an old primary that still
 inline assign(to, from) {
   to.open = from.open; to.rebuilding = from.rebuilding; to.noted = from.noted; to.fresh = from.fresh; to.sale = from.sale;
   to.left = from.left; to.key = from.key; to.newest = from.newest; to.lacks = from.lacks; to.outbox = from.outbox;
-  to.pending = from.pending; to.took = from.took
-}
+  to.pending = from.pending; to.took = from.took }
 
 byte bus;                  /* RabbitMQ: orders with a message in the queue. A second one may as well come when it is taken. */
 #define send(o) bus = bus | bit(o)
@@ -66,7 +65,7 @@ byte sales = 1, offered = 1;   /* the newest sale, and up to which the gate is k
 byte sold[3];              /* the units sold of each, */
 byte confirmed, failed, rejected;   /* and the orders by their terminal states */
 #define settled (confirmed | failed | rejected)
-bool lossy;                /* the gate has lost memory, or went back to an older one */
+bool lossy; byte excused;  /* whether the gate has lost memory, and how many orders may be rejected because of it */
 #define units_left(s) (STOCK - sold[s])
 
 /* ---- the orders, and what the processes have in their memories ---- */
@@ -91,6 +90,7 @@ byte compared = bit(KEEPERS) - 1;     /* keepers that have compared this server 
 byte faults = FAULTS;
 bool moved;                           /* another server holds the gate than the one at which its rebuild began */
 #define LAST (KEEPERS - 1)
+#define carried ((reads[0] -> bit(reads[0] - 1) : 0) | (reads[RELAYS - 1] -> bit(reads[RELAYS - 1] - 1) : 0))
 #define held ((has(unacked, 0) -> bit(holds[0] - 1) : 0) | (has(unacked, LAST) -> bit(holds[LAST] - 1) : 0))
 
 /* The fence. Each writer numbers its writes, and a script that finds a smaller number than its writer was answered closes
@@ -106,13 +106,11 @@ byte heard;                           /* writers that were answered a write whic
 #define notes (saved && (!REPLICAS || mutant(NOTES_WITHOUT_COPIES)))
 inline write_fence(w) { if :: saved -> gate.fresh = gate.fresh | bit(w) :: else fi }
 inline hear(w) {           /* with REPLICAS only what the copy holds is noted */
-  if :: gate.open && gate.open >= seen[w] -> seen[w] = gate.open; if :: notes -> heard = heard | bit(w) :: else fi :: else fi
-}
+  if :: gate.open && gate.open >= seen[w] -> seen[w] = gate.open; if :: notes -> heard = heard | bit(w) :: else fi :: else fi }
 inline save() { heard = heard & ~gate.fresh; gate.fresh = 0; assign(copy, gate); saved = true }
 inline spend() {           /* a fault; after the last one no copy comes back */
   faults--;
-  if :: !faults && !REPLICAS -> saved = false; assign(copy, new) :: else fi
-}
+  if :: !faults && !REPLICAS -> saved = false; assign(copy, new) :: else fi }
 inline close() {           /* with REPLICAS nothing that was answered is ever lost */
   if :: REPLICAS || !lossy -> broken("a gate was closed that had lost nothing\n") :: else fi; gate.open = 0
 }
@@ -186,8 +184,7 @@ inline clear(o, w) {
   if :: gate.open && forgot(w) -> close() :: else fi;
   if :: is_out(o) && is_current(o) && is_given_back(o) ->
           if :: !has(gate.took & failed, o) || gate.sale != sale_of(o) -> broken("a unit was released that was not out\n")
-             :: else
-          fi;
+             :: else fi;
           gate.took = gate.took & ~bit(o); gate.left++
      :: else fi;
   if :: !mutant(RELEASES_TWICE) || !has(failed, o) -> gate.pending = gate.pending & ~bit(o) :: else fi;
@@ -196,7 +193,7 @@ inline clear(o, w) {
 #define f (_pid - DOORS - RELAYS)
 #define order (holds[f] - 1)
 #define is_known (has(settled, order) && !mutant(SETTLES_TWICE))
-#define has_unit (units_left(sale_of(order)) > 0 || mutant(NO_GUARD))
+#define has_unit (units_left(sale_of(order)) > 0 && !(lossy && mutant(REJECTS_AFTER_A_LOSS)) || mutant(NO_GUARD))
 #define key_has_bought (has(keyed, order) && confirmed & keyed && !mutant(KEY_NOT_GUARDED))
 active [KEEPERS] proctype fulfilment() {
 end: do
@@ -215,6 +212,8 @@ end: do
        fi;
        if :: mutant(ACKNOWLEDGES_BEFORE_CLEARING) -> unacked = unacked & ~bit(f) :: else fi;
        step[f] = 2 }
+  :: d_step { step[f] == 1 && gate.open && settled && !is_known && mutant(PUTS_BACK) ->
+       send(order); unacked = unacked & ~bit(f); holds[f] = 0; step[f] = 0 }
   :: d_step { step[f] == 2 -> if :: !mutant(CLEARS_NOTHING) -> clear(order, worker(f)) :: else fi;
        step[f] = 3 }
   /* The primary that was asked has failed over: the next one is asked. */
@@ -236,7 +235,7 @@ end: do
 #define uses(one, other) (!mutant(READ_ONLY_BEFORE) && (mutant(BUS_BEFORE_OUTBOX) -> other : one))
 #define looks_once (mutant(SALES_READ_EARLY) || mutant(BUS_BEFORE_OUTBOX))
 #define overtaken (gate.rebuilding != gen[k] && !mutant(REBUILD_UNCHECKED))
-#define key_order (confirmed & keyed -> highest(confirmed & keyed) : highest(settled & keyed))
+#define key_order (confirmed & keyed && !mutant(KEY_OF_THE_NEWEST) -> highest(confirmed & keyed) : highest(settled & keyed))
 #define overlooks (confirmed & ~(gate.took | lost))
 #define is_outdated (!mutant(LEDGER_NOT_COMPARED) && (gate.newest < highest(settled) || gate.lacks & settled))
 #define opens_wrong (!lost && gate.left != units_left(gate.sale) || gate.sale < offered)
@@ -259,8 +258,7 @@ end: do
                if :: overlooks -> broken("a gate was kept that lacked what the ledger knew\n") :: else fi;
                if :: gate.pending & settled && !mutant(SETTLED_COPY_KEPT) && !mutant(CLEARS_WITHOUT_COPIES) ->
                        units[k] = gate.pending & settled; task[k] = CLEAR
-                  :: else
-               fi
+                  :: else fi
        fi }
   :: d_step { task[k] == CLEAR ->
        clear(highest(units[k]) - 1, worker(k)); units[k] = units[k] & ~bit(highest(units[k]) - 1);
@@ -273,8 +271,7 @@ end: do
   :: d_step { task[k] == CLOSE ->
        if :: gate.open && gate.open <= gen[k] -> close()
           :: gate.open > gen[k] && mutant(CLOSES_A_LATER_ONE) -> broken("a later gate was closed\n")
-          :: else
-       fi;
+          :: else fi;
        rest() }
   /* It offers a sale whose front door could not. */
   :: d_step { !task[k] && gate.open && coming && !mutant(NOT_OFFERED) -> offer(sales) }
@@ -314,17 +311,19 @@ end: do
   :: d_step { task[k] == REMEMBER ->
        if :: overtaken -> rest()
           :: else -> task[k] = REOPEN;
-               if :: !gate.key && !mutant(KEY_NOT_RESTORED) -> gate.key = key_order :: else fi
+               if :: !gate.key && !mutant(KEY_NOT_RESTORED) -> gate.key = key_order;
+                    if :: confirmed & keyed && !has(confirmed, gate.key - 1) -> broken("a key got a wrong order\n") :: else fi
+                  :: else fi
        fi }
   :: d_step { task[k] == REOPEN ->
        if :: (!overtaken || mutant(OPENS_OVERTAKEN)) && (!moved || mutant(OPENS_ELSEWHERE)) ->
                if :: opens_wrong -> broken("a gate was opened with other units than the ledger had left\n") :: else fi;
                if :: !lost && !gate.key && key_order -> broken("a gate was opened that had forgotten a key\n") :: else fi;
+               excused = excused + gate.left - units_left(gate.sale) + count((bus | held | carried) & ~settled);
                gate.open = gen[k]; gate.rebuilding = 0; gate.noted = !mutant(SERVER_NOT_NOTED); gate.fresh = 0;
                gate.newest = highest(settled); gate.took = confirmed; asked = bit(DOORS) - 1; late = false; moved = false;
                if :: !saved -> heard = 0 :: else fi
-          :: else
-       fi;
+          :: else fi;
        rest() }
   /* Fulfilment and keeper die together. */
   :: atomic { faults && (step[k] || seen[worker(k)] || task[k]) ->
@@ -348,6 +347,7 @@ end: do
                  gate.sale != copy.sale || gate.fresh)
 inline fall_back() {       /* What the server sells from now on must not hide what its copy lacks. */
   lossy = true; assign(gate, copy); asked = (gate.noted -> 0 : bit(DOORS) - 1); late = false; compared = 0;
+  excused = excused + (gate.open -> count((confirmed | bus | held | carried) & ~(gate.took | failed | rejected)) : 0);
   if :: !mutant(COPY_NOT_NOTED) -> gate.lacks = gate.lacks | (bit(accepted) - 1) & ~(bit(gate.newest) - 1) :: else fi }
 #define elsewhere (bus | held | settled)
 active proctype environment() {
@@ -381,7 +381,7 @@ end: do
 #define hidden (gate.pending || missing)
 #ifdef LIVE
 ltl opens { [] <> (gate.open == latest) }
-ltl settles { [] (accepted == 0 || <> (confirmed != 0 || failed != 0 || rejected != 0 || lost != 0)) }
+ltl settles { [] ((accepted < 1 || <> (has(settled | lost, 0))) && (accepted < 2 || <> (has(settled | lost, 1)))) }
 #else
 active proctype judge() {
 end: do
@@ -390,7 +390,7 @@ end: do
   :: d_step { confirmed & failed | confirmed & rejected | failed & rejected -> broken("an order had two terminal states\n") }
   :: d_step { count(confirmed & keyed) > 1 -> broken("a key bought twice\n") }
   :: d_step { latest > 3 * (1 + ORDERS + FAULTS) -> broken("keepers rebuilt again and again\n") }
-  :: d_step { rejected && !lossy -> broken("a purchase was rejected though nothing was lost\n") }
+  :: d_step { count(rejected) > excused -> broken("more purchases were rejected than were lost\n") }
   :: d_step { idle && content && remembers && hidden -> broken("a unit was neither sold nor on sale\n") }
   :: timeout ->            /* Nothing is left to do for anybody. */
        if :: gate.open != latest || gate.sale != sales -> broken("a gate or a sale stayed closed\n") :: else fi;

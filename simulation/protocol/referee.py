@@ -3,8 +3,9 @@
 Here it is known which orders a loss may have cost what; and only what is wrong here can be made short.
 What Redis lost before it was relayed is gone, as promised to nobody: its buyers count as never answered.
 An order that is a surprise (losses.py) may cost another one its unit or its key, of those that were not
-settled before it and that were accepted before a rebuild knew of it: one order each, and no more. Whoever
-was told SOLD_OUT before a loss may see units on sale after it.
+settled before it and that were accepted before a rebuild knew of it: one order each, and no more; none if it
+is FAILED, since the ledger gives it neither. Whoever was told SOLD_OUT before a loss may see units on sale
+after it.
 """
 
 from collections import Counter
@@ -97,7 +98,8 @@ def _check_surprises(
     surprises: dict[str, Surprise], terms: dict[int, Any], orders: list[Any]
 ) -> Iterator[str]:
     """Yield what only the ledger could tell, and what no surprise explains."""
-    settled = Counter(row["sale_id"] for row in orders if row["order_id"] in surprises)
+    costly = [row for row in orders if row["order_id"] in surprises and row["status"] != "FAILED"]
+    allowed = Counter(row["sale_id"] for row in costly)
     rejected: Counter[int] = Counter()
     for row in orders:
         if row["status"] != "REJECTED":
@@ -106,13 +108,12 @@ def _check_surprises(
         rejected[row["sale_id"]] += not is_by_key
         if not any(
             surprises[other["order_id"]].may_cost(order_id)
-            for other in orders
-            if other["order_id"] in surprises
-            and (_buyer_of(other) == _buyer_of(row) if is_by_key else other["sale_id"] == row["sale_id"])
+            for other in costly
+            if (_buyer_of(other) == _buyer_of(row) if is_by_key else other["sale_id"] == row["sale_id"])
         ):
             yield f"guard never needed: order {order_id} is REJECTED, {row['reason']}"
     for sale_id, count in rejected.items():
-        if count > settled[sale_id]:
+        if count > allowed[sale_id]:
             yield f"guard never needed: {count} orders of sale {sale_id} are REJECTED"
     by_user: dict[tuple[int, int], list[Any]] = {}
     by_buyer: dict[Buyer, list[Any]] = {}

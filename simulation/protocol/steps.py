@@ -6,12 +6,17 @@ comes next, and how it ends. So the same decisions give the same order of events
 """
 
 import asyncio
+import logging
 from asyncio import events, futures
 from collections import deque
 from collections.abc import Callable, Coroutine
 from contextvars import Context, ContextVar, copy_context
 from enum import StrEnum
 from typing import Any, Final, TypeVar
+
+from redis.exceptions import RedisError
+
+from engine.errors import FlashgridError
 
 T = TypeVar("T")
 
@@ -72,8 +77,18 @@ class Actor:
         self._context.run(_CURRENT.set, self)
 
     def start(self, work: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
-        """Run a coroutine as a task of this process."""
-        return self._loop.create_task(work, context=self._context)
+        """Run a coroutine as a task of this process, which nobody else waits for."""
+        task = self._loop.create_task(work, context=self._context)
+        task.add_done_callback(self._note_end)
+        return task
+
+    def _note_end(self, task: "asyncio.Task[Any]") -> None:
+        if not task.cancelled() and (error := task.exception()):
+            self.note_failure("a task has failed", error)
+
+    def note_failure(self, what: str, error: BaseException) -> None:
+        """Note what must not happen, whatever the stores do."""
+        self._loop.failures.append(f"{self.name}: {what}: {error!r}")
 
     def crash(self) -> None:
         """End every task at once; none of them reaches a store any more."""
@@ -93,6 +108,15 @@ _CURRENT: ContextVar[Actor] = ContextVar("actor")
 def current_actor() -> Actor:
     """Return the actor whose task runs."""
     return _CURRENT.get()
+
+
+class FailureLog(logging.Handler):
+    """Notes errors that the engine logs and lives on with, if no store is to blame for them."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info and record.exc_info[1]
+        if error and not isinstance(error, (FlashgridError, RedisError, OSError)):
+            current_actor().note_failure(record.getMessage(), error)
 
 
 class Broken(Exception):
@@ -158,7 +182,7 @@ class StepLoop(asyncio.AbstractEventLoop):
         self._clock = clock
         self._ready: deque[asyncio.Handle] = deque()
         self.failures: list[str] = []
-        """What no task has caught."""
+        """Errors that no store has caused, and what no task has caught."""
 
     def run_until_idle(self) -> None:
         """Run what can run."""

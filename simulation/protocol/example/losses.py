@@ -54,8 +54,8 @@ class Losses:
         self._memory, self._database, self._bus = stores.memory, stores.database, stores.bus
         self.copies: list[Kept] = []
         self.count = 0
-        self.lost: set[str] = set()
-        """Orders that Redis lost before they were in the bus."""
+        self._lost: set[str] = set()
+        """Orders whose entry Redis lost before they were in the bus; a relay may hold them yet."""
         self.surprises: dict[str, Surprise] = {}
         self._forgotten: set[str] = set()
         """Orders on their way that the gate has forgotten, which those who live can notice yet."""
@@ -80,11 +80,11 @@ class Losses:
         before, waiting, sales = self._list_orders(), self.list_entries(), self._read_sales()
         self._memory.go_back(kept.copy)
         self.count += 1
-        relayed = _read_ids(self._bus.list_bodies()) | self._list_settled()
+        relayed = _read_ids(self._bus.taken) | self._list_settled()
         entries = self.list_entries()
         lost = waiting - entries - relayed
         # A copy may bring back what another one lacked.
-        self.lost = (self.lost | lost) - entries
+        self._lost = (self._lost | lost) - entries
         self._surprise(lost)
         self._forgotten, self._noticers, now = set(), set(), self._read_sales()
         self._forgotten_sales = {sale for product, sale in sales.items() if sale > now.get(product, 0)}
@@ -112,6 +112,11 @@ class Losses:
         for order_id, surprise in self.surprises.items():
             if surprise.until is None and order_id in self._read[process]:
                 surprise.until = orders
+
+    @property
+    def lost(self) -> set[str]:
+        """The orders that Redis lost and that were never in the bus."""
+        return self._lost - _read_ids(self._bus.taken)
 
     @property
     def is_open(self) -> bool:

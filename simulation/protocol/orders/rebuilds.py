@@ -119,6 +119,16 @@ def a_rebuilt_gate_knows_what_each_buyer_has_bought(world: World) -> None:
     assert find_faults(world) == []
 
 
+def a_rebuilt_gate_denies_orders_that_it_does_not_know_once_none_can_come(world: World) -> None:
+    world.lose_memory(None)
+    world.settle_down()
+    assert world.memory.call("HEXISTS", "fg:{0}:mark", "doubt")
+    world.pass_time(61_000)
+    step(world, FULFILMENT, "Redis HDEL")
+    assert not world.memory.call("HEXISTS", "fg:{0}:mark", "doubt")
+    assert find_faults(world) == []
+
+
 def a_rebuild_leaves_no_evidence_of_units_that_it_counts(world: World) -> None:
     buy(world, 1)
     step(world, RELAY, "Redis XACK")

@@ -23,6 +23,8 @@ class Bus:
     def __init__(self) -> None:
         self.queue: deque[tuple[bytes, bool]] = deque()
         """Messages, and whether each was delivered before."""
+        self.taken: list[bytes] = []
+        """Every message that was ever in the queue."""
         self.late: list[bytes] = []
         """Messages on their way, of which their publishers know nothing any more."""
         self.dead: list[DeadLetter] = []
@@ -36,9 +38,14 @@ class Bus:
             self.queue.extendleft((body, True) for body in reversed(channel.held.values()))
             channel.held.clear()
 
+    def take(self, body: bytes) -> None:
+        """Put a message into the queue."""
+        self.queue.append((body, False))
+        self.taken.append(body)
+
     def arrive(self) -> None:
         """Put the first message that is on its way into the queue."""
-        self.queue.append((self.late.pop(0), False))
+        self.take(self.late.pop(0))
 
     def list_bodies(self) -> list[bytes]:
         """Return every message that is certain to be delivered."""
@@ -67,7 +74,7 @@ class StepPublisher:
 
     async def publish(self, lines: bytes) -> None:
         bus = self.bus
-        await _take_turn("publish", lambda: bus.queue.append((lines, False)), lambda: bus.late.append(lines))
+        await _take_turn("publish", lambda: bus.take(lines), lambda: bus.late.append(lines))
 
     async def put_aside(self, dead_letters: Iterable[DeadLetter]) -> None:
         for dead_letter in dead_letters:
@@ -77,6 +84,11 @@ class StepPublisher:
         bus = self.bus
         counts: tuple[int, int] = await _take_turn("count", lambda: (len(bus.queue), len(bus.channels)))
         return counts
+
+    async def count_dead_letters(self) -> int:
+        bus = self.bus
+        number: int = await _take_turn("look for dead letters", lambda: len(bus.dead))
+        return number
 
     async def close(self) -> None:
         pass

@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 
 from engine.settings import PREFIX, Settings
 from simulation.cli.commands import main
+from simulation.cli.shared import repeat_command
 from simulation.target.engine_process import start_engine
 from simulation.target.services import Services
 
@@ -114,6 +115,11 @@ def test_an_error_of_use_is_one_clear_line_and_exit_2(
     assert said in result.stderr
     assert result.stdout == ""
     assert "Traceback" not in result.stderr
+
+
+def test_the_command_that_repeats_a_run_keeps_what_is_zero() -> None:
+    with main.commands["interleave"].make_context("interleave", ["--minutes=0", "--seed=0", "--only=a"]):
+        assert repeat_command() == "flashsim interleave --minutes 0.0 --seed 0 --only a"
 
 
 def test_a_bad_setting_in_the_environment_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The engine's real steps in any order: orders with a name and examples hold, and deliberate bugs show."""
 
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from simulation.protocol.bugs import (
 from simulation.protocol.example.processes import Stores
 from simulation.protocol.example.world import World
 from simulation.protocol.hunt import BLOCK, FEW_RULES, Found, Hunts, play, write_hunts
+from simulation.protocol.records import Record
 
 # On a busy machine each step waits for its turn at the processor.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -34,12 +36,40 @@ def test_the_same_seed_gives_the_same_examples(stores: Stores) -> None:
     assert once.steps != play(stores, 4, 3).steps
 
 
-def test_an_assertion_that_fails_is_a_fault(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("place", ["machine.find_faults", "machine.World.take_copy"])
+@pytest.mark.parametrize("kind", [AssertionError, LookupError])
+def test_an_error_in_an_example_is_a_fault(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch, place: str, kind: type[Exception]
+) -> None:
     def fail(world: World) -> list[str]:
-        raise AssertionError("the referee fails")
+        raise kind("the example fails")
 
-    monkeypatch.setattr("simulation.protocol.machine.find_faults", fail)
-    assert "the referee fails" in play(stores, 3, 1, shrink=False).faults[0]
+    monkeypatch.setattr(f"simulation.protocol.{place}", fail)
+    found = play(stores, 3, BLOCK, shrink=False)
+    assert found.faults == [f"{kind.__name__}: the example fails"]
+    assert any("asks" in line for line in found.story)
+
+
+def test_an_error_of_the_whole_judge_is_a_fault(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(records: list[Record]) -> Iterator[tuple[Record, list[str]]]:
+        raise LookupError("the judge fails")
+
+    monkeypatch.setattr("simulation.protocol.hunt.judge_records", fail)
+    assert play(stores, 3, 1).faults == ["LookupError: the judge fails"]
+
+
+def test_the_shortest_program_that_shows_a_fault_is_told(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("simulation.protocol.machine.find_faults", lambda world: ["all is wrong"])
+    said: list[str] = []
+    found = play(stores, 3, 1, rules=5, say=said.append)
+    assert found.faults == ["all is wrong"]
+    assert said == ["seed 3: found at example 1, making it short"]
+    program = [line.strip() for line in found.program]
+    assert any(line.startswith("state.begin(") for line in program)
+    assert program[-1] == "state.teardown()"
+    assert capsys.readouterr().out == ""
 
 
 def test_pages_tell_what_hunts_found(tmp_path: Path) -> None:

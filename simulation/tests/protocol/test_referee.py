@@ -14,9 +14,20 @@ from simulation.model.state import FinalState
 from simulation.protocol.example.processes import DECLINED, Stores
 from simulation.protocol.example.world import World
 from simulation.protocol.hunt import play
-from simulation.protocol.orders.guide import DOOR, FULFILMENT, OTHER_DOOR, RELAY, SALE, buy, is_open, step
+from simulation.protocol.orders.guide import (
+    DOOR,
+    FULFILMENT,
+    OTHER_DOOR,
+    RELAY,
+    SALE,
+    buy,
+    is_open,
+    let_alone,
+    step,
+)
 from simulation.protocol.records import Record, judge_records, make_record
 from simulation.protocol.referee import find_faults
+from simulation.protocol.stores.bus import StepPublisher
 
 # On a busy machine each step waits for its turn at the processor.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -79,6 +90,14 @@ def test_a_surprise_costs_no_two_orders_their_units(world: World) -> None:
     assert judge_at_rest(world) == {"guard never needed"}
 
 
+def test_a_surprise_that_is_declined_costs_nobody_a_unit(world: World) -> None:
+    open_sale(world)
+    surprise(world, user=DECLINED)
+    world.memory.call("HSET", name_key(0, "sale:1"), "remaining", 3)
+    assert buy(world, 2, 2, 2, door=OTHER_DOOR) == [ACCEPTED] * 3
+    assert judge_at_rest(world) == {"guard never needed"}
+
+
 def test_what_a_surprise_excuses_ends_with_the_rebuild_that_knows_of_it(world: World) -> None:
     open_sale(world)
     surprise(world)
@@ -119,6 +138,19 @@ def test_an_order_that_was_settled_before_a_surprise_is_not_excused_by_it(world:
     assert "guard never needed" in judge_at_rest(world)
 
 
+def test_what_a_relay_publishes_after_it_was_lost_is_lost_no_more(world: World) -> None:
+    open_sale(world)
+    assert buy(world, 1) == [ACCEPTED]
+    found = world.aim("bus publish", RELAY)
+    assert found
+    world.lose_memory(None)
+    assert len(world.losses.lost) == 1
+    world.run(*found, 1)
+    # What is in the bus, the engine has to settle.
+    world.bus.queue.clear()
+    assert judge_at_rest(world) == {"accepted is settled"}
+
+
 def test_a_loss_that_the_ledger_knows_of_is_no_surprise(world: World) -> None:
     open_sale(world)
     world.take_copy()
@@ -146,6 +178,31 @@ def test_a_key_and_a_limit_are_excused_until_the_rebuild_that_knows_of_the_order
     assert buy(world, 1, door=OTHER_DOOR, key=key) == [ACCEPTED]
     broken = {"guard never needed", "a key buys once"} if key else {"user limit is kept"}
     assert judge_at_rest(world) == broken
+
+
+def test_an_error_of_the_engine_that_no_store_causes_is_a_fault(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_sale(world)
+    monkeypatch.delattr(StepPublisher, "count_dead_letters")
+    world.lose_memory(None)
+    world.settle_down()
+    assert find_faults(world) == []
+    world.pass_time(61_000)
+    let_alone(world, FULFILMENT)
+    # The keeper tries it again and again, and its log alone tells of it.
+    assert "count_dead_letters" in find_faults(world)[0]
+
+
+def test_a_task_that_ends_by_an_error_is_a_fault(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(*_: object) -> None:
+        raise TypeError("the keeper ends")
+
+    monkeypatch.setattr("simulation.protocol.example.processes.run_keeper", fail)
+    world = World(stores)
+    # Nobody waits for it, and it is not forgotten.
+    assert "the keeper ends" in find_faults(world)[0]
+    world.end()
 
 
 def test_the_whole_judge_judges_examples_together(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
