@@ -253,11 +253,11 @@ def find_excess(holds: pd.DataFrame, by: list[str], most: pd.Series) -> pd.Serie
 
 
 def count_turned_away(requests: pd.DataFrame) -> int:
-    """Return how many of the requests were answered 503, or are without an outcome, for no reason: all of
-    them if they are more than MOST; 0 of few."""
+    """Return how many of the requests were answered 503, or are without an outcome, for no reason; 0 if
+    those are no more than MOST of them, or the requests are few."""
     judged = requests[~requests["excused"]]
-    away = judged["outcome"].isin(["UNAVAILABLE", "UNKNOWN"])
-    return int(away.sum()) if len(judged) >= FEW and away.sum() > MOST * len(judged) else 0
+    away = int(judged["outcome"].isin(["UNAVAILABLE", "UNKNOWN"]).sum())
+    return away if len(judged) >= FEW and away > MOST * len(judged) else 0
 
 
 class Breach(NamedTuple):
