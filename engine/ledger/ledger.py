@@ -155,9 +155,10 @@ class Ledger(AbstractAsyncContextManager["Ledger"]):
         rows = await self._fetch("find_unoffered", age_s)
         return [Balance(_read_sale(row), row["sold"]) for row in rows]
 
-    async def note_offered(self, sale_id: int) -> bool:
-        """Note that the gate has taken a sale; return False if another session holds it, or has noted it."""
-        return bool(await self._fetch("note_offered", sale_id))
+    async def note_offered(self, *sale_ids: int) -> list[int]:
+        """Note that the gate has taken sales; return them without those that another session holds, or has
+        noted."""
+        return [row["sale_id"] for row in await self._fetch("note_offered", sale_ids)]
 
     async def settle(
         self, lots: Sequence[Lot], declines: Mapping[str, str], remember_s: int = _DAY_S

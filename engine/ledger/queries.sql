@@ -17,7 +17,9 @@ ORDER BY sale_id;
 -- name: note_offered
 -- A sale that another session holds is left as it is: the keeper notes it later.
 UPDATE sales SET offered = true
-WHERE sale_id = (SELECT sale_id FROM sales WHERE sale_id = $1 AND NOT offered FOR NO KEY UPDATE SKIP LOCKED)
+WHERE sale_id = ANY (ARRAY(
+    SELECT sale_id FROM sales WHERE sale_id = ANY ($1::bigint[]) AND NOT offered FOR NO KEY UPDATE SKIP LOCKED
+))
 RETURNING sale_id;
 
 -- name: find_orders

@@ -221,6 +221,21 @@ async def test_sales_that_somebody_holds_in_the_ledger_are_offered_and_hold_up_n
     await somebody.close()
 
 
+@pytest.mark.usefixtures("waits")
+async def test_many_sales_that_are_left_keep_a_keeper_from_its_work_no_longer_than_one(
+    client: Client, settings_without_bus: Settings
+) -> None:
+    settings = msgspec.structs.replace(settings_without_bus, sold_out_ms=2_000)
+    for _ in range(2):
+        for product_id in range(1, 101):
+            await client.ledger.open_sale(SaleTerms(product_id=product_id, stock=5))
+        async with reconciling(settings) as reconciliation:
+            # Front doors repeat what they know of a product's older sale for two seconds.
+            async with asyncio.timeout(100):
+                await reconciliation.offer_left()
+        assert await client.ledger.find_unoffered(0) == []
+
+
 async def test_a_sale_that_was_not_committed_is_not_there(
     client: Client, settings_without_bus: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
