@@ -15,6 +15,7 @@ from engine.model.sale import Sale
 T = TypeVar("T")
 
 _BEGIN: Final = Script("begin.lua")
+_FORGET_SALES: Final = Script("forget_sales.lua")
 _RESTORE: Final = Script("restore.lua")
 _RESTORE_BUYERS: Final = Script("restore_buyers.lua")
 _REMEMBER: Final = Script("remember.lua")
@@ -44,10 +45,11 @@ class Restoring:
     async def forget_sales(self, known: Collection[int]) -> None:
         """Forget sales of products that are not known."""
         for shard in self.shards:
-            async for name in shard.redis.scan_iter(match=f"{shard.prefix}sale:*", count=CHUNK):
-                number = name.rpartition(b":")[2]
-                if number.isdigit() and int(number) not in known:
-                    await shard.redis.unlink(name)
+            names = [name async for name in shard.redis.scan_iter(match=f"{shard.prefix}sale:*", count=CHUNK)]
+            numbers = {int(number) for name in names if (number := name.rpartition(b":")[2]).isdigit()}
+            for chunk in _cut(sorted(numbers.difference(known))):
+                arguments: list[Argument] = [self.generation, shard.prefix, " ".join(map(str, chunk))]
+                await _FORGET_SALES.run(shard.write, [shard.fence], arguments)
 
     async def restore_sales(self, sales: Iterable[tuple[Sale, int]]) -> None:
         """Offer these sales with so many units left, and nobody's units counted yet."""

@@ -221,7 +221,8 @@ def interleave(
 
     Each 25 examples have a seed; the same seed gives the same examples. What is wrong is made as short as
     can be, and told. With --bugs the orders that have a name are played as well, and a table says by what
-    each bug shows. Exit codes: 0, 1 if something is wrong (with --bugs: if a bug does not show).
+    each bug shows. The table is written anew after each 25 examples, and at SIGINT or SIGTERM. Exit codes:
+    0, 1 if something is wrong (with --bugs: if a bug does not show), 2 if a signal ended it.
     """
     from simulation.protocol.bugs import Attempts, attempt, load_bugs, write_attempts
     from simulation.protocol.hunt import Hunts, hunt, private_stack, write_hunts
@@ -234,15 +235,16 @@ def interleave(
                 say(attempts.bugs[-1].tell())
                 write_attempts(attempts, folder)
         sys.exit(0 if attempts.shown == len(attempts.bugs) else 1)
-    result = Hunts(command=repeat_command())
-    total = hunt(minutes, seed, say)
-    result.hunts.append(total)
-    write_hunts(result, folder)
+    command = repeat_command()
+    total = hunt(minutes, seed, say, lambda known: write_hunts(Hunts(command=command, hunts=[known]), folder))
     list_anew(folder)
     if total.faults:
         click.echo("\n".join([*total.story, "", *total.program, "", *total.faults]))
         click.echo(f"again: flashsim interleave --minutes 0 --seed {total.seed}")
         sys.exit(1)
+    if total.is_stopped:
+        click.echo(f"stopped at seed {total.seed}: nothing was wrong with {total.examples:,} examples before")
+        sys.exit(EXIT_CODES["unknown"])
     click.echo(f"nothing is wrong with seeds {seed} to {total.seed}: {total.examples:,} examples")
 
 

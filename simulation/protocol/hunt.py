@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Event
 from typing import Final
 
 import msgspec
@@ -23,8 +24,8 @@ from engine.ledger.ledger import Ledger
 from engine.local.stack import Stack, start_stack
 from simulation.campaign.suite import Suite
 from simulation.protocol.example.processes import Stores
-from simulation.protocol.machine import AIMS, Interleaving, Tally
-from simulation.protocol.records import judge_records
+from simulation.protocol.machine import AIMS, Interleaving
+from simulation.protocol.records import Tally, judge_records
 from simulation.protocol.steps import FailureLog
 from simulation.report.page import write_tables
 
@@ -33,6 +34,7 @@ BLOCK: Final = 25
 RULES: Final = 40
 """Most rules of an example."""
 FEW_RULES: Final = 20
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
 class Found(msgspec.Struct, kw_only=True):
@@ -48,6 +50,8 @@ class Found(msgspec.Struct, kw_only=True):
     seconds: float = 0.0
     faults: list[str] = []
     """Nothing if all was well."""
+    is_stopped: bool = False
+    """Whether a signal ended it, in the block with this seed."""
     program: list[str] = []
     """The shortest program that shows it, in the rules of the state machine."""
     story: list[str] = []
@@ -64,18 +68,40 @@ class Found(msgspec.Struct, kw_only=True):
         self.faults, self.program, self.story = other.faults, other.program, other.story
 
 
-def hunt(minutes: float, first_seed: int, say: Callable[[str], None]) -> Found:
-    """Play blocks, with one seed after the other, until something is wrong or so many minutes are over."""
+def hunt(
+    minutes: float, first_seed: int, say: Callable[[str], None], write: Callable[[Found], None]
+) -> Found:
+    """Play blocks, with one seed after the other, until something is wrong or so many minutes are over.
+
+    SIGINT or SIGTERM ends it as well. What is known so far is written after each block.
+    """
     until = time.monotonic() + 60 * minutes
     total = Found(seed=first_seed)
-    with private_stores() as stores:
+    with private_stores() as stores, _stopping() as stop:
         for number in range(first_seed, sys.maxsize):
-            total.add(play(stores, number, BLOCK, say=say))
+            try:
+                total.add(play(stores, number, BLOCK, say=say, stop=stop))
+            except KeyboardInterrupt:
+                total.seed = number
+            total.is_stopped = stop.is_set()
+            write(total)
             steps = total.steps.total()
-            say(f"{total.examples:,} examples, {steps:,} steps, {steps / total.seconds:,.0f} a second")
-            if total.faults or time.monotonic() >= until:
+            say(f"{total.examples:,} examples, {steps:,} steps, {steps / (total.seconds or 1):,.0f} a second")
+            if total.faults or total.is_stopped or time.monotonic() >= until:
                 break
     return total
+
+
+@contextmanager
+def _stopping() -> Iterator[Event]:
+    """Yield what SIGINT or SIGTERM sets: what they raise, Hypothesis would take for a fault."""
+    stop = Event()
+    before = {number: signal.signal(number, lambda *_: stop.set()) for number in _SIGNALS}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def play(
@@ -88,12 +114,14 @@ def play(
     aims: Sequence[str] = AIMS,
     alone: bool = False,
     say: Callable[[str], None] = lambda line: None,
+    stop: Event | None = None,
 ) -> Found:
     """Play the block with this seed up to the first example that is wrong, and make that one short.
 
-    The whole judge judges all examples together, or each alone.
+    The whole judge judges all examples together, or each alone. Raises KeyboardInterrupt once it is to stop,
+    unless something is wrong that is told then as it is.
     """
-    tally = Interleaving.tally = Tally(lambda line: say(f"seed {number}: {line}"))
+    tally = Interleaving.tally = Tally(lambda line: say(f"seed {number}: {line}"), stop or Event())
     Interleaving.stores, Interleaving.aims, Interleaving.is_judged_alone = stores, aims, alone
     phases = [Phase.generate, *([Phase.shrink] if shrink else [])]
     chosen = settings(
@@ -104,13 +132,17 @@ def play(
     try:
         run_state_machine_as_test(seed(number)(make_machine()), settings=chosen)
         judged = next(judge_records(tally.records), None)
+    except KeyboardInterrupt:
+        if not tally.trace:
+            raise
+        tally.faults = tally.faults or ["an example is wrong, and there was no time to make it short"]
     except Exception as error:  # a fault of the state machine or of the stores has a seed as well
         tally.faults = tally.faults or [f"{type(error).__name__}: {error}"]
         program = [line for note in getattr(error, "__notes__", []) for line in note.splitlines()]
     if judged:
         # Again, so that it is made short.
         if shrink:
-            again = play(stores, number, examples, rules=rules, aims=aims, alone=True, say=say)
+            again = play(stores, number, examples, rules=rules, aims=aims, alone=True, say=say, stop=stop)
             if again.faults:
                 return again
         record, tally.faults = judged
@@ -143,7 +175,7 @@ def private_stores() -> Iterator[Stores]:
 @contextmanager
 def private_stack() -> Iterator[Stack]:
     """Start Redis and PostgreSQL in a temporary folder; they end with the block, also at SIGTERM."""
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(2))
     with tempfile.TemporaryDirectory(prefix="flashsim-", ignore_cleanup_errors=True) as folder:
         stack = asyncio.run(start_stack(Path(folder), ("redis", "postgres")))
         try:
@@ -181,6 +213,11 @@ class Hunts(Suite, kw_only=True):
     """What a command did."""
 
     hunts: list[Found] = msgspec.field(default_factory=list)
+
+    @property
+    def actions(self) -> Counter[str]:
+        """What was chosen, in all of them."""
+        return sum((found.actions for found in self.hunts), Counter())
 
 
 def write_hunts(result: Hunts, folder: Path) -> None:

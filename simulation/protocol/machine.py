@@ -15,13 +15,12 @@ from engine.model.sale import SaleTerms
 from simulation.protocol.example.processes import DECLINED, Stores
 from simulation.protocol.example.running import FEWEST, KINDS, Kinds
 from simulation.protocol.example.world import World
-from simulation.protocol.records import Record, judge_records, make_record
+from simulation.protocol.records import Tally, judge_records, make_record
 from simulation.protocol.referee import find_faults
 from simulation.protocol.steps import Fate
 
 _numbers = st.integers(0, len(KINDS) - 1)
 _doors = st.integers(0, 1)
-_which = st.integers(0, 3)
 _choice = st.integers(0, 31)
 _moves = st.lists(st.tuples(_choice, st.integers(1, 8)), max_size=6)
 """Which tasks go on, and for how many steps at most."""
@@ -61,35 +60,12 @@ _terms = st.builds(
 )
 
 
-REST_ROUNDS: Final = 16
-"""A rebuild takes fewer."""
+REST_ROUNDS: Final = 16  # a rebuild takes fewer
 LOSSES: Final = 3
 """Most servers that hold less than the one before."""
 CRASHES: Final = 3
 """Most processes that die by themselves in an example."""
 Moves = list[tuple[int, int]]
-
-
-class Tally:
-    """What all examples did together, and who is told of the first one that is wrong."""
-
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self._say = say
-        self.examples = 0
-        self.drain_steps = 0
-        self.steps: Counter[str] = Counter()
-        self.actions: Counter[str] = Counter()
-        self.trace: list[str] = []
-        """What happened in the last example that failed."""
-        self.faults: list[str] = []
-        self.records: list[Record] = []
-        """Of the examples that were well."""
-
-    def note_wrong(self, trace: list[str]) -> None:
-        """Note that an example is wrong, perhaps a shorter one than before."""
-        if not self.trace:
-            self._say(f"found at example {self.examples}, making it short")
-        self.trace = trace
 
 
 class Interleaving(RuleBasedStateMachine):
@@ -107,6 +83,8 @@ class Interleaving(RuleBasedStateMachine):
         self.is_whole = True
 
     def _act(self, name: str, act: Callable[..., Any], *arguments: Any) -> None:
+        if self.tally.stop.is_set():
+            raise KeyboardInterrupt
         self.actions[name] += 1
         self.is_whole = False
         act(*arguments)
@@ -271,6 +249,18 @@ class Interleaving(RuleBasedStateMachine):
         if self.world.may_pass(ms):
             self._act(f"{ms} ms", self.world.pass_time, ms)
 
+    def _judge(self) -> list[str]:
+        """Return what is wrong in an example that has drained."""
+        if faults := find_faults(self.world):
+            return faults
+        record = make_record(self.world)
+        if faults := self.world.find_silent_doors():
+            return faults
+        if self.is_judged_alone:
+            return [fault for _, faults in judge_records([record]) for fault in faults]
+        self.tally.records.append(record)
+        return []
+
     def teardown(self) -> None:
         """Let everything drain, and judge the example, unless a rule has failed."""
         if not hasattr(self, "world"):
@@ -280,11 +270,7 @@ class Interleaving(RuleBasedStateMachine):
         try:
             if self.is_whole:
                 world.settle_down()
-                faults = find_faults(world)
-                if self.is_judged_alone and not faults:
-                    faults = [fault for _, faults in judge_records([make_record(world)]) for fault in faults]
-                elif not faults:
-                    tally.records.append(make_record(world))
+                faults = self._judge()
                 tally.drain_steps += world.drain_steps
                 tally.steps += world.steps
                 tally.actions += self.actions

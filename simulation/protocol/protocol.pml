@@ -9,8 +9,8 @@
    bits. The gate numbers ORDERS as it accepts them. Outbox and bus keep no order here: more may happen than with real ones.
 
    Left out, for the reasons in reports/reference-model/stories.md: shards, limits and times of a sale, batches, dead letters,
-   retiring and pruning, an engine without a bus, sales that another session holds, what is answered where nothing was sold,
-   and losses of ledger and bus, on which the protocol relies.
+   retiring, withdrawing and pruning, an engine without a bus, sales that another session holds, answers on their way, what is
+   answered where nothing was sold, and losses of ledger and bus, on which the protocol relies.
 
    Bounds and switches are given in model.toml. KEYS: purchases may carry one Idempotency-Key. REPLICAS: the gate has a replica
    instead of a disk. LIVE: what must happen at last, in place of what must never happen. MUTANT: one thing is done wrong. */
@@ -18,11 +18,12 @@
 /* What may be done wrong; model.toml says it in words. */
 mtype = { NOTHING, ACKNOWLEDGES_BEFORE_CLEARING, ACKNOWLEDGES_BEFORE_COMMIT, ANSWERS_WITHOUT_COPIES, BEGINS_AT_AN_OPEN_GATE,
   BUS_BEFORE_OUTBOX, BUS_NOT_READ, CLEARS_BEFORE_SETTLING, CLEARS_NOTHING, CLEARS_WITHOUT_COPIES, CLOSES_A_LATER_ONE,
-  CONSUMERS_NOT_COUNTED, COPY_NOT_NOTED, DELETES_FIRST, ENTRIES_ABANDONED, FORGETS_FAILED, GENERATION_UNCHECKED, KEY_IGNORED,
-  KEY_NOT_GUARDED, KEY_NOT_RESTORED, KEY_OF_THE_NEWEST, LEDGER_NOT_COMPARED, LOCK_KEPT, NOTED_WITHOUT_COPIES,
-  NOTES_WITHOUT_COPIES, NOT_OFFERED, NO_AUDIT, NO_FENCE, NO_GUARD, NO_LOCK, NO_VOUCHING, NUMBERS_UNCHECKED, OLDER_SALE_WINS,
-  OPENS_ELSEWHERE, OPENS_OVERTAKEN, OPENS_TOO_EARLY, OUTBOX_APART, OUTBOX_NOT_READ, PENDING_STAYS, PUTS_BACK,
-  READ_ONLY_BEFORE, REBUILD_UNCHECKED, REJECTS_AFTER_A_LOSS, RELAYS_WITHOUT_COPIES, RELEASES_NOTHING, RELEASES_REJECTED,
+  CONSUMERS_NOT_COUNTED, COPY_NOT_NOTED, DELETES_FIRST, ENTRIES_ABANDONED, FORGETS_FAILED, GATE_READ_FIRST,
+  GENERATION_UNCHECKED, KEY_IGNORED, KEY_KEPT, KEY_NOT_GUARDED, KEY_NOT_RESTORED, KEY_OF_THE_NEWEST, LEDGER_NOT_COMPARED,
+  LOCK_KEPT, NOTED_WITHOUT_COPIES, NOTES_WITHOUT_COPIES, NOT_OFFERED, NO_AUDIT, NO_FENCE, NO_GUARD, NO_LOCK, NO_VOUCHING,
+  NUMBERS_UNCHECKED, OLDER_SALE_WINS, OPENS_ELSEWHERE, OPENS_OVERTAKEN, OPENS_TOO_EARLY, OUTBOX_APART, OUTBOX_NOT_READ,
+  PENDING_STAYS, PUTS_BACK, READ_ONLY_BEFORE, REBUILD_UNCHECKED, REFUSES_QUIETLY, REJECTS_AFTER_A_LOSS,
+  RELAYS_WITHOUT_COPIES, RELEASES_NOTHING, RELEASES_REJECTED,
   RELEASES_TO_ANOTHER_SALE, RELEASES_TWICE, RELEASES_WITHOUT_EVIDENCE, REPEATS_WITHOUT_COPIES, REPLACES_A_NEWER_SALE,
   REVERTS_UNKNOWN, SALES_READ_EARLY, SERVER_NOT_NOTED, SETTLED_COPY_KEPT, SETTLES_TWICE };
 #define mutant(name) (MUTANT == name)
@@ -78,12 +79,11 @@ byte lost;                 /* those whose only entry went with the gate's memory
 byte asked = bit(DOORS) - 1;          /* doors that have asked the gate's server whether it remembers */
 bool late;                            /* it has begun to sell, though some were paused and have not */
 byte waits[DOORS];                    /* a door's order that waits for copies, plus 1 */
-byte reads[RELAYS];                   /* a relay's order, plus 1, and whether it is published */
-bool published[RELAYS];
+byte reads[RELAYS], way[RELAYS];      /* a relay's order, plus 1; 1 once it may be published, 2 once it is */
 byte unread;                          /* only with a mutant: entries that no relay will claim */
 byte holds[KEEPERS], step[KEEPERS];   /* a fulfilment's order, plus 1, and what it does with it next */
 byte unacked;                         /* fulfilments whose delivery the bus has not taken back */
-mtype = { CLEAR, CLOSE, LOCK, BEGIN, READ_OUTBOX, READ_BUS, READ_SALES, RESTORE, REMEMBER, REOPEN };
+mtype = {COMPARE, CLEAR, CLOSE, NOTE, LOCK, NUMBER, BEGIN, READ_OUTBOX, READ_BUS, READ_SALES, RESTORE, REMEMBER, REOPEN};
 mtype task[KEEPERS];                  /* what a keeper does next, in which generation, and what it has read in the ledger */
 byte gen[KEEPERS], units[KEEPERS], of_sale[KEEPERS];
 byte compared = bit(KEEPERS) - 1;     /* keepers that have compared this server with the ledger */
@@ -111,19 +111,18 @@ inline save() { heard = heard & ~gate.fresh; gate.fresh = 0; assign(copy, gate);
 inline spend() {           /* a fault; after the last one no copy comes back */
   faults--;
   if :: !faults && !REPLICAS -> saved = false; assign(copy, new) :: else fi }
-inline close() {           /* with REPLICAS nothing that was answered is ever lost */
-  if :: REPLICAS || !lossy -> broken("a gate was closed that had lost nothing\n") :: else fi; gate.open = 0
-}
+inline close() { if :: !lossy -> broken("a gate was closed that had lost nothing\n") :: else fi; gate.open = 0 }
 
 /* ---- front door ---- */
 #define knows_more(w) (is_older(w) || lacks_write(w))
 #define a_door_knows_more (!late && (knows_more(0) || knows_more(DOORS - 1)))
 #define may_ask (gate.open && !forgot(_pid))
-#define may_sell (may_ask && !waits[_pid] && (asked == bit(DOORS) - 1 || mutant(NO_VOUCHING)))
+#define sells(door) (gate.open && !forgot(door) && !waits[door] && (asked == bit(DOORS) - 1 || mutant(NO_VOUCHING)))
+#define may_sell sells(_pid)
 #define answers (!REPLICAS || mutant(ANSWERS_WITHOUT_COPIES))
 active [DOORS] proctype front_door() {
 end: do
-  :: d_step { gate.open && forgot(_pid) -> close() }
+  :: d_step { gate.open && forgot(_pid) && !mutant(REFUSES_QUIETLY) -> close() }
   /* vouch.lua: a server that is new sells nothing before each door that lives has asked it. */
   :: d_step { may_ask && (!has(asked, _pid) || !gate.noted) -> asked = asked | bit(_pid); gate.noted = 1 }
   /* reserve.lua: checks, takes the unit, remembers the key and writes the outbox, all in one step. */
@@ -142,8 +141,7 @@ end: do
        fi;
        accepted++ }
   /* REPLICAS: WAIT. The answer is 200 once the copy has it, and OUTCOME_UNKNOWN after a while. */
-  :: d_step { waits[_pid] && has(copy.took, waits[_pid] - 1) ->
-       told = told | bit(waits[_pid] - 1); hear(_pid); waits[_pid] = 0 }
+  :: d_step { waits[_pid] && has(copy.took, waits[_pid] - 1) -> told = told | bit(waits[_pid] - 1); hear(_pid); waits[_pid] = 0 }
   :: d_step { waits[_pid] -> waits[_pid] = 0 }
   /* The key again: the answer is repeated, once the copy has the order. */
   :: d_step { REPLICAS && may_sell && gate.key && (has(copy.took, gate.key - 1) || mutant(REPEATS_WITHOUT_COPIES)) ->
@@ -161,18 +159,19 @@ end: do
 active [RELAYS] proctype relay() {
 end: do
   :: atomic { !reads[r] && gate.outbox & ~unread && (!r || reads[0]) -> pick((gate.outbox & ~unread), reads[r]);
+       way[r] = !REPLICAS || mutant(RELAYS_WITHOUT_COPIES);
        if :: mutant(DELETES_FIRST) -> gate.outbox = gate.outbox & ~bit(entry) :: else fi }
-  :: d_step { !reads[r] && isolated && mutant(RELAYS_WITHOUT_COPIES) -> reads[r] = highest(isolated) }
-  :: d_step { reads[r] && !published[r] && (!REPLICAS || has(copy.took | settled, entry) || mutant(RELAYS_WITHOUT_COPIES)) ->
-       send(entry); published[r] = true }
-  /* REPLICAS: no copy will come of what the primary itself lacks. */
-  :: d_step { reads[r] && !published[r] && REPLICAS && !has(gate.outbox, entry) -> reads[r] = 0 }
+  :: d_step { !reads[r] && isolated && mutant(RELAYS_WITHOUT_COPIES) -> reads[r] = highest(isolated); way[r] = 1 }
+  /* REPLICAS: WAIT. No copy will come of what the primary itself lacks. */
+  :: d_step { reads[r] && !way[r] && has(copy.took | settled, entry) -> way[r] = 1 }
+  :: d_step { reads[r] && !way[r] && !has(gate.outbox, entry) -> reads[r] = 0 }
+  :: d_step { way[r] == 1 -> send(entry); way[r] = 2 }
   /* Only the bus' confirm lets it acknowledge. */
-  :: d_step { published[r] -> gate.outbox = gate.outbox & ~bit(entry); reads[r] = 0; published[r] = false }
+  :: d_step { way[r] == 2 -> gate.outbox = gate.outbox & ~bit(entry); reads[r] = 0; way[r] = 0 }
   /* It dies, or gives up; the entry stays in the outbox. */
   :: d_step { reads[r] && faults ->
        if :: mutant(ENTRIES_ABANDONED) -> unread = unread | bit(entry) :: else fi;
-       reads[r] = 0; published[r] = false; spend() }
+       reads[r] = 0; way[r] = 0; spend() }
   od }
 
 /* ---- fulfilment: settle, clear, acknowledge; each is tried again until it works ---- */
@@ -214,8 +213,7 @@ end: do
        step[f] = 2 }
   :: d_step { step[f] == 1 && gate.open && settled && !is_known && mutant(PUTS_BACK) ->
        send(order); unacked = unacked & ~bit(f); holds[f] = 0; step[f] = 0 }
-  :: d_step { step[f] == 2 -> if :: !mutant(CLEARS_NOTHING) -> clear(order, worker(f)) :: else fi;
-       step[f] = 3 }
+  :: d_step { step[f] == 2 -> if :: !mutant(CLEARS_NOTHING) -> clear(order, worker(f)) :: else fi; step[f] = 3 }
   /* The primary that was asked has failed over: the next one is asked. */
   :: d_step { step[f] == 3 && REPLICAS && has(gate.pending, order) && !mutant(RELEASES_TWICE) -> step[f] = 2 }
   /* Acknowledged last. Where the bus has taken the delivery back, this changes nothing. */
@@ -226,8 +224,7 @@ end: do
 /* ---- keeper: closes a gate that is wrong, rebuilds it once nothing is under way, and opens it ---- */
 #define k (_pid - DOORS - RELAYS - KEEPERS)
 #define missing (units_left(sales) - gate.left)   /* units that the gate has fewer than the ledger says */
-#define has_copies (!REPLICAS || copy.sale == sales || mutant(NOTED_WITHOUT_COPIES))
-#define sale_is_known (gate.sale == sales && offered < sales && has_copies)
+#define has_copies(number) (!REPLICAS || copy.sale >= number || mutant(NOTED_WITHOUT_COPIES))
 #define coming (gate.sale < sales && offered < sales && !sold[sales])
 #define explained (gate.sale == sales && missing >= 0 && missing <= count(gate.pending) || coming)
 #define outbox_is_used (gate.outbox && !mutant(OUTBOX_NOT_READ))
@@ -236,8 +233,9 @@ end: do
 #define looks_once (mutant(SALES_READ_EARLY) || mutant(BUS_BEFORE_OUTBOX))
 #define overtaken (gate.rebuilding != gen[k] && !mutant(REBUILD_UNCHECKED))
 #define key_order (confirmed & keyed && !mutant(KEY_OF_THE_NEWEST) -> highest(confirmed & keyed) : highest(settled & keyed))
-#define overlooks (confirmed & ~(gate.took | lost))
-#define is_outdated (!mutant(LEDGER_NOT_COMPARED) && (gate.newest < highest(settled) || gate.lacks & settled))
+#define overlooks (confirmed & ~(gate.took | lost) && gate.open == gen[k] && has(compared, k))
+#define is_newer(ledger) (mutant(GATE_READ_FIRST) -> units[k] < highest(settled) : gate.newest < ledger)
+#define is_outdated (!mutant(LEDGER_NOT_COMPARED) && (is_newer(units[k]) || gate.lacks & settled))
 #define opens_wrong (!lost && gate.left != units_left(gate.sale) || gate.sale < offered)
 #define under_way ((gate.outbox | bus | held) & ~(settled | lost))
 /* open_sale.lua: a newer sale replaces an older one, never the other way round. */
@@ -252,16 +250,16 @@ end: do
   /* Of each new server it asks whether it is older than the ledger's orders. If so, it closes it; if not, it clears once
      more what is settled and pending, since the server may have a copy from before the clearing. */
   :: d_step { !task[k] && gate.open && !has(compared, k) ->
-       compared = compared | bit(k);
-       if :: is_outdated -> gen[k] = gate.open; task[k] = CLOSE
+       compared = compared | bit(k); gen[k] = gate.open; task[k] = COMPARE;
+       units[k] = (mutant(GATE_READ_FIRST) -> gate.newest : highest(settled)) }
+  :: d_step { task[k] == COMPARE ->
+       if :: is_outdated -> units[k] = 0; task[k] = CLOSE
           :: else ->
                if :: overlooks -> broken("a gate was kept that lacked what the ledger knew\n") :: else fi;
-               if :: gate.pending & settled && !mutant(SETTLED_COPY_KEPT) && !mutant(CLEARS_WITHOUT_COPIES) ->
-                       units[k] = gate.pending & settled; task[k] = CLEAR
-                  :: else fi
+               gen[k] = 0; units[k] = gate.pending & settled; task[k] = CLEAR;
+               if :: !units[k] || mutant(SETTLED_COPY_KEPT) || mutant(CLEARS_WITHOUT_COPIES) -> rest() :: else fi
        fi }
-  :: d_step { task[k] == CLEAR ->
-       clear(highest(units[k]) - 1, worker(k)); units[k] = units[k] & ~bit(highest(units[k]) - 1);
+  :: d_step { task[k] == CLEAR -> clear(highest(units[k]) - 1, worker(k)); units[k] = units[k] & ~bit(highest(units[k]) - 1);
        if :: !units[k] -> rest() :: else fi }
   /* It closes a gate that has forgotten what this fulfilment was answered, is not the latest, or differs from the ledger by
      more than the pending orders explain (the audit). */
@@ -273,15 +271,16 @@ end: do
           :: gate.open > gen[k] && mutant(CLOSES_A_LATER_ONE) -> broken("a later gate was closed\n")
           :: else fi;
        rest() }
-  /* It offers a sale whose front door could not. */
-  :: d_step { !task[k] && gate.open && coming && !mutant(NOT_OFFERED) -> offer(sales) }
-  :: d_step { !task[k] && sale_is_known -> offered = sales }
+  /* It offers a sale whose front door could not, and notes that. */
+  :: d_step { !task[k] && gate.open && offered < sales && !mutant(NOT_OFFERED) ->
+       of_sale[k] = sales; task[k] = NOTE; if :: !sold[sales] -> offer(sales) :: else fi }
+  :: d_step { task[k] == NOTE && has_copies(of_sale[k]) -> offered = of_sale[k]; rest() }
+  :: d_step { task[k] == NOTE && !has_copies(of_sale[k]) && gate.sale < of_sale[k] -> rest() }
   /* A closed gate is rebuilt once nothing is under way. This first look spares rebuilds that would be in vain. */
   :: d_step { !task[k] && !gate.open && !holds[k] && (!outbox_is_used && !bus_is_used || looks_once) -> task[k] = LOCK }
   :: d_step { task[k] == LOCK ->
-       if :: !lock && !gate.open || mutant(NO_LOCK) -> lock = k + 1; latest++; gen[k] = latest; task[k] = BEGIN
-          :: else -> rest()
-       fi }
+       if :: !lock && !gate.open || mutant(NO_LOCK) -> lock = k + 1; task[k] = NUMBER :: else -> rest() fi }
+  :: d_step { task[k] == NUMBER -> latest++; gen[k] = latest; task[k] = BEGIN }
   /* begin.lua. From here on the scripts of earlier rebuilds are refused, and so the gate can't open under this one. */
   :: d_step { task[k] == BEGIN ->
        if :: gate.open && !mutant(BEGINS_AT_AN_OPEN_GATE) -> rest()
@@ -311,8 +310,8 @@ end: do
   :: d_step { task[k] == REMEMBER ->
        if :: overtaken -> rest()
           :: else -> task[k] = REOPEN;
-               if :: !gate.key && !mutant(KEY_NOT_RESTORED) -> gate.key = key_order;
-                    if :: confirmed & keyed && !has(confirmed, gate.key - 1) -> broken("a key got a wrong order\n") :: else fi
+               gate.key = (!key_order || mutant(KEY_NOT_RESTORED) || gate.key && mutant(KEY_KEPT) -> gate.key : key_order);
+               if :: confirmed & keyed && gate.key && !has(confirmed, gate.key - 1) -> broken("a key got a wrong order\n")
                   :: else fi
        fi }
   :: d_step { task[k] == REOPEN ->
@@ -328,8 +327,7 @@ end: do
   /* Fulfilment and keeper die together. */
   :: atomic { faults && (step[k] || seen[worker(k)] || task[k]) ->
        if :: has(unacked, k) -> send(holds[k] - 1); unacked = unacked & ~bit(k) :: else fi;
-       holds[k] = 0; step[k] = 0;
-       seen[worker(k)] = 0; heard = heard & ~bit(worker(k));
+       holds[k] = 0; step[k] = 0; seen[worker(k)] = 0; heard = heard & ~bit(worker(k));
        if :: compared = compared & ~bit(k) :: !task[k] fi;     /* Another one begins, or one that has compared goes on. */
        rest(); spend() }
   od }
@@ -338,28 +336,29 @@ end: do
 active proctype operator() {
 end: do
   :: sales < SALES -> sales++;     /* It may die after each step; a keeper goes on. */
-       if :: d_step { true -> offer(sales) }; if :: d_step { sale_is_known -> offered = sales } :: true fi :: true fi
+       if :: d_step { true -> offer(sales) }; if :: has_copies(sales) -> if :: offered = sales :: true fi :: true fi :: true fi
   :: d_step { sales == 2 && takes(1) -> offer(1) }     /* A door that was held up offers the sale before. */
   od }
 
 /* ---- what may happen ---- */
-#define differs (gate.took != copy.took || gate.pending != copy.pending || gate.outbox != copy.outbox || \
-                 gate.sale != copy.sale || gate.fresh)
+#define differs (gate.outbox != copy.outbox || gate.sale != copy.sale || gate.left != copy.left || gate.key != copy.key || \
+  gate.open != copy.open || gate.rebuilding != copy.rebuilding || gate.pending != copy.pending || gate.fresh)
 inline fall_back() {       /* What the server sells from now on must not hide what its copy lacks. */
-  lossy = true; assign(gate, copy); asked = (gate.noted -> 0 : bit(DOORS) - 1); late = false; compared = 0;
+  lossy = lossy || !REPLICAS; moved = copy.rebuilding > 0; late = false; compared = 0;
+  assign(gate, copy); asked = (gate.noted -> 0 : bit(DOORS) - 1);
   excused = excused + (gate.open -> count((confirmed | bus | held | carried) & ~(gate.took | failed | rejected)) : 0);
   if :: !mutant(COPY_NOT_NOTED) -> gate.lacks = gate.lacks | (bit(accepted) - 1) & ~(bit(gate.newest) - 1) :: else fi }
 #define elsewhere (bus | held | settled)
-active proctype environment() {
-  byte n;
+active proctype environment() { byte n;
 end: do
   :: d_step { !REPLICAS && faults && !saved -> save() }
-  :: d_step { !REPLICAS && faults ->           /* Redis forgets everything. */
-       lost = lost | gate.outbox & ~elsewhere;
-       assign(gate, new); gate.open = 0; gate.sale = 0; gate.left = 0; lossy = true; spend() }
+  :: d_step { faults ->                        /* Redis forgets everything; a replica copies that. */
+       lost = lost | gate.outbox & ~elsewhere; waits[0] = 0; waits[DOORS - 1] = 0; isolated = 0;
+       assign(gate, new); gate.open = 0; gate.sale = 0; gate.left = 0; lossy = true;
+       if :: REPLICAS -> assign(copy, gate) :: else fi; spend() }
   :: d_step { !REPLICAS && faults && saved ->  /* It goes back to the copy: a new server with an older memory. */
        lost = lost | gate.outbox & ~(copy.outbox | elsewhere);
-       fall_back(); moved = gate.rebuilding > 0; spend() }
+       fall_back(); spend() }
   :: d_step { faults && asked && asked != bit(DOORS) - 1 ->   /* A door is paused for longer than a new server waits. */
        asked = bit(DOORS) - 1; late = true; spend() }
   :: d_step { REPLICAS && differs -> save() }
@@ -395,6 +394,7 @@ end: do
   :: timeout ->            /* Nothing is left to do for anybody. */
        if :: gate.open != latest || gate.sale != sales -> broken("a gate or a sale stayed closed\n") :: else fi;
        if :: hidden -> broken("a unit was neither sold nor on sale\n") :: else fi;
+       if :: !sells(0) || !sells(DOORS - 1) -> broken("a front door sold nothing\n") :: else fi;
        break
   od }
 #endif

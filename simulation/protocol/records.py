@@ -3,10 +3,12 @@
 In one record no two examples have a product in common, so no rule takes one for the other.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
 from operator import attrgetter
+from threading import Event
 from typing import Any, Final
 
 import msgspec
@@ -39,6 +41,7 @@ _WORD: Final = {
     Outcome.OUTCOME_UNKNOWN: "UNKNOWN",
     None: "UNKNOWN",
 }
+_REFUSALS: Final = {Outcome.SOLD_OUT, Outcome.LIMIT_REACHED}
 _COLUMNS: Final = [
     "op", "driver", "user_id", "product_id", "key", "intended_ns", "sent_ns", "done_ns", "status", "outcome",
     "result", "order_id",
@@ -46,11 +49,10 @@ _COLUMNS: Final = [
 _CLOCKS_NS: Final = 10**16
 """An example's events are counted, not timed: no rule may compare their times with those of a store."""
 _NEVER_NS: Final = 2**40
-_AFTER_A_LOSS: Final = {
-    "sold out means sold out", "demand empties the stock", "refusals are true", "a key tells the truth"
+_AFTER_A_SURPRISE: Final = {
+    "guard never needed", "a key buys once", "user limit is kept", "demand empties the stock",
+    "a key tells the truth",
 }  # fmt: skip
-"""Rules about what clients were told before a loss, which it may have made untrue."""
-_AFTER_A_SURPRISE: Final = {"guard never needed", "a key buys once", "user limit is kept"}
 """Rules that a surprise may break: the referee looks at each order, for which the judge has no eye."""
 _LOAD: Final = {"no server errors", "the sale happened"}
 """Rules about a load, of which there is none."""
@@ -85,13 +87,34 @@ class Record(msgspec.Struct):
         self.gate = {product + products: sale for product, sale in self.gate.items()}
 
 
+class Tally:
+    """What all examples did together, and who is told of the first one that is wrong."""
+
+    def __init__(self, say: Callable[[str], None], stop: Event) -> None:
+        self._say = say
+        self.stop = stop
+        self.examples = 0
+        self.drain_steps = 0
+        self.steps: Counter[str] = Counter()
+        self.actions: Counter[str] = Counter()
+        self.trace: list[str] = []
+        """What happened in the last example that failed."""
+        self.faults: list[str] = []
+        self.records: list[Record] = []
+        """Of the examples that were well."""
+
+    def note_wrong(self, trace: list[str]) -> None:
+        """Note that an example is wrong, perhaps a shorter one than before."""
+        if not self.trace:
+            self._say(f"found at example {self.examples}, making it short")
+        self.trace = trace
+
+
 def make_record(world: World) -> Record:
     """Return the record of an example that has drained; what is gone was promised to nobody."""
     sales, orders = world.database.read("read_sales"), world.database.read("read_orders")
     gone = find_gone(world, orders)
     excused = set(_LOAD)
-    if world.losses.count:
-        excused |= _AFTER_A_LOSS
     if any(row["order_id"] in world.losses.surprises for row in orders):
         excused |= _AFTER_A_SURPRISE
     if world.losses.is_sale_forgotten:
@@ -183,10 +206,12 @@ def _ask_sale(world: World, row: Any) -> AskedSale:
 
 
 def _tell(world: World, gone: set[str]) -> Iterator[list[Any]]:
-    """Yield what clients were told, but for what is gone."""
+    """Yield what clients were told, but for what is gone, and for refusals that a loss may explain."""
     for purchase in world.purchases:
         # A product that is on sale later is rightly not known before.
         if purchase.outcome is Outcome.UNKNOWN_PRODUCT:
+            continue
+        if purchase.is_doubtful and purchase.outcome in _REFUSALS:
             continue
         told = None if purchase.order_id in gone else purchase.outcome
         word = _WORD.get(told) or str(told)

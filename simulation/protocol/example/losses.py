@@ -17,6 +17,7 @@ from simulation.protocol.steps import Actor
 from simulation.protocol.stores.memory import Copy
 
 _COPIES: Final = 3
+_TOLD: Final = (b"sale:", b"buyers:", b"answer:")
 _OUTBOX, _FENCE, _PENDING = (name_key(0, what) for what in ("outbox", "mark", "pending"))
 
 
@@ -64,6 +65,10 @@ class Losses:
         """Those who can."""
         self.is_sale_forgotten = False
         """Whether an older sale of a product may have come back, of which nobody could tell."""
+        self.is_doubtful = False
+        """Whether clients may be told what is untrue because of a loss."""
+        self._agree = True
+        """Whether gate and ledger have agreed since."""
         self._read: dict[Actor, frozenset[str]] = {}
         """The settled orders that each rebuild has read."""
 
@@ -77,6 +82,8 @@ class Losses:
     def go_back(self, which: int | None, processes: Iterable[Process]) -> str:
         """Put a server in place of Redis that holds one of the copies, or nothing; return which."""
         kept = NOTHING if which is None or not self.copies else self.copies[which % len(self.copies)]
+        if _find_told(self._memory.take_copy()) != _find_told(kept.copy):
+            self.is_doubtful, self._agree = True, False
         before, waiting, sales = self._list_orders(), self.list_entries(), self._read_sales()
         self._memory.go_back(kept.copy)
         self.count += 1
@@ -107,11 +114,21 @@ class Losses:
 
     def note_opening(self, process: Process) -> None:
         """Note that a keeper has opened the gate, which is as the ledger was when the keeper read it."""
+        self.note_agreement()
         self._noticers = set()
         orders = frozenset(self._list_orders())
         for order_id, surprise in self.surprises.items():
             if surprise.until is None and order_id in self._read[process]:
                 surprise.until = orders
+
+    def note_agreement(self) -> None:
+        """Note that the gate is as the ledger; front doors repeat for a moment yet what they heard before."""
+        self._agree = True
+
+    def note_time(self) -> None:
+        """Note that time passes."""
+        if self._agree:
+            self.is_doubtful = False
 
     @property
     def lost(self) -> set[str]:
@@ -184,6 +201,11 @@ class Losses:
 
 def _pair(flat: list[Any]) -> Iterator[tuple[Any, Any]]:
     return zip(flat[::2], flat[1::2], strict=True)
+
+
+def _find_told(copy: Copy) -> dict[bytes, bytes]:
+    """Return what decides what clients are told."""
+    return {name: value for name, value in copy if name.rsplit(b"}:")[-1].startswith(_TOLD)}
 
 
 def _read_ids(bodies: Iterable[bytes]) -> set[str]:

@@ -9,6 +9,7 @@ import msgspec
 from engine.errors import FlashgridError, OutcomeUnknown
 from engine.model.purchase import Outcome
 from engine.model.sale import SaleTerms
+from simulation.protocol.example.losses import Losses
 from simulation.protocol.example.processes import FrontDoor, Process
 from simulation.protocol.steps import Clock, Step, StepLoop
 
@@ -24,6 +25,8 @@ class Purchase(msgspec.Struct):
     done: int | None = None
     outcome: Outcome | None = None
     order_id: str | None = None
+    is_doubtful: bool = False
+    """Whether a loss may have made its refusal untrue: it was told before, or until gate and ledger agree."""
 
 
 class Opening(msgspec.Struct):
@@ -43,6 +46,7 @@ class Requests:
 
     loop: StepLoop
     clock: Clock
+    losses: Losses
     processes: list[Process]
 
     def __init__(self) -> None:
@@ -60,6 +64,7 @@ class Requests:
         front_door = self._door(number)
         for user_id, key in buyers:
             purchase = Purchase(user_id, product_id, key, next(self._events), front_door)
+            purchase.is_doubtful = self.losses.is_doubtful
             self.purchases.append(purchase)
             self._say(f"user {user_id} asks {front_door.name} for product {product_id}, key {key}")
 

@@ -215,6 +215,8 @@ class Running(Requests):
         """Move the clock."""
         self._say(f"{ms} ms pass")
         self.clock.now_ms += ms
+        if ms > SETTINGS.sold_out_ms:
+            self.losses.note_time()
         # A relay looks for what a dead one has left after a longer time than a keeper looks again.
         self._idle = {each for each in self._idle if each.asker is None and ms <= NOTICED_MS}
         if self.asleep and ms > 1 and not self._asking.has_asked(self.asleep):

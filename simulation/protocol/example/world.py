@@ -3,11 +3,16 @@
 from collections import Counter
 from typing import Final
 
+from engine.model.purchase import Outcome
 from simulation.model.formats import name_key
 from simulation.protocol.example.running import NOTICED_MS, THREAD_STEPS, Running
 from simulation.protocol.stores.bus import Channel
 
 _DRAIN_ROUNDS: Final = 150
+_STRANGERS: Final = 10
+"""The first user who buys nothing before the end."""
+_TRIES: Final = 3
+"""A front door whose connection is gone finds that out by its first purchase."""
 
 
 class World(Running):
@@ -36,6 +41,8 @@ class World(Running):
         """Put a server in place of Redis that holds one of the copies, or nothing."""
         self._idle.clear()
         self._say(f"Redis goes back to {self.losses.go_back(which, self.processes)}")
+        for purchase in self.purchases:
+            purchase.is_doubtful |= self.losses.is_doubtful
 
     def restart_redis(self) -> None:
         """Put a server in place of Redis that holds the same."""
@@ -89,6 +96,7 @@ class World(Running):
                     if step and not self._is_idle(process, step):
                         self.run(process, step, THREAD_STEPS)
             if not self.find_unrest():
+                self.losses.note_agreement()
                 break
             # A fulfilment leaves the bus after a while, which its keeper may wait for before it asks.
             ms = 6_000 if number % 2 or self._stalled or self.asleep else NOTICED_MS - 1
@@ -116,6 +124,47 @@ class World(Running):
         """Whether a keeper has rebuilt the gate."""
         [[latest]] = self.database.read("read_generation")
         return bool(latest > self.generation)
+
+    def find_silent_doors(self) -> list[str]:
+        """Return the front doors that, at rest, do not sell what is left, or do not say that nothing is."""
+        before, self.steps = self.steps, Counter()
+        # A server that is new is asked first, and what front doors repeat ends.
+        self.let_ask()
+        self.pass_time(6_000)
+        self.come_to_rest(_DRAIN_ROUNDS)
+        found = [f"nothing is stranded: {unrest}"] if (unrest := self.find_unrest()) else self._try_doors()
+        self.drain_steps += self.steps.total()
+        self.steps = before
+        return found
+
+    def _try_doors(self) -> list[str]:
+        sales = {row["product_id"]: row for row in self.database.read("read_sales")}.values()
+        free = [row for row in sales if (row["user_limit"] or row["quantity"]) >= row["quantity"]]
+        sale = max(free, key=lambda row: row["stock"] - row["sold"], default=None)
+        if sale is None:
+            return []
+        left, found = sale["stock"] - sale["sold"], list[str]()
+        for number in range(2):
+            wanted = Outcome.ACCEPTED if left >= sale["quantity"] else Outcome.SOLD_OUT
+            told = self._ask_as_stranger(number, sale["product_id"])
+            if told is not wanted:
+                found.append(f"an open gate sells: {self.processes[number].name} says {told}, not {wanted}")
+            if told is Outcome.ACCEPTED:
+                left -= sale["quantity"]
+        return found
+
+    def _ask_as_stranger(self, number: int, product_id: int) -> Outcome | None:
+        """Return what a user is told who has bought nothing."""
+        for _ in range(_TRIES):
+            self.buy(number, product_id, [(_STRANGERS + number, None)])
+            purchase = self.purchases.pop()
+            for _ in range(THREAD_STEPS):
+                for step in self._let_each(self.processes[number]):
+                    if purchase.done is None:
+                        self.run(self.processes[number], step, 1)
+            if purchase.outcome is not Outcome.GATE_UNAVAILABLE:
+                break
+        return purchase.outcome
 
     def end(self) -> None:
         """End every process."""

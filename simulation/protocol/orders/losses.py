@@ -161,6 +161,42 @@ def a_key_buys_once_though_redis_forgot_what_it_got_before_its_answer_was_heard(
     assert world.memory.call("HGET", "fg:{0}:sale:1", "remaining") == b"1"
 
 
+def a_key_has_the_order_that_bought_once_the_gate_is_rebuilt(world: World) -> None:
+    assert buy(world, 1, key="a") == [Outcome.ACCEPTED]
+    found = world.aim("bus publish", RELAY)
+    assert found
+    world.lose_memory(None)
+    rebuild_up_to(world, FULFILMENT, "Redis reopen")
+    # The first order arrives before this one, which the gate has accepted under the key and remembers.
+    assert buy(world, 1, key="a") == [Outcome.ACCEPTED]
+    bought, rejected = [each.order_id for each in world.purchases]
+    world.run(*found, 1)
+    world.settle_down()
+    settled = {row["order_id"]: row["status"] for row in world.database.read("read_orders")}
+    assert settled == {bought: "CONFIRMED", rejected: "REJECTED"}
+    world.take_copy()
+    assert buy(world, 2) == [Outcome.ACCEPTED]
+    # The copy lacks what the front door was answered.
+    world.lose_memory(0)
+    let_alone(world, DOOR, rounds=8)
+    assert not is_open(world)
+    world.settle_down()
+    assert buy(world, 1, key="a") == [Outcome.ACCEPTED]
+    assert world.purchases[-1].order_id == bought
+    world.settle_down()
+    assert (statuses(world), find_faults(world)) == (["CONFIRMED", "REJECTED"], [])
+
+
+def front_doors_that_know_more_than_a_copy_sell_again_in_the_end(world: World) -> None:
+    world.take_copy()
+    for door in (DOOR, OTHER_DOOR):
+        assert buy(world, 1, door=door) == [Outcome.ACCEPTED]
+    # Nobody but the front doors has heard of it.
+    world.lose_memory(0)
+    world.settle_down()
+    assert (find_faults(world), world.find_silent_doors()) == ([], [])
+
+
 def a_copy_of_an_earlier_generation_closes_the_gate(world: World) -> None:
     world.take_copy()
     assert buy(world, 1) == [Outcome.ACCEPTED]

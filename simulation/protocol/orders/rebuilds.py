@@ -108,6 +108,21 @@ def a_rebuild_that_was_overtaken_writes_nothing_over_what_was_sold_since(world: 
     assert (statuses(world), find_faults(world)) == (["CONFIRMED"], [])
 
 
+def a_rebuild_that_was_overtaken_forgets_no_sale_that_was_opened_since(world: World) -> None:
+    world.lose_memory(None)
+    rebuild_up_to(world, FULFILMENT, "PostgreSQL find_current_sales")
+    look = approach(world, FULFILMENT, "Redis SCAN")
+    world.lose_lock()
+    let_alone(world, OTHER_FULFILMENT, ms=100)
+    assert is_open(world)
+    world.open_sale(DOOR, SaleTerms(product_id=2, stock=4, quantity=2), "second", at_once=True)
+    assert buy(world, 1, product_id=2) == [Outcome.ACCEPTED]
+    world.run(world.processes[FULFILMENT], look, 2)
+    assert world.memory.call("HGET", "fg:{0}:sale:2", "remaining") == b"2"
+    world.settle_down()
+    assert (statuses(world), find_faults(world)) == (["CONFIRMED"], [])
+
+
 def a_rebuilt_gate_knows_what_each_buyer_has_bought(world: World) -> None:
     world.open_sale(DOOR, SaleTerms(product_id=2, stock=4, limit=1), "second", at_once=True)
     assert buy(world, 1, product_id=2) == [Outcome.ACCEPTED]

@@ -1,11 +1,17 @@
 """The engine's real steps in any order: orders with a name and examples hold, and deliberate bugs show."""
 
+import os
+import signal
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
+import msgspec
 import pytest
+from click.testing import CliRunner
 
+from simulation.cli import main
 from simulation.protocol.bugs import (
     ORDERS,
     Attempt,
@@ -72,8 +78,37 @@ def test_the_shortest_program_that_shows_a_fault_is_told(
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("wrong", [False, True])
+def test_a_signal_ends_a_hunt_with_its_page(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, number: signal.Signals, wrong: bool
+) -> None:
+    def find(world: World) -> list[str]:
+        asked.append(world)
+        if len(asked) == 4:
+            os.kill(os.getpid(), number)
+        return ["all is wrong"] if wrong and len(asked) > 3 else []
+
+    asked: list[World] = []
+    monkeypatch.setattr("simulation.protocol.hunt.BLOCK", 3)
+    monkeypatch.setattr("simulation.protocol.hunt.private_stores", lambda: nullcontext(stores))
+    monkeypatch.setattr("simulation.protocol.machine.find_faults", find)
+    ended = CliRunner().invoke(main, ["interleave", "--minutes=60", f"--out={tmp_path}"])
+    [found] = msgspec.json.decode((tmp_path / "interleave.json").read_bytes())["hunts"]
+    assert (found["seed"], found["is_stopped"]) == (2, True)
+    if wrong:
+        assert (ended.exit_code, found["faults"]) == (1, ["all is wrong"])
+        assert "again: flashsim interleave --minutes 0 --seed 2" in ended.stdout
+    else:
+        assert (ended.exit_code, found["faults"], found["examples"]) == (2, [], 3)
+        assert "well, until it was stopped" in (tmp_path / "interleave.md").read_text()
+
+
 def test_pages_tell_what_hunts_found(tmp_path: Path) -> None:
-    found = Found(seed=7, examples=25, steps=Counter(a=1_000, b=200), faults=["a unit <too> many"])
+    found = Found(
+        seed=7, examples=25, steps=Counter(a=1_000, b=200), faults=["a unit <too> many"],
+        actions=Counter({"aim: stall, wipe": 4_321}),
+    )  # fmt: skip
     write_hunts(Hunts(command="c", hunts=[found]), tmp_path)
     shown = [Shown(["an order <that> fails"], found), Shown([], Found(seed=7)), Shown([], found)]
     bugs = [
@@ -90,6 +125,7 @@ def test_pages_tell_what_hunts_found(tmp_path: Path) -> None:
         assert "a unit &lt;too&gt; many" in page
         assert "1,200" in page
     assert "an order &lt;that&gt; fails" in page
+    assert "| aim: stall, wipe | 4,321 |" in (tmp_path / "interleave.md").read_text()
 
 
 @pytest.mark.parametrize("first_seed", [1, 4, 7, 10])

@@ -12,6 +12,7 @@ from simulation.judge.verdict import Check, judge
 from simulation.model.formats import name_key
 from simulation.model.state import FinalState
 from simulation.protocol.example.processes import DECLINED, Stores
+from simulation.protocol.example.requests import Purchase
 from simulation.protocol.example.world import World
 from simulation.protocol.hunt import play
 from simulation.protocol.orders.guide import (
@@ -136,6 +137,49 @@ def test_an_order_that_was_settled_before_a_surprise_is_not_excused_by_it(world:
     step(world, FULFILMENT, "bus acknowledge")
     surprise(world, user=DECLINED)
     assert "guard never needed" in judge_at_rest(world)
+
+
+@pytest.mark.parametrize("told", [Outcome.SOLD_OUT, Outcome.LIMIT_REACHED])
+def test_a_loss_excuses_refusals_until_gate_and_ledger_agree(world: World, told: Outcome) -> None:
+    open_sale(world)
+    assert buy(world, 1) == [ACCEPTED]
+    world.purchases[-1].outcome, world.purchases[-1].order_id = told, None
+    world.lose_memory(None)
+    assert judge_at_rest(world) == set()
+    assert list(judge_records([make_record(world)])) == []
+    world.pass_time(600)
+    assert buy(world, 2) == [ACCEPTED]
+    world.settle_down()
+    world.purchases.append(
+        Purchase(4, 1, None, world.purchases[-1].sent + 2, None, world.purchases[-1].sent + 3, told)
+    )
+    [(_, faults)] = judge_records([make_record(world)])
+    about = "refusals are true" if told is Outcome.LIMIT_REACHED else "sold out means sold out"
+    assert about in {fault.split(": ")[1] for fault in faults}
+
+
+def test_a_loss_that_changes_nothing_that_clients_are_told_excuses_nothing(world: World) -> None:
+    open_sale(world)
+    world.take_copy()
+    world.lose_memory(0)
+    assert not world.losses.is_doubtful
+    world.settle_down()
+    assert buy(world, 1) == [ACCEPTED]
+    world.lose_memory(0)
+    assert world.losses.is_doubtful
+
+
+def test_a_front_door_that_does_not_sell_what_is_left_is_a_fault(world: World) -> None:
+    open_sale(world)
+    assert judge_at_rest(world) == set()
+    assert world.find_silent_doors() == []
+    world.settle_down()
+    # Sold out now, which each of them says.
+    assert world.find_silent_doors() == []
+    world.memory.call("HSET", name_key(0, "sale:1"), "remaining", 1)
+    assert [fault.split(": ")[1] for fault in world.find_silent_doors()] == [
+        "frontdoor 1 says ACCEPTED, not SOLD_OUT"
+    ]
 
 
 def test_what_a_relay_publishes_after_it_was_lost_is_lost_no_more(world: World) -> None:
