@@ -42,7 +42,7 @@ _ON_EACH: Final = {
 _ACCESS: Final = "".join(f"host {what} all samenet scram-sha-256\n" for what in ("all", "replication"))
 """Who is let in from other machines."""
 _WAIT_S: Final = 1.0
-_PROGRAM_S: Final = 60.0
+_PROGRAM_S: Final = 120.0
 LOST: Final = (
     OSError,
     TimeoutError,
