@@ -29,14 +29,10 @@ _POSTGRES_OPTIONS: Final = (
     " ssl_min_protocol_version, ssl_max_protocol_version, krbsrvname, gsslib"
 )
 _POSTGRES_DROPPED: Final = {
-    name: re.compile(values)
-    for name, values in {
-        "connect_timeout|tcp_user_timeout|fallback_application_name": ".*",
-        "keepalives(_idle|_interval|_count)?": ".*",
-        "channel_binding|gssencmode": "disable|prefer",
-        "load_balance_hosts": "disable",
-        "client_encoding": "(?i)utf-?8|auto",
-    }.items()
+    "connect_timeout|tcp_user_timeout|fallback_application_name|keepalives(_idle|_interval|_count)?": ".*",
+    "channel_binding|gssencmode": "disable|prefer",
+    "load_balance_hosts": "disable",
+    "client_encoding": "(?i)utf-?8|auto",
 }
 """Options of libpq that mean nothing here, with the values for which that holds.
 
@@ -92,10 +88,12 @@ def read_redis_url(url: str) -> RedisUrl:
     _check_redis_options(parts.scheme, options)
     if "," in parts.netloc:
         raise SettingsError("names several hosts: write redis+cluster://… or redis+sentinel://…")
-    database = options.get("db", "" if parts.scheme == "unix" else parts.path.strip("/"))
+    path = "" if parts.scheme == "unix" else parts.path.strip("/")
+    _check_beside(options, {"db": path})
+    database = options.get("db", path)
     if not re.fullmatch("[0-9]*", database):
         raise SettingsError("names its database by a number: redis://host:6379/0")
-    if parts.path.strip("/") if parts.scheme == "unix" else parts.hostname:
+    if parts.path.strip("/") and not parts.hostname if parts.scheme == "unix" else parts.hostname:
         return RedisUrl("", (), "", url)
     raise SettingsError(f"must look like {example}")
 
@@ -157,11 +155,13 @@ def check_postgres_url(url: str) -> str:
         name: value
         for name, value in options.items()
         if not any(
-            re.fullmatch(names, name) and values.fullmatch(value)
+            re.fullmatch(names, name) and re.fullmatch(values, value)
             for names, values in _POSTGRES_DROPPED.items()
         )
     }
     _check_options(kept, _POSTGRES_OPTIONS)
+    place, login = parts.netloc.rpartition("@")[2], {"user": parts.username, "password": parts.password}
+    _check_beside(kept, {"host": place, "port": place, "dbname": parts.path.strip("/"), **login})
     _check_options(dict.fromkeys(_read_session_options(kept.get("options", "")), ""))
     if kept.get("sslrootcert") == "system":
         kept["sslrootcert"] = ssl.get_default_verify_paths().cafile or "system"
@@ -170,9 +170,7 @@ def check_postgres_url(url: str) -> str:
     _check_files(kept, "sslrootcert, sslcert, sslkey, sslcrl, passfile", "")
     target = kept.get("target_session_attrs", "any")
     if target not in ("any", "primary", "read-write"):
-        raise SettingsError(
-            f"target_session_attrs={target} leads to a server that can't write: use read-write"
-        )
+        raise SettingsError(f"target_session_attrs={target} may find one that can't write: use read-write")
     if not (parts.username or kept.get("user") or os.environ.get("PGUSER")):
         try:
             getpass.getuser()
@@ -185,10 +183,11 @@ def check_postgres_url(url: str) -> str:
     for port in filter(None, ports):
         if not (re.fullmatch("[0-9]{1,5}", port) and 0 < int(port) < 65_536):
             raise SettingsError(f"port names {port}, which is no port")
-    if len(hosts) > 1 and not parts.netloc.rpartition("@")[2]:
+    if len(hosts) > 1:
         del kept["host"]
         kept.pop("port", None)
-        named = zip(map(_write_host, hosts), ports * (len(hosts) // len(ports)), strict=True)
+        written = [f"[{host}]" if ":" in host else quote(host, safe="") for host in hosts]
+        named = zip(written, ports * (len(hosts) // len(ports)), strict=True)
         hosts = [f"{host}:{port}" if port else host for host, port in named]
         _check_hosts(hosts, example)
         address = f"{parts.scheme}://{parts.netloc}{','.join(hosts)}{parts.path}"
@@ -218,10 +217,6 @@ def _check_hosts(hosts: Sequence[str], example: str) -> None:
             _check_name(name)
     if len(set(hosts)) < len(hosts):
         raise SettingsError("names a host twice")
-
-
-def _write_host(host: str) -> str:
-    return f"[{host}]" if ":" in host else quote(host, safe="")
 
 
 def _split(url: str, schemes: tuple[str, ...], example: str) -> tuple[SplitResult, dict[str, str]]:
@@ -268,6 +263,12 @@ def _check_options(options: Mapping[str, str], known: str | None = None, tls: st
             raise SettingsError(f"the option {name} is for TLS: write {tls}://, or leave it out")
         if name in _VALUES and not re.fullmatch(_VALUES[name][0], value):
             raise SettingsError(f"{name} must be {_VALUES[name][1]}")
+
+
+def _check_beside(options: Mapping[str, str], others: Mapping[str, str | None]) -> None:
+    """Raise SettingsError for an option unlike what stands before the options, of which one would count."""
+    if unlike := [name for name, value in options.items() if others.get(name) not in (None, "", value)]:
+        raise SettingsError(f"the option {unlike[0]} contradicts what stands before it: write one of them")
 
 
 def _check_files(options: Mapping[str, str], files: str, folder: str) -> None:

@@ -6,7 +6,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
-from engine.local.cluster.postgres import Server, list_servers, name_hosts, promote, start_servers
+from engine.local.cluster.postgres import Server, list_servers, name_hosts
+from engine.local.cluster.promoter import promote, start_servers
 from engine.local.cluster.rabbitmq import Node, RabbitMQCluster, list_nodes
 from engine.local.process import (
     ProcessId,

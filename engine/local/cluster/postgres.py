@@ -42,6 +42,7 @@ _ON_EACH: Final = {
 _ACCESS: Final = "".join(f"host {what} all samenet scram-sha-256\n" for what in ("all", "replication"))
 """Who is let in from other machines."""
 _WAIT_S: Final = 1.0
+_PROGRAM_S: Final = 120.0
 LOST: Final = (
     OSError,
     TimeoutError,
@@ -126,7 +127,7 @@ class Server:
     @property
     def exists(self) -> bool:
         """Whether it has data."""
-        return self._place.exists()
+        return self.data.exists()
 
     @property
     def runs(self) -> bool:
@@ -136,10 +137,11 @@ class Server:
     @property
     def was_primary(self) -> bool:
         """Whether it would start as a primary."""
-        return not (self._place / "standby.signal").exists()
+        return not (self.data / "standby.signal").exists()
 
     @property
-    def _place(self) -> Path:
+    def data(self) -> Path:
+        """The folder of its data."""
         self._folder.mkdir(parents=True, exist_ok=True)
         return find_place(self._folder, self._user) / "data"
 
@@ -157,33 +159,38 @@ class Server:
         finally:
             await stop_process(process, signal.SIGINT, 30)
         if self._machine != HERE:
-            with (self._place / "pg_hba.conf").open("a") as access:
+            with (self.data / "pg_hba.conf").open("a") as access:
                 access.write(_ACCESS)
-        with (self._place / "postgresql.auto.conf").open("a") as settings:
+        with (self.data / "postgresql.auto.conf").open("a") as settings:
             settings.writelines(f"{name} = '{value}'\n" for name, value in _ON_EACH.items())
 
     async def copy(self, primary: "Server") -> None:
-        """Make its data a copy of a server that runs, and let it follow that one."""
-        data = self._place
+        """Make its data a copy of a server that runs, and let it follow that one. It has to be down."""
         password = self._folder / "password"
         password.touch(mode=0o600)
         shutil.copyfile(primary._folder / "password", password)
-        unfinished = data.with_name("unfinished")
+        unfinished = self.data.with_name("unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)
-        await self._run("pg_basebackup", "-d", primary.url, "-D", unfinished, "-R", "-c", "fast")
-        unfinished.rename(data)
+        # It is written to disk as it starts.
+        options = ("-R", "-c", "fast", "--no-sync")
+        await self._run("pg_basebackup", "-d", primary.url, "-D", unfinished, *options)
+        shutil.rmtree(self.data, ignore_errors=True)
+        unfinished.rename(self.data)
 
     async def start(self) -> None:
-        """Start it, and wait until it answers."""
-        program = find_programs(self._user) / "bin" / "postgres"
+        """Start it. It may need another server before it answers."""
         await self.kill()
+        program = find_programs(self._user) / "bin" / "postgres"
         options = {
             "port": self.port, "cluster_name": self.name, "listen_addresses": self._machine.address,
             "unix_socket_directories": "",
         }  # fmt: skip
-        command: list[str | Path] = [program, "-D", self._place]
+        command: list[str | Path] = [program, "-D", self.data]
         command += [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
         self._process = spawn(command, self._folder, user=self._user, yields=True, machine=self._machine)
+
+    async def wait(self) -> None:
+        """Wait until it answers, once it was started."""
         while self.runs:
             with suppress(*LOST):
                 await self.fetch("SELECT 1")
@@ -203,7 +210,7 @@ class Server:
         """Discard what it has and the primary has not, and let it follow that one. It is down afterwards."""
         await self.kill()
         source = f"--source-server={primary.url}"
-        await self._run("pg_rewind", "-D", self._place, source, "--write-recovery-conf")
+        await self._run("pg_rewind", "-D", self.data, source, "--write-recovery-conf")
 
     async def follow(self, primary: "Server | None") -> None:
         """Let a standby follow another server, or none."""
@@ -228,9 +235,9 @@ class Server:
 
     async def count_followers(self) -> int:
         """Return how many standbys follow it."""
-        # While another standby is made, pg_basebackup streams as well.
+        # pg_basebackup streams as well, under its own name.
         question = "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'"
-        return int(await self.fetch(f"{question} AND application_name <> 'pg_basebackup'"))
+        return int(await self.fetch(f"{question} AND application_name = ANY($1)", _NAMES))
 
     async def fetch(self, statement: str, *arguments: Any) -> Any:
         """Return the one value that a statement yields, on a connection of its own. Raises LOST."""
@@ -251,11 +258,13 @@ class Server:
 
     def list_processes(self) -> list[ProcessId]:
         """Return all of its processes, whoever started them."""
-        return find_processes(find_programs(self._user) / "bin" / "postgres", self._place)
+        return find_processes(find_programs(self._user) / "bin" / "postgres", self.data)
 
     async def _run(self, program: str, *arguments: str | Path) -> None:
         command = [find_programs(self._user) / "bin" / program, *arguments]
-        await run(command, self._folder, user=self._user, machine=self._machine)
+        # Each of them would wait for as long as another server is frozen.
+        async with asyncio.timeout(_PROGRAM_S):
+            await run(command, self._folder, user=self._user, machine=self._machine)
 
 
 def list_servers(folder: Path) -> list[Server]:
@@ -264,35 +273,6 @@ def list_servers(folder: Path) -> list[Server]:
     return [Server(name, folder / name, port, machine) for name, port, machine in places]
 
 
-async def start_servers(servers: Sequence[Server]) -> None:
-    """Start all servers as they were; a new one is made a copy of the first."""
-    first, *others = servers
-    if not first.exists:
-        await first.create()
-    await first.start()
-    for other in others:
-        if not other.exists:
-            await other.copy(first)
-        await other.start()
-
-
 def name_hosts(servers: Sequence[Server]) -> str:
     """Return a URL with all of these hosts."""
     return servers[0].url.replace(servers[0].place, ",".join(server.place for server in servers))
-
-
-async def promote(standbys: Sequence[Server]) -> Server:
-    """Promote the standby that has received most, and let the others follow it; return it.
-
-    At first none of them follows the old primary any longer: whatever becomes of it, it confirms nothing.
-    """
-    for standby in standbys:
-        await standby.follow(None)
-    received = {standby: await standby.count_received() for standby in standbys}
-    primary = max(standbys, key=received.__getitem__)
-    if not await primary.fetch("SELECT pg_promote()"):
-        raise StackError(f"PostgreSQL {primary.name} can't be promoted")
-    for standby in standbys:
-        if standby is not primary:
-            await standby.follow(primary)
-    return primary

@@ -9,16 +9,19 @@ import asyncio
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from engine.errors import StackError
-from engine.local.cluster.postgres import LOST, Server, list_servers, promote, start_servers
+from engine.local.cluster.postgres import LOST, Server, list_servers
 
 _PAUSE_S: Final = 0.5
 _PATIENCE_S: Final = 2.0
 """A primary that does not answer for so long is lost."""
+_START_S: Final = 5.0
+"""By how much longer one may take that starts."""
 
 
 async def run_servers(folder: Path) -> None:
@@ -42,7 +45,7 @@ async def run_servers(folder: Path) -> None:
 
 async def _keep(servers: list[Server], exchange: asyncio.Event) -> None:
     await start_servers(servers)
-    newest, seen_s = "", time.monotonic()
+    newest, seen_s = "", time.monotonic() + _START_S
     while True:
         timelines = await asyncio.gather(*map(_ask, servers))
         answers = dict(zip(servers, timelines, strict=True))
@@ -66,8 +69,9 @@ async def _keep(servers: list[Server], exchange: asyncio.Event) -> None:
             elif time.monotonic() - seen_s > _PATIENCE_S:
                 if may_promote:
                     await promote(standbys)
-                else:
-                    await _revive(servers)
+                elif await _revive(servers):
+                    # The primary may be among them.
+                    seen_s = time.monotonic() + _START_S
         await asyncio.sleep(_PAUSE_S)
 
 
@@ -81,21 +85,62 @@ async def _ask(server: Server) -> str | None:
 
 async def _take_back(server: Server, timeline: str | None, primary: Server) -> None:
     """Let a server follow the primary again if it is down, was the primary, or follows another one."""
-    if server.is_held or not await server.can_reach(primary):
+    # It may be held meanwhile: ask for that last.
+    if not await server.can_reach(primary) or server.is_held:
         return
     if timeline or (not server.runs and server.was_primary):
-        await server.rewind(primary)
+        try:
+            await server.rewind(primary)
+        except StackError:
+            # An earlier one may have ended in its midst.
+            await server.copy(primary)
     if not server.runs:
         await server.start()
-    if timeline is not None and not await server.follows(primary):
+    elif timeline is not None and not await server.follows(primary):
         await server.follow(primary)
 
 
-async def _revive(servers: list[Server]) -> None:
-    """Start those that are down, as they were: too few are left to choose a primary among them."""
+async def _revive(servers: list[Server]) -> bool:
+    """Start those that are down, as they were, and return whether there were any: too few are left to choose
+    a primary among them.
+    """
+    down = [server for server in servers if not server.runs and not server.is_held]
+    for server in down:
+        await server.start()
+    return bool(down)
+
+
+async def start_servers(servers: Sequence[Server]) -> None:
+    """Start all servers as they were; a new one is made a copy of the first."""
+    first = servers[0]
+    if not first.exists:
+        await first.create()
+    new = [server for server in servers if not server.exists]
+    # One that was rewound may need another one before it answers.
     for server in servers:
-        if not server.runs and not server.is_held:
+        if server not in new:
             await server.start()
+    for server in new:
+        await first.wait()
+        await server.copy(first)
+        await server.start()
+
+
+async def promote(standbys: Sequence[Server]) -> Server:
+    """Promote the standby that has received most, and let the others follow it; return it.
+
+    At first none of them follows the old primary any longer: whatever becomes of it, it confirms nothing.
+    """
+    for standby in standbys:
+        await standby.follow(None)
+    received = {standby: await standby.count_received() for standby in standbys}
+    primary = max(standbys, key=received.__getitem__)
+    if not await primary.fetch("SELECT pg_promote()"):
+        raise StackError(f"PostgreSQL {primary.name} can't be promoted")
+    for standby in standbys:
+        if standby is not primary:
+            await standby.follow(primary)
+    return primary
 
 
 if __name__ == "__main__":

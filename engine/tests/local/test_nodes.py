@@ -1,9 +1,10 @@
 """Nodes of a cluster are killed and frozen one by one, and take their places again."""
 
+import asyncio
 import shutil
 import signal
 import tempfile
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from engine.local.cluster.nodes import Node, list_cluster, make_whole
-from engine.local.cluster.postgres import LOST, PostgresCluster, list_servers
+from engine.local.cluster.postgres import LOST, PostgresCluster, Server, list_servers
 from engine.local.cluster.redis import RedisCluster, connect_nodes, is_replica, list_places, read_roles
 from engine.local.process import identify, send_signal
 from engine.local.stack import Stack, start_stack, stop_stack
@@ -33,17 +34,28 @@ def nodes(stack: Stack) -> dict[str, Node]:
     return {node.name: node for node in list_cluster(stack.data_dir)}
 
 
-async def find_leader(stack: Stack) -> int | None:
-    """The server of PostgreSQL that is the primary of both others."""
-    for number, server in enumerate(list_servers(stack.data_dir / PostgresCluster.name)):
-        with suppress(*LOST):
-            if await server.count_followers() == 2:
-                return number
-    return None
+def postgres_servers(stack: Stack) -> list[Server]:
+    return list_servers(stack.data_dir / PostgresCluster.name)
 
 
-async def leads(stack: Stack, numbers: Collection[int]) -> bool:
-    return await find_leader(stack) in numbers
+async def find_leader(stack: Stack, followers: int = 2, after: str = "") -> tuple[int, str]:
+    """Await the server of PostgreSQL that is the primary of so many others, on a later timeline than `after`;
+    also the timeline. A server that was killed writes all its files to disk as it starts.
+    """
+    async with asyncio.timeout(120):
+        while True:
+            for number, server in enumerate(postgres_servers(stack)):
+                with suppress(*LOST):
+                    timeline = await server.find_timeline() or ""
+                    if timeline > after and await server.count_followers() == followers:
+                        return number, timeline
+            await asyncio.sleep(0.02)
+
+
+async def answers(server: Server) -> bool:
+    with suppress(*LOST):
+        return bool(await server.fetch("SELECT true"))
+    return False
 
 
 async def has_new_primary(stack: Stack, lost: Node) -> bool:
@@ -88,12 +100,32 @@ async def test_a_primary_of_redis_gets_its_place_back(
 async def test_servers_of_postgres_come_back_as_what_they_can_be(
     stack: Stack, nodes: dict[str, Node]
 ) -> None:
-    first, second = nodes["postgres 1"], nodes["postgres 2"]
-    # One that is left can't be chosen: it may lack what the second one has confirmed.
-    for node in (second, first):
-        await node.kill()
-    for node in (second, first):
-        await node.start()
-    await eventually(partial(leads, stack, {0}))
+    servers = postgres_servers(stack)
+    leader, _ = await find_leader(stack)
+    confirms, lacks = (number for number in range(3) if number != leader)
+    of_postgres = [nodes[f"postgres {number + 1}"] for number in range(3)]
+    await of_postgres[lacks].kill()
+    await servers[leader].fetch("CREATE TABLE confirmed ()")
+    for number in (confirms, leader):
+        await of_postgres[number].kill()
+    # One that is alone can't be chosen: it may lack what another one has confirmed, as here.
+    await of_postgres[lacks].start()
+    await eventually(partial(answers, servers[lacks]), within_s=120)
+    for number in (confirms, leader):
+        await of_postgres[number].start()
+    leader, _ = await find_leader(stack)
+    assert await servers[leader].fetch("SELECT to_regclass('confirmed')")
+
+
+async def test_a_primary_of_postgres_hands_over_and_one_whose_data_are_gone_is_made_anew(
+    stack: Stack, nodes: dict[str, Node]
+) -> None:
+    _, first = await find_leader(stack)
     send_signal([identify(stack.pid(PostgresCluster.name))], signal.SIGUSR1)
-    await eventually(partial(leads, stack, {1, 2}))
+    leader, second = await find_leader(stack, after=first)
+    lost = nodes[f"postgres {leader + 1}"]
+    await lost.kill()
+    await find_leader(stack, followers=1, after=second)
+    (postgres_servers(stack)[leader].data / "global" / "pg_control").unlink()
+    await lost.start()
+    await find_leader(stack)
