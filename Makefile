@@ -18,7 +18,8 @@ spike: setup ## run the reference spike, judge it and write its report
 
 # Most tests wait for services most of the time: one process more than there are cores.
 test: lint ## lint, type-check and run every test
-	.venv/bin/pytest --numprocesses $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --maxprocesses 4 --dist loadfile
+	.venv/bin/pytest --numprocesses $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --maxprocesses 4 \
+	    --dist loadfile --no-loadscope-reorder
 
 serve: .venv/.engine bus ## serve the engine on http://127.0.0.1:8080, where anybody on this machine may open a sale
 	.venv/bin/flashgrid serve --dev

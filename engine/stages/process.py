@@ -17,15 +17,13 @@ import signal
 import socket
 import sys
 from enum import StrEnum
+from importlib import import_module
 from typing import Any, Final
 
 import uvloop
 
 from engine.errors import FlashgridError
 from engine.settings import Settings, read_settings
-from engine.stages.front_door import run_front_door
-from engine.stages.fulfilment import run_fulfilment
-from engine.stages.relay import run_relay
 
 READY: Final = b"ready\n"
 LEAVING: Final = b"leaving\n"
@@ -82,6 +80,8 @@ async def run_stage(role: Role, settings: Settings) -> None:
     loop.add_signal_handler(signal.SIGTERM, leave)
     loop.add_reader(sys.stdin.fileno(), read_input)
     if role is Role.FRONT_DOOR:
+        from engine.stages.front_door import run_front_door
+
         log.info("up to %d open files, and so a few connections less", raise_file_limit())
         (buyers, *siblings), operations = [
             [socket.socket(fileno=int(descriptor)) for descriptor in descriptors.split()]
@@ -89,9 +89,16 @@ async def run_stage(role: Role, settings: Settings) -> None:
         ]
         listeners = [buyers, *operations]
         await run_front_door(settings, listeners, retiring, stop, lambda: _say(READY), siblings)
-    else:
+    elif role is Role.RELAY:
+        from engine.stages.relay import run_relay
+
         _say(READY)
-        await (run_relay if role is Role.RELAY else run_fulfilment)(settings, stop)
+        await run_relay(settings, stop)
+    else:
+        from engine.stages.fulfilment import run_fulfilment
+
+        _say(READY)
+        await run_fulfilment(settings, stop)
 
 
 def give_up(role: Role) -> None:
@@ -158,6 +165,8 @@ def main() -> None:
         if role is not Role.FRONT_DOOR:
             # The outbox can wait, a crowd at the front door can't.
             os.nice(settings.background_nice)
+        # No other stage: each start would take twice as long, and each process more memory.
+        import_module(f"engine.stages.{role.replace('-', '_')}")
         # What was imported stays, and is most of what there is: the collector never looks at it again.
         gc.collect()
         gc.freeze()

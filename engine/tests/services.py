@@ -1,8 +1,10 @@
 """Pytest plugin: real Redis, PostgreSQL and RabbitMQ, private to the session and clean for each test."""
 
+import math
 import os
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from uuid import uuid4
@@ -36,11 +38,18 @@ def skip_or_fail(reason: str) -> None:
     pytest.skip(reason)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that need services or processes of their own, so that the pure ones can be run alone."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark the tests that need services or processes of their own, so that the pure ones can be run alone.
+
+    Several processes begin with the files that have few such tests, which are long ones, and end with the
+    pure ones: so none of them works for minutes after the others.
+    """
     for item in items:
         if {"stack_dir", "stack"} & set(getattr(item, "fixturenames", ())):
             item.add_marker("slow")
+    if hasattr(config, "workerinput"):
+        slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+        items.sort(key=lambda item: slow[item.path] or math.inf)
 
 
 @pytest.fixture(scope="session")

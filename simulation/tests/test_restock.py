@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from simulation.judge.numbers.sales import measure_restock, time_to_sell_out
 from simulation.model.events import Restocked
 from simulation.record.facts import read_facts
+from simulation.record.history import read_history
 from simulation.run import run
 from simulation.scenario.loading import load_scenario
 from simulation.tests.histories import (
@@ -159,8 +160,9 @@ async def test_a_run_that_restocks_sells_every_unit_of_every_sale(services: Any,
     assert summary["stock"]["initial"] == 700
     assert summary["stock"]["oversold"] == 0
     assert [row["stock"] for row in summary["restocks"]] == [200, 100]
-    assert all(0 < row["sold_out_after_s"] < 2 for row in summary["restocks"])
-    assert 0 < summary["time_to_sell_out_s"] < 2
+    last_s = read_history(folder / "history.parquet")["done_ns"].max() / 1e9
+    assert all(0 < row["sold_out_after_s"] <= last_s - row["at_s"] for row in summary["restocks"])
+    assert 0 < summary["time_to_sell_out_s"] <= last_s
     assert len({row.sale_id for row in read_facts(folder).restocks}) == 2
     timeline = pd.read_csv(folder / "timeline.csv")
     assert timeline["ledger_confirmed"].iloc[-1] == summary["fulfilment"]["confirmed"]

@@ -29,10 +29,21 @@ def test_the_front_door_may_hold_as_many_connections_as_the_hard_limit_of_open_f
     assert found == (1_000_000 if hard == resource.RLIM_INFINITY else min(hard, 1_000_000))
 
 
+@pytest.mark.parametrize(
+    ("stage", "foreign"), [("relay", {"aiohttp", "asyncpg"}), ("fulfilment", {"aiohttp"})]
+)
+def test_a_stage_loads_no_library_that_only_others_need(stage: str, foreign: set[str]) -> None:
+    code = f"import sys, engine.stages.process, engine.stages.{stage}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert f"engine.stages.{stage}" in loaded
+    assert not loaded & foreign
+
+
 HANGING = """
 import asyncio
 from engine.settings import Settings
-from engine.stages import process
+from engine.stages import process, relay
 
 async def hang(settings, stop):
     while True:
@@ -41,7 +52,7 @@ async def hang(settings, stop):
         except asyncio.CancelledError:
             pass
 
-process.run_relay = hang
+relay.run_relay = hang
 process._GRACE_S = 0.1
 asyncio.run(process.run_stage(process.Role.RELAY, Settings(drain_s=0)))
 """
