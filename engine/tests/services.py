@@ -29,6 +29,25 @@ hypothesis.settings.load_profile("flashgrid")
 _MOST_SHARDS = 4
 """As many as any test uses."""
 _BUS_NAMES = ("flashgrid.purchases", "flashgrid.dead", "flashgrid.ledger")
+_IS_PLAIN = """
+SELECT datconnlimit = -1 AND datacl IS NULL AND datdba = current_user::regrole
+    AND NOT EXISTS (SELECT FROM pg_db_role_setting WHERE setdatabase = database.oid)
+    AND NOT EXISTS (SELECT FROM pg_default_acl)
+    AND NOT EXISTS (
+        SELECT FROM pg_namespace WHERE nspname <> ALL ('{public,information_schema}') AND nspname !~ '^pg_'
+    )
+    AND NOT EXISTS (
+        SELECT FROM pg_stat_activity
+        WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()
+    )
+FROM pg_database AS database WHERE datname = current_database()
+"""
+_EMPTY = """
+DROP SCHEMA public CASCADE;
+CREATE SCHEMA public AUTHORIZATION pg_database_owner;
+GRANT USAGE ON SCHEMA public TO PUBLIC;
+SELECT pg_stat_reset()
+"""
 
 
 def skip_or_fail(reason: str) -> None:
@@ -99,13 +118,36 @@ async def redis(redis_url: str) -> AsyncIterator[Redis]:
         yield client
 
 
+@pytest.fixture(scope="session")
+def used_databases() -> dict[str, list[str]]:
+    """URLs of databases that earlier tests have used, by their server's: to empty one is quicker."""
+    return {}
+
+
 @pytest.fixture
-async def postgres_db(postgres_url: str) -> AsyncIterator[str]:
-    """URL of a fresh, empty database."""
-    name = f"test_{uuid4().hex}"
-    await execute(postgres_url, f"CREATE DATABASE {name}")
-    yield postgres_url.rpartition("/")[0] + f"/{name}"
-    await execute(postgres_url, f"DROP DATABASE {name} WITH (FORCE)")
+async def postgres_db(postgres_url: str, used_databases: dict[str, list[str]]) -> AsyncIterator[str]:
+    """URL of an empty database, as a fresh one is."""
+    used = used_databases.setdefault(postgres_url, [])
+    url = used.pop() if used else None
+    if url is None or not await _empty(url):
+        if url:
+            await execute(postgres_url, f"DROP DATABASE {url.rpartition('/')[2]} WITH (FORCE)")
+        name = f"test_{uuid4().hex}"
+        await execute(postgres_url, f"CREATE DATABASE {name}")
+        url = postgres_url.rpartition("/")[0] + f"/{name}"
+    yield url
+    used.append(url)
+
+
+async def _empty(url: str) -> bool:
+    """Empty a database, unless somebody is connected to it or it has more than a schema of its own."""
+    connection = await asyncpg.connect(url)
+    try:
+        if is_plain := bool(await connection.fetchval(_IS_PLAIN)):
+            await connection.execute(_EMPTY)
+        return is_plain
+    finally:
+        await connection.close()
 
 
 async def execute(postgres_url: str, statement: str) -> None:

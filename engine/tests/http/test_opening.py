@@ -1,7 +1,6 @@
 """Opening a sale is safe to repeat, and what its answer says is true, whatever fails in between."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -39,7 +38,8 @@ OTHER_TERMS = [
 
 @pytest.fixture
 async def client(settings_without_bus: Settings) -> AsyncIterator[Client]:
-    async for client in serve(msgspec.structs.replace(settings_without_bus, look_timeout_ms=1_000)):
+    settings = msgspec.structs.replace(settings_without_bus, look_timeout_ms=1_000, gate_timeout_ms=60_000)
+    async for client in serve(settings):
         yield client
 
 
@@ -67,21 +67,26 @@ async def is_on_sale(client: Client, product_id: int = 1) -> bool:
 
 
 async def test_under_one_key_there_is_one_sale_however_often_and_wherever_it_is_asked_for(
-    client: Client, settings_without_bus: Settings
+    settings_without_bus: Settings,
 ) -> None:
-    async for other in serve(settings_without_bus):
-        asked = [each.init(TERMS, Idempotency_Key="spring") for each in (client, other) for _ in range(20)]
-        answers = await asyncio.gather(*asked)
-        assert {status for status, _ in answers} == {200}
-        [sale] = {msgspec.json.encode(body) for _, body in answers}
-    assert await count_sales(settings_without_bus) == 1
-    await client.buy()
-    status, again = await client.init(TERMS, Idempotency_Key="spring")
-    assert (status, msgspec.json.encode(again)) == (200, sale)
-    assert (await client.stock())["sold"] == 1, "a repeat leaves the stock as it is"
-    _, second = await client.init(TERMS, Idempotency_Key="summer")
-    assert (await client.init(TERMS, Idempotency_Key="spring"))[1] == again
-    assert (await client.stock())["saleId"] == second["saleId"], "nor does it replace a newer sale"
+    # How soon so many are answered is the machine's affair.
+    patient = msgspec.structs.replace(settings_without_bus, look_timeout_ms=60_000)
+    async for client in serve(patient):
+        async for other in serve(patient):
+            asked = [
+                each.init(TERMS, Idempotency_Key="spring") for each in (client, other) for _ in range(20)
+            ]
+            answers = await asyncio.gather(*asked)
+            assert {status for status, _ in answers} == {200}
+            [sale] = {msgspec.json.encode(body) for _, body in answers}
+        assert await count_sales(settings_without_bus) == 1
+        await client.buy()
+        status, again = await client.init(TERMS, Idempotency_Key="spring")
+        assert (status, msgspec.json.encode(again)) == (200, sale)
+        assert (await client.stock())["sold"] == 1, "a repeat leaves the stock as it is"
+        _, second = await client.init(TERMS, Idempotency_Key="summer")
+        assert (await client.init(TERMS, Idempotency_Key="spring"))[1] == again
+        assert (await client.stock())["saleId"] == second["saleId"], "nor does it replace a newer sale"
 
 
 async def test_a_repeat_touches_no_sale_that_has_left_the_gate(client: Client, redis: Redis) -> None:
@@ -114,11 +119,11 @@ async def test_a_frozen_service_is_answered_soon_with_nothing_opened_and_that_is
     await client.init("productId=2&stock=5")  # connections that last
     with frozen(stack, service):
         for headers in ({}, {}, {"Idempotency_Key": "k"}):
-            started = time.monotonic()
-            status, problem = await client.init(TERMS, **headers)
+            # Any other wait takes a minute.
+            async with asyncio.timeout(30):
+                status, problem = await client.init(TERMS, **headers)
             assert (status, problem["code"]) == (503, f"{code}_UNAVAILABLE")
             assert "nothing was opened" in problem["detail"]
-            assert time.monotonic() - started < 2
     assert await count_sales(settings_without_bus) == 1
     assert not await is_on_sale(client)
     assert (await client.init(TERMS, Idempotency_Key="k"))[0] == 200
