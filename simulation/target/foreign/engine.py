@@ -15,13 +15,9 @@ from simulation.model.contract import FLASHGRID, Contract
 from simulation.model.state import FinalState
 from simulation.scenario.fault import STAGES
 from simulation.scenario.schema import Scenario
-from simulation.target.foreign.description import (
-    Description,
-    Program,
-    WitnessKind,
-    check_terms,
-    load_description,
-)
+from simulation.target.foreign.checks import check_terms
+from simulation.target.foreign.description import Description, Program, WitnessKind
+from simulation.target.foreign.loading import load_description
 from simulation.target.foreign.tokens import read_tokens
 from simulation.target.services import Services
 from simulation.target.witness.doubts import Doubts, doubt_reads
