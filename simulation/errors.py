@@ -5,6 +5,7 @@ SimulationError
 ├── BadResponse       the bytes are no HTTP/1.1 response
 ├── DriverError       the load could not be driven
 ├── EngineError       the engine under test can't be started, reached, or put on sale
+│   └── Misread       its description reads what was done there otherwise
 ├── FaultError        a fault can't be done, or can't be ended
 ├── Unreadable        a store can't be read now
 ├── RunError          a run, or what its folder holds, is not as it should be
@@ -34,6 +35,10 @@ class DriverError(SimulationError):
 
 class EngineError(SimulationError):
     """The engine under test can't be started, reached, or put on sale."""
+
+
+class Misread(EngineError):
+    """The description of the engine reads what was done there otherwise than it was done."""
 
 
 class FaultError(SimulationError):

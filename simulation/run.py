@@ -196,7 +196,9 @@ class _Run:
     async def record(self, plan: Plan, driver: Drive, folder: Path, command: str) -> None:
         """Open the sales, drive the load, await the drain, and write the record."""
         scenario, target, services = self._scenario, self._target, self._target.services
-        self._trial = await self._engine.try_out(target.urls[0], target.admin_token, target.witness)
+        self._trial = await self._engine.try_out(
+            target.urls[0], target.admin_token, target.witness, self._say
+        )
         if self._trial and "orders" not in self._trial.fitting:
             self._say("the witness does not show the order of a purchase that was made just now")
         t0_ns = _choose_start(scenario, len(plan))

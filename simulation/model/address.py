@@ -2,7 +2,6 @@
 
 from functools import cached_property
 from typing import cast
-from urllib.parse import quote
 
 import msgspec
 
@@ -42,7 +41,7 @@ class Address(msgspec.Struct, frozen=True, dict=True):
 
     def encode_order(self, order_id: str, user_id: int, token: str = "") -> bytes:
         """Return the request by which a buyer reads an order, if the contract has one."""
-        return self._order.encode(order_id=quote(order_id, safe=""), user_id=user_id, token=token)
+        return self._order.encode(order_id=order_id, user_id=user_id, token=token)
 
     @cached_property
     def _keyed(self) -> Encoder:

@@ -1,8 +1,7 @@
 """The HTTP contract of an engine, as data: the requests that it takes, and what its answers mean.
 
-A request is a template: `{user_id}`, `{product_id}`, `{order_id}`, `{key}` and so on stand for values. A
-header or query parameter whose value is missing is left out; in a body it is null. Places in an answer are
-those of simulation.model.places.
+A request is a template: `{user_id}`, `{product_id}`, `{order_id}`, `{key}` and so on stand for values, which
+simulation.model.requests encodes. Places in an answer are those of simulation.model.places.
 """
 
 import re

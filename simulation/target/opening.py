@@ -96,7 +96,7 @@ async def send(session: aiohttp.ClientSession, url: str, request: Request, **val
     path, headers, body = fill(request, **values)
     try:
         async with session.request(
-            request.method, URL(url + path, encoded=True), headers=headers, data=body
+            request.method, URL(url + path, encoded=True), headers=headers, data=body or None
         ) as answer:
             head = b"\r\n".join(name + b": " + value for name, value in answer.raw_headers)
             return Answer(answer.status, await answer.read(), head)

@@ -51,7 +51,9 @@ async def read_within(reading: Coroutine[Any, Any, T], timeout_s: float) -> T:
         raise Unreadable("no answer in time")
     if task.cancelled():
         raise Unreadable("the connection was closed")
-    if error := task.exception():
+    if isinstance(error := task.exception(), Unreadable):
+        raise error
+    if error:
         raise Unreadable(f"{type(error).__name__}: {error}".rstrip(": ")) from error
     return task.result()
 

@@ -1,34 +1,30 @@
 """The engine that a run is told to test: Flashgrid, or one that a description names, and its witness."""
 
-import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import msgspec
 import pandas as pd
 
-from simulation.errors import EngineError
+from simulation.errors import EngineError, Misread
 from simulation.model.contract import FLASHGRID, Contract
 from simulation.model.state import FinalState
 from simulation.scenario.fault import STAGES
 from simulation.scenario.schema import Scenario
-from simulation.target.foreign.description import (
-    Description,
-    Program,
-    WitnessKind,
-    check_terms,
-    load_description,
-)
+from simulation.target.foreign.checks import check_terms
+from simulation.target.foreign.description import Description, Program, WitnessKind
+from simulation.target.foreign.loading import load_description
 from simulation.target.foreign.tokens import read_tokens
 from simulation.target.services import Services
 from simulation.target.witness.doubts import Doubts, doubt_reads
 from simulation.target.witness.flashgrid import FlashgridWitness
 from simulation.target.witness.http import HttpWitness
 from simulation.target.witness.sql import SqlReader
-from simulation.target.witness.trial import Trial, is_found, make_trial
+from simulation.target.witness.trial import Trial, await_all, await_shown, buy_trial, open_trial
 from simulation.target.witness.witness import NoWitness, Witness
 
 
@@ -94,25 +90,34 @@ class Engine:
         redis_url = redis_url or told.redis_url or getattr(services, "redis_url", None)
         return SqlReader(told, self.contract, url, self.ca, postgres_url, redis_url, amqp_url, self.tokens)
 
-    async def try_out(self, url: str, admin_token: str | None, witness: Witness) -> Trial | None:
+    async def try_out(
+        self, url: str, admin_token: str | None, witness: Witness, say: Callable[[str], None]
+    ) -> Trial | None:
         """Return a purchase that was accepted before the load, with what of the description it shows to fit.
 
-        None without one, and of Flashgrid's own stores, which nobody described.
+        None without one, of which `say` is told, and of Flashgrid's own stores, which nobody described.
+        Raises Misread where the description reads otherwise what was done.
         """
         if self.witness == "flashgrid":
             return None
-        trial = await make_trial(self.contract, url, self.ca, self.tokens, admin_token)
-        if trial is None:
+        try:
+            trial = await open_trial(self.contract, url, self.ca, self.tokens, admin_token)
+            doubts = Doubts(self.contract, url.rstrip("/"), self.ca, self.tokens, trial)
+            await await_all(partial(witness.shows_stock, trial), doubts.shows_stock)
+            trial = await buy_trial(trial, self.contract, url, self.ca, self.tokens)
+        except Misread:
+            raise
+        except EngineError as error:
+            say(f"no purchase before the load, so that nothing shows whether the description fits: {error}")
             return None
-        doubts = Doubts(self.contract, url.rstrip("/"), self.ca, self.tokens, trial)
-        looks = {
-            "orders": is_found(lambda: witness.shows(trial)),
-            "reads of order": is_found(doubts.shows_order),
-            "reads of stock": is_found(doubts.shows_stock),
-        }
-        found = zip(looks, await asyncio.gather(*looks.values()), strict=True)
+        trial = replace(trial, status=await await_shown(partial(witness.shows, trial)))
+        doubts = replace(doubts, trial=trial)
+        _, order, stock = await await_all(
+            partial(witness.shows_stock, trial), doubts.shows_order, doubts.shows_stock
+        )
+        shown = {"orders": trial.status, "reads of order": order, "reads of stock": stock}
         return replace(
-            trial, fitting=frozenset(("requests", "buy", *(name for name, shown in found if shown)))
+            trial, fitting=frozenset(("requests", "buy", *(name for name, found in shown.items() if found)))
         )
 
     async def doubt(

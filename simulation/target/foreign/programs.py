@@ -18,7 +18,15 @@ from typing import Final
 
 import psutil
 
-from engine.local.process import ProcessId, free_port, identify, wait_until
+from engine.local.process import (
+    ProcessId,
+    family,
+    free_port,
+    identify,
+    send_signal,
+    survivors,
+    wait_until,
+)
 from engine.local.stack import read_tail
 from engine.tasks import cancel
 from simulation.errors import EngineError
@@ -51,7 +59,7 @@ class Programs:
         self._port = port
         self._pids = services.pids
         self._output = log.open("wb")
-        values = {
+        values = {  # FILLED
             "port": str(port),
             "python": sys.executable,
             "redis_url": services.redis_url,
@@ -68,12 +76,12 @@ class Programs:
         return None
 
     def find_stage(self, role: str) -> list[ProcessId]:
-        """Return the running process of that name."""
+        """Return the running process of that name, and what it started: it may be a shell."""
         process = self._running.get(role)
         if process is None or process.returncode is not None:
             return []
         try:
-            return [identify(process.pid)]
+            return family(identify(process.pid))
         except psutil.NoSuchProcess:
             return []
 
@@ -91,17 +99,22 @@ class Programs:
             await asyncio.sleep(0.05)
 
     async def stop(self) -> None:
-        """Stop all processes in order."""
+        """Stop all processes in order, with all that they started."""
         await cancel(*self._tasks)
-        for process in self._running.values():
-            with contextlib.suppress(ProcessLookupError):
-                process.send_signal(signal.SIGCONT)
-                process.terminate()
-        await wait_until(lambda: all(each.returncode is not None for each in self._running.values()), STOP_S)
-        for process in self._running.values():
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
+        processes = [*self._running.values()]
+        members = [member for role in self._running for member in self.find_stage(role)]
+        for number in (signal.SIGCONT, signal.SIGTERM):
+            send_signal(members, number)
+        # asyncio reaps the processes that it has started.
+        others = [member for member in members if member.pid not in {process.pid for process in processes}]
+        await wait_until(
+            lambda: all(each.returncode is not None for each in processes) and not survivors(others), STOP_S
+        )
+        send_signal(members, signal.SIGKILL)
+        for process in processes:
+            _kill_group(process.pid)
             await process.wait()
+        await wait_until(lambda: not survivors(others), STOP_S)
         self._output.close()
 
     async def _keep_running(self, name: str, command: list[str]) -> None:
@@ -119,6 +132,8 @@ class Programs:
             self._running[name] = process
             self._pids[name + FIRST if name == "front-door" else name] = process.pid
             await process.wait()
+            # What it leaves would keep the port.
+            _kill_group(process.pid)
             await asyncio.sleep(AGAIN_S)
 
 
@@ -174,13 +189,18 @@ async def try_command(command: str, within_s: float) -> str | None:
             return f"has not ended after {within_s:g} s"
         finally:
             if process.returncode is None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
+                _kill_group(process.pid)
         if process.returncode:
             output.seek(0)
             said = output.read().decode(errors="replace").strip().splitlines() or ["it said nothing"]
             return f"ended with code {process.returncode}: {said[-1]}"
     return None
+
+
+def _kill_group(leader: int) -> None:
+    """Kill what is left of the group of a process, which may have ended before."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(leader, signal.SIGKILL)
 
 
 def _is_open(port: int) -> bool:

@@ -28,7 +28,7 @@ from simulation.model.requests import fill
 from simulation.target.opening import Answer, connect, send
 from simulation.target.stores import connect_ledger
 from simulation.target.witness.rows import count_purchases
-from simulation.target.witness.trial import Trial
+from simulation.target.witness.trial import Trial, check_status, check_stock
 
 REPORT_S: Final = 12.0
 """Longest time until PostgreSQL tells how many rows a session has written that rests since."""
@@ -56,24 +56,30 @@ class Doubts:
     trial: Trial | None = None
     """A purchase that was accepted before the load."""
 
-    async def shows_order(self) -> bool | None:
-        """Return whether the engine shows that the order of the trial has ended; None where it shows none."""
+    async def shows_order(self) -> str | None:
+        """Return the state in which the order of the trial has ended, as the engine shows it; "" while it
+        shows none, None where it never does. Raises Misread where what it shows is no state."""
         request, trial = self.contract.order, self.trial
         if request is None or trial is None or trial.order_id is None:
             return None
         async with connect(self.ca) as session:
-            return (await self._look(session, request, trial.order_id, trial.user_id))[1] in TERMINAL
+            _, status = await self._look(session, request, trial.order_id, trial.user_id)
+        if status is not None:
+            check_status("order.status", status, ": does order.words lack what it means?")
+        return status if status in TERMINAL else ""
 
     async def shows_stock(self) -> bool | None:
-        """Return whether the engine shows the stock of the trial's product; None where it shows no stock."""
+        """Return whether the engine shows the stock of the trial's product; None where it shows no stock.
+        Raises Misread where it shows another stock."""
         if self.contract.stock is None or self.trial is None:
             return None
         product_id = self.trial.sale.terms.product_id
         async with connect(self.ca) as session:
             answer = await send(session, self.url, self.contract.stock, product_id=product_id)
-        return (
-            self.contract.classify_stock(answer.status, answer.body, product_id, answer.head)[1] is not None
-        )
+        _, stock = self.contract.classify_stock(answer.status, answer.body, product_id, answer.head)
+        if stock is not None:
+            check_stock(self.trial, "stock", msgspec.structs.asdict(stock))
+        return stock is not None
 
     async def find_shown(self, told: Sequence[tuple[str, int]]) -> tuple[str, str] | None:
         """Return the first of some orders that the engine shows as settled, and its status; None without."""
@@ -161,7 +167,7 @@ class Doubts:
     async def _find_other_id(self, session: aiohttp.ClientSession, request: OrderRead) -> str | None:
         """Look whether the order of the trial is shown under another part of its answer than the contract
         names."""
-        if self.trial is None:
+        if self.trial is None or self.trial.answer is None:
             return None
         for where, value in _list_parts(self.trial.answer):
             if (

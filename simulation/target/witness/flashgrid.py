@@ -25,8 +25,12 @@ class FlashgridWitness:
         """Raise EngineError unless these services hold the sales."""
         await check_ownership(self.services, sales, self.shards)
 
-    async def shows(self, trial: Trial) -> bool | None:
+    async def shows(self, trial: Trial) -> str | None:
         """Return None: these stores are laid out as this witness reads them, and need no trial."""
+        return None
+
+    async def shows_stock(self, trial: Trial) -> bool | None:
+        """Return None, as `shows`."""
         return None
 
     def open_stores(self, sales: Sequence[Sale]) -> list[Store]:

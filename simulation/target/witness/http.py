@@ -41,9 +41,14 @@ class HttpWitness:
             async with connect(self.ca) as session:
                 await self._read_stock(session, self.contract.stock, sales)
 
-    async def shows(self, trial: Trial) -> bool | None:
-        """Return whether the engine shows the order of a trial; None where it shows no orders."""
+    async def shows(self, trial: Trial) -> str | None:
+        """Return the state in which the order of a trial has ended, as the engine shows it; None where it
+        shows no orders."""
         return await self._make_doubts(trial).shows_order()
+
+    async def shows_stock(self, trial: Trial) -> bool | None:
+        """Return None: the run looks for it at the engine in any case."""
+        return None
 
     def open_stores(self, sales: Sequence[Sale]) -> list[Store]:
         """Return nothing: the probes would be a load of their own."""

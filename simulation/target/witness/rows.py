@@ -8,11 +8,45 @@ import pandas as pd
 import pyarrow as pa
 
 from engine.model.sale import Sale
+from simulation.errors import EngineError, suggest
 from simulation.model.state import ORDER_TYPES, SALE_TYPES
 
-NEEDED: Final = {"orders": ("order_id", "user_id", "product_id"), "sales": ("product_id", "stock")}
+NEEDED: Final = {
+    "orders": ("order_id", "user_id", "product_id"),
+    "sales": ("product_id", "stock"),
+    "remaining.sql": ("product_id", "remaining"),
+}
 """The columns that each statement must give."""
-KNOWN: Final = {"orders": tuple(ORDER_TYPES), "sales": tuple(SALE_TYPES)}
+KNOWN: Final = {
+    "orders": tuple(ORDER_TYPES),
+    "sales": tuple(SALE_TYPES),
+    "remaining.sql": NEEDED["remaining.sql"],
+}
+_WHOLE: Final = {
+    "remaining",
+    *(name for types in (ORDER_TYPES, SALE_TYPES) for name, kind in types.items() if kind == pa.int64()),
+}
+_NUMBERS: Final = {"int2", "int4", "int8", "numeric", "float4", "float8"}
+"""Types of PostgreSQL."""
+
+
+async def check_statement(connection: asyncpg.Connection, name: str, query: str) -> None:
+    """Raise EngineError unless a statement gives the columns that it must, and numbers where they are due."""
+    try:
+        given = (await connection.prepare(query)).get_attributes()
+    except asyncpg.PostgresError as error:
+        raise EngineError(f"sql.{name}: {error}") from None
+    columns = {column.name: column.type.name for column in given}
+    if missing := [column for column in NEEDED[name] if column not in columns]:
+        raise EngineError(f"sql.{name}: must give {missing[0]}, gives {', '.join(columns)}")
+    for column, kind in columns.items():
+        if column not in KNOWN[name]:
+            meant = suggest(column, KNOWN[name])
+            known = ", ".join(KNOWN[name])
+            raise EngineError(f"sql.{name}: there is no column {column}{meant}; there are {known}")
+        if column in _WHOLE and kind not in _NUMBERS:
+            how = ": (extract(epoch FROM …) * 1000000)::bigint" if column.endswith("_us") else ""
+            raise EngineError(f"sql.{name}: {column} must be a whole number, is {kind}{how}")
 
 
 async def fetch(

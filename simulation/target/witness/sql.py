@@ -10,15 +10,13 @@ import asyncpg
 import pandas as pd
 import pyarrow as pa
 
-from engine.gate.client import connect_redis
 from engine.model.sale import Sale
-from simulation.errors import EngineError, Unreadable
+from simulation.errors import EngineError, Misread, Unreadable
 from simulation.model.contract import Contract
 from simulation.model.outcome import TERMINAL
 from simulation.model.state import ORDER_TYPES, SALE_TYPES, FinalState
 from simulation.target.cluster.postgres import connect_postgres
 from simulation.target.stores import (
-    TIMEOUT_MS,
     TIMEOUT_S,
     BusStore,
     Counts,
@@ -29,10 +27,10 @@ from simulation.target.stores import (
     read_within,
 )
 from simulation.target.witness.doubts import Doubts, count_rows, doubt_statement
-from simulation.target.witness.http import read_over_http
-from simulation.target.witness.rows import KNOWN, NEEDED, count_purchases, fetch, make_frame, make_gate
+from simulation.target.witness.remaining import RemainingReader
+from simulation.target.witness.rows import check_statement, count_purchases, fetch, make_frame, make_gate
 from simulation.target.witness.tables import Tables
-from simulation.target.witness.trial import Trial
+from simulation.target.witness.trial import Trial, check_order, check_stock
 
 POLL_S: Final = 0.1
 LOOK_S: Final = 5.0
@@ -58,15 +56,32 @@ class SqlReader:
     old: set[str] = field(default_factory=set)
     """The orders that there were before the load: they are no affair of the run."""
 
+    @property
+    def remaining(self) -> RemainingReader | None:
+        """Reads what is for sale, if the description says where that stands."""
+        if self.told.remaining is None:
+            return None
+        return RemainingReader(
+            self.told.remaining, self.contract, self.url, self.ca, self.postgres_url, self.redis_url
+        )
+
     async def check(self, sales: Sequence[Sale]) -> None:
         """Raise EngineError unless the statements give what they must, and show these sales."""
         try:
             held = await read_within(self._check(sales), TIMEOUT_S)
-            if self.told.remaining:
-                await read_within(self.read_remaining(sales), TIMEOUT_S)
+            left = await read_within(self.remaining.read_shown(sales), TIMEOUT_S) if self.remaining else {}
         except Unreadable as error:
-            raise EngineError(f"the engine's tables can't be read: {error}") from None
-        if missing := {sale.terms.product_id for sale in sales} - held:
+            if isinstance(error.__cause__, EngineError):
+                raise error.__cause__ from None
+            raise EngineError(f"what the engine holds can't be read: {error}") from None
+        products = {sale.terms.product_id for sale in sales}
+        if self.remaining and (missing := products - left.keys()):
+            key = self.remaining.name_key(min(missing))
+            raise EngineError(
+                f"sql.remaining: does not show product {min(missing)}, which was opened just now"
+                + (f": there is no key {key}" if key else "")
+            )
+        if missing := products - held:
             raise EngineError(
                 f"sql.sales: does not show product {min(missing)}, which was opened just now:"
                 " is this the engine's database?"
@@ -74,37 +89,49 @@ class SqlReader:
 
     async def _check(self, sales: Sequence[Sale]) -> set[int]:
         async with connect_ledger(self.postgres_url) as connection:
-            for name in ("orders", "sales"):
-                try:
-                    statement = await connection.prepare(getattr(self.told, name))
-                except asyncpg.PostgresError as error:
-                    raise EngineError(f"sql.{name}: {error}") from None
-                given = [column.name for column in statement.get_attributes()]
-                if missing := [column for column in NEEDED[name] if column not in given]:
-                    raise EngineError(f"sql.{name}: must give {missing[0]}, gives {', '.join(given)}")
-                if strange := [column for column in given if column not in KNOWN[name]]:
-                    raise EngineError(
-                        f"sql.{name}: there is no column {strange[0]}; there are {', '.join(KNOWN[name])}"
-                    )
+            statements = {"orders": self.told.orders, "sales": self.told.sales}
+            if self.told.remaining and self.told.remaining.sql is not None:
+                statements["remaining.sql"] = self.told.remaining.sql
+            for name, query in statements.items():
+                await check_statement(connection, name, query)
             _, orders = await fetch(connection, self.told.orders, sales)
             _, rows = await fetch(connection, self.told.sales, sales)
         self.before.update(await count_rows(self.postgres_url))
         self.old.update(str(row["order_id"]) for row in orders)
         return {int(row["product_id"]) for row in rows}
 
-    async def shows(self, trial: Trial) -> bool:
-        """Return whether the statement for orders shows that of a trial."""
-        return bool(await read_within(self._find(trial), TIMEOUT_S))
+    async def shows(self, trial: Trial) -> str:
+        """Return the state in which the order of a trial has ended, as the statement for orders shows it."""
+        rows = await read_within(self._fetch("orders", trial), TIMEOUT_S)
+        product = trial.sale.terms.product_id
+        if trial.order_id is None:
+            mine = [row for row in rows if row["product_id"] == product]
+        else:
+            mine = [row for row in rows if str(row["order_id"]) == trial.order_id]
+        if len(mine) > 1:
+            raise Misread(f"sql.orders: shows {len(mine)} rows for one purchase of product {product}")
+        return check_order(trial, mine[0], self.contract.has_keys) if mine else ""
 
-    async def _find(self, trial: Trial) -> list[asyncpg.Record]:
+    async def shows_stock(self, trial: Trial) -> bool:
+        """Return whether the statement for sales and what is for sale show the sale of a trial."""
+        rows = await read_within(self._fetch("sales", trial), TIMEOUT_S)
+        product, sale_id = trial.sale.terms.product_id, trial.sale.sale_id
+        mine = [row for row in rows if (row["product_id"], row.get("sale_id", sale_id)) == (product, sale_id)]
+        if not mine:
+            return False
+        check_stock(trial, "sql.sales", {"stock": mine[0]["stock"], "sold": mine[0].get("sold")})
+        if self.remaining:
+            left = await read_within(self.remaining.read_shown([trial.sale]), TIMEOUT_S)
+            if product not in left:
+                return False
+            check_stock(trial, "sql.remaining", {"remaining": left[product]})
+        return True
+
+    async def _fetch(self, name: str, trial: Trial) -> list[dict[str, Any]]:
+        query = getattr(self.told, name)
         async with connect_ledger(self.postgres_url) as connection:
-            _, rows = await fetch(connection, self.told.orders, [trial.sale])
-        return [
-            row
-            for row in rows
-            if row["product_id"] == trial.sale.terms.product_id
-            and (trial.order_id is None or str(row["order_id"]) == trial.order_id)
-        ]
+            await check_statement(connection, name, query)
+            return [dict(row) for row in (await fetch(connection, query, [trial.sale]))[1]]
 
     def open_stores(self, sales: Sequence[Sale]) -> list[Store]:
         """Return what probes may read."""
@@ -136,11 +163,11 @@ class SqlReader:
         except Unreadable as error:
             unread["ledger"] = str(error)
         without = {"dead letters", "outbox"}
-        if self.told.remaining is None:
+        if self.remaining is None:
             without.add("gate")
         else:
             try:
-                left = await read_within(self.read_remaining(sales), READ_S)
+                left = await read_within(self.remaining.read(sales), READ_S)
                 state["gate"] = make_gate(sales, left)
             except (Unreadable, EngineError) as error:
                 unread["stock"] = str(error)
@@ -239,27 +266,6 @@ class SqlReader:
             "unseen": unseen,
         }
 
-    async def read_remaining(self, sales: Sequence[Sale]) -> dict[int, int]:
-        """Return what is still for sale of each product. Raises EngineError."""
-        how, products = self.told.remaining, sorted({sale.terms.product_id for sale in sales})
-        if how is None:
-            return {}
-        if how.sql is not None:
-            async with connect_ledger(self.postgres_url) as connection:
-                _, rows = await fetch(connection, how.sql, sales)
-            return {
-                int(row["product_id"]): int(row["remaining"]) for row in rows if row["product_id"] in products
-            }
-        if how.redis is not None:
-            if self.redis_url is None:
-                raise EngineError("sql.remaining.redis: needs a redis_url, or --redis-url")
-            async with connect_redis(self.redis_url, TIMEOUT_MS) as redis:
-                held = [
-                    await redis.get(how.redis.replace("{product_id}", str(product))) for product in products
-                ]
-            return {product: int(left or 0) for product, left in zip(products, held, strict=True)}
-        return await read_over_http(self.contract, self.url, self.ca, products)
-
 
 class SqlStore:
     """Sold units by the engine's own count, and what is still for sale."""
@@ -281,8 +287,8 @@ class SqlStore:
             counts["ledger_confirmed"] = sum(
                 int(row["sold"]) // quantities[row["product_id"]] for row in mine
             )
-        if self._reader.told.remaining:
-            counts["stock_remaining"] = sum((await self._reader.read_remaining(self._sales)).values())
+        if self._reader.remaining:
+            counts["stock_remaining"] = sum((await self._reader.remaining.read(self._sales)).values())
         return counts
 
     async def close(self) -> None:

@@ -17,9 +17,12 @@ class Witness(Protocol):
     async def check(self, sales: Sequence[Sale]) -> None:
         """Raise EngineError unless it can tell of these sales, which were opened just now."""
 
-    async def shows(self, trial: Trial) -> bool | None:
-        """Return whether it shows the order of a purchase; None if it never does. Raises EngineError or
-        Unreadable."""
+    async def shows(self, trial: Trial) -> str | None:
+        """Return the state in which the order of a purchase has ended; "" while it is not shown, None if it
+        never is. Raises Misread if it is shown otherwise, EngineError or Unreadable."""
+
+    async def shows_stock(self, trial: Trial) -> bool | None:
+        """Return whether it shows the sale of a trial; None if it never does. Raises as `shows` does."""
 
     def open_stores(self, sales: Sequence[Sale]) -> list[Store]:
         """Return what probes may read while the run goes on; `sales` may grow meanwhile."""
@@ -44,7 +47,11 @@ class NoWitness:
     async def check(self, sales: Sequence[Sale]) -> None:
         """Check nothing."""
 
-    async def shows(self, trial: Trial) -> bool | None:
+    async def shows(self, trial: Trial) -> str | None:
+        """Return None."""
+        return None
+
+    async def shows_stock(self, trial: Trial) -> bool | None:
         """Return None."""
         return None
 

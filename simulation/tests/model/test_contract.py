@@ -1,6 +1,9 @@
 """A contract is data: its requests are filled in, and its answers mean what it says."""
 
-from typing import get_args
+from collections.abc import Callable
+from typing import Any, get_args
+from urllib.parse import parse_qs, unquote, urlsplit
+from xml.etree.ElementTree import XML
 
 import msgspec
 import pytest
@@ -147,18 +150,71 @@ def test_a_status_that_the_contract_does_not_list_does_not_fit() -> None:
     assert not FLASHGRID.knows(500)
 
 
-def test_what_has_no_value_is_left_out_and_null_in_a_body() -> None:
+def test_what_has_no_value_is_left_out() -> None:
     request = Request(
         path="/a/{order_id}",
         query={"q": "{product_id}", "limit": "{limit}"},
-        headers={"X-Key": "k {key}", "X-User": "{user_id}"},
-        body='{"p":{product_id},"limit":{limit},"key":"{key}"}',
+        headers={"X-Key": "k {key}", "X-User": "{user_id}", "Content-Type": "application/json"},
+        body='{"p":{product_id},"limit":{limit},"in":{"key":"k-{key}","all":["{key}",{limit},{"l":{limit}}]}}',
     )
-    path, headers, body = fill(request, order_id="a/b ü", product_id=7, limit=None, key='"', user_id=3)
-    assert path == "/a/a%2Fb%20%C3%BC?q=7"
-    assert headers == {"X-Key": 'k "', "X-User": "3"}
-    assert body == b'{"p":7,"limit":null,"key":"\\""}'
-    assert "X-Key" not in fill(request, order_id="a", product_id=7, limit=1, key=None, user_id=3)[1]
+    values: dict[str, Any] = {"order_id": "a", "product_id": 7, "user_id": 3}
+    path, headers, body = fill(request, **values, limit=None, key="")
+    assert path == "/a/a?q=7"
+    assert headers == {"X-User": "3", "Content-Type": "application/json"}
+    assert body == b'{"p":7,"in":{"all":[null,null,{}]}}'
+    path, headers, body = fill(request, **values, limit=2, key="x")
+    assert (path, headers["X-Key"]) == ("/a/a?q=7&limit=2", "k x")
+    assert body == b'{"p":7,"limit":2,"in":{"key":"k-x","all":["x",2,{"l":2}]}}'
+    form = msgspec.structs.replace(
+        request, headers={"content-type": FORM}, body="a=1&key={key}&p={product_id}"
+    )
+    assert fill(form, **values, limit=2, key=None)[2] == b"a=1&p=7"
+
+
+FORM = "application/x-www-form-urlencoded; charset=utf-8"
+NASTY = 'a"\\&=+ %<ü\r\nX: 1'
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "read"),
+    [
+        ("application/json", '{"a":"{key}","b":"x{key}","c":{key},"n":{user_id}}', msgspec.json.decode),
+        ("application/vnd.shop+json;v=1", '[{"a":"{key}"}, "x{key}", {key}, {user_id}]', msgspec.json.decode),
+        (FORM, "a={key}&b=x{key}&n={user_id}", lambda body: parse_qs(body.decode())),
+        ("text/xml", "<a n='{user_id}'>{key}<b>x{key}</b></a>", lambda body: XML(body.decode())),
+    ],
+)
+def test_a_value_is_encoded_for_its_place(kind: str, body: str, read: Callable[[bytes], Any]) -> None:
+    request = Request(
+        path="/a b/{key}?p={key}",
+        method="POST",
+        query={"a&b": "x {key}"},
+        headers={"Content-Type": kind, "X-Key": "{key}"},
+        body=body,
+    )
+    sent = Encoder(request, "shop:80", "").encode(user_id=3, key=NASTY)
+    head, _, sent_body = sent.partition(b"\r\n\r\n")
+    target, *fields = head.decode().split("\r\n")
+    path, headers, filled = fill(request, user_id=3, key=NASTY)
+    assert target == f"POST {path} HTTP/1.1"
+    assert fields[1:] == [f"{name}: {value}" for name, value in headers.items()] + [
+        f"Content-Length: {len(filled)}"
+    ]
+    assert sent_body == filled
+    parts = urlsplit(path)
+    assert unquote(parts.path) == f"/a b/{NASTY}"
+    assert parts.path.count("/") == 2
+    assert parse_qs(parts.query) == {"p": [NASTY], "a&b": [f"x {NASTY}"]}
+    assert headers["X-Key"] == NASTY.replace("\r\n", "%0D%0A")
+    found = read(filled)
+    if kind == "application/json":
+        assert found == {"a": NASTY, "b": f"x{NASTY}", "c": NASTY, "n": 3}
+    elif kind == FORM:
+        assert found == {"a": [NASTY], "b": [f"x{NASTY}"], "n": ["3"]}
+    elif kind == "text/xml":
+        assert (found.text, found[0].text) == (NASTY.replace("\r\n", "\n"), f"x{NASTY}".replace("\r\n", "\n"))
+    else:
+        assert found == [{"a": NASTY}, f"x{NASTY}", NASTY, 3]
 
 
 def test_an_encoder_sends_what_the_template_says() -> None:
@@ -169,3 +225,8 @@ def test_an_encoder_sends_what_the_template_says() -> None:
     assert sent == (b"POST /v1/buy?p=3 HTTP/1.1\r\nHost: shop:80\r\nK: k\r\nContent-Length: 7\r\n\r\n100%,12")
     keyless = Encoder(request, "shop:80", "", missing=("key",)).encode(user_id=1, product_id=3, key="")
     assert b"K: " not in keyless
+    named = Request(path="/", headers={"host": "inside"}, body="{}")
+    assert (
+        Encoder(named, "shop:80", "").encode()
+        == b"GET / HTTP/1.1\r\nhost: inside\r\nContent-Length: 2\r\n\r\n{}"
+    )

@@ -1,13 +1,14 @@
 """Engines that are not ours are judged by what their descriptions say: contract, tables, processes."""
 
 import asyncio
+import contextlib
 import os
 import re
 import signal
 import subprocess
 import sys
 import tomllib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,10 @@ from simulation.run import find_target, run
 from simulation.scenario.loading import load_scenario
 from simulation.scenario.schema import Scenario
 from simulation.target.engine_process import start_engine
-from simulation.target.foreign.description import Description, load_description
+from simulation.target.foreign import programs
+from simulation.target.foreign.description import Description, Program
 from simulation.target.foreign.engine import Engine, find_engine
+from simulation.target.foreign.loading import load_description
 from simulation.target.foreign.programs import Programs, try_command
 from simulation.target.foreign.tokens import read_tokens
 from simulation.target.services import Services
@@ -36,7 +39,7 @@ PLAIN = Path(__file__).with_name("plain_engine.py")
 
 
 def small_spike(**overrides: Any) -> Scenario:
-    changes = PATIENT | {"thresholds": [], "drain_s": 5} | overrides
+    changes = PATIENT | {"thresholds": [], "drain_s": 30} | overrides
     return load_scenario("spike", changes, rate_rps=200, duration_s=3, stock=60)
 
 
@@ -64,9 +67,11 @@ async def plain_engine(postgres_url: str, *words: str) -> AsyncIterator[int]:
         await process.wait()
 
 
-async def judge(scenario: Scenario, folder: Path, engine: Engine, url: str) -> dict[str, Any]:
+async def judge(
+    scenario: Scenario, folder: Path, engine: Engine, url: str, say: Callable[[str], None] = lambda _: None
+) -> dict[str, Any]:
     target = find_target((url,), None, None, scenario, engine)
-    await run(scenario, folder, lambda _: None, target=target, engine=engine)
+    await run(scenario, folder, say, target=target, engine=engine)
     return finish_run(folder)
 
 
@@ -257,7 +262,54 @@ def describe(tmp_path: Path, changes: dict[str, str]) -> str:
         (
             "{product_id}}'",
             "{product}}'",
-            "buy: there is no {product}; there are: key, product_id, token, user_id",
+            "buy.body: there is no {product} (did you mean 'product_id'?); there are: key, product_id, token,"
+            " user_id; for braces of its own write { product }",
+        ),
+        (
+            "user-{user_id}",
+            "user-{userId}",
+            "buy.headers.Authorization: there is no {userId} (did you mean 'user_id'?); there are",
+        ),
+        ("user-{user_id}", "user-{{user_id}}", "buy.headers.Authorization: {{user_id: a value is written"),
+        ("user-{user_id}", "user\\r\\n", "buy.headers.Authorization: a header field has no line ends"),
+        (
+            "Content-Type = ",
+            "Content-Length = '9', Content-Type = ",
+            "buy.headers.Content-Length: is said by",
+        ),
+        ("Content-Type = ", "X-Type = ", "buy.headers: a body needs its Content-Type"),
+        ('path = "/buy"', 'path = "/buy/{key}"', "buy.path: {key} may be missing, and a path can't leave it"),
+        ('item = "{product_id}", ', "", "init: must take {product_id}, as buy does"),
+        (', amount = "{stock}"', "", "init: must take {stock}"),
+        ("{product_id}}'", "{product_id}'", "buy.body: is no JSON with a value in each place: Input data"),
+        (
+            "body = '{",
+            """body = '{"query":"mutation { buy(key: \\"{key}\\") { id } }",""",
+            "buy.body: {key} stands in quotes within a text: give it as a member of its own, in GraphQL",
+        ),
+        ("[sql]", '[order]\npath = "/orders"\nstatus = "a"\n[sql]', "order: must take {order_id}"),
+        (
+            "[sql]",
+            '[order]\npath = "/o/{order_id}"\nstatus = "a"\nwords = { PAID = "CONFIRMD" }\n[sql]',
+            "order.words: PAID = 'CONFIRMD': there is no such status (did you mean 'CONFIRMED'?); there are:",
+        ),
+        (
+            "[sql]",
+            '[[processes]]\nname = "front-door"\ncommand = "run {redisUrl}"\n[sql]',
+            "processes.0.command: there is no {redisUrl} (did you mean 'redis_url'?); there are: port",
+        ),
+        *(
+            (
+                "answers = [",
+                f'order_id = "{place}"\nanswers = [',
+                f"buy.order_id: '{place}' is no place of an",
+            )
+            for place in ("$.data.id", "/data/id", "data.orders[0].id", "", "data..id")
+        ),
+        (
+            "answers = [",
+            'order_id = "."\nnumbered = true\nanswers = [',
+            "buy.numbered: a whole body is a text",
         ),
         (
             "user-{user_id}",
@@ -284,7 +336,7 @@ def describe(tmp_path: Path, changes: dict[str, str]) -> str:
             "buy.words: header:X-Why: a word must stand",
         ),
         *(
-            ("answers = [", f'order_id = "{place}"\nanswers = [', f"'{place}' is no place of an answer")
+            ("answers = [", f'order_id = "{place}"\nanswers = [', f"buy.order_id: '{place}' is no place")
             for place in ("header:", "Header:X-Order", "header: X-Order", "header :X-Order")
         ),
         ('path = "/init"', 'path = "/init"\nmethod = "HEAD"', "init.method: the answer to HEAD has no body"),
@@ -311,8 +363,8 @@ def test_all_errors_of_a_description_are_told_at_once(tmp_path: Path) -> None:
         load_description(describe(tmp_path, changes))
     assert [line.partition("shop.toml")[2] for line in str(error.value).splitlines()] == [
         ":11: witness: must be one of flashgrid, http, sql, got 'psql'",
-        ":20: buy.path: expected `str` matching regex '^/', got 'buy'",
-        ":28: buy.answers.1.status: expected `int` >= 200, got 9",
+        ":23: buy.path: expected `str` matching regex '^/', got 'buy'",
+        ":31: buy.answers.1.status: expected `int` >= 200, got 9",
     ]
 
 
@@ -355,11 +407,14 @@ async def test_a_command_that_hangs_is_killed_with_what_it_started_and_one_behin
 ) -> None:
     mark = tmp_path / "mark"
     hanging = f"sh -c 'sleep 300 & echo $! > {mark}; wait'"
-    assert await try_command(hanging, 1) == "has not ended after 1 s"
+    waiting = asyncio.create_task(try_command(hanging, 300))
+    await holds(lambda: mark.exists() and mark.read_text().endswith("\n"))
     child = int(mark.read_text())
-    async with asyncio.timeout(30):
-        while is_running(child):  # noqa: ASYNC110
-            await asyncio.sleep(0.02)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    await holds(lambda: not is_running(child))
+    assert await try_command("sleep 300", 0.1) == "has not ended after 0.1 s"
     try:
         assert await try_command(hanging.replace("; wait", ""), 30) is None
         assert is_running(int(mark.read_text()))
@@ -369,7 +424,47 @@ async def test_a_command_that_hangs_is_killed_with_what_it_started_and_one_behin
 
 
 def is_running(pid: int) -> bool:
-    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+async def holds(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+
+
+SHELL = """sh -c '{python} -m http.server --bind 127.0.0.1 {port} & echo $! >> MARK; wait'"""
+
+
+@pytest.mark.parametrize("killed", [0, 1, None])
+async def test_what_a_shell_starts_ends_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed: int | None
+) -> None:
+    monkeypatch.setattr(programs, "STOP_S", 0.5)
+    mark, command = tmp_path / "mark", SHELL
+    if not killed:
+        # Its child pays no heed to a signal that asks it to end.
+        command = command.replace(
+            "sh -c '", "sh -c 'trap : TERM; (trap : TERM; while :; do sleep 9; done) & "
+        )
+    program = Program(name="front-door", command=command.replace("MARK", str(mark)))
+    running = Programs([program], Services(redis_url="", postgres_url=""), tmp_path / "log")
+    try:
+        await running.start()
+        first = [member.pid for member in running.find_stage("front-door")]
+        assert int(mark.read_text()) in first[1:]
+        if killed is not None:
+            for pid in first[:1] if killed == 0 else first:
+                os.kill(pid, signal.SIGKILL)
+            await holds(lambda: not any(map(is_running, first)))
+            await holds(lambda: len(mark.read_text().split()) == 2)
+        last = [member.pid for member in running.find_stage("front-door")]
+    finally:
+        await running.stop()
+    started = {*first, *last, *map(int, mark.read_text().split())}
+    await holds(lambda: not any(map(is_running, started)))
 
 
 async def test_faults_of_one_s_own_are_commands(settings: Settings, tmp_path: Path) -> None:
