@@ -53,9 +53,10 @@ def load_run(folder: Path) -> Run:
     history, reads = name_orders(take_buys(whole), state, facts.contract), take_reads(whole)
     scenario, load = facts.scenario, judge_load(whole, facts)
     timeline = read_timeline(folder) if (folder / "timeline.csv").exists() else pd.DataFrame()
+    hostile = read_hostile(folder)
     recoveries = []
     if faults := read_faults(folder):
-        recoveries = measure_recovery(history, read_timeline(folder), faults)
+        recoveries = measure_recovery(history, read_timeline(folder), faults, scenario.driver.may_give_up)
     ended_ns = LONG_AGO if facts.aborted or not len(history) else int(history["intended_ns"].max())
     asked = read_asked(
         scenario,
@@ -65,6 +66,7 @@ def load_run(folder: Path) -> Run:
         target=facts.target,
         contract=facts.contract,
         ended_ns=ended_ns,
+        alone=hostile is None,
         load_valid=load.valid,
         skew_s=facts.skew_s + measure_clock_shift(timeline),
         read_ns=round(timeline["t_s"].max() * 1e9) if len(timeline) else NEVER,
@@ -81,11 +83,11 @@ def load_run(folder: Path) -> Run:
         reads,
         scenario.driver,
     )
-    checks = judge(history, state, asked, reads)
+    checks = judge(history, state, asked, reads, timeline)
     if recoveries:
         last_s = history["intended_ns"].max() / 1e9
         checks.append(judge_recovery(recoveries, scenario.recover_s, last_s, load.valid))
-    if hostile := read_hostile(folder):
+    if hostile:
         checks += judge_hostile(hostile, read_timeline(folder))
     checks += judge_record(folder)
     thresholds = judge_abort(facts.aborted, metrics.load) + judge_thresholds(scenario, metrics)

@@ -69,6 +69,8 @@ class Asked:
     """Longest time from a fault's end until the engine works as before."""
     overload: bool = False
     """Whether the scenario means to send more than the engine can answer."""
+    alone: bool = True
+    """Whether nobody else opens sales at the engine, or buys there."""
     load_valid: bool = True
     timeout_ns: int = 5_000_000_000
     remembered_ns: int = round(REMEMBERED_S * 1e9)
@@ -114,25 +116,26 @@ class Asked:
         whole = dict.fromkeys(["sale_id", "product_id", "stock", "quantity", "sold"], "int64")
         return both.astype(whole).sort_values("sale_id").set_index("sale_id")
 
-    def is_excused(self, rows: pd.DataFrame) -> Flags:
+    def is_excused(self, rows: pd.DataFrame, patient: bool = False) -> Flags:
         """Return for each request whether a fault, or the overload that the scenario means, may have
-        kept it from its answer."""
+        kept it from its answer; `patient`: until the time is over in which the engine has to recover, since a
+        part of it may take longer than the whole."""
         if self.overload:
             return np.ones(len(rows), np.bool_)
         start = rows["sent_ns"].fillna(rows["intended_ns"]).to_numpy("int64")
         end = rows["done_ns"].fillna(pd.Series(start + self.timeout_ns, rows.index)).to_numpy("int64")
         meets = np.zeros(len(rows), np.bool_)
         for fault in self.faults:
-            back_s = self.recover_s if fault.recovered_after_s is None else fault.recovered_after_s
+            back_s = self.recover_s if patient or fault.recovered_after_s is None else fault.recovered_after_s
             until_s = fault.end_s + min(back_s, self.recover_s) + GRACE_S
             if fault.failed:  # it may never have ended
                 until_s = NEVER / 1e9
             meets |= (end >= fault.start_s * 1e9) & (start <= until_s * 1e9)
         return meets
 
-    def is_slow(self, rows: pd.DataFrame) -> Flags:
+    def is_slow(self, rows: pd.DataFrame, patient: bool = False) -> Flags:
         """Return for each request whether the engine, or the machine, may be slow for a reason."""
-        return self.is_excused(rows) if self.load_valid else np.ones(len(rows), np.bool_)
+        return self.is_excused(rows, patient) if self.load_valid else np.ones(len(rows), np.bool_)
 
 
 def read_asked(
@@ -144,6 +147,7 @@ def read_asked(
     target: str | None = None,
     contract: Contract | None = None,
     ended_ns: int = LONG_AGO,
+    alone: bool = True,
     load_valid: bool = True,
     skew_s: float = 0.0,
     read_ns: int = NEVER,
@@ -152,8 +156,9 @@ def read_asked(
     an engine other than Flashgrid.
 
     `restocks` are those that were done. One that was due a second before `ended_ns`, the end of the load, was
-    asked for as well. `skew_s` is how far the clocks of the engine's services, and this machine's own
-    in the course of the run, were seen to be off. `read_ns` is when the stores had been read.
+    asked for as well. `alone` says that the run sent nothing but the scenario's requests. `skew_s` is how far
+    the clocks of the engine's services, and this machine's own in the course of the run, were seen to be off.
+    `read_ns` is when the stores had been read.
     """
     known = contract is None and (target is None or "payment_decline_rate" in scenario.engine)
     here = target is None or re.match(r"https?://(localhost|127\.0\.0\.1|\[::1\])\b", target)
@@ -175,6 +180,7 @@ def read_asked(
         faults=faults,
         recover_s=scenario.recover_s,
         overload=scenario.driver.may_give_up,
+        alone=alone and target is None,
         load_valid=load_valid,
         timeout_ns=scenario.driver.timeout_ms * 1_000_000,
         remembered_ns=round(float(scenario.engine.get("idempotency_s", REMEMBERED_S)) * 1e9),

@@ -124,26 +124,34 @@ def make_check(
 
 
 def judge(
-    history: pd.DataFrame, state: FinalState, asked: Asked, reads: pd.DataFrame | None = None
+    history: pd.DataFrame,
+    state: FinalState,
+    asked: Asked,
+    reads: pd.DataFrame | None = None,
+    timeline: pd.DataFrame | None = None,
 ) -> list[Check]:
     """Return a check for every rule.
 
     `history` has the columns of simulation.model.history, of purchases alone; `reads` has the same columns,
-    if there were any reads.
+    if there were any reads. `timeline` is what the probes read meanwhile.
     """
-    evidence = gather(history, state, asked, reads)
+    evidence = gather(history, state, asked, reads, timeline)
     misfits = find_misfits(evidence)
     return [_apply(rule, evidence, misfits) for rule in RULES]
 
 
 def gather(
-    history: pd.DataFrame, state: FinalState, asked: Asked, reads: pd.DataFrame | None = None
+    history: pd.DataFrame,
+    state: FinalState,
+    asked: Asked,
+    reads: pd.DataFrame | None = None,
+    timeline: pd.DataFrame | None = None,
 ) -> Evidence:
     """Return the evidence that the rules read, without reads of a kind whose description does not fit."""
     if reads is not None:
         fitting = ~reads["kind"].astype("str").radd(READS).isin(list(state.misfits))
         reads = _widen(reads[fitting])
-    return Evidence(asked, _widen(history), state, reads)
+    return Evidence(asked, _widen(history), state, reads, pd.DataFrame() if timeline is None else timeline)
 
 
 def find_breaches(evidence: Evidence) -> dict[str, tuple[Breach, ...]]:

@@ -67,11 +67,15 @@ class Played(FinalState):
 
 
 def judge(
-    history: pd.DataFrame, state: FinalState, reads: pd.DataFrame | None = None, **changes: Any
+    history: pd.DataFrame,
+    state: FinalState,
+    reads: pd.DataFrame | None = None,
+    timeline: pd.DataFrame | None = None,
+    **changes: Any,
 ) -> list[Check]:
     """Return the checks of a run that `play` played; `changes` are of what was asked."""
     assert isinstance(state, Played)
-    return judge_run(history, state, replace(state.asked, **changes), reads)
+    return judge_run(history, state, replace(state.asked, **changes), reads, timeline)
 
 
 def judging(runs: int) -> settings:

@@ -3,7 +3,8 @@
 It works when two things hold for a second, or until the next fault begins. Requests are decided: nine in ten
 of those of each 100 ms, within a second. And the backlogs are small: no more is on its way to the ledger than
 before the first fault, or than the engine takes in half a second. Where fewer than LEAST requests are due in
-100 ms, the next LEAST are judged, up to the next fault.
+100 ms, the next LEAST are judged, up to the next fault. And it goes on: nine in ten of all requests until the
+next fault are decided like that, unless the scenario means to send more than the engine can answer.
 """
 
 from collections.abc import Sequence
@@ -32,9 +33,9 @@ Flags = npt.NDArray[np.bool_]
 
 
 def measure_recovery(
-    history: pd.DataFrame, timeline: pd.DataFrame, faults: Sequence[Interval]
+    history: pd.DataFrame, timeline: pd.DataFrame, faults: Sequence[Interval], overload: bool = False
 ) -> list[Recovery]:
-    """Return the recovery from each fault, in the order of the faults."""
+    """Return the recovery from each fault, in the order of the faults; `overload` as in Asked."""
     starts_s = np.array([fault.start_s for fault in faults])
     last_s = timeline["t_s"].max() if len(timeline) else 0.0
     found = []
@@ -42,7 +43,7 @@ def measure_recovery(
         # The last bin begins after the last sample.
         bins = max(-1, int(np.ceil((last_s - fault.end_s) / BIN_S))) + 1
         edges_s = fault.end_s + BIN_S * np.arange(bins + 1, dtype=np.float64)
-        works = _flows(history, edges_s, starts_s) & _is_drained(
+        works = _flows(history, edges_s, starts_s, not overload) & _is_drained(
             history, timeline, edges_s[:-1], starts_s.min()
         )
         recovered = None
@@ -76,8 +77,9 @@ def _find_outbox_wait(timeline: pd.DataFrame, start_s: float, end_s: float) -> f
     return round(float(seen_ms.max()) / 1e3, 3) if len(seen_ms) else None
 
 
-def _flows(history: pd.DataFrame, edges_s: Floats, starts_s: Floats) -> Flags:
-    """Return for each bin whether its requests were decided; `starts_s` are when faults begin."""
+def _flows(history: pd.DataFrame, edges_s: Floats, starts_s: Floats, lasting: bool) -> Flags:
+    """Return for each bin whether its requests were decided, and, if `lasting`, those until the next fault;
+    `starts_s` are when faults begin."""
     history = history.sort_values("intended_ns")
     meant_s = history["intended_ns"].to_numpy("int64") / 1e9
     took_ms = (history["done_ns"] - history["intended_ns"]).to_numpy("float64", na_value=np.inf) / 1e6
@@ -88,6 +90,9 @@ def _flows(history: pd.DataFrame, edges_s: Floats, starts_s: Floats) -> Flags:
     next_s = starts_s[np.searchsorted(starts_s, edges_s[:-1], side="right")]
     last = np.maximum(last, np.minimum(first + LEAST, np.searchsorted(meant_s, next_s)))
     flows: Flags = normal[last] - normal[first] >= SHARE * (last - first)
+    if lasting:
+        until = np.searchsorted(meant_s, next_s)
+        flows &= normal[until] - normal[first] >= SHARE * (until - first)
     return flows
 
 

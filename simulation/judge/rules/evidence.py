@@ -1,7 +1,7 @@
 """What a rule reads, the evidence of a run, and what it returns, a finding."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from typing import Any, Final, NamedTuple, TypeVar
@@ -46,6 +46,8 @@ class Evidence:
     state: FinalState
     reads: pd.DataFrame | None = None
     """Every read of stock and of orders; None without any."""
+    timeline: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """What the probes read of the stores meanwhile; empty without them."""
 
     def answered(self, outcome: str) -> pd.DataFrame:
         """Return the requests with that outcome."""
@@ -250,14 +252,6 @@ def find_excess(holds: pd.DataFrame, by: list[str], most: pd.Series) -> pd.Serie
     changes = pd.concat(moments).sort_values(["at_ns", "first"], kind="stable")
     held = changes.groupby(by)["units"].cumsum().groupby([changes[name] for name in by]).max()
     return (held - held.index.get_level_values(0).map(most.to_dict()).fillna(0)).clip(lower=0)
-
-
-def count_turned_away(requests: pd.DataFrame) -> int:
-    """Return how many of the requests were answered 503, or are without an outcome, for no reason; 0 if
-    those are no more than MOST of them, or the requests are few."""
-    judged = requests[~requests["excused"]]
-    away = int(judged["outcome"].isin(["UNAVAILABLE", "UNKNOWN"]).sum())
-    return away if len(judged) >= FEW and away > MOST * len(judged) else 0
 
 
 class Breach(NamedTuple):

@@ -10,10 +10,11 @@ from simulation.judge.rules.evidence import (
     Evidence,
     Finding,
     Unknown,
-    count_turned_away,
     find,
     read,
 )
+from simulation.judge.rules.samples import judge_orders
+from simulation.judge.rules.service import count_turned_away
 from simulation.model.outcome import TERMINAL
 
 
@@ -86,7 +87,9 @@ def order_ids_are_unique(evidence: Evidence) -> Finding:
 def no_phantom_orders(evidence: Evidence) -> Finding:
     """Every order in the ledger was asked for. Either its buyer was told ACCEPTED, or it belongs to a request
     whose outcome the client never learnt: one such request of that buyer, product and key for each order,
-    sent before the order was accepted, and not long before, unless a fault or an overload held it back."""
+    sent before the order was accepted, and not long before, unless a fault or an overload held it back.
+    Samples of the ledger during the run never count more orders than purchases were sent until then, or fewer
+    than before."""
     asked, orders = evidence.asked, evidence.orders
     if evidence.state.partial:
         raise Unknown("orders that no client was told of can't be seen")
@@ -112,6 +115,7 @@ def no_phantom_orders(evidence: Evidence) -> Finding:
         f"{len(unanswered):,} of {len(orders):,} orders have no accepted answer"
         + (f"; {len(unanswered) - phantoms:,} explained by an unknown outcome" if len(unanswered) else ""),
         Breach(phantoms, "explained by nothing", "order", unanswered.loc[strange, "order_id"]),
+        *judge_orders(evidence),
         chances=len(orders),
     )
 

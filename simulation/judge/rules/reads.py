@@ -3,22 +3,25 @@
 import pandas as pd
 
 from simulation.judge.asked import LONG_AGO, NEVER, PROMPT_NS
-from simulation.judge.rules.evidence import Breach, Evidence, Finding, count_turned_away, find
+from simulation.judge.rules.evidence import FEW, Breach, Evidence, Finding, find
+from simulation.judge.rules.service import count_turned_away, count_worst, find_away
 from simulation.model.outcome import TERMINAL
 
 
 def reads_are_true(evidence: Evidence) -> Finding:
-    """What clients are shown is true. An accepted order is never denied, also after a loss of Redis' memory;
-    its status never changes once it is final, and that status is the ledger's, not before the ledger settled
-    it, and a second after that at the latest. A stock is never negative, it adds up to what was asked for,
-    and no unit is missing from it before a purchase can have taken that unit: every accepted purchase and
-    every unknown outcome counts from the moment at which it was sent. A second after a purchase was accepted
-    its unit is missing, until its payment can have failed. No read is called invalid, and no more than one in
-    ten of all is turned away without a reason."""
+    """What clients are shown is true. An accepted order is never denied, also after a loss of Redis' memory,
+    nor always turned away while all others are shown; its status never changes once it is final, and that
+    status is the ledger's, not before the ledger settled it, and a second after that at the latest. A stock
+    is never negative, it adds up to what was asked for, and no unit is missing from it before a purchase can
+    have taken that unit: every accepted purchase and every unknown outcome counts from the moment at which it
+    was sent. A second after a purchase was accepted its unit is missing, until its payment can have failed.
+    No read is called invalid, no more than one in ten of all is turned away without a reason, and never all
+    of a kind for longer than half a second."""
     reads = evidence.reads
     if reads is None or reads.empty:
         return Finding(0, "no reads", 0)
-    reads = reads.assign(excused=evidence.asked.is_slow(reads))
+    asked = evidence.asked
+    reads = reads.assign(excused=asked.is_slow(reads), recovering=asked.is_slow(reads, patient=True))
     orders, stocks = (reads[reads["kind"] == kind] for kind in ("order", "stock"))
     judged = f"{len(orders):,} reads of orders and {len(stocks):,} of stock judged"
     said = [*_judge_answers(orders, stocks), *_judge_statuses(orders, evidence), *_judge_sums(stocks)]
@@ -34,6 +37,13 @@ def _judge_answers(*kinds: pd.DataFrame) -> list[Breach]:
     return [
         Breach(len(invalid), "valid reads were called invalid", "op", invalid),
         *(Breach(count_turned_away(reads), "reads of a kind were turned away") for reads in kinds),
+        *(
+            Breach(
+                count_worst(reads.assign(excused=reads["recovering"])),
+                "reads of a kind were turned away together",
+            )
+            for reads in kinds
+        ),
     ]
 
 
@@ -48,12 +58,30 @@ def _judge_statuses(orders: pd.DataFrame, evidence: Evidence) -> list[Breach]:
     statuses = orders[is_final].drop_duplicates(["order_id", "order_status"])
     changed = statuses.loc[statuses["order_id"].duplicated(), "order_id"]
     strange = status.notna() & ~is_final & (status != "PENDING")
+    hidden = _find_hidden(orders)
     return [
         Breach(denied.sum(), "answers denied an accepted order", "order", ids[denied]),
+        Breach(len(hidden), "accepted orders were never shown while others were", "order", hidden),
         Breach(back.sum(), "statuses went back to PENDING", "order", ids[back]),
         Breach(len(changed), "final statuses changed", "order", changed),
         Breach(strange.sum(), "statuses are none of the contract's", "order", ids[strange]),
     ]
+
+
+def _find_hidden(orders: pd.DataFrame) -> list[str]:
+    """Return the orders of which several reads were turned away, and none answered, while all those of others
+    were answered, from PROMPT_NS before until PROMPT_NS after."""
+    judged = orders[orders["sent_ns"].notna()].assign(excused=orders["recovering"])
+    away = find_away(judged).groupby(judged["order_id"]).agg(["all", "size"])
+    never = away.index[away["all"] & (away["size"] > 1)]
+    others = judged[~judged["order_id"].isin(never)]
+    answered, sent_ns = ~find_away(others), others["sent_ns"]
+    found = []
+    for order_id, sent in judged[judged["order_id"].isin(never)].groupby("order_id")["sent_ns"]:
+        beside = answered[sent_ns.between(sent.min() - PROMPT_NS, sent.max() + PROMPT_NS)]
+        if len(beside) >= FEW and beside.all():
+            found.append(str(order_id))
+    return found
 
 
 def _judge_sums(stocks: pd.DataFrame) -> list[Breach]:

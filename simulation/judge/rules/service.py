@@ -1,20 +1,103 @@
 """Rules about the service itself: every request is answered, and whoever asks for a unit can buy."""
 
+from typing import Final
+
+import numpy as np
 import pandas as pd
 
 from simulation.judge.asked import GRACE_S
 from simulation.judge.rules.evidence import (
     BUYER,
+    FEW,
     LIVE,
     MOST,
     Breach,
     Evidence,
     Finding,
     Unknown,
-    count_turned_away,
     find,
 )
 from simulation.model.contract import Contract
+
+AWAY: Final = ["UNAVAILABLE", "UNKNOWN"]
+"""Outcomes that leave a client without what it asked for, and without a decision."""
+STANDSTILL_NS: Final = 500_000_000
+"""Longest time in which everybody may be turned away without a reason."""
+BESIDE: Final = 50
+"""Requests that are compared with each other, since they were sent one after another."""
+CHANCE: Final = 1e-9
+"""How seldom a right engine may be called wrong by a rule that counts on chance."""
+_STAKES: Final = (0.1, 0.5, 1.0)
+_PLACE: Final = ["product_id", "door"]
+"""Requests for one product at one front door are turned away together."""
+
+
+def find_away(requests: pd.DataFrame) -> "pd.Series[bool]":
+    """Return for each request whether it was answered 503, or is without an outcome, for no reason."""
+    return requests["outcome"].isin(AWAY) & ~requests["excused"]
+
+
+def count_turned_away(requests: pd.DataFrame) -> int:
+    """Return how many of the requests were turned away for no reason; 0 if those are no more than MOST of
+    them, or the requests are few."""
+    away, judged = int(find_away(requests).sum()), int((~requests["excused"]).sum())
+    return away if judged >= FEW and away > MOST * judged else 0
+
+
+def count_worst(requests: pd.DataFrame) -> int:
+    """Return how many requests were turned away, for no reason, in a way that is wrong of fewer than MOST of
+    all: half of MOST in most seconds, more than half of BESIDE or more for one product or at one front door,
+    or all of them for longer than STANDSTILL_NS."""
+    judged = requests[~requests["excused"]]
+    away = find_away(judged)
+    if not away.any():
+        return 0
+    seconds = away.groupby(judged["sent_ns"] // 10**9).agg(["sum", "size"])
+    seconds = seconds[seconds["size"] >= FEW]
+    if away.sum() >= BESIDE and (seconds["sum"] > MOST / 2 * seconds["size"]).mean() > 0.5:
+        return int(away.sum())
+    counts = pd.concat([away.groupby(judged[name]).agg(["sum", "size"]) for name in _PLACE])
+    odd = (counts["size"] >= BESIDE) & (counts["sum"] > counts["size"] / 2)
+    return max(int(counts.loc[odd, "sum"].max()) if odd.any() else 0, _count_standstill(requests))
+
+
+def _count_standstill(requests: pd.DataFrame) -> int:
+    """Return how many requests were turned away, for no reason, in times longer than STANDSTILL_NS in which
+    nobody was answered otherwise; 0 of few."""
+    answered = requests[requests["done_ns"].notna()].sort_values("done_ns")
+    away = find_away(answered)
+    rows = answered[away].groupby((away != away.shift()).cumsum()[away])["done_ns"]
+    spans = rows.agg(["size", "min", "max"]).astype("int64")
+    long = (spans["max"] - spans["min"] > STANDSTILL_NS) & (spans["size"] >= FEW)
+    return int(spans.loc[long, "size"].sum())
+
+
+def count_shut_out(requests: pd.DataFrame) -> int:
+    """Return how many requests are of users who were turned away whenever they asked, if chance does not
+    make so many of them; 0 if it may.
+
+    Once a user was turned away, a bet is laid on each later second in which that user asks: the first request
+    of it is turned away as well. Its odds are fair if that is no likelier than for other users' requests that
+    were sent beside it, or than in the whole run, and one in BESIDE at least. Whoever bets the same share of
+    the stake on each user then wins 1 / CHANCE with a probability of at most CHANCE (Ville's inequality).
+    """
+    judged = requests[~requests["excused"]].sort_values("sent_ns")
+    rows = judged[["user_id", *_PLACE]].assign(away=find_away(judged), second=judged["sent_ns"] // 10**9)
+    if not rows["away"].any():
+        return 0
+    rows["beside"] = rows.groupby(_PLACE).cumcount() // BESIDE
+    around, own = (rows.groupby([*_PLACE, "beside", *by])["away"] for by in ([], ["user_id"]))
+    sums, sizes = (around.transform(name) - own.transform(name) for name in ("sum", "size"))
+    rows["odds"] = (sums / sizes).fillna(1).clip(lower=max(rows["away"].mean(), 1 / BESIDE))
+    asked = rows.drop_duplicates(["user_id", "second"])
+    users = rows.groupby("user_id")["away"]
+    later = asked[asked["user_id"].duplicated() & asked["user_id"].map(users.first())]
+    lost = later["user_id"].map(users.all())
+    won = (lost / later["odds"]).groupby(later["user_id"]).prod()
+    with np.errstate(divide="ignore"):
+        gains = [np.log1p(share * (won - 1)).sum() for share in _STAKES]
+    likely = max(gains, default=0) < np.log(len(_STAKES) / CHANCE)
+    return 0 if likely else int(rows["user_id"].isin(won.index[won > 0]).sum())
 
 
 def no_server_errors(evidence: Evidence) -> Finding:
@@ -61,12 +144,15 @@ def _fit(answered: pd.DataFrame, contract: Contract) -> pd.Series:
 
 def the_sale_happened(evidence: Evidence) -> Finding:
     """A sale sells to those who ask, as far as its stock and its terms allow. No more than one in ten
-    requests is turned away with 503, or left without an outcome, and no more than one in ten units that
-    somebody asks for stays unsold, apart from faults and an overload that the scenario means. So it is
-    with those who got an order: no more than one in ten of their answers leaves them without knowing it, and
-    not all of them."""
+    requests is turned away with 503, or left without an outcome, in most seconds one in twenty, nor most of
+    those for a product or at a front door, nor everybody for longer than half a second, nor always the same
+    users, and no more than one in ten units that somebody asks for stays unsold, apart from faults and an
+    overload that the scenario means. So it is with those who got an order: no more than one in ten of their
+    answers leaves them without knowing it, and not all of them."""
     sales, sent = evidence.asked_sales, evidence.sent
     many, unheard = count_turned_away(sent), _count_unheard(evidence)
+    calm = sent.assign(excused=evidence.asked.is_excused(sent, patient=True))
+    worst, shut_out = count_worst(calm), count_shut_out(calm)
 
     wanting = sent[sent["outcome"].isin(["ACCEPTED", "SOLD_OUT", "UNAVAILABLE", "UNKNOWN"])]
     wanting = wanting.assign(sale_id=evidence.find_sale(wanting)).dropna(subset="sale_id")
@@ -86,11 +172,13 @@ def the_sale_happened(evidence: Evidence) -> Finding:
     found = find(
         f"{sold.sum():,} purchases of {expected.sum():,} that were possible, in {tried.sum():,} sales",
         Breach(many, "requests turned away without a reason"),
+        Breach(worst, "requests turned away without a reason all the time, at one place or all together"),
+        Breach(shut_out, "requests of users who were always turned away"),
         Breach(unheard, "answers to buyers who got an order did not say so"),
         Breach(short.sum(), "of them did not happen", "sale", short.index[short > 0]),
         chances=(tried & sales.index.isin(wanting.loc[sure, "sale_id"])).sum(),
     )
-    if (many or unheard) and not short.any() and not evidence.asked.load_valid:
+    if (many or unheard or worst or shut_out) and not short.any() and not evidence.asked.load_valid:
         raise Unknown(f"{found.detail}; but the load was not as planned")
     if not found.violations and tried.any() and not sold[tried].any():
         raise Unknown(

@@ -5,6 +5,7 @@ import pandas as pd
 
 from simulation.judge.asked import NEVER
 from simulation.judge.rules.evidence import LIVE, Breach, Evidence, Finding, find, find_excess, read
+from simulation.judge.rules.samples import judge_units, judge_waiting
 from simulation.model.contract import FLASHGRID
 
 
@@ -41,7 +42,8 @@ def no_oversell(evidence: Evidence) -> Finding:
 def units_are_conserved(evidence: Evidence) -> Finding:
     """No unit appears or vanishes. For every sale the stock equals the units left for sale, plus the units
     held by confirmed and pending orders, plus the units on their way to the ledger. The units of failed
-    orders were released, and no others."""
+    orders were released, and no others. Samples of the gate during the run never show more units, or fewer,
+    than purchases can have left there."""
     gate = read(evidence.state.gate, "stock for sale").drop_duplicates("product_id").set_index("product_id")
     current = evidence.sales[~evidence.sales["product_id"].duplicated(keep="last")].reset_index()
     current = current.join(gate[["sale_id", "remaining"]].add_suffix("_gate"), on="product_id")
@@ -59,6 +61,7 @@ def units_are_conserved(evidence: Evidence) -> Finding:
         + (f"; {forgotten.sum():,} of the sales are not for sale" if forgotten.any() else ""),
         Breach(off.sum(), "units unaccounted for", "sale", current.loc[off > 0, "sale_id"]),
         Breach(released, "units apart in what was released and what failed"),
+        *judge_units(evidence),
         chances=(current["live"] + current["FAILED"] + flying > 0).sum(),
     )
 
@@ -77,7 +80,8 @@ def _count_misreleased(evidence: Evidence, gate: pd.DataFrame, current: pd.DataF
 
 def nothing_is_stranded(evidence: Evidence) -> Finding:
     """Once the load is over, everything drains within the time that the scenario allows (drain_s): no
-    reservation waits to be settled, nothing waits on its way to the ledger, and sales are open."""
+    reservation waits to be settled, nothing waits on its way to the ledger, and sales are open. Samples of
+    the stores during the run never show that more waits than purchases were sent."""
     state = evidence.state
     if "waiting" in state.without and state.drained_s is not None:
         return Finding(0, "this engine has no place where a purchase waits", 0)
@@ -98,6 +102,7 @@ def nothing_is_stranded(evidence: Evidence) -> Finding:
     breaches = (
         Breach(stranded, "left"),
         Breach(tardy, "time not drained, or sales not open, until the end"),
+        *judge_waiting(evidence),
     )
     return find(detail, *breaches, chances=len(evidence.accepted) + len(evidence.unknown))
 

@@ -3,6 +3,7 @@
 import pandas as pd
 
 from simulation.judge.rules.evidence import Breach, Evidence, Finding, Unknown, find, read
+from simulation.model.contract import FLASHGRID
 
 _TERMS = ("stock", "quantity", "user_limit")
 _HOURS = ("starts", "ends")
@@ -13,6 +14,7 @@ def terms_are_as_asked(evidence: Evidence) -> Finding:
     purchase, its start and its end. There is no sale too many and none too few, and every order takes the
     quantity of its sale."""
     asked, state, sales = evidence.asked, evidence.state, evidence.sales
+    ours = asked.contract == FLASHGRID and not state.partial
     held = read(state.sales, "ledger").set_index("sale_id")
     ledger = sales.join(held.rename(columns={name: f"{name}_held" for name in sales.columns}))
     compared = ledger[ledger["asked"] & ledger["found"]]
@@ -26,6 +28,12 @@ def terms_are_as_asked(evidence: Evidence) -> Finding:
 
     gate = state.gate
     if gate is not None:
+        others = gate[~gate["product_id"].isin(sales["product_id"])]
+        # What was on sale before the run has a smaller number.
+        others = others[~others["sale_id"].between(1, compared.index.min() - 1) & asked.alone & ours]
+        breaches.append(
+            Breach(len(others), "are for sale and were never asked for", "product", others["product_id"])
+        )
         gate = gate[gate["product_id"].isin(sales["product_id"])]
         twice = gate[gate["product_id"].duplicated()]
         breaches.append(Breach(len(twice), "are for sale twice", "product", twice["product_id"]))
@@ -44,7 +52,20 @@ def terms_are_as_asked(evidence: Evidence) -> Finding:
     )
     if gate is None and "gate" not in state.without and not found.violations:
         raise Unknown("what is for sale could not be read")
+    stores = {"ledger": (state.sales, "us"), "gate": (state.gate, "ms")} if ours else {}
+    for place, (store, unit) in stores.items():
+        lacking = [] if store is None else _find_lacking(evidence.asked_sales, store, unit)
+        if lacking and not found.violations:
+            raise Unknown(f"the {place} does not show {', '.join(lacking)}")
     return found
+
+
+def _find_lacking(asked: pd.DataFrame, store: pd.DataFrame, unit: str) -> list[str]:
+    """Return the columns that a store lacks, of those that tell of a term that was asked for."""
+    terms = {name: asked[name].notna() for name in _TERMS}
+    terms |= {f"{name}_{unit}": asked[f"{name}_ns"].notna() for name in _HOURS}
+    terms["quantity"] &= asked["quantity"] != 1
+    return [name for name, wanted in terms.items() if wanted.any() and name not in store]
 
 
 def _compare(

@@ -54,7 +54,7 @@ class Record:
     def breaches(self) -> Mapping[str, Sequence[Breach]]:
         """Where each rule is broken, by its name."""
         run = self.metrics
-        return find_breaches(gather(run.history, run.state, run.asked, run.reads))
+        return find_breaches(gather(run.history, run.state, run.asked, run.reads, run.timeline))
 
     @property
     def has_stages(self) -> bool:

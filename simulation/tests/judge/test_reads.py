@@ -72,6 +72,22 @@ def test_an_order_that_was_accepted_is_never_denied() -> None:
     assert check(history, state, [unavailable, unanswered]).holds, "what is not known is no lie"
 
 
+def test_an_order_that_is_never_shown_while_others_are_is_found() -> None:
+    history, state = play([at(100 * number, number) for number in range(1, 31)], [Terms(stock=40)])
+    ids = history["order_id"].tolist()
+    looks = [read_order(50 + op, ids[op % 30], 10_000 + op, "CONFIRMED") for op in range(90)]
+
+    def hide(*ops: int) -> list[dict[str, Any]]:
+        return [look | ({"outcome": "UNAVAILABLE"} if op in ops else {}) for op, look in enumerate(looks)]
+
+    assert check(history, state, hide()).holds
+    assert check(history, state, hide(3)).holds, "the others show it"
+    found = check(history, state, hide(3, 33, 63))
+    assert (found.holds, found.violations) == (False, 1)
+    assert found.detail.endswith(f"accepted orders were never shown while others were (order {ids[3]})")
+    assert check(history, state, hide(3, 33, 63, 4)).holds, "so it may be chance"
+
+
 def test_a_status_never_goes_back() -> None:
     history, state, one, two = two_orders()
     forth = [read_order(8, one, 300, "PENDING"), read_order(9, one, 400, "CONFIRMED")]

@@ -60,6 +60,19 @@ def test_it_takes_until_requests_are_decided_again() -> None:
     assert recovered(history(slow=(2.0, 3.5)), timeline()) == [0.5]
 
 
+def test_answers_that_are_slow_again_until_the_next_fault_are_no_recovery() -> None:
+    for trouble in ({"slow": (4.5, 8.0)}, {"refused": (4.5, 8.0)}):
+        assert recovered(history(**trouble), timeline()) == [5.0], "when nobody asks any more"
+        assert (
+            judge_recovery(measure_recovery(history(**trouble), timeline(), [FAULT]), 4, 8).state == "broken"
+        )
+    assert recovered(history(slow=(4.5, 4.9)), timeline()) == [0.0], "those are a few"
+    later = Interval(kind="cut", on="redis", start_s=4.4, end_s=8.5)
+    assert recovered(history(slow=(4.5, 8.0)), timeline(), FAULT, later)[0] == 0.0, "that is the next one's"
+    [meant] = measure_recovery(history(slow=(4.5, 8.0)), timeline(), [FAULT], overload=True)
+    assert meant.recovered_after_s == 0.0
+
+
 def test_it_takes_until_what_waited_has_drained_or_can_be_read() -> None:
     assert recovered(history(), timeline(backlog=(2.2, 5.0))) == [2.0]
     assert recovered(history(), timeline(unread=(2.2, 4.0))) == [1.0]

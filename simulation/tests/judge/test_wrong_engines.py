@@ -12,7 +12,7 @@ import pytest
 
 from simulation.judge.asked import read_asked
 from simulation.judge.verdict import judge, verdict
-from simulation.model.events import Restocked
+from simulation.model.events import Recovery, Restocked
 from simulation.model.state import FinalState
 from simulation.record.facts import read_facts
 from simulation.record.history import read_history
@@ -129,6 +129,26 @@ def open_twice(record: Record) -> Record:
     return scenario, history, replace(state, sales=pd.concat([state.sales, again], ignore_index=True))
 
 
+def offer(record: Record, store: str) -> Record:
+    """A store holds a sale of a second product."""
+    scenario, history, state = record
+    held: pd.DataFrame = getattr(state, store)
+    also = pd.concat([held, held.assign(product_id=2, sale_id=held["sale_id"] + 1)], ignore_index=True)
+    return scenario, history, replace(state, **{store: also})  # type: ignore[arg-type]
+
+
+def turn_away(record: Record, which: Callable[[pd.DataFrame], "pd.Series[bool]"]) -> Record:
+    """Some are told 503 where they were told SOLD_OUT."""
+    scenario, history, state = record
+    away = (history["outcome"] == "SOLD_OUT") & which(history)
+    told = {"outcome": "UNAVAILABLE", "status": 503}
+    return (
+        scenario,
+        history.assign(**{name: history[name].mask(away, value) for name, value in told.items()}),
+        state,
+    )
+
+
 def restock(record: Record) -> Record:
     """Ten seconds in, a thousand more units are asked for."""
     scenario, history, state = record
@@ -237,11 +257,43 @@ CASES: dict[str, tuple[Callable[[Record], Record], str]] = {
         "refusals are true",
     ),
     "SOLD_OUT while nearly all is left": (say_sold_out_early, "sold out means sold out"),
+    "a product that nobody asked for is on sale": (lambda r: offer(r, "gate"), "terms are as asked"),
+    "a product that nobody asked for is in the ledger": (lambda r: offer(r, "sales"), "terms are as asked"),
+    "one user in eleven always hears 503": (
+        lambda r: turn_away(r, lambda history: history["user_id"] % 11 == 0),
+        "the sale happened",
+    ),
+    "one user in thirty always hears 503": (
+        lambda r: turn_away(r, lambda history: history["user_id"] % 30 == 0),
+        "the sale happened",
+    ),
+    "every twelfth request is told 503": (
+        lambda r: turn_away(r, lambda history: history["op"] % 12 == 0),
+        "the sale happened",
+    ),
+    "everybody hears 503 for a second": (
+        lambda r: turn_away(r, lambda history: history["intended_ns"] // 1_000_000_000 == 10),
+        "the sale happened",
+    ),
 }
 
 
 def test_the_true_record_passes(truth: Record) -> None:
     assert broken_rules(truth) == set()
+
+
+def test_what_chance_turns_away_or_a_moment_is_no_fault(truth: Record) -> None:
+    def scattered(history: pd.DataFrame) -> "pd.Series[bool]":
+        return history["op"] * 7_919 % 1_000 < 40
+
+    assert broken_rules(turn_away(truth, scattered)) == set()
+    short = turn_away(truth, lambda history: history["intended_ns"].between(10.8e9, 11.2e9))
+    assert broken_rules(short) == set()
+    fault = Recovery(kind="restart", on="redis", start_s=9.5, end_s=10, recovered_after_s=0.2)
+    second = turn_away(truth, lambda history: history["intended_ns"].between(10e9, 11e9))
+    assert broken_rules(second, faults=[fault]) == set(), "a hand-over"
+    later = turn_away(truth, lambda history: history["intended_ns"].between(12e9, 13e9))
+    assert broken_rules(later, faults=[fault]) == set(), "in the time in which it may recover"
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -327,6 +379,30 @@ def test_a_gate_that_holds_other_terms_is_found(term: str, value: int) -> None:
     assert state.gate is not None
     gate = state.gate.assign(**{term: pd.array([value], "Int64")})
     assert histories.broken(histories.judge(history, replace(state, gate=gate))) == {"terms are as asked"}
+
+
+@pytest.mark.parametrize("store", ["gate", "sales"])
+@pytest.mark.parametrize("term", ["user_limit", "quantity", "stock"])
+def test_a_store_that_does_not_show_a_term_that_was_asked_for_is_no_witness(store: str, term: str) -> None:
+    history, state = play([at(0, 1), at(100, 2)], [Terms(stock=6, quantity=2, limit=2)])
+    assert histories.broken(histories.judge(history, state)) == set()
+    blind = replace(state, **{store: getattr(state, store).drop(columns=term)})
+    assert _unjudged(histories.judge(history, blind)) == ["terms are as asked"]
+
+
+def test_a_store_may_not_show_what_nobody_asked_for() -> None:
+    history, state = keyed_sale()
+    assert state.gate is not None
+    older = replace(state, gate=state.gate.drop(columns=["user_limit", "quantity", "starts_ms", "ends_ms"]))
+    assert verdict(histories.judge(history, older), load_valid=True) == "pass"
+
+
+def test_what_others_sell_at_the_same_engine_is_theirs() -> None:
+    history, state = keyed_sale()
+    assert state.gate is not None
+    theirs = replace(state, gate=pd.concat([state.gate, state.gate.assign(product_id=2, sale_id=2)]))
+    assert histories.broken(histories.judge(history, theirs)) == {"terms are as asked"}
+    assert histories.broken(histories.judge(history, theirs, alone=False)) == set()
 
 
 def test_a_product_that_two_shards_hold_is_found() -> None:

@@ -27,8 +27,8 @@ from simulation.verdict import load_run
 S = 1_000_000_000
 
 
-def broken(history: pd.DataFrame, state: Played, reads: pd.DataFrame | None = None, **asked: Any) -> set[str]:
-    return histories.broken(histories.judge(history, state, reads, **asked))
+def broken(history: pd.DataFrame, state: Played, reads: pd.DataFrame | None = None, **more: Any) -> set[str]:
+    return histories.broken(histories.judge(history, state, reads, **more))
 
 
 def settle(state: Played, second: float | None, status: str = "FAILED") -> Played:
@@ -72,6 +72,58 @@ def test_each_sale_of_a_product_has_its_own_stock_to_promise() -> None:
     history, state = play(asks, [Terms(stock=1), Terms(stock=5, opens_ns=5 * S)])
     assert broken(history, state) == set()
     assert broken(history, settle(state, 2.5)) == {"no oversell"}
+
+
+# --- what the probes saw
+
+
+def seen(**counts: list[int]) -> pd.DataFrame:
+    """Samples, one a second from half a second on."""
+    return pd.DataFrame(
+        {"t_s": [0.5 + number for number in range(len(next(iter(counts.values()))))]} | counts
+    )
+
+
+def test_what_the_probes_saw_of_a_right_engine_is_right() -> None:
+    history, state = resold()
+    looked = seen(
+        stock_remaining=[2, 2, 1, 1, 0],
+        ledger_failed=[0, 1, 1, 1, 1],
+        ledger_confirmed=[0, 0, 1, 1, 2],
+        outbox_entries=[0, 1, 2, 2, 0],
+        pending_orders=[0, 1, 2, 2, 0],
+        queue_messages=[0, 1, 2, 2, 0],
+    )
+    assert broken(history, state, timeline=looked) == set()
+
+
+@pytest.mark.parametrize(
+    ("name", "counts", "rule"),
+    [
+        ("stock_remaining", [2, 1, -1, 0], "units are conserved"),
+        ("stock_remaining", [2, 3, 1, 1], "units are conserved"),
+        ("stock_remaining", [0, 2, 1, 1], "units are conserved"),
+        ("stock_remaining", [2, 2, 2, 2, 2], "units are conserved"),
+        ("ledger_failed", [0, 2, 1, 1], "units are conserved"),
+        ("ledger_confirmed", [0, 1, 3, 3], "no phantom orders"),
+        ("ledger_confirmed", [2, 2, 2, 2], "no phantom orders"),
+        ("ledger_confirmed", [0, 1, 0, 2], "no phantom orders"),
+        ("outbox_entries", [0, 1, 2, 3, 4], "nothing is stranded"),
+        ("pending_orders", [0, 2, 4, 0, 0], "nothing is stranded"),
+        ("queue_messages", [0, 0, 0, 1, 2], "nothing is stranded"),
+    ],
+)
+def test_a_count_that_the_history_contradicts_is_found(name: str, counts: list[int], rule: str) -> None:
+    history, state = resold()
+    looked = seen(**{name: counts})
+    assert broken(history, state, timeline=looked) == {rule}
+
+
+def test_only_a_fault_explains_a_gate_that_forgot_its_units() -> None:
+    history, state = resold()
+    forgetful = seen(stock_remaining=[0, 0, 1, 1, 0])
+    assert broken(history, state, timeline=forgetful) == {"units are conserved"}
+    assert broken(history, state, timeline=forgetful, faults=[histories.TROUBLE]) == set()
 
 
 # --- what buyers hear
