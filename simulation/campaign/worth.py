@@ -4,10 +4,12 @@ Writes worth.json, worth.md and worth.html into its folder, beside the record of
 """
 
 import asyncio
+import json
+import shlex
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 import pandas as pd
@@ -66,6 +68,27 @@ WINDOW_S: Final = (1.0, 4.0)
 """The part of that load in which answers are counted."""
 STATES: Final = {"accepting": 10**6, "sold out": 0}
 """The stock in each state in which a rate is measured."""
+
+
+class Plan(NamedTuple):
+    """A scenario of the library, with changes."""
+
+    scenario: str
+    changes: Mapping[str, Any]
+    rate_rps: float
+    seed: int
+
+    def load(self) -> Scenario:
+        """Return the scenario."""
+        return load_scenario(self.scenario, self.changes, rate_rps=self.rate_rps, seed=self.seed)
+
+    def write_command(self, engine: Engine) -> str:
+        """Return the command that runs it once more."""
+        words = ["flashsim", "run", self.scenario, "--rate", f"{self.rate_rps:g}", "--seed", str(self.seed)]
+        words += ["--engine", engine.name] if engine.described else []
+        for key, value in self.changes.items():
+            words += ["--set", f"{key}={_write_toml(value)}"]
+        return shlex.join(words)
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -149,26 +172,30 @@ async def _try_case(name: str, rate_rps: float, engine: Engine, folder: Path, se
     return outcome
 
 
-def make_scenario(name: str, rate_rps: float, seed: int) -> Scenario:
+def plan_case(name: str, rate_rps: float, seed: int) -> Plan:
     """Return the scenario of a case."""
     if name == NO_FAULT:
         changes = {key: _CROWD[key] for key in ("driver.late_p99_ms", "drain_s")}
-        return load_scenario("spike", changes, rate_rps=rate_rps, stock=round(rate_rps * 2), seed=seed)
+        return Plan("spike", changes | {"sales.0.stock": round(rate_rps * 2)}, rate_rps, seed)
     if name == KILL:
         # A rush of eight times that rate, for a second.
-        return load_scenario(
-            "kill", {"sales.0.stock": round(rate_rps * 10)}, rate_rps=rate_rps * 8, seed=seed
-        )
+        return Plan("kill", {"sales.0.stock": round(rate_rps * 10)}, rate_rps * 8, seed)
     changes = _CROWD | {"sales.0.stock": round(rate_rps * 6)} | CASES[name]
-    return load_scenario("single-fault", changes, rate_rps=rate_rps, seed=seed)
+    return Plan("single-fault", changes, rate_rps, seed)
+
+
+def _write_toml(value: Any) -> str:
+    """Return a value as `--set` takes it."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {_write_toml(each)}" for key, each in value.items()) + "}"
+    return f"[{', '.join(map(_write_toml, value))}]" if isinstance(value, list) else json.dumps(value)
 
 
 async def _run_case(
     name: str, rate_rps: float, seed: int, engine: Engine, folder: Path, services: Services, tries: int
 ) -> Outcome:
     place = folder / f"{name.replace(' ', '-').lower()}-{engine.name}"
-    shutil.rmtree(place, ignore_errors=True)
-    summary = await _run_one(make_scenario(name, rate_rps, seed), engine, place, services)
+    summary = await _run_one(plan_case(name, rate_rps, seed), engine, place, services)
     (place / "engine.log").unlink(missing_ok=True)
     return make_outcome(summary, engine.name, place.name, seed, tries)
 
@@ -195,8 +222,9 @@ def make_outcome(summary: dict[str, Any], engine: str, folder: str, seed: int, t
     )
 
 
-async def _run_one(scenario: Scenario, engine: Engine, place: Path, services: Services) -> dict[str, Any]:
-    """Run a scenario on emptied services and write its summary and a brief report."""
+async def _run_one(plan: Plan, engine: Engine, place: Path, services: Services) -> dict[str, Any]:
+    """Run a scenario on emptied services, in a new folder, and write its summary and a brief report."""
+    shutil.rmtree(place, ignore_errors=True)
     if engine.described and engine.described.sql and engine.described.sql.queue:
         async with (
             await connect_bus(str(services.amqp_url), "worth") as bus,
@@ -204,8 +232,8 @@ async def _run_one(scenario: Scenario, engine: Engine, place: Path, services: Se
         ):
             await channel.queue_delete(engine.described.sql.queue)
     async with empty_services(services) as fresh:
-        name = f"flashsim run {scenario.name}" + (f" --engine {engine.name}" if engine.described else "")
-        await run(scenario, place, lambda _: None, services=fresh, engine=engine, command=name)
+        command = plan.write_command(engine)
+        await run(plan.load(), place, lambda _: None, services=fresh, engine=engine, command=command)
     summary = await asyncio.to_thread(judge_run, place)
     await asyncio.to_thread(write_products, place, summary, True)
     return summary
@@ -220,9 +248,8 @@ async def _measure_rate(state: str, stock: int, engine: Engine, folder: Path, se
         "driver.timeout_ms": 2_000,
         "driver.may_give_up": True,
     }
-    scenario = load_scenario("single-fault", changes, rate_rps=OFFERED)
     place = folder / f"rate-{state.replace(' ', '-')}-{engine.name}"
-    await _run_one(scenario, engine, place, services)
+    await _run_one(Plan("single-fault", changes, OFFERED, 1), engine, place, services)
     rate = count_answers(read_history(place / "history.parquet"))
     drop_record(place)
     return rate

@@ -38,7 +38,10 @@ def verify(folder: Path, as_json: bool) -> None:
     sys.exit(code)
 
 
-@click.command(short_help="Tell the story of an order, request, user or second.")
+@click.command(
+    short_help="Tell the story of an order, request, user or second.",
+    context_settings={"ignore_unknown_options": True},  # an order id may begin with a dash
+)
 @click.argument("folder", type=click.Path(path_type=Path), metavar="RUN")
 @click.argument("what", nargs=-1, required=True, metavar="WHAT")
 @json_option

@@ -153,6 +153,7 @@ def worth(only: tuple[str, ...], rate: float, folder: Path) -> None:
     names = _choose(list(CASES), only)
     result = run_on_services(lambda services: run_worth(names, rate, folder, services, say, repeat_command()))
     click.echo((folder / "worth.md").read_text())
+    list_anew(folder)
     sys.exit(max(EXIT_CODES[case.flashgrid.verdict] for case in result.cases))
 
 

@@ -1,6 +1,6 @@
 """The plan: every request of a run, decided before the run starts."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from simulation.model.history import BUY, STOCK
-from simulation.scenario.arrivals import draw_arrivals
+from simulation.scenario.arrivals import Nanoseconds, Trace, draw_arrivals, draw_segments
 from simulation.scenario.patience import Patience, draw_pauses
 from simulation.scenario.reads import Reads
 from simulation.scenario.schema import Scenario
@@ -57,7 +57,8 @@ def build_plan(scenario: Scenario, key_prefix: str = "") -> Plan:
     """
     population = scenario.population
     streams = np.random.SeedSequence(scenario.seed).spawn(8)
-    intended_ns = draw_arrivals(scenario.arrivals, streams[0])
+    segments_ns = draw_segments(scenario.arrivals, streams[0])
+    intended_ns = np.concatenate(segments_ns)
     users, products, keys, bots = (np.random.Generator(np.random.PCG64(stream)) for stream in streams[1:5])
     size = len(intended_ns)
     user_id = users.integers(1, population.users, size, endpoint=True)
@@ -77,12 +78,14 @@ def build_plan(scenario: Scenario, key_prefix: str = "") -> Plan:
         poll_ns = np.where(is_bot, 0, drawn)
     on_sale = np.array([sale.product_id for sale in scenario.sales], np.int64)
     prefix = f"{key_prefix}{scenario.seed}-"
+    product_id = on_sale[_draw_ranks(products, len(on_sale), population.zipf, size)]
+    _replay_buyers(scenario, segments_ns, user_id, product_id)
     keyed = (keys.random(size) < population.keyed_share) & ~is_bot
     plan = Plan(
         intended_ns=intended_ns,
         kind=np.full(size, BUY, np.uint8),
         user_id=user_id,
-        product_id=on_sale[_draw_ranks(products, len(on_sale), population.zipf, size)],
+        product_id=product_id,
         key=[f"{prefix}{op}" if has_key else None for op, has_key in enumerate(keyed.tolist())],
         patience=population.patience,
         pause_ns=pause_ns,
@@ -90,6 +93,17 @@ def build_plan(scenario: Scenario, key_prefix: str = "") -> Plan:
         poll_ns=poll_ns,
     )
     return _add_looks(plan, scenario, on_sale, reads.stock_share, streams[7]) if reads else plan
+
+
+def _replay_buyers(
+    scenario: Scenario, segments_ns: Sequence[Nanoseconds], user_id: Integers, product_id: Integers
+) -> None:
+    """Set user and product of each request in a trace that names them."""
+    first = 0
+    for segment, starts_ns in zip(scenario.arrivals, segments_ns, strict=True):
+        mine = slice(first, first := first + len(starts_ns))
+        if isinstance(segment, Trace) and segment.users:
+            user_id[mine], product_id[mine] = segment.find_buyers(len(starts_ns))
 
 
 def give_tokens(plan: Plan, tokens: Mapping[int, str]) -> Plan:

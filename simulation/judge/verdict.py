@@ -204,7 +204,7 @@ def _apply(rule: Rule, evidence: Evidence, misfits: Mapping[str, str]) -> Check:
         return make_check(name, None, f"{detail}; but {MISFIT}", meaning)
     if evidence.is_blind and (rule in BY_SUMS or (rule in OF_ALL and not violations)):
         return make_check(name, None, f"{detail}; but {UNSEEN}", meaning)
-    named = [f"{each.kind} {one}" for each in breaches for one in each.name(PLACES)]
+    named = [one for each in breaches for one in each.ask(PLACES)]
     return make_check(name, violations, detail, meaning, chances, named)
 
 

@@ -58,15 +58,16 @@ class Entry(NamedTuple):
 
 def write_index(folder: Path) -> Path:
     """Write index.html into the folder of the runs; return its path. Raises OSError."""
-    entries = list_runs(folder)
+    entries, series = list_runs(folder), list_series(folder)
+    runs = [(entry.name, entry.summary) for entry in entries] + _read_series_runs(folder, series)
     page = folder / "index.html"
     text = fill_page(
         "index.html",
         entries=entries,
         counts=Counter(entry.summary["verdict"] for entry in entries),
-        series=list_series(folder),
+        series=series,
         campaigns=list_campaigns(folder),
-        trends=find_trends([(entry.name, entry.summary) for entry in entries]),
+        trends=find_trends(runs),
         size=(WIDTH, HEIGHT),
         comparisons=list_comparisons(folder),
     )
@@ -78,14 +79,30 @@ def list_runs(folder: Path) -> list[Entry]:
     """Return the runs with a report and a summary, the latest first. Skip every other folder."""
     entries = []
     for report in _find_pages(folder, "report.html"):
-        try:
-            summary = json.loads((report.parent / "summary.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        summary = _read_summary(report.parent)
+        if summary is None:
             continue
         thumbnail = report.parent / "plots" / THUMBNAIL
         drawing = thumbnail.read_text(encoding="utf-8") if thumbnail.exists() else ""
         entries.append(Entry(report.parent.relative_to(folder).as_posix(), summary, drawing))
     return sorted(entries, key=lambda entry: (entry.summary["started_at"], entry.name), reverse=True)
+
+
+def _read_summary(place: Path) -> dict[str, Any] | None:
+    """Return the summary of a run; None where it has none that can be read."""
+    try:
+        summary: dict[str, Any] = json.loads((place / "summary.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return summary
+
+
+def _read_series_runs(
+    folder: Path, series: Sequence[tuple[str, SeriesRecord]]
+) -> list[tuple[str, dict[str, Any]]]:
+    """Return name and summary of each run of the series."""
+    names = [f"{name}/{run.folder}" for name, each in series for run in each.runs]
+    return [(name, summary) for name in names if (summary := _read_summary(folder / name))]
 
 
 def _find_pages(folder: Path, name: str) -> list[Path]:

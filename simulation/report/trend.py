@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from simulation.judge.figures import FIGURES, read_metric
-from simulation.report.words import figure
+from simulation.report.words import FLASHGRID, figure
 from simulation.scenario.condition import unit_of
 
 FEWEST: Final = 2
@@ -52,13 +52,17 @@ class Trend(NamedTuple):
 
     scenario: str
     runs: int
+    first: str
+    last: str
+    """The names of its first and its last run."""
     lines: list[Line]
 
 
 def find_trends(runs: Sequence[tuple[str, Summary]]) -> list[Trend]:
     """Return the trends of the runs, given as name and summary.
 
-    Only runs of the same scenario, length, stock, faults and about as many requests are in one.
+    In one are only runs of the same scenario, length, stock, faults, engine and driver, and of about as many
+    requests.
     """
     groups: dict[tuple[Any, ...], list[tuple[str, Summary]]] = defaultdict(list)
     for name, summary in sorted(runs, key=lambda run: (_place(run[1]), run[1]["load"]["requests"])):
@@ -71,7 +75,13 @@ def find_trends(runs: Sequence[tuple[str, Summary]]) -> list[Trend]:
     for group in groups.values():
         group.sort(key=lambda run: (run[1]["started_at"], run[0]))
     return [
-        Trend(key[0], len(group), [line for metric in _SHOWN if (line := _draw(metric, group))])
+        Trend(
+            key[0],
+            len(group),
+            group[0][0],
+            group[-1][0],
+            [line for metric in _SHOWN if (line := _draw(metric, group))],
+        )
         for key, group in groups.items()
         if len(group) >= FEWEST
     ]
@@ -79,7 +89,8 @@ def find_trends(runs: Sequence[tuple[str, Summary]]) -> list[Trend]:
 
 def _place(summary: Summary) -> tuple[Any, ...]:
     faults = [(fault["kind"], fault["on"]) for fault in summary.get("faults", [])]
-    return summary["scenario"], summary["duration_s"], summary["stock"]["initial"], *faults
+    sides = summary.get("engine", FLASHGRID), summary.get("driver", "")
+    return summary["scenario"], summary["duration_s"], summary["stock"]["initial"], *sides, *faults
 
 
 def _draw(metric: str, runs: Sequence[tuple[str, Summary]]) -> Line | None:

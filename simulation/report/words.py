@@ -1,5 +1,6 @@
 """Numbers, faults and runs in words, for pages and terminals. Loads nothing heavy."""
 
+import shlex
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -83,8 +84,12 @@ def percent(change: float) -> str:
 
 def name_questions(check: Mapping[str, Any], folder: str = "RUN") -> list[str]:
     """Return the commands that tell more of what breaks a rule; none where it names nothing to ask about."""
-    named = [each for each in check.get("named", ()) if each.partition(" ")[0] in ("order", "op", "user")]
-    return [f"flashsim explain {folder} {each}" for each in named]
+    named = [each.partition(" ") for each in check.get("named", ())]
+    return [
+        shlex.join(["flashsim", "explain", folder, kind, one])
+        for kind, _, one in named
+        if kind in ("order", "op", "user")
+    ]
 
 
 def describe_reads(kind: str, reads: Mapping[str, Any]) -> str:

@@ -122,10 +122,16 @@ class Trace(Shape, frozen=True, kw_only=True, tag="trace"):
     """The file that the counts come from (simulation.scenario.traces)."""
     step_s: Length | None = None
     """Length of a step in that file; None: a second."""
+    users: list[Annotated[int, Meta(ge=1, le=2**63 - 1)]] = []
+    products: list[Annotated[int, Meta(ge=1, le=2**63 - 1)]] = []
+    """Who buys what: user and product of each recorded request, the earliest first. Empty: as the population
+    says."""
 
     def __post_init__(self) -> None:
         if not any(self.counts):
             raise ValueError("a trace needs a count above 0")
+        if len(self.users) != len(self.products):
+            raise ValueError("a trace needs as many users as products")
 
     def expected(self) -> float:
         """Return Λ = rate · seconds · mean / highest of the counts."""
@@ -136,6 +142,12 @@ class Trace(Shape, frozen=True, kw_only=True, tag="trace"):
         passed = np.concatenate([[0.0], np.cumsum(self.counts)])
         edges_s = np.linspace(0.0, self.seconds, len(passed))
         return np.interp(count, passed / passed[-1] * self.expected(), edges_s)
+
+    def find_buyers(self, requests: int) -> tuple[Nanoseconds, Nanoseconds]:
+        """Return users and products of so many requests, spread over those recorded: of twice as many each is
+        there twice."""
+        rows = ((np.arange(requests) + 0.5) * len(self.users) / max(requests, 1)).astype(np.int64)
+        return np.array(self.users, np.int64)[rows], np.array(self.products, np.int64)[rows]
 
 
 Segment = Constant | Linear | Sine | Decay | Trace
@@ -152,7 +164,12 @@ def peak_rps(segments: Sequence[Segment]) -> float:
 
 
 def draw_arrivals(segments: Sequence[Segment], seed: np.random.SeedSequence) -> Nanoseconds:
-    """Return the intended starts, sorted, in ns from the run's start.
+    """Return the intended starts, sorted, in ns from the run's start."""
+    return np.concatenate([np.empty(0, np.int64), *draw_segments(segments, seed)])
+
+
+def draw_segments(segments: Sequence[Segment], seed: np.random.SeedSequence) -> list[Nanoseconds]:
+    """Return the intended starts in each segment, sorted, in ns from the run's start.
 
     Each segment draws from its own stream, so that a change to one segment leaves the others as they are.
     """
@@ -171,4 +188,4 @@ def draw_arrivals(segments: Sequence[Segment], seed: np.random.SeedSequence) -> 
         parts.append(np.rint((start_s + seconds) * 1e9).astype(np.int64))
         start_s += segment.seconds
         before += expected
-    return np.concatenate(parts) if parts else np.empty(0, np.int64)
+    return parts

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from engine.errors import SettingsError
 from engine.settings import read_settings
-from simulation.scenario.arrivals import expected_requests
+from simulation.scenario.arrivals import Trace, expected_requests
 from simulation.scenario.condition import parse_abort, parse_condition
 from simulation.scenario.fault import (
     COMMAND,
@@ -128,6 +128,12 @@ def _check_sales(scenario: Scenario, duration_s: float) -> None:
             if sale.product_id in known:
                 raise ValueError(f"sales.{number}.product_id: {sale.product_id} is on sale already")
             known.add(sale.product_id)
+    for number, segment in enumerate(scenario.arrivals):
+        named = segment.products if isinstance(segment, Trace) else []
+        if strange := set(named) - known:
+            raise ValueError(f"arrivals.{number}.products: {min(strange)} is not on sale")
+        if named and scenario.population.bots:
+            raise ValueError(f"population.bots: there are none where arrivals.{number} names the buyers")
     for number, restock in enumerate(scenario.restocks):
         if restock.product_id not in known:
             raise ValueError(f"restocks.{number}.product_id: {restock.product_id} is not on sale before")

@@ -21,6 +21,8 @@ from simulation.scenario.traces import fill_traces, read_text
 
 FOLDER = Path(__file__).parent / "library"
 MOST_ERRORS = 10
+MOST_SHOWN = 100
+"""Most characters of a value at fault: a trace may have a week of them."""
 UNKNOWN_KEY = "there is no such key"
 _FITTING: tuple[Any, ...] = (1, 0.5, "x", [], {}, "constant", 200, "/", "GET", "front-door")
 """Values of each type, to go on behind one that is at fault."""
@@ -70,8 +72,11 @@ def load_scenario(
     changes = dict(overrides or {}) | {key: value for key, value in named.items() if value is not None}
     for key, value in changes.items():
         _override(raw, key, value)
-    fill_traces(raw, path)
-    scenario = read_scenario(raw, path.name, "" if changes else text)
+    try:
+        fill_traces(raw, path)
+    except ValueError as error:
+        raise ScenarioError(locate_errors([str(error)], path.name, text, tuple(changes))) from None
+    scenario = read_scenario(raw, path.name, text, tuple(changes))
     if rate_rps is None and duration_s is None:
         return scenario
     rate = 1.0 if rate_rps is None else rate_rps / peak_rps(scenario.arrivals)
@@ -112,10 +117,13 @@ def scale_scenario(scenario: Scenario, rate: float, time: float, source: str = "
     return read_scenario(raw, source)
 
 
-def read_scenario(raw: Mapping[str, Any], source: str = "scenario", text: str = "") -> Scenario:
+def read_scenario(
+    raw: Mapping[str, Any], source: str = "scenario", text: str = "", changed: Sequence[str] = ()
+) -> Scenario:
     """Return the scenario in a tree of plain values.
 
-    Raises ScenarioError with a line for each key at fault; it names the line of the TOML `text` where one is.
+    Raises ScenarioError with a line for each key at fault; it names the line of the TOML `text` where one is,
+    but not for keys that were `changed` since.
     """
     if isinstance(population := raw.get("population"), dict):
         # TOML has no word for nothing: `reads = false` leaves a table out.
@@ -126,9 +134,9 @@ def read_scenario(raw: Mapping[str, Any], source: str = "scenario", text: str = 
         check_scenario(scenario)
     except msgspec.ValidationError:
         found = [*find_errors(raw, Scenario), *list_bad_conditions(raw)]
-        raise ScenarioError(locate_errors(found, source, text)) from None
+        raise ScenarioError(locate_errors(found, source, text, changed)) from None
     except ValueError as error:
-        raise ScenarioError(locate_errors(str(error).splitlines(), source, text)) from None
+        raise ScenarioError(locate_errors(str(error).splitlines(), source, text, changed)) from None
     sales = [sale for offer in scenario.sales for sale in offer.each()]
     return msgspec.structs.replace(scenario, sales=sales)
 
@@ -193,9 +201,10 @@ def find_errors(raw: Mapping[str, Any], kind: type) -> list[str]:
     return found
 
 
-def locate_errors(errors: Sequence[str], source: str, text: str) -> str:
-    """Return errors that begin with a key, a line each, behind the source and the line of its text."""
-    return "\n".join(f"{source}{_find_line(text, error)}: {error}" for error in errors)
+def locate_errors(errors: Sequence[str], source: str, text: str, changed: Sequence[str] = ()) -> str:
+    """Return errors that begin with a key, a line each, behind the source and the line of its text, which a
+    key that was `changed` since has none of."""
+    return "\n".join(f"{source}{_find_line(text, error, changed)}: {error}" for error in errors)
 
 
 def _find_error(tree: Any, kind: type) -> str:
@@ -231,7 +240,8 @@ def _explain(raw: Any, keys: list[str], detail: str, kind: type) -> str:
     if words := _list_words(kind, keys):
         return f"{'.'.join(keys)}: must be one of {', '.join(map(str, words))}, got {value!r}"
     # A message about a type or a misspelt word says by itself what it got.
-    shown = f", got {value!r}" if re.match("Expected .* (of|<|>|>=|<=) |Expected.*match", detail) else ""
+    is_bare = re.match("Expected .* (of|<|>|>=|<=) |Expected.*match", detail)
+    shown = f", got {repr(value)[:MOST_SHOWN]}" if is_bare else ""
     return f"{'.'.join(keys) or 'scenario'}: {detail[:1].lower()}{detail[1:]}{shown}"
 
 
@@ -257,10 +267,12 @@ def _list_words(kind: type, keys: Sequence[str]) -> list[Any]:
     return sorted(word for part in parts for word in part.get("enum", ()))
 
 
-def _find_line(text: str, error: str) -> str:
+def _find_line(text: str, error: str, changed: Sequence[str]) -> str:
     """Return ":17" where the key that an error begins with stands in that line of a TOML text, or of its
-    table; nothing where it stands in none."""
+    table; nothing where it stands in none, or was `changed`."""
     keys = error.partition(":")[0].split(".")
+    if any(keys[: len(given)] == given for given in (key.split(".") for key in changed)):
+        return ""
     table: list[str] = []
     tables: Counter[str] = Counter()
     nearest = ""

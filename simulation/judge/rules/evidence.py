@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from simulation.judge.asked import NEVER, PROMPT_NS, Asked
-from simulation.judge.rules.pairing import find_keys
+from simulation.judge.rules.pairing import OF_OP, find_keys
 from simulation.model.contract import FLASHGRID
 from simulation.model.outcome import TERMINAL
 from simulation.model.state import FinalState
@@ -270,6 +270,13 @@ class Breach(NamedTuple):
     def name(self, most: int | None = None) -> list[str]:
         """Return the first of its ids, or all, each once."""
         return list(islice(dict.fromkeys(map(str, self.ids)), most))
+
+    def ask(self, most: int | None = None) -> list[str]:
+        """Return the same as `flashsim explain` takes it: "order 01a2…", "op 17", "user 5"."""
+        return [
+            one.removeprefix("of ") if one.startswith(OF_OP) else f"{self.kind} {one}"
+            for one in self.name(most)
+        ]
 
 
 class Finding(NamedTuple):

@@ -10,6 +10,8 @@ from simulation.model.contract import Contract
 from simulation.model.state import FinalState
 
 BUYER = ["user_id", "product_id"]
+OF_OP = "of op "
+"""Begins the id of an order that nobody holds, before the number of its purchase."""
 
 
 def name_orders(history: pd.DataFrame, state: FinalState, contract: Contract | None) -> pd.DataFrame:
@@ -36,7 +38,7 @@ def name_orders(history: pd.DataFrame, state: FinalState, contract: Contract | N
         held = _number(state.orders.assign(under=keys), [*BUYER, "under"])[held.columns]
     held = held.astype(dict.fromkeys([*BUYER, "turn"], "int64") | {"under": object})
     paired = once.drop(columns="order_id").astype({"under": object}).merge(held, on=place, how="left")
-    paired["order_id"] = paired["order_id"].fillna("of op " + paired["op"].astype(str))
+    paired["order_id"] = paired["order_id"].fillna(OF_OP + paired["op"].astype(str))
     found = answers.drop(columns="order_id").merge(
         paired[[*BUYER, "purchase", "order_id"]], on=[*BUYER, "purchase"], how="left"
     )

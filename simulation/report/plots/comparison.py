@@ -42,7 +42,7 @@ def draw_spread(rows: Sequence[Row]) -> Canvas | None:
         axes.plot([], "o", color=LIGHT[colour], mfc="none", label=letter)
     axes.axvline(1, color=LIGHT["muted"], lw=1, zorder=1)
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0), numticks=12))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.5, 5.0), numticks=12))
     axes.xaxis.set_major_formatter(lambda value, _: f"×{value:.3g}")
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_ylim(len(shown) - 0.5, -0.5)

@@ -10,7 +10,6 @@ import pandas as pd
 from simulation.errors import RunError
 from simulation.judge.figures import Run
 from simulation.record.facts import read_faults
-from simulation.record.history import read_history
 from simulation.report.story.looks import find_looks
 from simulation.report.story.purchase import Record, find_orders, find_traits, tell_order, tell_request
 from simulation.report.story.second import tell_second
@@ -19,7 +18,7 @@ from simulation.report.story.story import Step, Story, sort_steps
 MOST: Final = 12
 """Most operations that one story tells in full."""
 _SECOND: Final = re.compile(r"(\d+(?:\.\d+)?)\s*s")
-_REQUEST: Final = re.compile(r"(?:(?:op|request)\s*)?(\d+)")
+_REQUEST: Final = re.compile(r"(?:(?:(?:order\s+of\s+)?op|request)\s*)?(\d+)")
 _USER: Final = re.compile(r"user\s*(\d+)")
 FORMS: Final = "an order id, a request number (17), a user (user 101) or a second (12.5s)"
 
@@ -29,7 +28,9 @@ def read_record(run: Run) -> Record:
     folder = Path(run.folder)
     if run.metrics is None:
         raise RunError(f"{folder}: its record was not kept, so there is nothing to explain")
-    return Record(run, run.metrics, read_history(folder / "history.parquet"), read_faults(folder))
+    # Where the engine names no orders, its purchases are paired with those of the witness, as for the judge.
+    whole = run.metrics.operations.sort_values("op", ignore_index=True)
+    return Record(run, run.metrics, whole, read_faults(folder))
 
 
 def explain(record: Record, what: str) -> Story:
@@ -49,7 +50,10 @@ def explain(record: Record, what: str) -> Story:
         if row.empty:
             raise RunError(f"there is no request {found[1]}: they are 0 to {history['op'].max()}")
         return _tell(record, _add_tries(history, row), f"Request {found[1]}", set())
-    order_id = words.removeprefix("order").strip()
+    ids = [what.removeprefix("order "), what, words.removeprefix("order ").strip()]
+    order_id = next(filter(record.knows, ids), None)
+    if order_id is None:
+        raise RunError(f"there is no order {ids[-1]!r} in this run; name {FORMS}")
     return _explain_order(record, order_id)
 
 
@@ -63,10 +67,7 @@ def _explain_second(record: Record, start_s: float) -> Story:
 def _explain_order(record: Record, order_id: str) -> Story:
     history = record.history
     rows = history[history["order_id"] == order_id]
-    known = order_id in record.orders.index
-    if rows.empty and not known and order_id not in (record.state.pending or ()):
-        raise RunError(f"there is no order {order_id!r} in this run; name {FORMS}")
-    if known and not (rows["kind"] == "buy").any():
+    if order_id in record.orders.index and not (rows["kind"] == "buy").any():
         # Nobody was told of it: whose request may it have been?
         order = record.orders.loc[order_id]
         mine = history[
@@ -131,7 +132,7 @@ def _tell_nothing(record: Record, buys: pd.DataFrame, orders: list[str]) -> list
             f"nothing that settled: the {record.ledger} has no untold order of this buyer, product and key"
         )
         if record.state.orders is None:
-            words = f"the {record.ledger} could not be read, so nobody can say"
+            words = record.unread
         return [Step(what="reserved", after_s=after_s, words=words)]
     reason = "it was never sent" if buys["sent_ns"].isna().all() else "a refusal reserves nothing"
     steps = [Step(what="reserved", after_s=after_s, words=f"nothing: {reason}")]
@@ -151,7 +152,7 @@ def _describe(record: Record, buys: pd.DataFrame, orders: list[str]) -> str:
     """Return how it ended, in a few words."""
     outcomes = Counter(buys.sort_values("intended_ns")["outcome"])
     ended: Any = record.orders["status"].to_dict() if len(record.orders) else {}
-    nowhere = f"not in the {record.ledger}"
+    nowhere = "unknown" if record.state.orders is None else f"not in the {record.ledger}"
     statuses = Counter(f"order {ended.get(order_id, nowhere)}" for order_id in orders)
     said = [f"{number} × {word}" if number > 1 else word for word, number in (outcomes + statuses).items()]
     return ", ".join(said) or "no purchase"

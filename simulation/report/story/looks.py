@@ -44,11 +44,7 @@ def find_looks(
     """
     looks = []
     for check in checks:
-        found = [
-            each.what
-            for each in breaches.get(check["name"], ())
-            if not names.isdisjoint(f"{each.kind} {one}" for one in each.name())
-        ]
+        found = [each.what for each in breaches.get(check["name"], ()) if not names.isdisjoint(each.ask())]
         if found or traits & LOOKED_AT.get(check["name"], frozenset()):
             looks.append(Look(rule=check["name"], state=check["state"], breaches=found))
     return looks

@@ -9,6 +9,7 @@ import pandas as pd
 
 from simulation.judge.figures import Run
 from simulation.judge.rules.evidence import BUYER, Breach
+from simulation.judge.rules.pairing import OF_OP, with_keys
 from simulation.judge.thresholds import Metrics
 from simulation.judge.verdict import find_breaches, gather
 from simulation.model.events import Interval
@@ -18,6 +19,8 @@ from simulation.report.story.story import Step
 from simulation.report.words import FAULTS, count, seconds
 
 UNTIMED: Final = "; nobody tells when"
+UNTOLD: Final = "; no answer names it, but it fits the buyer, the product and the key"
+UNEXPLAINED: Final = "; no answer names it, and no purchase fits it"
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +46,7 @@ class Record:
     @cached_property
     def orders(self) -> pd.DataFrame:
         """The ledger's orders by id; none where it could not be read."""
-        orders = self.state.orders
+        orders = with_keys(self.state, self.metrics.history)
         if orders is None:
             return pd.DataFrame(columns=["sale_id", "product_id", "user_id", "idempotency_key"])
         # A ledger of another engine may not tell how many units an order has: it is one then.
@@ -55,6 +58,28 @@ class Record:
         """Where each rule is broken, by its name."""
         run = self.metrics
         return find_breaches(gather(run.history, run.state, run.asked, run.reads, run.timeline))
+
+    @cached_property
+    def told(self) -> frozenset[str]:
+        """The ids of the orders that clients were told of."""
+        if not self.names_orders:
+            return frozenset()
+        return frozenset(self.history.loc[self.history["kind"] == "buy", "order_id"].dropna())
+
+    def knows(self, order_id: str) -> bool:
+        """Return whether the run has that order: a store holds it, or an answer or a read names it."""
+        held = order_id in self.orders.index or order_id in (self.state.pending or ())
+        return bool(held or (self.history["order_id"] == order_id).any())
+
+    @property
+    def names_orders(self) -> bool:
+        """Whether the engine's answers name orders."""
+        return self.metrics.asked.contract.buy.order_id is not None
+
+    @property
+    def unread(self) -> str:
+        """Why nobody can tell of orders."""
+        return f"nobody can say: {self.state.unread.get('ledger', f'the {self.ledger} could not be read')}"
 
     @property
     def has_stages(self) -> bool:
@@ -125,7 +150,7 @@ def tell_request(record: Record, row: Any) -> list[Step]:
         answer += f", {row.remaining} of {row.initial} left"
     took = f"{seconds(row.done_ns / 1e9 - planned_s)} after its planned start"
     if isinstance(row.order_id, str) and row.kind == "buy":
-        answer += f", order {row.order_id}"
+        answer += f", order {row.order_id}" if record.names_orders else ", which names no order"
     steps.append(Step(what="answered", at_s=row.done_ns / 1e9, words=f"{answer}, {took}"))
     return steps
 
@@ -141,8 +166,10 @@ def tell_order(record: Record, order_id: str, sent_s: float | None) -> list[Step
             if not record.has_stages:
                 words = "the witness shows it as PENDING"
             return [Step(what="reserved", words=words, after_s=sent_s)]
-        unread = "could not be read" if record.state.orders is None else "has no such order"
-        return [Step(what="not settled", words=f"the {record.ledger} {unread}")]
+        if record.state.orders is None:
+            return [Step(what="settled", words=record.unread, after_s=sent_s)]
+        lacks = "no order left for this purchase" if order_id.startswith(OF_OP) else "no such order"
+        return [Step(what="not settled", words=f"the {record.ledger} has {lacks}")]
     order = record.orders.loc[order_id]
     reserved_s, settled_s = (record.since_start(order[name]) for name in ("accepted_us", "settled_us"))
     units = f"{order['quantity']} unit{'s' if order['quantity'] != 1 else ''}"
@@ -152,6 +179,7 @@ def tell_order(record: Record, order_id: str, sent_s: float | None) -> list[Step
             at_s=reserved_s,
             after_s=sent_s,
             words=f"{units} of sale {order['sale_id']}, for order {order_id}"
+            + ("" if order_id in record.told else UNEXPLAINED if sent_s is None else UNTOLD)
             + (
                 UNTIMED
                 if reserved_s is None

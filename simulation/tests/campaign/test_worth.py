@@ -1,6 +1,7 @@
 """What the design is worth rests on runs: the page says what they gave, and the README what the page says."""
 
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ from simulation.campaign.worth import (
     Worth,
     count_answers,
     make_outcome,
-    make_scenario,
+    plan_case,
     write_worth,
 )
 from simulation.cli.commands import main
+from simulation.cli.running import _load, run
 from simulation.record.manifest import find_contradictions
+from simulation.target.foreign.engine import FLASHGRID_ENGINE, find_engine
 from simulation.tests.run_folders import make_run
 from simulation.tests.test_project import ROOT
 from simulation.verdict import judge_run
@@ -62,7 +65,12 @@ def test_a_rate_counts_the_decided_within_the_window() -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_every_case_is_the_same_crowd_for_both_engines(name: str) -> None:
-    scenario = make_scenario(name, 200, seed=4)
+    plan = plan_case(name, 200, seed=4)
+    scenario = plan.load()
+    for engine in (FLASHGRID_ENGINE, find_engine("textbook", None)):
+        context = run.make_context("run", shlex.split(plan.write_command(engine))[2:])
+        assert _load(context.params.pop("scenario"), {}, context.params) == scenario
+        assert context.params["engine"] == (None if engine is FLASHGRID_ENGINE else "textbook")
     assert scenario.seed == 4
     assert (scenario.name == "spike") == (name == NO_FAULT)
     assert len(scenario.faults) == (name != NO_FAULT)

@@ -53,13 +53,14 @@ def test_it_lists_every_run_and_nothing_else(tmp_path: Path) -> None:
     assert "<run>" not in dom
     assert 'href="together/series/series.html"' in dom
     assert 'href="together/first-and-second.html"' in dom
+    assert "<h3>spike, 6 runs</h3>" in dom, "the runs of the series"
     assert "matrix/kill-redis" not in dom
     assert "5,000 of 5,000" in dom
 
 
 def test_it_lists_campaigns_and_the_trend_of_runs_of_the_same_load(tmp_path: Path) -> None:
     summary = make_run(tmp_path / "run")
-    for number in range(1, 7):
+    for number in range(1, 8):
         place = tmp_path / f"run-{number}"
         place.mkdir()
         (place / "report.html").write_text("")
@@ -68,6 +69,8 @@ def test_it_lists_campaigns_and_the_trend_of_runs_of_the_same_load(tmp_path: Pat
         times = {"started_at": f"2026-01-0{number}T00:00:00.000Z", "load": load, "time_to_sell_out_s": number}
         if place.name == "run-6":  # the same load, under a fault
             times |= {"load": summary["load"], "faults": [{"kind": "kill", "on": "relay"}]}
+        elif place.name == "run-7":  # sent by another driver
+            times |= {"load": summary["load"], "driver": "Locust"}
         (place / "summary.json").write_text(json.dumps(summary | times))
     for kind, rows in (
         ("matrix", {"cells": [{"verdict": "pass"}, {"verdict": "fail"}]}),
@@ -93,7 +96,7 @@ def test_it_lists_campaigns_and_the_trend_of_runs_of_the_same_load(tmp_path: Pat
     assert '<a href="days/interleave.json">days</a>, 2026-01-02.' in page, "a record of runs without a page"
     assert "soak" not in page
     [trend] = find_trends([(entry.name, entry.summary) for entry in list_runs(tmp_path)])
-    assert trend.runs == 4
+    assert trend[1:4] == (4, "run-1", "run-4")
     [line] = [line for line in trend.lines if line.title == "Sold out after"]
     assert (line.first, line.last) == ("1 s", "4 s")
     assert [point.x for point in line.points] == sorted(point.x for point in line.points)

@@ -1,6 +1,7 @@
 """A story tells what the record holds of one purchase, and what the rules found about it."""
 
 import re
+import shlex
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -14,15 +15,16 @@ from simulation.cli.commands import main
 from simulation.errors import RunError
 from simulation.judge.verdict import RULES, name_rule
 from simulation.model.state import FinalState
-from simulation.record.facts import write_json
+from simulation.record.facts import RunFacts, write_json
 from simulation.record.history import read_history, write_history
-from simulation.record.state import read_state
+from simulation.record.state import read_state, write_state
 from simulation.report.exports.junit import write_junit
 from simulation.report.story.find import explain, read_record
 from simulation.report.story.looks import LOOKED_AT
 from simulation.report.story.purchase import Record
 from simulation.report.story.story import Story, write_story
-from simulation.report.words import describe
+from simulation.report.words import describe, name_questions
+from simulation.target.foreign.description import load_description
 from simulation.tests.run_folders import START_US, lose_orders, make_run
 from simulation.verdict import finish_run, load_run
 
@@ -324,6 +326,80 @@ def test_stores_that_tell_no_times_and_were_not_sampled_are_no_contradiction(rec
     plain = replace(state, gate=state.gate[["product_id", "sale_id", "remaining"]])
     story = explain(replace(record, metrics=replace(record.metrics, state=plain)), failed)
     assert words_of(story)["released"] == "1 unit back to the gate; no store keeps the moment"
+
+
+STRANGE = ("order-17", "order-170", "17", "o'neill  5", "-7", "order 9", "12.5s", " user 5")
+
+
+@pytest.fixture(scope="module")
+def nameless(tmp_path_factory: pytest.TempPathFactory) -> Record:
+    """A run of an engine whose answers name no orders, and whose witness shows them without keys."""
+    folder = tmp_path_factory.mktemp("nameless")
+
+    def rename(state: FinalState) -> FinalState:
+        assert state.orders is not None
+        orders = state.orders.copy()
+        orders.loc[2 : 1 + len(STRANGE), "order_id"] = STRANGE
+        return replace(state, orders=orders.iloc[1:], unseen=frozenset({"idempotency_key"}))
+
+    make_run(folder, spoil=rename)
+    file = folder / "history.parquet"
+    history = read_history(file).assign(order_id=None)
+    # The second order is that of a purchase without an answer, and that of the second buyer is lost.
+    unknown = history[history["outcome"] == "UNKNOWN"].iloc[0]
+    history.loc[history["op"] == unknown["op"], "key"] = "k-1"
+    write_history(history, file)
+    state = read_state(folder)
+    assert state.orders is not None
+    state.orders.loc[0, "user_id"] = unknown["user_id"]
+    write_state(state, folder)
+    facts = msgspec.json.decode((folder / "run.json").read_bytes(), type=RunFacts)
+    contract = load_description("plain").contract
+    write_json(msgspec.structs.replace(facts, engine="plain", contract=contract), folder / "run.json")
+    return read_record(load_run(folder))
+
+
+def test_an_engine_that_names_no_orders_is_told_of_by_what_it_can_be_asked_for(nameless: Record) -> None:
+    record = nameless
+    lost = [f"op {op}" for op in record.history.loc[record.history["outcome"] == "ACCEPTED", "op"].head(2)]
+    [check] = [
+        each for each in record.run.summary["checks"] if each["name"] == "accepted is settled"
+    ]  # fmt: skip
+    assert check["named"] == lost
+    for op in lost:
+        story = explain(record, op)
+        said = words_of(story)
+        assert "200 ACCEPTED, which names no order, " in said["answered"]
+        assert said["not settled"] == "the witness has no order left for this purchase"
+        found = {look.rule: look.breaches for look in story.looks if look.breaches}
+        assert found == {"accepted is settled": ["are not in the ledger"]}
+        assert explain(record, f"order of {op}") == story
+    known = record.history[record.history["order_id"] == "order-17"].iloc[0]
+    for what in ("order-17", f"op {known['op']}", f"user {known['user_id']}"):
+        story = explain(record, what)
+        assert "for order order-17; no answer names it, but it fits" in words_of(story)["reserved"]
+        assert "which names no order" in words_of(story)["answered"]
+    unknown = first(record, "UNKNOWN")
+    said = words_of(explain(record, f"op {unknown['op']}"))
+    assert "but it fits the buyer, the product and the key" in said["reserved"]
+    unread = replace(record.state, orders=None, unread={"ledger": "no orders can be asked for"})
+    blind = replace(record, metrics=replace(record.metrics, state=unread))
+    story = explain(blind, f"op {known['op']}")
+    assert words_of(story)["settled"] == "nobody can say: no orders can be asked for"
+    assert story.title.endswith("ACCEPTED, order unknown")
+
+
+def test_the_command_that_a_report_prints_finds_any_order_id(nameless: Record) -> None:
+    folder = nameless.run.folder
+    for order_id in STRANGE:
+        [command] = name_questions({"named": [f"order {order_id}"]}, folder)
+        *start, kind, one = shlex.split(command)
+        assert start == ["flashsim", "explain", folder]
+        story = explain(nameless, f"{kind} {one}")
+        assert story.title == f"Order {order_id}: ACCEPTED, order CONFIRMED"
+        assert f"for order {order_id}; no answer" in words_of(story)["reserved"]
+    shown = CliRunner().invoke(main, ["explain", folder, "order", "-7"])
+    assert (shown.exit_code, shown.stdout.partition(":")[0]) == (0, "Order -7")
 
 
 @pytest.mark.parametrize(

@@ -189,6 +189,11 @@ LOG = (
     '10.0.0.2 - anna [29/Nov/2026:08:00:01 +0000] "POST /purchase/buy HTTP/1.1" 429 40\n'
     '::1 - - [29/Nov/2026:09:00:04 +0100] "POST /purchase/buy HTTP/1.1" 429 40 "https://shop/" "M"\n'
 )
+OTHER_LOGS = (
+    '2001:db8::7 - - [29/Nov/2026:13:30:01 +0530] "POST /buy HTTP/1.1" 200 7 "-" "M \\"[x]\\" \u2028\x0c"\n'
+    'fe80::1%eth0 - o neill [29/Nov/2026:04:30:01 -0330] "-" 408 0 "-" "-"\n'
+    'shop.example:443 10.0.0.2 - - [30/Nov/2026:00:00:04 +1600] "POST /buy HTTP/2.0" 429 40 "" "[M]" 0.003\n'
+)
 
 
 @pytest.mark.parametrize(
@@ -200,8 +205,9 @@ LOG = (
         ("time\n0.3\n0\n0.05\n", [2, 0, 0, 1], 0.1),
         ("time,user,product\n0.0,7,1\n0.2,8,1\n", [1, 0, 1], 0.1),
         ("2026-11-29 08:00:00,7,1\n2026-11-29 08:00:00.2,8,1\n", [1, 0, 1], 0.1),
-        ("time;user;product\n0.0;u-7;shoe\n\n0.2;u-8;shoe\n", [1, 0, 1], 0.1),
+        ("time;user;product\n0.0;u-7;1\n\n0.2;u-8;1\n", [1, 0, 1], 0.1),
         (LOG, [2, 0, 0, 1], 1.0),
+        (OTHER_LOGS, [2, 0, 0, 1], 1.0),
         (LOG.replace("\n", "\n\n"), [2, 0, 0, 1], 1.0),
     ],
 )
@@ -209,11 +215,11 @@ def test_times_rows_and_logs_are_counted(
     tmp_path: Path, text: str, counts: list[float], step_s: float
 ) -> None:
     file = tmp_path / "crowd.log"
-    file.write_text(text)
-    assert read_trace(file) == (counts, step_s)
+    file.write_text(text, encoding="utf-8")
+    assert read_trace(file)[:2] == (counts, step_s)
     packed = gzip.compress(text.encode())
     file.write_bytes(packed)
-    assert read_trace(file) == (counts, step_s)
+    assert read_trace(file)[:2] == (counts, step_s)
     file.write_bytes(packed[:-9])
     with pytest.raises(ScenarioError, match=r"crowd\.log: is no whole gzip file"):
         read_trace(file)
@@ -222,7 +228,7 @@ def test_times_rows_and_logs_are_counted(
 def test_times_of_years_are_counted_in_longer_steps(tmp_path: Path) -> None:
     file = tmp_path / "crowd.csv"
     file.write_text("2020-01-01\n2026-01-01\n")
-    counts, step_s = read_trace(file)
+    counts, step_s, *_ = read_trace(file)
     assert (sum(counts), len(counts) <= MOST_STEPS) == (2, True)
     assert step_s * (len(counts) - 1) == pytest.approx(2_192 * 86_400, rel=1e-3)
 
@@ -239,7 +245,29 @@ def test_counts_are_read_with_a_header_or_without(tmp_path: Path, text: str, cou
     file = tmp_path / "crowd.csv"
     for encoding in ("utf-8", "utf-16"):
         file.write_text(text.removeprefix("\ufeff") if encoding == "utf-16" else text, encoding=encoding)
-        assert read_trace(file) == (counts, 1.0)
+        assert read_trace(file) == (counts, 1.0, (), ())
+
+
+@pytest.mark.parametrize(
+    ("text", "users", "products"),
+    [
+        ("user,time,product\n8,0.2,1\n7,0.0,2\n", [7, 8], [2, 1]),
+        (
+            'Item ID;Note;User-Id;Timestamp\n2;"a;b";7;2026-11-29T08:00:00,5\n1;;8;2026-11-29T08:00:00.7\n',
+            [7, 8],
+            [2, 1],
+        ),
+        ("0.2\tu-8\t1\n0.0\tu-7\t2\n0.3\tu-8\t1\n", [1, 2, 2], [2, 1, 1]),
+        ("0.2,0,1\n0.0,7,2\n", [1, 2], [2, 1]),
+        ('"1795939200","9","1"\n1795939100,"8",2\n', [8, 9], [2, 1]),
+    ],
+)
+def test_rows_say_who_buys_what_in_any_order_of_columns(
+    tmp_path: Path, text: str, users: list[int], products: list[int]
+) -> None:
+    file = tmp_path / "crowd.csv"
+    file.write_text(text)
+    assert read_trace(file, on_sale=[1, 2])[2:] == (users, products)
 
 
 @pytest.mark.parametrize(
@@ -250,6 +278,21 @@ def test_counts_are_read_with_a_header_or_without(tmp_path: Path, text: str, cou
         ("1\n\n3\n", "line 2: must be a count, got ''"),
         ("1\n2,5\n", "line 2: must be a count, got '2,5'"),
         ("t,count\n1,2\n", f"line 1: must be {FORMS}, got 't,count'"),
+        (
+            "time,product,email\n1,2,x\n",
+            "line 1: must name the columns time, user and product, got 'time,product,email'",
+        ),
+        (
+            "wann;wer;was\n1;2;1\n",
+            "line 1: must name the columns time, user and product, got 'wann;wer;was'",
+        ),
+        ("user,time,product\n", "line 1: ends without a row of user, time and product"),
+        (
+            "user,time,product\n7,0.1,1\n0.2,7,1,5\n",
+            "line 3: must be a row of user, time and product, got '0.2,7,1,5'",
+        ),
+        ("0.1,7,1\n0.2,7,3\n", "line 2: product 3 is not on sale; there are 1, 2"),
+        ("0.1,7,shoe\n", "line 1: the product must be the number of one on sale, got 'shoe'"),
         ("count\nmany\n", "line 2: must be a count, got 'many'"),
         ("1\n-1\n", "line 2: must be a count from 0 to 10,000,000, got -1"),
         ("1\nnan\n", "line 2: must be a count from 0 to 10,000,000, got nan"),
@@ -265,7 +308,7 @@ def test_a_bad_trace_is_named_with_its_line(tmp_path: Path, text: str, said: str
     file = tmp_path / "crowd.csv"
     file.write_text(text)
     with pytest.raises(ScenarioError) as caught:
-        read_trace(file)
+        read_trace(file, on_sale=[2, 1])
     assert str(caught.value) == f"{file}: {said}"
 
 

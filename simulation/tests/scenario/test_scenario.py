@@ -205,11 +205,47 @@ def test_a_trace_is_read_beside_its_scenario_and_goes_where_that_goes(tmp_path: 
         load_scenario(file, {"arrivals.0.step_s": 0})
     scaled = load_scenario(file, rate_rps=80, duration_s=1)
     assert expected_requests(scaled.arrivals) == pytest.approx(50)
-    with pytest.raises(ScenarioError, match=r"arrivals\.0\.file: must name the CSV file"):
+    coarse = load_scenario(file, {"arrivals.0.step_s": 172_800})
+    assert (coarse.duration_s(), expected_requests(coarse.arrivals)) == (345_600, pytest.approx(50))
+    with pytest.raises(ScenarioError, match=r"mine\.toml: arrivals\.0\.file: must name the file"):
         load_scenario(file, {"arrivals.0.file": 7})
     (tmp_path / "crowd.csv").unlink()
     assert msgspec.json.decode(msgspec.json.encode(scenario), type=type(scenario)) == scenario
     assert len(build_plan(scenario)) > 20
+
+
+def test_the_rows_of_a_trace_are_bought_as_they_were(tmp_path: Path) -> None:
+    rows = [(round(0.013 * number, 3), 500 + number % 7, 5 + number % 3 // 2) for number in range(400)]
+    lines = ["user,time,product", *(f"{user},{at_s},{product}" for at_s, user, product in rows)]
+    (tmp_path / "rows.csv").write_text("\n".join(lines))
+    file = tmp_path / "mine.toml"
+    file.write_text(
+        'name = "mine"\ntext = "Ours."\nseed = 1\nsales = [{product_id = 5, products = 2, stock = 5}]\n'
+        'arrivals = [{shape = "constant", seconds = 1.5, rate_rps = 3}, {shape = "trace", file = "rows.csv"}]'
+        "\npopulation = {users = 9}\n"
+    )
+    scenario = load_scenario(file)
+    plan = build_plan(scenario)
+    replayed = plan.intended_ns >= 1_500_000_000
+    bought = [*zip(plan.user_id[replayed], plan.product_id[replayed], strict=True)]
+    assert bought == [row[1:] for row in rows]
+    late_s = plan.intended_ns[replayed] / 1e9 - 1.5 - [at_s for at_s, *_ in rows]
+    assert abs(late_s).max() <= 0.1, "a row is played in its step"
+    assert plan.user_id[~replayed].max() <= 9
+    twice = build_plan(load_scenario(file, rate_rps=2 * peak_rps(scenario.arrivals)))
+    replayed = twice.intended_ns >= 1_500_000_000
+    assert twice.user_id[replayed].tolist() == [user for _, user, _ in rows for _ in range(2)]
+    with pytest.raises(ScenarioError, match=r"rows\.csv: line 4: product 6 is not on sale; there are 5$"):
+        load_scenario(file, {"sales.0.products": 1})
+    with pytest.raises(
+        ScenarioError, match=r"mine\.toml: population\.bots: there are none where arrivals\.1"
+    ):
+        load_scenario(file, {"population.bots": {"users": 1, "share": 0.5}})
+    inline = {"shape": "trace", "seconds": 1, "rate_rps": 1, "counts": [1], "users": [1]}
+    with pytest.raises(ScenarioError, match=r"arrivals\.0\.products: 7 is not on sale"):
+        load_scenario("spike", {"arrivals": [inline | {"products": [7]}]})
+    with pytest.raises(ScenarioError, match="as many users as products"):
+        load_scenario("spike", {"arrivals": [inline]})
 
 
 @pytest.mark.parametrize(
@@ -283,9 +319,29 @@ def test_an_error_that_nothing_fits_hides_no_other(tmp_path: Path) -> None:
     ]
 
 
-def test_a_value_that_was_set_outside_is_in_no_line() -> None:
+def test_a_value_that_was_set_outside_is_in_no_line_and_the_others_keep_theirs(tmp_path: Path) -> None:
     with pytest.raises(ScenarioError, match=r"^spike\.toml: sales\.0\.stok: there is no such key"):
         load_scenario("spike", {"sales.0.stok": 1})
+    file = tmp_path / "bad.toml"
+    file.write_text(
+        'name = "bad"\ntext = "Wrong."\nseed = -1\nrecover_s = 0\n[[sales]]\nproduct_id = 0\nstock = -5\n'
+        '[[arrivals]]\nshape = "trace"\n[population]\nusers = 0\n'
+    )
+    with pytest.raises(ScenarioError, match=r"^bad\.toml:8: arrivals\.0\.file: must name the file"):
+        load_scenario(file, seed=1)
+    curve = {"shape": "constant", "seconds": 1, "rate_rps": 1}
+    with pytest.raises(ScenarioError) as raised:
+        load_scenario(file, {"population": {"users": 0}, "arrivals": [curve]}, seed=-2, stock=-3)
+    assert {line.partition(": expected")[0] for line in str(raised.value).splitlines()} == {
+        "bad.toml: seed",
+        "bad.toml:4: recover_s",
+        "bad.toml:6: sales.0.product_id",
+        "bad.toml: sales.0.stock",
+        "bad.toml: population.users",
+    }
+    with pytest.raises(ScenarioError) as raised:
+        load_scenario("spike", {"thresholds": ["oversold == 0"], "sales.0.product_id": [1] * 999})
+    assert len(str(raised.value)) < 250
 
 
 def test_a_misspelt_metric_or_scenario_is_guessed() -> None:
