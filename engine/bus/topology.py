@@ -53,5 +53,6 @@ async def _claim(channel: AbstractChannel, ledger: str) -> None:
     except ChannelPreconditionFailed as error:
         raise BusUnavailable(
             "the virtual host holds the purchases of another ledger: give each engine one of its own"
-            f" (amqp://host/name), or delete the exchange {LEDGER} and the queues if that ledger is no more"
+            f" (amqp://host/name), or delete the exchange {LEDGER} and the queues if that ledger is no more,"
+            " or run `flashgrid claim` if this ledger was restored from a backup of before migration 0070"
         ) from error
