@@ -30,7 +30,8 @@ log = logging.getLogger(__name__)
 
 OTHER_LEDGER: Final = (
     "Redis holds the gate of another ledger: give each engine a database of its own (redis://host:6379/1), or"
-    " empty this one if that ledger is no more"
+    " empty this one if that ledger is no more, or run `flashgrid claim` if this ledger was restored from a"
+    " backup of before migration 0070 and has got another identity"
 )
 
 

@@ -3,8 +3,9 @@
 import asyncio
 import logging
 import ssl
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import AsyncExitStack, suppress
+from functools import lru_cache
 from typing import Any, Final
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
@@ -12,7 +13,7 @@ import aiohttp
 from aio_pika.abc import AbstractConnection
 
 from engine.bus.connection import close_connection, connect_bus, translate_errors
-from engine.bus.topology import DEAD, PURCHASES, declare_topology
+from engine.bus.topology import DEAD, DELIVERY_LIMIT, PURCHASES, declare_topology
 from engine.errors import BusUnavailable, SettingsError
 from engine.urls import split_hosts
 
@@ -69,23 +70,19 @@ async def _check_queues(urls: list[str], several: bool, is_private: bool) -> Non
 
     Raises SettingsError for a policy that loses purchases.
     """
-    for name in (PURCHASES, DEAD):
-        queue = dict[str, Any]()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_NODE_S):
-                for url in urls:
-                    with suppress(aiohttp.ClientError, OSError, ValueError):
-                        queue = queue or await read_queue(url, name)
-        if not queue:
-            if not is_private:
-                log.warning(
-                    "can't read the policies of RabbitMQ, whose management does not answer: none may set"
-                    " expires, message-ttl or max-length for %s",
-                    name,
-                )
-            return
-        if harm := find_harm(queue.get("effective_policy_definition") or {}):
-            raise SettingsError(f"a policy of RabbitMQ loses purchases: it sets {harm} for the queue {name}")
+    try:
+        queues = await _read_queues(urls)
+    except BusUnavailable as error:
+        if not is_private:
+            log.warning(
+                "can't read the policies of RabbitMQ (%s): none may set expires, message-ttl, max-length or"
+                " delivery-limit for %s and %s",
+                error, PURCHASES, DEAD,
+            )  # fmt: skip
+        return
+    if risk := _find_risk(queues):
+        raise SettingsError(risk)
+    for name, queue in queues.items():
         if several and len(queue.get("members", ())) == 1:
             log.warning(
                 "only %s holds the queue %s, and what is in it is lost with that node: add members with"
@@ -94,7 +91,22 @@ async def _check_queues(urls: list[str], several: bool, is_private: bool) -> Non
             )  # fmt: skip
 
 
-def find_harm(policy: Mapping[str, Any]) -> str:
+async def find_risk(url: str) -> str:
+    """Return what a policy does that loses purchases; nothing if none does.
+
+    Raises BusUnavailable if the management of no node tells it.
+    """
+    return _find_risk(await _read_queues(split_hosts(url).values()))
+
+
+def _find_risk(queues: Mapping[str, Mapping[str, Any]]) -> str:
+    for name, queue in queues.items():
+        if harm := _find_harm(queue.get("effective_policy_definition") or {}):
+            return f"a policy of RabbitMQ loses purchases: it sets {harm} for the queue {name}"
+    return ""
+
+
+def _find_harm(policy: Mapping[str, Any]) -> str:
     """Return what a policy sets that loses messages, or the queue; nothing if it does no harm.
 
     The lower one of a policy's number and that of the queue's arguments holds.
@@ -102,7 +114,23 @@ def find_harm(policy: Mapping[str, Any]) -> str:
     # Where it is full, the relay waits.
     refuses = str(policy.get("overflow")).startswith("reject-publish")
     harmful = ["expires", "message-ttl", *([] if refuses else ["max-length", "max-length-bytes"])]
+    # Each outage delivers what was under way again; -1 is no limit.
+    if 0 <= policy.get("delivery-limit", -1) < DELIVERY_LIMIT:
+        harmful.append("delivery-limit")
     return " and ".join(name for name in harmful if name in policy)
+
+
+async def _read_queues(urls: Collection[str]) -> dict[str, dict[str, Any]]:
+    """Return what the management of the first node that answers says of each queue. Raises BusUnavailable."""
+    said = f"it says nothing for {_NODE_S:g} s"
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_NODE_S):
+            for url in urls:
+                try:
+                    return {name: await read_queue(url, name) for name in (PURCHASES, DEAD)}
+                except (aiohttp.ClientError, OSError, ValueError) as error:
+                    said = _describe(error)
+    raise BusUnavailable(f"RabbitMQ's management: {said}")
 
 
 async def read_queue(url: str, name: str) -> dict[str, Any]:
@@ -115,10 +143,17 @@ async def read_queue(url: str, name: str) -> dict[str, Any]:
     login = aiohttp.encode_basic_auth(unquote(parts.username or "guest"), unquote(parts.password or "guest"))
     async with aiohttp.ClientSession(headers={"Authorization": login}, raise_for_status=True) as session:
         address = f"{scheme}://{host}:{port}/api/queues/{vhost}/{name}"
-        tls = ssl.create_default_context(cafile=cafile, capath=capath) if scheme == "https" else True
-        async with session.get(address, ssl=tls) as response:
-            queue: dict[str, Any] = await response.json()
+        async with session.get(address, ssl=scheme == "http" or _trust(cafile, capath)) as response:
+            queue = await response.json()
+    if not isinstance(queue, dict):
+        raise ValueError(f"{address} tells of no queue")  # noqa: TRY004
     return queue
+
+
+@lru_cache(maxsize=1)
+def _trust(cafile: str | None, capath: str | None) -> ssl.SSLContext:
+    # Reading all certificates holds up whatever else the process does.
+    return ssl.create_default_context(cafile=cafile, capath=capath)
 
 
 def _describe(error: BaseException) -> str:

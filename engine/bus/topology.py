@@ -13,6 +13,8 @@ DEAD: Final = "flashgrid.dead"
 """Exchange, queue and routing key of the dead letters."""
 REASON: Final = "x-flashgrid-reason"
 """Header of a dead letter: why it can't be fulfilled."""
+DELIVERY_LIMIT: Final = 1_000_000
+"""After so many deliveries a purchase is a dead letter."""
 LEDGER: Final = "flashgrid.ledger"
 """Exchange that carries nothing: its argument names the ledger that settles the purchases."""
 
@@ -36,7 +38,7 @@ async def declare_topology(channel: AbstractChannel, ledger: str = "") -> Abstra
             "x-dead-letter-exchange": DEAD,
             "x-dead-letter-routing-key": DEAD,
             # A purchase must outlive any number of outages; RabbitMQ 4 drops it after 20 by default.
-            "x-delivery-limit": 1_000_000,
+            "x-delivery-limit": DELIVERY_LIMIT,
         },
     )
     await queue.bind(purchases, PURCHASES)
@@ -53,5 +55,6 @@ async def _claim(channel: AbstractChannel, ledger: str) -> None:
     except ChannelPreconditionFailed as error:
         raise BusUnavailable(
             "the virtual host holds the purchases of another ledger: give each engine one of its own"
-            f" (amqp://host/name), or delete the exchange {LEDGER} and the queues if that ledger is no more"
+            f" (amqp://host/name), or delete the exchange {LEDGER} and the queues if that ledger is no more,"
+            " or run `flashgrid claim` if this ledger was restored from a backup of before migration 0070"
         ) from error

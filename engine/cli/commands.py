@@ -4,6 +4,7 @@ from typing import Any, ClassVar
 
 import click
 
+from engine.cli.claim import claim
 from engine.cli.dead_letters import dead_letters
 from engine.cli.migrate import migrate
 from engine.cli.prune import prune
@@ -37,5 +38,5 @@ def main() -> None:
     """Flashgrid sells a fixed stock to a crowd that arrives all at once, every unit exactly once."""
 
 
-for command in (serve, settings, migrate, reconcile, dead_letters, prune, stack):
+for command in (serve, settings, migrate, reconcile, claim, dead_letters, prune, stack):
     main.add_command(command)

@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from aio_pika.abc import AbstractIncomingMessage
@@ -19,8 +19,12 @@ from engine.bus.publisher import Publisher
 from engine.bus.topology import DEAD, REASON, declare_topology
 from engine.gate.client import Shard
 from engine.gate.fence import read_owner
+from engine.model.dead_letter import DeadLetter
 from engine.model.lot import Lot, count_orders, decode_lots
 from engine.settings import Settings
+
+_MOST_RETURNS: Final = 10
+"""One that went back to its queue so often is made anew: RabbitMQ 4 drops it after 20 times."""
 
 
 class StoredDeadLetter(msgspec.Struct, frozen=True, eq=False):
@@ -78,6 +82,10 @@ async def _read_queue(url: str, first: Shard, cleanup: AsyncExitStack) -> list[S
         stored = []
         while message := await queue.get(fail=False):
             reason = str(message.headers.get(REASON) or message.headers.get("x-first-death-reason") or "")
+            if int(str(message.headers.get("x-delivery-count") or 0)) >= _MOST_RETURNS:
+                await publisher.put_aside([DeadLetter(message.body, reason)])
+                await _acknowledge(message)
+                continue
             send, delete = partial(publisher.publish, message.body), partial(_acknowledge, message)
             stored.append(StoredDeadLetter("queue", message.body, reason, send, delete))
         return stored

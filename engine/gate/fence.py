@@ -157,10 +157,13 @@ async def close_shard(shard: Shard, generation: int, seen: int) -> None:
     await _CLOSE.run(shard.redis.execute_command, [shard.fence], [generation, seen])
 
 
-async def claim_gate(first: Shard, ledger: str) -> str:
-    """Make this ledger the gate's unless it has one; return the one that it has. Raises RedisError."""
+async def claim_gate(first: Shard, ledger: str, anew: bool = False) -> str:
+    """Make this ledger the gate's, without `anew` unless it has one; return the one that it has.
+
+    Raises RedisError.
+    """
     async with first.redis.pipeline(transaction=False) as pipe:
-        pipe.set(first.ledger, ledger, nx=True)
+        pipe.set(first.ledger, ledger, nx=not anew)
         pipe.get(first.ledger)
         _, owner = await pipe.execute()
     return str(owner.decode())

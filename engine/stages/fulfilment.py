@@ -80,7 +80,7 @@ async def run_fulfilment(settings: Settings, stop: asyncio.Event) -> None:
             running(
                 run_keeper(settings, clearing, pause),
                 report(shards[0], fulfilment.find_illnesses),
-                watch_settings(shards, ledger),
+                watch_settings(shards, ledger, settings.amqp_url),
             )
         )
         await drain(fulfilment.run(stop), stop, settings.drain_s)

@@ -9,6 +9,7 @@ from typing import Final
 
 from redis.exceptions import RedisError
 
+from engine.bus.checks import find_risk
 from engine.errors import FlashgridError, SettingsError
 from engine.gate.clearing import Clearing
 from engine.gate.client import Shard
@@ -86,9 +87,10 @@ async def _drain_and_rebuild(reconciliation: Reconciliation, pause: Pause) -> No
         await reconciliation.rebuild()
 
 
-async def watch_settings(shards: Sequence[Shard], ledger: Ledger) -> None:
-    """Say when what the start has checked of Redis and PostgreSQL changes, forever."""
-    said, identity = dict[str, str](), ""
+async def watch_settings(shards: Sequence[Shard], ledger: Ledger, amqp_url: str | None = None) -> None:
+    """Say when what the start has checked of the services changes, forever."""
+    # The start has said the others' risks. It refuses those of a bus, if that answers.
+    said, identity = {"RabbitMQ": ""}, ""
 
     async def find_risk_of_gate() -> str:
         nonlocal identity
@@ -99,6 +101,8 @@ async def watch_settings(shards: Sequence[Shard], ledger: Ledger) -> None:
         "Redis": find_risk_of_gate,
         "PostgreSQL": partial(_find_risk_of_ledger, ledger),
     }
+    if amqp_url:
+        risks["RabbitMQ"] = partial(find_risk, amqp_url)
     while True:
         for service, find in risks.items():
             with suppress(FlashgridError, RedisError, OSError):

@@ -10,6 +10,7 @@ import pytest
 from aio_pika import connect
 from redis.asyncio import Redis
 
+from engine.bus.consumer import Consumer
 from engine.bus.publisher import Publisher
 from engine.bus.topology import LEDGER, PURCHASES
 from engine.errors import SettingsError
@@ -125,6 +126,41 @@ async def test_a_ledger_stays_the_same_until_it_is_made_anew(settings: Settings,
         await channel.exchange_delete(LEDGER)
         await channel.queue_delete(PURCHASES)
     await prepare(settings)
+
+
+async def test_a_ledger_restored_from_before_its_identity_claims_gate_and_bus(
+    settings: Settings, redis: Redis
+) -> None:
+    sale = await open_sale(settings, redis)
+    await prepare(settings)
+    lots = reserve(sale, 20)
+    publisher = Publisher(settings.amqp_url or "")
+    await publisher.publish(encode_lots(lots[:10]))
+    await accept(redis, lots[10:])
+    await mark_pending(redis, lots)
+    # What a backup of before holds, restored.
+    await execute(
+        settings.postgres_url or "",
+        "ALTER TABLE gate DROP COLUMN identity; DELETE FROM flashgrid_migrations WHERE number = 70",
+    )
+    with pytest.raises(SettingsError, match="run `flashgrid claim` if this ledger was restored"):
+        await prepare(settings)
+    consumer = Consumer(settings.amqp_url or "", 1)
+    await consumer.read(0)
+    code, said = await run_to_the_end(settings, "claim", "--yes")
+    assert code == 1
+    assert "the queue has 1 consumers: stop every engine" in said
+    await consumer.close()
+    while (await publisher.read_queue())[1]:
+        pass
+    await publisher.close()
+    code, said = await run_to_the_end(settings, "claim", "--yes")
+    assert code == 0, said
+    await prepare(settings)
+    async with running(settings):
+        await until_settled(redis)
+        await eventually(partial(redis.hexists, ShardKeys().fence, "open"))
+    assert await read_sold(settings, sale) == 20
 
 
 async def test_what_changes_while_it_serves_is_said(

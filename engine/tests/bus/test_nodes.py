@@ -22,7 +22,14 @@ from engine.bus.consumer import Consumer
 from engine.bus.publisher import Publisher
 from engine.bus.topology import DEAD, PURCHASES, declare_topology
 from engine.errors import BusUnavailable, SettingsError
+from engine.gate.client import connect_shards
+from engine.ledger.ledger import Ledger
 from engine.local.process import free_port
+from engine.metrics import UNSAFE
+from engine.settings import Settings
+from engine.stages import keeper
+from engine.stages.keeper import watch_settings
+from engine.stages.lifecycle import running
 from engine.tests.machines import RabbitCluster, RabbitNode, freeze, run_rabbit_cluster, thaw
 from engine.tests.test_server import eventually
 
@@ -120,8 +127,11 @@ async def test_the_leader_of_the_queue_is_lost_and_all_that_was_confirmed_arrive
     log.info("the leader is %s: a confirm took %.2f s", end, await traffic.end())
 
 
-async def test_a_policy_that_loses_purchases_is_refused_at_the_start(
-    cluster: RabbitCluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+async def test_a_policy_that_loses_purchases_is_refused_at_the_start_and_said_later(
+    cluster: RabbitCluster,
+    settings_without_bus: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     first = cluster.nodes[0]
     monkeypatch.setattr(bus_checks, "_MANAGEMENT", {"amqp": ("http", cluster.management)})
@@ -139,6 +149,7 @@ async def test_a_policy_that_loses_purchases_is_refused_at_the_start(
         (f"^{PURCHASES}$", '{"message-ttl":60000}', "sets message-ttl"),
         (".*", '{"max-length":10,"overflow":"drop-head"}', "sets max-length"),
         (f"^{DEAD}$", '{"max-length-bytes":10}', f"sets max-length-bytes for the queue {DEAD}"),
+        (".*", '{"delivery-limit":20}', f"sets delivery-limit for the queue {PURCHASES}"),
         (".*", '{"max-length":10,"overflow":"reject-publish"}', ""),
     ):
         await first.set_policy(pattern, policy)
@@ -148,7 +159,23 @@ async def test_a_policy_that_loses_purchases_is_refused_at_the_start(
                 await check_bus(first.url)
         else:
             await check_bus(first.url)
-    await first.set_policy("", "")
+
+    def is_said(text: str, unsafe: int) -> bool:
+        return text in caplog.text and UNSAFE.labels("RabbitMQ")._value.get() == unsafe
+
+    monkeypatch.setattr(keeper, "_WATCH_S", 0.02)
+    UNSAFE.labels("RabbitMQ").set(2)
+    async with (
+        connect_shards(settings_without_bus) as shards,
+        await Ledger.connect(settings_without_bus.postgres_url) as ledger,
+        running(watch_settings(shards, ledger, first.url)),
+    ):
+        await eventually(lambda: is_said("", 0))
+        await first.set_policy(".*", '{"delivery-limit":20}')
+        await eventually(lambda: is_said("a policy of RabbitMQ loses purchases: it sets delivery-limit", 1))
+        with caplog.at_level(logging.INFO):
+            await first.set_policy("", "")
+            await eventually(lambda: is_said("RabbitMQ are safe again", 0))
     assert find_warnings(caplog) == []
     monkeypatch.setattr(bus_checks, "_MANAGEMENT", {"amqp": ("http", free_port())})
     await check_bus(first.url)

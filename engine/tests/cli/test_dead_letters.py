@@ -6,6 +6,7 @@ from redis.asyncio import Redis
 
 from engine.bus.publisher import Publisher
 from engine.bus.topology import DEAD
+from engine.cli import stores
 from engine.cli.stores import open_stores
 from engine.errors import BusUnavailable
 from engine.gate.client import Shard
@@ -164,6 +165,26 @@ async def test_a_whole_message_that_the_broker_gave_up_is_replayed(
         assert "2 purchases" in output
         await until_settled(redis)
     assert await read_statuses(settings) == dict.fromkeys(ids(batch), CONFIRMED)
+
+
+async def test_a_dead_letter_may_be_looked_at_any_number_of_times(
+    redis: Redis, settings: Settings, bus_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RabbitMQ 4 drops a message that came back 20 times."""
+    monkeypatch.setattr(stores, "_MOST_RETURNS", 2)
+    await put_aside(settings, redis, [DeadLetter(b"{}", "unreadable")])
+    [first] = await read_dead_letters(settings, redis)
+    for _ in range(6):
+        assert await read_dead_letters(settings, redis) == [first]
+    async with await aio_pika.connect(bus_url) as connection, connection.channel() as channel:
+        message = await (await channel.get_queue(DEAD)).get()
+        assert message is not None
+        assert 0 < int(str(message.headers["x-delivery-count"])) <= 2
+
+
+async def read_dead_letters(settings: Settings, redis: Redis) -> list[tuple[bytes, str]]:
+    async with open_stores(settings, [Shard(redis)]) as stored:
+        return [(each.body, each.reason) for each in stored]
 
 
 @pytest.mark.parametrize(
