@@ -86,7 +86,12 @@ class _Format:
         self._text = _MARK.sub("%s", text.replace("%", "%%"))
 
     def fill(self, values: dict[str, str | int]) -> bytes:
-        return (self._text % tuple(encode(values[name], place) for place, name in self._slots)).encode()
+        # A number is the same everywhere, and most values are numbers.
+        said = [
+            value if type(value := values[name]) is int else encode(value, place)
+            for place, name in self._slots
+        ]
+        return (self._text % tuple(said)).encode()
 
 
 def list_json_texts(body: str) -> list[str]:

@@ -21,8 +21,9 @@ from simulation.model.contract import Contract
 
 AWAY: Final = ["UNAVAILABLE", "UNKNOWN"]
 """Outcomes that leave a client without what it asked for, and without a decision."""
-STANDSTILL_NS: Final = 500_000_000
-"""Longest time in which everybody may be turned away without a reason."""
+STANDSTILL_NS: Final = 5_000_000_000
+"""Longest time in which everybody may be turned away without a reason: an operator's hand-over of a store, of
+which no scenario knows, takes so long at most."""
 BESIDE: Final = 50
 """Requests that are compared with each other, since they were sent one after another."""
 CHANCE: Final = 1e-9
@@ -145,7 +146,7 @@ def _fit(answered: pd.DataFrame, contract: Contract) -> pd.Series:
 def the_sale_happened(evidence: Evidence) -> Finding:
     """A sale sells to those who ask, as far as its stock and its terms allow. No more than one in ten
     requests is turned away with 503, or left without an outcome, in most seconds one in twenty, nor most of
-    those for a product or at a front door, nor everybody for longer than half a second, nor always the same
+    those for a product or at a front door, nor everybody for longer than five seconds, nor always the same
     users, and no more than one in ten units that somebody asks for stays unsold, apart from faults and an
     overload that the scenario means. So it is with those who got an order: no more than one in ten of their
     answers leaves them without knowing it, and not all of them."""
