@@ -11,7 +11,7 @@ from simulation.judge.asked import Asked
 from simulation.judge.verdict import Check, judge
 from simulation.model.formats import name_key
 from simulation.model.state import FinalState
-from simulation.protocol.example.processes import DECLINED, Stores
+from simulation.protocol.example.processes import DECLINED, FrontDoor, Stores
 from simulation.protocol.example.requests import Purchase
 from simulation.protocol.example.world import World
 from simulation.protocol.hunt import play
@@ -163,7 +163,8 @@ def test_a_loss_that_changes_nothing_that_clients_are_told_excuses_nothing(world
     world.take_copy()
     world.lose_memory(0)
     assert not world.losses.is_doubtful
-    world.settle_down()
+    world.let_ask()
+    world.pass_time(1_100)
     assert buy(world, 1) == [ACCEPTED]
     world.lose_memory(0)
     assert world.losses.is_doubtful
@@ -176,10 +177,10 @@ def test_a_front_door_that_does_not_sell_what_is_left_is_a_fault(world: World) -
     world.settle_down()
     # Sold out now, which each of them says.
     assert world.find_silent_doors() == []
-    world.memory.call("HSET", name_key(0, "sale:1"), "remaining", 1)
-    assert [fault.split(": ")[1] for fault in world.find_silent_doors()] == [
-        "frontdoor 1 says ACCEPTED, not SOLD_OUT"
-    ]
+    other: FrontDoor = world.processes[OTHER_DOOR]  # type: ignore[assignment]
+    other.gate.submit = lambda purchase: purchase[3](Outcome.GATE_UNAVAILABLE, None)
+    [fault] = world.find_silent_doors()
+    assert fault == "an open gate sells: frontdoor 2 says GATE_UNAVAILABLE, not SOLD_OUT"
 
 
 def test_what_a_relay_publishes_after_it_was_lost_is_lost_no_more(world: World) -> None:
@@ -289,5 +290,5 @@ def test_what_only_the_whole_judge_finds_is_a_fault_with_its_story(
     monkeypatch.setattr("simulation.protocol.machine.make_record", refuse)
     for alone in (False, True):
         found = play(stores, 1, 10, shrink=False, alone=alone)
-        assert any("the judge says: no phantom orders" in fault for fault in found.faults)
+        assert any("the judge says: refusals are true" in fault for fault in found.faults)
         assert any("asks" in line for line in found.story)
