@@ -282,7 +282,7 @@ def fill_traces(raw: Mapping[str, Any], path: Path) -> None:
             raise ValueError(f"arrivals.{number}.step_s: must be seconds, up to a week")
         found = read_trace(path.parent / file, float(step_s), _list_on_sale(raw.get("sales")))
         counts, step_s = found.counts, found.step_s
-        given = {"seconds": len(counts) * step_s, "rate_rps": max(counts) / step_s}
+        given: dict[str, float | str] = {"seconds": len(counts) * step_s, "rate_rps": max(counts) / step_s}
         if found.users:
             given |= {"spacing": "even"}  # each row once
         segment.update(given | segment, **found._asdict())

@@ -16,7 +16,7 @@ def reads_are_true(evidence: Evidence) -> Finding:
     have taken that unit: every accepted purchase and every unknown outcome counts from the moment at which it
     was sent. A second after a purchase was accepted its unit is missing, until its payment can have failed.
     No read is called invalid, no more than one in ten of all is turned away without a reason, and never all
-    of a kind for longer than half a second."""
+    of a kind for longer than five seconds."""
     reads = evidence.reads
     if reads is None or reads.empty:
         return Finding(0, "no reads", 0)

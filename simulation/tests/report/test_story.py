@@ -24,7 +24,7 @@ from simulation.report.story.looks import LOOKED_AT
 from simulation.report.story.purchase import Record
 from simulation.report.story.story import Story, write_story
 from simulation.report.words import describe, name_questions
-from simulation.target.foreign.description import load_description
+from simulation.target.foreign.loading import load_description
 from simulation.tests.run_folders import START_US, lose_orders, make_run
 from simulation.verdict import finish_run, load_run
 

@@ -206,7 +206,8 @@ def test_a_trace_is_read_beside_its_scenario_and_goes_where_that_goes(tmp_path: 
     scaled = load_scenario(file, rate_rps=80, duration_s=1)
     assert expected_requests(scaled.arrivals) == pytest.approx(50)
     coarse = load_scenario(file, {"arrivals.0.step_s": 172_800})
-    assert (coarse.duration_s(), expected_requests(coarse.arrivals)) == (345_600, pytest.approx(50))
+    assert coarse.duration_s() == 345_600
+    assert expected_requests(coarse.arrivals) == pytest.approx(50)
     with pytest.raises(ScenarioError, match=r"mine\.toml: arrivals\.0\.file: must name the file"):
         load_scenario(file, {"arrivals.0.file": 7})
     (tmp_path / "crowd.csv").unlink()
