@@ -220,18 +220,8 @@ class _Run:
             stores = target.witness.open_stores(sales)
             roles = Roles(services, scenario.topology.shards)
             async with Probe(stores, meter, roles) as probe, running(self._show(probe)):
-                driven = await driver(
-                    LoadSpec(
-                        plan,
-                        target.urls,
-                        scenario.driver,
-                        t0_ns,
-                        self._hear,
-                        self._stop,
-                        contract=target.contract,
-                        ca=target.ca,
-                    )
-                )
+                load = (plan, target.urls, scenario.driver, t0_ns, self._hear, self._stop)
+                driven = await driver(LoadSpec(*load, contract=target.contract, ca=target.ca))
                 restocks = await self._restocker.finish()
                 faults = await self._injector.finish(early=self._abort is not None)
                 state = await self._read_state(sales, driven)

@@ -171,18 +171,14 @@ class Reconciliation:
 
     async def offer_left(self) -> None:
         """Offer the sales that their front doors could not offer; no other sale is closed for them."""
-        was_another = False
         left = await self._ledger.find_unoffered(_OPENING_S)
-        for sale, sold in left:
-            if not sold:  # or else the gate has had it
-                shard, fence = shard_of(sale.terms.product_id, self._fences)
-                was_another |= await offer_sale(shard, fence, sale)
-        if was_another:
+        # The gate has had those of which something was sold.
+        new = [sale for sale, sold in left if not sold]
+        if any([await offer_sale(*shard_of(sale.terms.product_id, self._fences), sale) for sale in new]):
             # Its operator may ask again, and is told at once of what is noted here (gate.py).
             await asyncio.sleep(self._sold_out_s)
-        if left:
-            for sale_id in await self._ledger.note_offered(*(sale.sale_id for sale, _ in left)):
-                log.info("sale %d opened: its front door could not offer it", sale_id)
+        for sale_id in await self._ledger.note_offered(*(sale.sale_id for sale, _ in left)) if left else []:
+            log.info("sale %d opened: its front door could not offer it", sale_id)
 
     async def end_doubt(self) -> None:
         """Let the gate deny orders from before its rebuild, once none that it forgot is under way.

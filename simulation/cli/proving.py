@@ -220,10 +220,9 @@ def interleave(
 ) -> None:
     """Take the engine's real steps in any order, with crashes, lost answers and lost memories in between.
 
-    Each 25 examples have a seed; the same seed gives the same examples. What is wrong is made as short as
-    can be, and told. With --bugs the orders that have a name are played as well, and a table says by what
-    each bug shows. The table is written anew after each 25 examples, and at SIGINT or SIGTERM. Exit codes:
-    0, 1 if something is wrong (with --bugs: if a bug does not show), 2 if a signal ended it.
+    Each 25 examples have a seed, which gives the same examples again. What is wrong is made short, and told.
+    With --bugs named orders are played, too, and a table says by what each bug shows. It is written after
+    each 25 examples. Exit codes: 0, 1 if something is wrong (or a bug does not show), 2 if a signal ended it.
     """
     from simulation.protocol.bugs import Attempts, attempt, load_bugs, write_attempts
     from simulation.protocol.hunt import Hunts, hunt, private_stack, write_hunts

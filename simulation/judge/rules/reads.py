@@ -15,8 +15,8 @@ def reads_are_true(evidence: Evidence) -> Finding:
     is never negative, it adds up to what was asked for, and no unit is missing from it before a purchase can
     have taken that unit: every accepted purchase and every unknown outcome counts from the moment at which it
     was sent. A second after a purchase was accepted its unit is missing, until its payment can have failed.
-    No read is called invalid, no more than one in ten of all is turned away without a reason, and never all
-    of a kind for longer than five seconds."""
+    No read is called invalid, no more than one in ten of all is turned away without a reason, and never most
+    at one place."""
     reads = evidence.reads
     if reads is None or reads.empty:
         return Finding(0, "no reads", 0)

@@ -42,8 +42,8 @@ def no_oversell(evidence: Evidence) -> Finding:
 def units_are_conserved(evidence: Evidence) -> Finding:
     """No unit appears or vanishes. For every sale the stock equals the units left for sale, plus the units
     held by confirmed and pending orders, plus the units on their way to the ledger. The units of failed
-    orders were released, and no others. Samples of the gate during the run never show more units, or fewer,
-    than purchases can have left there."""
+    orders were released, and no others. Samples of what is for sale during the run never show more
+    units, or fewer, than purchases can have left."""
     gate = read(evidence.state.gate, "stock for sale").drop_duplicates("product_id").set_index("product_id")
     current = evidence.sales[~evidence.sales["product_id"].duplicated(keep="last")].reset_index()
     current = current.join(gate[["sale_id", "remaining"]].add_suffix("_gate"), on="product_id")

@@ -173,22 +173,11 @@ def tell_order(record: Record, order_id: str, sent_s: float | None) -> list[Step
     order = record.orders.loc[order_id]
     reserved_s, settled_s = (record.since_start(order[name]) for name in ("accepted_us", "settled_us"))
     units = f"{order['quantity']} unit{'s' if order['quantity'] != 1 else ''}"
-    steps = [
-        Step(
-            what="reserved",
-            at_s=reserved_s,
-            after_s=sent_s,
-            words=f"{units} of sale {order['sale_id']}, for order {order_id}"
-            + ("" if order_id in record.told else UNEXPLAINED if sent_s is None else UNTOLD)
-            + (
-                UNTIMED
-                if reserved_s is None
-                else " (gate's clock, whole ms)"
-                if record.has_stages
-                else " (engine's clock)"
-            ),
-        )
-    ]
+    told = "" if order_id in record.told else UNEXPLAINED if sent_s is None else UNTOLD
+    clock = " (gate's clock, whole ms)" if record.has_stages else " (engine's clock)"
+    words = f"{units} of sale {order['sale_id']}, for order {order_id}{told}"
+    words += UNTIMED if reserved_s is None else clock
+    steps = [Step(what="reserved", at_s=reserved_s, after_s=sent_s, words=words)]
     begun_s = steps[0].place_s
     if settled_s is None and order["status"] in TERMINAL:
         return [*steps, Step(what="settled", words=f"{order['status']}{UNTIMED}")]

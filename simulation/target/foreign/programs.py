@@ -119,22 +119,32 @@ class Programs:
 
     async def _keep_running(self, name: str, command: list[str]) -> None:
         while True:
+            spawning = asyncio.create_task(self._spawn(name, command))
             try:
-                process = await asyncio.create_subprocess_exec(
-                    *command,
-                    stdin=asyncio.subprocess.DEVNULL,
-                    stdout=self._output,
-                    stderr=self._output,
-                    start_new_session=True,
-                )
-            except OSError as error:
-                raise EngineError(f"processes: {name}: {command[0]}: {error.strerror or error}") from None
-            self._running[name] = process
-            self._pids[name + FIRST if name == "front-door" else name] = process.pid
+                process = await asyncio.shield(spawning)
+            except asyncio.CancelledError:
+                # It runs by now, perhaps, and has to be known to be stopped.
+                await asyncio.wait([spawning])
+                raise
             await process.wait()
             # What it leaves would keep the port.
             _kill_group(process.pid)
             await asyncio.sleep(AGAIN_S)
+
+    async def _spawn(self, name: str, command: list[str]) -> asyncio.subprocess.Process:
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *command,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=self._output,
+                stderr=self._output,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise EngineError(f"processes: {name}: {command[0]}: {error.strerror or error}") from None
+        self._running[name] = process
+        self._pids[name + FIRST if name == "front-door" else name] = process.pid
+        return process
 
 
 @asynccontextmanager
