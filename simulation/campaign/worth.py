@@ -84,7 +84,15 @@ class Plan(NamedTuple):
 
     def write_command(self, engine: Engine) -> str:
         """Return the command that runs it once more."""
-        words = ["flashsim", "run", self.scenario, "--rate", f"{self.rate_rps:g}", "--seed", str(self.seed)]
+        words = [
+            "flashsim",
+            "run",
+            self.scenario,
+            "--rate",
+            f"{self.rate_rps:.15g}",
+            "--seed",
+            str(self.seed),
+        ]
         words += ["--engine", engine.name] if engine.described else []
         for key, value in self.changes.items():
             words += ["--set", f"{key}={_write_toml(value)}"]

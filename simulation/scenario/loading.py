@@ -193,7 +193,7 @@ def find_errors(raw: Mapping[str, Any], kind: type) -> list[str]:
         if "object" in detail or (detail != "is missing" and isinstance(place[at], dict)):
             break  # nothing fits in place of a table
         for value in (*_list_words(kind, keys), *_FITTING):
-            place[at] = value
+            place[at] = deepcopy(value)
             if _locate(_find_error(tree, kind))[0] != keys:
                 break
         else:

@@ -86,7 +86,11 @@ async def connect(ca: str | None = None) -> AsyncIterator[aiohttp.ClientSession]
     except OSError as error:
         raise EngineError(f"{ca}: can't be used as certificates: {error.strerror or error}") from None
     async with aiohttp.ClientSession(
-        timeout=aiohttp.ClientTimeout(TIMEOUT_S), connector=aiohttp.TCPConnector(ssl=tls, limit=AT_ONCE)
+        timeout=aiohttp.ClientTimeout(TIMEOUT_S),
+        connector=aiohttp.TCPConnector(ssl=tls, limit=AT_ONCE),
+        # As the load sends: what the contract says, and nothing else.
+        cookie_jar=aiohttp.DummyCookieJar(),
+        skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
     ) as session:
         yield session
 
@@ -96,7 +100,11 @@ async def send(session: aiohttp.ClientSession, url: str, request: Request, **val
     path, headers, body = fill(request, **values)
     try:
         async with session.request(
-            request.method, URL(url + path, encoded=True), headers=headers, data=body or None
+            request.method,
+            URL(url + path, encoded=True),
+            headers=headers,
+            data=body or None,
+            allow_redirects=False,
         ) as answer:
             head = b"\r\n".join(name + b": " + value for name, value in answer.raw_headers)
             return Answer(answer.status, await answer.read(), head)

@@ -14,7 +14,7 @@ from simulation.judge.rules.evidence import (
     read,
 )
 from simulation.judge.rules.samples import judge_orders
-from simulation.judge.rules.service import count_turned_away
+from simulation.judge.rules.service import count_turned_away, find_outage, is_beside
 from simulation.model.outcome import TERMINAL
 
 
@@ -157,10 +157,11 @@ def a_key_tells_the_truth(evidence: Evidence) -> Finding:
     doubt_ns = 4 * keyed["unsure_ns"].max()
     later = later[(age_ns > 0) & (age_ns + doubt_ns < asked.remembered_ns)]
     wrong = later[~later["outcome"].isin(["ACCEPTED", "UNAVAILABLE", "UNKNOWN"])]
+    excused = asked.is_slow(later) | is_beside(find_outage(evidence), later)
     return find(
         f"{len(later):,} requests under the key of an order that lives",
         Breach(len(wrong), "were refused", "op", wrong["op"]),
-        Breach(count_turned_away(later.assign(excused=asked.is_slow(later))), "were turned away"),
+        Breach(count_turned_away(later.assign(excused=excused)), "were turned away"),
         chances=len(later),
     )
 

@@ -4,7 +4,7 @@ import pandas as pd
 
 from simulation.judge.asked import LONG_AGO, NEVER, PROMPT_NS
 from simulation.judge.rules.evidence import FEW, Breach, Evidence, Finding, find
-from simulation.judge.rules.service import count_turned_away, count_worst, find_away
+from simulation.judge.rules.service import count_turned_away, count_worst, find_away, find_outage, is_beside
 from simulation.model.outcome import TERMINAL
 
 
@@ -21,7 +21,8 @@ def reads_are_true(evidence: Evidence) -> Finding:
     if reads is None or reads.empty:
         return Finding(0, "no reads", 0)
     asked = evidence.asked
-    reads = reads.assign(excused=asked.is_slow(reads), recovering=asked.is_slow(reads, patient=True))
+    beside = is_beside(find_outage(evidence), reads)
+    reads = reads.assign(excused=asked.is_slow(reads), recovering=asked.is_slow(reads, patient=True) | beside)
     orders, stocks = (reads[reads["kind"] == kind] for kind in ("order", "stock"))
     judged = f"{len(orders):,} reads of orders and {len(stocks):,} of stock judged"
     said = [*_judge_answers(orders, stocks), *_judge_statuses(orders, evidence), *_judge_sums(stocks)]
@@ -73,7 +74,7 @@ def _find_hidden(orders: pd.DataFrame) -> list[str]:
     were answered, from PROMPT_NS before until PROMPT_NS after."""
     judged = orders[orders["sent_ns"].notna()].assign(excused=orders["recovering"])
     away = find_away(judged).groupby(judged["order_id"]).agg(["all", "size"])
-    never = away.index[away["all"] & (away["size"] > 1)]
+    never = away.index[away["all"] & (away["size"] > 2)]
     others = judged[~judged["order_id"].isin(never)]
     answered, sent_ns = ~find_away(others), others["sent_ns"]
     found = []

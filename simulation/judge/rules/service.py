@@ -26,6 +26,10 @@ BESIDE: Final = 50
 CHANCE: Final = 1e-9
 """How seldom a right engine may be called wrong by a rule that counts on chance."""
 _STAKES: Final = (0.1, 0.5, 1.0)
+MOMENT_NS: Final = 250_000_000
+OUTAGE_MOMENTS: Final = 20
+"""Most moments in which everybody may be turned away without a reason: an operator's hand-over of a store, of
+which no scenario knows, takes five seconds at most."""
 _PLACE: Final = ["product_id", "door"]
 """Requests for one product at one front door are turned away together."""
 
@@ -33,6 +37,23 @@ _PLACE: Final = ["product_id", "door"]
 def find_away(requests: pd.DataFrame) -> "pd.Series[bool]":
     """Return for each request whether it was answered 503, or is without an outcome, for no reason."""
     return requests["outcome"].isin(AWAY) & ~requests["excused"]
+
+
+def find_outage(evidence: Evidence) -> "pd.Index[int]":
+    """Return the moments, of MOMENT_NS each, in which nine in ten requests, and a few at least, were turned
+    away without a reason."""
+    asks = evidence.operations[evidence.operations["sent_ns"].notna()]
+    moments = find_away(asks).groupby(asks["sent_ns"].astype("int64") // MOMENT_NS).agg(["mean", "size"])
+    return moments.index[(moments["mean"] >= 1 - MOST) & (moments["size"] >= FEW)]
+
+
+def is_beside(outage: "pd.Index[int]", requests: pd.DataFrame) -> "pd.Series[bool]":
+    """Return for each request whether it was sent in an outage that is no longer than a hand-over, or in the
+    moment before or after."""
+    if len(outage) > OUTAGE_MOMENTS:
+        return pd.Series(False, requests.index)
+    near = outage.union(outage - 1).union(outage + 1)
+    return (requests["sent_ns"] // MOMENT_NS).isin(near).fillna(False).astype(bool)
 
 
 def count_turned_away(requests: pd.DataFrame) -> int:
@@ -138,8 +159,11 @@ def the_sale_happened(evidence: Evidence) -> Finding:
     answers leaves them without knowing it, and not all of them."""
     sales, sent = evidence.asked_sales, evidence.sent
     many, unheard = count_turned_away(sent), _count_unheard(evidence)
-    calm = sent.assign(excused=evidence.asked.is_excused(sent, patient=True))
+    outage = find_outage(evidence)
+    calm = sent.assign(excused=evidence.asked.is_excused(sent, patient=True) | is_beside(outage, sent))
     worst, shut_out = count_worst(calm), count_shut_out(calm)
+    if len(outage) > OUTAGE_MOMENTS:
+        worst = max(worst, int(find_away(calm).sum()))
 
     wanting = sent[sent["outcome"].isin(["ACCEPTED", "SOLD_OUT", "UNAVAILABLE", "UNKNOWN"])]
     wanting = wanting.assign(sale_id=evidence.find_sale(wanting)).dropna(subset="sale_id")
@@ -177,7 +201,8 @@ def the_sale_happened(evidence: Evidence) -> Finding:
 def _count_unheard(evidence: Evidence) -> int:
     """Return how many requests whose buyer got an order have no known outcome, for no reason; 0 if those are
     no more than MOST of the requests that got one, or these are few, and some were told."""
-    won = evidence.sent[~evidence.sent["excused"] & evidence.sent["outcome"].isin(["ACCEPTED", "UNKNOWN"])]
+    calm = evidence.sent[~evidence.sent["excused"] & ~is_beside(find_outage(evidence), evidence.sent)]
+    won = calm[calm["outcome"].isin(["ACCEPTED", "UNKNOWN"])]
     placed = pd.MultiIndex.from_frame(evidence.orders[BUYER])
     unheard = won["outcome"].eq("UNKNOWN") & pd.MultiIndex.from_frame(won[BUYER]).isin(placed)
     got = won[unheard | won["outcome"].eq("ACCEPTED")]

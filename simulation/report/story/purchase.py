@@ -48,7 +48,8 @@ class Record:
         """The ledger's orders by id; none where it could not be read."""
         orders = with_keys(self.state, self.metrics.history)
         if orders is None:
-            return pd.DataFrame(columns=["sale_id", "product_id", "user_id", "idempotency_key"])
+            names = ["sale_id", "product_id", "user_id", "idempotency_key", "accepted_us", "settled_us"]
+            return pd.DataFrame(columns=names)
         # A ledger of another engine may not tell how many units an order has: it is one then.
         orders = orders.assign(quantity=orders["quantity"].fillna(1))
         return orders.drop_duplicates("order_id").set_index("order_id")

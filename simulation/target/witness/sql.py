@@ -110,7 +110,7 @@ class SqlReader:
             mine = [row for row in rows if str(row["order_id"]) == trial.order_id]
         if len(mine) > 1:
             raise Misread(f"sql.orders: shows {len(mine)} rows for one purchase of product {product}")
-        return check_order(trial, mine[0], self.contract.has_keys) if mine else ""
+        return check_order(trial, mine[0], self.contract) if mine else ""
 
     async def shows_stock(self, trial: Trial) -> bool:
         """Return whether the statement for sales and what is for sale show the sale of a trial."""

@@ -267,6 +267,10 @@ CASES: dict[str, tuple[Callable[[Record], Record], str]] = {
         lambda r: turn_away(r, lambda history: history["user_id"] % 30 == 0),
         "the sale happened",
     ),
+    "everybody hears 503 from second 20 on": (
+        lambda r: turn_away(r, lambda history: history["intended_ns"] >= 20e9),
+        "the sale happened",
+    ),
     "every twelfth request is told 503": (
         lambda r: turn_away(r, lambda history: history["op"] % 12 == 0),
         "the sale happened",

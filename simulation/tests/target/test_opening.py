@@ -3,6 +3,8 @@
 from typing import Any
 
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 from asyncpg.transaction import Transaction
 
 from engine.errors import GateUnavailable
@@ -12,9 +14,10 @@ from engine.settings import Settings
 from engine.tests.http.test_front_door import serve
 from engine.tests.http.test_opening import count_sales
 from simulation.errors import EngineError
+from simulation.model.contract import Request
 from simulation.scenario.schema import SaleOffer
 from simulation.target import opening
-from simulation.target.opening import open_sales
+from simulation.target.opening import connect, open_sales, send
 
 
 async def test_a_sale_is_asked_for_until_it_is_open_and_is_one(
@@ -54,3 +57,23 @@ async def test_a_sale_is_opened_at_another_front_door_where_one_is_gone(
         assert (await client.stock())["saleId"] == sale.sale_id
     with pytest.raises(EngineError, match="can't be reached"):
         await open_sales(urls[:1], [SaleOffer(product_id=1, stock=3)], None)
+
+
+async def test_a_request_has_the_headers_of_the_contract_and_its_answer_is_taken_as_it_is() -> None:
+    seen: list[dict[str, str]] = []
+
+    async def answer(request: web.Request) -> web.Response:
+        seen.append(dict(request.headers))
+        return web.Response(
+            status=303, headers={"Location": "/elsewhere", "Set-Cookie": "session=of-another"}
+        )
+
+    app = web.Application()
+    app.router.add_route("*", "/{any}", answer)
+    async with TestServer(app, host="localhost") as server, connect() as session:
+        url = str(server.make_url("")).rstrip("/")
+        asked = Request(path="/buy", method="POST", headers={"Cookie": "session=mine"})
+        found = [(await send(session, url, asked)).status for _ in range(2)]
+    assert found == [303, 303]
+    assert [set(headers) for headers in seen] == [{"Host", "Cookie", "Content-Length"}] * 2
+    assert {headers["Cookie"] for headers in seen} == {"session=mine"}
