@@ -158,9 +158,10 @@ def the_sale_happened(evidence: Evidence) -> Finding:
     overload that the scenario means. So it is with those who got an order: no more than one in ten of their
     answers leaves them without knowing it, and not all of them."""
     sales, sent = evidence.asked_sales, evidence.sent
-    many, unheard = count_turned_away(sent), _count_unheard(evidence)
     outage = find_outage(evidence)
-    calm = sent.assign(excused=evidence.asked.is_excused(sent, patient=True) | is_beside(outage, sent))
+    beside = is_beside(outage, sent)
+    many, unheard = count_turned_away(sent), _count_unheard(evidence, beside)
+    calm = sent.assign(excused=evidence.asked.is_excused(sent, patient=True) | beside)
     worst, shut_out = count_worst(calm), count_shut_out(calm)
     if len(outage) > OUTAGE_MOMENTS:
         worst = max(worst, int(find_away(calm).sum()))
@@ -198,10 +199,11 @@ def the_sale_happened(evidence: Evidence) -> Finding:
     return found
 
 
-def _count_unheard(evidence: Evidence) -> int:
+def _count_unheard(evidence: Evidence, beside: "pd.Series[bool]") -> int:
     """Return how many requests whose buyer got an order have no known outcome, for no reason; 0 if those are
-    no more than MOST of the requests that got one, or these are few, and some were told."""
-    calm = evidence.sent[~evidence.sent["excused"] & ~is_beside(find_outage(evidence), evidence.sent)]
+    no more than MOST of the requests that got one, or these are few, and some were told. `beside` says which
+    requests were sent beside an outage (is_beside)."""
+    calm = evidence.sent[~evidence.sent["excused"] & ~beside]
     won = calm[calm["outcome"].isin(["ACCEPTED", "UNKNOWN"])]
     placed = pd.MultiIndex.from_frame(evidence.orders[BUYER])
     unheard = won["outcome"].eq("UNKNOWN") & pd.MultiIndex.from_frame(won[BUYER]).isin(placed)

@@ -59,7 +59,7 @@ class Programs:
         self._port = port
         self._pids = services.pids
         self._output = log.open("wb")
-        values = {  # FILLED
+        values = {  # those of description.FILLED
             "port": str(port),
             "python": sys.executable,
             "redis_url": services.redis_url,
