@@ -20,11 +20,12 @@ from engine.errors import BusUnavailable
 from engine.urls import split_hosts
 
 _CLOSE_S: Final = 2.0
-_CONNECT_S: Final = 10.0
+_CONNECT_S: Final = (10.0,)
 _HEARTBEAT_S: Final = 15
 """Where one node is the whole bus: a wait is all that helps."""
-_CONNECT_TO_NEXT_S: Final = 2.0
-_HEARTBEAT_OF_SEVERAL_S: Final = 4
+_CONNECT_TO_NEXT_S: Final = (0.5, 2.0)
+"""The second wait is for nodes that are slow, once none has answered within the first one."""
+_HEARTBEAT_OF_SEVERAL_S: Final = 3
 """Where there are other nodes: one that says nothing for so long is left."""
 _CLOSE_OF_SEVERAL_S: Final = 0.2
 FindLedger = Callable[[], Awaitable[str]]
@@ -39,17 +40,22 @@ class Nodes:
         self._ledger = ""
         urls = list(split_hosts(url).values())
         self._urls = deque(random.sample(urls, len(urls)))
-        self.several = len(urls) > 1
+        self.count = len(urls)
 
     async def connect(self, name: str) -> AbstractConnection:
         """Return a connection to a node that answers, which is not made again by itself when it is lost.
 
-        Raises what the last node raises if none of them answers.
+        Raises BusUnavailable with what the last node raises if none of them answers.
         """
-        for _ in range(len(self._urls) - 1):
-            with contextlib.suppress(BusUnavailable), translate_errors():
-                return await self._connect_to_next(name)
-        return await self._connect_to_next(name)
+        failed = BusUnavailable("no node is named")
+        for wait_s in _CONNECT_TO_NEXT_S if self.count > 1 else _CONNECT_S:
+            for _ in range(self.count):
+                try:
+                    with translate_errors():
+                        return await self._connect_to_next(name, wait_s)
+                except BusUnavailable as error:
+                    failed = error
+        raise failed
 
     async def declare(self, channel: AbstractChannel) -> AbstractExchange:
         """Declare exchanges and queues for the ledger, if one is to be found; see declare_topology."""
@@ -57,18 +63,19 @@ class Nodes:
             self._ledger = await self._find_ledger()
         return await declare_topology(channel, self._ledger)
 
-    async def _connect_to_next(self, name: str) -> AbstractConnection:
+    async def _connect_to_next(self, name: str, wait_s: float) -> AbstractConnection:
         address = URL(self._urls[0])
         self._urls.rotate(-1)
-        default_s = _HEARTBEAT_OF_SEVERAL_S if self.several else _HEARTBEAT_S
+        several = self.count > 1
+        default_s = _HEARTBEAT_OF_SEVERAL_S if several else _HEARTBEAT_S
         heartbeat_s = address.query.get("heartbeat", default_s)
         connection = _Connection(
             address.update_query(heartbeat=heartbeat_s),
             {"connection_name": f"flashgrid {name}"},
-            max(2, int(heartbeat_s)) if self.several else None,
+            max(2, int(heartbeat_s)) if several else None,
         )
         try:
-            await connection.connect(timeout=_CONNECT_TO_NEXT_S if self.several else _CONNECT_S)
+            await connection.connect(timeout=wait_s)
         except BaseException:
             await connection.close()
             raise

@@ -16,9 +16,10 @@ from engine.model.dead_letter import DeadLetter
 _CONFIRM_S: Final = 30.0
 """Longest wait for a confirm, since one that was lost would hold up the relay forever. Publishing again is
 safe. But it leaves one more copy with a broker that blocks publishers, so the wait is long."""
-_FIRST_CONFIRM_S: Final = 1.0
+_FIRST_CONFIRM_S: Final = 0.5
 """Longest wait for the first confirm of one of several nodes: one that does not know yet that the queue has
-lost its leader confirms nothing. The wait grows by a half each time, since all of them may be slow."""
+lost its leader confirms nothing. The wait grows by a half each time that all of them were asked, since all of
+them may be slow."""
 _READ_S: Final = 5.0
 """Longest wait for an answer about the queue."""
 
@@ -45,7 +46,8 @@ class Publisher:
         self._session: _Session | None = None
         self._is_proven = False
         """Whether something was confirmed in this session."""
-        self._first_s = _FIRST_CONFIRM_S
+        self._unproven = 0
+        """Sessions in a row in which nothing was confirmed."""
 
     async def publish(self, lines: bytes) -> None:
         """Send one message of lots, one a line (lot.py)."""
@@ -96,7 +98,7 @@ class Publisher:
         )
         async with self._work(None, "no confirm; an alarm may block publishers") as session:
             await session.exchanges[name].publish(message, name, mandatory=True)
-        self._is_proven, self._first_s = True, _FIRST_CONFIRM_S
+        self._is_proven, self._unproven = True, 0
 
     @asynccontextmanager
     async def _work(self, within_s: float | None, silence: str) -> AsyncIterator[_Session]:
@@ -107,20 +109,23 @@ class Publisher:
         with translate_errors():
             session = await self._connect()
             if within_s is None:
-                within_s = _CONFIRM_S if self._is_proven or not self._nodes.several else self._first_s
+                within_s = _CONFIRM_S if self._is_proven or self._nodes.count == 1 else self._first_s()
             try:
                 async with asyncio.timeout(within_s):
                     yield session
             except BaseException as error:
                 # Others may have connected anew since.
                 if self._session is session:
-                    if not self._is_proven:
-                        self._first_s = min(1.5 * self._first_s, _CONFIRM_S)
+                    self._unproven += not self._is_proven
                     self._session = None
                 await close_connection(session.connection)
                 if isinstance(error, TimeoutError):
                     raise BusUnavailable(f"{silence} in {within_s:g} s") from None
                 raise
+
+    def _first_s(self) -> float:
+        rounds = min(self._unproven // self._nodes.count, 10)
+        return float(min(_FIRST_CONFIRM_S * 1.5**rounds, _CONFIRM_S))
 
     async def _connect(self) -> _Session:
         async with self._connecting:

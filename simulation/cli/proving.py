@@ -16,10 +16,10 @@ from simulation.cli.shared import (
     out_option,
     repeat_command,
     run_on_services,
-    run_until_signal,
     say,
 )
 from simulation.scenario.loading import load_scenario
+from simulation.signals import run_until_signal
 
 BUG_EXAMPLES = 300
 """Most examples in which a deliberate bug should show."""

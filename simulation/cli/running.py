@@ -13,12 +13,12 @@ from simulation.cli.shared import (
     end_series,
     name_folder,
     repeat_command,
-    run_until_signal,
     say,
 )
 from simulation.errors import ScenarioError
 from simulation.scenario.loading import list_scenarios, load_scenario, parse_override
 from simulation.scenario.schema import Scenario
+from simulation.signals import run_until_signal
 
 _SCENARIO_OPTIONS: Final = [
     click.Option(["--rate"], type=float, metavar="RPS", help="Scale the arrival curve to this peak rate."),

@@ -1,8 +1,7 @@
-"""What the commands share: where they write, how they talk, how a signal stops them, how they end."""
+"""What the commands share: where they write, how they talk, how they end."""
 
 import asyncio
 import shlex
-import signal
 import sys
 from collections.abc import Callable, Coroutine, Mapping
 from datetime import UTC, datetime
@@ -12,10 +11,10 @@ from typing import Any, Final, NoReturn, TypeVar
 import click
 from click.core import ParameterSource
 
-from simulation.errors import RunError
 from simulation.record.facts import format_json
 from simulation.record.series import SeriesRecord
 from simulation.scenario.schema import Scenario
+from simulation.signals import run_until_signal
 from simulation.target.services import Services
 
 EXIT_CODES: Final = {"pass": 0, "fail": 1, "unknown": 2}
@@ -156,28 +155,6 @@ def run_on_services(work: Callable[[Services], Coroutine[Any, Any, T]], machines
             return await work(services)
 
     return run_until_signal(work_on_services())
-
-
-def run_until_signal(work: Coroutine[Any, Any, T]) -> T:
-    """Return the result of `work`. SIGINT or SIGTERM cancels it, once, so that it stops what it started."""
-
-    async def guarded() -> T:
-        task = asyncio.ensure_future(work)
-
-        def stop() -> None:
-            # A second signal must not cut the stopping short.
-            say("stopping already" if task.cancelling() else "stopping")
-            if not task.cancelling():
-                task.cancel()
-
-        for number in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().add_signal_handler(number, stop)
-        return await task
-
-    try:
-        return asyncio.run(guarded())
-    except asyncio.CancelledError:
-        raise RunError("interrupted: there is no verdict") from None
 
 
 def say(line: str) -> None:

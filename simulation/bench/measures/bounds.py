@@ -29,6 +29,7 @@ from engine.settings import Settings
 from engine.stages.audit import Audit
 from engine.stages.fulfilment import run_fulfilment
 from engine.stages.reconciliation import reconciling
+from simulation.signals import run_until_signal
 from simulation.target.stores import connect_ledger
 
 _FILL: Final = Path(__file__).with_name("fill_sales.sql").read_text()
@@ -47,7 +48,7 @@ _MIB: Final = 2**20
 @click.option("--sales", default=10_000, show_default=True, help="Open sales that are audited.")
 def main(orders: int, purchases: int, sales: int) -> None:
     """Measure what a rebuild, an audit and the gate's memory cost after many orders."""
-    asyncio.run(_measure(orders, purchases, sales))
+    run_until_signal(_measure(orders, purchases, sales))
 
 
 async def _measure(orders: int, purchases: int, sales: int) -> None:

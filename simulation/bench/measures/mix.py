@@ -78,7 +78,7 @@ async def measure_mix(
     """
     priorities = [AS_THEY_ARE]
     try:
-        with _at_once(engine.gate_pids()):
+        with at_once(engine.gate_pids()):
             priorities.append(REAL_TIME)
     except (OSError, AttributeError) as error:
         note(f"the mix is measured without real-time priority, which is not allowed here: {error}")
@@ -102,9 +102,9 @@ async def _load(engine: Engine, rates: Rates, seconds: float, state: str, priori
     """Load the engine once; of a sale that accepts, time the bare disk afterwards."""
     await engine.open_sale(STATES[state])
     plan = plan_mix(rates, seconds, STATES[state] > 0)
-    watch = _Watch(seconds, priority == REAL_TIME)
+    watch = Watch(seconds, priority == REAL_TIME)
     async with engine.count_cpu() as cpu_s:
-        with _at_once(engine.gate_pids() if priority == REAL_TIME else {}):
+        with at_once(engine.gate_pids() if priority == REAL_TIME else {}):
             load = LoadSpec(plan, (engine.url,), OPTIONS, on_progress=watch.look)
             history = (await drive(load)).history
         await engine.drain()
@@ -135,7 +135,7 @@ def plan_mix(rates: Rates, seconds: float, accepting: bool) -> Plan:
     )
 
 
-class _Watch:
+class Watch:
     """Watches the machine and the driver's process during a load, and gives the latter its priority."""
 
     def __init__(self, seconds: float, real_time: bool) -> None:
@@ -198,7 +198,7 @@ def _cpu_s(process: psutil.Process) -> float | None:
 
 
 @contextmanager
-def _at_once(pids: Mapping[str, int]) -> Iterator[None]:
+def at_once(pids: Mapping[str, int]) -> Iterator[None]:
     """Run the processes, by their names in PRIORITIES, before all ordinary ones. Raises OSError."""
     try:
         for name, pid in pids.items():

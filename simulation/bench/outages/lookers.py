@@ -2,9 +2,10 @@
 
     python -m simulation.bench.outages.lookers [--rounds 5] [--connections 2000] [--looks 400] [--buys 500]
 
-Each round offers purchases twice, in turn: alone, and while PostgreSQL is frozen and each connection looks
-now and then: at the stock, at an order that is settled, or at one that was accepted meanwhile. In the middle
-of that an operator opens a sale.
+Each round offers purchases three times, in turn: alone; while each connection looks now and then: at the
+stock, at an order that is settled, or at one that was accepted meanwhile; and while they look and PostgreSQL
+is frozen. In the middle of the last an operator opens a sale. Driver, front door and Redis run at real-time
+priority where the system allows it, so that buyers do not wait for the process that looks.
 """
 
 import asyncio
@@ -26,13 +27,14 @@ import numpy as np
 from engine.gate.client import connect_redis
 from engine.local.process import family, identify, send_signal
 from engine.settings import Settings
-from simulation.bench.measures.mix import Rates, plan_mix
+from simulation.bench.measures.mix import Rates, Watch, at_once, plan_mix
 from simulation.bench.samples import Spread
 from simulation.bench.subjects import PLENTY, Engine
 from simulation.drive.driver import LoadSpec, drive
 from simulation.errors import BenchError
 from simulation.judge.numbers.latency import lag_ms, response_ms
 from simulation.scenario.schema import DriverOptions
+from simulation.signals import run_until_signal
 from simulation.target.engine_process import EngineProcess, private_services, start_engine
 
 OPTIONS: Final = DriverOptions(connections=256, timeout_ms=60_000)
@@ -55,11 +57,15 @@ class Sizes(NamedTuple):
 
 
 class Purchases(NamedTuple):
-    """Response times of purchases, the driver's lag, and what was answered."""
+    """Response times of purchases, the driver's lag, what the host took away, and what was answered."""
 
     p99_ms: float
     lag_p99_ms: float
+    stolen_percent: float
     answers: Counter[str]
+
+    def __str__(self) -> str:
+        return f"{self.p99_ms:.2f} ms (lag {self.lag_p99_ms:.2f} ms, {self.stolen_percent:.1f} % stolen)"
 
 
 class Looks(NamedTuple):
@@ -77,13 +83,13 @@ class Looks(NamedTuple):
 @click.option("--seconds", default=10.0, show_default=True, help="How long PostgreSQL is frozen.")
 def main(rounds: int, connections: int, looks: float, buys: float, seconds: float) -> None:
     """Measure buyers, lookers and an operator while PostgreSQL is frozen."""
-    asyncio.run(_measure(rounds, Sizes(connections, looks, buys, seconds)))
+    run_until_signal(_measure(rounds, Sizes(connections, looks, buys, seconds)))
 
 
 async def _measure(rounds: int, sizes: Sizes) -> None:
     _, allowed = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, allowed))
-    ratios, slowest_s, inits_s = [], [], []
+    looked_at, ratios, slowest_s, inits_s = [], [], [], []
     with tempfile.TemporaryDirectory(prefix="flashsim-") as folder:
         async with (
             private_services(click.echo) as services,
@@ -92,29 +98,38 @@ async def _measure(rounds: int, sizes: Sizes) -> None:
         ):
             engine = Engine(process, services, redis)
             await engine.open_sale(PLENTY)
-            await _offer(engine, sizes, _soon_ns(), signal_to=())
+            real_time = _allows_real_time(engine)
+            await _offer(engine, sizes, _soon_ns(), real_time)
             for number in range(1, rounds + 1):
-                alone = await _offer(engine, sizes, _soon_ns(), signal_to=())
-                settled = await _buy(engine.url, ORDERS)
-                await engine.drain()
+                alone = await _offer(engine, sizes, _soon_ns(), real_time)
+                settled = await _settle(engine)
                 t0_ns = _soon_ns()
-                beside, looks, (init_s, status) = await asyncio.gather(
-                    _offer(engine, sizes, t0_ns, signal_to=(services.pids["postgres"],)),
-                    _look(engine.url, sizes, t0_ns, settled),
-                    _open_sale(process, t0_ns, sizes.seconds / 2),
+                beside, _ = await asyncio.gather(
+                    _offer(engine, sizes, t0_ns, real_time), _look(engine.url, sizes, t0_ns, settled)
                 )
                 await engine.drain()
-                ratios.append(beside.p99_ms / alone.p99_ms)
+                # The door remembers settled orders that were looked at.
+                settled = await _settle(engine)
+                t0_ns = _soon_ns()
+                async with _frozen((services.pids["postgres"],), t0_ns, sizes.seconds):
+                    frozen, looks, (init_s, status) = await asyncio.gather(
+                        _offer(engine, sizes, t0_ns, real_time),
+                        _look(engine.url, sizes, t0_ns, settled),
+                        _open_sale(process, t0_ns, sizes.seconds / 2),
+                    )
+                await engine.drain()
+                looked_at.append(beside.p99_ms / alone.p99_ms)
+                ratios.append(frozen.p99_ms / alone.p99_ms)
                 slowest_s.append(max(looks.took_s))
                 inits_s.append(init_s)
                 click.echo(
-                    f"round {number}: purchases p99 {alone.p99_ms:.1f} ms alone, {beside.p99_ms:.1f} beside,"
-                    f" ratio {ratios[-1]:.2f} (driver's lag p99 {alone.lag_p99_ms:.1f} and"
-                    f" {beside.lag_p99_ms:.1f} ms), {_say(beside.answers)};"
+                    f"round {number}: purchases p99 {alone} alone, {beside} beside looks, {frozen} with"
+                    f" PostgreSQL frozen, {_say(frozen.answers)};"
                     f" {len(looks.took_s):,} looks, the slowest {slowest_s[-1]:.2f} s, {_say(looks.answers)};"
                     f" init {status} after {init_s:.2f} s"
                 )
-    click.echo(f"p99 of purchases, beside over alone: {_describe(ratios)}")
+    click.echo(f"p99 of purchases over alone: beside looks {_describe(looked_at)}")
+    click.echo(f"with PostgreSQL frozen as well {_describe(ratios)}")
     click.echo(f"slowest look: {_describe(slowest_s)} s, its bound is {LOOK_S:g} s")
     click.echo(f"init: {_describe(inits_s)} s, its bound is {INIT_S:g} s")
 
@@ -127,15 +142,27 @@ async def _until(t_ns: float) -> None:
     await asyncio.sleep(max(0.0, (t_ns - time.monotonic_ns()) / 1e9))
 
 
-async def _offer(engine: Engine, sizes: Sizes, t0_ns: int, signal_to: Sequence[int]) -> Purchases:
-    """Offer purchases from `t0_ns` on, and freeze these processes for as long."""
+def _allows_real_time(engine: Engine) -> bool:
+    try:
+        with at_once(engine.gate_pids()):
+            return True
+    except (OSError, AttributeError) as error:
+        click.echo(f"without real-time priority, which is not allowed here: {error}")
+        return False
+
+
+async def _offer(engine: Engine, sizes: Sizes, t0_ns: int, real_time: bool) -> Purchases:
+    """Offer purchases from `t0_ns` on."""
     plan = plan_mix(Rates(buys=sizes.buys, looks=0.001), sizes.seconds, accepting=False)
-    async with _frozen(signal_to, t0_ns, sizes.seconds):
-        history = (await drive(LoadSpec(plan, (engine.url,), OPTIONS, t0_ns))).history
+    watch = Watch(sizes.seconds, real_time)
+    with at_once(engine.gate_pids() if real_time else {}):
+        load = LoadSpec(plan, (engine.url,), OPTIONS, t0_ns, on_progress=watch.look)
+        history = (await drive(load)).history
     bought = history[history["kind"] == "buy"]
     return Purchases(
         float(np.percentile(response_ms(bought, OPTIONS.timeout_ms), 99)),
         float(np.percentile(lag_ms(bought), 99)),
+        watch.machine()["stolen_percent"],
         Counter(bought["outcome"].astype(str)),
     )
 
@@ -216,6 +243,13 @@ async def _buy(url: str, count: int) -> list[str]:
             return str(answer["orderId"])
 
         return await asyncio.gather(*map(buy, range(1, count + 1)))
+
+
+async def _settle(engine: Engine) -> list[str]:
+    """Return orders that are settled, at which nobody has looked."""
+    orders = await _buy(engine.url, ORDERS)
+    await engine.drain()
+    return orders
 
 
 async def _open_sale(process: EngineProcess, t0_ns: int, after_s: float) -> tuple[float, int]:

@@ -134,7 +134,7 @@ def test_only_calm_rounds_tell_of_the_engine_and_the_disk_is_taken_off() -> None
 
 
 def test_the_machine_is_shown_as_it_was_on_average_over_the_load() -> None:
-    watch = mix._Watch(3, False)
+    watch = mix.Watch(3, False)
     assert set(watch.machine().values()) == {0.0}, "nothing could be read"
     watch._spans = [
         (2.0, {"stolen_percent": 1.0, "io_pressure_percent": 105.0}),

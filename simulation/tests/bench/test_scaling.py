@@ -33,7 +33,7 @@ FOREVER = (sys.executable, "-c", "while True: pass")
 HELD = """
 import asyncio, subprocess, sys
 from simulation.bench.scaling.control_groups import throttle
-from simulation.cli.shared import run_until_signal
+from simulation.signals import run_until_signal
 
 async def hold():
     busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])

@@ -76,6 +76,16 @@ def test_costs_without_noise_are_found_as_they_are(costs: dict[str, float], seed
             assert draws[0] == pytest.approx(costs[cause], rel=1e-4, abs=1e-9), (role, cause)
 
 
+def test_a_span_in_which_the_host_took_time_away_does_not_tilt_the_costs() -> None:
+    rng, costs = np.random.default_rng(1), dict.fromkeys((*GATE_CAUSES, "settled"), 10 * US) | {IDLE: 0.01}
+    observations = [rest(costs), *(observe(costs, doors, rng, noise=0.01) for doors in [1, 1, 2, 8] * 5)]
+    for disturbed in (observations[3], observations[12]):
+        disturbed.cpu_s.update({role: 3 * cpu_s for role, cpu_s in disturbed.cpu_s.items()})
+    found = fit_costs(observations, draws=2)
+    for role, cause in (("front-door", "accepted"), ("front-door", "refused"), ("postgres", "settled")):
+        assert found[role][cause][0] == pytest.approx(costs[cause], rel=0.05), (role, cause)
+
+
 def test_of_a_role_that_was_only_seen_idle_nothing_is_claimed() -> None:
     observations = observe_bench(make_bench({key: RATES[key] for key in [*RATES][:3]}), "bench")
     assert any("redis" in each.cpu_s for each in observations)
