@@ -18,8 +18,8 @@ _CONFIRM_S: Final = 30.0
 safe. But it leaves one more copy with a broker that blocks publishers, so the wait is long."""
 _FIRST_CONFIRM_S: Final = 0.5
 """Longest wait for the first confirm of one of several nodes: one that does not know yet that the queue has
-lost its leader confirms nothing. The wait grows by a half each time that all of them were asked, since all of
-them may be slow."""
+lost its leader confirms nothing. Once all of them were asked, the wait grows by a half each time, since all
+of them may be slow."""
 _READ_S: Final = 5.0
 """Longest wait for an answer about the queue."""
 
@@ -124,8 +124,8 @@ class Publisher:
                 raise
 
     def _first_s(self) -> float:
-        rounds = min(self._unproven // self._nodes.count, 10)
-        return float(min(_FIRST_CONFIRM_S * 1.5**rounds, _CONFIRM_S))
+        more = min(max(0, self._unproven + 1 - self._nodes.count), 20)
+        return float(min(_FIRST_CONFIRM_S * 1.5**more, _CONFIRM_S))
 
     async def _connect(self) -> _Session:
         async with self._connecting:

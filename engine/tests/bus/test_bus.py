@@ -300,3 +300,12 @@ async def test_of_several_nodes_a_silent_one_is_left_and_a_closed_one_passed_ove
         assert proxy.connects == 2
         await publisher.close()
         await consumer.close()
+
+
+def test_each_of_several_nodes_has_the_same_short_time_for_its_first_confirm_and_then_more() -> None:
+    publisher, waits_s = Publisher("amqp://one,two,three"), list[float]()
+    for publisher._unproven in range(30):
+        waits_s.append(publisher._first_s())
+    assert len(set(waits_s[:3])) == 1, "none of them was asked before"
+    assert waits_s[2] < waits_s[3] < waits_s[4], "all of them may be slow"
+    assert waits_s[-1] == bus_publisher._CONFIRM_S
