@@ -137,6 +137,14 @@ async def check_shard(shard: Shard, kind: str) -> str:
                 raise SettingsError(_IN_CLUSTER) from None
             if not text.startswith(_NOTHING_THERE):
                 raise
+    try:
+        async with shard.redis.pipeline(transaction=True) as pipe:
+            pipe.xlen(f"{shard.prefix}check")
+            await pipe.execute()
+    except redis_errors.ResponseError as error:
+        if isinstance(error, redis_errors.ExecAbortError) or "EXEC without MULTI" in str(error):
+            raise SettingsError(f"Redis must do 'MULTI' and 'EXEC', and says: {error}") from None
+        raise
     if shard.await_all:
         try:
             async with shard.redis.pipeline(transaction=False) as pipe:
