@@ -43,6 +43,7 @@ _FINAL: Final = (
     redis_errors.InvalidResponse,  # this is no Redis
     amqp.AuthenticationError,
     amqp.ProbableAuthenticationError,
+    amqp.InvalidFrameError,  # how the client library says that a virtual host is not opened
     amqp.ConnectionNotAllowed,
     amqp.IncompatibleProtocolError,
     amqp.ChannelAccessRefused,
@@ -53,6 +54,8 @@ _FINAL: Final = (
 _FINAL_TEXTS: Final = re.compile(
     "DB index|rejected SSL upgrade|No such master|cluster support disabled|unknown command '?SENTINEL", re.I
 )
+_LIMIT: Final = re.compile(r"limit \(\d+\) is reached")
+"""How RabbitMQ refuses a connection that it may take later."""
 _IN_CLUSTER: Final = (
     "this is one node of a Redis Cluster: write redis+cluster://host:port,host:port,host:port"
 )
@@ -134,6 +137,14 @@ async def check_shard(shard: Shard, kind: str) -> str:
                 raise SettingsError(_IN_CLUSTER) from None
             if not text.startswith(_NOTHING_THERE):
                 raise
+    try:
+        async with shard.redis.pipeline(transaction=True) as pipe:
+            pipe.xlen(f"{shard.prefix}check")
+            await pipe.execute()
+    except redis_errors.ResponseError as error:
+        if isinstance(error, redis_errors.ExecAbortError) or "EXEC without MULTI" in str(error):
+            raise SettingsError(f"Redis must do 'MULTI' and 'EXEC', and says: {error}") from None
+        raise
     if shard.await_all:
         try:
             async with shard.redis.pipeline(transaction=False) as pipe:
@@ -215,14 +226,9 @@ async def check_bus_if_it_answers(url: str, setting: str, ledger: str, is_privat
         raise SettingsError(f"{setting}: {error}") from None
     except (BusUnavailable, TimeoutError) as error:
         await _check_identity(url, setting)
-        if any(isinstance(cause, amqp.InvalidFrameError) for cause in _causes(error)):
-            # The client library hides why the broker closes the connection that is to open a virtual host.
-            raise SettingsError(
-                f"{setting}: RabbitMQ has no such virtual host, or keeps this user out"
-            ) from None
-        if is_final(error):
-            raise SettingsError(f"{setting}: {' '.join(str(error).split())}") from None
-        said = str(error) or f"it says nothing for {_SHORT_PATIENCE_S:g} s"
+        said = " ".join(str(error).split()) or f"it says nothing for {_SHORT_PATIENCE_S:g} s"
+        if is_final(error) and not _LIMIT.search(said):
+            raise SettingsError(f"{setting}: {said}") from None
         log.warning("RabbitMQ does not answer (%s): purchases wait in the outbox until it does", said)
 
 

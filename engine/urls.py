@@ -22,7 +22,7 @@ _REDIS_KINDS: Final = {
     "cluster": "redis+cluster://host:6379,host:6379,host:6379 or rediss+cluster://…",
     "sentinel": "redis+sentinel://host:26379,host:26379,host:26379/name or rediss+sentinel://…",
 }
-_AMQP_OPTIONS: Final = "heartbeat, cafile, capath, certfile, keyfile, no_verify_ssl"
+_AMQP_OPTIONS: Final = "heartbeat, cafile, capath, certfile, keyfile, no_verify_ssl, management_port"
 _POSTGRES_OPTIONS: Final = (
     "host, port, user, password, dbname, passfile, application_name, options, target_session_attrs,"
     " timezone, search_path, sslmode, sslcert, sslkey, sslrootcert, sslcrl, sslpassword, sslnegotiation,"
@@ -51,6 +51,7 @@ _VALUES: Final = {
     "no_verify_ssl": ("0|1", "0 or 1"),
     "health_check_interval": ("[0-9]{1,5}", "a number of seconds"),
     "client_name": ("[!-~]+", "visible ASCII characters, without spaces"),
+    "management_port": ("[1-9][0-9]{0,4}", "a port"),
     "heartbeat": ("[1-9]|[1-5][0-9]|60", "1 to 60 s: without it a dead connection is noticed too late"),
 }
 """Which values some options have: a pattern, and in words."""

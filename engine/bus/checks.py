@@ -7,13 +7,13 @@ from collections.abc import Collection, Mapping
 from contextlib import AsyncExitStack, suppress
 from functools import lru_cache
 from typing import Any, Final
-from urllib.parse import parse_qs, quote, unquote, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 import aiohttp
 from aio_pika.abc import AbstractConnection
 
 from engine.bus.connection import close_connection, connect_bus, translate_errors
-from engine.bus.topology import DEAD, DELIVERY_LIMIT, PURCHASES, declare_topology
+from engine.bus.topology import DEAD, DELIVERY_LIMIT, LEDGER, PURCHASES, declare_topology, name_ledger
 from engine.errors import BusUnavailable, SettingsError
 from engine.urls import split_hosts
 
@@ -52,7 +52,7 @@ async def check_bus(url: str, ledger: str = "", is_private: bool = False) -> Non
             )
         with translate_errors():
             await declare_topology(await next(iter(connections.values())).channel(), ledger)
-    await _check_queues([nodes[host] for host in connections], len(nodes) > 1, is_private)
+    await _check_queues([nodes[host] for host in connections], ledger, len(nodes) > 1, is_private)
 
 
 def _refuse(failures: dict[str, BaseException]) -> None:
@@ -65,18 +65,18 @@ def _refuse(failures: dict[str, BaseException]) -> None:
     raise BusUnavailable(said) from error
 
 
-async def _check_queues(urls: list[str], several: bool, is_private: bool) -> None:
+async def _check_queues(urls: list[str], ledger: str, several: bool, is_private: bool) -> None:
     """Check each queue's policy and, of several nodes, how many hold it, as far as management tells it.
 
     Raises SettingsError for a policy that loses purchases.
     """
     try:
-        queues = await _read_queues(urls)
+        queues = await _read_queues(urls, ledger)
     except BusUnavailable as error:
         if not is_private:
             log.warning(
                 "can't read the policies of RabbitMQ (%s): none may set expires, message-ttl, max-length or"
-                " delivery-limit for %s and %s",
+                " delivery-limit for %s and %s; the option management_port of its URL names another port",
                 error, PURCHASES, DEAD,
             )  # fmt: skip
         return
@@ -91,12 +91,12 @@ async def _check_queues(urls: list[str], several: bool, is_private: bool) -> Non
             )  # fmt: skip
 
 
-async def find_risk(url: str) -> str:
-    """Return what a policy does that loses purchases; nothing if none does.
+async def find_risk(url: str, ledger: str) -> str:
+    """Return what a policy does that loses purchases of this ledger; nothing if none does.
 
     Raises BusUnavailable if the management of no node tells it.
     """
-    return _find_risk(await _read_queues(split_hosts(url).values()))
+    return _find_risk(await _read_queues(split_hosts(url).values(), ledger))
 
 
 def _find_risk(queues: Mapping[str, Mapping[str, Any]]) -> str:
@@ -111,8 +111,8 @@ def _find_harm(policy: Mapping[str, Any]) -> str:
 
     The lower one of a policy's number and that of the queue's arguments holds.
     """
-    # Where it is full, the relay waits.
-    refuses = str(policy.get("overflow")).startswith("reject-publish")
+    # Where it is full, the relay waits. A quorum queue takes reject-publish-dlx for drop-head.
+    refuses = policy.get("overflow") == "reject-publish"
     harmful = ["expires", "message-ttl", *([] if refuses else ["max-length", "max-length-bytes"])]
     # Each outage delivers what was under way again; -1 is no limit.
     if 0 <= policy.get("delivery-limit", -1) < DELIVERY_LIMIT:
@@ -120,34 +120,49 @@ def _find_harm(policy: Mapping[str, Any]) -> str:
     return " and ".join(name for name in harmful if name in policy)
 
 
-async def _read_queues(urls: Collection[str]) -> dict[str, dict[str, Any]]:
+async def _read_queues(urls: Collection[str], ledger: str) -> dict[str, dict[str, Any]]:
     """Return what the management of the first node that answers says of each queue. Raises BusUnavailable."""
     said = f"it says nothing for {_NODE_S:g} s"
     with suppress(TimeoutError):
         async with asyncio.timeout(_NODE_S):
             for url in urls:
                 try:
+                    await _check_broker(url, ledger)
                     return {name: await read_queue(url, name) for name in (PURCHASES, DEAD)}
                 except (aiohttp.ClientError, OSError, ValueError) as error:
                     said = _describe(error)
     raise BusUnavailable(f"RabbitMQ's management: {said}")
 
 
+async def _check_broker(url: str, ledger: str) -> None:
+    """Raise ValueError if the management is that of another broker, since several may be on one machine: its
+    virtual host is not the one that this ledger has claimed.
+    """
+    if ledger:
+        claim = await _ask_management(url, "exchanges", LEDGER)
+        if claim.get("arguments") != name_ledger(ledger):
+            raise ValueError("it is that of another broker, which serves another ledger")
+
+
 async def read_queue(url: str, name: str) -> dict[str, Any]:
     """Return what the management of a node says of a queue. Raises ClientError, OSError or ValueError."""
-    parts = urlsplit(url)
-    scheme, port = _MANAGEMENT[parts.scheme]
-    cafile, capath = (parse_qs(parts.query).get(name, [None])[0] for name in ("cafile", "capath"))
+    return await _ask_management(url, "queues", name)
+
+
+async def _ask_management(url: str, kind: str, name: str) -> dict[str, Any]:
+    parts, options = urlsplit(url), dict(parse_qsl(urlsplit(url).query))
+    scheme, usual = _MANAGEMENT[parts.scheme]
+    port, cafile, capath = options.get("management_port", usual), options.get("cafile"), options.get("capath")
     vhost = quote(unquote(parts.path[1:]) or "/", safe="")
     host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
     login = aiohttp.encode_basic_auth(unquote(parts.username or "guest"), unquote(parts.password or "guest"))
     async with aiohttp.ClientSession(headers={"Authorization": login}, raise_for_status=True) as session:
-        address = f"{scheme}://{host}:{port}/api/queues/{vhost}/{name}"
+        address = f"{scheme}://{host}:{port}/api/{kind}/{vhost}/{name}"
         async with session.get(address, ssl=scheme == "http" or _trust(cafile, capath)) as response:
-            queue = await response.json()
-    if not isinstance(queue, dict):
-        raise ValueError(f"{address} tells of no queue")  # noqa: TRY004
-    return queue
+            found = await response.json()
+    if not isinstance(found, dict):
+        raise ValueError(f"{address} tells nothing of {name}")  # noqa: TRY004
+    return found
 
 
 @lru_cache(maxsize=1)

@@ -8,11 +8,15 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Final
 
 import aio_pika
+import aiormq
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange
 from aiormq.abc import ExceptionType
-from aiormq.connection import TCPTransportFactory, TLSTransportFactory, TransportFactory
-from aiormq.exceptions import ConnectionClosed
+from aiormq.connection import FrameReceiver, TCPTransportFactory, TLSTransportFactory, TransportFactory
+from aiormq.exceptions import AMQPError, ConnectionClosed, InvalidFrameError
+from pamqp import commands
+from pamqp.base import Frame
 from pamqp.common import FieldTable
+from pamqp.frame import FrameTypes, marshal
 from yarl import URL
 
 from engine.bus.topology import declare_topology
@@ -76,8 +80,10 @@ class Nodes:
         )
         try:
             await connection.connect(timeout=wait_s)
-        except BaseException:
+        except BaseException as error:
             await connection.close()
+            if isinstance(error, InvalidFrameError) and (said := await _find_refusal(address, wait_s)):
+                raise BusUnavailable(said) from error
             raise
         return connection
 
@@ -85,6 +91,41 @@ class Nodes:
 async def connect_bus(url: str, name: str) -> AbstractConnection:
     """Return a connection to any node of a bus; see Nodes.connect."""
     return await Nodes(url).connect(name)
+
+
+class _Candid(aiormq.Connection):
+    """Says why the broker refuses a virtual host, which the library hides."""
+
+    @staticmethod
+    async def _rpc(
+        request: Frame,
+        writer: asyncio.StreamWriter,
+        frame_receiver: FrameReceiver,
+        wait_response: bool = True,
+    ) -> FrameTypes | None:
+        writer.write(marshal(request, 0))
+        await writer.drain()
+        if not wait_response:
+            return None
+        _, _, frame = await frame_receiver.get_frame()
+        if isinstance(frame, commands.Connection.Close):
+            raise ConnectionClosed(frame.reply_code, frame.reply_text)
+        return frame
+
+
+async def _find_refusal(url: URL, wait_s: float) -> str:
+    """Return how a node refuses to open the virtual host; nothing if it does not."""
+    connection = _Candid(url)
+    try:
+        async with asyncio.timeout(wait_s):
+            await connection.connect()
+    except ConnectionClosed as error:
+        return str(error.args[-1])
+    except (AMQPError, OSError):
+        return ""
+    finally:
+        await connection.close()
+    return ""
 
 
 class _Streams(TransportFactory):

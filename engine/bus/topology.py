@@ -1,6 +1,6 @@
 """The exchanges and queues of the bus."""
 
-from typing import Final
+from typing import Any, Final
 
 from aio_pika.abc import AbstractChannel, AbstractExchange
 from aiormq.exceptions import ChannelPreconditionFailed
@@ -45,13 +45,16 @@ async def declare_topology(channel: AbstractChannel, ledger: str = "") -> Abstra
     return purchases
 
 
+def name_ledger(ledger: str) -> dict[str, Any]:
+    """Return the arguments of the exchange LEDGER that name this one."""
+    return {"alternate-exchange": f"{LEDGER}.{ledger}"}
+
+
 async def _claim(channel: AbstractChannel, ledger: str) -> None:
     """Make the virtual host this ledger's unless it has one: a queue's arguments can't be added to."""
     try:
         # RabbitMQ compares no other argument of an exchange, and lets it name one that does not exist.
-        await channel.declare_exchange(
-            LEDGER, durable=True, arguments={"alternate-exchange": f"{LEDGER}.{ledger}"}
-        )
+        await channel.declare_exchange(LEDGER, durable=True, arguments=name_ledger(ledger))
     except ChannelPreconditionFailed as error:
         raise BusUnavailable(
             "the virtual host holds the purchases of another ledger: give each engine one of its own"

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, Final
 
 import msgspec
-from aio_pika.abc import AbstractIncomingMessage
+from aio_pika.abc import AbstractIncomingMessage, AbstractQueue
 
 from engine.bus.connection import close_connection, connect_bus, translate_errors
 from engine.bus.publisher import Publisher
@@ -79,16 +79,29 @@ async def _read_queue(url: str, first: Shard, cleanup: AsyncExitStack) -> list[S
         channel = await connection.channel()
         await declare_topology(channel, await read_owner(first))
         queue = await channel.get_queue(DEAD, ensure=False)
-        stored = []
-        while message := await queue.get(fail=False):
-            reason = str(message.headers.get(REASON) or message.headers.get("x-first-death-reason") or "")
-            if int(str(message.headers.get("x-delivery-count") or 0)) >= _MOST_RETURNS:
-                await publisher.put_aside([DeadLetter(message.body, reason)])
+        messages = await _take_all(queue)
+        if any(int(str(each.headers.get("x-delivery-count") or 0)) >= _MOST_RETURNS for each in messages):
+            # All of them, so that they stay in their order.
+            for message in messages:
+                await publisher.put_aside([DeadLetter(message.body, _read_reason(message))])
                 await _acknowledge(message)
-                continue
+            messages = await _take_all(queue)
+        stored = []
+        for message in messages:
             send, delete = partial(publisher.publish, message.body), partial(_acknowledge, message)
-            stored.append(StoredDeadLetter("queue", message.body, reason, send, delete))
+            stored.append(StoredDeadLetter("queue", message.body, _read_reason(message), send, delete))
         return stored
+
+
+async def _take_all(queue: AbstractQueue) -> list[AbstractIncomingMessage]:
+    messages = []
+    while message := await queue.get(fail=False):
+        messages.append(message)
+    return messages
+
+
+def _read_reason(message: AbstractIncomingMessage) -> str:
+    return str(message.headers.get(REASON) or message.headers.get("x-first-death-reason") or "")
 
 
 async def _acknowledge(message: AbstractIncomingMessage) -> None:

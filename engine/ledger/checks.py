@@ -38,6 +38,10 @@ async def _check_server(hosts: Hosts, sessions: int) -> None:
     async with _connect(hosts) as first:
         if first.get_server_version().major < 14:
             raise SettingsError(f"PostgreSQL is {first.get_settings().server_version}; 14 or newer is needed")
+        if await first.fetchval("SHOW transaction_read_only") == "on":
+            raise asyncpg.ReadOnlySQLTransactionError(
+                "it takes no writes: a standby, or default_transaction_read_only is on for role or database"
+            )
         await _check_durability(first)
         if hosts.several:
             await _check_standbys(first)

@@ -24,7 +24,7 @@ _ANSWER_S: Final = 1.0
 _PAUSE_S: Final = 0.5
 """Between two questions to a server."""
 _NAME: Final = "flashgrid hosts"
-_BOUND_LOCKS: Final = "SET lock_timeout = '1s'"
+_SESSION: Final = files("engine.ledger").joinpath("session.sql").read_text()
 _PATIENCE_S: Final = 5.0
 """Longest wait for a server to be in charge: one that is promoted meanwhile is used at once."""
 
@@ -92,7 +92,7 @@ class Hosts(AbstractAsyncContextManager["Hosts"]):
             min_size=0,
             max_size=connections,
             timeout=timeout_s,
-            init=_bound_locks,
+            init=_set_up,
             reset=_skip_reset,
             target_session_attrs=SessionAttribute.read_write,
         )
@@ -174,8 +174,8 @@ async def _ask(connection: Connection) -> _Answer:
     return _Answer(*row)
 
 
-async def _bound_locks(connection: Any) -> None:
-    await connection.execute(_BOUND_LOCKS)
+async def _set_up(connection: Any) -> None:
+    await connection.execute(_SESSION)
 
 
 async def _skip_reset(_: object) -> None:

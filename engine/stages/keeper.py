@@ -92,17 +92,23 @@ async def watch_settings(shards: Sequence[Shard], ledger: Ledger, amqp_url: str 
     # The start has said the others' risks. It refuses those of a bus, if that answers.
     said, identity = {"RabbitMQ": ""}, ""
 
-    async def find_risk_of_gate() -> str:
+    async def identify() -> str:
         nonlocal identity
         identity = identity or await ledger.read_identity()
-        return await _find_risk_of_gate(shards, identity)
+        return identity
+
+    async def find_risk_of_gate() -> str:
+        return await _find_risk_of_gate(shards, await identify())
+
+    async def find_risk_of_bus() -> str:
+        return await find_risk(amqp_url or "", await identify())
 
     risks: dict[str, Callable[[], Awaitable[str]]] = {
         "Redis": find_risk_of_gate,
         "PostgreSQL": partial(_find_risk_of_ledger, ledger),
     }
     if amqp_url:
-        risks["RabbitMQ"] = partial(find_risk, amqp_url)
+        risks["RabbitMQ"] = find_risk_of_bus
     while True:
         for service, find in risks.items():
             with suppress(FlashgridError, RedisError, OSError):

@@ -105,6 +105,11 @@ class RabbitNode:
         change = ("set_policy", "--apply-to", "queues", "all", pattern, policy)
         await self._node.control("rabbitmqctl", *(change if policy else ("clear_policy", "all")))
 
+    async def set_operator_policy(self, policy: str) -> None:
+        """Give all queues an operator's policy; without any text, take it back."""
+        change = ("set_operator_policy", "--apply-to", "queues", "limits", ".*", policy)
+        await self._node.control("rabbitmqctl", *(change if policy else ("clear_operator_policy", "limits")))
+
     async def restart(self) -> None:
         await self.kill()
         self.launch()

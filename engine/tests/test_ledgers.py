@@ -23,8 +23,9 @@ from engine.settings import Settings
 from engine.stages import keeper
 from engine.stages.fulfilment import run_fulfilment
 from engine.stages.process import Role
+from engine.stages.relay import run_relay
 from engine.startup import prepare_stores
-from engine.tests.backend import open_sale, read_sold, running, until_settled
+from engine.tests.backend import open_sale, read_sold, running, until_relayed, until_settled
 from engine.tests.orders import accept, mark_pending, reserve
 from engine.tests.services import execute
 from engine.tests.test_server import eventually, run_to_the_end
@@ -154,6 +155,11 @@ async def test_a_ledger_restored_from_before_its_identity_claims_gate_and_bus(
     while (await publisher.read_queue())[1]:
         pass
     await publisher.close()
+    async with running(settings, run_relay):
+        await until_relayed(redis)
+        code, said = await run_to_the_end(settings, "claim", "--yes")
+    assert code == 1
+    assert "connections of engines use the gate: stop every engine" in said
     code, said = await run_to_the_end(settings, "claim", "--yes")
     assert code == 0, said
     await prepare(settings)

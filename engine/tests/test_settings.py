@@ -210,6 +210,7 @@ def test_a_typo_is_named_with_what_was_likely_meant(typo: str, meant: str) -> No
         ({"AMQP_URL": "amqp://h?cafile=/ca"}, "is for TLS: write amqps://"),
         # Any other value would turn the verification off.
         ({"AMQP_URL": "amqps://h?no_verify_ssl=false"}, "0 or 1"),
+        ({"AMQP_URL": "amqp://h?management_port=http"}, "a port"),
         ({"AMQP_URL": "amqp://u:secret@h1,/shop"}, "several hosts"),
         ({"AMQP_URL": "amqp://u:secret@h1,u:secret@h2/shop"}, "percent-encoded"),
         ({"POSTGRES_URL": "postgresql://h/d?sslmode=require&sslmode=disable"}, "twice"),
@@ -248,7 +249,7 @@ def test_what_redis_urls_usually_look_like_is_taken(url: str) -> None:
         "amqp://h/%2f",
         "amqp://[::1]/",
         "amqp://u:p@h1,h2:5673,[::1]:5674/shop",
-        "amqps://h1,h2",
+        "amqps://h1,h2?management_port=443",
         "amqp://u:a,b@h/",
     ],
 )

@@ -12,6 +12,7 @@ import msgspec
 
 from engine.local.machines import Network
 from simulation.campaign.suite import Suite, judge_planned, read_counts, tell_duration
+from simulation.errors import SimulationError
 from simulation.report.page import write_tables
 from simulation.run import Say
 from simulation.scenario.fault import PARTITIONS, Fault, is_over_at_once, list_targets
@@ -29,28 +30,29 @@ CLUSTER_RUN_S: Final = 45
 
 
 class Cell(msgspec.Struct, frozen=True, kw_only=True):
-    """One fault on one component, and what a run with it alone gave."""
+    """One fault on one component, and what a run with it alone gave; the numbers are None where there is
+    none."""
 
     kind: str
     on: str
     verdict: str
     verdict_in_words: str
-    requests: int
-    accepted: int
-    refused: int
+    requests: int | None = None
+    accepted: int | None = None
+    refused: int | None = None
     """Answered 503, or not taken, so that surely nothing was reserved."""
-    unknown: int
-    sold: int | None
-    oversold: int | None
-    down_s: float | None
+    unknown: int | None = None
+    sold: int | None = None
+    oversold: int | None = None
+    down_s: float | None = None
     """From the start of the fault to its end."""
-    healed_s: float | None
+    healed_s: float | None = None
     """From then until the engine works as before."""
-    drained_s: float | None
+    drained_s: float | None = None
     """From the end of the load until every purchase was settled."""
-    tries: int
+    tries: int = 1
     folder: str = ""
-    """Where its report is, beside the table; empty in tables from before reports were kept."""
+    """Where its report is, beside the table; empty without one."""
 
 
 class Matrix(Suite, kw_only=True):
@@ -72,7 +74,7 @@ def list_faults(machines: int = 1) -> list[Fault]:
 async def run_matrix(
     faults: Sequence[Fault], folder: Path, services: Services, say: Say, command: str, machines: int = 1
 ) -> Matrix:
-    """Run each of the faults alone and write the tables. Raises what `run` raises."""
+    """Run each of the faults alone and write the tables; a run that can't be made is a cell that says why."""
     scenario = load_scenario("single-fault" if machines == 1 else "cluster-fault")
     matrix = Matrix(command=command)
     if machines > 1 and services.stack and not Network(services.stack.data_dir).can_be_cut:
@@ -92,12 +94,16 @@ async def _run_cell(
     scenario: Scenario, fault: Fault, folder: Path, services: Services, machines: int
 ) -> Cell:
     scenario = msgspec.structs.replace(scenario, faults=[fault])
-    judged = await judge_planned(
-        scenario,
-        folder / f"{fault.kind}-{fault.on}",
-        services,
-        f"flashsim matrix {'' if machines == 1 else f'--machines {machines} '}--only {fault.kind}:{fault.on}",
-    )
+    command = f"flashsim matrix {'' if machines == 1 else f'--machines {machines} '}--only"
+    try:
+        judged = await judge_planned(
+            scenario,
+            folder / f"{fault.kind}-{fault.on}",
+            services,
+            f"{command} {fault.kind}:{fault.on}",
+        )
+    except SimulationError as error:
+        return Cell(kind=fault.kind, on=fault.on, verdict="unknown", verdict_in_words=str(error))
     summary = judged.summary
     [done] = summary["faults"]
     return Cell(

@@ -73,7 +73,7 @@ class Mutants(Suite, kw_only=True):
 async def run_mutants(
     mutations: Sequence[Mutation], folder: Path, services: Services, say: Say, command: str
 ) -> Mutants:
-    """Run each of the mutations and write the tables. Raises what `run` raises."""
+    """Run each of the mutations and write the tables; of a run that can't be made they say why."""
     result = Mutants(command=command)
     tell_duration(len(mutations), RUN_S, say)
     controls: dict[bytes, dict[str, Any]] = {}

@@ -39,7 +39,7 @@ RUN_S: Final = 18
 
 
 class Pair(msgspec.Struct, frozen=True):
-    """Two faults, and what a run with them gave; the numbers are None where the faults could not be done."""
+    """Two faults, and what a run with them gave; the numbers are None where there is none."""
 
     kinds: str
     """As --only takes them."""
@@ -94,7 +94,7 @@ def _draw_fault(kind: str, random_: random.Random) -> Fault:
 async def run_pairs(
     names: Sequence[str], seed: int, folder: Path, services: Services, say: Say, command: str
 ) -> Pairs:
-    """Run each of the pairs and write the tables. Raises what `run` raises, but for the faults themselves."""
+    """Run each of the pairs and write the tables; a run that can't be made is a pair that says why."""
     scenario, result = load_scenario("single-fault", CHANGES), Pairs(command=command)
     tell_duration(len(names), RUN_S, say)
     for number, kinds in enumerate(names, 1):

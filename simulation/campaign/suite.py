@@ -1,33 +1,42 @@
-"""A suite: many runs on one set of private services. Each finds them empty.
+"""A suite: many runs on one set of private services. Each finds them whole and empty.
 
 Of a run that ends as expected its summary, its manifest, the facts of its set-up and a brief report are kept;
-of any other one the whole record, too.
+of any other one the whole record, too. A run that can't be made, or not to its end, has a row that says why,
+and the next one goes on.
 """
 
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 from uuid import uuid4
 
 from msgspec import Struct, field
+from redis.exceptions import RedisError
 
-from engine.bus.connection import connect_bus
+from engine.bus.connection import connect_bus, translate_errors
 from engine.bus.topology import DEAD, LEDGER, PURCHASES
+from engine.errors import FlashgridError
+from engine.local.cluster.nodes import list_cluster, make_whole
+from simulation.errors import RunError, SimulationError
 from simulation.record.series import drop_record
 from simulation.report.page import write_tables
 from simulation.run import Say, run
 from simulation.scenario.loading import load_scenario
 from simulation.scenario.schema import Scenario
+from simulation.target.cluster.postgres import SILENT
 from simulation.target.machine import describe_machine, read_commit
 from simulation.target.services import Services
 from simulation.target.stores import connect_ledger, open_gate
 from simulation.verdict import judge_run, write_products
+
+_EMPTY_S: Final = 60.0
+"""Longest time until the services of a suite are empty."""
 
 
 class Suite(Struct, kw_only=True):
@@ -82,10 +91,14 @@ async def judge_one(
     """Run a scenario on these services, emptied, write its report, and return its summary.
 
     `code` is the folder of another copy of the engine's package. Where the summary is as expected, the record
-    is dropped, and the report is brief. Raises what `run` raises.
+    is dropped, and the report is brief. Raises SimulationError if there is no run, or it does not come to its
+    end, whatever keeps it from that.
     """
-    async with empty_services(services, scenario.topology.shards) as fresh:
-        await run(scenario, folder, lambda _: None, services=fresh, command=command, code=code)
+    try:
+        async with empty_services(services, scenario.topology.shards) as fresh:
+            await run(scenario, folder, lambda _: None, services=fresh, command=command, code=code)
+    except (FlashgridError, RedisError, *SILENT) as error:
+        raise RunError(" ".join(str(error).split()) or type(error).__name__) from error
     summary = await asyncio.to_thread(judge_run, folder)
     expected = is_expected(summary)
     await asyncio.to_thread(write_products, folder, summary, expected)
@@ -96,22 +109,33 @@ async def judge_one(
 
 @asynccontextmanager
 async def empty_services(services: Services, shards: int = 1) -> AsyncIterator[Services]:
-    """Empty Redis, delete the queues, and give the services a ledger of their own until the end."""
-    async with open_gate(services.redis_url, shards) as gate:
-        for redis in set(gate):
-            await redis.flushall()
-    if services.amqp_url is not None:
-        async with await connect_bus(services.amqp_url, "suite") as bus, bus.channel() as channel:
-            for name in (PURCHASES, DEAD):
-                await channel.queue_delete(name)
-            # The ledger of the next run is another one.
-            await channel.exchange_delete(LEDGER)
+    """Empty Redis, delete the queues, and give the services a ledger of their own until the end.
+
+    Nodes that a run before has left apart from their clusters are waited for. Raises the errors of the
+    clients, and FlashgridError.
+    """
+    if services.stack:
+        await make_whole(services.stack.data_dir, list_cluster(services.stack.data_dir))
     name = f"run_{uuid4().hex}"
-    await _execute(services.postgres_url, f"CREATE DATABASE {name}")
+    async with asyncio.timeout(_EMPTY_S):
+        async with open_gate(services.redis_url, shards) as gate:
+            for redis in set(gate):
+                await redis.flushall()
+        if services.amqp_url is not None:
+            with translate_errors():
+                async with await connect_bus(services.amqp_url, "suite") as bus, bus.channel() as channel:
+                    for queue in (PURCHASES, DEAD):
+                        await channel.queue_delete(queue)
+                    # The ledger of the next run is another one.
+                    await channel.exchange_delete(LEDGER)
+        await _execute(services.postgres_url, f"CREATE DATABASE {name}")
     try:
         yield replace(services, postgres_url=f"{services.postgres_url.rpartition('/')[0]}/{name}")
     finally:
-        await _execute(services.postgres_url, f"DROP DATABASE {name} WITH (FORCE)")
+        # Where it does not go it is in nobody's way, and the run has said what it had to say.
+        with suppress(*SILENT):
+            async with asyncio.timeout(_EMPTY_S):
+                await _execute(services.postgres_url, f"DROP DATABASE {name} WITH (FORCE)")
 
 
 def read_counts(summary: dict[str, Any]) -> dict[str, Any]:
@@ -140,21 +164,22 @@ def explain(summary: dict[str, Any]) -> str:
 
 
 class SoakRun(Struct, frozen=True, kw_only=True):
-    """One seed of a soak."""
+    """One seed of a soak; the numbers are None where there is no run."""
 
     seed: int
-    folder: str
+    folder: str = ""
+    """Where its report is, beside the table; empty without one."""
     verdict: str
     verdict_in_words: str
     faults: list[str]
-    accepted: int
-    refused: int
-    unknown: int
-    sold: int | None
-    oversold: int | None
-    healed_s: float | None
+    accepted: int | None = None
+    refused: int | None = None
+    unknown: int | None = None
+    sold: int | None = None
+    oversold: int | None = None
+    healed_s: float | None = None
     """The longest time from the end of a fault until the engine works as before; None: it never did."""
-    drained_s: float | None
+    drained_s: float | None = None
 
 
 class Soak(Suite, kw_only=True):
@@ -165,31 +190,44 @@ class Soak(Suite, kw_only=True):
 
 async def soak(
     scenario: str, minutes: float, first_seed: int, folder: Path, services: Services, say: Say, command: str
-) -> Judged:
-    """Run a scenario, seed after seed, for so many minutes, until one does not pass. Return the last.
+) -> tuple[Soak, Judged | None]:
+    """Run a scenario, seed after seed, for so many minutes, until one does not pass; return that one, too.
 
-    Writes soak.json, soak.md and soak.html into the folder, beside what is kept of each run.
+    It ends as well with two seeds in a row that can't be run. Writes soak.json, soak.md and soak.html into
+    the folder, beside what is kept of each run.
     """
-    deadline, result = time.monotonic() + 60 * minutes, Soak(command=command)
+    deadline, result, failed = time.monotonic() + 60 * minutes, Soak(command=command), None
     for seed in count(first_seed):
         place, repeat = folder / f"seed-{seed}", f"flashsim run {scenario} --seed {seed}"
-        summary = await judge_one(load_scenario(scenario, seed=seed), place, services, repeat)
-        say(f"{repeat}: {explain(summary)}")
-        healed = [fault["healed_s"] for fault in summary["faults"]]
-        result.runs.append(
-            SoakRun(
-                seed=seed,
-                folder=place.name,
-                faults=[f"{fault['kind']} {fault['on']}".replace("_", " ") for fault in summary["faults"]],
-                healed_s=None if None in healed else max(healed, default=0.0),
-                **read_counts(summary),
-            )
-        )
+        planned = load_scenario(scenario, seed=seed)
+        try:
+            summary = await judge_one(planned, place, services, repeat)
+        except SimulationError as error:
+            faults = [f"{fault.kind} {fault.on}".replace("_", " ") for fault in planned.timeline()]
+            row = SoakRun(seed=seed, verdict="unknown", verdict_in_words=str(error), faults=faults)
+        else:
+            row = _describe_seed(seed, place, summary)
+            if not passes(summary):
+                failed = Judged(summary, place, 1)
+        say(f"{repeat}: {row.verdict}: {row.verdict_in_words}")
+        result.runs.append(row)
         passed = [run.verdict for run in result.runs].count("pass")
         write_tables("soak", result, folder, good=passed, total=len(result.runs))
-        if summary["verdict"] != "pass" or time.monotonic() >= deadline:
+        are_ill = len(result.runs) > 1 and not any(run.folder for run in result.runs[-2:])
+        if failed or are_ill or time.monotonic() >= deadline:
             break
-    return Judged(summary, place, 1)
+    return result, failed
+
+
+def _describe_seed(seed: int, folder: Path, summary: dict[str, Any]) -> SoakRun:
+    healed = [fault["healed_s"] for fault in summary["faults"]]
+    return SoakRun(
+        seed=seed,
+        folder=folder.name,
+        faults=[f"{fault['kind']} {fault['on']}".replace("_", " ") for fault in summary["faults"]],
+        healed_s=None if None in healed else max(healed, default=0.0),
+        **read_counts(summary),
+    )
 
 
 async def _execute(postgres_url: str, statement: str) -> None:

@@ -127,9 +127,11 @@ async def make_whole(data_dir: Path, nodes: Collection[Node]) -> None:
     """Wait until all nodes of these nodes' services are in their clusters again, and give places back.
 
     No machine keeps the primaries of two shards. A node of RabbitMQ that was frozen or cut off, and stays
-    apart from the others, is started again. Raises StackError if all that takes too long.
+    apart from the others, is started again. Raises StackError if all that takes too long, or a node can't be
+    started.
     """
     services = {node.service for node in nodes}
+    names = ", ".join(node.name for node in nodes)
     try:
         async with asyncio.timeout(_WHOLE_S), asyncio.TaskGroup() as tasks:
             if _REDIS.name in services:
@@ -140,8 +142,9 @@ async def make_whole(data_dir: Path, nodes: Collection[Node]) -> None:
                 if node.service == _RABBITMQ.name:
                     tasks.create_task(_let_join(data_dir, node))
     except TimeoutError:
-        names = ", ".join(node.name for node in nodes)
         raise StackError(f"{names}: not back in the cluster after {_WHOLE_S:.0f} s") from None
+    except ExceptionGroup as errors:
+        raise StackError(f"{names}: not back in the cluster: {errors.exceptions[0]}") from errors
 
 
 async def _make_redis_whole(data_dir: Path) -> None:

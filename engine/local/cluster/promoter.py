@@ -95,7 +95,8 @@ async def _take_back(server: Server, timeline: str | None, primary: Server) -> N
             # An earlier one may have ended in its midst.
             await server.copy(primary)
     if not server.runs:
-        await server.start()
+        if not server.is_held:
+            await server.start()
     elif timeline is not None and not await server.follows(primary):
         await server.follow(primary)
 

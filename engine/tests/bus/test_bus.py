@@ -15,6 +15,7 @@ from engine.bus.connection import Nodes, connect_bus
 from engine.bus.consumer import Consumer
 from engine.bus.publisher import Publisher
 from engine.bus.topology import DEAD, PURCHASES, REASON
+from engine.checks import check_bus_if_it_answers
 from engine.errors import BusUnavailable
 from engine.local.process import free_port
 from engine.local.stack import Stack
@@ -309,3 +310,16 @@ def test_each_of_several_nodes_has_the_same_short_time_for_its_first_confirm_and
     assert len(set(waits_s[:3])) == 1, "none of them was asked before"
     assert waits_s[2] < waits_s[3] < waits_s[4], "all of them may be slow"
     assert waits_s[-1] == bus_publisher._CONFIRM_S
+
+
+async def test_a_full_virtual_host_is_no_refusal_and_is_said(
+    bus_url: str, stack: Stack, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An engine that stops makes room for the next one."""
+    await stack.control_rabbitmq("set_vhost_limits", '{"max-connections":0}')
+    try:
+        await check_bus_if_it_answers(bus_url, "AMQP_URL", "", is_private=True)
+    finally:
+        await stack.control_rabbitmq("clear_vhost_limits")
+    [said] = [line.getMessage() for line in caplog.records if line.name == "engine.checks"]
+    assert "connection limit (0) is reached" in said

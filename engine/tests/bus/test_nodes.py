@@ -134,12 +134,15 @@ async def test_a_policy_that_loses_purchases_is_refused_at_the_start_and_said_la
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     first = cluster.nodes[0]
-    monkeypatch.setattr(bus_checks, "_MANAGEMENT", {"amqp": ("http", cluster.management)})
-    await check_bus(first.url)
+    url = f"{first.url}?management_port={cluster.management}"
+    ledger = await Ledger.connect(settings_without_bus.postgres_url)
+    await ledger.migrate()
+    identity = await ledger.read_identity()
+    await check_bus(url, identity)
 
     async def holds(pattern: str, policy: str) -> bool:
         found = {
-            queue: (await bus_checks.read_queue(first.url, queue)).get("effective_policy_definition") or {}
+            queue: (await bus_checks.read_queue(url, queue)).get("effective_policy_definition") or {}
             for queue in (PURCHASES, DEAD)
         }
         return found == {queue: json.loads(policy) if re.search(pattern, queue) else {} for queue in found}
@@ -150,15 +153,17 @@ async def test_a_policy_that_loses_purchases_is_refused_at_the_start_and_said_la
         (".*", '{"max-length":10,"overflow":"drop-head"}', "sets max-length"),
         (f"^{DEAD}$", '{"max-length-bytes":10}', f"sets max-length-bytes for the queue {DEAD}"),
         (".*", '{"delivery-limit":20}', f"sets delivery-limit for the queue {PURCHASES}"),
+        # A quorum queue drops its oldest message all the same.
+        (".*", '{"max-length":10,"overflow":"reject-publish-dlx"}', "sets max-length"),
         (".*", '{"max-length":10,"overflow":"reject-publish"}', ""),
     ):
         await first.set_policy(pattern, policy)
         await eventually(partial(holds, pattern, policy))
         if said:
             with pytest.raises(SettingsError, match=re.escape(said)):
-                await check_bus(first.url)
+                await check_bus(url, identity)
         else:
-            await check_bus(first.url)
+            await check_bus(url, identity)
 
     def is_said(text: str, unsafe: int) -> bool:
         return text in caplog.text and UNSAFE.labels("RabbitMQ")._value.get() == unsafe
@@ -167,8 +172,8 @@ async def test_a_policy_that_loses_purchases_is_refused_at_the_start_and_said_la
     UNSAFE.labels("RabbitMQ").set(2)
     async with (
         connect_shards(settings_without_bus) as shards,
-        await Ledger.connect(settings_without_bus.postgres_url) as ledger,
-        running(watch_settings(shards, ledger, first.url)),
+        ledger,
+        running(watch_settings(shards, ledger, url)),
     ):
         await eventually(lambda: is_said("", 0))
         await first.set_policy(".*", '{"delivery-limit":20}')
@@ -176,42 +181,50 @@ async def test_a_policy_that_loses_purchases_is_refused_at_the_start_and_said_la
         with caplog.at_level(logging.INFO):
             await first.set_policy("", "")
             await eventually(lambda: is_said("RabbitMQ are safe again", 0))
+        # Operators' policies are of another kind.
+        await first.set_operator_policy('{"max-length":10}')
+        await eventually(lambda: is_said("it sets max-length", 1))
+        await first.set_operator_policy("")
+        await eventually(lambda: is_said("", 0))
     assert find_warnings(caplog) == []
-    monkeypatch.setattr(bus_checks, "_MANAGEMENT", {"amqp": ("http", free_port())})
-    await check_bus(first.url)
+    with pytest.raises(BusUnavailable, match="that of another broker"):
+        await bus_checks.find_risk(url, "another")
+    nowhere = f"{first.url}?management_port={free_port()}"
+    await check_bus(nowhere)
     [said] = find_warnings(caplog)
     assert "can't read the policies" in said
-    await check_bus(first.url, is_private=True)
+    assert "management_port" in said
+    await check_bus(nowhere, is_private=True)
     assert len(find_warnings(caplog)) == 1
 
 
 async def test_a_silent_node_and_a_queue_that_one_node_holds_are_said_at_the_start(
-    cluster: RabbitCluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    cluster: RabbitCluster, caplog: pytest.LogCaptureFixture
 ) -> None:
     first, *others = cluster.nodes
-    monkeypatch.setattr(bus_checks, "_MANAGEMENT", {"amqp": ("http", cluster.management)})
+    port = f"?management_port={cluster.management}"
     await make_leader(cluster, first)
-    await eventually(partial(has_members, first, 3))
-    await check_bus(cluster.list_hosts())
+    await eventually(partial(has_members, first.url + port, 3))
+    await check_bus(cluster.list_hosts() + port)
     assert find_warnings(caplog) == []
     for node in others:
         await node.leave_queue(PURCHASES)
-    await eventually(partial(has_members, first, 1))
-    await check_bus(cluster.list_hosts())
+    await eventually(partial(has_members, first.url + port, 1))
+    await check_bus(cluster.list_hosts() + port)
     [said] = find_warnings(caplog)
     assert f"only {first.name} holds the queue {PURCHASES}" in said
     caplog.clear()
     await others[0].kill()
     with socket.create_server(("127.0.0.1", 0)) as silent:
         hosts = (f"127.0.0.1:{others[0].port}", f"127.0.0.1:{silent.getsockname()[1]}")
-        await check_bus(f"{cluster.list_hosts().removesuffix('/')},{hosts[1]}/")
+        await check_bus(f"{cluster.list_hosts().removesuffix('/')},{hosts[1]}/{port}")
     assert [line.split()[2] for line in find_warnings(caplog) if "does not answer" in line] == [*hosts]
 
 
-async def has_members(node: RabbitNode, count: int) -> bool:
+async def has_members(url: str, count: int) -> bool:
     """Whether the node's management knows that so many nodes hold the queue."""
     with suppress(aiohttp.ClientError):
-        return len((await bus_checks.read_queue(node.url, PURCHASES))["members"]) == count
+        return len((await bus_checks.read_queue(url, PURCHASES))["members"]) == count
     return False
 
 

@@ -199,6 +199,24 @@ async def test_the_connection_that_locked_the_gate_waits_for_no_row_for_long(set
             assert mine, "the lock is free again"
 
 
+async def test_what_is_set_for_a_database_changes_nothing_that_the_ledger_relies_on(
+    postgres_db: str, database: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    needed = {
+        "lock_timeout": "1s", "statement_timeout": "0", "transaction_timeout": "0",
+        "idle_session_timeout": "0", "idle_in_transaction_session_timeout": "0",
+        "default_transaction_isolation": "read committed",
+    }  # fmt: skip
+    known = [row["name"] for row in await database.fetch("SELECT name FROM pg_settings")]
+    needed = {name: value for name, value in needed.items() if name in known}
+    for name in needed:
+        value = "9min" if name.endswith("timeout") else "serializable"
+        await database.execute(f"ALTER DATABASE {urlsplit(postgres_db).path[1:]} SET {name} = '{value}'")
+    async with await Ledger.connect(postgres_db, connections=1) as ledger:
+        pool = ledger._connections.pool
+        assert {name: await pool.fetchval(f"SHOW {name}") for name in needed} == needed
+
+
 async def test_a_batch_of_several_sales_is_judged_sale_by_sale(ledger: Ledger) -> None:
     sales = [await ledger.open_sale(make_terms(stock=3, product_id=product)) for product in (1, 2, 3)]
     batches = [reserve(sale, 5, size=4) for sale in sales]
