@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from simulation.model.outcome import Stock
-from simulation.model.places import HEADER, count_at, decode, look, text_at
+from simulation.model.places import HEADER, count_at, decode, look, word_at, write_word
 
 Outcome = Literal[
     "ACCEPTED", "SOLD_OUT", "LIMIT_REACHED", "NOT_STARTED", "SALE_ENDED", "UNKNOWN_PRODUCT", "INVALID",
@@ -55,7 +55,7 @@ class Rule(Part, frozen=True, kw_only=True):
     status: Annotated[int, Meta(ge=200, le=599)]
     outcome: Outcome
     word: Word | None = None
-    """None: whatever the answer says."""
+    """A number and its text are the same word. None: whatever the answer says."""
 
 
 class Init(Request, frozen=True, kw_only=True):
@@ -187,7 +187,7 @@ class Contract(Part, frozen=True, kw_only=True):
         if self.order is None or status not in self.order.statuses:
             return _outcome_of_read(status), None
         answer = decode(body)
-        word = text_at(self.order.status, body, answer, head)
+        word = word_at(self.order.status, body, answer, head)
         named = None if self.order.order_id is None else look(self.order.order_id, body, answer, head)
         if word and (named is None or str(named) == order_id):
             return "SHOWN", self.order.words.get(word, word)
@@ -228,8 +228,7 @@ class Contract(Part, frozen=True, kw_only=True):
             if rule.word is None:
                 return rule.outcome
             answer = decode(body) if answer is None else answer
-            said = [look(place, body, answer) for place in self.buy.words]
-            if any(type(word) is type(rule.word) and word == rule.word for word in said):
+            if write_word(rule.word) in [word_at(place, body, answer) for place in self.buy.words]:
                 return rule.outcome
         return "UNKNOWN"
 

@@ -74,13 +74,16 @@ def count_at(place: str, body: bytes, answer: Any, head: bytes = b"") -> Any:
     return int(found) if isinstance(found, float) and found.is_integer() else found
 
 
-def text_at(place: str, body: bytes, answer: Any, head: bytes = b"") -> str:
-    """Return the word at a place, as JSON writes one that is no text: `3`, `true`; nothing where there is
-    none."""
-    found = look(place, body, answer, head)
-    if isinstance(found, bool | int | float):
-        return msgspec.json.encode(found).decode()
-    return found if isinstance(found, str) else ""
+def word_at(place: str, body: bytes, answer: Any, head: bytes = b"") -> str | None:
+    """Return the word at a place; None where there is none."""
+    return write_word(look(place, body, answer, head))
+
+
+def write_word(value: Any) -> str | None:
+    """Return a text, or what JSON writes for a number or a truth value; None for anything else."""
+    if isinstance(value, bool | int | float):
+        return msgspec.json.encode(value).decode()
+    return value if isinstance(value, str) else None
 
 
 def find_field(name: str, head: bytes) -> str | None:

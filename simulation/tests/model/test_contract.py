@@ -53,6 +53,8 @@ def test_every_outcome_can_be_said() -> None:
         (200, b'{"result":{"ok":true,"orders":[17]}}', ("ACCEPTED", "17")),
         (200, b'{"result":{"ok":false}}', ("SOLD_OUT", None)),
         (200, b'{"result":{"ok":1,"orders":[17]}}', ("UNKNOWN", None)),
+        (200, b'{"result":{"ok":"true","orders":[17]}}', ("ACCEPTED", "17")),
+        (200, b'{"result":{"ok":null,"orders":[17]}}', ("UNKNOWN", None)),
         (200, b'{"result":{"ok":true,"orders":["17"]}}', ("UNKNOWN", None)),
         (200, b'{"result":{"ok":true,"orders":[true]}}', ("UNKNOWN", None)),
         (200, b'{"result":{"ok":true,"orders":[]}}', ("UNKNOWN", None)),
