@@ -6,6 +6,7 @@ SimulationError
 ├── DriverError       the load could not be driven
 ├── EngineError       the engine under test can't be started, reached, or put on sale
 │   └── Misread       its description reads what was done there otherwise
+│       └── Misdone   or the engine did otherwise than it answered
 ├── FaultError        a fault can't be done, or can't be ended
 ├── Unreadable        a store can't be read now
 ├── RunError          a run, or what its folder holds, is not as it should be
@@ -39,6 +40,10 @@ class EngineError(SimulationError):
 
 class Misread(EngineError):
     """The description of the engine reads what was done there otherwise than it was done."""
+
+
+class Misdone(Misread):
+    """The purchase before the load is shown otherwise than it was answered, by what else fits."""
 
 
 class FaultError(SimulationError):

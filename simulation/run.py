@@ -38,7 +38,7 @@ from simulation.target.engine_process import Engines, private_services, start_en
 from simulation.target.foreign.engine import FLASHGRID_ENGINE, Engine
 from simulation.target.foreign.programs import Programs, reset_engine, start_programs
 from simulation.target.machine import describe_machine, read_commit, read_versions
-from simulation.target.opening import open_sales
+from simulation.target.opening import check_url, open_sales
 from simulation.target.probes import Probe, Sample
 from simulation.target.process_meter import ProcessMeter
 from simulation.target.restocks import Restocker
@@ -84,8 +84,10 @@ def find_target(
     """Return the running engine that has these front doors, with the given services or else, for Flashgrid,
     those of the environment.
 
-    Raises SettingsError or EngineError if the environment is bad.
+    Raises SettingsError or EngineError if the environment or a URL is bad.
     """
+    for url in urls:
+        check_url(url)
     settings = read_settings()
     shards = scenario.topology.shards if scenario.topology.shards > 1 else settings.gate_shards
     if engine.witness == "flashgrid":
@@ -199,7 +201,7 @@ class _Run:
         self._trial = await self._engine.try_out(
             target.urls[0], target.admin_token, target.witness, self._say
         )
-        if self._trial and "orders" not in self._trial.fitting:
+        if self._trial and not self._trial.wrong and "orders" not in self._trial.fitting:
             self._say("the witness does not show the order of a purchase that was made just now")
         t0_ns = _choose_start(scenario, len(plan))
         open_offers = partial(
@@ -273,7 +275,7 @@ class _Run:
             self._trial,
         )
         reads = take_reads(driven.history)
-        return await self._engine.doubt(state, self._target.urls[0], reads, self._trial)
+        return await self._engine.doubt(state, self._target.urls[0], reads, self._trial, self._target.witness)
 
     def _end_abort(self, driven: DriveResult) -> Abort | None:
         """Return the abort, moved to a moment before which every request was meant to start."""

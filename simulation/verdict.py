@@ -19,14 +19,13 @@ from simulation.judge.numbers.recovery import measure_recovery
 from simulation.judge.rules.pairing import name_orders
 from simulation.judge.summary import summarise
 from simulation.judge.thresholds import Metrics, judge_abort, judge_thresholds
-from simulation.judge.verdict import judge, judge_recovery
+from simulation.judge.verdict import judge, judge_recovery, judge_trial
 from simulation.model.history import take_buys, take_reads
 from simulation.record.facts import (
     RunFacts,
     read_facts,
     read_faults,
     read_hostile,
-    read_part,
     read_timeline,
     write_json,
 )
@@ -34,6 +33,7 @@ from simulation.record.history import read_history
 from simulation.record.manifest import MANIFEST, PRODUCTS, find_changes, judge_record, seal
 from simulation.record.series import KEPT, SERIES, SeriesRecord, read_series
 from simulation.record.state import read_state
+from simulation.record.summary import read_summary
 
 
 def judge_run(folder: Path) -> dict[str, Any]:
@@ -84,6 +84,7 @@ def load_run(folder: Path) -> Run:
         scenario.driver,
     )
     checks = judge(history, state, asked, reads, timeline)
+    checks += judge_trial(state)
     if recoveries:
         last_s = history["intended_ns"].max() / 1e9
         checks.append(judge_recovery(recoveries, scenario.recover_s, last_s, load.valid))
@@ -116,7 +117,7 @@ def load_kept(folder: Path) -> Run:
     """Return a run of a series, from its record, or from its summary where the record was not kept."""
     if (folder / "history.parquet").exists():
         return load_run(folder)
-    summary = read_part(folder, "summary.json", dict[str, Any])
+    summary = read_summary(folder)
     if summary is None:
         raise RunError(f"{folder}: has neither a record nor a summary")
     if changes := find_changes(folder, KEPT):

@@ -115,7 +115,7 @@ async def run(
     try:
         output, _ = await process.communicate(text.encode())
     except asyncio.CancelledError:
-        os.killpg(process.pid, signal.SIGKILL)
+        kill_group(process.pid)
         await process.wait()
         raise
     if process.returncode:
@@ -193,6 +193,12 @@ def send_signal(members: Iterable[ProcessId], number: signal.Signals) -> None:
         if (process := find_process(member)) is not None:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.send_signal(number)
+
+
+def kill_group(leader: int) -> None:
+    """Kill what is left of the group of a process, which may have ended before."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(leader, signal.SIGKILL)
 
 
 def log_of(folder: Path) -> Path:

@@ -34,7 +34,7 @@ def read_bench(folder: Path) -> Bench:
     """Return what a run of the benchmark left in its folder. Raises BenchError."""
     try:
         return msgspec.json.decode((folder / "bench.json").read_bytes(), type=Bench)
-    except (OSError, msgspec.MsgspecError) as error:
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise BenchError(f"{folder} is no run of the benchmark: {error}") from None
 
 

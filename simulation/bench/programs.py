@@ -1,12 +1,10 @@
 """The programs that the benchmark starts: wrk, nginx and the baselines. Each ends with its block."""
 
 import asyncio
-import contextlib
 import os
 import re
 import resource
 import shutil
-import signal
 import socket
 import sys
 import tempfile
@@ -19,7 +17,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from engine.local.process import free_port, wait_until
+from engine.local.process import free_port, kill_group, wait_until
 from simulation.bench.samples import Sample
 from simulation.bench.spellings import PLAIN
 from simulation.errors import BenchError
@@ -132,6 +130,5 @@ async def _running(
         yield process
     finally:
         # The session is the program with its workers.
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        kill_group(process.pid)
         await process.wait()

@@ -17,7 +17,7 @@ import pandas as pd
 from engine.bus.connection import connect_bus
 from simulation.campaign.suite import Suite, empty_services, tell_duration
 from simulation.errors import RunError
-from simulation.record.facts import read_part
+from simulation.record.facts import read_facts, read_part
 from simulation.record.history import read_history
 from simulation.record.series import drop_record
 from simulation.report.page import write_tables
@@ -279,9 +279,15 @@ def draw_again(folder: Path) -> None:
     if worth is None:
         raise RunError(f"{folder}: has no worth.json")
     for case in worth.cases:
-        for outcome in (case.textbook, case.flashgrid):
-            place = folder / outcome.folder
-            write_products(place, judge_run(place), brief=True)
+        for outcome, engine in (
+            (case.textbook, find_engine("textbook", None)),
+            (case.flashgrid, FLASHGRID_ENGINE),
+        ):
+            place, plan = folder / outcome.folder, plan_case(case.name, worth.rate_rps, outcome.seed)
+            # An older record may name a command that repeats another scenario.
+            repeats = plan.load() == read_facts(place).scenario
+            changes = {"command": plan.write_command(engine)} if repeats else {}
+            write_products(place, judge_run(place) | changes, brief=True)
     write_worth(worth, folder)
 
 

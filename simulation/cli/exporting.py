@@ -18,7 +18,10 @@ FORMATS: Final = ("junit", "csv", "hgrm", "json")
     help="Of hgrm: which times, for example sold_out.service or all.response.",
 )  # fmt: skip
 @click.option(
-    "--out", "file", type=click.Path(path_type=Path), help="File to write [default: standard output]."
+    "--out",
+    "file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="File to write [default: standard output].",
 )
 def export(folder: Path, form: str, times: str, file: Path | None) -> None:
     """Write the run in the folder RUN as other tools read it.
@@ -48,8 +51,11 @@ def export(folder: Path, form: str, times: str, file: Path | None) -> None:
         content = format_json(judge_run(folder))
     if file is None:
         click.echo(content.decode(), nl=False)
-    else:
+        return
+    try:
         file.write_bytes(content)
+    except OSError as error:
+        raise click.BadParameter(f"{file}: {error.strerror}", param_hint="--out") from None
 
 
 @click.command(short_help="Write the JSON Schema of a scenario or a summary.")

@@ -112,8 +112,8 @@ def index(folder: Path) -> None:
     help="The metric that decides, named before the runs: it is tested alone, and finds smaller changes.",
 )  # fmt: skip
 @click.option(
-    "--out", "page", type=click.Path(path_type=Path), default=REPORTS / "comparison.html", show_default=True,
-    help="The page.",
+    "--out", "page", type=click.Path(path_type=Path, dir_okay=False), default=REPORTS / "comparison.html",
+    show_default=True, help="The page.",
 )  # fmt: skip
 @json_option
 def compare(

@@ -4,29 +4,29 @@ from pathlib import Path
 
 import click
 
-from simulation.cli.shared import echo_json, json_option
+from simulation.cli.shared import Amount, echo_json, json_option
 
 
 @click.command(short_help="What a crowd needs, by what runs cost.")
 @click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN...")
 @click.option(
-    "--crowd", "crowds", multiple=True, type=click.FloatRange(1), metavar="N",
+    "--crowd", "crowds", multiple=True, type=Amount(1), metavar="N",
     help="So many shoppers, each with one purchase; may be given more than once.",
 )  # fmt: skip
 @click.option(
-    "--seconds", type=click.FloatRange(min=0.001), default=10, show_default=True, metavar="T",
+    "--seconds", type=Amount(min=0.001), default=10, show_default=True, metavar="T",
     help="Time in which they come, evenly.",
 )  # fmt: skip
 @click.option(
-    "--stock", type=click.FloatRange(0), default=10_000, show_default=True, metavar="S",
+    "--stock", type=Amount(0), default=10_000, show_default=True, metavar="S",
     help="Units that they can have.",
 )  # fmt: skip
 @click.option(
-    "--wait", type=click.FloatRange(0), default=1, show_default=True, metavar="S",
+    "--wait", type=Amount(0), default=1, show_default=True, metavar="S",
     help="Longest time until each is answered.",
 )  # fmt: skip
 @click.option(
-    "--settle", type=click.FloatRange(0), default=60, show_default=True, metavar="S",
+    "--settle", type=Amount(0), default=60, show_default=True, metavar="S",
     help="Longest time from the last purchase until all is settled.",
 )  # fmt: skip
 @click.option(

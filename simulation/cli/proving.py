@@ -9,6 +9,7 @@ import click
 from simulation.bench.options import Options, Subject
 from simulation.cli.shared import (
     EXIT_CODES,
+    Amount,
     carry_out,
     end_by,
     list_anew,
@@ -20,9 +21,6 @@ from simulation.cli.shared import (
 )
 from simulation.scenario.loading import load_scenario
 from simulation.signals import run_until_signal
-
-BUG_EXAMPLES = 300
-"""Most examples in which a deliberate bug should show."""
 
 
 @click.command(short_help="Hostile requests while a sale runs that must not notice.")
@@ -139,7 +137,7 @@ def mutants(names: tuple[str, ...], folder: Path) -> None:
     "--only", multiple=True, metavar="CASE", help="Only this case, for example 'bus restarted'; repeatable."
 )
 @click.option(
-    "--rate", type=click.FloatRange(10, 5_000), default=600, show_default=True, metavar="RPS",
+    "--rate", type=Amount(10, 5_000), default=600, show_default=True, metavar="RPS",
     help="Purchases a second: what the slower engine can do.",
 )  # fmt: skip
 @out_option("worth")
@@ -158,7 +156,7 @@ def worth(only: tuple[str, ...], rate: float, folder: Path) -> None:
 
 
 @click.command(short_help="Random faults, seed after seed.")
-@click.option("--minutes", type=click.FloatRange(0), default=10.0, show_default=True, help="How long.")
+@click.option("--minutes", type=Amount(0), default=10.0, show_default=True, help="How long.")
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="The first seed.")
 @machines_option
 @out_option("soak")
@@ -186,7 +184,7 @@ def soak(minutes: float, seed: int, machines: int, folder: Path) -> None:
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @click.option("--large", is_flag=True, help="Also within bounds that take minutes to hours.")
 @click.option("--bugs", is_flag=True, help="Also with deliberate bugs, which must be found.")
-@click.option("--within", "within_s", type=click.FloatRange(1), metavar="S", help="Longest time of a search.")
+@click.option("--within", "within_s", type=Amount(1), metavar="S", help="Longest time of a search.")
 @out_option("model")
 def model(names: tuple[str, ...], large: bool, bugs: bool, within_s: float | None, folder: Path) -> None:
     """Try every order of steps in the model of the protocol (simulation/protocol/protocol.pml).
@@ -211,12 +209,12 @@ def model(names: tuple[str, ...], large: bool, bugs: bool, within_s: float | Non
 
 
 @click.command(short_help="The engine's real steps in any order.")
-@click.option("--minutes", type=click.FloatRange(0), default=10.0, show_default=True, help="How long.")
+@click.option("--minutes", type=Amount(0), default=10.0, show_default=True, help="How long.")
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="The first seed.")
 @click.option("--bugs", is_flag=True, help="Try deliberate bugs instead.")
 @click.option("--only", multiple=True, metavar="BUG", help="Only this bug.")
 @click.option(
-    "--examples", type=click.IntRange(1), default=BUG_EXAMPLES, show_default=True,
+    "--examples", type=click.IntRange(1), default=300, show_default=True,
     help="Most examples of a bug.",
 )  # fmt: skip
 @out_option("interleave")
@@ -233,9 +231,9 @@ def interleave(
     from simulation.protocol.hunt import Hunts, hunt, private_stack, write_hunts
 
     if bugs or only:
-        attempts = Attempts(command=repeat_command())
+        attempts, names = Attempts(command=repeat_command()), _choose(list(load_bugs()), only)
         with private_stack() as stack:
-            for name in only or load_bugs():
+            for name in names:
                 attempts.bugs.append(attempt(name, stack, examples, seed, shrink=bool(only)))
                 say(attempts.bugs[-1].tell())
                 write_attempts(attempts, folder)
@@ -259,7 +257,7 @@ def interleave(
     help="Rounds, of which the median counts. [default: 3; with --against 15]",
 )  # fmt: skip
 @click.option(
-    "--seconds", type=click.FloatRange(1, 600), default=3, show_default=True,
+    "--seconds", type=Amount(1, 600), default=3, show_default=True,
     help="Length of each measurement.",
 )  # fmt: skip
 @click.option(

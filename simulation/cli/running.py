@@ -3,11 +3,13 @@
 from collections.abc import Callable, Coroutine
 from functools import partial
 from pathlib import Path
+from tomllib import TOMLDecodeError
 from typing import Any, Final, NoReturn
 
 import click
 
 from simulation.cli.shared import (
+    Amount,
     carry_out,
     end_by,
     end_series,
@@ -16,7 +18,7 @@ from simulation.cli.shared import (
     say,
 )
 from simulation.errors import ScenarioError
-from simulation.scenario.loading import list_scenarios, load_scenario, parse_override
+from simulation.scenario.loading import list_scenarios, load_scenario, parse_toml
 from simulation.scenario.schema import Scenario
 from simulation.signals import run_until_signal
 
@@ -51,7 +53,7 @@ _RUN_OPTIONS: Final = [
     ),
     *_SCENARIO_OPTIONS,
     click.Option(
-        ["--out"], type=click.Path(path_type=Path),
+        ["--out"], type=click.Path(path_type=Path, file_okay=False),
         help="Folder to write into [default: reports/TIME-SCENARIO].",
     ),
     click.Option(
@@ -163,7 +165,7 @@ def run(scenario: str, workers: int | None, repeat: int | None, keep_records: bo
     "--port", type=click.IntRange(1, 65_535), default=5557, show_default=True, help="The master's port."
 )
 @click.option(
-    "--wait", type=click.FloatRange(1, 3_600), default=60, show_default=True, metavar="S",
+    "--wait", type=Amount(1, 3_600), default=60, show_default=True, metavar="S",
     help="Longest wait of a master for its workers, and of a worker for its master.",
 )  # fmt: skip
 def locust(
@@ -211,6 +213,25 @@ def locust(
         client=client,
     )
     _run_and_end(loaded, f"{loaded.name}-locust", options, driver=driver)
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """Return key and value of `key=value`; a value that is not TOML is a plain string.
+
+    Raises ScenarioError where key or `=` is missing, or the value is of no use.
+    """
+    key, sign, value = text.partition("=")
+    if not sign or not key.strip():
+        raise ScenarioError(f"--set {text}: must be key=value, for example sales.0.stock=500")
+    try:
+        value.encode()
+        return key.strip(), parse_toml(f"value = {value}")["value"]
+    except (TOMLDecodeError, KeyError):
+        return key.strip(), value.strip()
+    except UnicodeEncodeError:
+        raise ScenarioError(f"--set {key}: its value is no text in UTF-8") from None
+    except ValueError as error:
+        raise ScenarioError(f"--set {key}: {error}") from None
 
 
 def _load(scenario: str, overrides: dict[str, Any], options: dict[str, Any]) -> Scenario:

@@ -1,6 +1,7 @@
 """What the commands share: where they write, how they talk, how they end."""
 
 import asyncio
+import math
 import shlex
 import sys
 from collections.abc import Callable, Coroutine, Mapping
@@ -27,6 +28,17 @@ _NOT_REPEATED: Final = (
 T = TypeVar("T")
 
 
+class Amount(click.FloatRange):
+    """A number that is one: neither nan nor infinite."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the number. Raises BadParameter."""
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a number.", param, ctx)
+        return number
+
+
 machines_option = click.option(
     "--machines", type=click.Choice(["1", "3"]), callback=lambda *given: int(given[-1]),
     default="1", show_default=True,
@@ -37,7 +49,8 @@ machines_option = click.option(
 def out_option(what: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Return the option --out of a command that writes into a folder of reports/ by default."""
     return click.option(
-        "--out", "folder", type=click.Path(path_type=Path), default=lambda: name_folder(what),
+        "--out", "folder", type=click.Path(path_type=Path, file_okay=False),
+        default=lambda: name_folder(what),
         help=f"Folder to write into [default: reports/TIME-{what}].",
     )  # fmt: skip
 

@@ -15,7 +15,7 @@ from simulation.judge.rules.evidence import PLACES, Breach, Evidence, Finding, U
 from simulation.judge.rules.misfits import BUY, ORDERS, READS, REFUSALS, REQUESTS, find_misfits
 from simulation.judge.rules.reads import reads_are_true
 from simulation.model.events import Recovery
-from simulation.model.state import FinalState
+from simulation.model.state import TRIAL, FinalState
 
 Verdict = Literal["pass", "fail", "unknown"]
 State = Literal["held", "broken", "not exercised", "not judged"]
@@ -206,6 +206,13 @@ def _apply(rule: Rule, evidence: Evidence, misfits: Mapping[str, str]) -> Check:
         return make_check(name, None, f"{detail}; but {UNSEEN}", meaning)
     named = [one for each in breaches for one in each.ask(PLACES)]
     return make_check(name, violations, detail, meaning, chances, named)
+
+
+def judge_trial(state: FinalState) -> list[Check]:
+    """Return the check of a purchase before the load, where that is shown otherwise than it was answered."""
+    words = state.misfits.get(TRIAL)
+    meaning = "What the engine holds of a purchase before the load is what it answered, by its description."
+    return [make_check("the purchase before the load", 1, words, meaning)] if words else []
 
 
 def judge_recovery(

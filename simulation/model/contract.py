@@ -13,13 +13,15 @@ import msgspec
 from msgspec import Meta
 
 from simulation.model.outcome import Stock
-from simulation.model.places import HEADER, count_at, decode, look
+from simulation.model.places import HEADER, count_at, decode, look, word_at, write_word
 
 Outcome = Literal[
     "ACCEPTED", "SOLD_OUT", "LIMIT_REACHED", "NOT_STARTED", "SALE_ENDED", "UNKNOWN_PRODUCT", "INVALID",
     "UNAVAILABLE", "UNKNOWN",
 ]  # fmt: skip
 """One of OUTCOMES."""
+Method = Literal["DELETE", "GET", "OPTIONS", "PATCH", "POST", "PUT"]
+"""Those of HTTP whose answers have bodies to wait for."""
 Word = bool | int | str
 NAME: Final = re.compile(r"\{([a-z_]+)\}")
 MOST_UNITS: Final = 10**15
@@ -35,7 +37,7 @@ class Request(Part, frozen=True, kw_only=True):
     """The template of a request."""
 
     path: Annotated[str, Meta(pattern="^/")]
-    method: Annotated[str, Meta(pattern="^[A-Z]+$")] = "GET"
+    method: Method = "GET"
     query: dict[str, str] = {}
     headers: dict[str, str] = {}
     body: str = ""
@@ -53,13 +55,13 @@ class Rule(Part, frozen=True, kw_only=True):
     status: Annotated[int, Meta(ge=200, le=599)]
     outcome: Outcome
     word: Word | None = None
-    """None: whatever the answer says."""
+    """A number and its text are the same word. None: whatever the answer says."""
 
 
 class Init(Request, frozen=True, kw_only=True):
     """Opens a sale; any status from 200 to 299 says that it is open. 503 is tried again."""
 
-    method: Annotated[str, Meta(pattern="^[A-Z]+$")] = "POST"
+    method: Method = "POST"
     sale_id: str | None = None
     """Where the sale's number stands in the answer; None: a product is its sale."""
 
@@ -67,7 +69,7 @@ class Init(Request, frozen=True, kw_only=True):
 class Buy(Request, frozen=True, kw_only=True):
     """Buys."""
 
-    method: Annotated[str, Meta(pattern="^[A-Z]+$")] = "POST"
+    method: Method = "POST"
     answers: Annotated[tuple[Rule, ...], Meta(min_length=1)]
     """What answers mean; the first rule that fits counts. A status without a rule is INVALID from 400 to 499,
     or else UNKNOWN; one whose rules don't fit is UNKNOWN."""
@@ -97,7 +99,8 @@ class OrderRead(Request, frozen=True, kw_only=True):
     statuses: tuple[Annotated[int, Meta(ge=200, le=299)], ...] = (200,)
     """The statuses of answers that show it."""
     words: dict[str, str] = {}
-    """PENDING, CONFIRMED, FAILED or REJECTED for each word of the engine that says so in another way."""
+    """PENDING, CONFIRMED, FAILED or REJECTED for each word of the engine that says so in another way; a
+    number or a truth value counts as the word by which JSON writes it, such as 3 or true."""
 
 
 class Contract(Part, frozen=True, kw_only=True):
@@ -184,9 +187,9 @@ class Contract(Part, frozen=True, kw_only=True):
         if self.order is None or status not in self.order.statuses:
             return _outcome_of_read(status), None
         answer = decode(body)
-        word = look(self.order.status, body, answer, head)
+        word = word_at(self.order.status, body, answer, head)
         named = None if self.order.order_id is None else look(self.order.order_id, body, answer, head)
-        if isinstance(word, str) and word and (named is None or str(named) == order_id):
+        if word and (named is None or str(named) == order_id):
             return "SHOWN", self.order.words.get(word, word)
         return "UNKNOWN", None
 
@@ -225,8 +228,7 @@ class Contract(Part, frozen=True, kw_only=True):
             if rule.word is None:
                 return rule.outcome
             answer = decode(body) if answer is None else answer
-            said = [look(place, body, answer) for place in self.buy.words]
-            if any(type(word) is type(rule.word) and word == rule.word for word in said):
+            if write_word(rule.word) in [word_at(place, body, answer) for place in self.buy.words]:
                 return rule.outcome
         return "UNKNOWN"
 

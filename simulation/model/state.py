@@ -6,6 +6,7 @@ from typing import Final
 import pandas as pd
 import pyarrow as pa
 
+TRIAL: Final = "trial"
 GATE_TYPES: Final = {
     **dict.fromkeys(("product_id", "sale_id", "stock", "remaining", "released"), "int64"),
     **dict.fromkeys(("user_limit", "quantity", "starts_ms", "ends_ms"), "Int64"),
@@ -61,7 +62,8 @@ class FinalState:
     unread: dict[str, str] = field(default_factory=dict)
     misfits: dict[str, str] = field(default_factory=dict)
     """Where the description of the engine was seen not to fit it, in words: "orders" that the witness should
-    show, "reads of order", "reads of stock"."""
+    show, "reads of order", "reads of stock"; TRIAL, a purchase before the load that is shown otherwise than
+    it was answered, be it by the fault of the engine or of the description."""
     fitting: frozenset[str] = frozenset()
     """Parts of the description that a purchase before the load showed to fit: "requests", "buy", those of
     `misfits`."""

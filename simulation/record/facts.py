@@ -107,13 +107,16 @@ def read_part(folder: Path, name: str, kind: type[T]) -> T | None:
         return msgspec.json.decode((folder / name).read_bytes(), type=kind)
     except FileNotFoundError:
         return None
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RunError(f"{folder}: can't read its {name}: {error}") from None
 
 
 def read_timeline(folder: Path) -> pd.DataFrame:
     """Return what the probes read. Raises RunError."""
     try:
-        return pd.read_csv(folder / "timeline.csv")
-    except (OSError, ValueError) as error:
+        timeline = pd.read_csv(folder / "timeline.csv")
+        return timeline.assign(t_s=pd.to_numeric(timeline["t_s"]))
+    except KeyError:
+        raise RunError(f"{folder}: its timeline.csv has no column t_s") from None
+    except (OSError, ValueError, TypeError) as error:
         raise RunError(f"{folder}: can't read its timeline.csv: {error}") from None

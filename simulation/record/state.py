@@ -52,5 +52,5 @@ def read_state(run_folder: Path) -> FinalState:
             name: pd.read_parquet(file) for name, file in files.items() if file.exists()
         }
         return FinalState(**frames, **numbers)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RunError(f"{run_folder}: can't read its final state: {error}") from None

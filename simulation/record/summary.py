@@ -1,14 +1,18 @@
 """The form of summary.json, from which its JSON Schema is written."""
 
 from datetime import datetime
-from typing import Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import msgspec
+from msgspec import Meta
 
+from simulation.errors import RunError
 from simulation.judge.numbers.knee import Knee
 from simulation.judge.numbers.load import Load
 from simulation.judge.verdict import Check, Verdict
 from simulation.model.events import InCharge, Recovery, Restocked
+from simulation.record.facts import read_part
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -179,6 +183,48 @@ class Summary(Part, frozen=True):
     """The engine under test, by the name of its description."""
     misfits: list[str] = []
     """Where the description of the engine does not fit it."""
+
+
+class KeptLoad(msgspec.Struct, frozen=True):
+    """The load, as several runs are read."""
+
+    requests: int
+
+
+class KeptPhase(msgspec.Struct, frozen=True):
+    """A phase, as several runs are read."""
+
+    offered_rps: float
+
+
+class Kept(msgspec.Struct, frozen=True, kw_only=True):
+    """What is read of the summaries of several runs, also of older ones, which lack other parts."""
+
+    verdict: Verdict
+    verdict_in_words: str
+    scenario: str
+    started_at: str
+    duration_s: float
+    load: KeptLoad
+    outcomes: Outcomes
+    latency_ms: dict[str, Latency]
+    fulfilment: dict[str, Any]
+    stock: Stock
+    time_to_sell_out_s: float | None
+    phases: Annotated[list[KeptPhase], Meta(min_length=1)]
+    thresholds: list[dict[str, Any]]
+    checks: list[dict[str, Any]]
+
+
+def read_summary(folder: Path) -> dict[str, Any] | None:
+    """Return the summary in the folder of a run; None without one. Raises RunError if it is none."""
+    summary = read_part(folder, "summary.json", dict[str, Any])
+    try:
+        if summary is not None:
+            msgspec.convert(summary, Kept)
+    except msgspec.ValidationError as error:
+        raise RunError(f"{folder}: its summary.json is not that of a run: {error}") from None
+    return summary
 
 
 def check_summary(summary: Any) -> Summary:

@@ -2,16 +2,18 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import reduce
 from operator import getitem
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
+from simulation.errors import RunError
 from simulation.judge.chance import LEVEL, count_runs_needed
 from simulation.judge.comparison import CERTAIN, Row
 from simulation.judge.figures import FIGURES, Run
 from simulation.record.series import SeriesRecord, read_series
+from simulation.record.summary import read_summary
 from simulation.report.page import fill_page
 from simulation.report.plots.comparison import draw_spread
 from simulation.report.plots.responsive import make_plot
@@ -21,6 +23,7 @@ from simulation.report.words import figure, percent
 from simulation.scenario.condition import unit_of
 
 COMPARISON: Final = "comparison.html"
+T = TypeVar("T")
 
 
 CAMPAIGNS: Final = {
@@ -79,7 +82,7 @@ def list_runs(folder: Path) -> list[Entry]:
     """Return the runs with a report and a summary, the latest first. Skip every other folder."""
     entries = []
     for report in _find_pages(folder, "report.html"):
-        summary = _read_summary(report.parent)
+        summary = _skip(read_summary, report.parent)
         if summary is None:
             continue
         thumbnail = report.parent / "plots" / THUMBNAIL
@@ -88,13 +91,12 @@ def list_runs(folder: Path) -> list[Entry]:
     return sorted(entries, key=lambda entry: (entry.summary["started_at"], entry.name), reverse=True)
 
 
-def _read_summary(place: Path) -> dict[str, Any] | None:
-    """Return the summary of a run; None where it has none that can be read."""
+def _skip(read: Callable[[Path], T | None], place: Path) -> T | None:
+    """Return what is read in a folder; None where it has none that can be read."""
     try:
-        summary: dict[str, Any] = json.loads((place / "summary.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read(place)
+    except RunError:
         return None
-    return summary
 
 
 def _read_series_runs(
@@ -102,7 +104,7 @@ def _read_series_runs(
 ) -> list[tuple[str, dict[str, Any]]]:
     """Return name and summary of each run of the series."""
     names = [f"{name}/{run.folder}" for name, each in series for run in each.runs]
-    return [(name, summary) for name in names if (summary := _read_summary(folder / name))]
+    return [(name, summary) for name in names if (summary := _skip(read_summary, folder / name))]
 
 
 def _find_pages(folder: Path, name: str) -> list[Path]:
@@ -137,7 +139,7 @@ def list_campaigns(folder: Path) -> list[Campaign]:
                 states = [reduce(getitem, field.split("."), row) for row in result[rows]] if rows else []
                 # A record of several runs has a day.
                 started_at = result.get("started_at") or result["date"]
-            except (OSError, ValueError, KeyError, TypeError):
+            except (OSError, ValueError, KeyError, TypeError, RecursionError):
                 continue
             good = states.count(word)
             said = f"{good} of {len(states)} {'caught' if kind == 'mutants' else 'passed'}" if rows else ""
@@ -149,7 +151,7 @@ def list_campaigns(folder: Path) -> list[Campaign]:
 def list_series(folder: Path) -> list[tuple[str, SeriesRecord]]:
     """Return the series in the folder by name, the latest first."""
     pages = [page.parent for page in _find_pages(folder, "series.html")]
-    found = [(place.relative_to(folder).as_posix(), read_series(place)) for place in pages]
+    found = [(place.relative_to(folder).as_posix(), _skip(read_series, place)) for place in pages]
     series = [(name, each) for name, each in found if each is not None]
     return sorted(series, key=lambda each: each[1].started_at, reverse=True)
 

@@ -24,6 +24,8 @@ MOST_STEPS = 7 * 86_400
 """Most steps of a trace."""
 Rate = Annotated[float, Meta(ge=0, le=MAX_RPS)]
 Length = Annotated[float, Meta(gt=0, le=7 * 86_400)]
+Count = Annotated[float, Meta(ge=0, le=MAX_RPS * 7 * 86_400)]
+"""Requests of a step, which lasts a week at most."""
 
 
 class Shape(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="shape"):
@@ -117,7 +119,7 @@ class Sine(_Slope, frozen=True, kw_only=True, tag="sine"):
 class Trace(Shape, frozen=True, kw_only=True, tag="trace"):
     """r(t) as recorded: the `counts` of equal steps of `seconds`, scaled so that the highest is `rate`."""
 
-    counts: Annotated[list[Rate], Meta(min_length=1, max_length=MOST_STEPS)]
+    counts: Annotated[list[Count], Meta(min_length=1, max_length=MOST_STEPS)]
     file: str = ""
     """The file that the counts come from (simulation.scenario.traces)."""
     step_s: Length | None = None

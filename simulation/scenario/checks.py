@@ -18,6 +18,7 @@ from simulation.scenario.fault import (
     Fault,
     list_targets,
     overlap,
+    split_command,
 )
 from simulation.scenario.schema import MAX_ID, Scenario
 
@@ -90,6 +91,8 @@ def check_faults(faults: Sequence[Fault], duration_s: float, machines: int = 1) 
         if fault.kind == COMMAND:
             if not fault.begin and not fault.end:
                 raise ValueError(f"{key}.begin: a command needs a begin or an end")
+            for name in ("begin", "end"):
+                _check_command(f"{key}.{name}", getattr(fault, name))
         elif fault.begin or fault.end:
             raise ValueError(f"{key}.begin: is for {COMMAND}, not for {fault.kind}")
         elif problem := _find_problem(fault, machines):
@@ -138,6 +141,13 @@ def _check_sales(scenario: Scenario, duration_s: float) -> None:
         if restock.product_id not in known:
             raise ValueError(f"restocks.{number}.product_id: {restock.product_id} is not on sale before")
         _check_time(f"restocks.{number}.at_s", restock.at_s, duration_s)
+
+
+def _check_command(key: str, command: str) -> None:
+    try:
+        split_command(command or "true")
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from None
 
 
 def _check_time(key: str, at_s: float, duration_s: float) -> None:

@@ -56,6 +56,7 @@ switchover     The primary hands over to another node, in order and without a lo
                PostgreSQL is stopped, and a standby promoted.
 """
 
+import shlex
 from typing import Annotated, Final
 
 import msgspec
@@ -105,7 +106,7 @@ STRENGTH_OF: Final = {"latency_ms": "latency", "share": "drop_replies", "bytes_p
 
 
 def _words(*words: str) -> Meta:
-    return Meta(pattern=f"^({'|'.join(words)})$")
+    return Meta(pattern=f"^({'|'.join(words)})$(?!\\n)")
 
 
 class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -114,7 +115,7 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     at_s: Annotated[float, Meta(ge=0)]
     """When it begins, from the run's start."""
     kind: Annotated[str, _words(*TARGETS, *PARTITIONS, "switchover", COMMAND)]
-    on: Annotated[str, Meta(pattern="^[a-z][a-z0-9-]{0,63}$")]
+    on: Annotated[str, Meta(pattern=r"^[a-z][a-z0-9-]{0,63}$(?!\n)")]
     """A service, or all processes of a stage; for a network fault, the way from the engine to the service.
     On three machines a node, by role or name, or a machine. For a command it is any name."""
     seconds: Annotated[float, Meta(ge=0, le=3_600)] = 0.0
@@ -161,6 +162,17 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         if self.of_memory:
             return ("front-door", "fulfilment", "redis")
         return (f"the way to {self.on}" if self.of_network else self.on,)
+
+
+def split_command(command: str) -> list[str]:
+    """Return the words of a command. Raises ValueError, in words that follow its key, if it is none."""
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise ValueError(f"is no command: {str(error).lower()}") from None
+    if not words or not words[0]:
+        raise ValueError("names no program")
+    return words
 
 
 def list_targets(machines: int) -> dict[str, tuple[str, ...]]:

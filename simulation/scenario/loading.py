@@ -21,6 +21,8 @@ from simulation.scenario.traces import fill_traces, read_text
 
 FOLDER = Path(__file__).parent / "library"
 MOST_ERRORS = 10
+MOST_DEPTH = 20
+TOO_MUCH = f"a number has thousands of digits, or more than {MOST_DEPTH} tables and lists are within another"
 MOST_SHOWN = 100
 """Most characters of a value at fault: a trace may have a week of them."""
 UNKNOWN_KEY = "there is no such key"
@@ -31,20 +33,6 @@ _FITTING: tuple[Any, ...] = (1, 0.5, "x", [], {}, "constant", 200, "/", "GET", "
 def list_scenarios() -> list[str]:
     """Return the names of the scenarios of the library."""
     return sorted(path.stem for path in FOLDER.glob("*.toml"))
-
-
-def parse_override(text: str) -> tuple[str, Any]:
-    """Return key and value of a command line's `key=value`; a value that is not TOML is a plain string.
-
-    Raises ScenarioError where key or `=` is missing.
-    """
-    key, sign, value = text.partition("=")
-    if not sign or not key.strip():
-        raise ScenarioError(f"--set {text}: must be key=value, for example sales.0.stock=500")
-    try:
-        return key.strip(), tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        return key.strip(), value.strip()
 
 
 def load_scenario(
@@ -92,13 +80,32 @@ def read_toml(path: Path) -> tuple[dict[str, Any], str]:
     text = ""
     try:
         text = read_text(path)
-        return tomllib.loads(text), text
+        return parse_toml(text), text
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror or error}") from None
     except ValueError as error:
         last = f"at line {len(text.splitlines())}, the end"
         said = str(error).replace("at end of document", last)
         raise ValueError(f"{path}: is not TOML: {said}") from None
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """Return what a TOML text says. Raises ValueError, also for what is of no use in any key."""
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        raise
+    except (ValueError, RecursionError):
+        raise ValueError(TOO_MUCH) from None
+    level: list[Any] = [raw]
+    for _ in range(MOST_DEPTH):
+        level = [each for part in level for each in (part.values() if isinstance(part, dict) else part)]
+        if any(isinstance(each, str) and "\0" in each for each in level):
+            raise ValueError("a text has a NUL character")
+        level = [each for each in level if isinstance(each, dict | list)]
+    if level:
+        raise ValueError(TOO_MUCH)
+    return raw
 
 
 def scale_scenario(scenario: Scenario, rate: float, time: float, source: str = "scenario") -> Scenario:
@@ -155,7 +162,7 @@ def _find(name_or_path: str | Path) -> Path:
 
 def _override(raw: dict[str, Any], key: str, value: Any) -> None:
     """Set the value at a dotted key. Raises ScenarioError for a number that a list does not have."""
-    *parents, last = key.split(".")
+    *parents, last = key.split(".", MOST_DEPTH)
     place: Any = raw
     for part in parents:
         place = place.setdefault(part, {}) if isinstance(place, dict) else place[_index(place, part, key)]

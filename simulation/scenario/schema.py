@@ -126,7 +126,7 @@ class TargetChoice(Part, frozen=True):
 class Scenario(Part, frozen=True):
     """A scenario. The same scenario gives the same plan."""
 
-    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$(?!\n)")]
     text: str
     """What it simulates, in a few words."""
     seed: Annotated[int, Meta(ge=0, le=MAX_ID)]

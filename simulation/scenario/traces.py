@@ -1,8 +1,8 @@
 """Traces: recorded arrivals, read from a file that lies beside its scenario.
 
     counts      one number a line: requests in each step of `step_s` seconds, one second if not said
-    times       one time a line: ISO 8601, seconds or milliseconds since 1970, or, under a header such as
-                `time`, seconds from any start
+    times       one time a line: ISO 8601, seconds or milliseconds since 1970 (a number from 1,000,000,000
+                on), or, under a header such as `time`, seconds from any start
     rows        time, user and product, separated by commas, semicolons or tabs; under a header that names
                 them also in another order and among other columns
     access log  lines in the common or the combined format of Apache and nginx
@@ -33,10 +33,10 @@ FORMS: Final = (
     "a count (12), a time (2026-11-29T08:00:00Z, or seconds since 1970), a row of time, user and product,"
     " or a line of an access log"
 )
+FIRST_TIME_S: Final = 1e9  # a smaller number is a count where no header says that it is a time
 GZIP: Final = b"\x1f\x8b"
 _LOG: Final = re.compile(r'\S+ \S+ .*?\[(\d\d/\w{3}/\d{4}:\d\d:\d\d:\d\d [+-]\d{4})\] "')
-_SEPARATORS: Final = (";", "\t", ",")
-"""A comma may also be part of a number, so it is looked for last."""
+_SEPARATORS: Final = (";", "\t", ",")  # a comma may also be part of a number, so it is looked for last
 _HEADERS: Final = {
     "time": {"time", "timestamp", "date", "datetime", "at", "t", "t_s", "seconds"},
     "user": {"user", "user_id", "userid", "customer", "customer_id", "customerid", "buyer", "buyer_id"},
@@ -77,6 +77,8 @@ def read_text(file: Path) -> str:
 
     Raises OSError, ValueError.
     """
+    if "\0" in str(file):
+        raise OSError("is no name of a file")
     raw = file.read_bytes()
     if raw.startswith(GZIP):
         try:
@@ -107,6 +109,8 @@ def read_trace(file: Path, step_s: float = 1.0, on_sale: Collection[int] = ()) -
             continue
         try:
             values.append(value := form.parse(line))
+            if form is _COUNT:
+                _check_count(value, step_s, line)
             if isinstance(value, _Row):
                 _check_product(value.product_id, on_sale)
         except ScenarioError as error:
@@ -169,7 +173,7 @@ def _match(line: str) -> _Form | None:
         try:
             form.parse(line)
         except ScenarioError:
-            return form  # a number, and no count
+            return form  # a row, and of no product
         except ValueError:
             continue
         return form
@@ -182,14 +186,6 @@ def _count(times_s: list[float], step_s: float) -> Recorded:
     step_s = max(step_s, float(since_s[-1]) / (MOST_STEPS - 1))
     steps = np.floor(since_s / step_s + 1e-6).astype(int)
     return Recorded(np.bincount(steps).astype(float).tolist(), step_s)
-
-
-def _parse_count(text: str) -> float:
-    """Return a number of requests. Raises ScenarioError for a number that is none."""
-    count = float(text.strip('"'))
-    if not 0 <= count <= MAX_RPS:
-        raise ScenarioError(f"must be a count from 0 to {MAX_RPS:,.0f}, got {text}")
-    return count
 
 
 def _parse_any_time(text: str) -> float:
@@ -207,9 +203,9 @@ def _parse_any_time(text: str) -> float:
 
 
 def _parse_time(text: str) -> float:
-    """Return a time that can be told from a count."""
+    """Return a time that can be told from a count, which may be that of a day or a week."""
     moment_s = _parse_any_time(text)
-    if moment_s <= MAX_RPS:
+    if moment_s < FIRST_TIME_S and text.strip('" ').replace(".", "", 1).isdigit():
         raise ValueError(text)
     return moment_s
 
@@ -244,6 +240,11 @@ def _number_users(users: Sequence[str]) -> list[int]:
     return [numbers[user] for user in users]
 
 
+def _check_count(count: float, step_s: float, line: str) -> None:
+    if not 0 <= count / step_s <= MAX_RPS:
+        raise ScenarioError(f"must be a count from 0 to {MAX_RPS * step_s:,.0f}, got {line}")
+
+
 def _check_product(product_id: int, on_sale: Collection[int]) -> None:
     """Raise ScenarioError for a product that is not on sale, if any is."""
     if on_sale and product_id not in on_sale:
@@ -253,13 +254,12 @@ def _check_product(product_id: int, on_sale: Collection[int]) -> None:
 
 
 def _parse_log(text: str) -> float:
-    found = _LOG.match(text)
-    if found is None:
+    if not (found := _LOG.match(text)):
         raise ValueError(text)
     return datetime.strptime(found[1], "%d/%b/%Y:%H:%M:%S %z").timestamp()
 
 
-_COUNT: Final = _Form("a count", _parse_count)
+_COUNT: Final = _Form("a count", lambda text: float(text.strip('"')))
 _TIME: Final = _Form("a time", _parse_time)
 _ANY_TIME: Final = _Form("a time", _parse_any_time)
 _ROWS: Final = {each: _make_row(each, range(3), [*_HEADERS]) for each in _SEPARATORS}
@@ -281,8 +281,8 @@ def fill_traces(raw: Mapping[str, Any], path: Path) -> None:
         if isinstance(step_s, bool) or not isinstance(step_s, int | float) or not 0 < step_s <= 7 * 86_400:
             raise ValueError(f"arrivals.{number}.step_s: must be seconds, up to a week")
         found = read_trace(path.parent / file, float(step_s), _list_on_sale(raw.get("sales")))
-        counts, step_s = found.counts, found.step_s
-        given: dict[str, float | str] = {"seconds": len(counts) * step_s, "rate_rps": max(counts) / step_s}
+        given: dict[str, float | str] = {"seconds": len(found.counts) * found.step_s}
+        given["rate_rps"] = max(found.counts) / found.step_s
         if found.users:
             given |= {"spacing": "even"}  # each row once
         segment.update(given | segment, **found._asdict())

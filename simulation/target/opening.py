@@ -57,9 +57,7 @@ async def open_sales(
     is a file of certificates for https; None: the system's.
     """
     for url in urls:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise EngineError(f"{url}: must look like http://host:port or https://host:port")
+        check_url(url)
     ahead_ns = 0 if t0_ns is None else t0_ns - time.monotonic_ns()
     start_ms = (time.time_ns() + ahead_ns) / 1e6
     sales = []
@@ -76,6 +74,17 @@ async def open_sales(
             sale_id = await _open_sale(session, urls, terms, admin_token, contract.init)
             sales.append(Sale(sale_id=sale_id, terms=terms))
     return sales
+
+
+def check_url(url: str) -> None:
+    """Raise EngineError unless a URL is that of a server, and perhaps of a path there."""
+    try:
+        parts = urlsplit(url)
+        is_server = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        is_server = False
+    if not is_server or parts.query or parts.fragment or not url.isprintable() or " " in url:
+        raise EngineError(f"{url}: must look like http://host:port or https://host:port")
 
 
 @asynccontextmanager

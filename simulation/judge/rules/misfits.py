@@ -54,13 +54,15 @@ def _doubt_answers(evidence: Evidence) -> dict[str, str]:
         }
     for status, answers in answered[listed].groupby("status"):
         meant: set[str] = {rule.outcome for rule in contract.buy.answers if rule.status == status}
-        if len(answers) >= FEW and "UNKNOWN" not in meant and (answers["outcome"] == "UNKNOWN").all():
-            wanted = _name_wanted(contract, meant)
-            return {
-                BUY if "ACCEPTED" in meant else REFUSALS: (
-                    f"none of {len(answers):,} answers {status} to purchases says {wanted}"
-                )
-            }
+        odd = answers[answers["outcome"] == "UNKNOWN"]
+        if len(odd) < FEW or "UNKNOWN" in meant:
+            continue
+        is_buy = "ACCEPTED" in meant and (len(odd) == len(answers) or evidence.answered("ACCEPTED").empty)
+        if is_buy or len(odd) == len(answers) or _is_another_sold_out(odd, evidence):
+            more = ", all of them after the stock was sold," if len(odd) < len(answers) and not is_buy else ""
+            wanted = _name_wanted(contract, meant if is_buy else meant - {"ACCEPTED"})
+            words = f"none of {len(odd):,} answers {status} to purchases{more} says {wanted}"
+            return {BUY if is_buy else REFUSALS: words}
     for status, answers in answered[~listed].groupby("status"):
         done = len(answers) >= FEW and bool((answers["status"] < 300).all())
         if done and evidence.answered("ACCEPTED").empty:
@@ -77,7 +79,8 @@ def _name_wanted(contract: Contract, meant: set[str]) -> str:
     buy = contract.buy
     if "ACCEPTED" in meant and buy.order_id:
         kind = "a number" if buy.numbered else "a text"
-        words = f"what an order is called at {buy.order_id}, {kind}, as the contract says"
+        other = "" if buy.numbered else " (a number needs numbered = true)"
+        words = f"what an order is called at {buy.order_id}, {kind}, as the contract says{other}"
         return words + (
             f", with its word at {' or '.join(buy.words)}" if any(rule.word for rule in buy.answers) else ""
         )

@@ -17,9 +17,11 @@ from simulation.report.story.story import Step, Story, sort_steps
 
 MOST: Final = 12
 """Most operations that one story tells in full."""
-_SECOND: Final = re.compile(r"(\d+(?:\.\d+)?)\s*s")
-_REQUEST: Final = re.compile(r"(?:(?:(?:order\s+of\s+)?op|request)\s*)?(\d+)")
-_USER: Final = re.compile(r"user\s*(\d+)")
+_SECOND: Final = re.compile(r"(\d{1,18}(?:\.\d+)?)\s*s")
+_REQUEST: Final = re.compile(r"(?:(?:(?:order\s+of\s+)?op|request)\s*)?(\d{1,18})")
+_USER: Final = re.compile(r"user\s*(\d{1,19})")
+MOST_SHOWN: Final = 100
+"""Characters of an order id that there is not."""
 FORMS: Final = "an order id, a request number (17), a user (user 101) or a second (12.5s)"
 
 
@@ -53,8 +55,12 @@ def explain(record: Record, what: str) -> Story:
     ids = [what.removeprefix("order "), what, words.removeprefix("order ").strip()]
     order_id = next(filter(record.knows, ids), None)
     if order_id is None:
-        raise RunError(f"there is no order {ids[-1]!r} in this run; name {FORMS}")
+        raise RunError(f"there is no order {_shorten(ids[-1])!r} in this run; name {FORMS}")
     return _explain_order(record, order_id)
+
+
+def _shorten(word: str) -> str:
+    return word if len(word) <= MOST_SHOWN else f"{word[:MOST_SHOWN]}…"
 
 
 def _explain_second(record: Record, start_s: float) -> Story:

@@ -10,8 +10,9 @@ from typing import Final
 from simulation.errors import EngineError, suggest
 from simulation.model.contract import Request
 from simulation.model.outcome import TERMINAL
-from simulation.model.places import HEADER
+from simulation.model.places import HEADER, NAMES, write_path
 from simulation.model.requests import find_language, find_nested, list_json_texts
+from simulation.scenario.fault import split_command
 from simulation.scenario.schema import Scenario, Topology
 from simulation.target.foreign.description import FILLED, Description
 
@@ -33,10 +34,13 @@ STATUSES: Final = ("PENDING", *TERMINAL)
 _BRACES: Final = re.compile(r"(\{+)(\s*)([A-Za-z_][\w.-]*)\s*\}")
 _FIELD: Final = re.compile(r"[!#$%&'*+.^`|~\w-]+", re.ASCII)
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
-_HEADER: Final = re.compile(r"(?i:header)\s*:")
-_FIELD_PLACE: Final = re.compile(r"header:[!-9;-~]+")
-_OTHER_PATHS: Final = re.compile(r"^[$/]|\[\d*\]|^\.?$|\.\.|.\.$|^\..")
-"""JSONPath, JSON pointers and the like."""
+_FIELD_PLACE: Final = re.compile(rf"header:{_FIELD.pattern}", re.ASCII)
+_OTHER_FIELD: Final = re.compile(r"(?i)headers?\s*(?:[:./]|\[)[\s\"']*([!-&(-9;-Z^-~]+?)[\s\"']*\]?")
+_OTHER_ROOT: Final = re.compile(r"[$@](\.|$)")
+_OTHER_STEP: Final = re.compile(
+    r"""\.?(?:\[\s*(?:(\d+)|\*?)\s*\]|\*|\[?\s*"([^"]*)"\s*\]?|\[?\s*'([^'"]*)'\s*\]?|([^][."'\s(){}?*<>|=,;\\]+))"""
+)
+"""JSONPath, JSON pointers and the like; the first of many (* or []) is number 0."""
 
 
 def find_faults(described: Description) -> Iterator[str]:
@@ -81,8 +85,12 @@ def _check_request(name: str, request: Request) -> Iterator[str]:
     yield from strange
     if needless := sorted(_list_names(request.path) & (OPTIONAL | ({"key"} if name == "buy" else set()))):
         yield f"{name}.path: {{{needless[0]}}} may be missing, and a path can't leave it out: take the query"
-    if request.method == "HEAD":
-        yield f"{name}.method: the answer to HEAD has no body to wait for: take GET"
+    for each in request.query:
+        if braces := _BRACES.search(each):
+            yield f"{name}.query: {braces[0]} stands in a name, and must stand behind one: id = {braces[0]!r}"
+    fields = [field.lower() for field in request.headers]
+    if twice := [field for field in request.headers if fields.count(field.lower()) > 1]:
+        yield f"{name}.headers: {' and '.join(twice)} are the same field: capitals make no difference"
     for field, text in request.headers.items():
         key = f"{name}.headers.{field}"
         if not _FIELD.fullmatch(field):
@@ -123,8 +131,17 @@ def _check_values(key: str, text: str, known: Iterable[str]) -> Iterator[str]:
             yield f"{key}: {braces}{space}{name}: a value is written {{{name}}}"
         elif name not in known and not space:
             more = f"; for braces of its own write {{ {name} }}" if own else ""
-            meant = suggest(name.lower(), known)
+            meant = _find_elsewhere(name) or suggest(name.lower(), known)
             yield f"{key}: there is no {{{name}}}{meant}; there are: {', '.join(sorted(known))}{more}"
+
+
+def _find_elsewhere(name: str) -> str:
+    """Return where a value can be said that a request does not take; nothing where there is none."""
+    if name == "sale_id":
+        return " to send: a sale's number is only read (init.sale_id), and requests name the {product_id}"
+    users = [f"[{request}]" for request, values in VALUES.items() if name in values]
+    own = ": nobody in particular looks, so write a token as it is" if name == "token" else ""
+    return f" here, but in {' and '.join(users)}{own}" if users else ""
 
 
 def _check_ids(described: Description, requests: Mapping[str, Request]) -> Iterator[str]:
@@ -155,16 +172,35 @@ def _check_places(described: Description) -> Iterator[str]:
     for key, place in places:
         if place is None or place == ".":
             continue
-        if _HEADER.match(place) and not _FIELD_PLACE.fullmatch(place):
-            yield f"{key}: {place!r} is no place of an answer: a header field is header:NAME"
-        elif not place.startswith(HEADER) and _OTHER_PATHS.search(place):
-            yield f"{key}: {place!r} is no place of an answer: it is names and numbers, as in data.0.id"
+        if how := _find_other(place):
+            yield f"{key}: {place!r} is no place of an answer: {how}"
     if strange := [place for place in described.buy.words if place.startswith(HEADER)]:
         yield f"buy.words: {strange[0]}: a word must stand in the body"
     order_id = described.buy.order_id or ""
     if described.buy.numbered and (order_id.startswith(HEADER) or order_id == "."):
         what = "a whole body" if order_id == "." else "a header field"
         yield f"buy.numbered: {what} is a text, also where it holds a number"
+
+
+def _find_other(place: str) -> str:
+    """Return how to write a place that is written as elsewhere; nothing if it is right."""
+    if _FIELD_PLACE.fullmatch(place):
+        return ""
+    if found := _OTHER_FIELD.fullmatch(place):
+        first, _, others = place.partition(".")
+        body = f', or "{first}".{others} for a part of the body' if NAMES.fullmatch(place) else ""
+        return f"write {HEADER}{found[1]}{body}"
+    if NAMES.fullmatch(place) and not _OTHER_ROOT.match(place):
+        return ""
+    text = re.sub(r"->>?|\?\.|/", ".", place.strip())
+    text = re.sub(r"^[$@#]+(?=[.\[])", "", text)
+    names: list[str] = []
+    while text and (step := _OTHER_STEP.match(text)):
+        names.append(next((each for each in step.groups() if each is not None), "0"))
+        text = text[step.end() :]
+    if names and not text:
+        return f"write {write_path(names)}"
+    return 'it is names and numbers, as in data.0.id; another name stands in quotes, as in data."my id"'
 
 
 def _check_answers(described: Description) -> Iterator[str]:
@@ -195,15 +231,29 @@ def _check_processes(described: Description) -> Iterator[str]:
         yield f"processes: {twice.pop()} is there twice"
     for number, program in enumerate(described.processes):
         key = f"processes.{number}.command"
+        yield from _check_command(key, program.command)
         try:
-            found = [name for _, name, *_ in Formatter().parse(program.command) if name is not None]
+            found = [each for each in Formatter().parse(program.command) if each[1] is not None]
         except ValueError as error:
             yield f"{key}: {error}; braces of its own are written twice: {{{{ }}}}"
             continue
-        for name in [name for name in found if name not in FILLED]:
-            yield f"{key}: there is no {{{name}}}{suggest(name, FILLED)}; there are: {', '.join(FILLED)}"
+        for _, name, form, kind in found:
+            if name not in FILLED:
+                meant = suggest(str(name), FILLED)
+                yield f"{key}: there is no {{{name}}}{meant}; there are: {', '.join(FILLED)}"
+            elif form or kind:
+                yield f"{key}: a value is written {{{name}}}"
+    if described.reset is not None:
+        yield from _check_command("reset", described.reset)
     if strange := [name for name in FILLED if f"{{{name}}}" in (described.reset or "")]:
         yield f"reset: {{{strange[0]}}} is for processes: a reset is done as it is written"
+
+
+def _check_command(key: str, command: str) -> Iterator[str]:
+    try:
+        split_command(command)
+    except ValueError as error:
+        yield f"{key}: {error}"
 
 
 def _list_names(text: str) -> set[str]:

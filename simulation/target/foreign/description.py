@@ -24,7 +24,7 @@ class Program(Part, frozen=True, kw_only=True):
     {python} for the interpreter.
     """
 
-    name: Annotated[str, Meta(pattern=f"^({'|'.join(STAGES)})$")]
+    name: Annotated[str, Meta(pattern=f"^({'|'.join(STAGES)})$(?!\\n)")]
     """As faults name it."""
     command: Annotated[str, Meta(min_length=1)]
 

@@ -10,9 +10,9 @@ from typing import Final
 import msgspec
 import pandas as pd
 
-from simulation.errors import EngineError, Misread
+from simulation.errors import EngineError, Misdone, Misread, Unreadable
 from simulation.model.contract import FLASHGRID, Contract
-from simulation.model.state import FinalState
+from simulation.model.state import TRIAL, FinalState
 from simulation.scenario.fault import STAGES
 from simulation.scenario.schema import Scenario
 from simulation.target.foreign.checks import check_terms
@@ -96,7 +96,8 @@ class Engine:
         """Return a purchase that was accepted before the load, with what of the description it shows to fit.
 
         None without one, of which `say` is told, and of Flashgrid's own stores, which nobody described.
-        Raises Misread where the description reads otherwise what was done.
+        Raises Misread where the description reads otherwise what was done. `say` is told of a purchase that
+        is shown otherwise than it was answered.
         """
         if self.witness == "flashgrid":
             return None
@@ -110,25 +111,40 @@ class Engine:
         except EngineError as error:
             say(f"no purchase before the load, so that nothing shows whether the description fits: {error}")
             return None
-        trial = replace(trial, status=await await_shown(partial(witness.shows, trial)))
-        doubts = replace(doubts, trial=trial)
-        _, order, stock = await await_all(
-            partial(witness.shows_stock, trial), doubts.shows_order, doubts.shows_stock
-        )
+        fitting = ("requests", "buy")
+        try:
+            trial = replace(trial, status=await await_shown(partial(witness.shows, trial)))
+            doubts = replace(doubts, trial=trial)
+            _, order, stock = await await_all(
+                partial(witness.shows_stock, trial), doubts.shows_order, doubts.shows_stock
+            )
+        except Misdone as error:
+            say(f"the purchase before the load: {error}")
+            return replace(trial, fitting=frozenset(fitting), wrong=str(error))
         shown = {"orders": trial.status, "reads of order": order, "reads of stock": stock}
         return replace(
-            trial, fitting=frozenset(("requests", "buy", *(name for name, found in shown.items() if found)))
+            trial, fitting=frozenset((*fitting, *(name for name, found in shown.items() if found)))
         )
 
     async def doubt(
-        self, state: FinalState, url: str, reads: pd.DataFrame, trial: Trial | None
+        self, state: FinalState, url: str, reads: pd.DataFrame, trial: Trial | None, witness: Witness
     ) -> FinalState:
-        """Return the final state with what speaks for the description, and what against that of reads."""
+        """Return the final state with what speaks for the description, and what against that of reads or the
+        engine: the purchase before the load, if it is still shown otherwise than it was answered."""
         if self.described is None:
             return state
         doubts, found = Doubts(self.contract, url.rstrip("/"), self.ca, self.tokens, trial), {}
         with suppress(EngineError):
             found = await doubt_reads(doubts, reads)
+        if trial and trial.wrong:
+            looks = (partial(witness.shows, trial), partial(witness.shows_stock, trial), doubts.shows_stock)
+            try:
+                for look in looks:
+                    await look()
+            except Misdone as error:
+                found[TRIAL] = str(error)
+            except (EngineError, Unreadable):
+                found[TRIAL] = trial.wrong
         return replace(state, misfits=state.misfits | found, fitting=trial.fitting if trial else frozenset())
 
     def fit(self, scenario: Scenario, say: Callable[[str], None]) -> Scenario:

@@ -1,7 +1,8 @@
 """Loading the description of an engine: found by name or path, validated."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -36,13 +37,22 @@ def load_description(name_or_path: str) -> Description:
         raw, text = read_toml(path)
     except ValueError as error:
         raise EngineError(str(error)) from None
-    try:
-        described = msgspec.convert(raw, Description)
-    except msgspec.ValidationError:
-        raise EngineError(locate_errors(find_errors(raw, Description), str(path), text)) from None
-    if faults := list(find_faults(described)):
-        raise EngineError(locate_errors(faults, str(path), text))
+    described = read_description(raw, str(path), text)
     beside = {
         name: str(path.parent / file) for name in ("ca", "tokens") if (file := getattr(described, name))
     }
     return msgspec.structs.replace(described, **beside)
+
+
+def read_description(raw: Mapping[str, Any], source: str, text: str) -> Description:
+    """Return the description in a tree of plain values, which the TOML `text` of a source says.
+
+    Raises EngineError, with a line for each key at fault.
+    """
+    try:
+        described = msgspec.convert(raw, Description)
+    except msgspec.ValidationError:
+        raise EngineError(locate_errors(find_errors(raw, Description), source, text)) from None
+    if faults := list(find_faults(described)):
+        raise EngineError(locate_errors(faults, source, text))
+    return described

@@ -1,8 +1,6 @@
 """The processes of an engine that is not ours: the run starts them, and starts one again when it dies."""
 
 import asyncio
-import contextlib
-import os
 import shlex
 import signal
 import socket
@@ -23,6 +21,7 @@ from engine.local.process import (
     family,
     free_port,
     identify,
+    kill_group,
     send_signal,
     survivors,
     wait_until,
@@ -112,7 +111,7 @@ class Programs:
         )
         send_signal(members, signal.SIGKILL)
         for process in processes:
-            _kill_group(process.pid)
+            kill_group(process.pid)
             await process.wait()
         await wait_until(lambda: not survivors(others), STOP_S)
         self._output.close()
@@ -128,7 +127,7 @@ class Programs:
                 raise
             await process.wait()
             # What it leaves would keep the port.
-            _kill_group(process.pid)
+            kill_group(process.pid)
             await asyncio.sleep(AGAIN_S)
 
     async def _spawn(self, name: str, command: list[str]) -> asyncio.subprocess.Process:
@@ -199,18 +198,12 @@ async def try_command(command: str, within_s: float) -> str | None:
             return f"has not ended after {within_s:g} s"
         finally:
             if process.returncode is None:
-                _kill_group(process.pid)
+                kill_group(process.pid)
         if process.returncode:
             output.seek(0)
             said = output.read().decode(errors="replace").strip().splitlines() or ["it said nothing"]
             return f"ended with code {process.returncode}: {said[-1]}"
     return None
-
-
-def _kill_group(leader: int) -> None:
-    """Kill what is left of the group of a process, which may have ended before."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(leader, signal.SIGKILL)
 
 
 def _is_open(port: int) -> bool:

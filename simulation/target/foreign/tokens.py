@@ -10,6 +10,7 @@ from simulation.scenario.traces import read_text
 FORMS: Final = "a token on each line, or rows of user,token"
 _TOKEN: Final = re.compile(r"[!-+\--:<-~]+")
 """Visible ASCII, and no comma or semicolon, which end a user."""
+_USER: Final = re.compile("[0-9]{1,19}")
 _HEADS: Final = {"token", "tokens"}
 
 
@@ -35,7 +36,7 @@ def read_tokens(file: Path) -> dict[int, str]:
             line.replace(";", ",").partition(",") if rows else (str(number - head), ",", line)
         )
         user, token = user.strip('" '), token.strip('" ')
-        if not (comma and user.isdecimal() and int(user) and _TOKEN.fullmatch(token)):
+        if not (comma and _USER.fullmatch(user) and int(user) and _TOKEN.fullmatch(token)):
             raise EngineError(f"tokens: {file}: line {number}: is no token; there must be {FORMS}")
         if int(user) in tokens:
             raise EngineError(f"tokens: {file}: line {number}: user {user} has a token already")

@@ -23,7 +23,7 @@ import pandas as pd
 from simulation.errors import EngineError
 from simulation.model.contract import Contract, OrderRead, Request, StockRead
 from simulation.model.outcome import TERMINAL
-from simulation.model.places import HEADER, decode, find_field
+from simulation.model.places import HEADER, decode, find_field, write_path
 from simulation.model.requests import fill
 from simulation.target.opening import Answer, connect, send
 from simulation.target.stores import connect_ledger
@@ -78,7 +78,9 @@ class Doubts:
             answer = await send(session, self.url, self.contract.stock, product_id=product_id)
         _, stock = self.contract.classify_stock(answer.status, answer.body, product_id, answer.head)
         if stock is not None:
-            check_stock(self.trial, "stock", msgspec.structs.asdict(stock))
+            read = {place.lower() for place in self.contract.places}
+            others = {place: text for place, text in _list_parts(answer) if place.lower() not in read}
+            check_stock(self.trial, "stock", msgspec.structs.asdict(stock), others)
         return stock is not None
 
     async def find_shown(self, told: Sequence[tuple[str, int]]) -> tuple[str, str] | None:
@@ -271,15 +273,15 @@ def _list_parts(answer: Answer) -> list[tuple[str, str]]:
     """Return the texts and whole numbers of an answer by their places."""
     found: list[tuple[str, str]] = []
 
-    def walk(part: Any, where: str) -> None:
+    def walk(part: Any, names: tuple[str, ...]) -> None:
         if isinstance(part, dict | list):
             pairs = part.items() if isinstance(part, dict) else enumerate(part)
             for name, each in pairs:
-                walk(each, f"{where}.{name}" if where else str(name))
+                walk(each, (*names, str(name)))
         elif isinstance(part, str | int) and not isinstance(part, bool):
-            found.append((where, str(part)))
+            found.append((write_path(names), str(part)))
 
-    walk(decode(answer.body), "")
+    walk(decode(answer.body), ())
     names = [line.partition(b":")[0].decode("latin-1") for line in answer.head.split(b"\r\n") if line]
     fields = [name for name in names if name.lower() not in _OF_HTTP]
     return found + [(HEADER + name, find_field(name, answer.head) or "") for name in fields]

@@ -11,7 +11,7 @@ import pandas as pd
 import pyarrow as pa
 
 from engine.model.sale import Sale
-from simulation.errors import EngineError, Misread, Unreadable
+from simulation.errors import EngineError, Misdone, Unreadable
 from simulation.model.contract import Contract
 from simulation.model.outcome import TERMINAL
 from simulation.model.state import ORDER_TYPES, SALE_TYPES, FinalState
@@ -109,7 +109,7 @@ class SqlReader:
         else:
             mine = [row for row in rows if str(row["order_id"]) == trial.order_id]
         if len(mine) > 1:
-            raise Misread(f"sql.orders: shows {len(mine)} rows for one purchase of product {product}")
+            raise Misdone(f"sql.orders: shows {len(mine)} rows for one purchase of product {product}")
         return check_order(trial, mine[0], self.contract) if mine else ""
 
     async def shows_stock(self, trial: Trial) -> bool:

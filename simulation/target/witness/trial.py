@@ -1,7 +1,8 @@
 """A purchase before the load, of a sale of its own.
 
 What it shows to fit of the description excuses nothing later: an order that is not found then is lost. What
-the description reads otherwise than it was done is told before the load.
+the description reads otherwise than it was done is told before the load. Where all can be read, and only the
+purchase is shown otherwise than it was answered, the engine is judged by that as well.
 """
 
 import asyncio
@@ -13,7 +14,7 @@ from typing import Any, Final, TypeVar
 
 from engine.model.sale import Sale
 from engine.tasks import cancel
-from simulation.errors import EngineError, Misread, Unreadable
+from simulation.errors import EngineError, Misdone, Misread, Unreadable
 from simulation.model.contract import Contract
 from simulation.model.outcome import TERMINAL
 from simulation.scenario.schema import SaleOffer
@@ -48,6 +49,8 @@ class Trial:
     """The state in which the order has ended; "" where that is not shown, None where none ever is."""
     fitting: frozenset[str] = frozenset()
     """What of the description it showed to fit, as in FinalState."""
+    wrong: str | None = None
+    """How the purchase is shown otherwise than it was answered, in words."""
 
     @property
     def sold(self) -> set[int]:
@@ -115,23 +118,31 @@ async def await_all(*looks: Callable[[], Awaitable[T]]) -> list[T | None]:
         await cancel(*tasks)
 
 
-def check_stock(trial: Trial, where: str, shown: Mapping[str, int | None]) -> None:
-    """Raise Misread if the units that are shown are not those of the sale."""
+def check_stock(
+    trial: Trial, where: str, shown: Mapping[str, int | None], others: Mapping[str, str] = {}
+) -> None:
+    """Raise Misread if the units that are shown are not those of the sale.
+
+    After a purchase it is Misdone, unless one of the `others`, parts of the answer that the contract does not
+    read, is the right number.
+    """
     stock, sold = trial.sale.terms.stock, trial.sold
     when = "before any purchase" if trial.answer is None else "after a purchase of one"
     remaining = {stock - units for units in sold}
     wanted = {"stock": {stock}, "initial": {stock}, "remaining": remaining, "sold": sold}
     for name, number in shown.items():
         if number is not None and number not in wanted[name]:
-            raise Misread(
+            right = {str(units) for units in wanted[name]}
+            other = next((f", as is {place}" for place, text in others.items() if text in right), "")
+            raise (Misread if other or trial.answer is None else Misdone)(
                 f"{where}: {name} is {number} {when}, of a sale of {stock} units;"
-                f" it should be {' or '.join(map(str, sorted(wanted[name])))}"
+                f" it should be {' or '.join(sorted(right))}{other}"
             )
 
 
 def check_order(trial: Trial, row: Mapping[str, Any], contract: Contract) -> str:
-    """Return the state in which an order of a statement has ended, or "". Raises Misread if it is not that of
-    the trial."""
+    """Return the state in which an order of a statement has ended, or "". Raises Misdone if it is not that of
+    the trial, Misread if that can't be read."""
     wanted: dict[str, Any] = {"user_id": trial.user_id, "sale_id": trial.sale.sale_id, "quantity": 1}
     # A shop of one product is told of none.
     if "product_id" in contract.init.names | contract.buy.names:
@@ -140,7 +151,7 @@ def check_order(trial: Trial, row: Mapping[str, Any], contract: Contract) -> str
         wanted["idempotency_key"] = trial.key
     for name, value in wanted.items():
         if name in row and row[name] != value:
-            raise Misread(f"sql.orders: {name} is {row[name]!r} for a purchase just now with {value!r}")
+            raise Misdone(f"sql.orders: {name} is {row[name]!r} for a purchase just now with {value!r}")
     now_us = time.time_ns() // 1_000
     for name in ("accepted_us", "settled_us"):
         at_us = row.get(name)

@@ -102,6 +102,18 @@ def test_a_scenario_is_shown_as_it_would_be_run() -> None:
         (["matrix", "--only", "kill:nginx"], "there is no 'kill:nginx'; there are kill:front-door, "),
         (["matrix", "--pairs", "--only", "kill+wips"], "there is no 'kill+wips'; there are kill+kill, "),
         (["matrix", "--seed", "2"], "--seed is for --pairs"),
+        *(
+            (["run", "--target", url], f"{url}: must look like http://host:port")
+            for url in ("http://[::1", "http://h:99999", "http://h:1/?a=1", "http://a b:1")
+        ),
+        (["run", f"--set=seed={'9' * 5_000}"], "--set seed: a number has thousands of digits"),
+        (["run", f"--set=seed={'[' * 3_000}"], "--set seed: a number has thousands of digits"),
+        (["run", f"--set={'a.' * 3_000}a=1"], "a: there is no such key"),
+        (["run", "--set=text=\udcff"], "--set text: its value is no text in UTF-8"),
+        (["capacity", "nowhere", "--crowd", "nan"], "--crowd': nan is not a number"),
+        (["interleave", "--only", "no-such"], "there is no 'no-such'; there are "),
+        (["export", "nowhere", "--format=json", "--out=."], "'.' is a directory"),
+        (["soak", "--minutes", "inf"], "--minutes': inf is not a number"),
         (["verify", "nowhere"], "nowhere: is not the folder of a run"),
         (["report", "nowhere"], "nowhere: is not the folder of a run"),
     ],

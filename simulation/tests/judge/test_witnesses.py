@@ -10,13 +10,14 @@ from hypothesis import given
 
 from simulation.judge.rules.pairing import find_keys, name_orders, with_keys
 from simulation.judge.verdict import verdict
-from simulation.model.contract import FLASHGRID
+from simulation.model.contract import FLASHGRID, Outcome, Rule
 from simulation.tests.histories import (
     Ask,
     Played,
     Terms,
     at,
     broken,
+    edited,
     judge,
     judging,
     order_rows,
@@ -160,3 +161,19 @@ def test_keys_are_found_for_the_orders_that_lack_them() -> None:
     assert sorted(found["idempotency_key"].fillna("").tolist()) == ["", "a", "b"]
     assert with_keys(state, history) is state.orders
     assert find_keys(hidden.orders.iloc[:0], history_.assign(key="")).empty  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("lacking", ["ACCEPTED", "SOLD_OUT"])
+def test_a_word_that_buy_answers_lacks_is_no_fault_of_the_engine(lacking: str) -> None:
+    """Every answer is 200, and a word says what it means."""
+    words: tuple[Outcome, ...] = ("ACCEPTED", "SOLD_OUT")
+    answers = tuple(Rule(status=200, outcome=word, word=word) for word in words)
+    contract = msgspec.structs.replace(FLASHGRID, buy=msgspec.structs.replace(FLASHGRID.buy, answers=answers))
+    history, state = play([at(100 * n, n) for n in range(1, 41)], [Terms(stock=20)])
+    for op, outcome in zip(history["op"], history["outcome"], strict=True):
+        odd = {"outcome": "UNKNOWN", "result": "unknown", "order_id": None} if outcome == lacking else {}
+        history = edited(history, op, status=200, **odd)
+    checks = judge(history, replace(state, asked=replace(state.asked, contract=contract)))
+    assert broken(checks) == set()
+    [errors] = [check for check in checks if check.name == "no server errors"]
+    assert (errors.state, "20 answers" in errors.detail) == ("not judged", True)

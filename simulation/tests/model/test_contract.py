@@ -20,6 +20,7 @@ from simulation.model.contract import (
     StockRead,
 )
 from simulation.model.outcome import OUTCOMES, Stock
+from simulation.model.places import find_in
 from simulation.model.requests import Encoder, fill
 
 SHOP = Contract(
@@ -52,6 +53,8 @@ def test_every_outcome_can_be_said() -> None:
         (200, b'{"result":{"ok":true,"orders":[17]}}', ("ACCEPTED", "17")),
         (200, b'{"result":{"ok":false}}', ("SOLD_OUT", None)),
         (200, b'{"result":{"ok":1,"orders":[17]}}', ("UNKNOWN", None)),
+        (200, b'{"result":{"ok":"true","orders":[17]}}', ("ACCEPTED", "17")),
+        (200, b'{"result":{"ok":null,"orders":[17]}}', ("UNKNOWN", None)),
         (200, b'{"result":{"ok":true,"orders":["17"]}}', ("UNKNOWN", None)),
         (200, b'{"result":{"ok":true,"orders":[true]}}', ("UNKNOWN", None)),
         (200, b'{"result":{"ok":true,"orders":[]}}', ("UNKNOWN", None)),
@@ -83,12 +86,20 @@ def test_a_status_with_several_outcomes_is_read_and_kept() -> None:
 def test_reads_are_understood_by_their_places() -> None:
     assert SHOP.classify_stock(200, b"twelve", 1) == ("UNKNOWN", None)
     assert SHOP.classify_stock(200, b"12\n", 1) == ("SHOWN", Stock(remaining=12))
+    assert SHOP.classify_stock(200, b"[" * 100_000, 1) == ("UNKNOWN", None)
     plain = msgspec.structs.replace(SHOP, stock=StockRead(path="/stock", remaining="left"))
-    outcome, stock = plain.classify_stock(200, b'{"left":12}', 1)
-    assert outcome == "SHOWN"
-    assert stock
-    assert (stock.remaining, stock.initial, stock.sold) == (12, None, None)
-    assert SHOP.classify_order(200, b'{"state":"PAID"}', "17") == ("SHOWN", "CONFIRMED")
+    for said in (b"12", b'"12"', b" 12.0"):
+        shown = plain.classify_stock(200, b'{"left":' + said + b"}", 1)
+        assert shown == ("SHOWN", Stock(remaining=12, initial=None, sold=None))
+    for said in (b"12.5", b'"few"', b'""', b"true", b"null", b"1e99", b"[12]"):
+        assert plain.classify_stock(200, b'{"left":' + said + b"}", 1) == ("UNKNOWN", None)
+    words = {"PAID": "CONFIRMED", "3": "CONFIRMED", "false": "FAILED"}
+    order = OrderRead(path="/order/{order_id}", status="state", words=words)
+    coded = msgspec.structs.replace(SHOP, order=order)
+    for said, status in ((b'"PAID"', "CONFIRMED"), (b"3", "CONFIRMED"), (b"false", "FAILED"), (b"4", "4")):
+        assert coded.classify_order(200, b'{"state":' + said + b"}", "17") == ("SHOWN", status)
+    for said in (b"null", b'""', b"[3]", b"{}"):
+        assert coded.classify_order(200, b'{"state":' + said + b"}", "17") == ("UNKNOWN", None)
     named = msgspec.structs.replace(SHOP, order=OrderRead(path="/", status="state", order_id="no"))
     assert named.classify_order(200, b'{"state":"PENDING","no":17}', "17") == ("SHOWN", "PENDING")
     assert named.classify_order(200, b'{"state":"PENDING","no":18}', "17") == ("UNKNOWN", None)
@@ -141,6 +152,26 @@ def test_stock_and_status_may_stand_in_header_fields() -> None:
     assert shop.fits("order", 202, "SHOWN")
     assert not SHOP.fits("order", 202, "SHOWN")
     assert SHOP.classify_order(202, b'{"state":"PAID"}', "17") == ("UNKNOWN", None)
+
+
+@pytest.mark.parametrize(
+    ("place", "answer", "found"),
+    [
+        ("$id", {"$id": 1}, 1),
+        ("@id.#text", {"@id": {"#text": 1}}, 1),
+        ('data."order.id"', {"data": {"order.id": 1}}, 1),
+        ('"a b"."".c', {"a b": {"": {"c": 1}}}, 1),
+        ('"header:X"', {"header:X": 1}, 1),
+        ("a.0.b.1", {"a": [{"b": [0, 1]}]}, 1),
+        ("a.0", {"a": {"0": 1}}, 1),
+        ("a.2", {"a": [1]}, None),
+        ("a.²", {"a": [1]}, None),
+        ("a.-1", {"a": [1]}, None),
+        (f"a.{'9' * 5_000}", {"a": [1]}, None),
+    ],
+)
+def test_a_place_is_a_path_of_names(place: str, answer: Any, found: Any) -> None:
+    assert find_in(place, msgspec.json.encode(answer)) == found
 
 
 def test_a_status_that_the_contract_does_not_list_does_not_fit() -> None:

@@ -29,6 +29,11 @@ def test_it_lists_every_run_and_nothing_else(tmp_path: Path) -> None:
     (reports / "broken").mkdir()
     (reports / "broken" / "summary.json").write_text("{")
     (reports / "broken" / "report.html").write_text("")
+    for name in ("series", "summary"):
+        (reports / f"strange-{name}").mkdir()
+        (reports / f"strange-{name}" / f"{name}.json").write_text('{"verdict": "pass"}')
+        for page in ("report", "series"):
+            (reports / f"strange-{name}" / f"{page}.html").write_text("")
     assert [entry.name for entry in list_runs(reports)] == ["good", "bad <run>"]
 
     for name in ("together/first", "matrix/kill-redis"):

@@ -408,12 +408,18 @@ def test_the_command_that_a_report_prints_finds_any_order_id(nameless: Record) -
         ("op 999999", "there is no request 999999: they are 0 to "),
         ("user 999999", "there is no user 999999"),
         ("99s", "the run has no second 99"),
+        ("9" * 18, "there is no request 999"),
+        ("9" * 5_000, "there is no order '999"),
+        (f"user {'9' * 19}", "there is no user 999"),
+        (f"user {'9' * 5_000}", "there is no order 'user 999"),
+        (f"{'9' * 5_000}s", "there is no order '999"),
         ("01a2", "there is no order '01a2' in this run; name an order id, a request number"),
     ],
 )
 def test_what_a_run_does_not_have_is_said(record: Record, what: str, said: str) -> None:
-    with pytest.raises(RunError, match=said):
+    with pytest.raises(RunError, match=said) as error:
         explain(record, what)
+    assert len(str(error.value)) < 300
 
 
 def test_the_command_tells_it_as_text_and_as_json(folder: Path) -> None:

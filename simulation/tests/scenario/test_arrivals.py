@@ -234,18 +234,22 @@ def test_times_of_years_are_counted_in_longer_steps(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "counts"),
+    ("text", "counts", "step_s"),
     [
-        ("1\n0\n2.5\n", [1, 0, 2.5]),
-        ("requests\r\n1\r\n2\r\n\r\n", [1, 2]),
-        ('\ufeff"count"\n"7"\n', [7]),
+        ("1\n0\n2.5\n", [1, 0, 2.5], 1),
+        ("requests\r\n1\r\n2\r\n\r\n", [1, 2], 1),
+        ('\ufeff"count"\n"7"\n', [7], 0.5),
+        ("20000000\n5\n", [20_000_000, 5], 86_400),
+        ("requests\n999999999\n12000000\n", [999_999_999, 12_000_000], 86_400),
     ],
 )
-def test_counts_are_read_with_a_header_or_without(tmp_path: Path, text: str, counts: list[float]) -> None:
+def test_counts_are_read_with_a_header_or_without(
+    tmp_path: Path, text: str, counts: list[float], step_s: float
+) -> None:
     file = tmp_path / "crowd.csv"
     for encoding in ("utf-8", "utf-16"):
         file.write_text(text.removeprefix("\ufeff") if encoding == "utf-16" else text, encoding=encoding)
-        assert read_trace(file) == (counts, 1.0, (), ())
+        assert read_trace(file, step_s) == (counts, step_s, (), ())
 
 
 @pytest.mark.parametrize(
@@ -295,6 +299,7 @@ def test_rows_say_who_buys_what_in_any_order_of_columns(
         ("0.1,7,shoe\n", "line 1: the product must be the number of one on sale, got 'shoe'"),
         ("count\nmany\n", "line 2: must be a count, got 'many'"),
         ("1\n-1\n", "line 2: must be a count from 0 to 10,000,000, got -1"),
+        ("20000000\n", "line 1: must be a count from 0 to 10,000,000, got 20000000"),
         ("1\nnan\n", "line 2: must be a count from 0 to 10,000,000, got nan"),
         ("2026-11-29T08:00:00Z\nsoon\n", "line 2: must be a time, got 'soon'"),
         (

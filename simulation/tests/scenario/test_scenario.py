@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from simulation.cli.running import parse_override
 from simulation.drive.plan import build_plan
 from simulation.errors import ScenarioError
 from simulation.scenario.arrivals import expected_requests, peak_rps
-from simulation.scenario.loading import FOLDER, list_scenarios, load_scenario, parse_override, read_scenario
+from simulation.scenario.loading import FOLDER, list_scenarios, load_scenario, read_scenario
 from simulation.scenario.schema import Topology
 
 

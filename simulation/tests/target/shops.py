@@ -1,9 +1,10 @@
 """Engines of other kinds, which keep everything in memory.
 
-`python shops.py PORT graphql|rest|text [oversell] [https CERTIFICATE KEY]`
+`python shops.py PORT graphql|rest|text [oversell] [fumble] [https CERTIFICATE KEY]`
 
 All of them take a key for what it is: two purchases with the same one are the same purchase, be it empty.
-Order ids have characters that need care. `oversell` sells five units too many.
+Order ids have characters that need care. `oversell` sells five units too many, `fumble` takes two for the
+first purchase.
 """
 
 import ssl
@@ -29,7 +30,7 @@ def sell(product: str, user: str, key: list[Any]) -> str | None:
         return KEYS[key[0]]
     if SOLD[product] >= STOCK[product] + SPARE:
         return None
-    SOLD[product] += 1
+    SOLD[product] += 1 if ORDERS or "fumble" not in sys.argv else 2
     order = str(len(ORDERS) + 1) if "rest" in sys.argv else f'"{len(ORDERS)}" / ü&=%\\ +?'
     ORDERS[order] = user
     if key:

@@ -304,8 +304,100 @@ def describe(tmp_path: Path, changes: dict[str, str]) -> str:
                 f'order_id = "{place}"\nanswers = [',
                 f"buy.order_id: '{place}' is no place of an",
             )
-            for place in ("$.data.id", "/data/id", "data.orders[0].id", "", "data..id")
+            for place in (
+                "$.data.id",
+                "/data/id",
+                "data.orders[0].id",
+                "",
+                "data..id",
+                "$",
+                "my id",
+                "[?(x)]",
+            )
         ),
+        *(
+            (
+                "answers = [",
+                f"order_id = '''{place}'''\nanswers = [",
+                f"buy.order_id: {place!r} is no place of an answer: write {how}",
+            )
+            for place, how in {
+                'data["id"]': "data.id",
+                "data['my.id'].x": 'data."my.id".x',
+                "data[*].id": "data.0.id",
+                "data.*.id": "data.0.id",
+                "$.data[2]['id']": "data.2.id",
+                "data/id": "data.id",
+                "#/data/0/id": "data.0.id",
+                ".data[].id": "data.0.id",
+                "data->'id'": "data.id",
+                "ns:id": '"ns:id"',
+                "headers:Location": "header:Location",
+                'Headers["X-Id"]': "header:X-Id",
+                "header.Location": 'header:Location, or "header".Location for a part of the body',
+            }.items()
+        ),
+        (
+            "user-{user_id}",
+            "user-{sale_id}",
+            "buy.headers.Authorization: there is no {sale_id} to send: a sale's",
+        ),
+        (
+            "user-{user_id}",
+            "user-{order_id}",
+            "buy.headers.Authorization: there is no {order_id} here, but in [order]; ",
+        ),
+        (
+            "[sql]",
+            '[stock]\npath = "/s/{product_id}"\nremaining = "a"\nquery = { t = "{token}" }\n[sql]',
+            "stock.query.t: there is no {token} here, but in [buy] and [order]: nobody in particular",
+        ),
+        (
+            'item = "{product_id}"',
+            '"{product_id}" = "x"',
+            "init.query: {product_id} stands in a name, and must",
+        ),
+        (
+            "Content-Type = ",
+            "content-type = 'a/b', Content-Type = ",
+            "buy.headers: content-type and Content-Type are",
+        ),
+        *(
+            (
+                'path = "/init"',
+                f'path = "/init"\nmethod = "{method}"',
+                "init.method: must be one of DELETE, GET, ",
+            )
+            for method in ("CONNECT", "GET\\n", "get", "HEAD")
+        ),
+        *(
+            (
+                "[sql]",
+                f'[[processes]]\nname = "front-door"\ncommand = "{command}"\n[sql]',
+                f"processes.0.command: {said}",
+            )
+            for command, said in {
+                "  ": "names no program",
+                "''": "names no program",
+                "run 'it": "is no command: no closing quotation",
+                "run {port:>9}": "a value is written {port}",
+                "run {port!r}": "a value is written {port}",
+                "run {}": "there is no {}; there are: port",
+            }.items()
+        ),
+        ("[init]", 'reset = " "\n[init]', "reset: names no program"),
+        (
+            "[init]",
+            "odd = " + "[" * 3_000 + "\n[init]",
+            "is not TOML: a number has thousands of digits, or more",
+        ),
+        (
+            "[init]",
+            "odd = " + "[" * 40 + "]" * 40 + "\n[init]",
+            "is not TOML: a number has thousands of digits, or",
+        ),
+        ("[init]", f"odd = {'9' * 5_000}\n[init]", "is not TOML: a number has thousands of digits, or more"),
+        ("[init]", 'reset = "a\\u0000b"\n[init]', "is not TOML: a text has a NUL character"),
         (
             "answers = [",
             'order_id = "."\nnumbered = true\nanswers = [',
@@ -339,7 +431,6 @@ def describe(tmp_path: Path, changes: dict[str, str]) -> str:
             ("answers = [", f'order_id = "{place}"\nanswers = [', f"buy.order_id: '{place}' is no place")
             for place in ("header:", "Header:X-Order", "header: X-Order", "header :X-Order")
         ),
-        ('path = "/init"', 'path = "/init"\nmethod = "HEAD"', "init.method: the answer to HEAD has no body"),
     ],
 )
 def test_a_bad_description_is_told_with_its_line(tmp_path: Path, old: str, new: str, said: str) -> None:

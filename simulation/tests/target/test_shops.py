@@ -12,6 +12,7 @@ import pytest
 
 from simulation.scenario.loading import load_scenario
 from simulation.target.foreign.engine import find_engine
+from simulation.target.witness import trial
 from simulation.tests.drive.test_open_loop import free_port
 from simulation.tests.target.shops import token_of
 from simulation.tests.target.test_foreign import is_open, judge, states
@@ -48,13 +49,17 @@ async def shop(*words: str) -> AsyncIterator[int]:
         await process.wait()
 
 
-@pytest.mark.parametrize(("kind", "oversold"), [("graphql", 0), ("rest", 0), ("text", 0), ("graphql", 5)])
+@pytest.mark.parametrize(
+    ("kind", "word"),
+    [("graphql", ""), ("rest", ""), ("text", ""), ("graphql", "oversell"), ("text", "fumble")],
+)
 async def test_a_shop_of_another_kind_is_judged(
-    tmp_path: Path, authority: tuple[Path, Path], kind: str, oversold: int
+    tmp_path: Path, authority: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, kind: str, word: str
 ) -> None:
+    monkeypatch.setattr(trial, "PATIENCE_S", 0.0)
     (tmp_path / "tokens.csv").write_text("\n".join(map(token_of, range(1, 301))))
     file = copy(SHOPS.with_name(f"shop_{kind}.toml"), tmp_path)
-    words, scheme = ["oversell"] if oversold else [], "http"
+    words, scheme = [word], "http"
     if kind == "rest":
         words, scheme = ["https", *map(str, authority)], "https"
     changes = PATIENT | {"thresholds": [], "population.users": 300, "population.keyed_share": 0.5}
@@ -65,12 +70,15 @@ async def test_a_shop_of_another_kind_is_judged(
     async with shop(kind, *words) as port:
         url = f"{scheme}://127.0.0.1:{port}"
         summary = await judge(scenario, tmp_path / "run", find_engine(str(file), None), url, said.append)
-    assert summary["outcomes"]["accepted"] == 30 + oversold
-    assert summary["misfits"] == []
-    assert not [line for line in said if "purchase" in line]
+    assert summary["outcomes"]["accepted"] == (35 if word == "oversell" else 30)
+    wrong = ["stock: remaining is 1 after a purchase of one, of a sale of 3 units; it should be 2"]
+    assert summary["misfits"] == (wrong if word == "fumble" else [])
+    assert bool([line for line in said if "purchase" in line]) == (word == "fumble")
     found = states(summary)
     broken = [name for name, state in found.items() if state == "broken"]
-    if oversold:
+    if word == "fumble":
+        assert (broken, summary["verdict"]) == (["the purchase before the load"], "fail")
+    elif word:
         assert "no oversell" in broken
     else:
         assert broken == []
