@@ -204,10 +204,10 @@ def _apply(
         violations, detail, chances, breaches = rule(evidence)
     except Unknown as missing:
         return make_check(name, None, str(missing), meaning)
-    if violations and supposed and not _is_broken(rule, supposed):
-        return make_check(name, None, f"{detail}; but {HANDED_OVER}", meaning)
     if violations and _may_misfit(rule, misfits, evidence.state.partial):
         return make_check(name, None, f"{detail}; but {MISFIT}", meaning)
+    if violations and supposed and not _is_broken(rule, supposed):
+        return make_check(name, None, f"{detail}; but {HANDED_OVER}", meaning)
     if rule is reads_are_true and not violations and any(part.startswith(READS) for part in misfits):
         return make_check(name, None, f"{detail}; but {MISFIT}", meaning)
     if evidence.is_blind and (rule in BY_SUMS or (rule in OF_ALL and not violations)):

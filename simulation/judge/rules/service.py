@@ -71,7 +71,7 @@ def suppose_hand_overs(evidence: Evidence) -> Evidence | None:
     asks = asks[asks["sent_ns"].notna()]
     moment = asks["sent_ns"].astype("int64") // MOMENT_NS
     places = [moment, asks["kind"].astype("str"), *(asks[name] for name in _PLACE)]
-    away = find_away(asks).groupby(places).mean()
+    away = (find_away(asks) & asks["status"].isin([0, 503])).groupby(places).mean()
     outage = pd.Series(away.index[away >= 1 - MOST].get_level_values(0).unique().sort_values())
     spans = outage.groupby((outage.diff() > 2).cumsum()).agg(["min", "max"]) * MOMENT_NS / 1e9
     if outage.empty or len(outage) > OUTAGE_MOMENTS or len(spans) > HAND_OVERS:
@@ -108,10 +108,10 @@ def count_worst(requests: pd.DataFrame) -> int:
     seconds = seconds[seconds["size"] >= FEW]
     if away.sum() >= BESIDE and (seconds["sum"] > MOST / 2 * seconds["size"]).mean() > 0.5:
         return int(away.sum())
-    return max(_count_at_places(judged.assign(away=away), by) for by in (*_PLACE, _PLACE))
+    return max(_count_at_places(judged.assign(away=away), by) for by in (_PLACE[:1], _PLACE[1:], _PLACE))
 
 
-def _count_at_places(judged: pd.DataFrame, by: str | list[str]) -> int:
+def _count_at_places(judged: pd.DataFrame, by: list[str]) -> int:
     """Return how many of the requests were turned away at the places where that is wrong."""
     places = judged.groupby(by)
     away, size = places["away"].sum(), places.size()

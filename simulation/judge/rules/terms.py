@@ -27,7 +27,7 @@ def terms_are_as_asked(evidence: Evidence) -> Finding:
     orders = evidence.orders.assign(quantity_asked=evidence.orders["sale_id"].map(sales["quantity"]))
     other = orders[(orders["quantity"] != orders["quantity_asked"]) & orders["quantity_asked"].notna()]
 
-    strange = _find_strange(evidence, compared)["product_id"] if ours else []
+    strange = _find_strange(evidence, compared)["product_id"].tolist() if ours else []
     gate = state.gate
     if gate is not None:
         gate = gate[gate["product_id"].isin(sales["product_id"])]

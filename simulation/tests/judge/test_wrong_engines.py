@@ -151,26 +151,26 @@ def turn_away(record: Record, which: Callable[[pd.DataFrame], "pd.Series[bool]"]
 
 
 def many_products(record: Record) -> Record:
-    """Those who come too late ask for one of eight products of no stock, at four front doors; a few for the
-    last one."""
+    """Those who come too late ask for one of 21 products of no stock, at four front doors; a few for the last
+    one, at two of them."""
     scenario, history, state = record
     assert state.sales is not None
     assert state.gate is not None
     late = (history["outcome"] == "SOLD_OUT") & (history["intended_ns"] > 10e9)
     rare = history["op"] % 2_000 == 0
-    asked = (2 + history["op"] // 4 % 7).mask(rare, 9)
+    asked = (2 + history["op"] // 4 % 20).mask(rare, 22)
     door = (history["op"] % 4).mask(rare, history["op"] // 2_000 % 2 + 1)
     history = history.assign(product_id=history["product_id"].mask(late, asked), door=door)
     others = [
-        msgspec.structs.replace(scenario.sales[0], product_id=number, stock=0) for number in range(2, 10)
+        msgspec.structs.replace(scenario.sales[0], product_id=number, stock=0) for number in range(2, 23)
     ]
-    empty = [{"product_id": number, "sale_id": number, "stock": 0} for number in range(2, 10)]
+    empty = [{"product_id": number, "sale_id": number, "stock": 0} for number in range(2, 23)]
     parts = {
         name: pd.concat([held, *(held.assign(**row, **{left: 0}) for row in empty)], ignore_index=True)
         for name, held, left in (("sales", state.sales, "sold"), ("gate", state.gate, "remaining"))
     }
-    sales = [*scenario.sales, *others]
-    return msgspec.structs.replace(scenario, sales=sales), history, replace(state, **parts)
+    scenario = msgspec.structs.replace(scenario, sales=[*scenario.sales, *others])
+    return scenario, history, replace(state, **parts)  # type: ignore[arg-type]
 
 
 def restock(record: Record) -> Record:
@@ -303,7 +303,7 @@ CASES: dict[str, tuple[Callable[[Record], Record], str]] = {
     ),
     "a product that few want is told 503 at one front door": (
         lambda r: turn_away(
-            many_products(r), lambda history: (history["door"] == 2) & (history["product_id"] == 9)
+            many_products(r), lambda history: (history["door"] == 2) & (history["product_id"] == 22)
         ),
         "the sale happened",
     ),

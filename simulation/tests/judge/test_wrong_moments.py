@@ -162,8 +162,10 @@ def test_units_that_are_released_before_their_payment_failed_are_found() -> None
 def test_what_a_fault_left_may_wait_and_a_backlog_that_comes_back_is_found(waiting: list[int]) -> None:
     history, state = resold()
     looked = seen(outbox_entries=[0, *waiting])
-    found = broken(history, state, timeline=looked, faults=[histories.TROUBLE])
-    assert found == ({"nothing is stranded"} if waiting[1] == 0 else set())
+    checks = histories.judge(history, state, timeline=looked, faults=[histories.TROUBLE])
+    comes_back = waiting[1] == 0
+    assert histories.broken(checks) == ({"nothing is stranded"} if comes_back else set())
+    assert verdict(checks, load_valid=True) == ("fail" if comes_back else "pass")
 
 
 # --- how long orders wait
