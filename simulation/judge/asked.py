@@ -3,12 +3,12 @@
 It is the scenario's word, and the run's own record of when it asked. Nothing of it comes from the engine.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
 from typing import Final
-from urllib.parse import urlsplit
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +33,7 @@ sale again."""
 REMEMBERED_S: Final = 86_400.0
 """How long an Idempotency-Key is remembered, by the engine's contract."""
 
-_LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
+_LOOPBACK: Final = re.compile(r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?(/|$)")
 
 Flags = npt.NDArray[np.bool_]
 
@@ -168,7 +168,7 @@ def read_asked(
     """
     known = contract is None and (target is None or "payment_decline_rate" in scenario.engine)
     urls = target.split(", ") if target else []
-    here = all(urlsplit(url).hostname in _LOOPBACK for url in urls)
+    here = all(_LOOPBACK.match(url) for url in urls)
     first = [
         AskedSale(
             product_id=sale.product_id,
