@@ -33,6 +33,8 @@ sale again."""
 REMEMBERED_S: Final = 86_400.0
 """How long an Idempotency-Key is remembered, by the engine's contract."""
 
+_LOOPBACK: Final = re.compile(r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?(/|$)")
+
 Flags = npt.NDArray[np.bool_]
 
 
@@ -71,6 +73,8 @@ class Asked:
     """Whether the scenario means to send more than the engine can answer."""
     alone: bool = True
     """Whether nobody else opens sales at the engine, or buys there."""
+    elsewhere: bool = False
+    """Whether the run did not start the engine: others may open sales there, or hand over its stores."""
     load_valid: bool = True
     timeout_ns: int = 5_000_000_000
     remembered_ns: int = round(REMEMBERED_S * 1e9)
@@ -100,8 +104,10 @@ class Asked:
         order of opening.
 
         A sale that the ledger lacks has a negative id and no `found`. One that nobody asked for has no
-        `asked`: its stock is 0.
+        `asked`: its stock is 0. Where others may open sales, those of other products are left out.
         """
+        if not self.alone and self.contract == FLASHGRID:
+            sales = sales[sales["product_id"].isin(self.frame["product_id"])]
         found = sales[["sale_id", "product_id", "sold"]].fillna(-1).astype("int64").sort_values("sale_id")
         found = found.assign(turn=found.groupby("product_id").cumcount(), found=True)
         both = self.frame.assign(asked=True).merge(found, on=["product_id", "turn"], how="outer")
@@ -153,7 +159,7 @@ def read_asked(
     read_ns: int = NEVER,
 ) -> Asked:
     """Return what a run of the scenario asked of its engine, or of the one at `target`; `contract` is that of
-    an engine other than Flashgrid.
+    an engine other than Flashgrid. Of several front doors `target` names all.
 
     `restocks` are those that were done. One that was due a second before `ended_ns`, the end of the load, was
     asked for as well. `alone` says that the run sent nothing but the scenario's requests. `skew_s` is how far
@@ -161,7 +167,8 @@ def read_asked(
     `read_ns` is when the stores had been read.
     """
     known = contract is None and (target is None or "payment_decline_rate" in scenario.engine)
-    here = target is None or re.match(r"https?://(localhost|127\.0\.0\.1|\[::1\])\b", target)
+    urls = target.split(", ") if target else []
+    here = all(_LOOPBACK.match(url) for url in urls)
     first = [
         AskedSale(
             product_id=sale.product_id,
@@ -181,6 +188,7 @@ def read_asked(
         recover_s=scenario.recover_s,
         overload=scenario.driver.may_give_up,
         alone=alone and target is None,
+        elsewhere=target is not None,
         load_valid=load_valid,
         timeout_ns=scenario.driver.timeout_ms * 1_000_000,
         remembered_ns=round(float(scenario.engine.get("idempotency_s", REMEMBERED_S)) * 1e9),

@@ -14,6 +14,7 @@ from simulation.judge.rules import orders, refusals, service, stock, terms
 from simulation.judge.rules.evidence import PLACES, Breach, Evidence, Finding, Unknown
 from simulation.judge.rules.misfits import BUY, ORDERS, READS, REFUSALS, REQUESTS, find_misfits
 from simulation.judge.rules.reads import reads_are_true
+from simulation.judge.rules.service import suppose_hand_overs
 from simulation.model.events import Recovery
 from simulation.model.state import TRIAL, FinalState
 
@@ -23,6 +24,8 @@ Rule = Callable[[Evidence], Finding]
 UNSEEN: Final = "orders of unknown outcomes can't be seen"
 """Why a rule is not judged by a witness that only knows what clients were told of."""
 MISFIT: Final = "the description may not fit this engine"
+HANDED_OVER: Final = "everybody was turned away for seconds, as while a store is handed over"
+"""Why a rule is not judged at an engine that others look after."""
 RULES: Final[tuple[Rule, ...]] = (
     terms.terms_are_as_asked,
     stock.no_oversell,
@@ -136,8 +139,8 @@ def judge(
     if there were any reads. `timeline` is what the probes read meanwhile.
     """
     evidence = gather(history, state, asked, reads, timeline)
-    misfits = find_misfits(evidence)
-    return [_apply(rule, evidence, misfits) for rule in RULES]
+    misfits, supposed = find_misfits(evidence), suppose_hand_overs(evidence)
+    return [_apply(rule, evidence, misfits, supposed) for rule in RULES]
 
 
 def gather(
@@ -191,7 +194,10 @@ def _may_misfit(rule: Rule, misfits: Mapping[str, str], partial: bool) -> bool:
     )
 
 
-def _apply(rule: Rule, evidence: Evidence, misfits: Mapping[str, str]) -> Check:
+def _apply(
+    rule: Rule, evidence: Evidence, misfits: Mapping[str, str], supposed: Evidence | None = None
+) -> Check:
+    """Judge a rule; `supposed` is the evidence as if something had happened that nobody told."""
     name = name_rule(rule)
     meaning = " ".join((inspect.getdoc(rule) or "").split())
     try:
@@ -200,6 +206,8 @@ def _apply(rule: Rule, evidence: Evidence, misfits: Mapping[str, str]) -> Check:
         return make_check(name, None, str(missing), meaning)
     if violations and _may_misfit(rule, misfits, evidence.state.partial):
         return make_check(name, None, f"{detail}; but {MISFIT}", meaning)
+    if violations and supposed and not _is_broken(rule, supposed):
+        return make_check(name, None, f"{detail}; but {HANDED_OVER}", meaning)
     if rule is reads_are_true and not violations and any(part.startswith(READS) for part in misfits):
         return make_check(name, None, f"{detail}; but {MISFIT}", meaning)
     if evidence.is_blind and (rule in BY_SUMS or (rule in OF_ALL and not violations)):
@@ -213,6 +221,13 @@ def judge_trial(state: FinalState) -> list[Check]:
     words = state.misfits.get(TRIAL)
     meaning = "What the engine holds of a purchase before the load is what it answered, by its description."
     return [make_check("the purchase before the load", 1, words, meaning)] if words else []
+
+
+def _is_broken(rule: Rule, evidence: Evidence) -> bool:
+    try:
+        return rule(evidence).violations > 0
+    except Unknown:
+        return False
 
 
 def judge_recovery(

@@ -196,14 +196,20 @@ class LedgerStore:
         self._url = url
         self._sales = sales
         self._connection: asyncpg.Connection | None = None
+        self._took_writes = False
 
     async def read(self) -> Counts:
-        """Return the number of confirmed orders."""
+        """Return the number of confirmed orders. Raises Unreadable once the server takes writes no more."""
         if self._connection is None:
+            self._took_writes = False
             self._connection = await connect_postgres(self._url, TIMEOUT_S)
         quantities = {sale.sale_id: sale.terms.quantity for sale in self._sales}
         rows = await self._connection.fetch(_SOLD, list(quantities))
-        return {"ledger_confirmed": sum(sold // quantities[sale_id] for sale_id, sold in rows)}
+        takes_writes = any(takes for *_, takes in rows)
+        if self._took_writes and not takes_writes:
+            raise Unreadable("another server is in charge by now")
+        self._took_writes = takes_writes
+        return {"ledger_confirmed": sum(sold // quantities[sale_id] for sale_id, sold, _ in rows)}
 
     async def close(self) -> None:
         """Disconnect; the next reading connects again."""

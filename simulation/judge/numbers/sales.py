@@ -45,7 +45,9 @@ def measure_stock(state: FinalState, asked: Asked) -> dict[str, int | None]:
         units = orders[orders["status"] == "CONFIRMED"].groupby("sale_id")["quantity"].sum()
         excess = units.sub(asked.match(sales)["stock"], fill_value=0).clip(lower=0)
         sold, oversold = int(units.sum()), int(excess.sum())
-    current = gate if gate is None or sales is None else gate[gate["sale_id"].isin(sales["sale_id"])]
+    current = gate
+    if gate is not None and sales is not None:
+        current = gate[gate["sale_id"].isin(asked.match(sales).index)]
     return {
         "initial": sum(sale.stock for sale in asked.sales),
         "sold": sold,

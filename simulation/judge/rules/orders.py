@@ -89,7 +89,7 @@ def no_phantom_orders(evidence: Evidence) -> Finding:
     whose outcome the client never learnt: one such request of that buyer, product and key for each order,
     sent before the order was accepted, and not long before, unless a fault or an overload held it back.
     Samples of the ledger during the run never count more orders than purchases were sent until then, or fewer
-    than before."""
+    than before, nor others than it had settled by its own word."""
     asked, orders = evidence.asked, evidence.orders
     if evidence.state.partial:
         raise Unknown("orders that no client was told of can't be seen")
@@ -111,13 +111,15 @@ def no_phantom_orders(evidence: Evidence) -> Finding:
     untimely = (accepted_ns < tried["min"] - slack_ns) | late
     phantoms = int(excess.sum() + untimely.sum())
     strange = untimely | pd.MultiIndex.from_frame(unanswered[buyer]).isin(excess.index[excess > 0])
-    return find(
+    seen = judge_orders(evidence)
+    found = find(
         f"{len(unanswered):,} of {len(orders):,} orders have no accepted answer"
         + (f"; {len(unanswered) - phantoms:,} explained by an unknown outcome" if len(unanswered) else ""),
         Breach(phantoms, "explained by nothing", "order", unanswered.loc[strange, "order_id"]),
-        *judge_orders(evidence),
+        *seen.breaches,
         chances=len(orders),
     )
+    return seen.doubt(found)
 
 
 def a_key_buys_once(evidence: Evidence) -> Finding:

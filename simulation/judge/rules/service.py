@@ -1,5 +1,6 @@
 """Rules about the service itself: every request is answered, and whoever asks for a unit can buy."""
 
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -18,6 +19,7 @@ from simulation.judge.rules.evidence import (
     find,
 )
 from simulation.model.contract import Contract
+from simulation.model.events import Recovery
 
 AWAY: Final = ["UNAVAILABLE", "UNKNOWN"]
 """Outcomes that leave a client without what it asked for, and without a decision."""
@@ -30,6 +32,9 @@ MOMENT_NS: Final = 250_000_000
 OUTAGE_MOMENTS: Final = 20
 """Most moments in which everybody may be turned away without a reason: an operator's hand-over of a store, of
 which no scenario knows, takes five seconds at most."""
+HAND_OVER_NS: Final = OUTAGE_MOMENTS * MOMENT_NS
+HAND_OVERS: Final = 3
+"""Most hand-overs that a run may have met, if nobody says so."""
 _PLACE: Final = ["product_id", "door"]
 """Requests for one product at one front door are turned away together."""
 
@@ -56,6 +61,34 @@ def is_beside(outage: "pd.Index[int]", requests: pd.DataFrame) -> "pd.Series[boo
     return (requests["sent_ns"] // MOMENT_NS).isin(near).fillna(False).astype(bool)
 
 
+def suppose_hand_overs(evidence: Evidence) -> Evidence | None:
+    """Return the evidence as if a store had been handed over whenever all who asked for the same at one
+    place were turned away without a reason. None where nobody would do that: at the run's own engine, for
+    longer than a hand-over takes, or more often than HAND_OVERS."""
+    asked, asks = evidence.asked, evidence.operations
+    if not asked.elsewhere:
+        return None
+    asks = asks[asks["sent_ns"].notna()]
+    moment = asks["sent_ns"].astype("int64") // MOMENT_NS
+    places = [moment, asks["kind"].astype("str"), *(asks[name] for name in _PLACE)]
+    away = (find_away(asks) & asks["status"].isin([0, 503])).groupby(places).mean()
+    outage = pd.Series(away.index[away >= 1 - MOST].get_level_values(0).unique().sort_values())
+    spans = outage.groupby((outage.diff() > 2).cumsum()).agg(["min", "max"]) * MOMENT_NS / 1e9
+    if outage.empty or len(outage) > OUTAGE_MOMENTS or len(spans) > HAND_OVERS:
+        return None
+    supposed = [
+        Recovery(
+            kind="hand-over",
+            on="store",
+            start_s=start_s,
+            end_s=last_s + MOMENT_NS / 1e9,
+            recovered_after_s=0.0,
+        )
+        for start_s, last_s in spans.itertuples(index=False)
+    ]
+    return replace(evidence, asked=replace(asked, faults=[*asked.faults, *supposed]))
+
+
 def count_turned_away(requests: pd.DataFrame) -> int:
     """Return how many of the requests were turned away for no reason; 0 if those are no more than MOST of
     them, or the requests are few."""
@@ -65,8 +98,8 @@ def count_turned_away(requests: pd.DataFrame) -> int:
 
 def count_worst(requests: pd.DataFrame) -> int:
     """Return how many requests were turned away, for no reason, in a way that is wrong of fewer than MOST of
-    all: half of MOST in most seconds, or more than half of BESIDE or more for one product or at one front
-    door."""
+    all: half of MOST in most seconds; or, for one product, at one front door, or for one product there, more
+    than half of BESIDE or more, or all of FEW or more for longer than a hand-over takes."""
     judged = requests[~requests["excused"]]
     away = find_away(judged)
     if not away.any():
@@ -75,9 +108,16 @@ def count_worst(requests: pd.DataFrame) -> int:
     seconds = seconds[seconds["size"] >= FEW]
     if away.sum() >= BESIDE and (seconds["sum"] > MOST / 2 * seconds["size"]).mean() > 0.5:
         return int(away.sum())
-    counts = pd.concat([away.groupby(judged[name]).agg(["sum", "size"]) for name in _PLACE])
-    odd = (counts["size"] >= BESIDE) & (counts["sum"] > counts["size"] / 2)
-    return int(counts.loc[odd, "sum"].max()) if odd.any() else 0
+    return max(_count_at_places(judged.assign(away=away), by) for by in (_PLACE[:1], _PLACE[1:], _PLACE))
+
+
+def _count_at_places(judged: pd.DataFrame, by: list[str]) -> int:
+    """Return how many of the requests were turned away at the places where that is wrong."""
+    places = judged.groupby(by)
+    away, size = places["away"].sum(), places.size()
+    long = places["sent_ns"].max() - places["sent_ns"].min() > HAND_OVER_NS
+    most = (size >= BESIDE) & (away > size / 2)
+    return int(away[most | ((size >= FEW) & (away == size) & long)].sum())
 
 
 def count_shut_out(requests: pd.DataFrame) -> int:
@@ -153,10 +193,10 @@ def _fit(answered: pd.DataFrame, contract: Contract) -> pd.Series:
 def the_sale_happened(evidence: Evidence) -> Finding:
     """A sale sells to those who ask, as far as its stock and its terms allow. No more than one in ten
     requests is turned away with 503, or left without an outcome, in most seconds one in twenty, nor most of
-    those for a product or at a front door, nor always the same
-    users, and no more than one in ten units that somebody asks for stays unsold, apart from faults and an
-    overload that the scenario means. So it is with those who got an order: no more than one in ten of their
-    answers leaves them without knowing it, and not all of them."""
+    those for a product, at a front door, or for a product there, nor always the same users, and no more than
+    one in ten units that somebody asks for stays unsold, apart from faults and an overload that the scenario
+    means. So it is with those who got an order: no more than one in ten of their answers leaves them without
+    knowing it, and not all of them. Elsewhere nobody knows whether a store was handed over meanwhile."""
     sales, sent = evidence.asked_sales, evidence.sent
     outage = find_outage(evidence)
     beside = is_beside(outage, sent)

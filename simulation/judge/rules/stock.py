@@ -6,6 +6,7 @@ import pandas as pd
 from simulation.judge.asked import NEVER
 from simulation.judge.rules.evidence import LIVE, Breach, Evidence, Finding, find, find_excess, read
 from simulation.judge.rules.samples import judge_units, judge_waiting
+from simulation.judge.rules.service import HAND_OVER_NS
 from simulation.model.contract import FLASHGRID
 
 
@@ -54,16 +55,17 @@ def units_are_conserved(evidence: Evidence) -> Finding:
     forgotten = current["sale_id_gate"] != current["sale_id"]
     off = current["stock"] - current["remaining_gate"] - current["live"] - flying
     off = off.where(~forgotten, current["stock"]).abs()
-    released = _count_misreleased(evidence, gate, current)
-    return find(
+    released, seen = _count_misreleased(evidence, gate, current), judge_units(evidence)
+    found = find(
         f"{current['stock'].sum():,} units = {current['remaining_gate'].sum():,.0f} left for sale"
         f" + {current['live'].sum():,} held by orders + {flying.sum():,.0f} on their way"
         + (f"; {forgotten.sum():,} of the sales are not for sale" if forgotten.any() else ""),
         Breach(off.sum(), "units unaccounted for", "sale", current.loc[off > 0, "sale_id"]),
         Breach(released, "units apart in what was released and what failed"),
-        *judge_units(evidence),
+        *seen.breaches,
         chances=(current["live"] + current["FAILED"] + flying > 0).sum(),
     )
+    return seen.doubt(found)
 
 
 def _count_misreleased(evidence: Evidence, gate: pd.DataFrame, current: pd.DataFrame) -> int:
@@ -80,8 +82,10 @@ def _count_misreleased(evidence: Evidence, gate: pd.DataFrame, current: pd.DataF
 
 def nothing_is_stranded(evidence: Evidence) -> Finding:
     """Once the load is over, everything drains within the time that the scenario allows (drain_s): no
-    reservation waits to be settled, nothing waits on its way to the ledger, and sales are open. Samples of
-    the stores during the run never show that more waits than purchases were sent."""
+    reservation waits to be settled, nothing waits on its way to the ledger, and sales are open. Before, no
+    order waits for as long as a recovery may take while none is settled, or younger ones of its product are.
+    Samples of the stores during the run never show that more waits than purchases were sent, nor for long
+    more than the ledger has still to settle."""
     state = evidence.state
     if "waiting" in state.without and state.drained_s is not None:
         return Finding(0, "this engine has no place where a purchase waits", 0)
@@ -99,12 +103,31 @@ def nothing_is_stranded(evidence: Evidence) -> Finding:
             read(count, f"number of {name}")
     detail = ", ".join(f"{count:,} {name}" for name, count in left.items() if count is not None)
     tardy = not stranded and state.drained_s is None
+    stuck, seen = _find_stuck(evidence), judge_waiting(evidence)
     breaches = (
         Breach(stranded, "left"),
+        Breach(len(stuck), "orders waited without a reason", "order", stuck),
         Breach(tardy, "time not drained, or sales not open, until the end"),
-        *judge_waiting(evidence),
+        *seen.breaches,
     )
-    return find(detail, *breaches, chances=len(evidence.accepted) + len(evidence.unknown))
+    return seen.doubt(find(detail, *breaches, chances=len(evidence.accepted) + len(evidence.unknown)))
+
+
+def _find_stuck(evidence: Evidence) -> list[str]:
+    """Return the ids of the orders that were too long without any progress to the ledger."""
+    asked = evidence.asked
+    if evidence.state.orders is None or asked.declines is None or not asked.alone:
+        return []  # a payment gateway elsewhere may be slow
+    orders = evidence.orders.dropna(subset=["accepted_ns", "settled_ns"])
+    orders = orders.astype({"accepted_ns": "float64", "settled_ns": "float64"}).sort_values("settled_ns")
+    settled_ns = orders["settled_ns"]
+    before_ns = settled_ns.shift()
+    idle_ns = np.fmax(orders["accepted_ns"], before_ns.where(before_ns < settled_ns).ffill())
+    youngest = orders.sort_values("accepted_ns", ascending=False).groupby("product_id")["settled_ns"]
+    since_ns = np.fmin(idle_ns, youngest.cummin())
+    spans = pd.DataFrame({"intended_ns": since_ns, "sent_ns": since_ns, "done_ns": settled_ns})
+    long = settled_ns - since_ns > max(asked.recover_s * 1e9, HAND_OVER_NS) + asked.clock_ns
+    return orders.loc[long & ~asked.is_slow(spans), "order_id"].tolist()
 
 
 def user_limit_is_kept(evidence: Evidence) -> Finding:

@@ -12,7 +12,8 @@ _HOURS = ("starts", "ends")
 def terms_are_as_asked(evidence: Evidence) -> Finding:
     """The stores hold every sale as it was asked for: its stock, its limit for each user, the units of a
     purchase, its start and its end. There is no sale too many and none too few, and every order takes the
-    quantity of its sale."""
+    quantity of its sale. At an engine that the run did not start, sales of other products may be somebody
+    else's."""
     asked, state, sales = evidence.asked, evidence.state, evidence.sales
     ours = asked.contract == FLASHGRID and not state.partial
     held = read(state.sales, "ledger").set_index("sale_id")
@@ -26,14 +27,9 @@ def terms_are_as_asked(evidence: Evidence) -> Finding:
     orders = evidence.orders.assign(quantity_asked=evidence.orders["sale_id"].map(sales["quantity"]))
     other = orders[(orders["quantity"] != orders["quantity_asked"]) & orders["quantity_asked"].notna()]
 
+    strange = _find_strange(evidence, compared)["product_id"].tolist() if ours else []
     gate = state.gate
     if gate is not None:
-        others = gate[~gate["product_id"].isin(sales["product_id"])]
-        # What was on sale before the run has a smaller number.
-        others = others[~others["sale_id"].between(1, compared.index.min() - 1) & asked.alone & ours]
-        breaches.append(
-            Breach(len(others), "are for sale and were never asked for", "product", others["product_id"])
-        )
         gate = gate[gate["product_id"].isin(sales["product_id"])]
         twice = gate[gate["product_id"].duplicated()]
         breaches.append(Breach(len(twice), "are for sale twice", "product", twice["product_id"]))
@@ -47,17 +43,30 @@ def terms_are_as_asked(evidence: Evidence) -> Finding:
         Breach(len(unasked), "were opened and never asked for", "sale", unasked.index),
         Breach(len(misnamed), "are not the one that the engine named", "sale", misnamed.index),
         *breaches,
+        Breach(len(strange) * asked.alone, "are for sale and were never asked for", "product", strange),
         Breach(len(other), "orders take another quantity", "order", other["order_id"]),
         chances=len(sales),
     )
     if gate is None and "gate" not in state.without and not found.violations:
         raise Unknown("what is for sale could not be read")
+    if len(strange) and asked.elsewhere and not found.violations:
+        raise Unknown(f"{len(strange):,} other products were put on sale, and nobody knows by whom")
     stores = {"ledger": (state.sales, "us"), "gate": (state.gate, "ms")} if ours else {}
     for place, (store, unit) in stores.items():
         lacking = [] if store is None else _find_lacking(evidence.asked_sales, store, unit)
         if lacking and not found.violations:
             raise Unknown(f"the {place} does not show {', '.join(lacking)}")
     return found
+
+
+def _find_strange(evidence: Evidence, compared: pd.DataFrame) -> pd.DataFrame:
+    """Return the sales, in the ledger or where they are sold, of products that nobody asked for, and that may
+    have been opened since the run's first one was."""
+    stores = [store for store in (evidence.state.sales, evidence.state.gate) if store is not None]
+    sales = pd.concat([store[["product_id", "sale_id"]] for store in stores])
+    strange = sales[~sales["product_id"].isin(evidence.asked.frame["product_id"])]
+    # What was on sale before the run has a smaller number.
+    return strange[~strange["sale_id"].between(1, compared.index.min() - 1)].drop_duplicates("product_id")
 
 
 def _find_lacking(asked: pd.DataFrame, store: pd.DataFrame, unit: str) -> list[str]:

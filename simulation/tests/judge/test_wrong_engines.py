@@ -21,6 +21,7 @@ from simulation.scenario.schema import Scenario
 from simulation.tests import histories
 from simulation.tests.histories import Played, Terms, at, edited, order_rows, play, with_orders
 
+ELSEWHERE = "http://127.0.0.1:1"
 REFERENCE = Path(__file__).parents[3] / "reports" / "reference"
 
 Record = tuple[Scenario, pd.DataFrame, FinalState]
@@ -149,6 +150,29 @@ def turn_away(record: Record, which: Callable[[pd.DataFrame], "pd.Series[bool]"]
     )
 
 
+def many_products(record: Record) -> Record:
+    """Those who come too late ask for one of 21 products of no stock, at four front doors; a few for the last
+    one, at two of them."""
+    scenario, history, state = record
+    assert state.sales is not None
+    assert state.gate is not None
+    late = (history["outcome"] == "SOLD_OUT") & (history["intended_ns"] > 10e9)
+    rare = history["op"] % 2_000 == 0
+    asked = (2 + history["op"] // 4 % 20).mask(rare, 22)
+    door = (history["op"] % 4).mask(rare, history["op"] // 2_000 % 2 + 1)
+    history = history.assign(product_id=history["product_id"].mask(late, asked), door=door)
+    others = [
+        msgspec.structs.replace(scenario.sales[0], product_id=number, stock=0) for number in range(2, 23)
+    ]
+    empty = [{"product_id": number, "sale_id": number, "stock": 0} for number in range(2, 23)]
+    parts = {
+        name: pd.concat([held, *(held.assign(**row, **{left: 0}) for row in empty)], ignore_index=True)
+        for name, held, left in (("sales", state.sales, "sold"), ("gate", state.gate, "remaining"))
+    }
+    scenario = msgspec.structs.replace(scenario, sales=[*scenario.sales, *others])
+    return scenario, history, replace(state, **parts)  # type: ignore[arg-type]
+
+
 def restock(record: Record) -> Record:
     """Ten seconds in, a thousand more units are asked for."""
     scenario, history, state = record
@@ -271,6 +295,18 @@ CASES: dict[str, tuple[Callable[[Record], Record], str]] = {
         lambda r: turn_away(r, lambda history: history["intended_ns"] >= 20e9),
         "the sale happened",
     ),
+    "two products are told 503 at one of four front doors": (
+        lambda r: turn_away(
+            many_products(r), lambda history: (history["door"] == 2) & history["product_id"].isin([2, 3])
+        ),
+        "the sale happened",
+    ),
+    "a product that few want is told 503 at one front door": (
+        lambda r: turn_away(
+            many_products(r), lambda history: (history["door"] == 2) & (history["product_id"] == 22)
+        ),
+        "the sale happened",
+    ),
     "every twelfth request is told 503": (
         lambda r: turn_away(r, lambda history: history["op"] % 12 == 0),
         "the sale happened",
@@ -295,6 +331,71 @@ def test_what_chance_turns_away_or_a_moment_is_no_fault(truth: Record) -> None:
     assert broken_rules(later, faults=[fault]) == set(), "in the time in which it may recover"
 
 
+def shorten(record: Record, seconds: float, share: int) -> Record:
+    """The first seconds of the record, one request in so many, and twice as much stock as they sold."""
+    scenario, history, state = record
+    assert state.orders is not None
+    assert state.sales is not None
+    assert state.gate is not None
+    history = history[(history["intended_ns"] < seconds * 1e9) & (history["op"] % share == 0)]
+    orders = state.orders[state.orders["order_id"].isin(history["order_id"])]
+    units = len(orders)
+    state = replace(
+        state,
+        orders=orders,
+        sales=state.sales.assign(stock=2 * units, sold=units),
+        gate=state.gate.assign(stock=2 * units, remaining=units),
+    )
+    return ask_for((scenario, history, state), stock=2 * units)
+
+
+def hand_over(record: Record, start_s: float, end_s: float) -> Record:
+    """Whoever asks meanwhile is told 503, and buys nothing."""
+    scenario, history, state = record
+    assert state.orders is not None
+    assert state.sales is not None
+    assert state.gate is not None
+    away = history["intended_ns"].between(start_s * 1e9, end_s * 1e9)
+    told = {"outcome": "UNAVAILABLE", "status": 503, "result": "fail", "order_id": None}
+    lost = history.loc[away, "order_id"].dropna()
+    orders = state.orders[~state.orders["order_id"].isin(lost)]
+    state = replace(
+        state,
+        orders=orders,
+        sales=state.sales.assign(sold=len(orders)),
+        gate=state.gate.assign(remaining=state.gate["stock"] - len(orders)),
+    )
+    history = history.assign(**{name: history[name].mask(away, value) for name, value in told.items()})
+    return scenario, history, state
+
+
+@pytest.mark.parametrize("share", [1, 8])
+@pytest.mark.parametrize(("seconds", "start_s", "end_s"), [(5, 1, 2), (5, 0.5, 4), (4, 0, 4)])
+def test_a_hand_over_that_nobody_told_of_leaves_a_short_run_elsewhere_unknown(
+    truth: Record, seconds: float, start_s: float, end_s: float, share: int
+) -> None:
+    short = shorten(truth, seconds, share)
+    assert broken_rules(short, target=ELSEWHERE) == set()
+    away = hand_over(short, start_s, end_s)
+    assert broken_rules(away, target=ELSEWHERE) == {"not judged: the sale happened"}
+    assert "the sale happened" in broken_rules(away), "nobody hands over what the run has started"
+
+
+@pytest.mark.parametrize(
+    "which",
+    [
+        lambda history: history["intended_ns"].between(10e9, 17e9),
+        lambda history: history["intended_ns"] % 5e9 < 0.7e9,
+        lambda history: history["op"] % 7 == 0,
+    ],
+    ids=["long", "often", "scattered"],
+)
+def test_what_no_hand_over_explains_is_no_pass_elsewhere(
+    truth: Record, which: Callable[[pd.DataFrame], "pd.Series[bool]"]
+) -> None:
+    assert "the sale happened" in broken_rules(turn_away(truth, which), target=ELSEWHERE)
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_a_wrong_engine_does_not_pass(truth: Record, case: str) -> None:
     alter, rule = CASES[case]
@@ -302,7 +403,7 @@ def test_a_wrong_engine_does_not_pass(truth: Record, case: str) -> None:
 
 
 def test_at_a_target_all_orders_failed_is_no_pass(truth: Record) -> None:
-    found = broken_rules(all_failed(truth), target="http://127.0.0.1:1")
+    found = broken_rules(all_failed(truth), target=ELSEWHERE)
     assert found == {"not judged: payment decides", "sold out means sold out"}
 
 
@@ -402,6 +503,23 @@ def test_what_others_sell_at_the_same_engine_is_theirs() -> None:
     theirs = replace(state, gate=pd.concat([state.gate, state.gate.assign(product_id=2, sale_id=2)]))
     assert histories.broken(histories.judge(history, theirs)) == {"terms are as asked"}
     assert histories.broken(histories.judge(history, theirs, alone=False)) == set()
+
+
+@pytest.mark.parametrize("store", ["gate", "sales"])
+def test_nobody_knows_who_opened_another_product_elsewhere(store: str) -> None:
+    history, state = play([at(0, 1), at(100, 2)], [Terms(product_id=9), Terms(stock=2)])
+    asked = [sale for sale in state.asked.sales if sale.product_id == 1]
+    state = replace(state, **{store: getattr(state, store)})
+    other = {"gate": "sales", "sales": "gate"}[store]
+    kept = getattr(state, other)
+    held = replace(state, **{other: kept[kept["product_id"] == 1]})
+    elsewhere: dict[str, Any] = {"sales": asked, "alone": False, "elsewhere": True}
+    older = histories.judge(history, held, **elsewhere)
+    assert (histories.broken(older), _unjudged(older)) == (set(), []), "it was there before"
+    frame = getattr(held, store)
+    sale_ids = frame["sale_id"].mask(frame["product_id"] == 9, 3)
+    newer = histories.judge(history, replace(held, **{store: frame.assign(sale_id=sale_ids)}), **elsewhere)
+    assert (histories.broken(newer), _unjudged(newer)) == (set(), ["terms are as asked"])
 
 
 def test_a_product_that_two_shards_hold_is_found() -> None:

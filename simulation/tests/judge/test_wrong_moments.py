@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from simulation.judge.verdict import verdict
 from simulation.tests import histories
 from simulation.tests.histories import (
     Played,
@@ -105,12 +106,19 @@ def test_what_the_probes_saw_of_a_right_engine_is_right() -> None:
         ("stock_remaining", [0, 2, 1, 1], "units are conserved"),
         ("stock_remaining", [2, 2, 2, 2, 2], "units are conserved"),
         ("ledger_failed", [0, 2, 1, 1], "units are conserved"),
+        ("ledger_failed", [-1, 1, 1, 1], "units are conserved"),
         ("ledger_confirmed", [0, 1, 3, 3], "no phantom orders"),
         ("ledger_confirmed", [2, 2, 2, 2], "no phantom orders"),
         ("ledger_confirmed", [0, 1, 0, 2], "no phantom orders"),
+        ("ledger_confirmed", [0, 2, 2, 2], "no phantom orders"),
+        ("ledger_confirmed", [0, 0, 0, 0, 0, 1, 1, 1, 2], "no phantom orders"),
         ("outbox_entries", [0, 1, 2, 3, 4], "nothing is stranded"),
         ("pending_orders", [0, 2, 4, 0, 0], "nothing is stranded"),
         ("queue_messages", [0, 0, 0, 1, 2], "nothing is stranded"),
+        ("queue_messages", [0, -1, 0, 0, 0], "nothing is stranded"),
+        ("outbox_entries", [0, -1, 0, 0, 0], "nothing is stranded"),
+        ("outbox_entries", [0, 1, 0, 1, 2, 3, 3, 3, 0], "nothing is stranded"),
+        ("pending_orders", [0, 1, 1, 1, 2, 2, 1, 1, 0], "nothing is stranded"),
     ],
 )
 def test_a_count_that_the_history_contradicts_is_found(name: str, counts: list[int], rule: str) -> None:
@@ -124,6 +132,70 @@ def test_only_a_fault_explains_a_gate_that_forgot_its_units() -> None:
     forgetful = seen(stock_remaining=[0, 0, 1, 1, 0])
     assert broken(history, state, timeline=forgetful) == {"units are conserved"}
     assert broken(history, state, timeline=forgetful, faults=[histories.TROUBLE]) == set()
+
+
+@pytest.mark.parametrize(
+    ("name", "counts", "rule"),
+    [
+        ("ledger_failed", [0, 0, 0, 0, 0, 0, 1], "units are conserved"),
+        ("ledger_confirmed", [0, 0, 1, 1, 1, 1, 1, 1, 2], "no phantom orders"),
+        ("pending_orders", [0, 1, 1, 1, 1, 1, 1, 1, 0], "nothing is stranded"),
+    ],
+)
+def test_a_count_that_stands_still_may_be_of_a_server_that_was_replaced(
+    name: str, counts: list[int], rule: str
+) -> None:
+    history, state = resold()
+    checks = histories.judge(history, state, timeline=seen(**{name: counts}))
+    assert [check.name for check in checks if check.state in ("broken", "not judged")] == [rule]
+    assert verdict(checks, load_valid=True) == "unknown"
+
+
+def test_units_that_are_released_before_their_payment_failed_are_found() -> None:
+    history, state = resold()
+    looked = seen(ledger_failed=[0, 1, 1, 1, 1])
+    assert broken(history, state, timeline=looked) == set()
+    assert broken(history, settle(state, 3.9), timeline=looked) == {"units are conserved"}
+
+
+@pytest.mark.parametrize("waiting", [[2, 1, 1, 1, 1, 1, 1, 0], [2, 0, 0, 1, 2, 3, 3, 0]])
+def test_what_a_fault_left_may_wait_and_a_backlog_that_comes_back_is_found(waiting: list[int]) -> None:
+    history, state = resold()
+    looked = seen(outbox_entries=[0, *waiting])
+    checks = histories.judge(history, state, timeline=looked, faults=[histories.TROUBLE])
+    comes_back = waiting[1] == 0
+    assert histories.broken(checks) == ({"nothing is stranded"} if comes_back else set())
+    assert verdict(checks, load_valid=True) == ("fail" if comes_back else "pass")
+
+
+# --- how long orders wait
+
+
+def queued(*settled_s: float) -> Played:
+    """Five purchases, one a second, that are settled then."""
+    _, state = play([at(number * S, number) for number in range(1, 6)], [Terms(stock=9)])
+    rows = zip(order_rows(state), settled_s, strict=True)
+    return with_orders(state, [row | {"settled_us": round(second * 1_000_000)} for row, second in rows])
+
+
+@pytest.mark.parametrize(
+    ("settled_s", "found"),
+    [
+        ((1, 2, 3, 4, 5), set()),
+        ((10, 19, 28, 37, 46), set()),  # slow, and never at a standstill
+        ((1, 2, 3, 4, 16), {"nothing is stranded"}),
+        ((1, 2, 20, 20.001, 20.002), {"nothing is stranded"}),
+        ((1, 17, 3, 8, 16), {"nothing is stranded"}),  # younger ones were settled
+    ],
+)
+def test_orders_that_wait_without_any_progress_are_found(
+    settled_s: tuple[float, ...], found: set[str]
+) -> None:
+    history, _ = play([at(number * S, number) for number in range(1, 6)], [Terms(stock=9)])
+    assert broken(history, queued(*settled_s)) == found
+    for reason in ({"faults": [histories.TROUBLE]}, {"overload": True}, {"alone": False}):
+        excused = broken(history, queued(*settled_s), **reason)
+        assert excused == (found if "faults" in reason else set()), "the fault is over"
 
 
 # --- what buyers hear
@@ -191,7 +263,9 @@ def test_a_stock_that_is_shown_late_does_not_make_sold_out_a_lie() -> None:
 def test_an_order_that_is_settled_at_no_time_of_the_run_is_found(second: float | None) -> None:
     history, state = play([at(S, 1)], [Terms()])
     assert broken(history, state, read_ns=20 * S) == set()
-    assert broken(history, settle(state, second, "CONFIRMED"), read_ns=20 * S) == {"accepted is settled"}
+    late = {"nothing is stranded"} if second else set()
+    found = broken(history, settle(state, second, "CONFIRMED"), read_ns=20 * S)
+    assert found == {"accepted is settled"} | late
 
 
 def test_a_confirmed_order_with_a_reason_to_fail_is_found() -> None:

@@ -7,7 +7,7 @@ import msgspec
 import pandas as pd
 import pytest
 
-from simulation.judge.asked import read_asked
+from simulation.judge.asked import OTHER_CLOCK_NS, SAME_CLOCK_NS, read_asked
 from simulation.model.events import Recovery
 from simulation.scenario.schema import Scenario
 from simulation.tests import histories
@@ -28,6 +28,10 @@ from simulation.tests.histories import (
 
 S = 1_000_000_000
 READS = "reads are true"
+SCENARIO: dict[str, Any] = {
+    **{"name": "x", "text": "x", "seed": 1, "sales": [{"product_id": 1, "stock": 3}]},
+    **{"arrivals": [{"shape": "constant", "seconds": 1, "rate_rps": 1}], "population": {"users": 1}},
+}
 
 
 def broken(history: pd.DataFrame, state: Played, reads: pd.DataFrame | None = None, **asked: Any) -> set[str]:
@@ -251,11 +255,22 @@ def test_under_an_overload_nothing_was_tested_of_whether_the_sale_happened() -> 
 def test_clocks_that_were_seen_to_differ_are_allowed_to() -> None:
     history, state = play([at(10 * S, 1)], [Terms()])
     moved = with_orders(state, [row | {"accepted_us": 7_500_000} for row in order_rows(state)])
-    raw: dict[str, Any] = {
-        **{"name": "x", "text": "x", "seed": 1, "sales": [{"product_id": 1, "stock": 3}]},
-        **{"arrivals": [{"shape": "constant", "seconds": 1, "rate_rps": 1}], "population": {"users": 1}},
-    }
-    scenario = msgspec.convert(raw, Scenario)
+    scenario = msgspec.convert(SCENARIO, Scenario)
     slack_ns = [read_asked(scenario, skew_s=skew_s).clock_ns for skew_s in (0, 3)]
     assert broken(history, moved, clock_ns=slack_ns[0]) == {"accepted is settled"}
     assert broken(history, moved, clock_ns=slack_ns[1]) == set()
+
+
+@pytest.mark.parametrize(
+    ("target", "is_here"),
+    [
+        (None, True),
+        ("http://127.0.0.1:8080, https://localhost", True),
+        ("http://[::1]:8080", True),
+        ("http://127.0.0.1:8080, http://shop.example:8080", False),
+        ("http://localhost.example", False),
+    ],
+)
+def test_the_farthest_front_door_says_how_far_clocks_may_differ(target: str | None, is_here: bool) -> None:
+    asked = read_asked(msgspec.convert(SCENARIO, Scenario), target=target)
+    assert asked.clock_ns == (SAME_CLOCK_NS if is_here else OTHER_CLOCK_NS)

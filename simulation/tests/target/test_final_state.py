@@ -153,11 +153,11 @@ async def test_a_sale_that_nobody_was_told_of_is_read_as_well(settings_without_b
     assert settings_without_bus.postgres_url is not None
     ledger = await Ledger.connect(settings_without_bus.postgres_url)
     again = await ledger.open_sale(SaleTerms(product_id=7, stock=5))
-    await ledger.open_sale(SaleTerms(product_id=8, stock=5))
+    other = await ledger.open_sale(SaleTerms(product_id=8, stock=5))
     await ledger.close()
     state = await read(services_of(settings_without_bus), sale_ids=[sale.sale_id])
     assert state.sales is not None
-    assert state.sales["sale_id"].tolist() == [sale.sale_id, again.sale_id]
+    assert state.sales["sale_id"].tolist() == [sale.sale_id, again.sale_id, other.sale_id]
 
 
 async def test_it_can_be_saved_and_judged_again(
