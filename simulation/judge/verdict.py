@@ -114,16 +114,8 @@ def make_check(
     if state == "held" and not chances:
         state = "not exercised"
     holds = {"not judged": None, "broken": False}.get(state, True)
-    return Check(
-        name,
-        holds,
-        violations or 0,
-        detail,
-        meaning,
-        state,
-        0 if violations is None else chances,
-        list(named),
-    )
+    chances = 0 if violations is None else chances
+    return Check(name, holds, violations or 0, detail, meaning, state, chances, list(named))
 
 
 def judge(
@@ -204,16 +196,18 @@ def _apply(
         violations, detail, chances, breaches = rule(evidence)
     except Unknown as missing:
         return make_check(name, None, str(missing), meaning)
-    if violations and _may_misfit(rule, misfits, evidence.state.partial):
-        return make_check(name, None, f"{detail}; but {MISFIT}", meaning)
-    if violations and supposed and not _is_broken(rule, supposed):
-        return make_check(name, None, f"{detail}; but {HANDED_OVER}", meaning)
-    if rule is reads_are_true and not violations and any(part.startswith(READS) for part in misfits):
-        return make_check(name, None, f"{detail}; but {MISFIT}", meaning)
-    if evidence.is_blind and (rule in BY_SUMS or (rule in OF_ALL and not violations)):
-        return make_check(name, None, f"{detail}; but {UNSEEN}", meaning)
     named = [one for each in breaches for one in each.ask(PLACES)]
-    return make_check(name, violations, detail, meaning, chances, named)
+    if violations and _may_misfit(rule, misfits, evidence.state.partial):
+        doubt = MISFIT
+    elif violations and supposed and not _is_broken(rule, supposed):
+        doubt = HANDED_OVER
+    elif rule is reads_are_true and not violations and any(part.startswith(READS) for part in misfits):
+        doubt = MISFIT
+    elif evidence.is_blind and (rule in BY_SUMS or (rule in OF_ALL and not violations)):
+        doubt = UNSEEN
+    else:
+        return make_check(name, violations, detail, meaning, chances, named)
+    return make_check(name, None, f"{detail}; but {doubt}", meaning)
 
 
 def judge_trial(state: FinalState) -> list[Check]:
