@@ -213,10 +213,7 @@ def model(names: tuple[str, ...], large: bool, bugs: bool, within_s: float | Non
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="The first seed.")
 @click.option("--bugs", is_flag=True, help="Try deliberate bugs instead.")
 @click.option("--only", multiple=True, metavar="BUG", help="Only this bug.")
-@click.option(
-    "--examples", type=click.IntRange(1), default=300, show_default=True,
-    help="Most examples of a bug.",
-)  # fmt: skip
+@click.option("--examples", type=click.IntRange(1), default=300, show_default=True, help="Most for a bug.")
 @out_option("interleave")
 def interleave(
     minutes: float, seed: int, bugs: bool, only: tuple[str, ...], examples: int, folder: Path
@@ -256,10 +253,7 @@ def interleave(
     "--rounds", type=click.IntRange(1, 100),
     help="Rounds, of which the median counts. [default: 3; with --against 15]",
 )  # fmt: skip
-@click.option(
-    "--seconds", type=Amount(1, 600), default=3, show_default=True,
-    help="Length of each measurement.",
-)  # fmt: skip
+@click.option("--seconds", type=Amount(1, 600), default=3, show_default=True, help="Of each measurement.")
 @click.option(
     "--only", multiple=True, metavar="SUBJECT", type=click.Choice([*map(str, Subject)]),
     help=f"Measure only this; may be given more than once: {', '.join(Subject)}.",

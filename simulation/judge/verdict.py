@@ -10,6 +10,7 @@ import msgspec
 import pandas as pd
 
 from simulation.judge.asked import Asked
+from simulation.judge.numbers.recovery import count_alone
 from simulation.judge.rules import orders, refusals, service, stock, terms
 from simulation.judge.rules.evidence import PLACES, Breach, Evidence, Finding, Unknown
 from simulation.judge.rules.misfits import BUY, ORDERS, READS, REFUSALS, REQUESTS, find_misfits
@@ -231,11 +232,12 @@ def judge_recovery(
 
     Nothing shows a recovery after `last_s`, when the last request was due. Such a fault counts for
     nothing, or leaves the rule not judged if the load went on for a quarter of the time that is allowed.
-    Nor is it judged if a recovery was only late, and the load not as planned.
+    Nor is it judged if a recovery was only late, and the load not as planned. Time in which another fault is
+    on does not count.
     """
     failed = [each.failed for each in recoveries if each.failed]
     recoveries = [each for each in recoveries if not each.failed]
-    times_s = [each.recovered_after_s for each in recoveries if each.recovered_after_s is not None]
+    times_s = [time_s for each in recoveries if (time_s := count_alone(each, recoveries)) is not None]
     late = sum(time_s > within_s for time_s in times_s)
     # One fault that was not ended may keep the engine from recovering from every other.
     violations = 0 if failed else len(recoveries) - len(times_s) + late

@@ -65,6 +65,18 @@ def measure_recovery(
     return found
 
 
+def count_alone(one: Recovery, recoveries: Sequence[Recovery]) -> float | None:
+    """Return the seconds from the fault's end to the recovery in which no other fault was on; None if the
+    engine did not recover."""
+    if one.recovered_after_s is None:
+        return None
+    alone_s, seen_s, until_s = 0.0, one.end_s, one.end_s + one.recovered_after_s
+    for other in sorted(recoveries, key=lambda each: each.start_s):
+        alone_s += max(0.0, min(other.start_s, until_s) - seen_s)
+        seen_s = max(seen_s, other.end_s)
+    return alone_s + max(0.0, until_s - seen_s)
+
+
 def _count_resets(history: pd.DataFrame, start_s: float, end_s: float) -> int:
     sent_s = history.loc[history["end"] == "reset", "sent_ns"].to_numpy("float64", na_value=np.nan) / 1e9
     return int(((sent_s >= start_s) & (sent_s <= end_s)).sum())

@@ -8,7 +8,7 @@ import pytest
 
 from simulation.judge.numbers.recovery import measure_recovery
 from simulation.judge.verdict import judge_recovery
-from simulation.model.events import Interval
+from simulation.model.events import Interval, Recovery
 from simulation.model.history import make_history
 
 FAULT = Interval(kind="kill", on="redis", start_s=2.0, end_s=3.0)
@@ -102,6 +102,29 @@ def test_a_recovery_that_takes_too_long_breaks_the_rule() -> None:
     recoveries = measure_recovery(history(refused=(2.0, 4.2)), timeline(), [FAULT])
     assert judge_recovery(recoveries, 1.3, 8).state == "held"
     assert judge_recovery(recoveries, 1.1, 8).state == "broken"
+
+
+@pytest.mark.parametrize(
+    ("others", "state"),
+    [
+        ([], "broken"),
+        ([(3.0, 9.0)], "held"),
+        ([(3.0, 4.0)], "broken"),
+        ([(1.5, 6.0), (7.0, 9.0), (7.5, 8.0)], "held"),
+        ([(20.0, 30.0)], "broken"),
+    ],
+)
+def test_time_in_which_another_fault_is_on_is_not_taken_for_a_late_recovery(
+    others: list[tuple[float, float]], state: str
+) -> None:
+    recoveries = [
+        Recovery(kind="cut", on="redis", start_s=1, end_s=2, recovered_after_s=8),
+        *(
+            Recovery(kind="freeze", on="rabbitmq", start_s=start_s, end_s=end_s, recovered_after_s=1)
+            for start_s, end_s in others
+        ),
+    ]
+    assert judge_recovery(recoveries, 5, 60).state == state
 
 
 @pytest.mark.parametrize("step", [1, 500])
