@@ -174,9 +174,9 @@ class Ledger(AbstractAsyncContextManager["Ledger"]):
         """
         return await settle_lots(self._connections, lots, declines, remember_s)
 
-    async def find_locked(self, sale_ids: Iterable[int]) -> dict[int, bool]:
-        """Return those of these sales that another session holds now, each with whether that one settles."""
-        return dict(map(tuple, await self._fetch("find_locked", list(sale_ids))))
+    async def find_locked(self, sale_ids: Iterable[int]) -> set[int]:
+        """Return those of these sales that another session holds just now; this waits for none."""
+        return {row["sale_id"] for row in await self._fetch("find_locked", list(sale_ids))}
 
     async def find_orders(self, order_ids: Iterable[str]) -> list[Order]:
         """Return the settled orders among these ids, in any order."""

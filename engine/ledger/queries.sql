@@ -75,13 +75,7 @@ FROM settle_keyed(
 WITH free AS MATERIALIZED (
     SELECT sale_id FROM sales WHERE sale_id = ANY ($1::bigint[]) FOR NO KEY UPDATE SKIP LOCKED
 )
-SELECT sale_id, EXISTS (
-    SELECT FROM pg_locks
-    JOIN pg_stat_activity USING (pid)
-    WHERE locktype = 'transactionid' AND granted AND transactionid = sales.xmax AND query LIKE '%settle\_%'
-) AS settles
-FROM sales
-WHERE sale_id = ANY ($1::bigint[]) AND sale_id NOT IN (SELECT sale_id FROM free);
+SELECT sale_id FROM sales WHERE sale_id = ANY ($1::bigint[]) AND sale_id NOT IN (SELECT sale_id FROM free);
 
 -- name: read_generation
 SELECT max(generation) AS generation FROM gate WHERE in_charge();

@@ -8,7 +8,7 @@ Orders of a sale that another session of PostgreSQL holds go back to the line's 
 import asyncio
 import logging
 import time
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Sequence, Set
 from contextlib import AsyncExitStack, suppress
 from functools import partial
 from typing import Final
@@ -43,8 +43,6 @@ _QUIET_S: Final = 0.5
 """A source that gave nothing for so long is empty."""
 _HELD_S: Final = 2.0
 """For so long a sale is taken for held by another session; then the orders of one batch try again."""
-_MOST_WAITS: Final = 5
-"""Times that a batch waits for settlements beside it, for a second each, before that is said."""
 _HELD_PAUSE_S: Final = 0.25
 """Shortest time between two looks at an order of a sale that is held."""
 
@@ -222,32 +220,17 @@ class Fulfilment:
     async def _settle_unheld(self, batch: Batch, repeated: bool) -> list[DeadLetter]:
         """Settle the orders of all sales that no other session holds; return those that can't be."""
         held = self._find_held({lot.sale_id for lot in batch.lots})
-        was_free, waits = False, 0
         while True:
             batch.held += [lot for lot in batch.lots if lot.sale_id in held]
             batch.lots = [lot for lot in batch.lots if lot.sale_id not in held]
             try:
                 return await self._settle_lots(batch, repeated) if batch.lots else []
             except LedgerLocked:
-                locked = await self._ledger.find_locked({lot.sale_id for lot in batch.lots})
-                if waits == _MOST_WAITS or (was_free and not locked):
-                    # A settlement does not end, or it is no sale that is held, but all of a table.
+                held = await self._ledger.find_locked({lot.sale_id for lot in batch.lots})
+                if not held:
                     raise
-                held = await self._find_strangers(locked)
-                was_free, repeated, waits = not locked, True, waits + 1
-
-    async def _find_strangers(self, locked: Mapping[int, bool]) -> set[int]:
-        """Return those of the locked sales that no settlement holds, of this process or of one beside it: a
-        settlement soon lets go.
-        """
-        held = {sale_id for sale_id, settles in locked.items() if not settles}
-        if held:
-            # A settlement that ended in the midst of the first look was taken for a stranger.
-            again = await self._ledger.find_locked(held)
-            held = {sale_id for sale_id, settles in again.items() if not settles}
-        if held:
-            self._note_held(held)
-        return held
+                self._note_held(held)
+                repeated = True
 
     def _find_held(self, sale_ids: Set[int]) -> set[int]:
         """Return those of the sales that are to be left for now; others of the batch may be tried again."""

@@ -1,5 +1,5 @@
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from typing import Any
 
@@ -291,34 +291,6 @@ async def test_a_sale_that_is_held_holds_up_no_other(redis: Redis, any_settings:
         await until_settled(redis)
     assert await read_statuses(settings) == dict.fromkeys([*ids(mixed), *ids(late), *ids(lates)], CONFIRMED)
     assert (await read_sold(settings, sale), await read_sold(settings, other)) == (120, 120)
-
-
-async def test_a_sale_that_a_settlement_beside_it_holds_is_waited_for(
-    redis: Redis,
-    settings_without_bus: Settings,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    """Where PostgreSQL is slow, batches of one sale wait for each other for longer than a lock's bound."""
-    sale = await open_sale(settings_without_bus, redis)
-    found, find_locked = list[dict[int, bool]](), Ledger.find_locked
-
-    async def find(ledger: Ledger, sale_ids: Iterable[int]) -> dict[int, bool]:
-        found.append(await find_locked(ledger, sale_ids))
-        return found[-1]
-
-    monkeypatch.setattr(Ledger, "find_locked", find)
-    connection = await asyncpg.connect(settings_without_bus.postgres_url)
-    async with running(settings_without_bus, run_fulfilment):
-        async with connection.transaction():
-            await connection.fetch("SELECT settle_plain($1, 1, 1, '{}', '{}', '{}', NULL)", sale.sale_id)
-            await accept(redis, reserve(sale, 20))
-            await eventually(lambda: len(found) > 1)
-        await until_settled(redis)
-    await connection.close()
-    assert found[:2] == [{sale.sale_id: True}] * 2
-    assert "another session" not in caplog.text
-    assert await read_sold(settings_without_bus, sale) == 20
 
 
 async def test_many_messages_of_a_sale_that_is_held_hold_up_no_other(
