@@ -54,7 +54,7 @@ _FINAL: Final = (
 _FINAL_TEXTS: Final = re.compile(
     "DB index|rejected SSL upgrade|No such master|cluster support disabled|unknown command '?SENTINEL", re.I
 )
-_LIMIT: Final = re.compile(r"limit \(\d+\) is reached")
+_FOR_NOW: Final = re.compile(r"limit \(\d+\) is reached|maximum allowed|is down")
 """How RabbitMQ refuses a connection that it may take later."""
 _IN_CLUSTER: Final = (
     "this is one node of a Redis Cluster: write redis+cluster://host:port,host:port,host:port"
@@ -142,7 +142,9 @@ async def check_shard(shard: Shard, kind: str) -> str:
             pipe.xlen(f"{shard.prefix}check")
             await pipe.execute()
     except redis_errors.ResponseError as error:
-        if isinstance(error, redis_errors.ExecAbortError) or "EXEC without MULTI" in str(error):
+        if isinstance(error, redis_errors.ExecAbortError) or re.search(
+            "without MULTI|unknown command", str(error)
+        ):
             raise SettingsError(f"Redis must do 'MULTI' and 'EXEC', and says: {error}") from None
         raise
     if shard.await_all:
@@ -227,7 +229,7 @@ async def check_bus_if_it_answers(url: str, setting: str, ledger: str, is_privat
     except (BusUnavailable, TimeoutError) as error:
         await _check_identity(url, setting)
         said = " ".join(str(error).split()) or f"it says nothing for {_SHORT_PATIENCE_S:g} s"
-        if is_final(error) and not _LIMIT.search(said):
+        if is_final(error) and not _FOR_NOW.search(said):
             raise SettingsError(f"{setting}: {said}") from None
         log.warning("RabbitMQ does not answer (%s): purchases wait in the outbox until it does", said)
 

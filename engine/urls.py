@@ -51,7 +51,7 @@ _VALUES: Final = {
     "no_verify_ssl": ("0|1", "0 or 1"),
     "health_check_interval": ("[0-9]{1,5}", "a number of seconds"),
     "client_name": ("[!-~]+", "visible ASCII characters, without spaces"),
-    "management_port": ("[1-9][0-9]{0,4}", "a port"),
+    "management_port": ("[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-5][0-9]{3}", "a port"),
     "heartbeat": ("[1-9]|[1-5][0-9]|60", "1 to 60 s: without it a dead connection is noticed too late"),
 }
 """Which values some options have: a pattern, and in words."""

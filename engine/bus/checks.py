@@ -4,7 +4,7 @@ import asyncio
 import logging
 import ssl
 from collections.abc import Collection, Mapping
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from functools import lru_cache
 from typing import Any, Final
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
@@ -122,15 +122,16 @@ def _find_harm(policy: Mapping[str, Any]) -> str:
 
 async def _read_queues(urls: Collection[str], ledger: str) -> dict[str, dict[str, Any]]:
     """Return what the management of the first node that answers says of each queue. Raises BusUnavailable."""
-    said = f"it says nothing for {_NODE_S:g} s"
-    with suppress(TimeoutError):
-        async with asyncio.timeout(_NODE_S):
-            for url in urls:
-                try:
-                    await _check_broker(url, ledger)
-                    return {name: await read_queue(url, name) for name in (PURCHASES, DEAD)}
-                except (aiohttp.ClientError, OSError, ValueError) as error:
-                    said = _describe(error)
+    said = ""
+    for url in urls:
+        try:
+            async with asyncio.timeout(_NODE_S):
+                await _check_broker(url, ledger)
+                return {name: await read_queue(url, name) for name in (PURCHASES, DEAD)}
+        except TimeoutError:
+            said = f"it says nothing for {_NODE_S:g} s"
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            said = _describe(error)
     raise BusUnavailable(f"RabbitMQ's management: {said}")
 
 

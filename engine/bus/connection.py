@@ -82,8 +82,12 @@ class Nodes:
             await connection.connect(timeout=wait_s)
         except BaseException as error:
             await connection.close()
-            if isinstance(error, InvalidFrameError) and (said := await _find_refusal(address, wait_s)):
-                raise BusUnavailable(said) from error
+            if isinstance(error, InvalidFrameError):
+                said = await _find_refusal(address, wait_s)
+                # Without a reason it may be another one by now: only a cause is final.
+                raise BusUnavailable(said or "the virtual host was not opened") from (
+                    (said and error) or None
+                )
             raise
         return connection
 

@@ -20,6 +20,8 @@ _FIRST_CONFIRM_S: Final = 0.5
 """Longest wait for the first confirm of one of several nodes: one that does not know yet that the queue has
 lost its leader confirms nothing. Once all of them were asked, the wait grows by a half each time, since all
 of them may be slow."""
+_DECLARE_S: Final = 5.0
+"""Longest wait for one of several nodes to declare what is there; another one is asked then."""
 _READ_S: Final = 5.0
 """Longest wait for an answer about the queue."""
 
@@ -132,7 +134,7 @@ class Publisher:
             if self._session is None:
                 connection = await self._nodes.connect("publisher")
                 try:
-                    async with asyncio.timeout(_CONFIRM_S):
+                    async with asyncio.timeout(_CONFIRM_S if self._nodes.count == 1 else _DECLARE_S):
                         # A message that no queue takes raises an error and is not lost.
                         channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
                         exchanges = {

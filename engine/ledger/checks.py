@@ -73,6 +73,9 @@ async def _check_durability(connection: Connection) -> None:
             if name == "synchronous_commit":
                 raise SettingsError(f"{name} is off: PostgreSQL may lose settled orders when it restarts")
             log.warning("PostgreSQL may lose settled orders if its machine dies: set %s to on", name)
+    role = await connection.fetchval("SHOW session_replication_role")
+    if role != "origin":
+        raise SettingsError(f"session_replication_role is {role}: the ledger's triggers would not work")
 
 
 async def _check_standbys(connection: Connection) -> None:

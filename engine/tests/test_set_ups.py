@@ -193,9 +193,10 @@ async def test_a_ledger_that_will_never_answer_is_said_soon(
         # https://github.com/apecloud/kubeblocks-addons/issues/126: some platforms turn it off for all.
         ("synchronous_commit = off", "synchronous_commit is off"),
         ("default_transaction_read_only = on", "it takes no writes"),
+        ("session_replication_role = replica", "session_replication_role is replica"),
     ],
 )
-async def test_a_database_that_keeps_nothing_is_refused(
+async def test_a_database_that_keeps_too_little_is_refused(
     settings_without_bus: Settings, setting: str, said: str
 ) -> None:
     url = settings_without_bus.postgres_url or ""
