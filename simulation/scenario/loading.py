@@ -218,7 +218,7 @@ def _find_error(tree: Any, kind: type) -> str:
     """Return msgspec's first complaint about a tree; nothing where it is of that kind."""
     try:
         msgspec.convert(tree, kind)
-    except msgspec.ValidationError as error:
+    except (msgspec.ValidationError, UnicodeEncodeError) as error:
         return str(error)
     return ""
 

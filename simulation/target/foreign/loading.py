@@ -51,7 +51,7 @@ def read_description(raw: Mapping[str, Any], source: str, text: str) -> Descript
     """
     try:
         described = msgspec.convert(raw, Description)
-    except msgspec.ValidationError:
+    except (msgspec.ValidationError, UnicodeEncodeError):
         raise EngineError(locate_errors(find_errors(raw, Description), source, text)) from None
     if faults := list(find_faults(described)):
         raise EngineError(locate_errors(faults, source, text))
