@@ -164,6 +164,8 @@ class World(Running):
                         self.run(self.processes[number], step, 1)
             if purchase.outcome is not Outcome.GATE_UNAVAILABLE:
                 break
+            # A door that has not heard of the server yet may hold all of them up, once.
+            self.pass_time(NOTICED_MS)
         return purchase.outcome
 
     def end(self) -> None:
