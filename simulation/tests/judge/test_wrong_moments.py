@@ -105,6 +105,15 @@ def test_what_the_probes_saw_of_a_right_engine_is_right() -> None:
     assert broken(history, state, timeline=looked) == set()
 
 
+def test_late_samples_with_a_gap_between_them_are_no_row() -> None:
+    history, state = resold()
+    counts = pd.Series([0, 0, 0, 0, 0, 0, 1, 1, 1, 2], dtype="Int64")
+    looked = seen(ledger_confirmed=[*counts])
+    assert broken(history, state, timeline=looked) == {"no phantom orders"}
+    gaps = counts.mask(~counts.index.isin([0, 5, 8, 9]))
+    assert broken(history, state, timeline=looked.assign(ledger_confirmed=gaps)) == set()
+
+
 @pytest.mark.parametrize(
     ("name", "counts", "rule"),
     [
