@@ -85,6 +85,12 @@ BY_SUMS: Final[frozenset[Rule]] = frozenset(
 """Rules that count what all orders hold: without some of them they say nothing."""
 
 
+OF_SERVICE: Final[frozenset[Rule]] = frozenset(
+    (service.no_server_errors, service.the_sale_happened, reads_are_true)
+)
+"""Rules about requests that are turned away, for which a hand-over of a store may be the reason."""
+
+
 class Check(msgspec.Struct, frozen=True):
     """One rule or threshold, judged."""
 
@@ -200,7 +206,7 @@ def _apply(
     named = [one for each in breaches for one in each.ask(PLACES)]
     if violations and _may_misfit(rule, misfits, evidence.state.partial):
         doubt = MISFIT
-    elif violations and supposed and not _is_broken(rule, supposed):
+    elif violations and supposed and rule in OF_SERVICE and not _is_broken(rule, supposed):
         doubt = HANDED_OVER
     elif rule is reads_are_true and not violations and any(part.startswith(READS) for part in misfits):
         doubt = MISFIT
