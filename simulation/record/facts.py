@@ -116,10 +116,10 @@ def read_part(folder: Path, name: str, kind: type[T]) -> T | None:
 
 
 def read_timeline(folder: Path) -> pd.DataFrame:
-    """Return what the probes read. Raises RunError, also where a number is none, or larger than any can be."""
+    """Return what the probes read. Raises RunError, also where a number is none or can't be."""
     try:
         timeline = pd.read_csv(folder / "timeline.csv").reset_index(drop=True)
-        names = [name for name in timeline if not str(name).startswith("node ")]
+        names = [name for name in map(str, timeline) if not name.startswith("node ")]
         numbers = timeline[names].astype("float64")
         strange = numbers.abs() >= MOST
         strange["t_s"] = ~(numbers["t_s"].abs() < MOST_S)
@@ -129,6 +129,6 @@ def read_timeline(folder: Path) -> pd.DataFrame:
         raise RunError(f"{folder}: can't read its timeline.csv: {error}") from None
     for name in names:
         if strange[name].any():
-            row = strange[name].idxmax()
-            raise RunError(f"{folder}: its timeline.csv has {numbers[name][row]} as {name} in row {row}")
+            row = int(strange[name].argmax())
+            raise RunError(f"{folder}: its timeline.csv has {numbers[name].iloc[row]} as {name} in row {row}")
     return timeline.assign(t_s=numbers["t_s"])

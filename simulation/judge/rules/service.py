@@ -1,5 +1,6 @@
 """Rules about the service itself: every request is answered, and whoever asks for a unit can buy."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
@@ -72,8 +73,8 @@ def suppose_hand_overs(evidence: Evidence) -> Evidence | None:
         return None
     found = _find_runs(evidence.operations)
     latest_ns = found["end_ns"].cummax().shift()
-    spans = found.groupby((found["start_ns"] - latest_ns > 2 * MOMENT_NS).cumsum())
-    spans = spans.agg({"start_ns": "min", "end_ns": "max"})
+    number = (found["start_ns"] - latest_ns > 2 * MOMENT_NS).cumsum()
+    spans = found.groupby(number).agg({"start_ns": "min", "end_ns": "max"})
     lasted_ns = (spans["end_ns"] - spans["start_ns"]).sum()
     if spans.empty or lasted_ns > HAND_OVER_NS or len(spans) > HAND_OVERS:
         return None
@@ -99,6 +100,14 @@ def _find_runs(asks: pd.DataFrame) -> pd.DataFrame:
     found = pd.concat(runs).set_axis(["start_ns", "end_ns", "size"], axis=1)
     long = (found["size"] >= FEW) | (found["end_ns"] - found["start_ns"] >= LONG_NS)
     return found[long].sort_values("start_ns")
+
+
+def is_broken(rule: Callable[[Evidence], Finding], evidence: Evidence) -> bool:
+    """Return whether the evidence breaks a rule."""
+    try:
+        return rule(evidence).violations > 0
+    except Unknown:
+        return False
 
 
 def count_turned_away(requests: pd.DataFrame) -> int:

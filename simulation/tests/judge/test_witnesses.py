@@ -1,7 +1,6 @@
 """A witness that knows less never makes a correct engine look wrong, and still finds what it can."""
 
-from collections.abc import Callable
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import msgspec

@@ -232,7 +232,7 @@ def test_an_order_may_wait_as_long_as_the_settings_say(
     scenario = msgspec.convert(SCENARIO | {"engine": asked, "recover_s": recover_s}, Scenario)
     history, _ = play([at(number * S, number) for number in range(1, 6)], [Terms(stock=9)])
     given = read_asked(scenario)
-    terms = {"recover_s": given.recover_s, "idle_ns": given.idle_ns}
+    terms: dict[str, Any] = {"recover_s": given.recover_s, "idle_ns": given.idle_ns}
     assert broken(history, queued(1, 2, 3, 4, last_s), **terms) == found
 
 

@@ -246,7 +246,9 @@ def test_whoever_is_turned_away_elsewhere_may_have_met_a_hand_over(
     away = history["sent_ns"].between(10 * S, round((10 + away_s) * S) - 1) | history["op"].isin(strays)
     away &= history["outcome"] == "SOLD_OUT"
     rows = history.astype({"outcome": "str"})
-    rows = rows.assign(outcome=rows["outcome"].mask(away, "UNAVAILABLE"), status=rows["status"].mask(away, 503))
+    rows = rows.assign(
+        outcome=rows["outcome"].mask(away, "UNAVAILABLE"), status=rows["status"].mask(away, 503)
+    )
     checks = histories.judge(rows, stores, elsewhere=True)
     assert {check.name: check.state for check in checks}["the sale happened"] == state
 

@@ -176,7 +176,15 @@ def test_a_place_is_a_path_of_names(place: str, answer: Any, found: Any) -> None
 
 @pytest.mark.parametrize(
     ("value", "word"),
-    [("1", "1"), ("1.0", "1"), ("-0.0", "0"), ("1.5", "1.5"), ("1e300", "1e300"), ("true", "true"), ("[]", None)],
+    [
+        ("1", "1"),
+        ("1.0", "1"),
+        ("-0.0", "0"),
+        ("1.5", "1.5"),
+        ("1e300", "1e300"),
+        ("true", "true"),
+        ("[]", None),
+    ],
 )
 def test_a_number_is_the_word_that_it_is_as_a_count(value: str, word: str | None) -> None:
     body = f'{{"state":{value}}}'.encode()
