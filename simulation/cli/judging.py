@@ -158,7 +158,10 @@ def compare(
     single = [side.runs[0] if len(side.runs) == 1 else None for side in sides]
     stalls = [find_stalls(single[0], run) if single[0] and run else None for run in single[1:]]
     judged = {str(condition): judge_change(condition, rows) for condition in conditions}
-    write_comparison(sides, rows, stalls, list(judged.items()), page, primary)
+    try:
+        write_comparison(sides, rows, stalls, list(judged.items()), page, primary)
+    except OSError as error:
+        raise click.BadParameter(f"{page}: {error.strerror}", param_hint="--out") from None
     said = describe_changes(sides, rows, stalls, primary) + find_obstacles(sides)
     if as_json:
         names = [side.folder for side in sides]

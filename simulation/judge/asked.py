@@ -32,6 +32,8 @@ PROMPT_NS: Final = 1_000_000_000
 sale again."""
 REMEMBERED_S: Final = 86_400.0
 """How long an Idempotency-Key is remembered, by the engine's contract."""
+PAYMENT_TIMEOUT_MS: Final = 5_000
+"""Longest wait for a payment, where the scenario does not say it."""
 
 _LOOPBACK: Final = re.compile(r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?(/|$)")
 
@@ -79,6 +81,9 @@ class Asked:
     timeout_ns: int = 5_000_000_000
     remembered_ns: int = round(REMEMBERED_S * 1e9)
     """How long an Idempotency-Key is remembered."""
+    idle_ns: int = 0
+    """Longest time without a settled order that the engine's settings allow, in a payment that is tried again
+    and in waits for others."""
     started_us: int = 0
     """The zero of all times, Unix µs of this machine's clock."""
     clock_ns: int = 0
@@ -192,10 +197,19 @@ def read_asked(
         load_valid=load_valid,
         timeout_ns=scenario.driver.timeout_ms * 1_000_000,
         remembered_ns=round(float(scenario.engine.get("idempotency_s", REMEMBERED_S)) * 1e9),
+        idle_ns=_find_idle(scenario.engine),
         started_us=started_us,
         clock_ns=(SAME_CLOCK_NS if here else OTHER_CLOCK_NS) + round(skew_s * 1e9),
         read_ns=read_ns,
     )
+
+
+def _find_idle(engine: Mapping[str, str | int | float | bool]) -> int:
+    """Return `Asked.idle_ns`: a payment may time out twice, and pauses come between."""
+    timeout_ms = float(engine.get("payment_timeout_ms", PAYMENT_TIMEOUT_MS))
+    waits = ("payment_latency_ms", "outbox_wait_ms", "fulfilment_wait_ms")
+    waits_ms = sum(float(engine.get(name, 0)) for name in waits)
+    return round((2 * timeout_ms + 3 * waits_ms + 1_000) * 1e6)
 
 
 def _find_restocks(

@@ -15,7 +15,7 @@ from simulation.judge.rules import orders, refusals, service, stock, terms
 from simulation.judge.rules.evidence import PLACES, Breach, Evidence, Finding, Unknown
 from simulation.judge.rules.misfits import BUY, ORDERS, READS, REFUSALS, REQUESTS, find_misfits
 from simulation.judge.rules.reads import reads_are_true
-from simulation.judge.rules.service import suppose_hand_overs
+from simulation.judge.rules.service import is_broken, suppose_hand_overs
 from simulation.model.events import Recovery
 from simulation.model.state import TRIAL, FinalState
 
@@ -83,6 +83,12 @@ BY_SUMS: Final[frozenset[Rule]] = frozenset(
     (stock.units_are_conserved, stock.demand_empties_the_stock, service.the_sale_happened)
 )
 """Rules that count what all orders hold: without some of them they say nothing."""
+
+
+OF_SERVICE: Final[frozenset[Rule]] = frozenset(
+    (service.no_server_errors, service.the_sale_happened, reads_are_true)
+)
+"""Rules about requests that are turned away, for which a hand-over of a store may be the reason."""
 
 
 class Check(msgspec.Struct, frozen=True):
@@ -200,7 +206,7 @@ def _apply(
     named = [one for each in breaches for one in each.ask(PLACES)]
     if violations and _may_misfit(rule, misfits, evidence.state.partial):
         doubt = MISFIT
-    elif violations and supposed and not _is_broken(rule, supposed):
+    elif violations and supposed and rule in OF_SERVICE and not is_broken(rule, supposed):
         doubt = HANDED_OVER
     elif rule is reads_are_true and not violations and any(part.startswith(READS) for part in misfits):
         doubt = MISFIT
@@ -216,13 +222,6 @@ def judge_trial(state: FinalState) -> list[Check]:
     words = state.misfits.get(TRIAL)
     meaning = "What the engine holds of a purchase before the load is what it answered, by its description."
     return [make_check("the purchase before the load", 1, words, meaning)] if words else []
-
-
-def _is_broken(rule: Rule, evidence: Evidence) -> bool:
-    try:
-        return rule(evidence).violations > 0
-    except Unknown:
-        return False
 
 
 def judge_recovery(

@@ -80,7 +80,9 @@ def word_at(place: str, body: bytes, answer: Any, head: bytes = b"") -> str | No
 
 
 def write_word(value: Any) -> str | None:
-    """Return a text, or what JSON writes for a number or a truth value; None for anything else."""
+    """Return a text, or what JSON writes for a number or a truth value, 1 for 1.0; None for anything else."""
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        value = int(value)
     if isinstance(value, bool | int | float):
         return msgspec.json.encode(value).decode()
     return value if isinstance(value, str) else None

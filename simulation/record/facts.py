@@ -19,6 +19,10 @@ from simulation.record.state import write_state
 from simulation.scenario.schema import Scenario
 
 ENGINE_LOG: Final = "engine.log"
+MOST: Final = 1e15
+"""More than any number of a timeline."""
+MOST_S: Final = 1e9
+"""More than any time of a run."""
 
 T = TypeVar("T")
 
@@ -112,11 +116,19 @@ def read_part(folder: Path, name: str, kind: type[T]) -> T | None:
 
 
 def read_timeline(folder: Path) -> pd.DataFrame:
-    """Return what the probes read. Raises RunError."""
+    """Return what the probes read. Raises RunError, also where a number is none or can't be."""
     try:
-        timeline = pd.read_csv(folder / "timeline.csv")
-        return timeline.assign(t_s=pd.to_numeric(timeline["t_s"]))
+        timeline = pd.read_csv(folder / "timeline.csv").reset_index(drop=True)
+        names = [name for name in map(str, timeline) if not name.startswith("node ")]
+        numbers = timeline[names].astype("float64")
+        strange = numbers.abs() >= MOST
+        strange["t_s"] = ~(numbers["t_s"].abs() < MOST_S)
     except KeyError:
         raise RunError(f"{folder}: its timeline.csv has no column t_s") from None
     except (OSError, ValueError, TypeError) as error:
         raise RunError(f"{folder}: can't read its timeline.csv: {error}") from None
+    for name in names:
+        if strange[name].any():
+            row = int(strange[name].argmax())
+            raise RunError(f"{folder}: its timeline.csv has {numbers[name].iloc[row]} as {name} in row {row}")
+    return timeline.assign(t_s=numbers["t_s"])

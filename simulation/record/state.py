@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import pandas as pd
+from pandas.api.types import is_string_dtype
 
 from simulation.errors import RunError
 from simulation.model.state import FinalState
 
 _FRAMES: Final = ("gate", "sales", "orders")
+_OF_ORDERS: Final = ("order_id", "sale_id", "product_id", "user_id", "quantity", "status")
 _NUMBERS: Final = (
     "pending",
     "outbox",
@@ -51,6 +53,18 @@ def read_state(run_folder: Path) -> FinalState:
         frames: dict[str, Any] = {
             name: pd.read_parquet(file) for name, file in files.items() if file.exists()
         }
+        _check_orders(frames.get("orders"))
         return FinalState(**frames, **numbers)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RunError(f"{run_folder}: can't read its final state: {error}") from None
+
+
+def _check_orders(orders: pd.DataFrame | None) -> None:
+    """Raise ValueError for orders that lack what the judge reads of each."""
+    if orders is None:
+        return
+    if lacking := [name for name in _OF_ORDERS if name not in orders]:
+        raise ValueError(f"orders.parquet has no column {lacking[0]}")
+    ids = orders["order_id"]
+    if len(ids) and (ids.isna().any() or not is_string_dtype(ids)):
+        raise ValueError("orders.parquet has an order_id that is no text")

@@ -188,26 +188,24 @@ def _count(times_s: list[float], step_s: float) -> Recorded:
     return Recorded(np.bincount(steps).astype(float).tolist(), step_s)
 
 
-def _parse_any_time(text: str) -> float:
-    """Return a time in seconds: a number, or ISO 8601, in UTC where it names no zone."""
+def _parse_time(text: str, least_s: float = FIRST_TIME_S) -> float:
+    """Return a time in seconds: ISO 8601, in UTC where it names no zone, or a number that can be told from a
+    count, which may be that of a day or a week."""
     text = text.strip().strip('"')
     try:
         number = float(text)
     except ValueError:
         moment = datetime.fromisoformat(text)
         return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-    if not 0 <= number < 1e15:
+    if not least_s <= number < 1e15:
         raise ValueError(text)
     # Seconds since 1970 have ten digits for the next two centuries, milliseconds thirteen.
     return number / 1e3 if number > 1e11 else number
 
 
-def _parse_time(text: str) -> float:
-    """Return a time that can be told from a count, which may be that of a day or a week."""
-    moment_s = _parse_any_time(text)
-    if moment_s < FIRST_TIME_S and text.strip('" ').replace(".", "", 1).isdigit():
-        raise ValueError(text)
-    return moment_s
+def _parse_any_time(text: str) -> float:
+    """Return a time in seconds, where something else says that it is one."""
+    return _parse_time(text, 0)
 
 
 def _make_row(separator: str, columns: Sequence[int], names: Sequence[str]) -> _Form:

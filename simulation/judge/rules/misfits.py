@@ -58,7 +58,7 @@ def _doubt_answers(evidence: Evidence) -> dict[str, str]:
         if len(odd) < FEW or "UNKNOWN" in meant:
             continue
         is_buy = "ACCEPTED" in meant and (len(odd) == len(answers) or evidence.answered("ACCEPTED").empty)
-        if is_buy or len(odd) == len(answers) or _is_another_sold_out(odd, evidence):
+        if is_buy or len(odd) == len(answers) or _lacks_word(odd, evidence):
             more = ", all of them after the stock was sold," if len(odd) < len(answers) and not is_buy else ""
             wanted = _name_wanted(contract, meant if is_buy else meant - {"ACCEPTED"})
             words = f"none of {len(odd):,} answers {status} to purchases{more} says {wanted}"
@@ -85,6 +85,17 @@ def _name_wanted(contract: Contract, meant: set[str]) -> str:
             f", with its word at {' or '.join(buy.words)}" if any(rule.word for rule in buy.answers) else ""
         )
     return f"a word of buy.answers at {' or '.join(buy.words)}"
+
+
+def _lacks_word(odd: pd.DataFrame, evidence: Evidence) -> bool:
+    """Return whether a word for SOLD_OUT may be lacking among the rules of a status. Nobody knows what these
+    answers said: not if no word decides, another status is SOLD_OUT, or a purchase before the load was
+    understood."""
+    rules, status = evidence.asked.contract.buy.answers, odd["status"].iloc[0]
+    elsewhere = any(rule.outcome == "SOLD_OUT" and rule.status != status for rule in rules)
+    by_word = all(rule.word is not None for rule in rules if rule.status == status)
+    untold = by_word and not elsewhere and BUY not in evidence.state.fitting
+    return untold and _is_another_sold_out(odd, evidence)
 
 
 def _is_another_sold_out(answers: pd.DataFrame, evidence: Evidence) -> bool:

@@ -138,9 +138,9 @@ def _find_late(
     seen: pd.DataFrame, odd: "pd.Series[bool]", count: "pd.Series[int]", excused: str = "excused"
 ) -> tuple["pd.Series[bool]", int]:
     """Return which of the odd samples are in a row that lasts for LATE_NS, and in which the count changes;
-    and the number of those in which it does not."""
+    and the number of those in which it does not. A sample that could not be read ends a row."""
     odd &= ~seen[excused]
-    row = (odd != odd.shift()).cumsum()
+    row = ((odd != odd.shift()) | (seen.index.to_series().diff() > 1)).cumsum()
     at_ns, counts = seen["at_ns"].groupby(row), count.groupby(row)
     late = odd & (at_ns.transform("max") - at_ns.transform("min") >= LATE_NS)
     moves = counts.transform("max") > counts.transform("min")

@@ -1,5 +1,6 @@
 """Rules about the service itself: every request is answered, and whoever asks for a unit can buy."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
@@ -33,6 +34,8 @@ OUTAGE_MOMENTS: Final = 20
 """Most moments in which everybody may be turned away without a reason: an operator's hand-over of a store, of
 which no scenario knows, takes five seconds at most."""
 HAND_OVER_NS: Final = OUTAGE_MOMENTS * MOMENT_NS
+LONG_NS: Final = 4 * MOMENT_NS
+"""How long requests must be turned away one after another to look like a hand-over, if they are few."""
 HAND_OVERS: Final = 3
 """Most hand-overs that a run may have met, if nobody says so."""
 _PLACE: Final = ["product_id", "door"]
@@ -65,28 +68,46 @@ def suppose_hand_overs(evidence: Evidence) -> Evidence | None:
     """Return the evidence as if a store had been handed over whenever all who asked for the same at one
     place were turned away without a reason. None where nobody would do that: at the run's own engine, for
     longer than a hand-over takes, or more often than HAND_OVERS."""
-    asked, asks = evidence.asked, evidence.operations
+    asked = evidence.asked
     if not asked.elsewhere:
         return None
-    asks = asks[asks["sent_ns"].notna()]
-    moment = asks["sent_ns"].astype("int64") // MOMENT_NS
-    places = [moment, asks["kind"].astype("str"), *(asks[name] for name in _PLACE)]
-    away = (find_away(asks) & asks["status"].isin([0, 503])).groupby(places).mean()
-    outage = pd.Series(away.index[away >= 1 - MOST].get_level_values(0).unique().sort_values())
-    spans = outage.groupby((outage.diff() > 2).cumsum()).agg(["min", "max"]) * MOMENT_NS / 1e9
-    if outage.empty or len(outage) > OUTAGE_MOMENTS or len(spans) > HAND_OVERS:
+    found = _find_runs(evidence.operations)
+    latest_ns = found["end_ns"].cummax().shift()
+    number = (found["start_ns"] - latest_ns > 2 * MOMENT_NS).cumsum()
+    spans = found.groupby(number).agg({"start_ns": "min", "end_ns": "max"})
+    lasted_ns = (spans["end_ns"] - spans["start_ns"]).sum()
+    if spans.empty or lasted_ns > HAND_OVER_NS or len(spans) > HAND_OVERS:
         return None
     supposed = [
-        Recovery(
-            kind="hand-over",
-            on="store",
-            start_s=start_s,
-            end_s=last_s + MOMENT_NS / 1e9,
-            recovered_after_s=0.0,
-        )
-        for start_s, last_s in spans.itertuples(index=False)
+        Recovery(kind="hand-over", on="store", start_s=start_s, end_s=end_s, recovered_after_s=0.0)
+        for start_s, end_s in (spans / 1e9).itertuples(index=False)
     ]
     return replace(evidence, asked=replace(asked, faults=[*asked.faults, *supposed]))
+
+
+def _find_runs(asks: pd.DataFrame) -> pd.DataFrame:
+    """Return from when to when (`start_ns`, `end_ns`) requests of a kind, for a product, at a front door, or
+    for a product there, were turned away one after another without a reason, FEW or more of them or for
+    LONG_NS, the earliest first. A single one says nothing."""
+    asks = asks[asks["sent_ns"].notna()].sort_values("sent_ns", ignore_index=True)
+    asks = asks.assign(kind=asks["kind"].astype("str"), sent_ns=asks["sent_ns"].astype("int64"))
+    away = find_away(asks) & asks["status"].isin([0, 503])
+    runs = []
+    for by in ([], _PLACE[:1], _PLACE[1:], _PLACE):
+        place = [asks[name] for name in ("kind", *by)]
+        before = (~away).groupby(place).cumsum()
+        runs.append(asks[away].groupby([*place, before])["sent_ns"].agg(["min", "max", "size"]))
+    found = pd.concat(runs).set_axis(["start_ns", "end_ns", "size"], axis=1)
+    long = (found["size"] >= FEW) | (found["end_ns"] - found["start_ns"] >= LONG_NS)
+    return found[long].sort_values("start_ns")
+
+
+def is_broken(rule: Callable[[Evidence], Finding], evidence: Evidence) -> bool:
+    """Return whether the evidence breaks a rule."""
+    try:
+        return rule(evidence).violations > 0
+    except Unknown:
+        return False
 
 
 def count_turned_away(requests: pd.DataFrame) -> int:

@@ -126,7 +126,7 @@ def _find_stuck(evidence: Evidence) -> list[str]:
     youngest = orders.sort_values("accepted_ns", ascending=False).groupby("product_id")["settled_ns"]
     since_ns = np.fmin(idle_ns, youngest.cummin())
     spans = pd.DataFrame({"intended_ns": since_ns, "sent_ns": since_ns, "done_ns": settled_ns})
-    long = settled_ns - since_ns > max(asked.recover_s * 1e9, HAND_OVER_NS) + asked.clock_ns
+    long = settled_ns - since_ns > max(asked.recover_s * 1e9, HAND_OVER_NS, asked.idle_ns) + asked.clock_ns
     return orders.loc[long & ~asked.is_slow(spans), "order_id"].tolist()
 
 

@@ -37,6 +37,7 @@ def read_record(run: Run) -> Record:
 
 def explain(record: Record, what: str) -> Story:
     """Return the story of what a person names: one of FORMS. Raises RunError if the run has no such thing."""
+    what = what.encode(errors="backslashreplace").decode()  # a name of the shell may be no UTF-8
     words = what.strip()
     if found := _SECOND.fullmatch(words):
         return _explain_second(record, float(found[1]))

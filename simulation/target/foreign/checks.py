@@ -186,6 +186,8 @@ def _find_other(place: str) -> str:
     """Return how to write a place that is written as elsewhere; nothing if it is right."""
     if _FIELD_PLACE.fullmatch(place):
         return ""
+    if _OTHER_ROOT.fullmatch(place):
+        return "write ."
     if found := _OTHER_FIELD.fullmatch(place):
         first, _, others = place.partition(".")
         body = f', or "{first}".{others} for a part of the body' if NAMES.fullmatch(place) else ""

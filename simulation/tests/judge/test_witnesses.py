@@ -1,6 +1,6 @@
 """A witness that knows less never makes a correct engine look wrong, and still finds what it can."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import msgspec
@@ -163,17 +163,28 @@ def test_keys_are_found_for_the_orders_that_lack_them() -> None:
     assert find_keys(hidden.orders.iloc[:0], history_.assign(key="")).empty  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("lacking", ["ACCEPTED", "SOLD_OUT"])
-def test_a_word_that_buy_answers_lacks_is_no_fault_of_the_engine(lacking: str) -> None:
+@pytest.mark.parametrize(
+    ("lacking", "sold_out", "fitting", "state"),
+    [
+        ("ACCEPTED", 200, (), "not judged"),
+        ("SOLD_OUT", 200, (), "not judged"),
+        ("SOLD_OUT", 200, ("requests", "buy"), "broken"),  # a purchase before the load was understood
+        ("SOLD_OUT", 429, (), "broken"),  # no word is lacking
+    ],
+)
+def test_a_word_that_buy_answers_lacks_is_no_fault_of_the_engine(
+    lacking: str, sold_out: int, fitting: Sequence[str], state: str
+) -> None:
     """Every answer is 200, and a word says what it means."""
-    words: tuple[Outcome, ...] = ("ACCEPTED", "SOLD_OUT")
-    answers = tuple(Rule(status=200, outcome=word, word=word) for word in words)
+    words: tuple[tuple[int, Outcome], ...] = ((200, "ACCEPTED"), (sold_out, "SOLD_OUT"))
+    answers = tuple(Rule(status=status, outcome=word, word=word) for status, word in words)
     contract = msgspec.structs.replace(FLASHGRID, buy=msgspec.structs.replace(FLASHGRID.buy, answers=answers))
-    history, state = play([at(100 * n, n) for n in range(1, 41)], [Terms(stock=20)])
+    history, played = play([at(100 * n, n) for n in range(1, 41)], [Terms(stock=20)])
     for op, outcome in zip(history["op"], history["outcome"], strict=True):
         odd = {"outcome": "UNKNOWN", "result": "unknown", "order_id": None} if outcome == lacking else {}
         history = edited(history, op, status=200, **odd)
-    checks = judge(history, replace(state, asked=replace(state.asked, contract=contract)))
-    assert broken(checks) == set()
+    told = replace(played, asked=replace(played.asked, contract=contract), fitting=frozenset(fitting))
+    checks = judge(history, told)
+    assert bool(broken(checks)) == (state == "broken")
     [errors] = [check for check in checks if check.name == "no server errors"]
-    assert (errors.state, "20 answers" in errors.detail) == ("not judged", True)
+    assert (errors.state, "20 answers" in errors.detail) == (state, True)

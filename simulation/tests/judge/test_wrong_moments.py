@@ -4,11 +4,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pandas as pd
 import pytest
 
+from simulation.judge.asked import read_asked
 from simulation.judge.verdict import verdict
+from simulation.scenario.schema import Scenario
 from simulation.tests import histories
 from simulation.tests.histories import (
     Played,
@@ -26,6 +29,10 @@ from simulation.tests.run_folders import make_run
 from simulation.verdict import load_run
 
 S = 1_000_000_000
+SCENARIO: dict[str, Any] = {
+    **{"name": "x", "text": "x", "seed": 1, "sales": [{"product_id": 1, "stock": 3}]},
+    **{"arrivals": [{"shape": "constant", "seconds": 1, "rate_rps": 1}], "population": {"users": 1}},
+}
 
 
 def broken(history: pd.DataFrame, state: Played, reads: pd.DataFrame | None = None, **more: Any) -> set[str]:
@@ -96,6 +103,15 @@ def test_what_the_probes_saw_of_a_right_engine_is_right() -> None:
         queue_messages=[0, 1, 2, 2, 0],
     )
     assert broken(history, state, timeline=looked) == set()
+
+
+def test_late_samples_with_a_gap_between_them_are_no_row() -> None:
+    history, state = resold()
+    counts = pd.Series([0, 0, 0, 0, 0, 0, 1, 1, 1, 2], dtype="Int64")
+    looked = seen(ledger_confirmed=[*counts])
+    assert broken(history, state, timeline=looked) == {"no phantom orders"}
+    gaps = counts.mask(~counts.index.isin([0, 5, 8, 9]))
+    assert broken(history, state, timeline=looked.assign(ledger_confirmed=gaps)) == set()
 
 
 @pytest.mark.parametrize(
@@ -196,6 +212,28 @@ def test_orders_that_wait_without_any_progress_are_found(
     for reason in ({"faults": [histories.TROUBLE]}, {"overload": True}, {"alone": False}):
         excused = broken(history, queued(*settled_s), **reason)
         assert excused == (found if "faults" in reason else set()), "the fault is over"
+
+
+@pytest.mark.parametrize(
+    ("asked", "recover_s", "last_s", "found"),
+    [
+        ({"payment_latency_ms": 11_000, "payment_timeout_ms": 20_000}, 10, 16.5, set()),
+        ({"payment_latency_ms": 6_000}, 5, 11.5, set()),
+        ({"outbox_wait_ms": 12_000}, 5, 18, set()),
+        ({"fulfilment_wait_ms": "12000"}, 5, 18, set()),
+        ({}, 5, 12, set()),  # a payment that is tried again
+        ({}, 5, 17, {"nothing is stranded"}),
+        ({"payment_timeout_ms": 100}, 5, 12, {"nothing is stranded"}),
+    ],
+)
+def test_an_order_may_wait_as_long_as_the_settings_say(
+    asked: dict[str, Any], recover_s: float, last_s: float, found: set[str]
+) -> None:
+    scenario = msgspec.convert(SCENARIO | {"engine": asked, "recover_s": recover_s}, Scenario)
+    history, _ = play([at(number * S, number) for number in range(1, 6)], [Terms(stock=9)])
+    given = read_asked(scenario)
+    terms: dict[str, Any] = {"recover_s": given.recover_s, "idle_ns": given.idle_ns}
+    assert broken(history, queued(1, 2, 3, 4, last_s), **terms) == found
 
 
 # --- what buyers hear

@@ -1,5 +1,6 @@
 """Engines that are wrong in what they show, when they do it, or how they say it, are no pass."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -225,6 +226,47 @@ def test_a_status_that_says_something_else_is_found() -> None:
     assert broken(history, state) == set()
     for op, status in ((1, 409), (1, 200), (0, 429), (0, 201)):
         assert broken(edited(history, op, status=status), state) == {"no server errors"}
+
+
+@pytest.mark.parametrize(
+    ("rate_rps", "away_s", "strays", "state"),
+    [
+        (40, 4.5, (), "not judged"),
+        (4, 4.5, (20, 100, 110), "not judged"),  # a single 503 is no hand-over
+        (1, 4.5, (), "not judged"),
+        (1, 7.5, (), "broken"),
+        (40, 0, range(0, 1_200, 7), "broken"),
+    ],
+)
+def test_whoever_is_turned_away_elsewhere_may_have_met_a_hand_over(
+    rate_rps: int, away_s: float, strays: Sequence[int], state: str
+) -> None:
+    asks = [at(number * S // rate_rps, number) for number in range(1, 30 * rate_rps + 1)]
+    history, stores = play(asks, [Terms(stock=1)])
+    away = history["sent_ns"].between(10 * S, round((10 + away_s) * S) - 1) | history["op"].isin(strays)
+    away &= history["outcome"] == "SOLD_OUT"
+    rows = history.astype({"outcome": "str"})
+    rows = rows.assign(
+        outcome=rows["outcome"].mask(away, "UNAVAILABLE"), status=rows["status"].mask(away, 503)
+    )
+    checks = histories.judge(rows, stores, elsewhere=True)
+    assert {check.name: check.state for check in checks}["the sale happened"] == state
+
+
+def test_a_hand_over_elsewhere_excuses_nothing_but_what_is_turned_away() -> None:
+    history, state = declined()
+    assert state.gate is not None
+    off = replace(state, gate=state.gate.assign(released=0))
+    reads = history_of(
+        [
+            read_stock(9 + number, 6 * S + number, 2, 0)
+            | {"outcome": "UNAVAILABLE", "status": 503, "result": "fail"}
+            for number in range(12)
+        ]
+    )
+    checks = histories.judge(history, off, reads, elsewhere=True)
+    states = {check.name: check.state for check in checks}
+    assert (states["units are conserved"], states[READS]) == ("broken", "not judged")
 
 
 def test_an_answer_that_comes_after_everybody_has_left_is_none() -> None:

@@ -20,7 +20,7 @@ from simulation.model.contract import (
     StockRead,
 )
 from simulation.model.outcome import OUTCOMES, Stock
-from simulation.model.places import find_in
+from simulation.model.places import decode, find_in, word_at
 from simulation.model.requests import Encoder, fill
 
 SHOP = Contract(
@@ -172,6 +172,23 @@ def test_stock_and_status_may_stand_in_header_fields() -> None:
 )
 def test_a_place_is_a_path_of_names(place: str, answer: Any, found: Any) -> None:
     assert find_in(place, msgspec.json.encode(answer)) == found
+
+
+@pytest.mark.parametrize(
+    ("value", "word"),
+    [
+        ("1", "1"),
+        ("1.0", "1"),
+        ("-0.0", "0"),
+        ("1.5", "1.5"),
+        ("1e300", "1e300"),
+        ("true", "true"),
+        ("[]", None),
+    ],
+)
+def test_a_number_is_the_word_that_it_is_as_a_count(value: str, word: str | None) -> None:
+    body = f'{{"state":{value}}}'.encode()
+    assert word_at("state", body, decode(body)) == word
 
 
 def test_a_status_that_the_contract_does_not_list_does_not_fit() -> None:

@@ -148,6 +148,38 @@ def test_a_run_without_a_manifest_is_judged_and_says_so(run_folder: Path) -> Non
     assert (code, "there is no manifest.json" in said, "record is untouched" in said) == (0, True, False)
 
 
+@pytest.mark.parametrize(
+    ("name", "column", "value", "said"),
+    [
+        ("timeline.csv", "t_s", None, "its timeline.csv has nan as t_s in row 1"),
+        ("timeline.csv", "t_s", "inf", "its timeline.csv has inf as t_s in row 1"),
+        ("timeline.csv", "t_s", "1e300", "its timeline.csv has 1e+300 as t_s in row 1"),
+        ("timeline.csv", "ledger_confirmed", "many", "can't read its timeline.csv: "),
+        ("timeline.csv", "ledger_confirmed", "inf", "its timeline.csv has inf as ledger_confirmed in row 1"),
+        ("final/orders.parquet", "order_id", None, "orders.parquet has an order_id that is no text"),
+        ("final/orders.parquet", "order_id", "", "orders.parquet has no column order_id"),
+        ("final/orders.parquet", "sale_id", "", "orders.parquet has no column sale_id"),
+    ],
+)
+def test_a_table_that_can_not_be_judged_is_an_error(
+    run_folder: Path, name: str, column: str, value: Any, said: str
+) -> None:
+    """An empty value stands for a column that is missing."""
+
+    def change(rows: pd.DataFrame) -> pd.DataFrame:
+        return rows.drop(columns=column) if value == "" else with_cell(rows, 1, column, value)
+
+    file = run_folder / name
+    if file.suffix == ".csv":
+        change(pd.read_csv(file).astype("object")).to_csv(file, index=False)
+    else:
+        change(pd.read_parquet(file)).to_parquet(file, index=False)
+    code, output = verify(run_folder)
+    assert code == 2
+    assert said in output
+    assert len(output.strip().splitlines()) == 1
+
+
 def test_a_manifest_that_is_none_is_an_error(run_folder: Path) -> None:
     (run_folder / MANIFEST).write_text("[")
     code, said = verify(run_folder)

@@ -131,6 +131,8 @@ def test_a_comparison_is_told_as_json(folder: Path, tmp_path: Path) -> None:
     assert (done.exit_code, told["fail_if"]) == (0, {"oversold > 0": False})
     [row] = [row for row in told["rows"] if row["metric"] == "accepted.response.p99"]
     assert row["values"][0] == row["values"][1]
+    nowhere = CliRunner().invoke(main, ["compare", str(folder), str(folder), "--out", "/proc/c.html"])
+    assert (nowhere.exit_code, "/proc/c.html: " in nowhere.stderr) == (2, True)
 
 
 @pytest.mark.parametrize("name", FILES)

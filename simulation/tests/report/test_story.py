@@ -413,6 +413,7 @@ def test_the_command_that_a_report_prints_finds_any_order_id(nameless: Record) -
         (f"user {'9' * 19}", "there is no user 999"),
         (f"user {'9' * 5_000}", "there is no order 'user 999"),
         (f"{'9' * 5_000}s", "there is no order '999"),
+        ("\udcff", "there is no order "),
         ("01a2", "there is no order '01a2' in this run; name an order id, a request number"),
     ],
 )

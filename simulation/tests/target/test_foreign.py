@@ -324,6 +324,7 @@ def describe(tmp_path: Path, changes: dict[str, str]) -> str:
             for place, how in {
                 'data["id"]': "data.id",
                 "data['my.id'].x": 'data."my.id".x',
+                "$": ".",
                 "data[*].id": "data.0.id",
                 "data.*.id": "data.0.id",
                 "$.data[2]['id']": "data.2.id",
