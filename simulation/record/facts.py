@@ -125,7 +125,7 @@ def read_timeline(folder: Path) -> pd.DataFrame:
         strange["t_s"] = ~(numbers["t_s"].abs() < MOST_S)
     except KeyError:
         raise RunError(f"{folder}: its timeline.csv has no column t_s") from None
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, OverflowError) as error:
         raise RunError(f"{folder}: can't read its timeline.csv: {error}") from None
     for name in names:
         if strange[name].any():
