@@ -232,7 +232,7 @@ def judge_recovery(
     Nothing shows a recovery after `last_s`, when the last request was due. Such a fault counts for
     nothing, or leaves the rule not judged if the load went on for a quarter of the time that is allowed.
     Nor is it judged if a recovery was only late, and the load not as planned. Time in which another fault is
-    on does not count.
+    on does not count; where it is most of twice the time that is allowed, nobody knows.
     """
     failed = [each.failed for each in recoveries if each.failed]
     recoveries = [each for each in recoveries if not each.failed]
@@ -242,14 +242,16 @@ def judge_recovery(
     violations = 0 if failed else len(recoveries) - len(times_s) + late
     unseen = [each for each in recoveries if each.end_s + (each.recovered_after_s or 0) > last_s]
     long = any(last_s - each.end_s > within_s / 4 for each in unseen)
+    hidden = any((each.recovered_after_s or 0) > 2 * within_s for each in recoveries)
     slow = late == violations > 0 and not load_valid
     longest = f", the longest recovery {max(times_s):.2f} s" if times_s else ""
     return make_check(
         "recovers from faults",
-        None if failed or slow or (long and not violations) else violations,
+        None if failed or slow or ((long or hidden) and not violations) else violations,
         f"{len(recoveries):,} faults{longest} of at most {within_s:g} s"
         + (f"; the load ended before {len(unseen):,} of them were seen to be over" if unseen else "")
         + ("; but the load was not as planned" if slow else "")
+        + ("; other faults hid for how long" if hidden else "")
         + "".join(f"; {words}, so nobody knows whether that fault is over" for words in failed),
         "After every fault, without anybody's help and within the time that the scenario allows (recover_s),"
         " requests are answered as before, and what waited for the ledger drains.",

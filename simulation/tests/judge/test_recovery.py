@@ -105,20 +105,21 @@ def test_a_recovery_that_takes_too_long_breaks_the_rule() -> None:
 
 
 @pytest.mark.parametrize(
-    ("others", "state"),
+    ("recovered_s", "others", "state"),
     [
-        ([], "broken"),
-        ([(3.0, 9.0)], "held"),
-        ([(3.0, 4.0)], "broken"),
-        ([(1.5, 6.0), (7.0, 9.0), (7.5, 8.0)], "held"),
-        ([(20.0, 30.0)], "broken"),
+        (8.0, [], "broken"),
+        (8.0, [(3.0, 9.0)], "held"),
+        (8.0, [(3.0, 4.0)], "broken"),
+        (8.0, [(1.5, 6.0), (7.0, 9.0), (7.5, 8.0)], "held"),
+        (8.0, [(20.0, 30.0)], "broken"),
+        (58.0, [(1.5, 59.0)], "not judged"),
     ],
 )
 def test_time_in_which_another_fault_is_on_is_not_taken_for_a_late_recovery(
-    others: list[tuple[float, float]], state: str
+    recovered_s: float, others: list[tuple[float, float]], state: str
 ) -> None:
     recoveries = [
-        Recovery(kind="cut", on="redis", start_s=1, end_s=2, recovered_after_s=8),
+        Recovery(kind="cut", on="redis", start_s=1, end_s=2, recovered_after_s=recovered_s),
         *(
             Recovery(kind="freeze", on="rabbitmq", start_s=start_s, end_s=end_s, recovered_after_s=1)
             for start_s, end_s in others
