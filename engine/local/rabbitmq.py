@@ -82,8 +82,6 @@ class RabbitMQ:
             "RABBITMQ_PID_FILE": str(seen / "pid"),
             # Idle schedulers spin by default, which costs the rest of a small machine its processor.
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+S 2:2 +sbwt none +sbwtdcpu none +sbwtdio none"
-            # A lost node is told at the end of net_ticktime, and neither a quarter of it sooner nor later.
-            " -kernel net_tickintensity 20"
             f" -kernel inet_dist_use_interface {{{machine.address.replace('.', ',')}}}",
             # Makes the script become the broker, in place of waiting for it as its parent.
             "RUNNING_UNDER_SYSTEMD": "true",

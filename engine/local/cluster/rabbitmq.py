@@ -17,7 +17,7 @@ _SETTINGS: Final = (
     # Two nodes go on without the third one, which stops until it sees them again.
     "cluster_partition_handling = pause_minority\n"
     # Seconds until a node that says nothing is taken for lost. By default it is 60.
-    "net_ticktime = 3\n"
+    "net_ticktime = 5\n"
     # Machines have addresses of their own: the default user does not come from loopback.
     "loopback_users = none\n"
 )

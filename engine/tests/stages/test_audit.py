@@ -191,7 +191,9 @@ async def test_a_replaced_sale_is_looked_at_no_more_once_the_gate_has_the_newer_
     old = await open_sale(ledger, gate, stock=5)
     new = await ledger.open_sale(make_terms(7))
     await ledger.note_offered(new.sale_id)
-    assert await find(audit) == [new.sale_id]
+    while not (found := await find(audit)):  # a door that asks the gate disturbs an audit
+        pass
+    assert found == [new.sale_id]
     assert {offer.sale_id for offer in await ledger.find_offers(A_DAY_S)} == {old.sale_id, new.sale_id}
     await gate.open_sale(new)
     assert await find(audit) == []
