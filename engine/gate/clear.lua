@@ -4,6 +4,8 @@
 -- KEYS  fence, pending, then for each failed order's product: its sale
 -- ARGV  writer, generation and number of the last write that the writer has seen (fence.py), the key names' prefix,
 --       orders without a release: stem of a batch (order_id.py), first place and number of each run of them, by spaces,
+--       what the ledger has confirmed: a line for each batch, its stem, then first place, number, product and quantity of
+--       each lot, by spaces, and for how many seconds it is kept for those who look,
 --       then for each failed order: stem, place in its batch, place of its sale in KEYS, sale id, user id, quantity
 --
 -- Units go back only while the order's sale is the product's current one. A shard that is older than what the writer has
@@ -35,8 +37,13 @@ end
 
 for stem, first, count in string.gmatch(ARGV[5], '(%S+) (%d+) (%d+)') do clear(stem, first, count) end
 
+for stem, lots in string.gmatch(ARGV[6], '(%S+)([ %d]+)') do
+  local key = prefix .. 'confirmed:' .. stem
+  redis.call('SET', key, (redis.call('GET', key) or '') .. lots, 'EX', ARGV[7])
+end
+
 local released = 0
-for at = 6, #ARGV, 6 do
+for at = 8, #ARGV, 6 do
   local stem, place, sale, sale_id, user, quantity = ARGV[at], ARGV[at + 1], KEYS[tonumber(ARGV[at + 2])], unpack(ARGV, at + 3, at + 5)
   if clear(stem, place, 1) == 1 and redis.call('HGET', sale, 'sale_id') == sale_id then
     redis.call('HINCRBY', sale, 'remaining', quantity)

@@ -6,6 +6,7 @@ share the slots evenly:
 
     fg:{<shard>}:outbox            stream  an entry for each batch that accepted something (lot.py)
     fg:{<shard>}:pending           hash    orders that are accepted and not yet settled (clearing.py)
+    fg:{<shard>}:confirmed:<stem>  string  what the ledger has confirmed of a batch (clearing.py); expires
     fg:{<shard>}:sale:<product>    hash    the product's current sale: sale_id stock remaining released limit
                                            quantity starts_ms ends_ms
     fg:{<shard>}:buyers:<sale>     hash    user id → units bought; only if the sale has a limit
@@ -55,6 +56,10 @@ class ShardKeys:
     def ill(self, stage: str) -> str:
         """Return the key of what a stage says of itself while it does not work."""
         return f"{self.prefix}ill:{stage}"
+
+    def confirmed(self, stem: str) -> str:
+        """Return the key of what the ledger has confirmed of a batch."""
+        return f"{self.prefix}confirmed:{stem}"
 
     def sale(self, product_id: int) -> str:
         """Return the key of the product's current sale."""

@@ -14,7 +14,7 @@ from typing import Final, Generic, TypeVar
 import msgspec
 
 from engine.errors import GateUnavailable, InputError, LedgerUnavailable
-from engine.gate.looks.reads import GateReads, Stock
+from engine.gate.looks.reads import Confirmed, GateReads, Stock
 from engine.http.answers import PRUNED, Answer, answer_input_error, answer_purchase, make_problem
 from engine.ledger.ledger import Ledger
 from engine.model.order import Order, OrderStatus
@@ -67,7 +67,7 @@ class Looking:
         self._look_s = settings.look_timeout_ms / 1000 * LOOK_SHARE
         least_s = self._look_s / 6
         self._stocks = _Line(reads.read_stocks, self._give_stocks, least_s)
-        self._pending = _Line(reads.find_pending, self._give_pending, least_s)
+        self._accepted = _Line(reads.read_orders, self._give_accepted, least_s)
         self._settled = _Line(self._find_settled, self._give_settled, least_s)
         self._known: dict[str, tuple[Answer, float]] = {}
         self._known_longer: dict[str, tuple[Answer, float]] = {}
@@ -94,7 +94,7 @@ class Looking:
             reply(known[0])
         else:
             # A gate that does not answer leaves half of the time for the ledger.
-            self._pending.join(order_id, [(reply, self._now_s() + self._look_s / 2)])
+            self._accepted.join(order_id, [(reply, self._now_s() + self._look_s / 2)])
 
     def _give_stocks(self, looks: dict[int, list[Look]], stocks: dict[int, Stock | None] | None) -> None:
         for product_id, waiting in looks.items():
@@ -106,17 +106,19 @@ class Looking:
                 answer = _answer_stock(product_id, stock)
             _reply_all(waiting, answer)
 
-    def _give_pending(self, looks: dict[str, list[Look]], pending: dict[str, bool] | None) -> None:
-        if pending is None:
+    def _give_accepted(self, looks: dict[str, list[Look]], found: dict[str, bool | Confirmed] | None) -> None:
+        if found is None:
             self._reads.away_at = time.monotonic()
         is_late = self._reads.is_late
         for order_id, waiting in looks.items():
-            is_pending = pending.get(order_id) if pending else None
-            if is_pending and not is_late:
+            seen = found.get(order_id) if found else None
+            if isinstance(seen, Confirmed):
+                _reply_all(waiting, self._remember(order_id, OrderStatus.CONFIRMED, *seen))
+            elif seen and not is_late:
                 _reply_all(waiting, _answer_pending(order_id))
             else:
                 longer = [(reply, until_s + self._look_s / 2) for reply, until_s in waiting]
-                self._settled.join((order_id, is_pending), longer)
+                self._settled.join((order_id, seen), longer)
 
     async def _find_settled(self, looks: list[OrderQuestion]) -> tuple[dict[str, Order], set[str]]:
         """Return the settled ones among these orders, and of the others those that may have been pruned."""
@@ -132,8 +134,10 @@ class Looking:
         for (order_id, is_pending), waiting in looks.items():
             if found is None:
                 answer = _LEDGER_UNAVAILABLE
-            elif order_id in orders:
-                answer = self._remember(orders[order_id])
+            elif order := orders.get(order_id):
+                answer = self._remember(
+                    order_id, order.status, order.product_id, order.quantity, order.reason
+                )
             elif is_pending:
                 answer = _answer_pending(order_id)
             elif order_id in pruned:
@@ -142,21 +146,18 @@ class Looking:
                 answer = _NOT_KNOWN_YET if is_pending is None else _UNKNOWN_ORDER
             _reply_all(waiting, answer)
 
-    def _remember(self, order: Order) -> Answer:
+    def _remember(
+        self, order_id: str, status: OrderStatus, product_id: int, quantity: int, reason: str | None = None
+    ) -> Answer:
         """Return the answer about a settled order, and keep it."""
-        fields = {
-            "orderId": order.order_id,
-            "status": order.status,
-            "productId": order.product_id,
-            "quantity": order.quantity,
-        }
-        if order.reason:
-            fields["reason"] = order.reason
+        fields = {"orderId": order_id, "status": status, "productId": product_id, "quantity": quantity}
+        if reason:
+            fields["reason"] = reason
         answer = Answer(200, msgspec.json.encode(fields))
         if len(self._known) >= _REMEMBERED // 2:
             self._known, self._known_longer = {}, self._known
-        age_s = time.time() - read_time_ms(order.order_id) / 1000
-        self._known[order.order_id] = answer, self._now_s() + _UNPRUNED_S - age_s
+        age_s = time.time() - read_time_ms(order_id) / 1000
+        self._known[order_id] = answer, self._now_s() + _UNPRUNED_S - age_s
         return answer
 
 

@@ -26,7 +26,7 @@ from engine.ledger.ledger import Ledger
 from engine.ledger.settling import Settlement
 from engine.metrics import DEAD_LETTERS, FULFILMENT_DELAY, OUTBOX_LENGTH
 from engine.model.dead_letter import DeadLetter
-from engine.model.lot import Lot, without_orders
+from engine.model.lot import Lot, count_orders, without_orders
 from engine.model.message import Message
 from engine.model.order import Order, OrderStatus
 from engine.payment.gateway import PaymentGateway
@@ -268,7 +268,9 @@ class Fulfilment:
             new, declines = [], {}
         settlement = await self._ledger.settle(new, declines, self._remember_s) if new else Settlement()
         failed = settlement.failed + [order for order in known if order.status is OrderStatus.FAILED]
-        await self._clearing.clear(without_orders(lots, settlement.dead_letters.keys()), failed)
+        settled = without_orders(lots, settlement.dead_letters.keys())
+        are_confirmed = settlement.settled[OrderStatus.CONFIRMED] == count_orders(settled) - len(failed)
+        await self._clearing.clear(settled, failed, are_confirmed=are_confirmed)
         for sale_id in self._held.keys() & {lot.sale_id for lot in new}:
             log.info("no other session holds sale %d any more", sale_id)
             del self._held[sale_id]

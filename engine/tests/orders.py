@@ -7,12 +7,13 @@ from typing import Any
 from redis.asyncio import Redis
 
 from engine.errors import GateUnavailable
+from engine.gate.clearing import find_confirmed
 from engine.gate.gate import Gate
 from engine.gate.keys import ShardKeys
 from engine.gate.looks.reads import Stock
 from engine.model.lot import Lot, count_orders, decode_lots, encode_lots, split_lots
 from engine.model.message import Message
-from engine.model.order_id import make_stem
+from engine.model.order_id import PLACES, make_stem
 from engine.model.sale import Sale, SaleTerms
 
 SHARD = ShardKeys(0)
@@ -72,6 +73,16 @@ async def accept(redis: Redis, lots: Sequence[Lot], entry_size: int = 256) -> No
     while lots:
         entry, lots = split_lots(lots, entry_size)
         await redis.xadd(SHARD.outbox, {"orders": count_orders(entry), "purchases": encode_lots(entry)})
+
+
+async def read_confirmed(redis: Redis) -> set[str]:
+    """The ids of the orders that the gate keeps as confirmed."""
+    found = set[str]()
+    async for name in redis.scan_iter(match=SHARD.confirmed("*")):
+        stem = name.decode().rpartition(":")[2]
+        kept: Any = await redis.get(name)
+        found |= {stem + digits for place, digits in enumerate(PLACES) if find_confirmed(kept, place)}
+    return found
 
 
 async def mark_pending(redis: Redis, lots: Iterable[Lot], shard: ShardKeys = SHARD) -> None:

@@ -1,4 +1,4 @@
-"""What those who look ask the gate: stock, and whether orders are pending."""
+"""What those who look ask the gate: stock, and whether orders are pending or were confirmed lately."""
 
 import math
 import time
@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 from redis.exceptions import RedisError
 
 from engine.errors import GateUnavailable
+from engine.gate.clearing import find_confirmed
 from engine.gate.client import Command, Shard, ask_each
 from engine.gate.connection.wire import Wire
 from engine.gate.fence import NOTICED_S, Fence, check_primary
@@ -32,6 +33,13 @@ class Stock(NamedTuple):
     sale_id: int
     initial: int
     remaining: int
+
+
+class Confirmed(NamedTuple):
+    """What the gate keeps for a while of an order that the ledger has confirmed."""
+
+    product_id: int
+    quantity: int
 
 
 @contextmanager
@@ -66,10 +74,11 @@ class GateReads:
         found = await _ask_those_that_answer(by_shard.items(), _read_stocks)
         return {product_id: stock for stocks in found if stocks for product_id, stock in stocks.items()}
 
-    async def find_pending(self, order_ids: Sequence[str]) -> dict[str, bool]:
+    async def read_orders(self, order_ids: Sequence[str]) -> dict[str, bool | Confirmed]:
         """Return for each order whether it was accepted and is not settled yet, in one round trip.
 
-        Orders that the gate does not know and may have forgotten are left out.
+        Or what was confirmed, which the gate keeps for a while. Orders that it does not know and may have
+        forgotten are left out.
         """
         places = {order_id: split_order_id(order_id) for order_id in order_ids}
         stems = [*dict.fromkeys(stem for stem, _ in places.values())]
@@ -78,12 +87,13 @@ class GateReads:
             self.away_at = time.monotonic()
         forgotten_ms = max(math.inf if memory is None else memory.forgotten_ms for memory in memories)
         known = [each for each in places if forgotten_ms < 0 or read_time_ms(each) > forgotten_ms]
-        found = dict.fromkeys(known, False)
-        for memory in memories:
-            if memory and memory.digits_of:
-                for order_id, (stem, place) in places.items():
-                    if memory.digits_of.get(stem, b"")[place : place + 1] == b"1":
-                        found[order_id] = True
+        found: dict[str, bool | Confirmed] = dict.fromkeys(known, False)
+        for memory in filter(None, memories):
+            for order_id, (stem, place) in places.items():
+                if kept := find_confirmed(memory.confirmed_of.get(stem, b""), place):
+                    found[order_id] = Confirmed(*kept)
+                elif memory.digits_of.get(stem, b"")[place : place + 1] == b"1":
+                    found[order_id] = True
         return found
 
     @property
@@ -131,6 +141,8 @@ class _Memory(NamedTuple):
 
     digits_of: dict[str, bytes]
     """By the stems of their batches (clearing.py)."""
+    confirmed_of: dict[str, bytes]
+    """By the stems, too."""
     forgotten_ms: float
     """Up to which time in their ids it may have forgotten orders; negative if none."""
 
@@ -173,16 +185,18 @@ async def _read_memory(asked: tuple[_Line, Fence], stems: Sequence[str]) -> _Mem
     line, fence = asked
     # Before it is asked: what this process hears meanwhile may be newer than the answer.
     writer, *own = fence.seen
-    batches, (generation, writes, doubt) = await line.ask(
-        ("HMGET", line.keys.pending, *stems), ("HMGET", line.keys.fence, "open", writer, "doubt")
+    confirmed, batches, (generation, writes, doubt) = await line.ask(
+        ("MGET", *map(line.keys.confirmed, stems)),
+        ("HMGET", line.keys.pending, *stems),
+        ("HMGET", line.keys.fence, "open", writer, "doubt"),
     )
+    confirmed_of = {stem: kept for stem, kept in zip(stems, confirmed, strict=True) if kept}
     if not generation:
-        return _Memory({}, math.inf)
+        return _Memory({}, confirmed_of, math.inf)
     # A new server may have an older copy of what the one before knew.
     is_new = time.monotonic() - line.connected_at < NOTICED_S
     forgotten_ms = math.inf if is_new or [int(generation), int(writes or 0)] < own else -1
     if doubt:
         forgotten_ms = max(forgotten_ms, int(doubt) + _CLOCKS_MS)
-    return _Memory(
-        {stem: digits for stem, digits in zip(stems, batches, strict=True) if digits}, forgotten_ms
-    )
+    digits_of = {stem: digits for stem, digits in zip(stems, batches, strict=True) if digits}
+    return _Memory(digits_of, confirmed_of, forgotten_ms)

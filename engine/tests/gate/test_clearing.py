@@ -1,15 +1,25 @@
 from collections.abc import Iterable
+from typing import Any
 
 import msgspec
 from redis.asyncio import Redis
 
-from engine.gate.clearing import Clearing, read_pending
+from engine.gate.clearing import Clearing, find_confirmed, read_pending
 from engine.gate.client import Shard
 from engine.gate.keys import shard_of
 from engine.model.lot import Lot
 from engine.model.order import Order, OrderStatus
 from engine.model.sale import Sale
-from engine.tests.orders import SHARD, accept, ids, make_terms, mark_pending, open_at_gate, reserve
+from engine.tests.orders import (
+    SHARD,
+    accept,
+    ids,
+    make_terms,
+    mark_pending,
+    open_at_gate,
+    read_confirmed,
+    reserve,
+)
 
 
 def fail(lots: Iterable[Lot]) -> list[Order]:
@@ -52,6 +62,30 @@ async def test_confirmed_and_rejected_orders_only_stop_being_pending(redis: Redi
     await Clearing([Shard(redis)]).clear(batch[:2])
     assert await units(redis) == (90, 0)
     assert await read_pending(Shard(redis)) == {*ids(batch[2:])}
+
+
+async def test_confirmed_orders_are_kept_for_a_while(redis: Redis) -> None:
+    sale = Sale(sale_id=7, terms=make_terms(stock=100, product_id=3, quantity=2))
+    batch, clearing = reserve(sale, 6, size=2), Clearing([Shard(redis)])
+    await clearing.clear(batch[:1], are_confirmed=True)
+    await clearing.clear(batch[1:], fail(batch[1:2]), are_confirmed=True)
+    assert await read_confirmed(redis) == {*ids([batch[0], batch[2]])}, "of both parts, and no failed one"
+    [key] = await redis.keys(SHARD.confirmed("*"))
+    kept: Any = await redis.get(key)
+    assert find_confirmed(kept, 5) == (3, 2)
+    assert 0 < await redis.ttl(key) <= 15
+
+
+async def test_what_is_not_said_to_be_confirmed_is_not_kept(redis: Redis) -> None:
+    await Clearing([Shard(redis)]).clear(reserve(Sale(sale_id=7, terms=make_terms(stock=100)), 6))
+    assert not await read_confirmed(redis)
+
+
+async def test_few_lots_of_a_batch_are_kept(redis: Redis) -> None:
+    sale = Sale(sale_id=7, terms=make_terms(stock=1_000))
+    few, many = reserve(sale, 64), reserve(sale, 65)
+    await Clearing([Shard(redis)]).clear([*few, *many], are_confirmed=True)
+    assert await read_confirmed(redis) == {*ids(few)}
 
 
 async def test_a_declined_order_of_an_old_sale_leaves_the_new_sale_alone(redis: Redis) -> None:

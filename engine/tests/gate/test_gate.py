@@ -153,7 +153,7 @@ async def test_shards_keep_their_keys_apart_and_answer_together(
         assert {lot.product_id for lot in lots} == {p for p in products if shard_of(p, range(4)) == shard}
         assert lots, "each of four shards holds some of forty products"
     orders = [str(order) for _, order in answers]
-    assert await gate.reads.find_pending(orders) == dict.fromkeys(orders, True)
+    assert await gate.reads.read_orders(orders) == dict.fromkeys(orders, True)
     await gate.close()
 
 

@@ -40,7 +40,7 @@ from engine.tests.backend import (
     take_dead_letters,
     until_settled,
 )
-from engine.tests.orders import SHARD, accept, ids, mark_pending, reserve
+from engine.tests.orders import SHARD, accept, ids, mark_pending, read_confirmed, reserve
 from engine.tests.test_server import eventually
 
 
@@ -61,6 +61,11 @@ async def units(redis: Redis) -> tuple[int, int]:
     return int(remaining or -1), int(released or -1)
 
 
+async def find_confirmed(settings: Settings) -> set[str]:
+    """The ids of the orders that the ledger has confirmed."""
+    return {each for each, status in (await read_statuses(settings)).items() if status == CONFIRMED}
+
+
 async def fulfil(redis: Redis, gateway: PaymentGateway, ledger: Ledger, settings: Settings) -> None:
     """Fulfil what is in the outbox, as the reader "me"."""
     stop = asyncio.Event()
@@ -77,6 +82,7 @@ async def test_every_accepted_purchase_is_settled_once(redis: Redis, any_setting
         await until_settled(redis)
     assert await read_statuses(any_settings) == dict.fromkeys(ids(batch), CONFIRMED)
     assert await read_sold(any_settings, sale) == 3_000
+    assert await read_confirmed(redis) == {*ids(batch)}, "for those who look"
 
 
 async def test_the_ledger_rejects_what_a_gate_gave_out_too_many(redis: Redis, any_settings: Settings) -> None:
@@ -86,6 +92,7 @@ async def test_the_ledger_rejects_what_a_gate_gave_out_too_many(redis: Redis, an
     async with running(any_settings, *stages(any_settings)):
         await until_settled(redis)
     assert await count_statuses(any_settings) == {CONFIRMED: 700, REJECTED: 800}
+    assert not await read_confirmed(redis) - await find_confirmed(any_settings)
     assert await units(redis) == (0, 0)
 
 
@@ -101,6 +108,9 @@ async def test_declined_orders_fail_and_their_units_go_back(redis: Redis, any_se
     declined = len(await SimulatedGateway(decline_rate=0.3).charge(batch))
     assert await count_statuses(settings) == {CONFIRMED: 2_000 - declined, FAILED: declined}
     assert await units(redis) == (declined, declined)
+    kept = await read_confirmed(redis)
+    assert kept
+    assert not kept - await find_confirmed(settings)
 
 
 async def test_a_declined_order_of_an_old_sale_leaves_the_new_sale_alone(
@@ -195,6 +205,7 @@ async def test_dead_letters_are_put_aside_and_their_neighbours_are_fulfilled(
         dead_letters = dict(await take_dead_letters(bus_url, 3))
     assert await read_statuses(settings) == dict.fromkeys(ids(good), CONFIRMED)
     assert dead_letters.keys() == {encode_lots([lost]), b"no json", b"{}"}
+    assert await read_confirmed(redis) == {*ids(good)}
     assert dead_letters[encode_lots([lost])] == "unknown sale"
 
 
