@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import ConnectionError, RedisError, ResponseError
+from redis.exceptions import ConnectionError, RedisError, ResponseError, TimeoutError
 
 from engine.local.machines import Network
 from engine.local.process import HERE, Machine, ProcessId, note_ports, read_ports
@@ -139,26 +139,38 @@ async def read_roles(folder: Path) -> dict[int, Role]:
 
 async def take_over(folder: Path, number: int) -> None:
     """Make a node the primary of its shard, without a loss, unless it is."""
-    asked_s = -_FAILOVER_S
-    async with connect_nodes([list_places(folder)[number]]) as [node]:
+    asked_s, places = -_FAILOVER_S, list_places(folder)
+    async with connect_nodes(places) as nodes:
+        node = nodes[number]
         while (info := await node.info("replication"))["role"] != "master":
             # It may be refused. It is no more than begun, and begins anew if it is asked for again.
             if time.monotonic() - asked_s >= _FAILOVER_S and info["master_link_status"] == "up":
+                primary = places.index((info["master_host"], info["master_port"]))
                 with suppress(RedisError):
-                    if await is_replica(node, (info["master_host"], info["master_port"])):
+                    if await is_replica(node, nodes[primary], nodes):
                         await node.execute_command("CLUSTER", "FAILOVER")
                         asked_s = time.monotonic()
             await asyncio.sleep(0.05)
 
 
-async def is_replica(node: Any, place: tuple[str, int]) -> bool:
-    """Return whether the primary at a place knows a node as its replica: it ignores what any other asks for,
-    and a node that was the primary until now tells it a moment later.
+async def is_replica(node: Any, primary: Any, nodes: Sequence[Any]) -> bool:
+    """Return whether all nodes that answer are connected to a replica of the primary, and know it as that.
+
+    The primary ignores what any other node asks for. And the votes of nodes that can't send it any are lost:
+    a node that was started again is connected to a tenth of a second later. It asks for votes again after
+    four seconds, in which its primary takes no writes. Raises RedisError.
     """
-    async with connect_nodes([place]) as [primary]:
-        own, name = [await each.execute_command("CLUSTER", "MYID") for each in (primary, node)]
-        lines = await primary.execute_command("CLUSTER", "REPLICAS", own)
-    return any(line.startswith(name) for line in lines)
+    name, own = [await each.execute_command("CLUSTER", "MYID") for each in (node, primary)]
+    for each in nodes:
+        try:
+            lines = await each.execute_command("CLUSTER", "REPLICAS", own)
+        except ResponseError:
+            return False  # it takes the primary for a replica
+        except (ConnectionError, TimeoutError, OSError):
+            continue
+        if not any(line.startswith(name) and line.endswith(" connected") for line in lines):
+            return False
+    return True
 
 
 async def _count_primaries(node: Any) -> int:

@@ -8,13 +8,22 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
+from redis.exceptions import RedisError
 
 from engine.local.cluster.nodes import Node, list_cluster, make_whole
 from engine.local.cluster.postgres import LOST, PostgresCluster, Server, list_servers
-from engine.local.cluster.redis import RedisCluster, connect_nodes, is_replica, list_places, read_roles
-from engine.local.process import identify, send_signal
+from engine.local.cluster.redis import (
+    RedisCluster,
+    connect_nodes,
+    is_replica,
+    launch_node,
+    list_places,
+    read_roles,
+)
+from engine.local.process import free_port, identify, kill_processes, send_signal
 from engine.local.stack import Stack, start_stack, stop_stack
 from engine.tests.test_server import eventually
 
@@ -67,14 +76,39 @@ async def has_new_primary(stack: Stack, lost: Node) -> bool:
 async def test_a_primary_knows_its_own_replicas_alone(stack: Stack) -> None:
     folder = stack.data_dir / RedisCluster.name
     roles, places = await read_roles(folder), list_places(folder)
-    for number, role in roles.items():
-        async with connect_nodes([places[number]]) as [node]:
+    async with connect_nodes(places) as servers:
+        for number, role in roles.items():
             known = {
                 primary
                 for primary in roles
-                if roles[primary].primary is None and await is_replica(node, places[primary])
+                if roles[primary].primary is None
+                and await is_replica(servers[number], servers[primary], servers)
             }
-        assert known == ({role.primary} if role.primary is not None else set())
+            assert known == ({role.primary} if role.primary is not None else set())
+
+
+async def test_a_replica_that_a_node_does_not_know_yet_is_none(stack: Stack, tmp_path: Path) -> None:
+    roles, port = await read_roles(stack.data_dir / RedisCluster.name), free_port()
+    replica, primary = next(
+        (number, role.primary) for number, role in roles.items() if role.primary is not None
+    )
+    stranger = launch_node(tmp_path, port)
+    places = [*list_places(stack.data_dir / RedisCluster.name), ("127.0.0.1", port)]
+    try:
+        async with connect_nodes(places) as [*servers, alone]:
+            await eventually(partial(pings, alone))
+            assert await is_replica(servers[replica], servers[primary], servers)
+            assert not await is_replica(servers[replica], servers[primary], [*servers, alone])
+    finally:
+        await kill_processes([stranger])
+    async with connect_nodes(places) as [*servers, dead]:
+        assert await is_replica(servers[replica], servers[primary], [dead, *servers])
+
+
+async def pings(server: Any) -> bool:
+    with suppress(RedisError, OSError):
+        return bool(await server.ping())
+    return False
 
 
 @pytest.mark.parametrize("frozen", [False, True], ids=["killed", "frozen"])
