@@ -21,6 +21,10 @@ _TYPE: Final = (
     rb"(?:charset=(?:utf-?8|\"utf-?8\")|(?!charset)[a-z]{1,20}+=[0-9a-z.\-]{1,40}+)?[ \t]{0,64}+){0,8})"
 )
 """Parameters may mean UTF-8, or nothing to a reader of JSON."""
+_OPTIONS: Final = rb"(?i:%b(?:[ \t]{0,64}+,[ \t]{0,64}+%b){0,8}+)" % (
+    (rb"(?:keep-alive|close|upgrade|http2-settings|te)",) * 2
+)
+"""Some clients offer another protocol or take trailers, which a server may ignore (RFC 9110, 7.8, 10.1.4)."""
 
 
 def _field(name: bytes, value: bytes, group: int) -> bytes:
@@ -33,11 +37,11 @@ def _field(name: bytes, value: bytes, group: int) -> bytes:
 _HARMLESS: Final = (
     rb"(?![ceimpstuhCEIMPSTUH])" + _NAME + _VALUE
     + rb"|(?=[empstEMPST])(?!(?i:expect:|etag:|max-forwards:|proxy-connection:|server:|sec-websocket"
-    rb"|te:|trailer:|transfer-encoding:))" + _NAME + _VALUE
+    rb"|trailer:|transfer-encoding:))" + _NAME + _VALUE
 )  # fmt: skip
 _HARMLESS_TOO: Final = (
-    rb"(?=[chiuCHIU])(?!(?i:connection:|content-|host:|http2-settings:|idempotency-key:|upgrade:"
-    rb"|user-agent:))" + _NAME + _VALUE
+    rb"(?=[chiuCHIU])(?!(?i:connection:|content-(?:encoding|length|location|range|transfer-encoding|type):"
+    rb"|host:|idempotency-key:|upgrade:[^\r\n]{0,8000}websocket|user-agent:))" + _NAME + _VALUE
 )
 _HEAD: Final = re.compile(
     rb"(?:POST /purchase/buy|GET /purchase/(?:stock\?productId=([1-9][0-9]{0,17}+)|orders/((?i:"
@@ -47,7 +51,7 @@ _HEAD: Final = re.compile(
     + b"|" + _field(b"content-type", _TYPE, 5)
     + b"|" + _field(b"host", _VALUE, 6)
     + b"|" + _field(b"user-agent", _VALUE, 7)
-    + b"|" + _field(b"connection", rb"(?i:keep-alive|close)", 8)
+    + b"|" + _field(b"connection", _OPTIONS, 8)
     + b"|" + _field(b"idempotency-key", rb"[!-~]{1,128}+", 9)
     + b"|" + _field(b"transfer-encoding", rb"(?i:chunked)", 10)
     + b"|" + _HARMLESS_TOO + rb")\r\n){0,%d}\r\n" % (_LINES // 2)
@@ -116,10 +120,13 @@ def read_head(data: bytes, last: Head | None = None, last_bytes: bytes = b"") ->
     # With two lengths, or chunks in HTTP/1.0, a proxy may find another end, and another request behind it.
     if (length is not None) + (chunked is not None) != (not is_look) or (chunked and minor == b"0"):
         return None
+    options = b"" if connection is None else connection.lower()
+    if b"close" in options and b"keep-alive" in options:
+        return None
     if minor == b"1":
-        framing = CLOSE if connection is not None and connection.lower() == b"close" else KEEP
+        framing = CLOSE if b"close" in options else KEEP
     else:
-        framing = KEEP_10 if connection is not None and connection.lower() == b"keep-alive" else CLOSE_10
+        framing = KEEP_10 if b"keep-alive" in options else CLOSE_10
     end, stem = match.end(), data.index(b"\n", match.end(match.lastindex or 0)) + 1
     if product_id is not None:
         return Head(end, end, framing, stem, look=int(product_id))

@@ -1,8 +1,9 @@
 """The requests that the benchmark sends, in bytes: a purchase as different clients spell it, and looks.
 
-User 101 buys product 1 in each of them. What the five real clients send is what their sources write, in their
+User 101 buys product 1 in each of them. What the six real clients send is what their sources write, in their
 order: Go's net/http and json.Encoder, .NET's JsonContent (of a length that it does not know yet), Java's
-HttpURLConnection with an ObjectMapper that indents, axios on Node, and Python's requests.
+HttpURLConnection with an ObjectMapper that indents and its HttpClient, which offers HTTP/2 each time, axios
+on Node, and Python's requests.
 """
 
 import random
@@ -85,6 +86,13 @@ def list_spellings() -> dict[str, Sequence[bytes]]:
                 "Accept: application/json, application/*+json", JSON, "User-Agent: Java/17.0.13", HOST,
                 "Connection: keep-alive", LENGTH,
                 body='{\n  "userId" : 101,\n  "productId" : 1\n}',
+            )
+        ],
+        "Java, HttpClient": [
+            write_buy(
+                "Connection: Upgrade, HTTP2-Settings", LENGTH, HOST,
+                "HTTP2-Settings: AAEAAEAAAAIAAAAAAAMAAAAAAAQBAAAAAAUAAEAAAAYABgAA", "Upgrade: h2c",
+                "User-Agent: Java-http-client/17.0.15", JSON,
             )
         ],
         "Node, axios": [

@@ -10,6 +10,7 @@ import os
 import re
 import socket
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import msgspec
@@ -285,12 +286,12 @@ SLOW = [
     b"GET /healthz HTTP/1.1\r\nHost: shop\r\n\r\n",
     look(ODD_LOOKS[4]),
     look(LOOKS[0], b"Content-Length: 3") + b"abc",
-    purchase(PLAIN, b"TE: trailers"),
+    purchase(PLAIN, b"Server: x"),
     purchase(b"x" * 2000),
     purchase(b"x" * 2048),
     purchase(PLAIN, b"Expect: 100-continue"),
     b"POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nGET /",
-    chunked(purchase(PLAIN, b"TE: trailers"), 5),
+    chunked(purchase(PLAIN, b"Server: x"), 5),
     chunked(purchase(PLAIN, b"Expect: 100-continue")),
     chunked(purchase(), *[1] * 20),
     chunked(purchase(b"x" * 1500), 700),
@@ -343,7 +344,7 @@ async def test_chunks_in_doubt_are_read_as_aiohttp_reads_them_and_hide_no_purcha
 
 
 async def test_no_answer_is_lost_before_bytes_that_are_no_request(doors: Doors) -> None:
-    requests = [purchase(), purchase(PLAIN, b"TE: trailers"), purchase(), b"\x00\r\n\r\n"]
+    requests = [purchase(), purchase(PLAIN, b"ETag: x"), purchase(), b"\x00\r\n\r\n"]
     whole: Talk = [b"".join(requests)]
     for talk in (whole, [*requests]):
         answer, _ = await exchange(doors.fast, talk, 10)
@@ -353,7 +354,7 @@ async def test_no_answer_is_lost_before_bytes_that_are_no_request(doors: Doors) 
 async def test_nothing_is_bought_behind_the_last_request(doors: Doors) -> None:
     """Between its last answer and the end of the connection there is a time in which bytes may arrive."""
     for turns in range(40):
-        last = purchase(product(SOLD_OUT), b"TE: trailers", b"Connection: close")
+        last = purchase(product(SOLD_OUT), b"ETag: x", b"Connection: close")
         for first in (last, purchase(product(SOLD_OUT), b"Connection: close")):
             reader, writer = await asyncio.open_connection("127.0.0.1", doors.fast)
             writer.write(first)
@@ -446,7 +447,7 @@ async def test_what_a_client_sends_ahead_is_held_within_bounds(doors: Doors) -> 
     "requests",
     [
         purchase(), purchase(PLAIN, b"Idempotency-Key: k"), look(LOOKS[0]), purchase(product(SOLD_OUT)) * 3,
-        SLOW[0], purchase(PLAIN, b"TE: trailers"), chunked(purchase()), chunked(purchase(), *[1] * 20),
+        SLOW[0], purchase(PLAIN, b"ETag: x"), chunked(purchase()), chunked(purchase(), *[1] * 20),
         CHUNKED + b"1c\r\n" + PLAIN + b"\r\n0\r\nX: y\r\n\r\n",
         (purchase() + SLOW[0] + look(LOOKS[1])) * 20, SLOW[0] * 100, purchase() + purchase()[:-5],
         purchase(line=HTTP_10),
@@ -467,7 +468,7 @@ async def test_a_client_that_ends_its_side_gets_its_answers_and_the_connection_e
 
 
 async def test_a_request_that_its_client_left_unfinished_ends_at_once(doors: Doors) -> None:
-    for request in (purchase(), purchase(PLAIN, b"TE: trailers"), chunked(purchase(PLAIN, b"TE: trailers"))):
+    for request in (purchase(), purchase(PLAIN, b"ETag: x"), chunked(purchase(PLAIN, b"ETag: x"))):
         for cut in (9, request.index(b"\r\n\r\n") + 4, len(request) - 3):
             reader, writer = await asyncio.open_connection("127.0.0.1", doors.fast)
             writer.write(request[:cut])
@@ -479,7 +480,7 @@ async def test_a_request_that_its_client_left_unfinished_ends_at_once(doors: Doo
 
 async def test_a_request_that_is_whole_leaves_the_next_one_all_its_time(doors: Doors) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", doors.fast)
-    request = chunked(purchase(PLAIN, b"TE: trailers"))
+    request = chunked(purchase(PLAIN, b"ETag: x"))
     cut = request.index(b"\r\n\r\n") + 5
     writer.write(request[:cut])  # a part of the line before the chunk
     while not doors.door.unfinished:  # noqa: ASYNC110 (there is no event for it)
@@ -687,8 +688,14 @@ EXTRAS = [
     b"Connection: close",
     b"connection: foo, close",
     b"Connection: upgrade",
+    b"Connection: keep-alive, close",
+    b"Connection: TE, close",
     b"Upgrade: websocket",
-    b"Upgrade: h2c",
+    b"HTTP2-Settings: AAMAAABkAAQAAP__",
+    b"Content-Language: en",
+    b"Content-Location: /x",
+    b"Content-Range: bytes 0-1/2",
+    b"Content-MD5: Q2hlY2sgSW50ZWdyaXR5IQ==",
     b"Expect: 100-continue",
     b"Expect: nonsense",
     b"Transfer-Encoding: identity",
@@ -729,12 +736,15 @@ HARMLESS = [
     b"Upgrade-Insecure-Requests: 1",
     b"user-agent: x",
     b"Origin: https://shop",
+    b"TE: trailers",
+    b"Connection: TE, Keep-Alive",
+    b"Content-Language: en",
+    b"Content-Digest: sha-256=:RK/0qy18MlBSVnWgjwz6lZEWjP/lF5HF9bvEF8FabDg=:",
+    b"HTTP2-Settings: AAMAAABkAAQAAP__",
 ]
 ODD = [
     b"Expect: 100-continue",
     b"Content-Encoding: identity",
-    b"Content-Language: en",
-    b"TE: trailers",
     b"ETag: x",
     b"Server: x",
     b"Sec-WebSocket-Key: x",
@@ -869,6 +879,37 @@ async def test_a_header_makes_no_difference(doors: Doors) -> None:
         )
 
 
+@pytest.mark.parametrize(
+    "offer",
+    [
+        # Java's HttpClient and Apache's HttpClient 5 send these with each request.
+        (b"Connection: Upgrade, HTTP2-Settings", b"HTTP2-Settings: AAEAAEAA", b"Upgrade: h2c"),
+        (b"Upgrade: TLS/1.2", b"Connection: Upgrade"),
+        (b"upgrade:h2c,TLS/1.3", b"connection:keep-alive ,upgrade"),
+        (b"Upgrade: h2c",),
+    ],
+    ids=["Java", "Apache", "several", "without Connection"],
+)
+async def test_an_offer_of_another_protocol_is_ignored(doors: Doors, offer: tuple[bytes, ...]) -> None:
+    """The connection goes on, which aiohttp's does not."""
+    for make in (purchase, partial(purchase, product(SOLD_OUT)), partial(look, f"orders/{SETTLED}")):
+        expected, _ = await exchange(doors.plain, [make(), 1, make(), purchase(), LAST], 10)
+        head, _, body = make().partition(b"\r\n\r\n")
+        request = b"\r\n".join([head, *offer]) + b"\r\n\r\n" + body
+        for pieces in ([request], [request[: -len(body)], body]) if body else ([request],):
+            before = doors.fast_server.requests_count
+            said, _ = await exchange(doors.fast, [*pieces, 1, *pieces, purchase(), LAST], 10)
+            assert said == expected
+            assert doors.fast_server.requests_count - before == 1, (
+                "the last one alone is none of the fast path"
+            )
+
+
+async def test_a_websocket_is_no_offer(doors: Doors) -> None:
+    await compare(doors, [purchase(PLAIN, b"Connection: Upgrade", b"Upgrade: h2c, WebSocket"), 1, LAST])
+    assert doors.fast_server.requests_count > 0
+
+
 async def test_ten_thousand_generated_requests_get_the_same_answers_on_both_ways(doors: Doors) -> None:
     @settings(
         max_examples=TALKS,
@@ -889,5 +930,5 @@ async def test_ten_thousand_generated_requests_get_the_same_answers_on_both_ways
         batch = [compare(doors, talk, 5) for talk in collected[start : start + 20]]
         answered += sum([answer.count(b"\nDate: ") for answer in await asyncio.gather(*batch)])
     assert answered > TALKS * 14
-    # Of odd, cut and unlike requests, every second one; those behind them on the connection are fast again.
-    assert doors.fast_server.requests_count < doors.plain_server.requests_count * 0.6
+    # Of odd, cut and unlike requests, three of five; those behind them on the connection are fast again.
+    assert doors.fast_server.requests_count < doors.plain_server.requests_count * 0.65
