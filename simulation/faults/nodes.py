@@ -4,6 +4,9 @@ import asyncio
 import signal
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
+from typing import Final
+
+from redis.exceptions import RedisError
 
 from engine.local.cluster.nodes import Node, list_cluster, make_whole
 from engine.local.cluster.redis import RedisCluster, take_over
@@ -17,6 +20,9 @@ from simulation.scenario.fault import MACHINES, PARTITIONS, Fault
 from simulation.target.cluster.roles import LEDGER
 from simulation.target.engine_process import EngineProcess
 from simulation.target.services import Services
+
+_HAND_OVER_S: Final = 30.0
+"""Longest time in which a primary of Redis hands over."""
 
 
 class NodeFault:
@@ -83,10 +89,16 @@ class NodeFault:
             await asyncio.sleep(POLL_S)
 
     async def _hand_over(self, target: Node | EngineProcess) -> bool:
-        """Let a replica take a primary of Redis over; return False of anything else."""
+        """Let a replica take a primary of Redis over; return False of anything else. Raises FaultError."""
         if not isinstance(target, Node) or target.service != RedisCluster.name:
             return False
         replicas = await find_replicas(target.number, self._stack)
-        if replicas:
-            await take_over(self._stack.data_dir / target.service, replicas[0])
-        return bool(replicas)
+        if not replicas:
+            return False
+        try:
+            async with asyncio.timeout(_HAND_OVER_S):
+                await take_over(self._stack.data_dir / target.service, replicas[0])
+        except (TimeoutError, RedisError) as error:
+            reason = str(error) or f"nothing in {_HAND_OVER_S:g} s"
+            raise FaultError(f"{target.name} does not hand over: {reason}") from None
+        return True

@@ -1,17 +1,26 @@
-"""Nodes of a cluster are lost in mid-sale, one after the other, and nothing else is."""
+"""Nodes of a cluster are lost in mid-sale, one after the other, and nothing else is; some can't hand over."""
 
+import asyncio
+import shutil
+import tempfile
 from collections import defaultdict
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from engine.errors import StackError
+from engine.local.cluster.redis import RedisCluster, connect_nodes, list_places, read_roles
 from engine.local.rabbitmq import RabbitMQ
+from engine.local.stack import start_stack, stop_stack
 from engine.tests.services import skip_or_fail
+from simulation.errors import FaultError
+from simulation.faults.nodes import NodeFault
 from simulation.run import run
 from simulation.scenario.fault import Fault
 from simulation.scenario.loading import load_scenario
+from simulation.target.services import Services
 from simulation.tests.faults.test_single_faults import PATIENT
 from simulation.verdict import judge_run
 
@@ -54,3 +63,27 @@ async def test_the_nodes_in_charge_are_killed_and_come_back(tmp_path: Path) -> N
     assert nodes["queue"][0] == hit["queue-leader"] != nodes["queue"][-1]
     [taken] = [held for role, held in nodes.items() if role.startswith("shard") and len(set(held)) > 1]
     assert taken[0] == taken[-1] == hit["redis-primary"], "it is the primary again where it was one"
+
+
+async def test_a_primary_whose_replicas_one_node_does_not_know_says_that_it_does_not_hand_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("simulation.faults.nodes._HAND_OVER_S", 1)
+    folder = Path(tempfile.mkdtemp(prefix="flashgrid-"))
+    stack = await start_stack(folder, [RedisCluster.name])
+    try:
+        services = Services(redis_url=stack.urls[RedisCluster.name], postgres_url="", stack=stack)
+        fault = NodeFault(Fault(at_s=0, kind="switchover", on="redis-1"), services, stack, [])
+        place = folder / RedisCluster.name
+        async with asyncio.timeout(10), connect_nodes(list_places(place)) as servers:
+            for number, role in (await read_roles(place)).items():
+                if role.primary == 0:
+                    name = await servers[number].execute_command("CLUSTER", "MYID")
+                    # For a minute: nobody may tell it of that node.
+                    await servers[3].execute_command("CLUSTER", "FORGET", name)
+            await fault.find()
+            with pytest.raises(FaultError, match="redis 1 does not hand over: nothing in 1 s"):
+                await fault.begin(AsyncExitStack())
+    finally:
+        await stop_stack(folder)
+        shutil.rmtree(folder)
