@@ -227,6 +227,20 @@ async def test_an_order_that_was_pruned_is_not_shown_from_memory(
     assert [await looker.status(order_id) for order_id in (young, old)] == ["CONFIRMED", "PRUNED"]
 
 
+async def test_an_order_that_was_pruned_is_not_shown_from_the_gate(
+    looker: Looker, redis: Redis, settings_without_bus: Settings
+) -> None:
+    """One that was settled a day after it was accepted, and pruned at once."""
+    now_ms = read_time_ms(make_stem())
+    young, old = (make_bound(now_ms - hours * 3_600_000)[:-1] + "1" for hours in (11, 25))
+    lots = [Lot(*split_order_id(each), 1, 1, 1, 1, [101]) for each in (young, old)]
+    await looker.ledger.settle(lots, {})
+    await Clearing([Shard(redis)]).clear(lots, are_confirmed=True)
+    await looker.ledger.begin_pruning(make_bound(now_ms - 24 * 3_600_000))
+    await execute(settings_without_bus.postgres_url or "", "DELETE FROM orders")
+    assert [await looker.status(order_id) for order_id in (young, old)] == ["CONFIRMED", "PRUNED"]
+
+
 async def test_an_order_that_the_ledger_showed_while_the_gate_did_not_answer_is_never_pending_again(
     looker: Looker, settings_without_bus: Settings, stack: Stack
 ) -> None:
