@@ -11,9 +11,10 @@ import msgspec
 import pytest
 from redis.asyncio import Redis
 
-from engine.gate.clearing import Clearing
+from engine.gate.clearing import Clearing, KeptLot, decode_confirmed
 from engine.gate.client import Shard
 from engine.gate.gate import Gate
+from engine.gate.looks import reads
 from engine.http import looking as module
 from engine.http.answers import Answer
 from engine.http.looking import Look, Looking
@@ -197,6 +198,23 @@ async def test_an_order_that_was_confirmed_lately_needs_no_ledger(
         {"orderId": each, "status": "CONFIRMED", "productId": 3, "quantity": 2} for each in settled
     ]
     assert looker.reads == {"read_orders": 1}
+
+
+async def test_what_is_kept_of_a_batch_is_decoded_once_for_all_that_look(
+    looker: Looker, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded = list[bytes]()
+
+    def decode(kept: bytes) -> list[KeptLot]:
+        decoded.append(kept)
+        return decode_confirmed(kept)
+
+    monkeypatch.setattr(reads, "decode_confirmed", decode)
+    stem = make_stem()
+    order_ids = [stem + place for place in PLACES[:CROWD]]
+    await Clearing([Shard(redis)]).clear([Lot(stem, 0, 1, 1, 1, 1, [101] * CROWD)], are_confirmed=True)
+    assert {*await asyncio.gather(*map(looker.status, order_ids))} == {"CONFIRMED"}
+    assert len(decoded) == looker.reads["read_orders"] == 1
 
 
 async def test_memory_is_bounded(looker: Looker, redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
