@@ -6,7 +6,8 @@ order by its place: 1 while it is pending, 0 once it is settled. A field without
 costs one write when it is accepted and one when it is settled, however many orders are in it.
 
 A crowd that has just bought looks at its orders. So what the ledger has confirmed is kept here for a while,
-and the ledger need not be asked. It may be missing, and is never wrong: a confirmed order does not change.
+and the ledger need not be asked. It may be missing, and is not wrong: a confirmed order does not change until
+it is pruned, or the ledger is restored from a backup that lacks it.
 """
 
 from collections import defaultdict
