@@ -37,9 +37,11 @@ end
 
 for stem, first, count in string.gmatch(ARGV[5], '(%S+) (%d+) (%d+)') do clear(stem, first, count) end
 
+local most = 1500                    -- bytes of a batch's lots, which those who look have to read
 for stem, lots in string.gmatch(ARGV[6], '(%S+)([ %d]+)') do
   local key = prefix .. 'confirmed:' .. stem
-  redis.call('SET', key, (redis.call('GET', key) or '') .. lots, 'EX', ARGV[7])
+  local kept = (redis.call('GET', key) or '') .. lots
+  if #kept <= most then redis.call('SET', key, kept, 'EX', ARGV[7]) end
 end
 
 local released = 0

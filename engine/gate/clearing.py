@@ -6,11 +6,13 @@ order by its place: 1 while it is pending, 0 once it is settled. A field without
 costs one write when it is accepted and one when it is settled, however many orders are in it.
 
 A crowd that has just bought looks at its orders. So what the ledger has confirmed is kept here for a while,
-and the ledger need not be asked. It may be missing, and is never wrong: a confirmed order does not change.
+and the ledger need not be asked. It may be missing, and is not wrong: a confirmed order does not change until
+it is pruned, or the ledger is restored from a backup that lacks it.
 """
 
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any, Final, cast
 
 from engine.gate.client import Script, Shard
@@ -25,9 +27,14 @@ _CLEAR: Final = Script("clear.lua")
 _CONFIRMED_S: Final = 15
 """For so long the gate keeps what was confirmed."""
 _MOST_LOTS: Final = 64
-"""Most lots of a batch that it keeps: of more of them the ledger answers as fast."""
+"""Most lots of a batch that it keeps at a time: of more of them the ledger answers as fast."""
+_MOST_BATCHES: Final = 256
+"""Most batches of which it keeps something at a time: Redis serves nobody else meanwhile."""
 _SCANNED: Final = 250
 """Batches, and at least as many orders, at a time."""
+
+KeptLot = tuple[int, int, int, int]
+"""First place, number, product and quantity of a lot that is confirmed."""
 
 
 class Clearing:
@@ -133,15 +140,20 @@ def _write_confirmed(lots: Iterable[Lot]) -> str:
         by_stem[lot.stem].append(lot)
     return "\n".join(
         stem + "".join([f" {lot.first_place} {len(lot)} {lot.product_id} {lot.quantity}" for lot in its_lots])
-        for stem, its_lots in by_stem.items()
+        for stem, its_lots in islice(by_stem.items(), _MOST_BATCHES)
         if len(its_lots) <= _MOST_LOTS
     )
 
 
-def find_confirmed(kept: bytes, place: int) -> tuple[int, int] | None:
-    """Return product and quantity of the order with a place in its batch, None if that is not kept."""
+def decode_confirmed(kept: bytes) -> list[KeptLot]:
+    """Return the lots that are kept of a batch."""
     numbers = map(int, kept.split())
-    for first, count, product_id, quantity in zip(numbers, numbers, numbers, numbers, strict=True):
+    return list(zip(numbers, numbers, numbers, numbers, strict=True))
+
+
+def find_confirmed(lots: Iterable[KeptLot], place: int) -> tuple[int, int] | None:
+    """Return product and quantity of the order with a place in its batch, None if that is not kept."""
+    for first, count, product_id, quantity in lots:
         if first <= place < first + count:
             return product_id, quantity
     return None

@@ -112,6 +112,8 @@ class Looking:
         is_late = self._reads.is_late
         for order_id, waiting in looks.items():
             seen = found.get(order_id) if found else None
+            if isinstance(seen, Confirmed) and _unpruned_s(order_id) <= 0:
+                seen = False
             if isinstance(seen, Confirmed):
                 _reply_all(waiting, self._remember(order_id, OrderStatus.CONFIRMED, *seen))
             elif seen and not is_late:
@@ -156,8 +158,7 @@ class Looking:
         answer = Answer(200, msgspec.json.encode(fields))
         if len(self._known) >= _REMEMBERED // 2:
             self._known, self._known_longer = {}, self._known
-        age_s = time.time() - read_time_ms(order_id) / 1000
-        self._known[order_id] = answer, self._now_s() + _UNPRUNED_S - age_s
+        self._known[order_id] = answer, self._now_s() + _unpruned_s(order_id)
         return answer
 
 
@@ -227,6 +228,11 @@ class _Line(Generic[Question, Found]):
                 (late if look[1] < before_s else rest).setdefault(question, []).append(look)
         self._give(late, None)
         return rest
+
+
+def _unpruned_s(order_id: str) -> float:
+    """Return for how long the order can't be pruned yet; it may have been if that is negative."""
+    return _UNPRUNED_S - (time.time() - read_time_ms(order_id) / 1000)
 
 
 def _reply_all(looks: Iterable[Look], answer: Answer) -> None:

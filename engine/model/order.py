@@ -13,7 +13,7 @@ class OrderStatus(StrEnum):
     FAILED = "FAILED"
     """The payment was declined."""
     REJECTED = "REJECTED"
-    """The ledger had no unit left."""
+    """The ledger had no unit left, or the order's Idempotency-Key has bought another one."""
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True, gc=False):

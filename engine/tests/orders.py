@@ -7,7 +7,7 @@ from typing import Any
 from redis.asyncio import Redis
 
 from engine.errors import GateUnavailable
-from engine.gate.clearing import find_confirmed
+from engine.gate.clearing import decode_confirmed, find_confirmed
 from engine.gate.gate import Gate
 from engine.gate.keys import ShardKeys
 from engine.gate.looks.reads import Stock
@@ -81,7 +81,8 @@ async def read_confirmed(redis: Redis) -> set[str]:
     async for name in redis.scan_iter(match=SHARD.confirmed("*")):
         stem = name.decode().rpartition(":")[2]
         kept: Any = await redis.get(name)
-        found |= {stem + digits for place, digits in enumerate(PLACES) if find_confirmed(kept, place)}
+        lots = decode_confirmed(kept)
+        found |= {stem + digits for place, digits in enumerate(PLACES) if find_confirmed(lots, place)}
     return found
 
 

@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 from redis.exceptions import RedisError
 
 from engine.errors import GateUnavailable
-from engine.gate.clearing import find_confirmed
+from engine.gate.clearing import KeptLot, decode_confirmed, find_confirmed
 from engine.gate.client import Command, Shard, ask_each
 from engine.gate.connection.wire import Wire
 from engine.gate.fence import NOTICED_S, Fence, check_primary
@@ -90,7 +90,7 @@ class GateReads:
         found: dict[str, bool | Confirmed] = dict.fromkeys(known, False)
         for memory in filter(None, memories):
             for order_id, (stem, place) in places.items():
-                if kept := find_confirmed(memory.confirmed_of.get(stem, b""), place):
+                if kept := find_confirmed(memory.confirmed_of.get(stem, ()), place):
                     found[order_id] = Confirmed(*kept)
                 elif memory.digits_of.get(stem, b"")[place : place + 1] == b"1":
                     found[order_id] = True
@@ -141,7 +141,7 @@ class _Memory(NamedTuple):
 
     digits_of: dict[str, bytes]
     """By the stems of their batches (clearing.py)."""
-    confirmed_of: dict[str, bytes]
+    confirmed_of: dict[str, list[KeptLot]]
     """By the stems, too."""
     forgotten_ms: float
     """Up to which time in their ids it may have forgotten orders; negative if none."""
@@ -190,7 +190,8 @@ async def _read_memory(asked: tuple[_Line, Fence], stems: Sequence[str]) -> _Mem
         ("HMGET", line.keys.pending, *stems),
         ("HMGET", line.keys.fence, "open", writer, "doubt"),
     )
-    confirmed_of = {stem: kept for stem, kept in zip(stems, confirmed, strict=True) if kept}
+    # Once for each batch: hundreds may look at orders of the same one.
+    confirmed_of = {stem: decode_confirmed(kept) for stem, kept in zip(stems, confirmed, strict=True) if kept}
     if not generation:
         return _Memory({}, confirmed_of, math.inf)
     # A new server may have an older copy of what the one before knew.

@@ -4,11 +4,12 @@ from typing import Any
 import msgspec
 from redis.asyncio import Redis
 
-from engine.gate.clearing import Clearing, find_confirmed, read_pending
+from engine.gate.clearing import Clearing, decode_confirmed, find_confirmed, read_pending
 from engine.gate.client import Shard
 from engine.gate.keys import shard_of
 from engine.model.lot import Lot
 from engine.model.order import Order, OrderStatus
+from engine.model.order_id import PLACES, make_stem
 from engine.model.sale import Sale
 from engine.tests.orders import (
     SHARD,
@@ -72,7 +73,7 @@ async def test_confirmed_orders_are_kept_for_a_while(redis: Redis) -> None:
     assert await read_confirmed(redis) == {*ids([batch[0], batch[2]])}, "of both parts, and no failed one"
     [key] = await redis.keys(SHARD.confirmed("*"))
     kept: Any = await redis.get(key)
-    assert find_confirmed(kept, 5) == (3, 2)
+    assert find_confirmed(decode_confirmed(kept), 5) == (3, 2)
     assert 0 < await redis.ttl(key) <= 15
 
 
@@ -86,6 +87,23 @@ async def test_few_lots_of_a_batch_are_kept(redis: Redis) -> None:
     few, many = reserve(sale, 64), reserve(sale, 65)
     await Clearing([Shard(redis)]).clear([*few, *many], are_confirmed=True)
     assert await read_confirmed(redis) == {*ids(few)}
+
+
+async def test_little_is_kept_of_a_batch_that_is_cleared_bit_by_bit(redis: Redis) -> None:
+    """As after an outage of the payment gateway: each order may be settled by itself."""
+    clearing, stem = Clearing([Shard(redis)]), make_stem()
+    for place in range(300):
+        await clearing.clear([Lot(stem, place, 3, 7, 1, 1, [101])], are_confirmed=True)
+    kept: Any = await redis.get(SHARD.confirmed(stem))
+    assert len(kept) < 2_000
+    assert {stem + place for place in PLACES[:64]} <= await read_confirmed(redis)
+
+
+async def test_few_batches_are_kept_at_a_time(redis: Redis) -> None:
+    """Redis serves nobody else meanwhile."""
+    lots = [Lot(make_stem(), 0, 3, 7, 1, 1, [101]) for _ in range(2_000)]
+    await Clearing([Shard(redis)]).clear(lots, are_confirmed=True)
+    assert await read_confirmed(redis) == {*ids(lots[:256])}
 
 
 async def test_a_declined_order_of_an_old_sale_leaves_the_new_sale_alone(redis: Redis) -> None:

@@ -11,9 +11,10 @@ import msgspec
 import pytest
 from redis.asyncio import Redis
 
-from engine.gate.clearing import Clearing
+from engine.gate.clearing import Clearing, KeptLot, decode_confirmed
 from engine.gate.client import Shard
 from engine.gate.gate import Gate
+from engine.gate.looks import reads
 from engine.http import looking as module
 from engine.http.answers import Answer
 from engine.http.looking import Look, Looking
@@ -199,6 +200,23 @@ async def test_an_order_that_was_confirmed_lately_needs_no_ledger(
     assert looker.reads == {"read_orders": 1}
 
 
+async def test_what_is_kept_of_a_batch_is_decoded_once_for_all_that_look(
+    looker: Looker, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded = list[bytes]()
+
+    def decode(kept: bytes) -> list[KeptLot]:
+        decoded.append(kept)
+        return decode_confirmed(kept)
+
+    monkeypatch.setattr(reads, "decode_confirmed", decode)
+    stem = make_stem()
+    order_ids = [stem + place for place in PLACES[:CROWD]]
+    await Clearing([Shard(redis)]).clear([Lot(stem, 0, 1, 1, 1, 1, [101] * CROWD)], are_confirmed=True)
+    assert {*await asyncio.gather(*map(looker.status, order_ids))} == {"CONFIRMED"}
+    assert len(decoded) == looker.reads["read_orders"] == 1
+
+
 async def test_memory_is_bounded(looker: Looker, redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_REMEMBERED", 20)
     settled = await looker.buy(100)
@@ -222,6 +240,20 @@ async def test_an_order_that_was_pruned_is_not_shown_from_memory(
     await looker.settle([young, old])
     for order_id in (young, old):
         assert await looker.status(order_id) == "CONFIRMED"
+    await looker.ledger.begin_pruning(make_bound(now_ms - 24 * 3_600_000))
+    await execute(settings_without_bus.postgres_url or "", "DELETE FROM orders")
+    assert [await looker.status(order_id) for order_id in (young, old)] == ["CONFIRMED", "PRUNED"]
+
+
+async def test_an_order_that_was_pruned_is_not_shown_from_the_gate(
+    looker: Looker, redis: Redis, settings_without_bus: Settings
+) -> None:
+    """One that was settled a day after it was accepted, and pruned at once."""
+    now_ms = read_time_ms(make_stem())
+    young, old = (make_bound(now_ms - hours * 3_600_000)[:-1] + "1" for hours in (11, 25))
+    lots = [Lot(*split_order_id(each), 1, 1, 1, 1, [101]) for each in (young, old)]
+    await looker.ledger.settle(lots, {})
+    await Clearing([Shard(redis)]).clear(lots, are_confirmed=True)
     await looker.ledger.begin_pruning(make_bound(now_ms - 24 * 3_600_000))
     await execute(settings_without_bus.postgres_url or "", "DELETE FROM orders")
     assert [await looker.status(order_id) for order_id in (young, old)] == ["CONFIRMED", "PRUNED"]
