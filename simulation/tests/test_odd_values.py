@@ -29,7 +29,9 @@ from simulation.target.foreign.checks import find_faults
 from simulation.target.foreign.loading import LIBRARY, read_description
 from simulation.target.foreign.tokens import read_tokens
 
-few = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+few = settings(
+    max_examples=settings().max_examples * 3 // 2, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 NUMBERS = ["0", "-1", "20000000", "1795939200", "1e400", "nan", "9" * 400, "9" * 5_000, "²", "٣", "1_0"]
 WORDS = [
     "GET\n",

@@ -235,6 +235,7 @@ def test_what_the_engine_reads_at_run_time_is_in_its_package() -> None:
     assert {path for path in wanted - packaged if "tests" not in path.parts} == set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_local", [False, True], ids=["engine", "engine.local"])
 def test_the_engine_loads_with_its_own_dependencies_alone(with_local: bool) -> None:
     allowed = importable(set(read_pins("engine/requirements.txt"))) | {"engine"}
@@ -264,6 +265,7 @@ def test_no_room_is_crowded_and_no_module_is_long(package: str) -> None:
     assert {room: modules for room, modules in rooms.items() if modules > MOST_MODULES} == {}
 
 
+@pytest.mark.slow
 def test_a_clone_as_git_makes_it_on_windows_has_the_same_bytes(tmp_path: Path) -> None:
     if not (ROOT / ".git").exists():
         pytest.skip("not a clone")
@@ -275,6 +277,7 @@ def test_a_clone_as_git_makes_it_on_windows_has_the_same_bytes(tmp_path: Path) -
         assert (tmp_path / "clone" / name).read_bytes() == show.stdout, name
 
 
+@pytest.mark.slow
 def test_the_compose_file_is_accepted_and_has_the_cluster_in_a_profile() -> None:
     accepted = run_compose(FLASHGRID_ADMIN_TOKEN="a-token-of-sixteen")
     assert accepted.returncode == 0, accepted.stderr
@@ -286,6 +289,7 @@ def test_the_compose_file_is_accepted_and_has_the_cluster_in_a_profile() -> None
     assert len(services) == 26
 
 
+@pytest.mark.slow
 def test_the_compose_file_asks_for_an_admin_token() -> None:
     refused = run_compose("--quiet")
     assert refused.returncode != 0

@@ -15,6 +15,7 @@ async def lose_one_cancellation() -> None:
         await asyncio.Event().wait()
 
 
+@pytest.mark.slow
 async def test_a_lost_cancellation_is_repeated() -> None:
     async with running(lose_one_cancellation()):
         await asyncio.sleep(0)

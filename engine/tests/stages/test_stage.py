@@ -12,6 +12,8 @@ import uvloop
 
 from engine.stages.process import READY, ignore_closed_tls
 
+pytestmark = pytest.mark.slow
+
 LOWERED = """
 import resource
 from engine.stages.process import raise_file_limit

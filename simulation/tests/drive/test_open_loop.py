@@ -19,6 +19,8 @@ from simulation.scenario.patience import Patience, Reason
 from simulation.scenario.schema import DriverOptions
 from simulation.tests.http_server import ACCEPTED, NOT_STARTED, SOLD_OUT, Request, answer, http_server
 
+pytestmark = pytest.mark.slow
+
 MS = 1_000_000
 SECOND = round(1 / SNAPSHOT_S)
 

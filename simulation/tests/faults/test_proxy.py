@@ -13,6 +13,8 @@ from simulation.faults.proxy import Proxy, start_proxy
 from simulation.scenario.fault import Fault
 from simulation.target.services import Services
 
+pytestmark = pytest.mark.slow
+
 
 class Echo:
     """A service that remembers what it was asked and answers with the same."""

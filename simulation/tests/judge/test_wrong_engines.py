@@ -318,6 +318,7 @@ def test_the_true_record_passes(truth: Record) -> None:
     assert broken_rules(truth) == set()
 
 
+@pytest.mark.slow
 def test_what_chance_turns_away_or_a_moment_is_no_fault(truth: Record) -> None:
     def scattered(history: pd.DataFrame) -> "pd.Series[bool]":
         return history["op"] * 7_919 % 1_000 < 40
@@ -369,6 +370,7 @@ def hand_over(record: Record, start_s: float, end_s: float) -> Record:
     return scenario, history, state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [1, 8])
 @pytest.mark.parametrize(("seconds", "start_s", "end_s"), [(5, 1, 2), (5, 0.5, 4), (4, 0, 4)])
 def test_a_hand_over_that_nobody_told_of_leaves_a_short_run_elsewhere_unknown(
@@ -381,6 +383,7 @@ def test_a_hand_over_that_nobody_told_of_leaves_a_short_run_elsewhere_unknown(
     assert "the sale happened" in broken_rules(away), "nobody hands over what the run has started"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "which",
     [

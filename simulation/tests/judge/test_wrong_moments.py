@@ -325,6 +325,7 @@ def test_a_gate_that_released_other_units_than_failed_is_found(released: int) ->
 # --- clocks
 
 
+@pytest.mark.slow
 def test_a_clock_that_was_set_during_the_run_is_allowed_for(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     make_run(folder, seed=1)

@@ -25,6 +25,8 @@ from simulation.tests.cli.test_cli import FLASHSIM, PATIENT, plain_environment, 
 from simulation.tests.live.test_live import SAMPLE, progress_at
 from simulation.tests.run_folders import make_run
 
+pytestmark = pytest.mark.slow
+
 SPIKE = load_scenario("spike")
 STALL = {"kind": "stop", "on": "front-door", "at_s": 2, "seconds": 1}
 FAULTY = load_scenario("spike", {"faults": [STALL], "restocks": [{"at_s": 9, "product_id": 1, "stock": 500}]})

@@ -19,6 +19,8 @@ from simulation.record.state import read_state, write_state
 from simulation.tests.run_folders import make_run
 from simulation.verdict import judge_run
 
+pytestmark = pytest.mark.slow
+
 Rows = Callable[[pd.DataFrame], pd.DataFrame]
 
 

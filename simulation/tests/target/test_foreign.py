@@ -494,6 +494,7 @@ async def test_a_reset_that_fails_is_told(settings: Settings, tmp_path: Path) ->
         await judge(small_spike(), tmp_path / "run", engine, "http://127.0.0.1:9")
 
 
+@pytest.mark.slow
 async def test_a_command_that_hangs_is_killed_with_what_it_started_and_one_behind_it_is_not_waited_for(
     tmp_path: Path,
 ) -> None:
@@ -530,6 +531,7 @@ async def holds(condition: Callable[[], bool]) -> None:
 SHELL = """sh -c '{python} -m http.server --bind 127.0.0.1 {port} & echo $! >> MARK; wait'"""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("killed", [0, 1, None])
 async def test_what_a_shell_starts_ends_with_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed: int | None

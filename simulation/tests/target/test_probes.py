@@ -142,6 +142,7 @@ def test_the_meter_names_services_with_all_their_processes(stack: Stack) -> None
     assert min(used.rss_mib for used in usage.values()) > 1
 
 
+@pytest.mark.slow
 def test_the_meter_passes_over_a_service_that_is_gone() -> None:
     with subprocess.Popen(["true"]) as ended:
         pass
@@ -155,6 +156,7 @@ def driver_lookalike() -> Iterator["subprocess.Popen[bytes]"]:
         yield process
 
 
+@pytest.mark.slow
 def test_a_process_that_is_started_again_goes_on_under_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process_meter, "SCAN_S", 0)
     meter = ProcessMeter({})
@@ -185,6 +187,7 @@ def engine_lookalike(folder: Path, *stages: str) -> Iterator["subprocess.Popen[s
         yield process
 
 
+@pytest.mark.slow
 def test_the_processes_of_each_engine_have_its_number(tmp_path: Path) -> None:
     with engine_lookalike(tmp_path, "front-door", "front-door", "relay") as second:
         with engine_lookalike(tmp_path, "front-door", "relay") as first:

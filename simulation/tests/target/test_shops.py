@@ -18,6 +18,8 @@ from simulation.tests.target.shops import token_of
 from simulation.tests.target.test_foreign import is_open, judge, states
 from simulation.tests.test_run import PATIENT
 
+pytestmark = pytest.mark.slow
+
 SHOPS = Path(__file__).with_name("shops.py")
 READS = {"stock_share": 0.1, "order_share": 0.5, "pause_ms": 50, "most": 3}
 

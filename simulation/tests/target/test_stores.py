@@ -59,7 +59,7 @@ async def test_an_answer_is_read() -> None:
         (fail, "RuntimeError: cannot switch state"),
         (be_cancelled_by_the_library, "the connection was closed"),
         (hang, "no answer in time"),
-        (lose_a_cancellation, "no answer in time"),
+        pytest.param(lose_a_cancellation, "no answer in time", marks=pytest.mark.slow),
     ],
 )
 async def test_any_other_end_is_unreadable(reading: Reading, said: str) -> None:
