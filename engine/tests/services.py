@@ -23,7 +23,7 @@ from engine.settings import Settings
 
 # How long an example takes is the machine's affair.
 hypothesis.settings.register_profile("flashgrid", deadline=None)
-hypothesis.settings.register_profile("quick", deadline=None, max_examples=15)
+hypothesis.settings.register_profile("quick", deadline=None, max_examples=10)
 hypothesis.settings.load_profile("flashgrid")
 
 _MOST_SHARDS = 4
