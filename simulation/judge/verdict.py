@@ -84,7 +84,6 @@ BY_SUMS: Final[frozenset[Rule]] = frozenset(
 )
 """Rules that count what all orders hold: without some of them they say nothing."""
 
-
 OF_SERVICE: Final[frozenset[Rule]] = frozenset(
     (service.no_server_errors, service.the_sale_happened, reads_are_true)
 )
@@ -131,15 +130,16 @@ def judge(
     asked: Asked,
     reads: pd.DataFrame | None = None,
     timeline: pd.DataFrame | None = None,
+    rules: Sequence[Rule] = RULES,
 ) -> list[Check]:
-    """Return a check for every rule.
+    """Return a check for each of the rules.
 
     `history` has the columns of simulation.model.history, of purchases alone; `reads` has the same columns,
     if there were any reads. `timeline` is what the probes read meanwhile.
     """
     evidence = gather(history, state, asked, reads, timeline)
     misfits, supposed = find_misfits(evidence), suppose_hand_overs(evidence)
-    return [_apply(rule, evidence, misfits, supposed) for rule in RULES]
+    return [_apply(rule, evidence, misfits, supposed) for rule in rules]
 
 
 def gather(

@@ -10,7 +10,7 @@ import pandas as pd
 from hypothesis import settings
 
 from simulation.judge.asked import LONG_AGO, Asked, AskedSale
-from simulation.judge.verdict import Check
+from simulation.judge.verdict import RULES, Check, Rule
 from simulation.judge.verdict import judge as judge_run
 from simulation.model.events import Recovery
 from simulation.model.state import GATE_TYPES, ORDER_TYPES, SALE_TYPES, FinalState
@@ -71,11 +71,12 @@ def judge(
     state: FinalState,
     reads: pd.DataFrame | None = None,
     timeline: pd.DataFrame | None = None,
+    rules: Sequence[Rule] = RULES,
     **changes: Any,
 ) -> list[Check]:
     """Return the checks of a run that `play` played; `changes` are of what was asked."""
     assert isinstance(state, Played)
-    return judge_run(history, state, replace(state.asked, **changes), reads, timeline)
+    return judge_run(history, state, replace(state.asked, **changes), reads, timeline, rules)
 
 
 def judging(runs: int) -> settings:

@@ -39,6 +39,8 @@ def judge_units(evidence: Evidence) -> Seen:
     with one sale and while nothing explains it, fewer or more than purchases can have left; the last one
     if the gate holds others; and those in which more orders were released than had failed until then, or
     fewer."""
+    if not _shows(evidence, "stock_remaining", "ledger_failed"):
+        return Seen([], 0)
     seen = _take(evidence, "stock_remaining")
     left, sales = seen["stock_remaining"], evidence.asked.frame
     failed = evidence.orders[evidence.orders["status"] == "FAILED"]
@@ -72,6 +74,8 @@ def judge_orders(evidence: Evidence) -> Seen:
     """Return the samples in which the ledger has confirmed more orders than purchases were sent until then,
     fewer than it had confirmed before, or others than it says that it had settled; and the last one if the
     ledger holds others."""
+    if not _shows(evidence, "ledger_confirmed"):
+        return Seen([], 0)
     seen = _take(evidence, "ledger_confirmed")
     confirmed = seen["ledger_confirmed"]
     odd = confirmed > _sum_until(evidence.takers, "sent_ns", seen["until_ns"])
@@ -93,7 +97,7 @@ def judge_orders(evidence: Evidence) -> Seen:
 def judge_waiting(evidence: Evidence) -> Seen:
     """Return where less than nothing waited, or more than purchases had been sent; for long, more than the
     ledger lacked, and what had waited since a fault; or, after all had drained, anything at all."""
-    if not evidence.asked.alone:
+    if not evidence.asked.alone or not _shows(evidence, *WAITING):
         return Seen([], 0)
     odd: list[float] = []
     still = 0
@@ -153,12 +157,16 @@ def _is_last(seen: pd.DataFrame, evidence: Evidence) -> "pd.Series[bool]":
     return (seen["until_ns"] == NEVER) & settled
 
 
+def _shows(evidence: Evidence, *names: str) -> bool:
+    """Return whether the probes counted any of these; those of an engine with other stores say nothing."""
+    return evidence.asked.contract == FLASHGRID and any(name in evidence.timeline for name in names)
+
+
 def _take(evidence: Evidence, name: str) -> pd.DataFrame:
     """Return the samples that have a number there, with `at_ns` and `until_ns`, whether a fault may be
-    `excused` for it, and whether it is `slow` since one is not seen to be over; none of an engine with other
-    stores."""
+    `excused` for it, and whether it is `slow` since one is not seen to be over."""
     timeline = evidence.timeline
-    if name not in timeline or evidence.asked.contract != FLASHGRID:
+    if name not in timeline:
         timeline = pd.DataFrame({"t_s": [], name: []})
     at_ns = (timeline["t_s"] * 1e9).round().astype("int64")
     # Times of the samples are whole milliseconds.

@@ -11,6 +11,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from simulation.judge.numbers.reads import measure_reads
+from simulation.judge.rules.reads import reads_are_true
 from simulation.judge.verdict import Check
 from simulation.model.events import Recovery, Restocked
 from simulation.model.state import FinalState
@@ -43,8 +44,8 @@ def check(
     for each in restocks:
         moments = {"asked_ns": round(each.at_s * 1e9), "opened_ns": round(each.opened_s * 1e9)}
         sales[each.sale_id - 1] = replace(sales[each.sale_id - 1], **moments)
-    checks = judge(history, state, reads, sales=sales)
-    return next(each for each in checks if each.name == "reads are true")
+    [found] = judge(history, state, reads, sales=sales, rules=[reads_are_true])
+    return found
 
 
 def two_orders() -> tuple[pd.DataFrame, Played, str, str]:
