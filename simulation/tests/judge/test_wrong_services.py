@@ -27,6 +27,8 @@ from simulation.tests.histories import (
     with_orders,
 )
 
+pytestmark = pytest.mark.slow
+
 S = 1_000_000_000
 READS = "reads are true"
 SCENARIO: dict[str, Any] = {
