@@ -195,6 +195,13 @@ def send_signal(members: Iterable[ProcessId], number: signal.Signals) -> None:
                 process.send_signal(number)
 
 
+def freeze_processes(members: list[ProcessId]) -> None:
+    """Send SIGSTOP to the processes, and to those that they have begun until then, which join the list."""
+    for member in members:
+        send_signal([member], signal.SIGSTOP)
+        members += [child for child in family(member) if child not in members]
+
+
 def kill_group(leader: int) -> None:
     """Kill what is left of the group of a process, which may have ended before."""
     with contextlib.suppress(ProcessLookupError):

@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 from typing import Any, cast
 
 from engine.local.machines import Network
-from engine.local.process import ProcessId, family, identify, send_signal
+from engine.local.process import ProcessId, family, freeze_processes, identify, send_signal
 from engine.local.stack import Stack
 from engine.tasks import cancel
 from simulation.errors import FaultError
@@ -181,7 +181,7 @@ class Injector(Background):
         """Send SIGSTOP to the processes of a stage or service, and SIGCONT to the same at the end."""
         found = await self._find_processes(name)
         ending.callback(send_signal, found, signal.SIGCONT)
-        send_signal(found, signal.SIGSTOP)
+        freeze_processes(found)
 
     async def _find_processes(self, name: str) -> list[ProcessId]:
         """Return all processes of a stage or service. Raises FaultError if one is missing for too long."""

@@ -18,7 +18,14 @@ from engine.errors import StackError
 from engine.local.cluster.postgres import LOST, PostgresCluster, list_servers
 from engine.local.cluster.rabbitmq import RabbitMQCluster, list_nodes
 from engine.local.cluster.redis import MACHINES, RedisCluster, take_over
-from engine.local.process import ProcessId, family, kill_processes, send_signal, stop_process
+from engine.local.process import (
+    ProcessId,
+    family,
+    freeze_processes,
+    kill_processes,
+    send_signal,
+    stop_process,
+)
 from engine.local.state import lock_folder, read_state, write_entry
 
 _REDIS: Final = RedisCluster()
@@ -74,7 +81,7 @@ class Node:
 
     def freeze(self) -> None:
         """Send SIGSTOP to its processes: the kernel still takes connections for it."""
-        send_signal(self.list_processes(), signal.SIGSTOP)
+        freeze_processes(self.list_processes())
 
     def thaw(self) -> None:
         """Let its processes go on."""

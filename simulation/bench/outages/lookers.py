@@ -25,7 +25,7 @@ import click
 import numpy as np
 
 from engine.gate.client import connect_redis
-from engine.local.process import family, identify, send_signal
+from engine.local.process import family, freeze_processes, identify, send_signal
 from engine.settings import Settings
 from simulation.bench.measures.mix import Rates, Watch, at_once, plan_mix
 from simulation.bench.samples import Spread
@@ -175,7 +175,7 @@ async def _frozen(pids: Sequence[int], t0_ns: int, seconds: float) -> AsyncItera
         await _until(t0_ns)
         members = [member for pid in pids for member in family(identify(pid))]
         try:
-            send_signal(members, signal.SIGSTOP)
+            freeze_processes(members)
             await asyncio.sleep(seconds)
         finally:
             send_signal(members, signal.SIGCONT)

@@ -1,0 +1,33 @@
+"""Processes by their ids."""
+
+import asyncio
+import signal
+from functools import partial
+
+import psutil
+
+from engine.local.process import freeze_processes, identify, kill_processes, send_signal
+from engine.tests.test_server import eventually
+
+
+async def test_what_a_process_has_begun_is_frozen_with_it() -> None:
+    shell = await asyncio.create_subprocess_exec("sh", "-c", "sleep 60 & sleep 60; true")
+    process = psutil.Process(shell.pid)
+    await eventually(lambda: len(process.children()) == 2)
+    known = identify(shell.pid)
+    members = [known]
+    freeze_processes(members)
+    try:
+        assert members[0] == known
+        assert {member.pid for member in members[1:]} == {child.pid for child in process.children()}
+        for member in members:
+            await eventually(partial(is_stopped, member.pid))
+        send_signal(members, signal.SIGCONT)
+        assert not is_stopped(shell.pid)
+    finally:
+        await kill_processes(members)
+        await shell.wait()
+
+
+def is_stopped(pid: int) -> bool:
+    return psutil.Process(pid).status() == psutil.STATUS_STOPPED
