@@ -26,6 +26,7 @@ from engine.local.process import (
     ProcessId,
     enter,
     family,
+    freeze_processes,
     identify,
     kill_processes,
     send_signal,
@@ -148,8 +149,8 @@ class EngineProcess:
 
     def freeze(self) -> None:
         """Send SIGSTOP to all of its processes."""
+        freeze_processes([*self._find_server(), *self._stages])
         self._remember()
-        send_signal([*self._find_server(), *self._stages], signal.SIGSTOP)
 
     def thaw(self) -> None:
         """Let all of its processes go on."""
