@@ -179,13 +179,30 @@ async def _count_primaries(node: Any) -> int:
     return sum(len(line.split()) > _WORDS for line in text.splitlines())
 
 
+async def introduce(node: Any, others: Sequence[tuple[str, int]]) -> None:
+    """Let a node meet others until it knows them all. Raises RedisError.
+
+    A node that does not answer within the node timeout is forgotten, and has to be met again.
+    """
+    while True:
+        lines = (await node.execute_command("CLUSTER", "NODES")).splitlines()
+        # id, address:port@bus port, flags, …
+        flags = {line.split()[1].split("@")[0]: line.split()[2] for line in lines}
+        found = [flags.get(f"{address}:{port}") for address, port in others]
+        if not any(flag is None or "handshake" in flag for flag in found):
+            return
+        for place, flag in zip(others, found, strict=True):
+            if flag is None:
+                await node.execute_command("CLUSTER", "MEET", *place)
+        await asyncio.sleep(0.02)
+
+
 async def _make_cluster(nodes: Sequence[Any], places: Sequence[tuple[str, int]]) -> None:
     """Let nodes meet, give each its role and the primaries their slots; what is done already stays."""
     for number, node in enumerate(nodes, start=1):
         with suppress(ResponseError):
             await node.execute_command("CLUSTER", "SET-CONFIG-EPOCH", number)
-    for place in places[1:]:
-        await nodes[0].execute_command("CLUSTER", "MEET", *place)
+    await introduce(nodes[0], places[1:])
     for node in nodes:
         while f"cluster_known_nodes:{len(nodes)}" not in await node.execute_command("CLUSTER", "INFO"):  # noqa: ASYNC110
             await asyncio.sleep(0.02)

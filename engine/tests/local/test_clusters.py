@@ -1,20 +1,25 @@
 """What the private services of three machines promise."""
 
+import asyncio
 import shutil
+import signal
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
+from redis.exceptions import RedisError
 
 from engine.bus.checks import check_bus
 from engine.errors import LedgerUnavailable
 from engine.ledger.ledger import Ledger
 from engine.local.cluster.postgres import LOST, PostgresCluster, Server, list_servers
 from engine.local.cluster.rabbitmq import RabbitMQCluster
-from engine.local.process import survivors
+from engine.local.cluster.redis import connect_nodes, introduce, launch_node
+from engine.local.process import HERE, free_port, kill_processes, send_signal, survivors
 from engine.local.stack import Stack, start_stack, stop_stack
 from engine.model.lot import Lot
 from engine.tests.orders import ids, make_terms, reserve
@@ -52,6 +57,39 @@ async def test_a_lost_primary_is_replaced_and_comes_back_as_a_standby(
     assert processes
     await stop_stack(stack.data_dir)
     assert survivors(processes) == []
+
+
+async def test_a_redis_node_that_is_frozen_while_it_is_met_is_met_again(tmp_path: Path) -> None:
+    ports = [free_port(), free_port()]
+    places = [(HERE.address, port) for port in ports]
+    first, second = [launch_node(tmp_path, port) for port in ports]
+    try:
+        async with connect_nodes(places) as nodes:
+            for node in nodes:
+                await eventually(partial(answers, node))
+            send_signal([second], signal.SIGSTOP)
+            meeting = asyncio.create_task(introduce(nodes[0], places[1:]))
+            names = set[str]()
+            await eventually(partial(is_met_again, nodes[0], places[1], names))
+            assert not meeting.done()
+            send_signal([second], signal.SIGCONT)
+            await asyncio.wait_for(meeting, 30)
+    finally:
+        await kill_processes([first, second])
+
+
+async def answers(node: Any) -> bool:
+    with suppress(RedisError):
+        return bool(await node.ping())
+    return False
+
+
+async def is_met_again(node: Any, place: tuple[str, int], names: set[str]) -> bool:
+    """Note the names that a node gave another one; it gives a new one whenever it meets it anew."""
+    address, port = place
+    lines = (await node.execute_command("CLUSTER", "NODES")).splitlines()
+    names.update(line.split()[0] for line in lines if f"{address}:{port}@" in line)
+    return len(names) > 1
 
 
 async def leads(server: Server) -> bool:

@@ -17,7 +17,7 @@ from redis.exceptions import RedisError
 from engine.gate.clearing import count_pending
 from engine.gate.client import Shards, connect_shards
 from engine.gate.keys import shard_of
-from engine.local.cluster.redis import connect_nodes, launch_node
+from engine.local.cluster.redis import connect_nodes, introduce, launch_node
 from engine.local.process import HERE, ProcessId, free_port, kill_processes
 from engine.model.purchase import Outcome
 from engine.settings import Settings
@@ -258,22 +258,21 @@ async def _run_primaries(folder: Path, count: int) -> AsyncIterator[tuple[str, d
 
 async def _join(ports: Sequence[int]) -> None:
     """Make a cluster of the nodes: each gets the slots of one shard."""
-    deadline, count = time.monotonic() + MEET_S, len(ports)
+    count = len(ports)
     async with connect_nodes([(HERE.address, port) for port in ports]) as nodes:
-        while not await _answer(nodes):
-            if time.monotonic() > deadline:
-                raise BenchError("the nodes of a Redis Cluster do not start")
-            await asyncio.sleep(0.02)
-        for number, node in enumerate(nodes):
-            await node.execute_command("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
-            slots = range(number * SLOTS // count, (number + 1) * SLOTS // count)
-            await node.execute_command("CLUSTER", "ADDSLOTS", *slots)
-        for port in ports[1:]:
-            await nodes[0].execute_command("CLUSTER", "MEET", "127.0.0.1", port)
-        while not all([await _knows_all(node, count) for node in nodes]):
-            if time.monotonic() > deadline:
-                raise BenchError("the nodes of a Redis Cluster do not find each other")
-            await asyncio.sleep(0.02)
+        try:
+            async with asyncio.timeout(MEET_S):
+                while not await _answer(nodes):  # noqa: ASYNC110
+                    await asyncio.sleep(0.02)
+                for number, node in enumerate(nodes):
+                    await node.execute_command("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
+                    slots = range(number * SLOTS // count, (number + 1) * SLOTS // count)
+                    await node.execute_command("CLUSTER", "ADDSLOTS", *slots)
+                await introduce(nodes[0], [(HERE.address, port) for port in ports[1:]])
+                while not all([await _knows_all(node, count) for node in nodes]):  # noqa: ASYNC110
+                    await asyncio.sleep(0.02)
+        except TimeoutError:
+            raise BenchError("the nodes of a Redis Cluster do not find each other") from None
 
 
 async def _answer(nodes: Sequence[Any]) -> bool:
