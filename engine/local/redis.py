@@ -49,8 +49,8 @@ def launch_server(folder: Path, port: int, options: Mapping[str, str], machine: 
         # Most of the file is soon out of date; at the default, 64 MB, a sale rewrites it all the time.
         "auto-aof-rewrite-min-size": "256mb",
         "maxmemory-policy": "noeviction",
-        # Redis stops for up to a quarter of this period to remove what has expired: yesterday's keys of purchases
-        # expire together, just as today's sale begins.
+        # Redis stops for up to a quarter of this period to remove what has expired: yesterday's keys expire
+        # together, just as today's sale begins.
         "hz": "100",
         **options,
     }
