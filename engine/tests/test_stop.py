@@ -22,12 +22,12 @@ async def has_turned(http: aiohttp.ClientSession, server: Server) -> bool:
 
 async def test_readiness_turns_before_the_port_closes(settings_without_bus: Settings) -> None:
     async with (
-        serving(settings_without_bus, "--workers", "2", LAME_DUCK_MS="3000") as server,
+        serving(settings_without_bus, "--workers", "2", LAME_DUCK_MS="6000") as server,
         aiohttp.ClientSession() as http,
     ):
         await open_sale(http, server, 10)
         server.process.send_signal(signal.SIGTERM)
-        await eventually(partial(has_turned, http, server), within_s=2)
+        await eventually(partial(has_turned, http, server), within_s=5)
         for _ in range(2):  # on a new connection each, as every answer closes its own
             async with http.post(
                 f"{server.url}/purchase/buy", json={"userId": 1, "productId": 1}
