@@ -18,9 +18,12 @@ _BLANKS: Final = rb"[ \t]{0,64}+"
 _LINES: Final = 128
 _TYPE: Final = (
     rb"(?i:application/json[ \t]{0,64}+(?:;[ \t]{0,64}+"
-    rb"(?:charset=(?:utf-?8|\"utf-?8\")|(?!charset)[a-z]{1,20}+=[0-9a-z.\-]{1,40}+)?[ \t]{0,64}+){0,8})"
+    rb"(?:[\w.\-]{1,20}+=(?:[\w.\-]{1,40}+|\"[\w.\-]{1,40}+\"))?[ \t]{0,64}+){0,8})"
 )
-"""Parameters may mean UTF-8, or nothing to a reader of JSON."""
+"""Parameters mean nothing to a reader of JSON, which is UTF-8."""
+_QUERY: Final = rb"(?:\?[\w.~&=%+\-]{0,400}+)?"
+_OTHER: Final = rb"(?!productId\b)\w{1,20}+(?:=[\w.\-]{0,40}+)?"
+"""A parameter that says nothing. Many pages add one, so that no cache answers; a second might be the same."""
 _OPTIONS: Final = rb"(?i:%b(?:[ \t]{0,64}+,[ \t]{0,64}+%b){0,8}+)" % (
     (rb"(?:keep-alive|close|upgrade|http2-settings|te)",) * 2
 )
@@ -44,17 +47,20 @@ _HARMLESS_TOO: Final = (
     rb"|host:|idempotency-key:|upgrade:[^\r\n]{0,8000}websocket|user-agent:))" + _NAME + _VALUE
 )
 _HEAD: Final = re.compile(
-    rb"(?:POST /purchase/buy|GET /purchase/(?:stock\?productId=([1-9][0-9]{0,17}+)|orders/((?i:"
-    + PATTERN.encode()
-    + rb")))) HTTP/1\.([01])\r\n(?:(?:" + _HARMLESS
-    + b"|" + _field(b"content-length", rb"[1-9][0-9]{0,2}+", 4)
-    + b"|" + _field(b"content-type", _TYPE, 5)
-    + b"|" + _field(b"host", _VALUE, 6)
-    + b"|" + _field(b"user-agent", _VALUE, 7)
-    + b"|" + _field(b"connection", _OPTIONS, 8)
-    + b"|" + _field(b"idempotency-key", rb"[!-~]{1,128}+", 9)
-    + b"|" + _field(b"transfer-encoding", rb"(?i:chunked)", 10)
-    + b"|" + _HARMLESS_TOO + rb")\r\n){0,%d}\r\n" % (_LINES // 2)
+    rb"(?:(POST) /purchase/buy" + _QUERY
+    + b"|GET /purchase/(?:orders/((?i:" + PATTERN.encode() + b"))" + _QUERY
+    + rb"|stock\?(?:(" + _OTHER + b")&)?productId=([1-9][0-9]{0,17}+)(?(3)|(?:&" + _OTHER + b")?)"
+    + rb")) HTTP/1\.([01])\r\n(?:(?:" + _HARMLESS
+    # Some clients send the length and the type of no body with a look.
+    + b"|" + _field(b"content-length", rb"(?(1)[1-9][0-9]{0,2}+|0)", 6)
+    + b"|" + _field(b"content-type", b"(?(1)" + _TYPE + b"|" + _VALUE + b")", 7)
+    + b"|" + _field(b"host", _VALUE, 8)
+    + b"|" + _field(b"user-agent", _VALUE, 9)
+    + b"|" + _field(b"connection", _OPTIONS, 10)
+    + b"|" + _field(b"idempotency-key", rb"[!-~]{1,128}+", 11)
+    + b"|" + _field(b"transfer-encoding", b"(?(1)(?i:chunked)|(?!))", 12)
+    + b"|" + _HARMLESS_TOO
+    + b"|" + _field(b"max-forwards", _VALUE, 13) + rb")\r\n){0,%d}\r\n" % (_LINES // 2)
 )  # fmt: skip
 _REST: Final = re.compile(
     rb"(?:(?:" + _HARMLESS + b"|" + _HARMLESS_TOO + rb")\r\n){0,%d}\r\n" % (_LINES // 2)
@@ -113,12 +119,11 @@ def read_head(data: bytes, last: Head | None = None, last_bytes: bytes = b"") ->
     match = _HEAD.match(data)
     if match is None:
         return None
-    product_id, order_id, minor, length, kind, host, _, connection, key, chunked = match.groups()
-    is_look = product_id is not None or order_id is not None
-    if host is None or (kind is None and not is_look):
+    buy, order_id, _, product_id, minor, length, kind, host, _, connection, key, chunked, _ = match.groups()
+    if host is None or (buy is not None and kind is None):
         return None
     # With two lengths, or chunks in HTTP/1.0, a proxy may find another end, and another request behind it.
-    if (length is not None) + (chunked is not None) != (not is_look) or (chunked and minor == b"0"):
+    if (buy is not None and (length is None) == (chunked is None)) or (chunked and minor == b"0"):
         return None
     options = b"" if connection is None else connection.lower()
     if b"close" in options and b"keep-alive" in options:

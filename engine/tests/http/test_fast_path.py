@@ -201,12 +201,19 @@ LOOKS = [
     *(f"stock?productId={number}" for number in (SOLD_OUT, LIMITED, UNKNOWN, 10**17)),
     *(f"orders/{order_id}" for order_id in (SETTLED, PENDING, NEVER, SETTLED.upper(), NEVER.upper())),
 ]
+NO_CACHE = [
+    # What pages add, so that no cache answers: jQuery, interceptors of axios, XMLHttpRequest by the manual.
+    *("stock?productId=2&_=1767225600000", "stock?_t=0.25&productId=2", "stock?productId=2&1767225600000"),
+    *(f"orders/{SETTLED}?{query}" for query in ("_=1767225600000", "", "a=%zz&a&b=c+d")),
+]
 ODD_LOOKS = [
     *("stock", "stock?productId=", "stock?productId=0", "stock?productId=02", "stock?productId=%32"),
-    *("stock?productId=2&x=1", "stock?productId=2&productId=2", "stock?x=1&productId=2"),
+    *("stock?productId=2&productId=2", "stock?productId=2&productId", "stock?productId&productId=2"),
+    *("stock?x=1&productId=2&x=1", "stock?x&productId=2&y", "stock?productId=2&x=1&x=1"),
+    *("stock?productId=2&", "stock?productId=2&x=%31", "stock?productId=2&%70roductId=2"),
     *("stock/?productId=2", f"stock?productId={2**63 - 1}", f"stock?productId={2**63}"),
     *("orders", "orders/", "orders/x", "orders/01890a5d-ac96-474b-bcce-b302099a8057"),
-    *(f"orders/{odd}" for odd in (SETTLED + "/", SETTLED + "?x=1", "%30" + SETTLED[1:], SETTLED + "0")),
+    *(f"orders/{odd}" for odd in (SETTLED + "/", SETTLED + "#x", "%30" + SETTLED[1:], SETTLED + "0")),
 ]
 BROWSER = [
     b"Connection: keep-alive",
@@ -220,8 +227,14 @@ BROWSER = [
     b"X-Forwarded-For: 10.0.0.1, 10.0.0.2",
     b"X-Forwarded-For: 10.0.0.3",
     b"Priority: u=1",
+    b"Max-Forwards: 10",  # IIS and Azure before the shop
     b"Pragma: no-cache",
     b"Idempotency-Key: k-9",
+]
+OF_NO_BODY = [
+    # Java's HttpClient, Erlang's httpc; hey; Ruby's Net::HTTP.
+    *(b"Content-Length: 0", b"Content-Type: text/html", b"Content-Type: application/x-www-form-urlencoded"),
+    b"content-type:",
 ]
 HTTP_10 = b"POST /purchase/buy HTTP/1.0"
 KINDS = [
@@ -229,7 +242,8 @@ KINDS = [
     b"application/json;charset=UTF-8",
     b'Application/JSON ; charset="utf-8"',
     b"application/json; charset=utf8; v=1",
-    b"application/json;odata=verbose",
+    b"application/json;odata.metadata=minimal;IEEE754Compatible=true",
+    b"application/json; charset=ISO-8859-1",
     b"application/json;",
 ]
 SPELLINGS = [
@@ -254,7 +268,9 @@ FAST: dict[str, Talk] = {
     "chunked, chunk by chunk": [*chunked(purchase(), 9).partition(b"9\r\n" + PLAIN[:9] + b"\r\n")],
     "chunked and pipelined": [chunked(purchase()) * 3 + purchase() + chunked(purchase(b"{}"), 1)],
     "1.0, kept": [purchase(PLAIN, b"Connection: Keep-Alive", line=HTTP_10)] * 2,
-    **{target: [look(target)] for target in LOOKS},
+    "a query": [purchase(line=b"POST /purchase/buy?key=a%20b HTTP/1.1")],
+    **{target: [look(target)] for target in LOOKS + NO_CACHE},
+    **{repr(header): [look(LOOKS[0], header), look(LOOKS[4], header)] for header in OF_NO_BODY},
     "a look by a browser": [look(LOOKS[0], *BROWSER, b"Content-Type: application/json")],
     "looks in 1.0": [look(target, b"Connection: keep-alive", version=b"1.0") for target in LOOKS[3:6]],
     "a cut look": [look(LOOKS[4])[:80], look(LOOKS[4])[80:]],
@@ -273,6 +289,11 @@ async def test_no_harmless_spelling_passes_through_aiohttp(doors: Doors) -> None
         assert doors.fast_server.requests_count - fast == 1, f"{name}: only the last one is no purchase"
 
 
+async def test_a_look_in_doubt_is_answered_alike(doors: Doors) -> None:
+    for target in ODD_LOOKS:
+        await compare(doors, [look(target), look(target, *OF_NO_BODY[:2]), LAST])
+
+
 async def test_a_connection_that_is_not_kept_needs_no_aiohttp(doors: Doors) -> None:
     unkept = [*(look(target, b"Connection: close") for target in LOOKS), look(LOOKS[0], version=b"1.0")]
     unkept += [purchase(line=HTTP_10), purchase(PLAIN, b"Connection: close"), purchase(b"{}", line=HTTP_10)]
@@ -286,6 +307,8 @@ SLOW = [
     b"GET /healthz HTTP/1.1\r\nHost: shop\r\n\r\n",
     look(ODD_LOOKS[4]),
     look(LOOKS[0], b"Content-Length: 3") + b"abc",
+    look(LOOKS[0], b"Content-Length: 00"),
+    look(LOOKS[0], b"Transfer-Encoding: chunked") + b"0\r\n\r\n",
     purchase(PLAIN, b"Server: x"),
     purchase(b"x" * 2000),
     purchase(b"x" * 2048),
@@ -696,6 +719,8 @@ EXTRAS = [
     b"Content-Location: /x",
     b"Content-Range: bytes 0-1/2",
     b"Content-MD5: Q2hlY2sgSW50ZWdyaXR5IQ==",
+    b"Max-Forwards: 10",
+    b"Max-Forwards: 1\r\nMax-Forwards: 1",
     b"Expect: 100-continue",
     b"Expect: nonsense",
     b"Transfer-Encoding: identity",
@@ -749,9 +774,9 @@ ODD = [
     b"Server: x",
     b"Sec-WebSocket-Key: x",
 ]
-ONCE = (b"connection", b"etag", b"idempotency-key", b"server", b"user-agent")
+ONCE = (b"connection", b"etag", b"idempotency-key", b"max-forwards", b"server", b"user-agent")
 """Headers that must not be repeated, or aiohttp closes the connection or reads the first one only."""
-KEPT = st.sampled_from([b"POST /purchase/buy HTTP/1.1"] * 3 + [HTTP_10])
+KEPT = st.sampled_from([b"POST /purchase/buy HTTP/1.1"] * 3 + [b"POST /purchase/buy?x=1 HTTP/1.1", HTTP_10])
 
 LINES = st.sampled_from(
     [b"POST /purchase/buy HTTP/1.1"] * 12
@@ -808,9 +833,9 @@ def lasting_requests(draw: st.DrawFn) -> bytes:
     headers = [b"Host: shop", b"Content-Type: " + kind, b"Content-Length: %d" % len(body)]
     is_1_0 = line is HTTP_10
     if draw(st.integers(0, 3)) == 0:
-        target = draw(st.sampled_from(ODD_LOOKS if draw(st.integers(0, 9)) == 0 else LOOKS))
+        target = draw(st.sampled_from(ODD_LOOKS if draw(st.integers(0, 9)) == 0 else LOOKS + NO_CACHE))
         line, body = b"GET /purchase/%b HTTP/1.%d" % (target.encode(), not is_1_0), b""
-        headers = headers[: draw(st.integers(1, 2))]
+        headers = [*headers[:2], b"Content-Length: 0"][: draw(st.integers(1, 3))]
     taken = set(ONCE[:1]) if is_1_0 else set()
     some = HARMLESS + ODD if draw(st.integers(0, 4)) == 0 else HARMLESS
     for header in draw(st.lists(st.sampled_from(some), max_size=draw(st.sampled_from([0, 3, 14])))):
@@ -875,7 +900,8 @@ async def test_a_header_makes_no_difference(doors: Doors) -> None:
                 for variant in variants
                 for number in (1, SOLD_OUT)
                 for before in (begins_alike, begins_alike[:0])
-            )
+            ),
+            *(compare(doors, [look(LOOKS[0], variant), purchase(), LAST], 1) for variant in variants),
         )
 
 
@@ -892,7 +918,8 @@ async def test_a_header_makes_no_difference(doors: Doors) -> None:
 )
 async def test_an_offer_of_another_protocol_is_ignored(doors: Doors, offer: tuple[bytes, ...]) -> None:
     """The connection goes on, which aiohttp's does not."""
-    for make in (purchase, partial(purchase, product(SOLD_OUT)), partial(look, f"orders/{SETTLED}")):
+    looking = partial(look, f"orders/{SETTLED}", b"Content-Length: 0")
+    for make in (purchase, partial(purchase, product(SOLD_OUT)), looking):
         expected, _ = await exchange(doors.plain, [make(), 1, make(), purchase(), LAST], 10)
         head, _, body = make().partition(b"\r\n\r\n")
         request = b"\r\n".join([head, *offer]) + b"\r\n\r\n" + body
