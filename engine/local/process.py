@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,6 +27,9 @@ except ImportError as error:
 
 _NICENESS: Final = 10
 """By how much a process steps back."""
+_MOST_CLAIMS: Final = 64
+_claims: Final = deque[int]()
+"""Sockets that hold the ports which were given last."""
 
 
 class Machine(NamedTuple):
@@ -269,9 +273,24 @@ def free_port() -> int:
     """Return a free loopback port, below the range that systems hand out to outgoing connections.
 
     So the port is still free after its service was down for a moment. So is the port 10,000 higher, at which
-    the node of a Redis Cluster hears the others.
+    the node of a Redis Cluster hears the others. No other process is given it while this one runs, nor this
+    one again, until it has asked for 64 more.
     """
     while True:
         port = random.SystemRandom().randint(15_000, 22_000)
-        if port_is_free(port):
+        if port_is_free(port) and _claim(port):
             return port
+
+
+def _claim(port: int) -> bool:
+    """Hold the UDP port of this number, which no service uses; return whether nobody else does."""
+    claim = socket.socket(type=socket.SOCK_DGRAM)
+    try:
+        claim.bind(("127.0.0.1", port))
+    except OSError:
+        claim.close()
+        return False
+    _claims.append(claim.detach())
+    if len(_claims) > _MOST_CLAIMS:
+        os.close(_claims.popleft())
+    return True

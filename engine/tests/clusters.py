@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any, Final
 
 from redis.asyncio import Redis
@@ -97,8 +98,7 @@ class Cluster:
 async def run_cluster(folder: Path) -> AsyncIterator[Cluster]:
     program = RedisCluster()
     ports = [free_port() for _ in range(program.ports)]
-    place = folder / f"cluster-{ports[0]}"
-    place.mkdir()
+    place = Path(mkdtemp(prefix="cluster-", dir=folder))
     processes = await program.launch(place, ports)
     nodes = {port: Node(port, process) for port, process in zip(ports, processes, strict=True)}
     try:
@@ -142,10 +142,7 @@ async def run_sentinels(folder: Path) -> AsyncIterator[tuple[str, list[Node]]]:
 
 
 def _make_place(folder: Path) -> tuple[int, Path]:
-    port = free_port()
-    place = folder / f"redis-{port}"
-    place.mkdir()
-    return port, place
+    return free_port(), Path(mkdtemp(prefix="redis-", dir=folder))
 
 
 async def _ping(port: int, _: Path) -> None:

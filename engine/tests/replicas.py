@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -76,8 +77,7 @@ async def run_redis_pair(folder: Path) -> AsyncIterator[RedisPair]:
     ports = [free_port(), free_port()]
     try:
         for port in ports:
-            place = folder / f"redis-{port}"
-            place.mkdir()
+            place = Path(mkdtemp(prefix="redis-", dir=folder))
             processes += await program.launch(place, [port])
             await eventually(partial(answers, program.probe, port, place))
         async with Redis(port=ports[1]) as replica:

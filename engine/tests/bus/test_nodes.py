@@ -15,6 +15,7 @@ from pathlib import Path
 import aio_pika
 import aiohttp
 import pytest
+from aiormq.exceptions import AMQPError
 
 from engine.bus import checks as bus_checks
 from engine.bus.checks import check_bus
@@ -100,10 +101,18 @@ class Traffic:
 
 async def make_leader(cluster: RabbitCluster, node: RabbitNode) -> None:
     """Make the queues anew. RabbitMQ makes the node that declares a queue its leader."""
-    async with await aio_pika.connect(node.url) as connection, connection.channel() as channel:
-        for name in (PURCHASES, DEAD):
-            await channel.queue_delete(name)
-        await declare_topology(channel)
+    await eventually(partial(_declares_anew, node))
+
+
+async def _declares_anew(node: RabbitNode) -> bool:
+    # On a busy machine RabbitMQ may still be deleting the queue of before, and refuses.
+    with suppress(AMQPError):
+        async with await aio_pika.connect(node.url) as connection, connection.channel() as channel:
+            for name in (PURCHASES, DEAD):
+                await channel.queue_delete(name)
+            await declare_topology(channel)
+            return True
+    return False
 
 
 @pytest.mark.parametrize("end", ["killed", "frozen"])

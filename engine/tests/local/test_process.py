@@ -1,12 +1,15 @@
 """Processes by their ids."""
 
 import asyncio
+import random
 import signal
+import socket
 from functools import partial
 
 import psutil
+import pytest
 
-from engine.local.process import freeze_processes, identify, kill_processes, send_signal
+from engine.local.process import free_port, freeze_processes, identify, kill_processes, send_signal
 from engine.tests.test_server import eventually
 
 
@@ -27,6 +30,18 @@ async def test_what_a_process_has_begun_is_frozen_with_it() -> None:
     finally:
         await kill_processes(members)
         await shell.wait()
+
+
+def test_a_port_is_given_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    mine, free = free_port(), 1_024
+    with (
+        socket.socket(type=socket.SOCK_DGRAM) as claim,  # as another process holds it
+        socket.create_server(("127.0.0.1", 0)) as server,
+    ):
+        claim.bind(("127.0.0.1", 0))
+        draws = iter([mine, claim.getsockname()[1], server.getsockname()[1], free])
+        monkeypatch.setattr(random.SystemRandom, "randint", lambda *_: next(draws))
+        assert free_port() == free
 
 
 def is_stopped(pid: int) -> bool:
