@@ -26,6 +26,8 @@ except ImportError as error:
 
 _NICENESS: Final = 10
 """By how much a process steps back."""
+_PROGRAM_S: Final = 120.0
+"""Longest time for a program that ends by itself."""
 
 
 class Machine(NamedTuple):
@@ -96,7 +98,8 @@ async def run(
 ) -> str:
     """Run a program to its end with `text` as its input, and return its output.
 
-    Kills it if the caller is cancelled meanwhile. Raises StackError with its output if it fails.
+    Kills it if the caller is cancelled meanwhile. Raises StackError with its output if it fails, or if it
+    takes too long: many a program waits for as long as a server is frozen.
     """
     arguments = [*enter(machine, user), *command]
     user = None if machine.namespace else user
@@ -113,10 +116,13 @@ async def run(
         start_new_session=True,
     )
     try:
-        output, _ = await process.communicate(text.encode())
-    except asyncio.CancelledError:
+        async with asyncio.timeout(_PROGRAM_S):
+            output, _ = await process.communicate(text.encode())
+    except (asyncio.CancelledError, TimeoutError) as error:
         kill_group(process.pid)
         await process.wait()
+        if isinstance(error, TimeoutError):
+            raise StackError(f"{Path(command[0]).name} does not end in {_PROGRAM_S:g} s") from None
         raise
     if process.returncode:
         raise StackError(f"{Path(command[0]).name} fails: {output.decode(errors='replace').strip()}")

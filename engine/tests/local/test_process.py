@@ -3,10 +3,13 @@
 import asyncio
 import signal
 from functools import partial
+from pathlib import Path
 
 import psutil
+import pytest
 
-from engine.local.process import freeze_processes, identify, kill_processes, send_signal
+from engine.errors import StackError
+from engine.local.process import freeze_processes, identify, kill_processes, run, send_signal
 from engine.tests.test_server import eventually
 
 
@@ -27,6 +30,14 @@ async def test_what_a_process_has_begun_is_frozen_with_it() -> None:
     finally:
         await kill_processes(members)
         await shell.wait()
+
+
+async def test_a_program_that_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.local.process._PROGRAM_S", 0.2)
+    before = set(psutil.Process().children())
+    with pytest.raises(StackError, match=r"sleep does not end in 0\.2 s"):
+        await asyncio.wait_for(run(["sleep", "61"], Path("/")), 10)
+    assert set(psutil.Process().children()) <= before
 
 
 def is_stopped(pid: int) -> bool:
