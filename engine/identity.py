@@ -5,12 +5,13 @@ import ssl
 import struct
 from collections.abc import Mapping
 from typing import Final
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from engine.errors import SettingsError
 from engine.urls import split_hosts
 
 _WAIT_S: Final = 1.0
+_ALERT_S: Final = 0.3
 _SSL_REQUEST: Final = struct.pack("!II", 8, 80877103)
 """PostgreSQL's protocol, 55.7: Message Formats, SSLRequest; it is answered by one byte."""
 _QUESTIONS: Final[Mapping[bytes, Mapping[bytes, str]]] = {
@@ -20,6 +21,9 @@ _QUESTIONS: Final[Mapping[bytes, Mapping[bytes, str]]] = {
 }
 """Bytes that one kind of service answers by itself → how its answers begin, and what that means."""
 _TLS: Final = "TLS"
+_ASKING: Final = "TLS, and a certificate of the client"
+_CERTIFICATES: Final = {"Redis": ("ssl_certfile", "ssl_keyfile"), "RabbitMQ": ("certfile", "keyfile")}
+"""The options of a URL that name a client's certificate and its key."""
 _SERVICES: Final = {
     "redis": "Redis",
     "amqp": "RabbitMQ",
@@ -31,7 +35,7 @@ _PORTS: Final = {"Redis": 6379, "RabbitMQ": 5672, "PostgreSQL": 5432}
 
 async def check_identity(url: str) -> None:
     """Raise SettingsError if another service than the URL's answers at one of its hosts, or the same without
-    TLS.
+    TLS, or one that wants a certificate which the URL does not name.
 
     Says nothing of what does not answer.
     """
@@ -40,7 +44,8 @@ async def check_identity(url: str) -> None:
 
 async def _check_host(url: str) -> None:
     parts = urlsplit(url)
-    scheme, tls = parts.scheme, parts.scheme in ("rediss", "amqps")
+    scheme, plus, kind = parts.scheme.partition("+")
+    tls = scheme in ("rediss", "amqps")
     expected = _SERVICES.get(scheme.removesuffix("s") if tls else scheme)
     if expected is None or not parts.hostname:
         return
@@ -49,29 +54,43 @@ async def _check_host(url: str) -> None:
         *(_ask(host, port, question) for question in _QUESTIONS), _greet_by_tls(host, port)
     )
     found = next(filter(None, answers), None)
-    if found == _TLS:
+    if found in (_TLS, _ASKING):
         if not tls and expected != "PostgreSQL":
-            raise SettingsError(f"what answers at {host}:{port} wants TLS: write {scheme}s://")
+            raise SettingsError(f"what answers at {host}:{port} wants TLS: write {scheme}s{plus}{kind}://")
+        certificate, key = _CERTIFICATES.get(expected, ("", ""))
+        if found == _ASKING and certificate and certificate not in dict(parse_qsl(parts.query)):
+            raise SettingsError(
+                f"{host}:{port} wants a certificate of its client: add {certificate}=…&{key}=…"
+            )
     elif found == expected:
         if tls:
-            raise SettingsError(
-                f"{found} at {host}:{port} speaks no TLS: write {scheme.removesuffix('s')}://"
-            )
+            plain = f"{scheme.removesuffix('s')}{plus}{kind}"
+            raise SettingsError(f"{found} at {host}:{port} speaks no TLS: write {plain}://")
     elif found is not None:
         raise SettingsError(f"{found} answers at {host}:{port}, where {expected} is looked for")
 
 
 async def _greet_by_tls(host: str, port: int) -> str | None:
-    """Return that TLS is spoken there, None if not."""
+    """Return that TLS is spoken there, and whether the client is asked for a certificate; None if not."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    found = None
     try:
         async with asyncio.timeout(_WAIT_S):
-            _, writer = await asyncio.open_connection(host, port, ssl=context)
+            reader, writer = await asyncio.open_connection(host, port, ssl=context)
+        found = _TLS
+        try:
+            # It misses the certificate after its own handshake.
+            async with asyncio.timeout(_ALERT_S):
+                await reader.read(1)
+        finally:
             writer.transport.abort()
+    except ssl.SSLError as error:
+        reason = error.reason or ""
+        return _ASKING if "CERTIFICATE_REQUIRED" in reason else _TLS if "ALERT" in reason else found
     except (OSError, TimeoutError, ValueError):
-        return None
-    return _TLS
+        pass
+    return found
 
 
 async def _ask(host: str, port: int, question: bytes) -> str | None:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urlsplit
 
+from engine.certificates import check_files, check_pair
 from engine.errors import SettingsError
 
 _REDIS_OPTIONS: Final = (
@@ -130,7 +131,8 @@ def _read_redis_nodes(url: str, scheme: str, kind: str) -> RedisUrl:
 
 def _check_redis_options(scheme: str, options: Mapping[str, str]) -> None:
     _check_options(options, _REDIS_OPTIONS, "" if scheme == "rediss" else "rediss")
-    _check_files(options, "ssl_ca_certs, ssl_certfile, ssl_keyfile", "ssl_ca_path")
+    check_files(options, "ssl_ca_certs, ssl_certfile, ssl_keyfile", "ssl_ca_path")
+    check_pair(options, "ssl_certfile", "ssl_keyfile")
 
 
 def check_amqp_url(url: str) -> str:
@@ -140,7 +142,8 @@ def check_amqp_url(url: str) -> str:
     if not parts.hostname:
         raise SettingsError(f"must look like {example}")
     _check_options(options, _AMQP_OPTIONS, "" if parts.scheme == "amqps" else "amqps")
-    _check_files(options, "cafile, certfile, keyfile", "capath")
+    check_files(options, "cafile, certfile, keyfile", "capath")
+    check_pair(options, "certfile", "keyfile")
     return url
 
 
@@ -168,7 +171,9 @@ def check_postgres_url(url: str) -> str:
         kept["sslrootcert"] = ssl.get_default_verify_paths().cafile or "system"
         if kept.setdefault("sslmode", "verify-full") != "verify-full":
             raise SettingsError("sslrootcert=system needs sslmode=verify-full, and gets a weaker one")
-    _check_files(kept, "sslrootcert, sslcert, sslkey, sslcrl, passfile", "")
+    check_files(kept, "sslrootcert, sslcert, sslkey, sslcrl, passfile")
+    if "sslkey" in kept:
+        check_pair(kept, "sslcert", "sslkey", "sslpassword")
     target = kept.get("target_session_attrs", "any")
     if target not in ("any", "primary", "read-write"):
         raise SettingsError(f"target_session_attrs={target} may find one that can't write: use read-write")
@@ -270,13 +275,6 @@ def _check_beside(options: Mapping[str, str], others: Mapping[str, str | None]) 
     """Raise SettingsError for an option unlike what stands before the options, of which one would count."""
     if unlike := [name for name, value in options.items() if others.get(name) not in (None, "", value)]:
         raise SettingsError(f"the option {unlike[0]} contradicts what stands before it: write one of them")
-
-
-def _check_files(options: Mapping[str, str], files: str, folder: str) -> None:
-    for name in options.keys() & {*files.split(", "), folder}:
-        path = options[name]
-        if not os.access(path, os.R_OK) or os.path.isdir(path) != (name == folder):  # noqa: PTH112
-            raise SettingsError(f"{name} names {path}, which can't be read")
 
 
 def _check_name(host: str) -> None:

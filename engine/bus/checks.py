@@ -20,6 +20,7 @@ from engine.urls import split_hosts
 log = logging.getLogger(__name__)
 
 _NODE_S: Final = 2.0
+_TLS_OPTIONS: Final = ("cafile", "capath", "certfile", "keyfile", "no_verify_ssl")
 _MANAGEMENT: Final = {"amqp": ("http", 15672), "amqps": ("https", 15671)}
 
 
@@ -153,13 +154,14 @@ async def read_queue(url: str, name: str) -> dict[str, Any]:
 async def _ask_management(url: str, kind: str, name: str) -> dict[str, Any]:
     parts, options = urlsplit(url), dict(parse_qsl(urlsplit(url).query))
     scheme, usual = _MANAGEMENT[parts.scheme]
-    port, cafile, capath = options.get("management_port", usual), options.get("cafile"), options.get("capath")
+    port = options.get("management_port", usual)
+    trust = True if scheme == "http" else _trust(*(options.get(name, "") for name in _TLS_OPTIONS))
     vhost = quote(unquote(parts.path[1:]) or "/", safe="")
     host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
     login = aiohttp.encode_basic_auth(unquote(parts.username or "guest"), unquote(parts.password or "guest"))
     async with aiohttp.ClientSession(headers={"Authorization": login}, raise_for_status=True) as session:
         address = f"{scheme}://{host}:{port}/api/{kind}/{vhost}/{name}"
-        async with session.get(address, ssl=scheme == "http" or _trust(cafile, capath)) as response:
+        async with session.get(address, ssl=trust) as response:
             found = await response.json()
     if not isinstance(found, dict):
         raise ValueError(f"{address} tells nothing of {name}")  # noqa: TRY004
@@ -167,9 +169,15 @@ async def _ask_management(url: str, kind: str, name: str) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=1)
-def _trust(cafile: str | None, capath: str | None) -> ssl.SSLContext:
+def _trust(cafile: str, capath: str, certfile: str, keyfile: str, no_verify_ssl: str) -> ssl.SSLContext:
+    """Return whom to trust, and who the client is, as the broker's connections have it."""
     # Reading all certificates holds up whatever else the process does.
-    return ssl.create_default_context(cafile=cafile, capath=capath)
+    context = ssl.create_default_context(cafile=cafile or None, capath=capath or None)
+    if certfile:
+        context.load_cert_chain(certfile, keyfile or None)
+    if no_verify_ssl == "1":
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context
 
 
 def _describe(error: BaseException) -> str:

@@ -82,7 +82,7 @@ def _make_lookup(url: RedisUrl, slot: int, pool: ConnectionPool) -> Lookup:
 
 
 async def find_silent_nodes(url: str) -> list[str]:
-    """Return the nodes of a cluster, or the Sentinels, that the URL names and that don't answer, and why."""
+    """Return the nodes of a cluster, or Sentinels and replicas, that don't answer, and why."""
     parts = read_redis_url(url)
     pool = ConnectionPool.from_url(parts.plain, protocol=2, retry=Retry(NoBackoff(), 0))
     return await _make_lookup(parts, _FIRST_SLOT, pool).find_silent()

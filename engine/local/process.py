@@ -29,7 +29,9 @@ _NICENESS: Final = 10
 """By how much a process steps back."""
 _MOST_CLAIMS: Final = 64
 _claims: Final = deque[int]()
-"""Sockets that hold the ports which were given last."""
+"""Sockets that hold the ports given last."""
+_PROGRAM_S: Final = 120.0
+"""Longest time for a program that ends by itself."""
 
 
 class Machine(NamedTuple):
@@ -100,7 +102,8 @@ async def run(
 ) -> str:
     """Run a program to its end with `text` as its input, and return its output.
 
-    Kills it if the caller is cancelled meanwhile. Raises StackError with its output if it fails.
+    Kills it if the caller is cancelled meanwhile. Raises StackError with its output if it fails, or if it
+    takes too long: many a program waits for as long as a server is frozen.
     """
     arguments = [*enter(machine, user), *command]
     user = None if machine.namespace else user
@@ -117,10 +120,13 @@ async def run(
         start_new_session=True,
     )
     try:
-        output, _ = await process.communicate(text.encode())
-    except asyncio.CancelledError:
+        async with asyncio.timeout(_PROGRAM_S):
+            output, _ = await process.communicate(text.encode())
+    except (asyncio.CancelledError, TimeoutError) as error:
         kill_group(process.pid)
         await process.wait()
+        if isinstance(error, TimeoutError):
+            raise StackError(f"{Path(command[0]).name} does not end in {_PROGRAM_S:g} s") from None
         raise
     if process.returncode:
         raise StackError(f"{Path(command[0]).name} fails: {output.decode(errors='replace').strip()}")
@@ -272,9 +278,8 @@ def read_ports(folder: Path) -> list[int]:
 def free_port() -> int:
     """Return a free loopback port, below the range that systems hand out to outgoing connections.
 
-    So the port is still free after its service was down for a moment. So is the port 10,000 higher, at which
-    the node of a Redis Cluster hears the others. No other process is given it while this one runs, nor this
-    one again, until it has asked for 64 more.
+    So it is still free after its service was down for a moment, and so is the port 10,000 higher, at which a
+    node of a Redis Cluster hears others. Nobody is given it again until this process ends or has had 64 more.
     """
     while True:
         port = random.SystemRandom().randint(15_000, 22_000)

@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 _WATCH_S: Final = 5.0
 """Between two looks at the services' settings."""
+_REST_S: Final = 5.0
+"""Longest wait until fulfilment rests, which it does not while it has something to do."""
 
 
 async def run_keeper(settings: Settings, clearing: Clearing, pause: Pause) -> None:
@@ -82,7 +84,11 @@ async def _drain_and_rebuild(reconciliation: Reconciliation, pause: Pause) -> No
     if traffic.entries or traffic.messages:
         pause.end()
         return
-    await pause.begin()
+    try:
+        async with asyncio.timeout(_REST_S):
+            await pause.begin()
+    except TimeoutError:
+        return  # meanwhile, another keeper may have opened the gate
     if (await reconciliation.read_traffic()).drained:
         await reconciliation.rebuild()
 

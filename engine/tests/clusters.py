@@ -27,9 +27,20 @@ NAME: Final = "gate"
 class Node:
     """A Redis that a test may kill, freeze, and start again."""
 
-    def __init__(self, port: int, process: ProcessId) -> None:
+    def __init__(self, port: int, process: ProcessId, **options: Any) -> None:
+        """`options` are those of a client."""
         self.port = port
         self.process = process
+        self._options = options
+
+    def connect(self) -> Redis:
+        return Redis(port=self.port, socket_timeout=5, **self._options)
+
+    async def answers(self) -> bool:
+        with suppress(RedisError, OSError):
+            async with self.connect() as redis:
+                return bool(await redis.ping())
+        return False
 
     async def kill(self) -> None:
         await kill_processes([self.process])
@@ -43,11 +54,11 @@ class Node:
             os.kill(self.process.pid, signal.SIGCONT)
 
     async def has_role(self, role: str) -> bool:
-        async with Redis(port=self.port) as redis:
+        async with self.connect() as redis:
             return await has_role(redis, role)
 
     async def execute(self, *command: Any) -> Any:
-        async with Redis(port=self.port, socket_timeout=5) as redis:
+        async with self.connect() as redis:
             return await redis.execute_command(*command)  # type: ignore[no-untyped-call]
 
 
@@ -80,7 +91,7 @@ class Cluster:
     async def fail_over(self, primary: Node) -> Node:
         """Exchange a primary's role with that of a replica, without a loss; return the new primary."""
         replica = (await self.find_replicas(primary))[0]
-        async with Redis(port=replica.port) as redis:
+        async with replica.connect() as redis:
             while not await has_role(redis, "master"):
                 # It may be refused, and is no more than begun.
                 with suppress(RedisError):

@@ -18,6 +18,7 @@ from engine.local.process import (
     send_signal,
 )
 from engine.local.rabbitmq import RabbitMQ
+from engine.tests.certificates import Authority, Certificate
 from engine.tests.test_server import eventually
 
 
@@ -74,21 +75,47 @@ async def run_postgres_cluster(folder: Path) -> AsyncIterator[PostgresCluster]:
         shutil.rmtree(place)
 
 
-class RabbitNode:
-    """One node of a cluster of RabbitMQ, whose management may answer on a port of its own."""
+_TLS = """
+listeners.ssl.local = 127.0.0.1:{port}
+ssl_options.cacertfile = {certificate.authority}
+ssl_options.certfile = {certificate.file}
+ssl_options.keyfile = {certificate.key}
+ssl_options.verify = verify_peer
+ssl_options.fail_if_no_peer_cert = true
+"""
+_TLS_MANAGEMENT = """
+management.ssl.ip = 127.0.0.1
+management.ssl.port = {port}
+management.ssl.cacertfile = {certificate.authority}
+management.ssl.certfile = {certificate.file}
+management.ssl.keyfile = {certificate.key}
+management.ssl.verify = verify_peer
+management.ssl.fail_if_no_peer_cert = true
+"""
 
-    def __init__(self, node: Node, management: int | None) -> None:
+
+class RabbitNode:
+    """One node of a cluster of RabbitMQ, whose management may answer on a port of its own.
+
+    It speaks TLS as well, to who has a certificate.
+    """
+
+    def __init__(self, node: Node, management: int | None, certificate: Certificate) -> None:
         self.name, self.port, self.url = node.name, node.port, node.url
+        self.tls_port, self.tls_management = free_port(), free_port()
         self._node = node
         self._management = management
+        self._certificate = certificate
         self._process: ProcessId | None = None
 
     def launch(self) -> None:
         """Start it; it joins the others."""
-        settings, plugin = "", "rabbitmq_management_agent"
+        settings = _TLS.format(port=self.tls_port, certificate=self._certificate)
+        plugin = "rabbitmq_management_agent"
         if self._management:
             plugin = "rabbitmq_management"
-            settings = f"management.tcp.ip = 127.0.0.1\nmanagement.tcp.port = {self._management}\n"
+            settings += _TLS_MANAGEMENT.format(port=self.tls_management, certificate=self._certificate)
+            settings += f"management.tcp.ip = 127.0.0.1\nmanagement.tcp.port = {self._management}\n"
         self._process = self._node.launch(settings, plugin)
 
     async def answers(self) -> bool:
@@ -125,15 +152,23 @@ class RabbitNode:
 class RabbitCluster:
     """Three nodes of RabbitMQ."""
 
-    def __init__(self, nodes: list[RabbitNode], management: int) -> None:
+    def __init__(self, nodes: list[RabbitNode], management: int, client: Certificate) -> None:
         self.nodes = nodes
         self.management = management
+        self._client = client
 
     def list_hosts(self, *first: RabbitNode) -> str:
         """Return a URL with all nodes, these ones first."""
         chosen = [*first, *(node for node in self.nodes if node not in first)]
         hosts = ",".join(f"127.0.0.1:{node.port}" for node in chosen)
         return chosen[0].url.replace(f"127.0.0.1:{chosen[0].port}", hosts)
+
+    def list_tls_hosts(self, first: RabbitNode) -> str:
+        """Return a URL with all nodes, this one first, which are spoken to by TLS."""
+        hosts = self.list_hosts(first)
+        for node in self.nodes:
+            hosts = hosts.replace(f":{node.port}", f":{node.tls_port}")
+        return f"{hosts.replace('amqp:', 'amqps:')}?{self._client.for_rabbitmq}"
 
 
 @asynccontextmanager
@@ -144,14 +179,19 @@ async def run_rabbit_cluster(folder: Path) -> AsyncIterator[RabbitCluster]:
     *ports, management = [free_port() for _ in range(RabbitMQCluster.ports + 1)]
     note_ports(place, ports)
     first, *others = list_nodes(place)
-    nodes = [RabbitNode(first, management), *(RabbitNode(node, None) for node in others)]
+    authority = Authority(place)
+    certificate = authority.issue("server", "IP:127.0.0.1")
+    nodes = [
+        RabbitNode(first, management, certificate),
+        *(RabbitNode(node, None, certificate) for node in others),
+    ]
     mapper = RabbitMQ().launch_mapper(place, ports[-1])
     try:
         for node in nodes:
             node.launch()
         for node in nodes:
             await eventually(node.answers, within_s=120)
-        yield RabbitCluster(nodes, management)
+        yield RabbitCluster(nodes, management, authority.issue("client", "DNS:client"))
     finally:
         for node in nodes:
             await node.kill()

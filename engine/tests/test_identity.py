@@ -58,6 +58,14 @@ async def test_tls_is_said_where_it_is_missing_or_wanted(
     await check_identity(f"{scheme}s://127.0.0.1:{tls_port}/0")
 
 
+async def test_tls_is_said_of_several_nodes_as_well(redis_url: str, tls_port: int) -> None:
+    port = urlsplit(redis_url).port
+    with pytest.raises(SettingsError, match=rf":{port} speaks no TLS: write redis\+cluster://"):
+        await check_identity(f"rediss+cluster://127.0.0.1:{port},127.0.0.1:{free_port()}")
+    with pytest.raises(SettingsError, match=rf":{tls_port} wants TLS: write rediss\+sentinel://"):
+        await check_identity(f"redis+sentinel://127.0.0.1:{free_port()},127.0.0.1:{tls_port}/gate")
+
+
 async def test_an_http_server_is_no_redis() -> None:
     async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")

@@ -11,6 +11,7 @@ import engine
 from engine.cli import main
 from engine.errors import SettingsError
 from engine.settings import Settings, describe_settings, read_settings
+from engine.tests.certificates import Authority
 
 TOKEN = "0123456789abcdef"
 LONG = "a" * 70
@@ -307,6 +308,24 @@ def test_the_certificates_of_the_system_are_taken_where_libpq_takes_them(
     assert "weaker" in refuse(POSTGRES_URL="postgresql://h/d?sslrootcert=system&sslmode=require")
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "lost.crt"))
     assert "sslrootcert" in refuse(POSTGRES_URL="postgresql://h/d?sslrootcert=system")
+
+
+def test_a_key_that_would_ask_for_its_pass_phrase_is_refused(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    plain, other = (authority.issue(name, "DNS:client") for name in ("plain", "other"))
+    locked = authority.issue("locked", "DNS:client", phrase="secret")
+    for name, url in (
+        ("REDIS_URL", "rediss+cluster://h:1?ssl_certfile={}&ssl_keyfile={}"),
+        ("AMQP_URL", "amqps://h,i/?certfile={}&keyfile={}"),
+        ("POSTGRES_URL", "postgresql://h,i/d?sslcert={}&sslkey={}"),
+    ):
+        assert read(**{name: url.format(plain.file, plain.key)})
+        said = refuse(**{name: url.format(locked.file, locked.key)})
+        assert f"key{'file' * (name[0] != 'P')} names {locked.key}, whose pass phrase is not known" in said
+        assert "can't be used together" in refuse(**{name: url.format(other.file, plain.key)})
+    for name, url in (("REDIS_URL", "rediss://h?ssl_keyfile={}"), ("AMQP_URL", "amqps://h/?keyfile={}")):
+        assert "certfile: write both" in refuse(**{name: url.format(plain.key)})
+    assert read(POSTGRES_URL=f"postgresql://h/d?sslcert={locked.file}&sslkey={locked.key}&sslpassword=secret")
 
 
 def test_the_readme_lists_every_setting() -> None:

@@ -22,7 +22,7 @@ from simulation.target.engine_process import EngineProcess
 from simulation.target.services import Services
 
 _HAND_OVER_S: Final = 30.0
-"""Longest time in which a primary of Redis hands over."""
+"""Longest time in which a primary hands over."""
 
 
 class NodeFault:
@@ -85,8 +85,12 @@ class NodeFault:
                 raise FaultError(f"{primary.name} has no replica to hand over to")
             return
         send_signal([identify(self._stack.pid(primary.service))], signal.SIGUSR1)
-        while await find_in_charge(LEDGER, self._services) in ("", primary.name):  # noqa: ASYNC110 (no event)
-            await asyncio.sleep(POLL_S)
+        try:
+            async with asyncio.timeout(_HAND_OVER_S):
+                while await find_in_charge(LEDGER, self._services) in ("", primary.name):  # noqa: ASYNC110
+                    await asyncio.sleep(POLL_S)
+        except TimeoutError:
+            raise FaultError(f"{primary.name} does not hand over: nothing in {_HAND_OVER_S:g} s") from None
 
     async def _hand_over(self, target: Node | EngineProcess) -> bool:
         """Let a replica take a primary of Redis over; return False of anything else. Raises FaultError."""

@@ -7,7 +7,8 @@ itself for the primary, does not lead anybody to it.
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, Final, NamedTuple
 
 from redis.exceptions import AuthenticationError, ConnectionError, RedisError
@@ -65,10 +66,28 @@ class Lookup:
             return self._found
 
     async def find_silent(self) -> list[str]:
-        """Return the nodes that the URL names and that don't say which Redis is the primary, and why."""
+        """Return the nodes that the URL names and that don't say which Redis is the primary, and why; so also
+        the other nodes of a cluster, or the replicas under the Sentinels: each may be the next primary.
+        """
         asking = (self._ask(*node) for node in self._url.nodes)
-        answers = await asyncio.gather(*asking, return_exceptions=True)
-        return [str(answer) for answer in answers if isinstance(answer, BaseException)]
+        named = await asyncio.gather(*asking, return_exceptions=True)
+        others = [node for node in await self._list_others() if node not in self._url.nodes]
+        unnamed = await asyncio.gather(*(self._greet(*node) for node in others), return_exceptions=True)
+        return [str(answer) for answer in (*named, *unnamed) if isinstance(answer, BaseException)]
+
+    async def _list_others(self) -> list[Address]:
+        if self._url.kind == "cluster":
+            return self._known
+        for host, port in self._url.nodes:
+            with suppress(RedisError, OSError):
+                rows = await self._ask_sentinel(host, port, "REPLICAS")
+                return [(row["ip"], int(row["port"])) for row in map(_read_row, rows)]
+        return []
+
+    async def _greet(self, host: str, port: int) -> None:
+        """Connect to one node as to a primary. Raises RedisError, which names the node."""
+        with _naming(host, port):
+            await self._execute(host, port, {}, ("PING",))
 
     async def _ask_all(self, nodes: Sequence[Address], errors: list[RedisError]) -> View | None:
         """Return what the node with the latest news says, once most have answered or nobody else will."""
@@ -88,50 +107,85 @@ class Lookup:
 
     async def _ask(self, host: str, port: int) -> View:
         """Return what one node says. Raises RedisError, which names the node."""
-        try:
+        with _naming(host, port):
             return await self._read(host, port)
-        except (RedisError, OSError) as error:
-            raise ConnectionError(f"{host}:{port}: {str(error) or 'no answer in time'}") from error
 
     async def _read(self, host: str, port: int) -> View:
         if self._url.kind == "cluster":
-            text = await self._execute(host, port, {}, "CLUSTER", "NODES")
-            self._known = [address for address, _ in _read_nodes(text.decode(), host)]
-            return _find_owner(text.decode(), host, self._slot)
-        command = "SENTINEL", "MASTER", self._url.name
-        try:
-            words = await self._execute(host, port, {"db": 0}, *command)
-        except AuthenticationError:
-            # User and password are those of Redis; Sentinels may have none.
-            words = await self._execute(host, port, {"db": 0, "username": None, "password": None}, *command)
-        row = {name.decode(): value.decode() for name, value in zip(words[::2], words[1::2], strict=True)}
+            # CLUSTER NODES knows the epochs, CLUSTER SLOTS the addresses that are meant for clients.
+            text, slots = await self._execute(host, port, {}, ("CLUSTER", "NODES"), ("CLUSTER", "SLOTS"))
+            nodes = list(_read_nodes(text.decode(), _read_endpoints(slots), host))
+            self._known = [address for address, _ in nodes]
+            return _find_owner(nodes, self._slot)
+        row = _read_row(await self._ask_sentinel(host, port, "MASTER"))
         is_down = "o_down" in row["flags"].split(",")
         return View(int(row["config-epoch"]), row["ip"], int(row["port"]), is_down)
 
-    async def _execute(self, host: str, port: int, options: dict[str, Any], *command: str) -> Any:
+    async def _ask_sentinel(self, host: str, port: int, what: str) -> Any:
+        command = "SENTINEL", what, self._url.name
+        try:
+            [answer] = await self._execute(host, port, {"db": 0}, command)
+        except AuthenticationError:
+            # User and password are those of Redis; Sentinels may have none.
+            [answer] = await self._execute(host, port, {"db": 0, "username": None, "password": None}, command)
+        return answer
+
+    async def _execute(
+        self, host: str, port: int, options: dict[str, Any], *commands: tuple[str, ...]
+    ) -> list[Any]:
+        """Return a node's answers to commands, sent one after the other."""
         connection = self._make_connection(host=host, port=port, **options)
         try:
             async with asyncio.timeout(_ASK_S):
                 await connection.connect()
-                await connection.send_command(*command)
-                return await connection.read_response()
+                for command in commands:
+                    await connection.send_command(*command)
+                return [await connection.read_response() for _ in commands]
         finally:
             await connection.disconnect(nowait=True)
 
 
-def _read_nodes(text: str, asked: str) -> Iterator[tuple[Address, list[str]]]:
+@contextmanager
+def _naming(host: str, port: int) -> Iterator[None]:
+    """Raise ConnectionError that names the node for any error of its client."""
+    try:
+        yield
+    except (RedisError, OSError) as error:
+        raise ConnectionError(f"{host}:{port}: {str(error) or 'no answer in time'}") from error
+
+
+def _read_row(words: Sequence[bytes]) -> dict[str, str]:
+    """Return what a Sentinel says of a server, by name."""
+    return {name.decode(): value.decode() for name, value in zip(words[::2], words[1::2], strict=True)}
+
+
+def _read_endpoints(slots: Sequence[Any]) -> dict[str, str]:
+    """Return the host by which clients should reach each node that CLUSTER SLOTS lists, by the node's id.
+
+    It is none where they should reach all nodes by the one that they know: behind a load balancer, say.
+    """
+    return {node[2].decode(): (node[0] or b"").decode() for _, _, *nodes in slots for node in nodes}
+
+
+def _read_nodes(
+    text: str, endpoints: Mapping[str, str], asked: str
+) -> Iterator[tuple[Address, Sequence[str]]]:
     """Yield address and line of each node that CLUSTER NODES lists, as it was asked of one of them."""
     for line in text.splitlines():
         words = line.split()
         place, _, name = words[1].partition("@")[0], *words[1].partition(",")[1:]
         host, _, port = place.rpartition(":")
-        # A node that was never met by its address does not know it.
-        yield (name.partition(",")[0] or host or asked, int(port)), words
+        endpoint = endpoints.get(words[0], name.partition(",")[0] or host)
+        if port == "0":
+            continue  # it has been lost for long
+        # One that should be reached by its name, and has none, is a question mark. And a node that was never
+        # met by its address does not know it.
+        yield ((host if endpoint == "?" else endpoint) or asked, int(port)), words
 
 
-def _find_owner(text: str, asked: str, slot: int) -> View:
+def _find_owner(nodes: Sequence[tuple[Address, Sequence[str]]], slot: int) -> View:
     """Return the primary that holds a slot. Raises ConnectionError if none does."""
-    for (host, port), words in _read_nodes(text, asked):
+    for (host, port), words in nodes:
         flags = words[2].split(",")
         for part in words[8:]:  # of a primary, the slots; in brackets, those that move
             first, _, last = part.partition("-")

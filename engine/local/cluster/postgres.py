@@ -42,7 +42,6 @@ _ON_EACH: Final = {
 _ACCESS: Final = "".join(f"host {what} all samenet scram-sha-256\n" for what in ("all", "replication"))
 """Who is let in from other machines."""
 _WAIT_S: Final = 1.0
-_PROGRAM_S: Final = 120.0
 LOST: Final = (
     OSError,
     TimeoutError,
@@ -262,9 +261,7 @@ class Server:
 
     async def _run(self, program: str, *arguments: str | Path) -> None:
         command = [find_programs(self._user) / "bin" / program, *arguments]
-        # Each of them would wait for as long as another server is frozen.
-        async with asyncio.timeout(_PROGRAM_S):
-            await run(command, self._folder, user=self._user, machine=self._machine)
+        await run(command, self._folder, user=self._user, machine=self._machine)
 
 
 def list_servers(folder: Path) -> list[Server]:

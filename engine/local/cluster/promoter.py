@@ -2,7 +2,7 @@
 the lost one.
 
 As simple as can be: it is one process on one machine. In service this is the work of Patroni or of a cloud.
-SIGUSR1 asks it to exchange the primary in order, without a loss.
+SIGUSR1 asks it to exchange the primary in order, without a loss. It forgets that if it can't do it soon.
 """
 
 import asyncio
@@ -22,6 +22,10 @@ _PATIENCE_S: Final = 2.0
 """A primary that does not answer for so long is lost."""
 _START_S: Final = 5.0
 """By how much longer one may take that starts."""
+_ASKED_S: Final = 15.0
+"""How long an exchange may wait until both standbys follow: afterwards nobody expects it any more."""
+_PROMOTION_S: Final = 60.0
+"""Longest time for a promotion; one that stands still is begun anew."""
 
 
 async def run_servers(folder: Path) -> None:
@@ -29,7 +33,7 @@ async def run_servers(folder: Path) -> None:
     stop, exchange = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, stop.set)
-    loop.add_signal_handler(signal.SIGUSR1, exchange.set)
+    loop.add_signal_handler(signal.SIGUSR1, _ask_for, exchange)
     servers = list_servers(folder)
     keeping = asyncio.create_task(_keep(servers, exchange))
     stopping = asyncio.create_task(stop.wait())
@@ -41,6 +45,11 @@ async def run_servers(folder: Path) -> None:
         await server.stop()
     if not keeping.cancelled():
         keeping.result()
+
+
+def _ask_for(exchange: asyncio.Event) -> None:
+    exchange.set()
+    asyncio.get_running_loop().call_later(_ASKED_S, exchange.clear)
 
 
 async def _keep(servers: list[Server], exchange: asyncio.Event) -> None:
@@ -131,16 +140,18 @@ async def promote(standbys: Sequence[Server]) -> Server:
     """Promote the standby that has received most, and let the others follow it; return it.
 
     At first none of them follows the old primary any longer: whatever becomes of it, it confirms nothing.
+    Raises LOST, StackError.
     """
-    for standby in standbys:
-        await standby.follow(None)
-    received = {standby: await standby.count_received() for standby in standbys}
-    primary = max(standbys, key=received.__getitem__)
-    if not await primary.fetch("SELECT pg_promote()"):
-        raise StackError(f"PostgreSQL {primary.name} can't be promoted")
-    for standby in standbys:
-        if standby is not primary:
-            await standby.follow(primary)
+    async with asyncio.timeout(_PROMOTION_S):
+        for standby in standbys:
+            await standby.follow(None)
+        received = {standby: await standby.count_received() for standby in standbys}
+        primary = max(standbys, key=received.__getitem__)
+        if not await primary.fetch("SELECT pg_promote()"):
+            raise StackError(f"PostgreSQL {primary.name} can't be promoted")
+        for standby in standbys:
+            if standby is not primary:
+                await standby.follow(primary)
     return primary
 
 

@@ -115,16 +115,17 @@ async def _declares_anew(node: RabbitNode) -> bool:
     return False
 
 
-@pytest.mark.parametrize("end", ["killed", "frozen"])
+@pytest.mark.parametrize("end", ["killed", "frozen", "killed by TLS"])
 async def test_the_leader_of_the_queue_is_lost_and_all_that_was_confirmed_arrives(
     cluster: RabbitCluster, monkeypatch: pytest.MonkeyPatch, end: str
 ) -> None:
     leader = cluster.nodes[1]
     monkeypatch.setattr(random, "sample", lambda urls, _: urls)  # they connect to the first one
     await make_leader(cluster, leader)
-    traffic = Traffic(cluster.list_hosts(leader))
+    by_tls = end.endswith("TLS")
+    traffic = Traffic(cluster.list_tls_hosts(leader) if by_tls else cluster.list_hosts(leader))
     await traffic.go_on()
-    if end == "killed":
+    if end.startswith("killed"):
         await leader.kill()
     else:
         freeze(leader)
@@ -215,6 +216,11 @@ async def test_a_silent_node_and_a_queue_that_one_node_holds_are_said_at_the_sta
     await make_leader(cluster, first)
     await eventually(partial(has_members, first.url + port, 3))
     await check_bus(cluster.list_hosts() + port)
+    # Management asks the client for the certificate as well.
+    by_tls = f"{cluster.list_tls_hosts(first)}&management_port={first.tls_management}"
+    await check_bus(by_tls)
+    [cafile] = re.findall(r"cafile=[^&]+", by_tls)
+    await check_bus(by_tls.replace(cafile, "no_verify_ssl=1"))
     assert find_warnings(caplog) == []
     for node in others:
         await node.leave_queue(PURCHASES)

@@ -395,7 +395,7 @@ async def test_a_retry_under_the_same_key_finds_the_truth_after_a_lost_answer(
 
 async def test_a_redis_that_refuses_to_write_reserves_nothing(gate: Gate, redis: Redis) -> None:
     await open_sale(gate, stock=10)
-    await redis.config_set("maxmemory", "1mb")
+    await redis.config_set("maxmemory", "1")
     try:
         answers = await asyncio.gather(gate.reserve(1, 1, None), gate.reserve(1, 1, "k"))
         assert {outcome for outcome, _ in answers} == {Outcome.GATE_UNAVAILABLE}

@@ -15,6 +15,7 @@ from redis.exceptions import RedisError
 
 from engine.local.cluster.nodes import Node, list_cluster, make_whole
 from engine.local.cluster.postgres import LOST, PostgresCluster, Server, list_servers
+from engine.local.cluster.promoter import _ask_for, promote
 from engine.local.cluster.redis import (
     RedisCluster,
     connect_nodes,
@@ -163,3 +164,27 @@ async def test_a_primary_of_postgres_hands_over_and_one_whose_data_are_gone_is_m
     (postgres_servers(stack)[leader].data / "global" / "pg_control").unlink()
     await lost.start()
     await find_leader(stack)
+
+
+async def test_a_promotion_that_stands_still_ends(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.local.cluster.promoter._PROMOTION_S", 1)
+    leader, _ = await find_leader(stack)
+    standby = postgres_servers(stack)[leader - 1]
+    receiver = [identify(await standby.fetch("SELECT pid FROM pg_stat_wal_receiver"))]
+    send_signal(receiver, signal.SIGSTOP)
+    try:
+        promoting = asyncio.create_task(promote([standby]))
+        await asyncio.wait({promoting}, timeout=10)
+        assert isinstance(promoting.exception(), TimeoutError)
+        assert await standby.fetch("SELECT pg_is_in_recovery()")
+    finally:
+        send_signal(receiver, signal.SIGCONT)
+    await find_leader(stack)
+
+
+async def test_a_hand_over_that_can_not_be_done_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.local.cluster.promoter._ASKED_S", 0.05)
+    exchange = asyncio.Event()
+    _ask_for(exchange)
+    assert exchange.is_set()
+    await eventually(lambda: not exchange.is_set(), within_s=5)

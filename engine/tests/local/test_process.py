@@ -5,11 +5,13 @@ import random
 import signal
 import socket
 from functools import partial
+from pathlib import Path
 
 import psutil
 import pytest
 
-from engine.local.process import free_port, freeze_processes, identify, kill_processes, send_signal
+from engine.errors import StackError
+from engine.local.process import free_port, freeze_processes, identify, kill_processes, run, send_signal
 from engine.tests.test_server import eventually
 
 
@@ -26,7 +28,7 @@ async def test_what_a_process_has_begun_is_frozen_with_it() -> None:
         for member in members:
             await eventually(partial(is_stopped, member.pid))
         send_signal(members, signal.SIGCONT)
-        assert not is_stopped(shell.pid)
+        await eventually(lambda: not is_stopped(shell.pid))
     finally:
         await kill_processes(members)
         await shell.wait()
@@ -42,6 +44,14 @@ def test_a_port_is_given_once(monkeypatch: pytest.MonkeyPatch) -> None:
         draws = iter([mine, claim.getsockname()[1], server.getsockname()[1], free])
         monkeypatch.setattr(random.SystemRandom, "randint", lambda *_: next(draws))
         assert free_port() == free
+
+
+async def test_a_program_that_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.local.process._PROGRAM_S", 0.2)
+    before = set(psutil.Process().children())
+    with pytest.raises(StackError, match=r"sleep does not end in 0\.2 s"):
+        await asyncio.wait_for(run(["sleep", "61"], Path("/")), 10)
+    assert set(psutil.Process().children()) <= before
 
 
 def is_stopped(pid: int) -> bool:

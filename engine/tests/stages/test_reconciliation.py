@@ -285,6 +285,22 @@ async def test_a_new_server_is_compared_with_the_ledger_since_its_writers_may_be
         await cancel(keeper)
 
 
+async def test_a_keeper_whose_fulfilment_never_rests_sees_that_another_one_opened_the_gate(
+    settings_without_bus: Settings, redis: Redis, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.stages.keeper._REST_S", 0.2)
+    await redis.flushall()
+    pause = Pause()
+    keeper = asyncio.create_task(run_keeper(settings_without_bus, Clearing([Shard(redis)]), pause))
+    try:
+        await eventually(lambda: pause.wanted)
+        async with reconciling(settings_without_bus) as other:
+            await eventually(other.rebuild)
+        await eventually(lambda: not pause.wanted)
+    finally:
+        await cancel(keeper)
+
+
 async def test_a_front_door_that_comes_late_to_a_server_calls_nothing_lost(
     settings_without_bus: Settings, redis: Redis, gate: Gate, ledger: Ledger
 ) -> None:

@@ -10,7 +10,8 @@ fulfilment opens the gate again. At last a million users buy under keys, and the
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -29,6 +30,7 @@ from engine.settings import Settings
 from engine.stages.audit import Audit
 from engine.stages.fulfilment import run_fulfilment
 from engine.stages.reconciliation import reconciling
+from simulation.errors import BenchError
 from simulation.signals import run_until_signal
 from simulation.target.stores import connect_ledger
 
@@ -38,6 +40,7 @@ _TWENTY_HOURS_MS: Final = 20 * 3_600_000
 _KEYS: Final = 100_000
 _BOUGHT_AT_ONCE: Final = 5_000
 _ROUNDS: Final = 20
+_WAIT_S: Final = 1_200.0
 _SHARD: Final = ShardKeys(0)
 _MIB: Final = 2**20
 
@@ -71,6 +74,20 @@ async def _measure(orders: int, purchases: int, sales: int) -> None:
             await stack.stop()
 
 
+async def _wait(what: str, holds: Callable[[], Awaitable[Any]]) -> None:
+    """Wait until `holds()`. Raises BenchError, which says what is not so in time."""
+    try:
+        async with asyncio.timeout(_WAIT_S):
+            while not await holds():  # noqa: ASYNC110 - the stores have no event for it
+                await asyncio.sleep(0.02)
+    except TimeoutError:
+        raise BenchError(f"{what} in {_WAIT_S:g} s") from None
+
+
+async def _lacks(redis: Redis, key: str) -> bool:
+    return not await redis.exists(key)
+
+
 async def _open_sales(settings: Settings, ledger: Ledger, count: int) -> None:
     gate = Gate(settings)
     for number in range(count):
@@ -100,8 +117,7 @@ async def _measure_rebuild(settings: Settings, redis: Redis) -> None:
     await redis.flushall()
     started = time.monotonic()
     async with _fulfilling(settings):
-        while not await redis.hexists(_SHARD.fence, "open"):  # noqa: ASYNC110 - Redis has no event for it
-            await asyncio.sleep(0.02)
+        await _wait("the gate does not open", lambda: redis.hexists(_SHARD.fence, "open"))
         took_s = time.monotonic() - started
         sale_id: Any = await redis.hget(_SHARD.sale(1), "sale_id")
         buyers: Any = await redis.hlen(f"{_SHARD.prefix}buyers:{int(sale_id)}")
@@ -137,8 +153,7 @@ async def _measure_memory(settings: Settings, redis: Redis, ledger: Ledger, purc
         for first in range(1, purchases + 1, _BOUGHT_AT_ONCE):
             users = range(first, min(first + _BOUGHT_AT_ONCE, purchases + 1))
             await asyncio.gather(*(gate.reserve(user, 3, f"order-of-user-{user:08}") for user in users))
-        while await redis.exists(_SHARD.pending):  # noqa: ASYNC110
-            await asyncio.sleep(0.1)
+        await _wait("purchases are not settled", partial(_lacks, redis, _SHARD.pending))
         bought = await _read_memory(redis)
         keys = await redis.dbsize() - keys
         longest_s = await redis.ttl(f"{_SHARD.prefix}answer:3:{purchases}:order-of-user-{purchases:08}")
@@ -147,8 +162,7 @@ async def _measure_memory(settings: Settings, redis: Redis, ledger: Ledger, purc
             f" with a limit; {keys:,} keys, gone in {longest_s:,} s at the latest"
         )
         await _end_sale(settings, redis, sale)
-        while await redis.exists(_SHARD.sale(3)):  # noqa: ASYNC110
-            await asyncio.sleep(0.1)
+        await _wait("the gate does not forget the sale", partial(_lacks, redis, _SHARD.sale(3)))
     await asyncio.sleep(3)  # Redis frees what is unlinked by and by
     after = await _read_memory(redis)
     click.echo(f"memory: {(after - before) / _MIB:,.0f} MiB once the sale is over for a day, keys alone")

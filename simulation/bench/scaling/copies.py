@@ -135,15 +135,18 @@ async def _run_cluster(folder: Path) -> AsyncIterator[str]:
     ports = [free_port() for _ in range(program.ports)]
     nodes = await program.launch(place, ports)
     try:
-        deadline = time.monotonic() + START_S
-        while True:
-            try:
-                await program.probe(ports[0], place)
-                break
-            except (RedisError, OSError) as error:
-                if time.monotonic() > deadline:
-                    raise BenchError(f"the Redis Cluster does not start: {error}") from error
-                await asyncio.sleep(0.05)
+        said = "its nodes don't find each other"
+        try:
+            async with asyncio.timeout(START_S):
+                while True:
+                    try:
+                        await program.probe(ports[0], place)
+                        break
+                    except (RedisError, OSError) as error:
+                        said = str(error)
+                    await asyncio.sleep(0.05)
+        except TimeoutError:
+            raise BenchError(f"the Redis Cluster does not start: {said}") from None
         yield program.url(ports[0], place)
     finally:
         await kill_processes(nodes)

@@ -29,6 +29,7 @@ from engine.model.purchase import Outcome
 from engine.settings import PREFIX, Settings
 from simulation.bench import programs
 from simulation.bench.baselines import textbook
+from simulation.bench.measures.bounds import _lacks, _wait
 from simulation.bench.measures.front_door import compare_rates, describe_persistence
 from simulation.bench.measures.growth import fill_ledger, make_curve
 from simulation.bench.measures.ledger import settle_batches, settle_one_by_one
@@ -541,3 +542,13 @@ def test_a_loop_that_was_not_open_is_told_and_so_is_a_percentile_that_the_driver
     options = DriverOptions(connections=9)
     assert find_doubtful([history(0), history(1)], options) == []
     assert find_doubtful([history(0), history(2)], options) == ["p50", "p90", "p99", "p99.9"]
+
+
+async def test_a_gate_that_does_not_open_ends_the_measure(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("simulation.bench.measures.bounds._WAIT_S", 0.2)
+    await redis.set("here", 1)
+    await _wait("it is not here", partial(redis.exists, "here"))
+    with pytest.raises(BenchError, match=r"it is still here in 0\.2 s"):
+        await asyncio.wait_for(_wait("it is still here", partial(_lacks, redis, "here")), 10)

@@ -1,5 +1,6 @@
 """Machines that are held to a share of a core: they are throttled, measured, and let go."""
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -11,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from engine.local.process import Machine, ProcessId
+from engine.local.redis import launch_server
 from engine.tests.services import skip_or_fail
 from engine.tests.test_server import eventually
 from simulation.bench.options import Options, Subject
@@ -20,7 +23,7 @@ from simulation.bench.run import run_bench
 from simulation.bench.samples import Spread
 from simulation.bench.scaling import control_groups
 from simulation.bench.scaling.control_groups import PERIOD_US, PREFIX, find_folder, throttle
-from simulation.bench.scaling.copies import compare
+from simulation.bench.scaling.copies import _run_cluster, compare
 from simulation.bench.scaling.measure import MOST_CORES, find_doubt, make_points
 from simulation.bench.scaling.sites import serve_doors, serve_shards
 from simulation.errors import BenchError
@@ -224,6 +227,19 @@ async def test_the_price_of_copies_is_taken_in_turn_from_one_cluster(tmp_path: P
     assert order[:2] == ["lane, 64 at a time, copies 1", "lane, 64 at a time, copies 2"]
     assert len(order) == 8
     assert "| accept path | 256 |" in (tmp_path / "run" / "bench.md").read_text()
+
+
+async def test_nodes_that_become_no_cluster_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def launch_alone(folder: Path, port: int, machine: Machine) -> ProcessId:
+        """A server that knows nothing of clusters."""
+        (place := folder / f"node-{port}").mkdir()
+        return launch_server(place, port, {}, machine)
+
+    monkeypatch.setattr("engine.local.cluster.redis.launch_node", launch_alone)
+    monkeypatch.setattr("simulation.bench.scaling.copies.START_S", 2)
+    with pytest.raises(BenchError, match="the Redis Cluster does not start: "):
+        async with asyncio.timeout(10), _run_cluster(tmp_path):
+            pass
 
 
 def test_what_two_copies_cost_is_taken_round_by_round() -> None:

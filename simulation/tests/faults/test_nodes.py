@@ -11,10 +11,13 @@ import msgspec
 import pytest
 
 from engine.errors import StackError
+from engine.local.cluster.nodes import list_cluster
+from engine.local.cluster.postgres import PostgresCluster
 from engine.local.cluster.redis import RedisCluster, connect_nodes, list_places, read_roles
 from engine.local.rabbitmq import RabbitMQ
 from engine.local.stack import start_stack, stop_stack
 from engine.tests.services import skip_or_fail
+from engine.urls import split_hosts
 from simulation.errors import FaultError
 from simulation.faults.nodes import NodeFault
 from simulation.run import run
@@ -84,6 +87,31 @@ async def test_a_primary_whose_replicas_one_node_does_not_know_says_that_it_does
             await fault.find()
             with pytest.raises(FaultError, match="redis 1 does not hand over: nothing in 1 s"):
                 await fault.begin(AsyncExitStack())
+    finally:
+        await stop_stack(folder)
+        shutil.rmtree(folder)
+
+
+async def test_a_primary_of_postgres_that_lacks_a_standby_says_that_it_does_not_hand_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("simulation.faults.nodes._HAND_OVER_S", 1)
+    folder = Path(tempfile.mkdtemp(prefix="flashgrid-"))
+    stack = await start_stack(folder, [PostgresCluster.name])
+    try:
+        url = stack.urls[PostgresCluster.name]
+        names = {node.name: node for node in list_cluster(folder)}
+        services = Services(
+            redis_url="redis://none",
+            postgres_url=url,
+            stack=stack,
+            nodes=dict(zip(split_hosts(url), names, strict=True)),
+        )
+        fault = NodeFault(Fault(at_s=0, kind="switchover", on="postgres-primary"), services, stack, [])
+        await fault.find()
+        await next(node for name, node in names.items() if name not in fault.hit).kill()
+        with pytest.raises(FaultError, match=r"postgres \d does not hand over: nothing in 1 s"):
+            await asyncio.wait_for(fault.begin(AsyncExitStack()), 10)
     finally:
         await stop_stack(folder)
         shutil.rmtree(folder)
