@@ -149,11 +149,17 @@ class Shard(ShardKeys):
         """Executes a command, and returns its answer once enough machines hold what it wrote."""
 
     def check_copies(self, answers: Sequence[object]) -> None:
-        """Raise TooFewCopies unless the last answer, that to WAIT, says that there are enough."""
-        if answers and not (isinstance(count := answers[-1], int) and count >= self._replicas):
-            raise TooFewCopies(
-                f"what shard {self.shard} holds lacks copies, {self._replicas} wanted: {count}"
-            )
+        """Raise TooFewCopies unless the last answer, that to WAIT, says that there are enough.
+
+        And unless what it waits for was written: a slot that moves to another node takes no new key.
+        """
+        if answers:
+            *written, count = answers
+            error = next((answer for answer in written if isinstance(answer, Exception)), None)
+            if error or not (isinstance(count, int) and count >= self._replicas):
+                raise TooFewCopies(
+                    f"what shard {self.shard} holds lacks copies, {self._replicas} wanted: {error or count}"
+                )
 
     async def confirm(self, pipe: Pipeline, wrote: bool = False) -> list[Any]:
         """Return the answers to the commands in a pipeline once what they show has its copies.
