@@ -78,7 +78,8 @@ def share_context(connection_class: Any) -> Any:
 def _make_lookup(url: RedisUrl, slot: int, pool: ConnectionPool) -> Lookup:
     """Return the lookup of a primary; nodes are connected to as the pool's servers are."""
     connection_class, options = pool.connection_class, pool.connection_kwargs
-    return Lookup(url, slot, lambda **place: connection_class(**options | place))
+    timeout_s = options.get("socket_timeout") or 1.0
+    return Lookup(url, slot, lambda **place: connection_class(**options | place), timeout_s)
 
 
 async def find_silent_nodes(url: str) -> list[str]:

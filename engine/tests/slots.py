@@ -22,6 +22,7 @@ class SlotMove:
     """The steps of a move; between any two of them it may stand still for as long as one likes."""
 
     def __init__(self, keys: ShardKeys, source: Node, target: Node) -> None:
+        self._keys = keys
         self._slot = keys.slot
         self._source = source
         self._target = target
@@ -41,9 +42,15 @@ class SlotMove:
         return len(names)
 
     async def cancel(self) -> None:
-        """Give up a move of which no key has moved."""
-        for node in (self._source, self._target):
-            await node.execute("CLUSTER", "SETSLOT", self._slot, "STABLE")
+        """Let the source forget the move; what has moved already stays where it is."""
+        await self._source.execute("CLUSTER", "SETSLOT", self._slot, "STABLE")
+
+    async def bring_back(self) -> None:
+        """Move all keys of a move that was given up back to the source."""
+        back = SlotMove(self._keys, self._target, self._source)
+        while await back.carry(100):
+            pass
+        await self._target.execute("CLUSTER", "SETSLOT", self._slot, "STABLE")
 
     async def end(self) -> None:
         """Move the rest, and give the slot to the target; other nodes hear of it from these two."""
