@@ -10,6 +10,9 @@
 --
 -- Units go back only while the order's sale is the product's current one. A shard that is older than what the writer has
 -- seen is closed. Returns the generation (0 closed), the number of the writer's last write, and the units released.
+--
+-- All reading comes first, all writing last: while the shard's slot moves to another node, Redis aborts a script that
+-- reaches for a key that is not here, and takes nothing back of what it wrote before.
 
 local fence, pending = KEYS[1], KEYS[2]
 local writer, seen_generation, seen_writes, prefix = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
@@ -21,16 +24,24 @@ if generation > 0 and (generation < seen_generation or generation == seen_genera
   generation = 0
 end
 
+local changes = {}                   -- commands that write, in their order
+local digits_of = {}                 -- stem → its digits after these commands, false if it has none
+
+local function later(...) changes[#changes + 1] = {...} end
+
 -- Takes `count` orders of a batch, from a place on, out of the pending set (clearing.py); how many of them were in it.
 local function clear(stem, first, count)
-  local digits = redis.call('HGET', pending, stem)
+  local digits = digits_of[stem]
+  if digits == nil then digits = redis.call('HGET', pending, stem) end
   if not digits then return 0 end
   local before, after = string.sub(digits, 1, first), string.sub(digits, first + count + 1)
   local cleared, were_pending = string.gsub(string.sub(digits, first + 1, first + count), '1', '0')
   if not string.find(before, '1', 1, true) and not string.find(after, '1', 1, true) then
-    redis.call('HDEL', pending, stem)
+    digits_of[stem] = false
+    later('HDEL', pending, stem)
   elseif were_pending > 0 then
-    redis.call('HSET', pending, stem, before .. cleared .. after)
+    digits_of[stem] = before .. cleared .. after
+    later('HSET', pending, stem, digits_of[stem])
   end
   return were_pending
 end
@@ -41,23 +52,24 @@ local most = 1500                    -- bytes of a batch's lots, which those who
 for stem, lots in string.gmatch(ARGV[6], '(%S+)([ %d]+)') do
   local key = prefix .. 'confirmed:' .. stem
   local kept = (redis.call('GET', key) or '') .. lots
-  if #kept <= most then redis.call('SET', key, kept, 'EX', ARGV[7]) end
+  if #kept <= most then later('SET', key, kept, 'EX', ARGV[7]) end
 end
 
 local released = 0
 for at = 8, #ARGV, 6 do
   local stem, place, sale, sale_id, user, quantity = ARGV[at], ARGV[at + 1], KEYS[tonumber(ARGV[at + 2])], unpack(ARGV, at + 3, at + 5)
   if clear(stem, place, 1) == 1 and redis.call('HGET', sale, 'sale_id') == sale_id then
-    redis.call('HINCRBY', sale, 'remaining', quantity)
-    redis.call('HINCRBY', sale, 'released', quantity)
+    later('HINCRBY', sale, 'remaining', quantity)
+    later('HINCRBY', sale, 'released', quantity)
     local buyers = prefix .. 'buyers:' .. sale_id
     if redis.call('HEXISTS', buyers, user) == 1 then
-      redis.call('HINCRBY', buyers, user, -quantity)
+      later('HINCRBY', buyers, user, -quantity)
     end
     released = released + quantity
   end
 end
 local time = redis.call('TIME')
 writes = math.max(writes + 1, time[1] * 1000 + math.floor(time[2] / 1000))
+for _, change in ipairs(changes) do redis.call(unpack(change)) end
 redis.call('HSET', fence, writer, string.format('%.0f', writes))
 return {generation, writes, released}

@@ -78,7 +78,8 @@ def share_context(connection_class: Any) -> Any:
 def _make_lookup(url: RedisUrl, slot: int, pool: ConnectionPool) -> Lookup:
     """Return the lookup of a primary; nodes are connected to as the pool's servers are."""
     connection_class, options = pool.connection_class, pool.connection_kwargs
-    return Lookup(url, slot, lambda **place: connection_class(**options | place))
+    timeout_s = options.get("socket_timeout") or 1.0
+    return Lookup(url, slot, lambda **place: connection_class(**options | place), timeout_s)
 
 
 async def find_silent_nodes(url: str) -> list[str]:
@@ -149,11 +150,17 @@ class Shard(ShardKeys):
         """Executes a command, and returns its answer once enough machines hold what it wrote."""
 
     def check_copies(self, answers: Sequence[object]) -> None:
-        """Raise TooFewCopies unless the last answer, that to WAIT, says that there are enough."""
-        if answers and not (isinstance(count := answers[-1], int) and count >= self._replicas):
-            raise TooFewCopies(
-                f"what shard {self.shard} holds lacks copies, {self._replicas} wanted: {count}"
-            )
+        """Raise TooFewCopies unless the last answer, that to WAIT, says that there are enough.
+
+        And unless what it waits for was written: a slot that moves to another node takes no new key.
+        """
+        if answers:
+            *written, count = answers
+            error = next((answer for answer in written if isinstance(answer, Exception)), None)
+            if error or not (isinstance(count, int) and count >= self._replicas):
+                raise TooFewCopies(
+                    f"what shard {self.shard} holds lacks copies, {self._replicas} wanted: {error or count}"
+                )
 
     async def confirm(self, pipe: Pipeline, wrote: bool = False) -> list[Any]:
         """Return the answers to the commands in a pipeline once what they show has its copies.

@@ -4,8 +4,8 @@
 -- ARGV  the latest generation that may be closed, the latest one that a writer has seen
 
 if tonumber(redis.call('HGET', KEYS[1], 'open') or 0) <= tonumber(ARGV[1]) then
-  redis.call('HDEL', KEYS[1], 'open')
   if tonumber(redis.call('HGET', KEYS[1], 'seen') or 0) < tonumber(ARGV[2]) then
     redis.call('HSET', KEYS[1], 'seen', ARGV[2])
   end
+  redis.call('HDEL', KEYS[1], 'open')
 end

@@ -11,12 +11,13 @@ local fence, sale = KEYS[1], KEYS[2]
 local writer, prefix, sale_id = ARGV[1], ARGV[2], ARGV[3]
 local current = redis.call('HGET', sale, 'sale_id')
 if not current or tonumber(current) < tonumber(sale_id) then
-  redis.call('HSET', sale,
-    'sale_id', sale_id, 'stock', ARGV[4], 'remaining', ARGV[4], 'released', 0,
-    'limit', ARGV[5], 'quantity', ARGV[6], 'starts_ms', ARGV[7], 'ends_ms', ARGV[8])
+  -- First: while the shard's slot moves to another node, Redis aborts the script if these buyers are not here.
   if current then
     redis.call('UNLINK', prefix .. 'buyers:' .. current)
   end
+  redis.call('HSET', sale,
+    'sale_id', sale_id, 'stock', ARGV[4], 'remaining', ARGV[4], 'released', 0,
+    'limit', ARGV[5], 'quantity', ARGV[6], 'starts_ms', ARGV[7], 'ends_ms', ARGV[8])
 end
 local memory, time = redis.call('HMGET', fence, 'open', writer), redis.call('TIME')
 local writes = math.max(tonumber(memory[2] or 0) + 1, time[1] * 1000 + math.floor(time[2] / 1000))

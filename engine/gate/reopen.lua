@@ -15,11 +15,15 @@ local begun = redis.call('HGET', KEYS[1], 'rebuilding_on')
 if server and begun and begun ~= server then
   return redis.error_reply('CLOSED another server may lack what was restored')
 end
-redis.call('DEL', KEYS[1])
+-- The fence is never without a field: in a slot that moves to another node, Redis makes no key anew.
+for _, field in ipairs(redis.call('HKEYS', KEYS[1])) do
+  if field ~= 'rebuilding' then redis.call('HDEL', KEYS[1], field) end
+end
 if server then redis.call('HSET', KEYS[1], 'server', server, 'since', 0) end
 redis.call('HSET', KEYS[1], 'open', ARGV[1], 'newest', ARGV[2])
 if ARGV[3] == '1' then
   local time = redis.call('TIME')
   redis.call('HSET', KEYS[1], 'doubt', string.format('%.0f', time[1] * 1000))
 end
+redis.call('HDEL', KEYS[1], 'rebuilding')
 return 1

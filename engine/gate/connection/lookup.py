@@ -3,15 +3,19 @@
 Each connect asks all nodes that the URL names at once and believes, once most of them have answered, the
 answer of the latest epoch: a node that is frozen holds nobody up, and one that is cut off, and goes on taking
 itself for the primary, does not lead anybody to it.
+
+While a slot moves to another node of a cluster, both hold keys of it, and its primary refuses what needs the
+others. But a primary that takes over meanwhile, or whose move is given up, knows of no move and takes those
+keys for gone. So nobody is led to a slot of which another primary holds keys.
 """
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Final, NamedTuple
 
-from redis.exceptions import AuthenticationError, ConnectionError, RedisError
+from redis.exceptions import AuthenticationError, ConnectionError, NoPermissionError, RedisError
 
 from engine.tasks import cancel
 from engine.urls import RedisUrl
@@ -34,15 +38,19 @@ class View(NamedTuple):
     port: int
     is_down: bool
     """Whether most nodes have found it to be gone."""
+    others: tuple[Address, ...] = ()
+    """The cluster's other primaries, but for those that are gone."""
 
 
 class Lookup:
     """Finds the primary of one slot, or of one name."""
 
-    def __init__(self, url: RedisUrl, slot: int, make_connection: MakeConnection) -> None:
+    def __init__(self, url: RedisUrl, slot: int, make_connection: MakeConnection, timeout_s: float) -> None:
         self._url = url
         self._slot = slot
         self._make_connection = make_connection
+        # One that is frozen uses up no more of what the caller may wait.
+        self._count_s = timeout_s / 5
         self._known: list[Address] = []
         """Nodes of the cluster that the last answer named."""
         self._found = ("", 0)
@@ -62,6 +70,10 @@ class Lookup:
                     raise ConnectionError(f"no node says which Redis is the primary: {said}") from errors[0]
                 if view.is_down:
                     raise ConnectionError(f"the primary at {view.host}:{view.port} is down")
+                if other := await self._find_other_holder(view.others):
+                    raise ConnectionError(
+                        f"slot {self._slot} moves, or was left half-way: {other} holds keys of it, too"
+                    )
                 self._found, self._found_until = (view.host, view.port), time.monotonic() + _KEEP_S
             return self._found
 
@@ -105,6 +117,26 @@ class Lookup:
             await cancel(*asking)
         return max(views, default=None)
 
+    async def _find_other_holder(self, others: Sequence[Address]) -> str:
+        """Return one of these primaries that says that it holds keys of the slot, "" if none does."""
+        asking = {asyncio.create_task(self._count_keys(*other)): other for other in others}
+        try:
+            answered, _ = await asyncio.wait(asking, timeout=self._count_s) if asking else (set(), set())
+            return next(("{}:{}".format(*asking[task]) for task in answered if task.result()), "")
+        finally:
+            await cancel(*asking)
+
+    async def _count_keys(self, host: str, port: int) -> int:
+        """Return how many keys of the slot a node holds as a primary, 0 if it does not say."""
+        with suppress(RedisError, OSError):
+            text, count = await self._execute(
+                host, port, {}, ("CLUSTER", "NODES"), ("CLUSTER", "COUNTKEYSINSLOT", str(self._slot))
+            )
+            # The primary of before may be a replica already, as it alone knows.
+            if b"myself,slave" not in text:
+                return int(count)
+        return 0
+
     async def _ask(self, host: str, port: int) -> View:
         """Return what one node says. Raises RedisError, which names the node."""
         with _naming(host, port):
@@ -113,7 +145,10 @@ class Lookup:
     async def _read(self, host: str, port: int) -> View:
         if self._url.kind == "cluster":
             # CLUSTER NODES knows the epochs, CLUSTER SLOTS the addresses that are meant for clients.
-            text, slots = await self._execute(host, port, {}, ("CLUSTER", "NODES"), ("CLUSTER", "SLOTS"))
+            try:
+                text, slots = await self._execute(host, port, {}, ("CLUSTER", "NODES"), ("CLUSTER", "SLOTS"))
+            except NoPermissionError:
+                [text], slots = await self._execute(host, port, {}, ("CLUSTER", "NODES")), []
             nodes = list(_read_nodes(text.decode(), _read_endpoints(slots), host))
             self._known = [address for address, _ in nodes]
             return _find_owner(nodes, self._slot)
@@ -185,10 +220,22 @@ def _read_nodes(
 
 def _find_owner(nodes: Sequence[tuple[Address, Sequence[str]]], slot: int) -> View:
     """Return the primary that holds a slot. Raises ConnectionError if none does."""
+    owner: View | None = None
+    others = list[Address]()
     for (host, port), words in nodes:
         flags = words[2].split(",")
-        for part in words[8:]:  # of a primary, the slots; in brackets, those that move
-            first, _, last = part.partition("-")
-            if first.isdigit() and int(first) <= slot <= int(last or first):
-                return View(int(words[6]), host, port, "fail" in flags)
-    raise ConnectionError(f"no node of the cluster holds slot {slot}")
+        if any(first <= slot <= last for first, last in _read_slots(words[8:])):
+            owner = View(int(words[6]), host, port, "fail" in flags)
+        elif "master" in flags and not {"fail", "fail?", "handshake", "noaddr"}.intersection(flags):
+            others.append((host, port))
+    if owner is None:
+        raise ConnectionError(f"no node of the cluster holds slot {slot}")
+    return owner._replace(others=tuple(others))
+
+
+def _read_slots(parts: Iterable[str]) -> Iterator[tuple[int, int]]:
+    """Yield the first and the last one of each range of slots; those that move are in brackets besides."""
+    for part in parts:
+        first, _, last = part.partition("-")
+        if first.isdigit():
+            yield int(first), int(last or first)

@@ -161,6 +161,30 @@ async def test_the_outbox_gives_nothing_that_lacks_copies(
     await eventually(is_given)
 
 
+async def test_the_outbox_gives_nothing_whose_copies_can_not_be_counted(
+    cluster: Cluster, shards: Shards, gate: Gate
+) -> None:
+    [shard] = shards
+    [first] = unpack(await Outbox(shard, "reader", NEVER_MS).read(4))
+    assert first.user_ids == [1]
+    waiting = asyncio.create_task(Outbox(shard, "other", NEVER_MS).read(4))
+    await eventually(partial(_is_blocked, shard, "xreadgroup"))
+    await eventually(partial(_has_acknowledged, shard))
+    with ExitStack() as frozen:
+        primary = await freeze_replicas(cluster, shards, frozen)
+        other = next(node for node in cluster.nodes.values() if node is not primary)
+        # A slot that moves takes no key that it does not hold, as that of a write whose copies are counted.
+        name = await other.execute("CLUSTER", "MYID")
+        await primary.execute("CLUSTER", "SETSLOT", shard.slot, "MIGRATING", name)
+        try:
+            assert (await gate.reserve(2, 1, None))[0] is Outcome.OUTCOME_UNKNOWN
+            with pytest.raises(TooFewCopies):
+                await waiting
+        finally:
+            await primary.execute("CLUSTER", "SETSLOT", shard.slot, "STABLE")
+    await eventually(partial(gate_sells, gate))
+
+
 async def test_what_is_settled_or_opened_without_its_copies_is_tried_again(
     cluster: Cluster, shards: Shards, gate: Gate
 ) -> None:
