@@ -22,6 +22,8 @@ from engine.urls import RedisUrl
 
 _ASK_S: Final = 1.0
 """Longest wait for a node's answer."""
+_COUNT_S: Final = 1.0
+"""Longest wait until other primaries say whether they hold keys of a slot."""
 _KEEP_S: Final = 0.1
 """For so long an answer is taken for true: where the primary is gone, each batch looks it up."""
 
@@ -50,7 +52,7 @@ class Lookup:
         self._slot = slot
         self._make_connection = make_connection
         # One that is frozen uses up no more of what the caller may wait.
-        self._count_s = timeout_s / 5
+        self._count_s = min(timeout_s / 5, _COUNT_S)
         self._known: list[Address] = []
         """Nodes of the cluster that the last answer named."""
         self._found = ("", 0)

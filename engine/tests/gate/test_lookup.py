@@ -112,6 +112,20 @@ async def test_nodes_that_are_not_named_are_asked_where_no_other_lives(
     await cluster.start(replica)
 
 
+async def test_a_user_who_may_not_ask_for_addresses_is_led_by_what_nodes_know(
+    cluster: Cluster,
+) -> None:
+    keys = ShardKeys(0, 3)
+    primary = await cluster.find_primary(keys)
+    rules = ("on", ">secret", "~*", "+@all", "-cluster|slots", "-cluster|countkeysinslot")
+    for node in cluster.nodes.values():
+        await node.execute("ACL", "SETUSER", "app", *rules)
+    url = cluster.url.replace("://", "://app:secret@")
+    async with connect_redis(url, slot=keys.slot) as redis:
+        assert await _leads_to(redis, primary.port)
+    assert await find_silent_nodes(url) == []
+
+
 async def _leads_to(redis: Redis, port: int) -> bool:
     try:
         return bool((await redis.info("server"))["tcp_port"] == port)
