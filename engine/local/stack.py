@@ -23,17 +23,9 @@ from engine.local.cluster.postgres import PostgresCluster
 from engine.local.cluster.rabbitmq import RabbitMQCluster
 from engine.local.cluster.redis import RedisCluster
 from engine.local.machines import Network
+from engine.local.ports import free_port, port_is_free
 from engine.local.postgres import Postgres
-from engine.local.process import (
-    family,
-    free_port,
-    kill_processes,
-    log_of,
-    port_is_free,
-    stop_process,
-    survivors,
-    wait_until,
-)
+from engine.local.process import family, kill_processes, log_of, stop_process, survivors, wait_until
 from engine.local.rabbitmq import RabbitMQ
 from engine.local.redis import Redis
 from engine.local.state import Entry, lock_folder, read_state, runs, write_entry

@@ -16,7 +16,8 @@ from redis.exceptions import RedisError
 
 from engine.gate.keys import ShardKeys
 from engine.local.cluster.redis import RedisCluster, launch_node
-from engine.local.process import ProcessId, free_port, kill_processes, package_folder, spawn, stop_process
+from engine.local.ports import free_port
+from engine.local.process import ProcessId, kill_processes, package_folder, spawn, stop_process
 from engine.local.redis import launch_server
 from engine.tests.replicas import answers, has_role, is_linked
 from engine.tests.test_server import eventually

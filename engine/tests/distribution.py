@@ -12,7 +12,8 @@ from typing import NamedTuple
 import asyncpg
 from redis.asyncio import Redis
 
-from engine.local.process import free_port, run, spawn, stop_process
+from engine.local.ports import free_port
+from engine.local.process import run, spawn, stop_process
 from engine.tests.replicas import answers
 from engine.tests.services import skip_or_fail
 from engine.tests.test_server import eventually

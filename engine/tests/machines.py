@@ -9,14 +9,8 @@ from pathlib import Path
 from engine.local.cluster.postgres import Server, list_servers, name_hosts
 from engine.local.cluster.promoter import promote, start_servers
 from engine.local.cluster.rabbitmq import Node, RabbitMQCluster, list_nodes
-from engine.local.process import (
-    ProcessId,
-    family,
-    free_port,
-    kill_processes,
-    note_ports,
-    send_signal,
-)
+from engine.local.ports import free_port, note_ports
+from engine.local.process import ProcessId, family, kill_processes, send_signal
 from engine.local.rabbitmq import RabbitMQ
 from engine.tests.certificates import Authority, Certificate
 from engine.tests.test_server import eventually

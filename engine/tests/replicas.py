@@ -15,8 +15,9 @@ import asyncpg
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from engine.local.ports import free_port
 from engine.local.postgres import Postgres
-from engine.local.process import free_port, package_folder, run, spawn, stop_process
+from engine.local.process import package_folder, run, spawn, stop_process
 from engine.local.redis import Redis as RedisProgram
 from engine.tests.services import execute
 from engine.tests.test_server import eventually

@@ -11,7 +11,8 @@ from redis.exceptions import RedisError
 
 from engine.gate.keys import ShardKeys
 from engine.local.cluster.redis import connect_nodes, introduce, launch_node
-from engine.local.process import free_port, stop_process
+from engine.local.ports import free_port
+from engine.local.process import stop_process
 from engine.tests.clusters import Node
 from engine.tests.test_server import eventually
 

@@ -10,7 +10,8 @@ import pytest
 
 from engine.errors import SettingsError
 from engine.identity import check_identity
-from engine.local.process import free_port, run
+from engine.local.ports import free_port
+from engine.local.process import run
 from engine.local.stack import Stack
 
 SCHEMES = {"redis": "redis", "rabbitmq": "amqp", "postgres": "postgresql"}

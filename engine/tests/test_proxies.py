@@ -17,7 +17,7 @@ import pytest
 from redis.asyncio import Redis
 
 from engine.gate.keys import ShardKeys
-from engine.local.process import free_port
+from engine.local.ports import free_port
 from engine.settings import Settings
 from engine.tests.services import skip_or_fail
 from engine.tests.test_server import (

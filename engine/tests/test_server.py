@@ -29,7 +29,7 @@ from engine.gate.gate import Gate
 from engine.http.app import LEAVING
 from engine.http.listener import bind, listen
 from engine.http.looking import Looking
-from engine.local.process import free_port
+from engine.local.ports import free_port
 from engine.metrics import METRICS_FOLDER
 from engine.settings import PREFIX, Settings
 

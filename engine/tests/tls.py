@@ -11,7 +11,8 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from engine.local.cluster.redis import introduce
-from engine.local.process import ProcessId, free_port, stop_process
+from engine.local.ports import free_port
+from engine.local.process import ProcessId, stop_process
 from engine.local.redis import launch_server
 from engine.tests.certificates import Authority, Certificate
 from engine.tests.clusters import Cluster, Node

@@ -17,7 +17,8 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from engine.local.process import free_port, kill_group, wait_until
+from engine.local.ports import free_port
+from engine.local.process import kill_group, wait_until
 from simulation.bench.samples import Sample
 from simulation.bench.spellings import PLAIN
 from simulation.errors import BenchError

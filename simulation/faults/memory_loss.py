@@ -9,7 +9,8 @@ import shutil
 from typing import Final
 from urllib.parse import urlsplit
 
-from engine.local.process import free_port, log_of, stop_process
+from engine.local.ports import free_port
+from engine.local.process import log_of, stop_process
 from engine.local.redis import Redis
 from engine.local.stack import Stack
 from simulation.errors import FaultError

@@ -21,7 +21,7 @@ import msgspec
 import uvloop
 from yarl import URL
 
-from engine.local.process import free_port
+from engine.local.ports import free_port
 from engine.tasks import cancel
 from simulation.errors import FaultError
 from simulation.scenario.fault import Fault

@@ -15,6 +15,7 @@ import asyncpg
 import engine
 from engine.errors import StackError
 from engine.local.machines import Network
+from engine.local.ports import note_ports, read_ports
 from engine.local.postgres import Postgres, find_place, find_programs
 from engine.local.process import (
     HERE,
@@ -22,8 +23,6 @@ from engine.local.process import (
     ProcessId,
     find_processes,
     kill_processes,
-    note_ports,
-    read_ports,
     run,
     spawn,
     stop_process,

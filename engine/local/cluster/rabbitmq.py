@@ -8,7 +8,8 @@ from typing import Final
 import msgspec
 
 from engine.local.machines import Network
-from engine.local.process import Machine, ProcessId, note_ports, read_ports
+from engine.local.ports import note_ports, read_ports
+from engine.local.process import Machine, ProcessId
 from engine.local.rabbitmq import RabbitMQ
 
 _NAMES: Final = ("one", "two", "three")

@@ -14,7 +14,8 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError, RedisError, ResponseError, TimeoutError
 
 from engine.local.machines import Network
-from engine.local.process import HERE, Machine, ProcessId, note_ports, read_ports
+from engine.local.ports import note_ports, read_ports
+from engine.local.process import HERE, Machine, ProcessId
 from engine.local.redis import launch_server
 
 MACHINES: Final = 3

@@ -17,7 +17,7 @@ from engine.bus.publisher import Publisher
 from engine.bus.topology import DEAD, PURCHASES, REASON
 from engine.checks import check_bus_if_it_answers
 from engine.errors import BusUnavailable
-from engine.local.process import free_port
+from engine.local.ports import free_port
 from engine.local.stack import Stack
 from engine.model.dead_letter import DeadLetter
 from engine.model.lot import encode_lots

@@ -25,7 +25,7 @@ from engine.bus.topology import DEAD, PURCHASES, declare_topology
 from engine.errors import BusUnavailable, SettingsError
 from engine.gate.client import connect_shards
 from engine.ledger.ledger import Ledger
-from engine.local.process import free_port
+from engine.local.ports import free_port
 from engine.metrics import UNSAFE
 from engine.settings import Settings
 from engine.stages import keeper

@@ -14,7 +14,7 @@ from redis.exceptions import ConnectionError, RedisError
 
 from engine.gate.client import connect_redis
 from engine.gate.connection.wire import Wire
-from engine.local.process import free_port
+from engine.local.ports import free_port
 from engine.tests.services import skip_or_fail
 
 

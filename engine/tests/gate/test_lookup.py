@@ -14,7 +14,7 @@ from redis.exceptions import MovedError, RedisError
 from engine.gate.client import connect_redis, connect_shards, find_silent_nodes
 from engine.gate.connection import lookup
 from engine.gate.keys import ShardKeys
-from engine.local.process import free_port
+from engine.local.ports import free_port
 from engine.settings import Settings
 from engine.tests.clusters import Cluster, Node, run_cluster, run_sentinels
 from engine.tests.test_server import eventually

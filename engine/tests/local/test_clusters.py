@@ -19,7 +19,8 @@ from engine.ledger.ledger import Ledger
 from engine.local.cluster.postgres import LOST, PostgresCluster, Server, list_servers
 from engine.local.cluster.rabbitmq import RabbitMQCluster
 from engine.local.cluster.redis import connect_nodes, introduce, launch_node
-from engine.local.process import HERE, free_port, kill_processes, send_signal, survivors
+from engine.local.ports import free_port
+from engine.local.process import HERE, kill_processes, send_signal, survivors
 from engine.local.stack import Stack, start_stack, stop_stack
 from engine.model.lot import Lot
 from engine.tests.orders import ids, make_terms, reserve

@@ -24,7 +24,8 @@ from engine.local.cluster.redis import (
     list_places,
     read_roles,
 )
-from engine.local.process import free_port, identify, kill_processes, send_signal
+from engine.local.ports import free_port
+from engine.local.process import identify, kill_processes, send_signal
 from engine.local.stack import Stack, start_stack, stop_stack
 from engine.tests.test_server import eventually
 

@@ -1,9 +1,7 @@
 """Processes by their ids."""
 
 import asyncio
-import random
 import signal
-import socket
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +9,7 @@ import psutil
 import pytest
 
 from engine.errors import StackError
-from engine.local.process import free_port, freeze_processes, identify, kill_processes, run, send_signal
+from engine.local.process import freeze_processes, identify, kill_processes, run, send_signal
 from engine.tests.test_server import eventually
 
 
@@ -32,18 +30,6 @@ async def test_what_a_process_has_begun_is_frozen_with_it() -> None:
     finally:
         await kill_processes(members)
         await shell.wait()
-
-
-def test_a_port_is_given_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    mine, free = free_port(), 1_024
-    with (
-        socket.socket(type=socket.SOCK_DGRAM) as claim,  # as another process holds it
-        socket.create_server(("127.0.0.1", 0)) as server,
-    ):
-        claim.bind(("127.0.0.1", 0))
-        draws = iter([mine, claim.getsockname()[1], server.getsockname()[1], free])
-        monkeypatch.setattr(random.SystemRandom, "randint", lambda *_: next(draws))
-        assert free_port() == free
 
 
 async def test_a_program_that_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:

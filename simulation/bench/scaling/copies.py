@@ -19,7 +19,8 @@ from redis.exceptions import RedisError
 from engine.gate.client import connect_shards
 from engine.gate.gate import Gate
 from engine.local.cluster.redis import RedisCluster
-from engine.local.process import free_port, kill_processes
+from engine.local.ports import free_port
+from engine.local.process import kill_processes
 from engine.model.purchase import Outcome
 from engine.settings import Settings
 from simulation.bench.results import Copied

@@ -18,7 +18,8 @@ from engine.gate.clearing import count_pending
 from engine.gate.client import Shards, connect_shards
 from engine.gate.keys import shard_of
 from engine.local.cluster.redis import connect_nodes, introduce, launch_node
-from engine.local.process import HERE, ProcessId, free_port, kill_processes
+from engine.local.ports import free_port
+from engine.local.process import HERE, ProcessId, kill_processes
 from engine.model.purchase import Outcome
 from engine.settings import Settings
 from simulation.bench.programs import run_wrk

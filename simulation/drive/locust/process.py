@@ -16,7 +16,7 @@ import msgspec
 from locust import User, constant, task
 from locust.env import Environment
 
-from engine.local.process import free_port
+from engine.local.ports import free_port
 from simulation.drive.child import Parent, run_child
 from simulation.drive.locust.job import LOOPBACK, Follow, Lead, Listening
 from simulation.drive.locust.leader import Leader

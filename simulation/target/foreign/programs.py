@@ -16,16 +16,8 @@ from typing import Final
 
 import psutil
 
-from engine.local.process import (
-    ProcessId,
-    family,
-    free_port,
-    identify,
-    kill_group,
-    send_signal,
-    survivors,
-    wait_until,
-)
+from engine.local.ports import free_port
+from engine.local.process import ProcessId, family, identify, kill_group, send_signal, survivors, wait_until
 from engine.local.stack import read_tail
 from engine.tasks import cancel
 from simulation.errors import EngineError

@@ -14,7 +14,7 @@ from redis.exceptions import RedisError
 from engine.gate.gate import Gate
 from engine.gate.keys import ShardKeys
 from engine.ledger.ledger import Ledger
-from engine.local.process import free_port
+from engine.local.ports import free_port
 from engine.local.redis import launch_server
 from engine.model.purchase import Outcome
 from engine.model.sale import Sale, SaleTerms

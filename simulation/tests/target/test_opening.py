@@ -9,7 +9,7 @@ from asyncpg.transaction import Transaction
 
 from engine.errors import GateUnavailable
 from engine.gate.gate import Gate
-from engine.local.process import free_port
+from engine.local.ports import free_port
 from engine.settings import Settings
 from engine.tests.http.test_front_door import serve
 from engine.tests.http.test_opening import count_sales
