@@ -15,6 +15,8 @@ local begun = redis.call('HGET', KEYS[1], 'rebuilding_on')
 if server and begun and begun ~= server then
   return redis.error_reply('CLOSED another server may lack what was restored')
 end
+-- This removes nothing. But a Redis that is full refuses what may need room, unless the script has written before.
+redis.call('HDEL', KEYS[1], '')
 -- The fence is never without a field: in a slot that moves to another node, Redis makes no key anew.
 for _, field in ipairs(redis.call('HKEYS', KEYS[1])) do
   if field ~= 'rebuilding' then redis.call('HDEL', KEYS[1], field) end

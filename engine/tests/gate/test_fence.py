@@ -10,9 +10,10 @@ from redis.exceptions import ResponseError
 
 from engine.gate.clearing import Clearing
 from engine.gate.client import Shard
-from engine.gate.fence import NOTICED_S, Fence, forget_writers, vouch
+from engine.gate.fence import NOTICED_S, Fence, close_shard, forget_writers, vouch
 from engine.gate.gate import Gate
 from engine.gate.restoring import Restoring
+from engine.model.order_id import make_stem
 from engine.model.purchase import Outcome
 from engine.model.sale import Sale
 from engine.settings import Settings
@@ -131,6 +132,23 @@ async def test_a_rebuild_that_began_at_another_server_opens_nothing(redis: Redis
     await restoring.begin()
     await restoring.reopen(0, doubtful=False)
     assert await redis.hget(SHARD.fence, "open") == b"7"
+
+
+async def test_a_redis_that_is_full_lets_a_gate_be_closed_and_rebuilt(redis: Redis) -> None:
+    shard, restoring = Shard(redis), Restoring([Shard(redis)], generation=7)
+    await redis.hset(SHARD.fence, "open", 3)
+    await redis.hset(SHARD.pending, make_stem(), "1")
+    await redis.config_set("maxmemory", "1")
+    try:
+        await close_shard(shard, 3, 5)
+        assert await read_fence(redis) == {b"seen": b"5"}
+        await restoring.begin()
+        await redis.hdel(SHARD.fence, "rebuilding_on")  # as where nobody may ask for INFO
+        await restoring.reopen(0, doubtful=True)
+    finally:
+        await redis.config_set("maxmemory", "0")
+    assert await redis.hget(SHARD.fence, "open") == b"7"
+    assert not await redis.exists(SHARD.pending)
 
 
 def test_an_answer_to_a_writer_of_another_name_is_not_noted() -> None:
