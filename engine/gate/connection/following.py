@@ -52,6 +52,8 @@ def leave_when_refused(connection_class: Any, lookup: Lookup | None = None) -> A
             if lookup is not None:
                 self.host, self.port = await lookup.find()
             await super().connect()
+            if lookup is not None:
+                await lookup.check_whole()
             self.connected_after = before
 
         async def send_packed_command(self, *arguments: Any, **options: Any) -> None:

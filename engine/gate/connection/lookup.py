@@ -57,6 +57,9 @@ class Lookup:
         """Nodes of the cluster that the last answer named."""
         self._found = ("", 0)
         self._found_until = 0.0
+        self._others: tuple[Address, ...] = ()
+        self._whole_until = 0.0
+        """Until when none of the others is taken to hold keys of the slot."""
         self._finding = asyncio.Lock()
 
     async def find(self) -> Address:
@@ -72,12 +75,22 @@ class Lookup:
                     raise ConnectionError(f"no node says which Redis is the primary: {said}") from errors[0]
                 if view.is_down:
                     raise ConnectionError(f"the primary at {view.host}:{view.port} is down")
-                if other := await self._find_other_holder(view.others):
+                self._found, self._found_until = (view.host, view.port), time.monotonic() + _KEEP_S
+                self._others, self._whole_until = view.others, 0.0
+            return self._found
+
+    async def check_whole(self) -> None:
+        """Raise ConnectionError if another primary holds keys of the slot, too.
+
+        To ask all of them is work, and none for a primary that does not answer: connect to it first.
+        """
+        async with self._finding:
+            if time.monotonic() >= self._whole_until:
+                if other := await self._find_other_holder(self._others):
                     raise ConnectionError(
                         f"slot {self._slot} moves, or was left half-way: {other} holds keys of it, too"
                     )
-                self._found, self._found_until = (view.host, view.port), time.monotonic() + _KEEP_S
-            return self._found
+                self._whole_until = time.monotonic() + _KEEP_S
 
     async def find_silent(self) -> list[str]:
         """Return the nodes that the URL names and that don't say which Redis is the primary, and why; so also

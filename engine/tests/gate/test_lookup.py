@@ -97,6 +97,25 @@ async def test_a_named_node_that_is_frozen_holds_up_nobody(
             assert (await redis.info("server"))["tcp_port"] == primary.port
 
 
+async def test_other_primaries_are_asked_for_keys_only_once_the_primary_answers(cluster: Cluster) -> None:
+    keys = ShardKeys(0, 3)
+    primary = await cluster.find_primary(keys)
+    others = [node for node in cluster.nodes.values() if node is not primary]
+
+    async def count_questions() -> int:
+        found = [await node.execute("INFO", "commandstats") for node in others]
+        rows = [stats.get("cmdstat_cluster|countkeysinslot", {"calls": 0}) for stats in found]
+        return sum(row["calls"] for row in rows)
+
+    async with connect_redis(cluster.url, 300, keys.slot) as redis:
+        before = await count_questions()
+        with primary.frozen(), pytest.raises(RedisError, match="Timeout"):
+            await redis.ping()
+        assert await count_questions() == before
+        await eventually(partial(_answers, redis))
+        assert await count_questions() > before
+
+
 async def test_nodes_that_are_not_named_are_asked_where_no_other_lives(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -124,6 +143,13 @@ async def test_a_user_who_may_not_ask_for_addresses_is_led_by_what_nodes_know(
     async with connect_redis(url, slot=keys.slot) as redis:
         assert await _leads_to(redis, primary.port)
     assert await find_silent_nodes(url) == []
+
+
+async def _answers(redis: Redis) -> bool:
+    try:
+        return bool(await redis.ping())
+    except RedisError:
+        return False
 
 
 async def _leads_to(redis: Redis, port: int) -> bool:
