@@ -172,7 +172,7 @@ def check_postgres_url(url: str) -> str:
         if kept.setdefault("sslmode", "verify-full") != "verify-full":
             raise SettingsError("sslrootcert=system needs sslmode=verify-full, and gets a weaker one")
     check_files(kept, "sslrootcert, sslcert, sslkey, sslcrl, passfile")
-    if "sslkey" in kept:
+    if {"sslcert", "sslkey"} <= kept.keys():  # else PGSSLCERT, PGSSLKEY or a file at home may be the other
         check_pair(kept, "sslcert", "sslkey", "sslpassword")
     target = kept.get("target_session_attrs", "any")
     if target not in ("any", "primary", "read-write"):
