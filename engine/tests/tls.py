@@ -75,7 +75,7 @@ class TlsCluster(Cluster):
             change = ("cluster-announce-hostname", name, "cluster-preferred-endpoint-type", preferred)
             await node.execute("CONFIG", "SET", *change)
         for node in self.nodes.values():
-            await eventually(partial(_knows_name, node, name))
+            await eventually(partial(knows_name, node, name))
 
     async def form(self) -> None:
         """Make a cluster of the nodes: each second one is the replica of the one before."""
@@ -123,7 +123,7 @@ async def _is_whole(node: Node) -> bool:
     return linked and {"cluster_state:ok", "cluster_known_nodes:6", "cluster_size:3"} <= set(state)
 
 
-async def _knows_name(node: Node, name: str) -> bool:
+async def knows_name(node: Node, name: str) -> bool:
     lines = (await node.execute("CLUSTER", "NODES")).decode().splitlines()
     return {line.split()[1].partition(",")[2] for line in lines} == {name}
 

@@ -209,28 +209,41 @@ def _read_row(words: Sequence[bytes]) -> dict[str, str]:
     return {name.decode(): value.decode() for name, value in zip(words[::2], words[1::2], strict=True)}
 
 
-def _read_endpoints(slots: Sequence[Any]) -> dict[str, str]:
+def _read_endpoints(slots: Sequence[Any]) -> dict[str, str | None]:
     """Return the host by which clients should reach each node that CLUSTER SLOTS lists, by the node's id.
 
     It is none where they should reach all nodes by the one that they know: behind a load balancer, say.
     """
-    return {node[2].decode(): (node[0] or b"").decode() for _, _, *nodes in slots for node in nodes}
+    return {
+        node[2].decode(): None if node[0] is None else node[0].decode()
+        for _, _, *nodes in slots
+        for node in nodes
+    }
 
 
 def _read_nodes(
-    text: str, endpoints: Mapping[str, str], asked: str
+    text: str, endpoints: Mapping[str, str | None], asked: str
 ) -> Iterator[tuple[Address, Sequence[str]]]:
     """Yield address and line of each node that CLUSTER NODES lists, as it was asked of one of them."""
-    for line in text.splitlines():
-        words = line.split()
-        place, _, name = words[1].partition("@")[0], *words[1].partition(",")[1:]
-        host, _, port = place.rpartition(":")
-        endpoint = endpoints.get(words[0], name.partition(",")[0] or host)
+    rows = [(words, *_read_place(words[1])) for words in map(str.split, text.splitlines())]
+    has_names = not endpoints or "?" in endpoints.values()
+    has_names |= any(name and name == endpoints.get(words[0]) for words, _, _, name in rows)
+    for words, host, port, name in rows:
+        # A node without slots, to which one may move, is in no other list. It is reached as others are.
+        usual = None if None in endpoints.values() else (has_names and name) or host
+        endpoint = endpoints.get(words[0], usual)
         if port == "0":
             continue  # it has been lost for long
         # One that should be reached by its name, and has none, is a question mark. And a node that was never
         # met by its address does not know it.
         yield ((host if endpoint == "?" else endpoint) or asked, int(port)), words
+
+
+def _read_place(word: str) -> tuple[str, str, str]:
+    """Return host, port and name of a node, as in host:port@port,name,…"""
+    place, _, names = word.partition(",")
+    host, _, port = place.partition("@")[0].rpartition(":")
+    return host, port, names.partition(",")[0]
 
 
 def _find_owner(nodes: Sequence[tuple[Address, Sequence[str]]], slot: int) -> View:

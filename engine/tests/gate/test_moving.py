@@ -3,6 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,6 +27,7 @@ from engine.tests.gate.test_clearing import fail
 from engine.tests.orders import accept, ids, make_terms, open_at_gate, reserve, unpack
 from engine.tests.slots import SlotMove, run_primaries
 from engine.tests.test_server import eventually
+from engine.tests.tls import knows_name
 
 pytestmark = pytest.mark.slow
 
@@ -110,6 +112,41 @@ async def test_a_call_that_lacks_a_key_changes_nothing(
             assert await dump(shard) == before, f"without {missing.decode()}"
     assert shard.fence.encode() in refused
     assert b"none" not in refused
+
+
+@pytest.mark.parametrize(
+    ("preferred", "name"),
+    [("ip", "nowhere.invalid"), ("unknown-endpoint", "nowhere.invalid"), ("hostname", "localhost")],
+)
+async def test_keys_at_a_node_without_slots_are_found_however_nodes_are_reached(
+    shard: Shard, primaries: tuple[str, list[Node]], preferred: str, name: str
+) -> None:
+    url, nodes = primaries
+    move = SlotMove(shard, *nodes)
+    await shard.redis.flushall()
+    await fill(shard)
+    try:
+        await announce(nodes, preferred, name)
+        await move.begin()
+        await move.carry(1)
+        await move.cancel()
+        async with connect_redis(url) as newcomer:
+            with pytest.raises(RedisError, match=f":{nodes[1].port} holds keys of it"):
+                await newcomer.ping()
+    finally:
+        await move.bring_back()
+        await announce(nodes, "ip", "")
+
+
+async def announce(nodes: list[Node], preferred: str, name: str) -> None:
+    """Let nodes announce a name, and say what clients should reach them by."""
+    for node in nodes:
+        await node.execute(
+            "CONFIG", "SET", "cluster-announce-hostname", name, "cluster-preferred-endpoint-type", preferred
+        )
+
+    for node in nodes:
+        await eventually(partial(knows_name, node, name))
 
 
 class Crowd:
