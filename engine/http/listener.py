@@ -1,12 +1,15 @@
 """The front door's listening sockets, and the connections that it accepts."""
 
 import asyncio
+import ctypes
 import logging
 import math
 import os
 import resource
 import select
 import socket
+import struct
+import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from time import monotonic
@@ -37,6 +40,16 @@ _HELP_S: Final = 0.25
 """A connection that waits as long for the worker of its socket is accepted by another."""
 _OTHERS: Final = 16
 """Connections to ledger and bus, and files that are opened for a moment."""
+_HANDSHAKE_S: Final = 0.25
+"""For so long, connections that have begun are waited for before their port closes."""
+_ATTACH_FILTER, _DETACH_FILTER = 26, 27
+"""Linux' socket(7): SO_ATTACH_FILTER, SO_DETACH_FILTER."""
+_NO_SYN: Final = b"".join(
+    # bpf(4): code, two jumps, operand. Byte 13 of TCP's header has the flags (RFC 9293, 3.1), SYN is 2.
+    struct.pack("HBBI", *step)
+    for step in ((0x30, 0, 0, 13), (0x45, 0, 1, 2), (0x06, 0, 0, 0), (0x06, 0, 0, 0xFFFFFFFF))
+)
+"""A filter of packets that drops what asks for a connection, and nothing else."""
 _PAUSES, _PAUSE_S = 10, 0.5
 """A client that asks nothing for so long is idle; for how often clients are waited for."""
 
@@ -152,6 +165,8 @@ async def listen(
         raise _say_taken(listener.getsockname()[:2], error) from None
     # Connections that nobody has accepted yet are reset when the last descriptor of their socket is closed.
     last = listener.dup()
+    with suppress(OSError):
+        last.setsockopt(socket.SOL_SOCKET, _DETACH_FILTER, 0)  # a worker that has left may have been before
     helping = asyncio.create_task(_help(siblings, connect), name="accept for siblings")
     closing = [
         asyncio.create_task(_close_idle(door, keepalive_s), name="close idle connections"),
@@ -162,6 +177,7 @@ async def listen(
     finally:
         door.leaving.set()
         await cancel(helping)
+        await turn_away(last)
         accepting.close()
         # Whoever closes the last descriptor of a socket resets what waits there.
         for waiting in (last, *siblings):
@@ -174,6 +190,21 @@ async def listen(
         await _await_answers(door)
         for connection in list(door.connections):
             connection.close()
+
+
+async def turn_away(listener: socket.socket) -> None:
+    """Let no further connection begin, and wait for those that have begun, where the system can do so.
+
+    As a port closes, the kernel resets a connection of which it has told the client and not heard back. A
+    client that begins one now asks again after a second, and is refused.
+    """
+    if sys.platform != "linux":
+        return
+    code = ctypes.create_string_buffer(_NO_SYN)
+    program = struct.pack("HP", len(_NO_SYN) // 8, ctypes.addressof(code))
+    with suppress(OSError):
+        listener.setsockopt(socket.SOL_SOCKET, _ATTACH_FILTER, program)
+        await asyncio.sleep(_HANDSHAKE_S)
 
 
 def _find_room(gate: int) -> float:

@@ -3,12 +3,14 @@
 import asyncio
 import os
 import signal
+import socket
 from collections import Counter
 from functools import partial
 
 import aiohttp
 import pytest
 
+from engine.http.listener import turn_away
 from engine.settings import Settings
 from engine.tests.test_server import Server, buy, eventually, get, open_sale, serving
 
@@ -65,6 +67,26 @@ async def test_a_stop_answers_or_refuses_each_connection_and_resets_none(
         assert await server.stop() == 0
         await asyncio.gather(*clients)
     assert set(ends) == {"HTTP/1.1 200", "refused"}, ends
+
+
+async def test_a_port_that_is_about_to_close_begins_no_connection_and_ends_none() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as late:
+        listener.setblocking(False)
+        late.setblocking(False)
+        place = listener.getsockname()
+        with socket.create_connection(place) as early:
+            await turn_away(listener)
+            connecting = asyncio.ensure_future(asyncio.get_running_loop().sock_connect(late, place))
+            done, _ = await asyncio.wait({connecting}, timeout=0.3)
+            assert not done
+            accepted, _ = listener.accept()
+            early.sendall(b"whole")
+            with accepted:
+                accepted.settimeout(10)
+                assert accepted.recv(5) == b"whole"
+        listener.close()
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.wait_for(connecting, 30)
 
 
 async def test_a_signal_to_the_whole_process_group_stops_it_in_order(settings_without_bus: Settings) -> None:
