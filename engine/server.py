@@ -18,7 +18,7 @@ from typing import Final
 import msgspec
 
 from engine.errors import SettingsError
-from engine.http.listener import Listeners, bind
+from engine.http.listener import Listeners, bind, turn_away
 from engine.metrics import METRICS_FOLDER, METRICS_SLOT
 from engine.settings import PREFIX, Settings
 from engine.stages.lifecycle import running
@@ -65,6 +65,7 @@ async def serve(settings: Settings, roles: Collection[Role], on_ready: Callable[
         for stage in stages:
             stage.retire()
         await asyncio.sleep(settings.lame_duck_ms / 1000)
+        await turn_away([*listeners.buyers, *listeners.operations])
     log.info("stopped")
 
 

@@ -10,7 +10,7 @@ import select
 import socket
 import struct
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from time import monotonic
 from typing import Final, NamedTuple, cast
@@ -42,8 +42,8 @@ _OTHERS: Final = 16
 """Connections to ledger and bus, and files that are opened for a moment."""
 _HANDSHAKE_S: Final = 0.25
 """For so long, connections that have begun are waited for before their port closes."""
-_ATTACH_FILTER, _DETACH_FILTER = 26, 27
-"""Linux' socket(7): SO_ATTACH_FILTER, SO_DETACH_FILTER."""
+_ATTACH_FILTER: Final = 26
+"""SO_ATTACH_FILTER of Linux, socket(7)."""
 _NO_SYN: Final = b"".join(
     # bpf(4): code, two jumps, operand. Byte 13 of TCP's header has the flags (RFC 9293, 3.1), SYN is 2.
     struct.pack("HBBI", *step)
@@ -165,8 +165,6 @@ async def listen(
         raise _say_taken(listener.getsockname()[:2], error) from None
     # Connections that nobody has accepted yet are reset when the last descriptor of their socket is closed.
     last = listener.dup()
-    with suppress(OSError):
-        last.setsockopt(socket.SOL_SOCKET, _DETACH_FILTER, 0)  # a worker that has left may have been before
     helping = asyncio.create_task(_help(siblings, connect), name="accept for siblings")
     closing = [
         asyncio.create_task(_close_idle(door, keepalive_s), name="close idle connections"),
@@ -177,7 +175,6 @@ async def listen(
     finally:
         door.leaving.set()
         await cancel(helping)
-        await turn_away(last)
         accepting.close()
         # Whoever closes the last descriptor of a socket resets what waits there.
         for waiting in (last, *siblings):
@@ -192,7 +189,7 @@ async def listen(
             connection.close()
 
 
-async def turn_away(listener: socket.socket) -> None:
+async def turn_away(listeners: Iterable[socket.socket]) -> None:
     """Let no further connection begin, and wait for those that have begun, where the system can do so.
 
     As a port closes, the kernel resets a connection of which it has told the client and not heard back. A
@@ -203,7 +200,8 @@ async def turn_away(listener: socket.socket) -> None:
     code = ctypes.create_string_buffer(_NO_SYN)
     program = struct.pack("HP", len(_NO_SYN) // 8, ctypes.addressof(code))
     with suppress(OSError):
-        listener.setsockopt(socket.SOL_SOCKET, _ATTACH_FILTER, program)
+        for listener in listeners:
+            listener.setsockopt(socket.SOL_SOCKET, _ATTACH_FILTER, program)
         await asyncio.sleep(_HANDSHAKE_S)
 
 

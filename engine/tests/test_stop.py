@@ -75,7 +75,7 @@ async def test_a_port_that_is_about_to_close_begins_no_connection_and_ends_none(
         late.setblocking(False)
         place = listener.getsockname()
         with socket.create_connection(place) as early:
-            await turn_away(listener)
+            await turn_away([listener])
             connecting = asyncio.ensure_future(asyncio.get_running_loop().sock_connect(late, place))
             done, _ = await asyncio.wait({connecting}, timeout=0.3)
             assert not done
