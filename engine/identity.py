@@ -4,6 +4,7 @@ import asyncio
 import ssl
 import struct
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Final
 from urllib.parse import parse_qsl, urlsplit
 
@@ -84,13 +85,20 @@ async def _greet_by_tls(host: str, port: int) -> str | None:
             async with asyncio.timeout(_ALERT_S):
                 await reader.read(1)
         finally:
-            writer.transport.abort()
+            await _abort(writer)
     except ssl.SSLError as error:
         reason = error.reason or ""
         return _ASKING if "CERTIFICATE_REQUIRED" in reason else _TLS if "ALERT" in reason else found
     except (OSError, TimeoutError, ValueError):
         pass
     return found
+
+
+async def _abort(writer: asyncio.StreamWriter) -> None:
+    """End a connection, and hear how it ended: asyncio logs an error that nobody has heard of."""
+    writer.transport.abort()
+    with suppress(OSError):
+        await writer.wait_closed()
 
 
 async def _ask(host: str, port: int, question: bytes) -> str | None:
@@ -102,7 +110,7 @@ async def _ask(host: str, port: int, question: bytes) -> str | None:
                 writer.write(question)
                 answer = await reader.read(8)
             finally:
-                writer.transport.abort()
+                await _abort(writer)
     except (OSError, TimeoutError, ValueError):
         return None
     if question == _SSL_REQUEST and len(answer) != 1:
