@@ -78,7 +78,7 @@ async def test_a_primary_whose_replicas_one_node_does_not_know_says_that_it_does
         services = Services(redis_url=stack.urls[RedisCluster.name], postgres_url="", stack=stack)
         fault = NodeFault(Fault(at_s=0, kind="switchover", on="redis-1"), services, stack, [])
         place = folder / RedisCluster.name
-        async with asyncio.timeout(10), connect_nodes(list_places(place)) as servers:
+        async with asyncio.timeout(60), connect_nodes(list_places(place)) as servers:
             for number, role in (await read_roles(place)).items():
                 if role.primary == 0:
                     name = await servers[number].execute_command("CLUSTER", "MYID")
