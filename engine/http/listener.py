@@ -10,7 +10,7 @@ import select
 import socket
 import struct
 import sys
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from time import monotonic
 from typing import Final, NamedTuple, cast
@@ -189,13 +189,13 @@ async def listen(
             connection.close()
 
 
-async def turn_away(listeners: Iterable[socket.socket]) -> None:
+async def turn_away(listeners: Sequence[socket.socket]) -> None:
     """Let no further connection begin, and wait for those that have begun, where the system can do so.
 
     As a port closes, the kernel resets a connection of which it has told the client and not heard back. A
     client that begins one now asks again after a second, and is refused.
     """
-    if sys.platform != "linux":
+    if sys.platform != "linux" or not listeners:
         return
     code = ctypes.create_string_buffer(_NO_SYN)
     program = struct.pack("HP", len(_NO_SYN) // 8, ctypes.addressof(code))

@@ -103,7 +103,7 @@ class Cluster:
     async def start(self, node: Node) -> None:
         """Start a node again that was killed."""
         node.process = launch_node(self._folder, node.port)
-        await eventually(partial(answers, _ping, node.port, self._folder))
+        await eventually(node.answers)
 
 
 @asynccontextmanager

@@ -91,7 +91,7 @@ management.ssl.fail_if_no_peer_cert = true
 class RabbitNode:
     """One node of a cluster of RabbitMQ, whose management may answer on a port of its own.
 
-    It speaks TLS as well, to who has a certificate.
+    It speaks TLS as well, on a port of its own, and asks clients for certificates.
     """
 
     def __init__(self, node: Node, management: int | None, certificate: Certificate) -> None:

@@ -7,8 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from redis.exceptions import RedisError
-
 from engine.gate.keys import ShardKeys
 from engine.local.cluster.redis import connect_nodes, introduce, launch_node
 from engine.local.ports import free_port
@@ -74,7 +72,7 @@ async def run_primaries(folder: Path) -> AsyncIterator[tuple[str, list[Node]]]:
     nodes = [Node(port, launch_node(folder, port)) for port in ports]
     try:
         for node in nodes:
-            await eventually(partial(_answers, node))
+            await eventually(node.answers)
         places = [("127.0.0.1", port) for port in ports]
         async with connect_nodes(places) as clients:
             await introduce(clients[0], places[1:])
@@ -85,13 +83,6 @@ async def run_primaries(folder: Path) -> AsyncIterator[tuple[str, list[Node]]]:
     finally:
         for node in nodes:
             await stop_process(node.process, signal.SIGKILL, 10)
-
-
-async def _answers(node: Node) -> bool:
-    try:
-        return bool(await node.execute("PING"))
-    except (RedisError, OSError):
-        return False
 
 
 async def _is_whole(node: Node) -> bool:

@@ -11,8 +11,8 @@ import pytest
 from engine.errors import SettingsError
 from engine.identity import check_identity
 from engine.local.ports import free_port
-from engine.local.process import run
 from engine.local.stack import Stack
+from engine.tests.certificates import Authority
 
 SCHEMES = {"redis": "redis", "rabbitmq": "amqp", "postgres": "postgresql"}
 NAMES = {"redis": "Redis", "rabbitmq": "RabbitMQ", "postgres": "PostgreSQL"}
@@ -21,11 +21,9 @@ NAMES = {"redis": "Redis", "rabbitmq": "RabbitMQ", "postgres": "PostgreSQL"}
 @pytest.fixture
 async def tls_port(tmp_path: Path) -> AsyncIterator[int]:
     """A port where a server speaks TLS and nothing else."""
-    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost"]
-    await run([*command, "-keyout", key, "-out", certificate], tmp_path)
+    certificate = Authority(tmp_path).issue("server", "DNS:localhost")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
+    context.load_cert_chain(certificate.file, certificate.key)
     async with await asyncio.start_server(lambda *_: None, "127.0.0.1", 0, ssl=context) as server:
         yield server.sockets[0].getsockname()[1]
 

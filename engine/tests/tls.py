@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 from redis.asyncio import Redis
@@ -131,9 +132,7 @@ async def knows_name(node: Node, name: str) -> bool:
 @asynccontextmanager
 async def run_tls_cluster(folder: Path) -> AsyncIterator[TlsCluster]:
     find_redis()  # the package's knows no TLS
-    place = folder / f"tls-cluster-{free_port()}"
-    place.mkdir()
-    cluster = TlsCluster(place)
+    cluster = TlsCluster(Path(mkdtemp(prefix="tls-cluster-", dir=folder)))
     try:
         await cluster.form()
         yield cluster

@@ -1,7 +1,6 @@
 """When a connection to Redis is kept, and when it ends."""
 
 import asyncio
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from redis.exceptions import ConnectionError, RedisError
 from engine.gate.client import connect_redis
 from engine.gate.connection.wire import Wire
 from engine.local.ports import free_port
+from engine.tests.certificates import Authority
 from engine.tests.services import skip_or_fail
 
 
@@ -116,18 +116,16 @@ async def test_a_server_that_hangs_up_ends_the_wait(redis: Redis, redis_url: str
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """URLs of a Redis that lets in who knows a password, in every way that a URL may name."""
     # The package's Redis knows no TLS.
-    program, openssl = Path("/usr/bin/redis-server"), shutil.which("openssl")
-    if not (program.exists() and openssl):
-        skip_or_fail("the distribution's redis-server or openssl is not installed")
+    program = Path("/usr/bin/redis-server")
+    if not program.exists():
+        skip_or_fail("the distribution's redis-server is not installed")
     folder = tmp_path_factory.mktemp("guarded")
-    key, certificate, socket = folder / "key", folder / "certificate", folder / "socket"
-    options = ["-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=test"]
-    options += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
-    subprocess.run([str(openssl), "req", *options], check=True, capture_output=True)
+    certificate, socket = Authority(folder).issue("server", "IP:127.0.0.1"), folder / "socket"
     port, tls_port = free_port(), free_port()
     configuration = folder / "redis.conf"
     configuration.write_text(
-        f"port {port}\ntls-port {tls_port}\ntls-cert-file {certificate}\ntls-key-file {key}\n"
+        f"port {port}\ntls-port {tls_port}\n"
+        f"tls-cert-file {certificate.file}\ntls-key-file {certificate.key}\n"
         f'tls-auth-clients no\nunixsocket {socket}\nrequirepass secret\nsave ""\n'
         "user seller on >word ~* +@all\n"
     )
@@ -139,7 +137,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
             "password": f"redis://:secret@127.0.0.1:{port}/3",
             "user": f"redis://seller:word@127.0.0.1:{port}/3",
             "socket": f"unix://:secret@{socket}?db=3",
-            "tls": f"rediss://:secret@127.0.0.1:{tls_port}/3?ssl_ca_certs={certificate}",
+            "tls": f"rediss://:secret@127.0.0.1:{tls_port}/3?ssl_ca_certs={certificate.authority}",
         }
         process.terminate()
 

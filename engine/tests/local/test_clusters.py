@@ -2,7 +2,6 @@
 
 import asyncio
 import shutil
-import signal
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from redis.exceptions import RedisError
 
 from engine.bus.checks import check_bus
 from engine.errors import LedgerUnavailable
@@ -20,9 +18,10 @@ from engine.local.cluster.postgres import LOST, PostgresCluster, Server, list_se
 from engine.local.cluster.rabbitmq import RabbitMQCluster
 from engine.local.cluster.redis import connect_nodes, introduce, launch_node
 from engine.local.ports import free_port
-from engine.local.process import HERE, kill_processes, send_signal, survivors
+from engine.local.process import HERE, survivors
 from engine.local.stack import Stack, start_stack, stop_stack
 from engine.model.lot import Lot
+from engine.tests.clusters import Node
 from engine.tests.orders import ids, make_terms, reserve
 from engine.tests.test_server import eventually
 
@@ -63,26 +62,20 @@ async def test_a_lost_primary_is_replaced_and_comes_back_as_a_standby(
 async def test_a_redis_node_that_is_frozen_while_it_is_met_is_met_again(tmp_path: Path) -> None:
     ports = [free_port(), free_port()]
     places = [(HERE.address, port) for port in ports]
-    first, second = [launch_node(tmp_path, port) for port in ports]
+    nodes = [Node(port, launch_node(tmp_path, port)) for port in ports]
     try:
-        async with connect_nodes(places) as nodes:
-            for node in nodes:
-                await eventually(partial(answers, node))
-            send_signal([second], signal.SIGSTOP)
-            meeting = asyncio.create_task(introduce(nodes[0], places[1:]))
-            names = set[str]()
-            await eventually(partial(is_met_again, nodes[0], places[1], names))
-            assert not meeting.done()
-            send_signal([second], signal.SIGCONT)
+        for node in nodes:
+            await eventually(node.answers)
+        async with connect_nodes(places) as clients:
+            with nodes[1].frozen():
+                meeting = asyncio.create_task(introduce(clients[0], places[1:]))
+                names = set[str]()
+                await eventually(partial(is_met_again, clients[0], places[1], names))
+                assert not meeting.done()
             await asyncio.wait_for(meeting, 30)
     finally:
-        await kill_processes([first, second])
-
-
-async def answers(node: Any) -> bool:
-    with suppress(RedisError):
-        return bool(await node.ping())
-    return False
+        for node in nodes:
+            await node.kill()
 
 
 async def is_met_again(node: Any, place: tuple[str, int], names: set[str]) -> bool:
